@@ -1,0 +1,165 @@
+#!/usr/bin/env bash
+# Everything this project shows, in one command; see usage() below or ./run_all.sh --help.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+usage: ./run_all.sh [--profile demo|smoke|paper] [--data DIR] [--results DIR] [--only table1,fig3d] [--seeds 0,1,2]
+       ./run_all.sh test
+
+Executes the notebooks and writes executed copies, HTML, figures and tables below the results folder.
+  --profile   demo (default): embedded data, no download, no GPU needed; smoke: the same, a handful of steps;
+              paper: the real benchmarks and weights
+  --data      folder with the real data sets (profile paper)
+  --results   where to write (default: results/ in this checkout)
+  --only      notebooks to run, by the beginnings of their names
+  --seeds     seeds for the notebooks that take them
+  test        lint, types and tests
+
+Uses the active environment (virtualenv, conda, python on PATH) where it has what pyproject.toml asks for; otherwise
+makes .venv in this checkout with Python 3.11 or 3.12 and installs the pinned requirements once.
+TEXT
+}
+
+fail() { echo "error: $1" >&2; exit 2; }
+note() { echo "run_all.sh: $1" >&2; }
+
+here=$PWD
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+absolute() { case $1 in /*) printf '%s' "$1" ;; *) printf '%s' "$here/$1" ;; esac; }
+
+# ---- options ---------------------------------------------------------------------------------------------------
+mode=notebooks profile=demo data='' results=$root/results only='' seeds=''
+while (($#)); do
+  option=$1 value=''
+  shift
+  case $option in
+    -h | --help) usage; exit 0 ;;
+    test) mode=test; continue ;;
+    --profile=* | --data=* | --results=* | --only=* | --seeds=*) value=${option#*=} option=${option%%=*} ;;
+    --profile | --data | --results | --only | --seeds)
+      (($#)) || fail "$option needs a value (see --help)"
+      value=$1
+      shift ;;
+    *) fail "unknown option '$option' (see --help)" ;;
+  esac
+  [[ -n $value ]] || fail "$option needs a value (see --help)"
+  given=$option
+  case $option in
+    --profile) [[ $value =~ ^(demo|smoke|paper)$ ]] || fail "--profile is demo, smoke or paper, not '$value'"
+      profile=$value ;;
+    --data) [[ -d $value ]] || fail "--data: there is no folder '$value'"
+      data=$(absolute "$value") ;;
+    --results) results=$(absolute "$value") ;;
+    --only) only=$value ;;
+    --seeds) [[ $value =~ ^[0-9]+(,[0-9]+)*$ ]] || fail "--seeds takes numbers such as 0,1,2, not '$value'"
+      seeds=$value ;;
+  esac
+done
+[[ $mode != test || -z ${given:-} ]] || fail "test takes no options, but there is $given"
+
+# ---- environment -----------------------------------------------------------------------------------------------
+# fits PYTHON: 3.11 or 3.12, and every distribution that pyproject.toml asks for (for `test`: also those of the extra
+# `dev`) at an acceptable version. Reads metadata only, so it takes a fraction of a second. Silent, but for a torch
+# that is there and does not fit.
+fits() {
+  [[ -x $1 ]] || return 1
+  "$1" - "$root/pyproject.toml" "$mode" 3>&2 2>/dev/null >&3 <<'PYTHON' # its stdout is for people
+import sys
+if sys.version_info[:2] not in ((3, 11), (3, 12)):
+    sys.exit(1)
+try:
+    import importlib.metadata as metadata
+    import tomllib
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+except ImportError:
+    sys.exit(1)
+with open(sys.argv[1], "rb") as file:
+    project = tomllib.load(file)["project"]
+wanted = project["dependencies"] + (project["optional-dependencies"]["dev"] if sys.argv[2] == "test" else [])
+fitting = True
+for requirement in map(Requirement, wanted):
+    try:
+        have = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        fitting = False
+        continue
+    if not requirement.specifier.contains(Version(have), prereleases=True):
+        fitting = False
+        if requirement.name == "torch":
+            print(f"torch {have} of {sys.executable} is not {requirement.specifier}: not using that environment")
+sys.exit(not fitting)
+PYTHON
+}
+
+supported() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; }
+
+# Sets `python` to that of .venv, which is made or brought up to date first if need be. The stamp says what was
+# installed and is written last; a .venv begun here and not finished is made anew.
+own_environment() {
+  local venv=$root/.venv stamp=$root/.venv/.vptsp-stamp begun=$root/.venv/.vptsp-begun
+  local pins=requirements.txt wanted have='' candidate
+  [[ $mode != test ]] || pins=requirements-dev.txt
+  wanted="$(cat -- "$root"/requirements*.txt | cksum)"
+  python=$venv/bin/python
+  [[ ! -f $stamp ]] || have=$(<"$stamp")
+  if [[ ! -e $begun && ! -f $stamp ]] && fits "$python"; then return; fi  # somebody else made it, and made it well
+  if [[ ! -e $begun && ($have == "$wanted requirements-dev.txt" || $have == "$wanted $pins") ]] &&
+    supported "$python"; then return; fi
+
+  if [[ -e $begun ]] || ! supported "$python" || ! "$python" -m pip --version >/dev/null 2>&1; then
+    PATH=${PATH//"$venv/bin:"/} # it may be active, and cannot make itself
+    for candidate in python3 python python3.12 python3.11 ''; do
+      [[ -n $candidate ]] || fail "no Python 3.11 or 3.12 on PATH; install one, or use environment.yml"
+      ! supported "$candidate" || break
+    done
+    note "making $venv with $("$candidate" --version)"
+    rm -f -- "$venv"/bin/python* # first, lest a half emptied folder pass for an environment
+    "$candidate" -m venv --clear "$venv" || fail "could not make $venv (is the package python3-venv installed?)"
+  fi
+  : >"$begun"
+  rm -f -- "$stamp"
+  note "installing $pins into $venv (once; a few minutes)"
+  "$python" -m pip install --quiet --disable-pip-version-check -r "$root/$pins" ||
+    { echo "error: pip could not install $pins (see above); the next call starts over" >&2; exit 1; }
+  # notebooks opened by hand in this environment find the package too
+  "$python" - "$root" <<'PYTHON'
+import pathlib, sys, sysconfig
+pathlib.Path(sysconfig.get_path("purelib"), "vptsp_checkout.pth").write_text(sys.argv[1] + "\n", encoding="utf-8")
+PYTHON
+  printf '%s\n' "$wanted $pins" >"$stamp"
+  rm -f -- "$begun"
+}
+
+if [[ -n ${VIRTUAL_ENV:-} ]]; then python=$VIRTUAL_ENV/bin/python
+elif [[ -n ${CONDA_PREFIX:-} ]]; then python=$CONDA_PREFIX/bin/python
+else python=$(command -v python3 || command -v python || true); fi
+fits "$python" || own_environment
+
+if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
+  "$python" - <<'PYTHON' >&2
+import importlib.metadata
+version = importlib.metadata.version("torch")
+if version.endswith("+cpu"):
+    print(f"run_all.sh: this machine has a GPU, but torch {version} is a CPU build: the GPU stays unused")
+PYTHON
+fi
+
+# ---- run ---------------------------------------------------------------------------------------------------------
+cd -- "$root"
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+
+if [[ $mode == test ]]; then
+  status=0
+  "$python" -m ruff check . || status=1
+  "$python" -m mypy vptsp_core || status=1
+  "$python" -m pytest -q || status=$?
+  exit "$status"
+fi
+
+set -- --profile "$profile" --results "$results"
+[[ -z $data ]] || set -- "$@" --data "$data"
+[[ -z $only ]] || set -- "$@" --only "$only"
+[[ -z $seeds ]] || set -- "$@" --seeds "$seeds"
+exec "$python" -m vptsp_core notebooks "$@"

@@ -1,0 +1,209 @@
+"""Replay golden training trajectories of the released implementation: python tests/replay.py FILE.npz ...
+
+Loads a file's initial tensors, feeds its batches through our model and optimisers, and compares losses, first
+gradients and final state. Prints the largest relative error of each (of a tensor: norm of the difference over norm
+of the golden one); exits with 1 above 1e-4, with 2 for a file that cannot be replayed.
+
+One part is held by its effect and not by its values: the bias of the attention keys under Adam or AdamW. Softmax does
+not see it, so its gradient is zero but for rounding, and Adam scales that rounding up to full steps of random sign
+(1e-3 of the tensor, in the textbook form too). Its error is printed, and the golden one is put into our model, whose
+embeddings must stay within the bound.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from timm.models.vision_transformer import VisionTransformer  # noqa: E402
+
+import vptsp_core  # noqa: E402, F401  (lets timm import torchvision)
+from vptsp_core.config import RunConfig  # noqa: E402
+from vptsp_core.errors import VptspError  # noqa: E402
+from vptsp_core.tuning import MetricModel, make_optimizers  # noqa: E402
+
+BOUND = 1e-4
+ACCUMULATORS = {"gru_relu": "gru", "gru": "gru_tanh", "mix": "ema"}
+
+
+def run_config(golden: dict[str, Any]) -> RunConfig:
+    """The released option names, in ours."""
+    return RunConfig(
+        method="vptsp", semantics="released", bitfit=golden["vit_bitfit"],
+        embed_dim=golden["embed_dim"], batch=golden["batch_size"], samples_per_class=golden["samples_per_class"],
+        prompts=golden["num_prompt"], prompt_layers=golden["prompt_depth"], prompt_step=golden["prompt_block_step"],
+        class_prompts=golden["num_p_prompt"], class_layers=golden["p_prompt_depth"],
+        class_step=golden["prompt_p_block_step"], alpha=golden["proxy_bias_ratio"],
+        class_optimizer="rowwise" if golden["prompt_memory_bank"] else "dense",
+        accumulator=ACCUMULATORS[golden["semantic_mix_type"]], ema_keep=golden["proxy_mix_keep_ratio"],
+        gru_dropout=golden["rnn_dropout"], optimizer=golden["optim"], lr=golden["lr"], lr_proxy=golden["lr_proxy"],
+        weight_decay=golden["decay"], precision="fp32",
+    )  # fmt: skip
+
+
+def named(model: MetricModel, *, gradient: bool = False) -> dict[str, Tensor]:
+    """Our tensors (or their gradients) under the golden names."""
+
+    def value(parameter: Tensor) -> Tensor:
+        if not gradient:
+            return parameter.detach()
+        return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+    assert model.proxies is not None and model.class_prompts is not None
+    found = {"proxy_bias": value(model.proxies.bias)}
+    if model.vit.prompts is not None:
+        for i, of_block in enumerate(value(model.vit.prompts)):
+            found[f"prompts.{i}"] = of_block
+    if not (gradient and model.class_prompts.rowwise):  # row-wise: only the batch's rows have a gradient
+        for i, of_block in enumerate(value(model.class_prompts.table).unbind(1)):
+            found[f"class_prompts.{i}"] = of_block
+    for name, head in (("sample_head", model.vit.sample_head), ("proxy_head", model.vit.proxy_head)):
+        assert head is not None
+        found |= {f"{name}.{key}": value(parameter) for key, parameter in head.named_parameters()}
+    found |= {f"gru.{key}": value(p) for key, p in model.proxies.accumulator.named_parameters()}
+    found |= {f"backbone.{key}": value(p) for key, p in model.vit.backbone.named_parameters() if p.requires_grad}
+    if not gradient:
+        found["proxy_state"] = model.proxies.state
+    return found
+
+
+def build(data: dict[str, Tensor], golden: dict[str, Any]) -> MetricModel:
+    """Our model with the file's initial tensors."""
+    state = {key.removeprefix("backbone."): v for key, v in data.items() if key.startswith("backbone.")}
+    width, side = state["patch_embed.proj.weight"].shape[0], data["images"].shape[-1]
+    backbone = VisionTransformer(
+        img_size=side, patch_size=state["patch_embed.proj.weight"].shape[-1], embed_dim=width,
+        depth=1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks.")),
+        num_heads=golden.get("num_heads", 3), num_classes=state["head.bias"].shape[0] if "head.bias" in state else 0,
+    )  # fmt: skip
+    backbone.load_state_dict(state)
+    backbone.reset_classifier(0)
+    backbone.eval().requires_grad_(False)
+    model = MetricModel(run_config(golden), backbone, golden["n_classes"])
+    with torch.no_grad():
+        for name, tensor in named(model).items():
+            if not name.startswith("backbone."):
+                tensor.copy_(data[f"init.{name}"])
+    return model.train()
+
+
+def relative(ours: Tensor, golden: Tensor) -> float:
+    """Norm of the difference over the norm of the golden tensor."""
+    ours, golden = ours.double(), golden.double()
+    if ours.shape != golden.shape or not torch.isfinite(ours).all():
+        return float("inf")
+    return float((ours - golden).norm() / golden.norm().clamp_min(1e-12))
+
+
+@torch.no_grad()
+def key_bias_effect(model: MetricModel, name: str, theirs: Tensor, images: Tensor) -> float:
+    """How far our embeddings move when a block's key bias is replaced by the golden one."""
+    parameter = model.get_parameter(f"vit.{name}")
+    kept, before = parameter.clone(), model(images)
+    third = len(parameter) // 3
+    parameter[third : 2 * third] = theirs[third : 2 * third]
+    moved = relative(model(images), before)
+    parameter.copy_(kept)
+    return moved
+
+
+def without_key_bias(qkv_bias: Tensor) -> Tensor:
+    """The query and value parts of a (3A,) bias."""
+    query, _, value = qkv_bias.chunk(3)
+    return torch.cat([query, value])
+
+
+def replay(path: Path) -> dict[str, float]:
+    """Largest relative error of ``losses``, ``step 0`` (outputs and gradients) and ``final`` state of one file."""
+    with np.load(path, allow_pickle=False) as file:
+        golden = json.loads(str(file["config"]))
+        data = {key: torch.from_numpy(file[key]) for key in file.files if key != "config"}
+    model = build(data, golden)
+    optimizers = make_optimizers(model)
+    start = {name: tensor.clone() for name, tensor in named(model).items()}
+    losses, errors = [], {"losses": 0.0, "step 0": 0.0, "final": 0.0}
+
+    def compare(part: str, ours: Tensor, key: str) -> None:
+        theirs = data[key]
+        if key.endswith("qkv.bias") and golden["optim"] != "sgd":
+            errors["key bias, by its effect"] = max(
+                errors.get("key bias, by its effect", 0.0),
+                key_bias_effect(model, key.removeprefix("final."), theirs, data["images"][0]),
+            )
+            ours, theirs = without_key_bias(ours), without_key_bias(theirs)
+        errors[part] = max(errors[part], relative(ours, theirs))
+
+    for step, (images, labels) in enumerate(zip(data["images"], data["labels"], strict=True)):
+        classes = labels[:: golden["samples_per_class"]]
+        model.class_prompts.swap_in(classes, optimizers[0])
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        if step == 0:
+            with torch.no_grad():
+                kept = model.proxies.state.clone()
+                embeddings, p = model.vit(images, model.class_prompts(classes))
+                compare("step 0", embeddings, "step0.embeddings")
+                compare("step 0", model.proxies(p, classes), "step0.proxies_unnormalised")
+                model.proxies.state.copy_(kept)
+        loss = model.loss(images, labels)
+        loss.backward()
+        if step == 0:
+            for name, gradient in named(model, gradient=True).items():
+                if f"step0.grad.{name}" in data:
+                    compare("step 0", gradient, f"step0.grad.{name}")
+        for optimizer in optimizers:
+            optimizer.step()
+        model.class_prompts.swap_out(classes, optimizers[0])
+        losses.append(loss.item())
+    compare("losses", torch.tensor(losses, dtype=torch.float64), "losses")
+    final = named(model)
+    for key in data:
+        name = key.removeprefix("final.")
+        if name == key or name == "embeddings_of_step0_images":
+            continue
+        if name in final:
+            compare("final", final[name], key)
+        elif name in data:  # a frozen bias of the backbone: nothing may have moved it
+            compare("final", model.vit.backbone.state_dict()[name.removeprefix("backbone.")], key)
+        elif f"init.{name}" in data:  # a block that has no prompts in use: nothing may have moved it
+            errors["final"] = max(errors["final"], relative(data[f"init.{name}"], data[key]))
+        else:
+            raise KeyError(f"{key} has no counterpart in the model")
+    moved = [name for name in final if f"final.{name}" not in data and not torch.equal(final[name], start[name])]
+    if moved:
+        raise KeyError(f"{moved[0]} learns here but is absent from the file")
+    with torch.no_grad():
+        compare("final", model.eval()(data["images"][0]), "final.embeddings_of_step0_images")
+    return errors
+
+
+def main(paths: list[str]) -> int:
+    """Replay files and print one line each; 0 if all lie within the bound."""
+    if not paths:
+        print(__doc__)
+        return 2
+    worst = 0.0
+    for path in paths:
+        try:
+            errors = replay(Path(path))
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile, VptspError) as error:
+            print(f"{path}: cannot be replayed: {error}", file=sys.stderr)
+            return 2
+        print(f"{Path(path).name}: largest relative error " + ", ".join(f"{k} {v:.1e}" for k, v in errors.items()))
+        worst = max(worst, *errors.values())
+    print(f"worst {worst:.1e}, bound {BOUND:.0e}: {'within' if worst <= BOUND else 'ABOVE'}")
+    return int(not worst <= BOUND)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(main(sys.argv[1:]))

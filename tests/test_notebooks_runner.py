@@ -1,0 +1,175 @@
+"""The notebook runner, on notebooks of a few cells."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from vptsp_core import notebooks
+from vptsp_core.errors import VptspError
+from vptsp_core.notebook_sources import check_parameters, check_sources, declared_parameters, discover
+
+PARAMETERS = 'profile = "demo"\ndata = None\nresults = "results"\nseeds = [0]'
+
+
+def write(folder: Path, name: str, *cells: str, parameters: str | None = PARAMETERS) -> Path:
+    tagged = [] if parameters is None else [new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    path = folder / f"{name}.ipynb"
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# A"), *tagged, *map(new_code_cell, cells)]), path)
+    return path
+
+
+def test_runs_all_goes_on_after_a_failure_and_reports_it(tmp_path, capfd):
+    sources, out = tmp_path / "sources", tmp_path / "results {here}" / "smoke" / "notebooks"
+    sources.mkdir()
+    write(sources, "a_fails", "import math\nmath.sqrt(-1)", "print('never')")
+    write(
+        sources,
+        "b_runs",
+        "import os, sys, vptsp_core\n(profile, data, seeds, os.getcwd(), sys.executable)",
+        "open(results + '/seen', 'w').write(str(seeds))",
+    )
+    write(sources, "c_plain", "profile", parameters='profile = "demo"\nresults = "results"')
+    before = dict(os.environ)
+    status = notebooks.run_notebooks("smoke", None, tmp_path / "results {here}", (), [3, 4], sources)
+    printed = capfd.readouterr().out
+
+    assert status == 1
+    assert os.environ == before
+    names = {"a_fails.failed.ipynb", "b_runs.ipynb", "b_runs.html", "c_plain.ipynb", "c_plain.html"}
+    assert {path.name for path in out.iterdir()} == names
+    assert "In [3], line 2: math.sqrt(-1) -> ValueError" in printed
+    assert "2 of 3 notebooks ran" in printed
+    ran = nbformat.read(out / "b_runs.ipynb", as_version=4)
+    shown = ran.cells[3].outputs[0]["data"]["text/plain"]
+    assert all(repr(part) in shown for part in ("smoke", [3, 4], str(notebooks.ROOT), sys.executable))
+    assert (tmp_path / "results {here}" / "seen").read_text() == "[3, 4]"
+    assert {ran.metadata.papermill[key] for key in ("input_path", "output_path")} == {"b_runs.ipynb"}
+    assert notebooks._from_root(notebooks.ROOT / "results") == "results"
+    page = (out / "b_runs.html").read_text()
+    assert "<details>" in page and "executable" in page  # collapsed, and there
+
+    write(sources, "a_fails", "1 + 1")
+    assert notebooks.run_notebooks("smoke", None, tmp_path / "results {here}", ["a_"], None, sources) == 0
+    assert (out / "a_fails.ipynb").exists() and not (out / "a_fails.failed.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ('profil = "demo"\nresults = "r"', r"a.ipynb: .*no 'profile'; it has: profil, results"),
+        ('profile = "demo"\nresults = None', "'results' must default to a str, not None"),
+        ('profile = "demo"\nresults = "r"\nseeds = [0.5]', "'seeds' must default to a list of int"),
+        ('profile = "demo"\nresults = "r"\nseeds = list(range(3))', "name = literal"),
+        ('import os\nprofile = "demo"', "name = literal.*import os"),
+        ("profile = ", "name = literal"),
+        (None, "0 cells are tagged"),
+    ],
+)
+def test_parameters_that_do_not_fit_are_refused_before_anything_runs(tmp_path, parameters, message):
+    write(tmp_path, "a", "open('x')", parameters=parameters)
+    with pytest.raises(VptspError, match=message):
+        notebooks.run_notebooks("demo", None, tmp_path / "results", (), [0], tmp_path)
+    assert not (tmp_path / "results").exists()
+
+
+def test_declared_parameters_and_what_is_passed_on(tmp_path):
+    path = write(tmp_path, "a", parameters='# why\nprofile: str = "demo"\nresults = "r"\nwidth = -2  # more')
+    assert declared_parameters(path) == {"profile": "demo", "results": "r", "width": -2}
+    given = {"profile": "smoke", "results": "s", "seeds": [1], "data": "d"}
+    assert check_parameters(path, given) == {"profile": "smoke", "results": "s"}
+    cells = [new_code_cell("a = 1", metadata={"tags": ["parameters"]}) for _ in range(2)]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "b.ipynb")
+    with pytest.raises(VptspError, match="b.ipynb: 2 cells are tagged"):
+        declared_parameters(tmp_path / "b.ipynb")
+
+
+def test_only_picks_by_the_beginning_of_the_name(tmp_path):
+    for name in ("00_tour", "fig3a_k", "fig3d_m", "table1_peft", "table10_latency"):
+        write(tmp_path, name)
+
+    def picked(*only: str) -> list[str]:
+        return [path.stem for path in discover(only, tmp_path)]
+
+    assert picked() == ["00_tour", "fig3a_k", "fig3d_m", "table10_latency", "table1_peft"]
+    assert picked("table1") == ["table1_peft"]
+    assert picked("table10", "tour") == ["00_tour", "table10_latency"]
+    assert picked("fig3", "fig3d") == ["fig3a_k", "fig3d_m"]
+    assert picked("table") == ["table10_latency", "table1_peft"]
+    for wrong in ("tab1", "able1", ""):
+        with pytest.raises(VptspError, match="known: 00_tour, fig3a_k"):
+            picked(wrong)
+    with pytest.raises(VptspError, match="no notebooks in"):
+        discover((), tmp_path / "absent")
+
+
+def test_what_cannot_work_is_one_error_line(tmp_path):
+    write(tmp_path, "a", "1")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(VptspError, match="--results: cannot write to"):  # also as root
+        notebooks.run_notebooks(results=tmp_path / "file" / "results", folder=tmp_path)
+    with pytest.raises(VptspError, match="--data: there is no folder"):
+        notebooks.run_notebooks(data=tmp_path / "absent", results=tmp_path / "results", folder=tmp_path)
+    with pytest.raises(VptspError, match="unknown profile 'big'"):
+        notebooks.run_notebooks("big", results=tmp_path / "results", folder=tmp_path)
+    with pytest.raises(VptspError, match="--seeds"):
+        notebooks.main(["--seeds", "1,two"])
+    (tmp_path / "a.ipynb").write_text("{")
+    with pytest.raises(VptspError, match="not a readable notebook"):
+        notebooks.run_notebooks(results=tmp_path / "results", folder=tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c_stops_promptly(tmp_path):
+    write(tmp_path, "a", "open(results + '/started', 'w').close()\nimport time\ntime.sleep(600)")
+    write(tmp_path, "b", "1")
+    code = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where a shell runs us with &
+        "from pathlib import Path\n"
+        "from vptsp_core import notebooks\n"
+        "folder = Path(sys.argv[1])\n"
+        "notebooks.run_notebooks.__defaults__ = (*notebooks.run_notebooks.__defaults__[:-1], folder)\n"
+        "sys.exit(notebooks.main(['--results', str(folder / 'results')]))\n"
+    )
+    (tmp_path / "results").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=notebooks.ROOT, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 60
+    while not (tmp_path / "results" / "started").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert time.monotonic() - start < 10
+    assert printed.strip().splitlines()[-1] == "interrupted"
+    assert list((tmp_path / "results" / "demo" / "notebooks").iterdir()) == []
+
+
+def test_check_sources_names_every_breach(tmp_path):
+    write(tmp_path, "good", "1")
+    assert check_sources(tmp_path) == []
+    write(tmp_path, "many", *["1"] * 15)
+    write(tmp_path, "classy", "if True:\n    class A:\n        pass")
+    write(tmp_path, "bare", parameters=None)
+    executed = new_code_cell("1", execution_count=1)
+    nbformat.write(new_notebook(cells=[executed]), tmp_path / "executed.ipynb")
+    assert [line.split(": ", 1) for line in check_sources(tmp_path)] == [
+        ["bare.ipynb", "0 cells are tagged 'parameters'; exactly one must be"],
+        ["classy.ipynb", "defines a class"],
+        ["executed.ipynb", "holds outputs or execution counts"],
+        ["executed.ipynb", "0 cells are tagged 'parameters'; exactly one must be"],
+        ["many.ipynb", "16 code cells, more than 15"],
+    ]
+
+
+def test_our_notebooks_keep_the_rules():
+    assert check_sources() == []

@@ -1,0 +1,269 @@
+"""The project as an installable thing: requirements, environment, shell scripts, what tracked files hold."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[1]
+BASH = shutil.which("bash")
+# conda's name -> PyPI's, where they differ
+CONDA = {"pytorch-gpu": "torch", "faiss-gpu": "faiss-cpu"}
+# imported name -> distribution, where they differ
+IMPORTED = {"PIL": "pillow", "sklearn": "scikit-learn", "umap": "umap-learn", "faiss": "faiss-cpu"}
+
+
+def pins(name: str) -> dict[str, Version]:
+    lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    found = {}
+    for line in filter(None, lines):
+        if not line.startswith("-r "):
+            pin = re.fullmatch(r"([a-z0-9-]+)==([0-9.]+)", line)
+            assert pin, f"{name}: {line!r} is not of the form name==version"
+            found[pin[1]] = Version(pin[2])
+    return found
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def ranges() -> dict[str, Requirement]:
+    extras = [line for extra in project()["optional-dependencies"].values() for line in extra]
+    return {Requirement(line).name: Requirement(line) for line in project()["dependencies"] + extras}
+
+
+def tracked() -> list[Path]:
+    """Files git tracks or would track; in an unpacked archive without git, nothing to look at."""
+    command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_requirements_pin_what_pyproject_asks_for():
+    run, dev = pins("requirements.txt"), pins("requirements-dev.txt")
+    extra = {Requirement(line).name for line in project()["optional-dependencies"]["dev"]}
+    assert set(run) == set(ranges()) - extra
+    assert set(dev) == extra
+    for name, version in (run | dev).items():
+        assert ranges()[name].specifier.contains(version), f"{name} {version}"
+
+
+def test_conda_environment_agrees_with_the_pins():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert set(environment["channels"]) <= {"conda-forge", "pytorch", "nodefaults"}
+    every = pins("requirements.txt") | pins("requirements-dev.txt")
+    seen = set()
+    for entry in environment["dependencies"]:
+        name, spec = re.fullmatch(r"([a-z-]+)(.*)", entry).groups()
+        if name == "pip":
+            continue
+        if name == "python":
+            assert spec == "=3.12"
+            continue
+        pinned = every[CONDA.get(name, name)]
+        seen.add(CONDA.get(name, name))
+        if name == "faiss-gpu":  # its versions on conda are not those on PyPI
+            assert Requirement(f"faiss{spec}").specifier == ranges()["faiss-cpu"].specifier
+        else:
+            assert spec == f"={pinned.major}.{pinned.minor}", f"{entry}, but the pin is {pinned}"
+    assert seen == set(every)
+
+
+def test_every_import_is_a_declared_dependency():
+    declared = {*map(str.lower, ranges()), "vptsp_core"}
+    undeclared = set()
+    for path in (ROOT / "vptsp_core").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            for top in {name.split(".")[0] for name in names} - sys.stdlib_module_names:
+                if IMPORTED.get(top, top).lower() not in declared:
+                    undeclared.add(f"{path.relative_to(ROOT)}: {top}")
+    assert not undeclared
+
+
+def test_package_data_patterns_cover_the_data_files():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    package = ROOT / "vptsp_core"
+    covered = {path for pattern in patterns["vptsp_core"] for path in package.glob(pattern)}
+    others = {path for path in tracked() if path.is_relative_to(package) and path.suffix != ".py"}
+    assert others <= covered
+
+
+def test_tracked_files_name_no_machine_paths_and_no_registries():
+    # put together here, so that this file does not hold them itself
+    hosts = ("pypi", "pythonhosted", "anaconda", "download.pytorch")
+    folders = ("work/main", "work/shared", "root/", "home/[a-z]", "Users/[A-Za-z]", "tmp/")
+    patterns = [rf"(?<![\w.~])/{folder}" for folder in folders] + [rf"://[\w.-]*{host}\." for host in hosts]
+    wrong = re.compile("|".join(patterns))
+    found = []
+    for path in tracked():
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            continue
+        found += [
+            f"{path.relative_to(ROOT)}:{n}: {line[:100]}" for n, line in enumerate(lines, 1) if wrong.search(line)
+        ]
+    assert not found
+
+
+# ---- torchvision beside a CPU-only torch ---------------------------------------------------------
+
+
+def run_python(code: str, *, path: Path = ROOT) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_timm_imports_after_this_package():
+    assert run_python("import vptsp_core, gc; gc.collect(); import timm, torchvision; print('fine')") == "fine"
+
+
+FAKE = """
+import importlib.util, pathlib, torch
+spec = importlib.util.spec_from_file_location("prepare", {file!r})
+module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+torch.version.cuda = None  # whatever this torch is
+{before}
+print(module.prepare(), module.prepare(), hasattr(torch.ops.torchvision, "nms"), bool(module._library))
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "library", "expected"),
+    [
+        pytest.param("", "not a library", "True True True True", id="library does not load"),
+        pytest.param("", None, "True True True True", id="no library"),
+        pytest.param(
+            "keep = torch.library.Library('torchvision', 'DEF')\n"
+            "torch.ops.load_library = lambda path: keep.define('nms(Tensor a, Tensor b, float c) -> Tensor')",
+            "stands for one that loads",
+            "False False True False",
+            id="library loads",
+        ),
+        pytest.param("torch.version.cuda = '13.0'", None, "False False False False", id="GPU build"),
+        pytest.param("importlib.util.find_spec = lambda name: None", None, "False False False False", id="none"),
+    ],
+)
+def test_schemas_are_defined_only_where_needed(tmp_path, before, library, expected):
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('prepare() must not import it')")
+    if library is not None:
+        (package / "_C.so").write_text(library)
+    code = FAKE.format(file=str(ROOT / "vptsp_core" / "_torchvision.py"), before=before)
+    assert run_python(code, path=tmp_path) == expected
+
+
+# ---- shell ---------------------------------------------------------------------------------------
+
+needs_bash = pytest.mark.skipif(BASH is None, reason="no bash")
+
+
+@needs_bash
+@pytest.mark.parametrize("script", ["run_all.sh", ".ci/run"])
+def test_scripts_parse_and_are_executable(script):
+    subprocess.run([BASH, "-n", ROOT / script], check=True)
+    assert (ROOT / script).stat().st_mode & 0o111
+
+
+@needs_bash
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--bogus"], "unknown option '--bogus'"),
+        (["tests"], "unknown option 'tests'"),
+        (["--profile"], "--profile needs a value"),
+        (["--profile", "big"], "demo, smoke or paper, not 'big'"),
+        (["--seeds=1,,2"], "numbers such as 0,1,2, not '1,,2'"),
+        (["--data", "no such folder"], "there is no folder 'no such folder'"),
+        (["--only="], "--only needs a value"),
+        (["test", "--profile", "demo"], "test takes no options"),
+    ],
+)
+def test_run_all_refuses_in_one_line(tmp_path, arguments, message):
+    done = subprocess.run([BASH, ROOT / "run_all.sh", *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+
+
+@needs_bash
+def test_run_all_help(tmp_path):
+    done = subprocess.run([BASH, ROOT / "run_all.sh", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    assert all(f"--{name}" in done.stdout for name in ("profile", "data", "results", "only", "seeds"))
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A copy of run_all.sh in a folder with a space, and a package that prints what it was called with."""
+    root = tmp_path / "a checkout"
+    (root / "vptsp_core").mkdir(parents=True)
+    for name in ("run_all.sh", "pyproject.toml", "requirements.txt", "requirements-dev.txt"):
+        shutil.copy(ROOT / name, root)
+    (root / "vptsp_core" / "__init__.py").write_text("")
+    (root / "vptsp_core" / "__main__.py").write_text("import os, sys\nprint(os.getcwd(), sys.argv[1:], sep='\\n')")
+    return root
+
+
+def fits_this_python() -> bool:
+    try:
+        return all(Requirement(line).specifier.contains(Version(metadata.version(Requirement(line).name)))
+                   for line in project()["dependencies"])  # fmt: skip
+    except metadata.PackageNotFoundError:
+        return False
+
+
+@needs_bash
+@pytest.mark.skipif(not fits_this_python(), reason="this environment is not one that run_all.sh would use")
+def test_run_all_uses_the_active_environment_and_passes_options_on(checkout, tmp_path, monkeypatch):
+    (tmp_path / "my data").mkdir()
+    monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
+    options = [
+        "--profile",
+        "smoke",
+        "--data=my data",
+        "--results",
+        "out",
+        "--only",
+        "table1,fig3d",
+        "--seeds=0,1",
+    ]
+    done = subprocess.run([BASH, checkout / "run_all.sh", *options], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    folders = ["--results", str(tmp_path / "out"), "--data", str(tmp_path / "my data")]
+    passed = ["notebooks", "--profile", "smoke", *folders, "--only", "table1,fig3d", "--seeds", "0,1"]
+    assert done.stdout.splitlines() == [str(checkout), str(passed)]
+    assert not (checkout / ".venv").exists()
+
+
+@needs_bash
+def test_run_all_without_a_python_that_fits_says_so(checkout, tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("bash", "dirname", "cat", "cksum", "env"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    old = tools / "python3"
+    old.write_text("#!/usr/bin/env bash\nexit 1\n")
+    old.chmod(0o755)
+    done = subprocess.run([BASH, checkout / "run_all.sh"], env={"PATH": str(tools)}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "no Python 3.11 or 3.12 on PATH" in done.stderr

@@ -1,0 +1,171 @@
+"""Measured cost of a training step and of the metrics: python -m vptsp_core bench step|eval."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vptsp_core import textbook
+from vptsp_core.config import RunConfig
+from vptsp_core.errors import VptspError
+from vptsp_core.files import write_json
+from vptsp_core.presets import preset
+from vptsp_core.study import build_model
+from vptsp_core.train import autocast_dtype
+from vptsp_core.tuning import MetricModel, make_optimizers
+
+FORMS: dict[str, Callable[[MetricModel, Tensor, Tensor], Tensor]] = {
+    "ours": lambda model, images, labels: model.loss(images, labels),
+    "textbook": textbook.loss,
+}
+
+
+class StepBench:
+    """One training step on random images, of a model with random weights (neither changes the time)."""
+
+    def __init__(self, config: RunConfig, form: str = "ours", device: str | None = None) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        classes = max(100, config.batch // config.samples_per_class)
+        self.model = build_model(config.replace(weights="random"), classes, self.device).train()
+        self.model.vit.autocast = autocast_dtype(config.precision, self.device)
+        self.form = FORMS[form]
+        self.optimizers = make_optimizers(self.model)
+        generator = torch.Generator().manual_seed(0)
+        side = (config.batch, 3, config.image_size, config.image_size)
+        self.images = torch.randn(side, generator=generator).to(self.device)
+        labels = torch.arange(config.batch // config.samples_per_class).repeat_interleave(config.samples_per_class)
+        self.labels = labels.to(self.device)
+
+    def step(self) -> None:
+        """Forward, backward and both optimisers."""
+        classes = self.labels[:: self.model.config.samples_per_class]
+        prompts = self.model.class_prompts
+        if prompts is not None:
+            prompts.swap_in(classes, self.optimizers[0])
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self.form(self.model, self.images, self.labels).backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        if prompts is not None:
+            prompts.swap_out(classes, self.optimizers[0])
+
+    def milliseconds(self) -> float:
+        """Wall time of one step, the device's work included."""
+        self._wait()
+        start = time.perf_counter()
+        self.step()
+        self._wait()
+        return 1000 * (time.perf_counter() - start)
+
+    def memory_bytes(self) -> int:
+        """Peak of a step on a GPU, as its allocator counts it. On the CPU: all weights, gradients and optimiser
+        state, and every tensor kept for the backward pass, each storage once (exact, but for passing temporaries)."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.step()
+            return torch.cuda.max_memory_allocated(self.device)
+        storages: dict[int, int] = {}
+
+        def count(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        for tensor in self.model.state_dict().values():
+            count(tensor)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = self.form(self.model, self.images, self.labels)
+        loss.backward()
+        learned = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.grad is not None)
+        states = {"sgd": 1, "adam": 2, "adamw": 2}[self.model.config.optimizer]
+        return sum(storages.values()) + learned * (1 + states)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def measure_step(
+    config: RunConfig, *, form: str = "ours", device: str | None = None, steps: int = 5, warmup: int = 2
+) -> dict[str, float]:
+    """Cost of one training step.
+
+    Args:
+        form: ``"ours"`` or ``"textbook"`` (`vptsp_core.textbook`).
+        steps: timed steps, after ``warmup`` untimed ones.
+
+    Returns:
+        ``ms`` (median), ``ms min``, ``ms max``, ``images/s`` and ``memory_MB`` (10^6 bytes, `StepBench.memory_bytes`).
+    """
+    bench = StepBench(config, form, device)
+    for _ in range(warmup):
+        bench.step()
+    times = [bench.milliseconds() for _ in range(steps)]
+    median = statistics.median(times)
+    return {
+        "ms": median, "ms min": min(times), "ms max": max(times),
+        "images/s": 1000 * config.batch / median, "memory_MB": bench.memory_bytes() / 1e6,
+    }  # fmt: skip
+
+
+def compare_forms(config: RunConfig, *, device: str | None = None, steps: int = 10, warmup: int = 2) -> dict[str, Any]:
+    """Our step against the textbook form, by turns in one process, so that a busy machine slows both.
+
+    Returns:
+        For each form ``ms`` and ``memory_MB``; ``ratio``: the median over turns of textbook / ours, with its extremes.
+    """
+    benches = {form: StepBench(config, form, device) for form in FORMS}
+    times: dict[str, list[float]] = {form: [] for form in FORMS}
+    for turn in range(warmup + steps):
+        for form, bench in benches.items():
+            taken = bench.milliseconds()
+            if turn >= warmup:
+                times[form].append(taken)
+    ratios = sorted(slow / quick for slow, quick in zip(times["textbook"], times["ours"], strict=True))
+    cost = {
+        form: {"ms": statistics.median(times[form]), "memory_MB": benches[form].memory_bytes() / 1e6} for form in FORMS
+    }
+    return {**cost, "ratio": statistics.median(ratios), "ratio min": ratios[0], "ratio max": ratios[-1], "turns": steps}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; prints a table and, with ``--json``, writes it too."""
+    parser = argparse.ArgumentParser("python -m vptsp_core bench", description=__doc__)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    step = kinds.add_parser("step", help="our step against the textbook form, by turns")
+    step.add_argument("--preset", default="cub200-vits16")
+    step.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="changes", help="e.g. batch=16")
+    step.add_argument("--steps", type=int, default=10, help="timed turns (default: 10)")
+    evaluation = kinds.add_parser("eval", help="retrieval metrics against a bare exact search, by turns")
+    evaluation.add_argument("--items", type=int, default=60_502)
+    evaluation.add_argument("--dim", type=int, default=384)
+    evaluation.add_argument("--classes", type=int, default=11_316)
+    for each in (step, evaluation):
+        each.add_argument("--device", default=None, help="default: a GPU where there is one")
+        each.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    args = parser.parse_args(argv)
+    if args.kind == "step":
+        from vptsp_core.__main__ import parse_change
+
+        if args.steps < 1:
+            raise VptspError(f"--steps {args.steps} must be at least 1")
+        config = preset(args.preset, **dict(parse_change(change) for change in args.changes))
+        found = compare_forms(config, device=args.device, steps=args.steps)
+    else:
+        from vptsp_core.bench_metrics import benchmark_metrics
+
+        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        found = benchmark_metrics(args.items, args.dim, args.classes, device)
+    print(json.dumps(found, indent=2))
+    if args.json:
+        write_json(args.json, found)
+    return 0

@@ -1,0 +1,180 @@
+"""One run, described: a frozen, validated `RunConfig`, the released presets and the demo ones.
+
+A value that cannot run is refused here, with the key and what it may be, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vptsp_core.errors import ConfigError
+
+Method = Literal["frozen", "full", "linear", "vpt", "vptsp"]
+Accumulator = Literal["gru", "gru_tanh", "ema"]
+
+# Keys that only these methods read; elsewhere they take no part in the run's identity.
+_PROMPT_KEYS = ("prompts", "prompt_layers", "prompt_step")
+_SEMANTIC_KEYS = (
+    "class_prompts", "class_layers", "class_step", "class_optimizer", "accumulator", "ema_keep", "gru_dropout", "alpha",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run's numbers (paths and devices do not, and are not here).
+
+    The defaults are the paper's protocol for CUB with ViT-S/16; `preset` names the others. Letters in
+    brackets are the paper's symbols (arXiv 2402.02340, section 3).
+
+    Raises:
+        ConfigError: naming the key, for a wrong type, an impossible value or an impossible combination.
+    """
+
+    dataset: str = "cub200"
+    backbone: str = "vit_small_patch16_224.augreg_in21k"  # full timm name, or "demo_vit"
+    weights: str = "pretrained"  # "pretrained", "random", or a .safetensors / .pth file
+    pool: Literal["auto", "cls", "avg"] = "auto"  # auto: what the backbone was trained with
+    method: Method = "vptsp"
+    bitfit: bool = True  # every bias of the backbone learns too
+    semantics: Literal["released", "paper"] = "released"  # method.md: where the released code departs
+    embed_dim: int = 384  # [d]
+    prompts: int = 10  # [N] a block, sample tower
+    prompt_layers: int = 12  # [L] first blocks that have prompts
+    prompt_step: int = 0  # block i has max(N - step * i, 0)
+    class_prompts: int = 3  # [m] a block and class, proxy tower
+    class_layers: int = 12
+    class_step: int = 0
+    class_optimizer: Literal["dense", "rowwise"] = "dense"  # rowwise: absent classes do not move
+    accumulator: Accumulator = "gru"
+    ema_keep: float = 0.8  # [lambda]
+    gru_dropout: float = 0.0
+    alpha: float = 0.5  # share of the ordinary proxy O in Q
+    loss_scale: float = 32.0
+    loss_margin: float = 0.1
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = 0.005
+    lr_proxy: float = 0.1  # for O
+    weight_decay: float = 1e-6
+    momentum: float = 0.9  # SGD only
+    epochs: int = 15
+    eval_start: int = 5  # first epoch (from 0) that is evaluated; the last one always is
+    cosine_T: int = 50  # epochs to the floor of the cosine
+    cosine_min: float = 1e-8
+    steps_per_epoch: int | None = None  # None: len(train) // batch
+    batch: int = 64
+    samples_per_class: int = 2  # [k]
+    image_size: int = 224
+    resize: int = 256
+    augmentation: Literal["base", "gentle"] = "base"  # base: the paper's; gentle: no flip, crops of 60 % up
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on a GPU that has it, else fp32
+    selection: Literal["released", "last"] = "released"  # released: best epoch ON THE TEST SET
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = _checked(field.name, getattr(self, field.name), hints[field.name])
+            object.__setattr__(self, field.name, value)
+        for key in ("embed_dim", "batch", "samples_per_class", "image_size", "resize", "cosine_T"):
+            self._require(key, getattr(self, key) >= 1, "must be at least 1")
+        for key in (
+            "prompts", "prompt_layers", "prompt_step", "class_prompts", "class_layers", "class_step", "epochs",
+            "eval_start", "seed", "lr", "lr_proxy", "weight_decay", "cosine_min", "loss_margin",
+        ):  # fmt: skip
+            self._require(key, getattr(self, key) >= 0, "must not be negative")
+        for key in ("alpha", "ema_keep"):
+            self._require(key, 0 <= getattr(self, key) <= 1, "must lie in [0, 1]")
+        for key in ("gru_dropout", "momentum"):
+            self._require(key, 0 <= getattr(self, key) < 1, "must lie in [0, 1)")
+        self._require("loss_scale", self.loss_scale > 0, "must be positive")
+        self._require("batch", self.batch % self.samples_per_class == 0,
+                      f"must be a multiple of samples_per_class = {self.samples_per_class}")  # fmt: skip
+        self._require("resize", self.resize >= self.image_size, f"must be at least image_size = {self.image_size}")
+        self._require("steps_per_epoch", self.steps_per_epoch is None or self.steps_per_epoch >= 1,
+                      "must be at least 1, or None for a whole epoch")  # fmt: skip
+        if self.method == "vptsp":
+            self._require("class_prompts", self.class_prompts >= 1, "must be at least 1 for method = 'vptsp'")
+            self._require("class_layers", self.class_layers >= 1, "must be at least 1 for method = 'vptsp'")
+        if self.method in ("frozen", "full"):
+            self._require("bitfit", not self.bitfit, f"must be False for method = {self.method!r}")
+
+    def _require(self, key: str, ok: bool, rule: str) -> None:
+        if not ok:
+            raise ConfigError(f"{key} = {getattr(self, key)!r} {rule}")
+
+    def check_depth(self, depth: int) -> None:
+        """Refuse more prompt layers than the backbone has blocks (known only once it is loaded)."""
+        keys = {"vpt": ["prompt_layers"], "vptsp": ["prompt_layers", "class_layers"]}.get(self.method, [])
+        for key in keys:
+            self._require(key, getattr(self, key) <= depth, f"must be at most {depth}, the blocks of {self.backbone}")
+
+    def replace(self, **changes: Any) -> RunConfig:
+        """A changed copy; an unknown key is refused with the nearest known ones."""
+        _refuse_unknown(changes)
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunConfig:
+        """The inverse of `to_dict`; unknown keys are refused."""
+        _refuse_unknown(values)
+        return cls(**values)
+
+    def hash(self) -> str:
+        """Twelve hex digits, the same for two descriptions that must give the same numbers.
+
+        Keys that the method does not read are left out, so that tables share runs.
+        """
+        values = self.to_dict()
+        unread: tuple[str, ...] = ()
+        if self.method != "vptsp":
+            unread += _SEMANTIC_KEYS
+        elif self.accumulator == "ema":
+            unread += ("gru_dropout",)
+        else:
+            unread += ("ema_keep",)
+        if self.method not in ("vpt", "vptsp"):
+            unread += _PROMPT_KEYS
+        if self.optimizer != "sgd":
+            unread += ("momentum",)
+        kept = {key: value for key, value in sorted(values.items()) if key not in unread}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _refuse_unknown(values: dict[str, Any]) -> None:
+    import difflib
+
+    known = [field.name for field in dataclasses.fields(RunConfig)]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=3) or known
+            raise ConfigError(f"unknown key {key!r}; did you mean {', '.join(near)}?")
+
+
+def _checked(key: str, value: Any, hint: Any) -> Any:
+    """``value`` as the annotated type (an int is a fine float, a bool is no int), or a ConfigError."""
+    if typing.get_origin(hint) is Literal:
+        allowed = typing.get_args(hint)
+        if value not in allowed:
+            raise ConfigError(f"{key} = {value!r} must be one of {', '.join(map(repr, allowed))}")
+        return value
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    wanted = next(option for option in options if option is not type(None))
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise ConfigError(f"{key} = {value!r} must be of type {wanted.__name__}, not {type(value).__name__}")
+    if wanted is float and not (value == value and abs(value) != float("inf")):
+        raise ConfigError(f"{key} = {value!r} must be a finite number")
+    return value

@@ -1,0 +1,113 @@
+"""From image sets to batches on the device: decode, augment, normalise (the classic path, on the CPU)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+from vptsp_core.config import RunConfig
+from vptsp_core.data.base import ImageSet
+from vptsp_core.data.sampler import ClassBalancedSampler
+from vptsp_core.errors import DataError
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+def train_transform(config: RunConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> Transform:
+    """RandomResizedCrop and flip, as the paper trains; the embedded glyphs do without flips and tiny crops."""
+    scale = (0.08, 1.0) if config.augmentation == "base" else (0.6, 1.0)
+    steps: list[Any] = [
+        transforms.RandomResizedCrop(config.image_size, scale=scale, interpolation=_interpolation(config))
+    ]
+    if config.augmentation == "base":
+        steps.append(transforms.RandomHorizontalFlip())
+    return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
+
+
+def eval_transform(config: RunConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> Transform:
+    """Resize the shorter side, crop the centre."""
+    return transforms.Compose([
+        transforms.Resize(config.resize, interpolation=_interpolation(config)),
+        transforms.CenterCrop(config.image_size),
+        transforms.ToTensor(),
+        transforms.Normalize(mean, std),
+    ])  # fmt: skip
+
+
+def _interpolation(config: RunConfig) -> InterpolationMode:
+    """The paper says bicubic; the released code leaves the transform's default, bilinear."""
+    return InterpolationMode.BILINEAR if config.semantics == "released" else InterpolationMode.BICUBIC
+
+
+class _Augmented(Dataset):
+    """Items are (seed or None, index): an image's augmentation depends on its place in the run, not on its worker."""
+
+    def __init__(self, images: ImageSet, transform: Transform) -> None:
+        self.images, self.transform = images, transform
+
+    def __getitem__(self, item: tuple[int | None, int]) -> Tensor:
+        seed, index = item
+        image = self.images.image(index)
+        if seed is None:
+            return self.transform(image)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed visits every backend, 2 ms an image
+            return self.transform(image)
+
+
+def train_batches(
+    images: ImageSet, sampler: ClassBalancedSampler, transform: Transform, epoch: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of one epoch: ((B, 3, H, W) float32, (B,) int64), on the device.
+
+    Raises:
+        DataError: naming the image that cannot be read.
+    """
+    batches = list(sampler.epoch(epoch))
+    seeds = np.random.SeedSequence([sampler.seed, epoch, 1]).generate_state(sum(map(len, batches)), np.uint64)
+    items, start = [], 0
+    for batch in batches:
+        items.append([(int(seed) >> 1, int(i)) for seed, i in zip(seeds[start:], batch, strict=False)])
+        start += len(batch)
+    labels = torch.from_numpy(images.labels)
+    for batch, pixels in zip(batches, _load(images, transform, items, device), strict=True):
+        yield pixels, labels[torch.from_numpy(batch)].to(device, non_blocking=True)
+
+
+def eval_batches(images: ImageSet, transform: Transform, batch: int, device: torch.device) -> Iterator[Tensor]:
+    """All images in order, (<= batch, 3, H, W) at a time, on the device."""
+    items = [[(None, i) for i in range(s, min(s + batch, len(images)))] for s in range(0, len(images), batch)]
+    yield from _load(images, transform, items, device)
+
+
+def _load(images: ImageSet, transform: Transform, items: list[Any], device: torch.device) -> Iterator[Tensor]:
+    loader = DataLoader(
+        _Augmented(images, transform),
+        batch_sampler=items,
+        num_workers=_workers(images, len(items)),
+        pin_memory=device.type == "cuda",
+    )
+    try:
+        for pixels in loader:
+            yield pixels.to(device, non_blocking=True)
+    except DataError as error:  # from a worker it comes back with its traceback in the message
+        raise DataError(
+            str(error).strip().splitlines()[-1].removeprefix(f"{DataError.__module__}.DataError: ")
+        ) from None
+
+
+def _workers(images: ImageSet, batches: int) -> int:
+    """Processes that decode: none for images that lie in memory, else one a core, up to eight."""
+    if hasattr(images, "images") or sys.platform != "linux" or batches < 4:
+        return 0
+    return min(8, len(os.sched_getaffinity(0)))

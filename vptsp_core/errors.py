@@ -1,0 +1,17 @@
+"""Errors that a user can mend. Each message is one line: which thing is wrong, and what to do about it."""
+
+
+class VptspError(Exception):
+    """Base of every error this project raises on purpose; the command line prints it and exits with status 2."""
+
+
+class ConfigError(VptspError):
+    """A run description that cannot be run."""
+
+
+class DataError(VptspError):
+    """A data set or an image that is missing, incomplete or unreadable."""
+
+
+class WeightsError(VptspError):
+    """Weights or a checkpoint that do not fit, or cannot be had."""

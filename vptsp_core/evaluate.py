@@ -1,0 +1,146 @@
+"""Embed images, call the metrics, and take a trained model away as an `Embedder`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vptsp_core.backbone import load_backbone, normalisation, read_weights
+from vptsp_core.config import RunConfig
+from vptsp_core.data import Benchmark, ImageSet
+from vptsp_core.data.folder import read_image
+from vptsp_core.data.loading import eval_batches, eval_transform
+from vptsp_core.errors import VptspError, WeightsError
+from vptsp_core.metrics import retrieval_metrics
+from vptsp_core.neighbours import nearest_neighbours
+from vptsp_core.train import WEIGHTS, autocast_dtype
+from vptsp_core.tuning import MetricModel
+
+RECALL_AT = {
+    "sop": (1, 10, 100, 1000),
+    "inshop": (1, 10, 20, 30, 40, 50),
+    "inaturalist": (1, 4, 16, 32),
+}  # what the paper reports; elsewhere 1, 2, 4, 8
+
+
+@torch.inference_mode()
+def embed(model: MetricModel, images: ImageSet, batch: int | None = None) -> Tensor:
+    """Embeddings of a whole set in its order: (N, d) float32, L2-normalised, on the model's device."""
+    device = next(model.parameters()).device
+    transform = eval_transform(model.config, *normalisation(model.vit.backbone))
+    batch = batch or model.config.batch
+    model.eval()
+    out, start = None, 0
+    for pixels in eval_batches(images, transform, batch, device):
+        part = model(pixels)
+        out = torch.empty(len(images), part.shape[1], device=device) if out is None else out
+        out[start : start + len(part)] = part
+        start += len(part)
+    assert out is not None
+    return out
+
+
+def evaluate(model: MetricModel, benchmark: Benchmark) -> dict[str, float]:
+    """Retrieval metrics on the test split; queries against the gallery where there is one (see `retrieval_metrics`)."""
+    queries, labels = embed(model, benchmark.test), torch.from_numpy(benchmark.test.labels)
+    ks = RECALL_AT.get(benchmark.name, (1, 2, 4, 8))
+    if benchmark.gallery is None:
+        return retrieval_metrics(queries, labels, ks=ks)
+    gallery, gallery_labels = embed(model, benchmark.gallery), torch.from_numpy(benchmark.gallery.labels)
+    return retrieval_metrics(queries, labels, gallery=gallery, gallery_labels=gallery_labels, ks=ks)
+
+
+class Embedder:
+    """A trained model for use: images in, embeddings out, nearest neighbours found.
+
+    >>> embedder = load("results/demo/runs/...")                            # doctest: +SKIP
+    >>> scores, places = embedder.index(folder_of_paths).search(query, k=5)  # doctest: +SKIP
+    """
+
+    def __init__(self, model: MetricModel) -> None:
+        self.model = model.eval()
+        self._gallery: Tensor | None = None
+
+    def embed(self, images: ImageSet | Tensor | Sequence[Image.Image | str | Path]) -> np.ndarray:
+        """(N, d) float32, L2-normalised.
+
+        Args:
+            images: a data set; or N images as paths or PIL images (one alone will do); or (N, 3, H, W) normalised.
+
+        Raises:
+            DataError: naming the file that cannot be read.
+        """
+        if isinstance(images, ImageSet):
+            return embed(self.model, images).cpu().numpy()
+        device = next(self.model.parameters()).device
+        if isinstance(images, Tensor):
+            parts: Iterable[Tensor] = images.to(device).split(self.model.config.batch)
+        else:
+            one = isinstance(images, Image.Image | str | Path)
+            parts = self._batches([images] if one else list(images))  # type: ignore[list-item]
+        with torch.inference_mode():
+            found = [self.model(part.to(device)).cpu() for part in parts]
+        if not found:
+            raise VptspError("no images to embed; give at least one")
+        return torch.cat(found).numpy()
+
+    def index(self, images: ImageSet | Tensor | Sequence[Image.Image | str | Path]) -> Embedder:
+        """Embed a gallery and keep it for `search`; returns itself."""
+        self._gallery = torch.from_numpy(self.embed(images))
+        return self
+
+    def search(
+        self, images: ImageSet | Tensor | Sequence[Image.Image | str | Path], k: int = 10
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest of the gallery for each image: cosines (N, k) float32 and places (N, k) int64.
+
+        Raises:
+            VptspError: nothing was indexed yet.
+        """
+        if self._gallery is None:
+            raise VptspError("nothing to search in; call index(images) first")
+        scores, places = nearest_neighbours(torch.from_numpy(self.embed(images)), self._gallery, k)
+        return scores.numpy(), places.numpy()
+
+    def _batches(self, images: Sequence[Image.Image | str | Path]) -> Iterable[Tensor]:
+        transform = eval_transform(self.model.config, *normalisation(self.model.vit.backbone))
+        for start in range(0, len(images), self.model.config.batch):
+            some = images[start : start + self.model.config.batch]
+            decoded = [i.convert("RGB") if isinstance(i, Image.Image) else read_image(Path(i)) for i in some]
+            yield torch.stack([transform(image) for image in decoded])
+
+
+def load(path: str | Path, device: str | torch.device | None = None) -> Embedder:
+    """The model of a finished run.
+
+    Args:
+        path: the run's folder.
+        device: None for a GPU where there is one.
+
+    Raises:
+        WeightsError: no finished run there, or its files do not fit together.
+    """
+    path = Path(path)
+    for name in ("config.json", WEIGHTS, "metrics.json"):
+        if not (path / name).is_file():
+            raise WeightsError(f"{path} holds no finished run ({name} is missing); give the folder of one")
+    config = RunConfig.from_dict(json.loads((path / "config.json").read_text()))
+    learned = read_weights(path / WEIGHTS)
+    num_classes = len(learned["proxies.bias"]) if "proxies.bias" in learned else 1
+    backbone = load_backbone(config.backbone, config.weights, config.image_size)
+    # What only training needs is left out of the file, and is built small: no class prompts, no proxy tower.
+    slim = config if config.method != "vptsp" else config.replace(method="vpt")
+    model = MetricModel(slim, backbone, num_classes)
+    missing, unknown = model.load_state_dict(learned, strict=False)
+    missing = [key for key in missing if key in model.learned_state()]
+    if missing or [key for key in unknown if key != "proxies.state"]:
+        raise WeightsError(f"{path / WEIGHTS}: does not fit its config ({(missing + unknown)[0]}); run it again")
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.vit.autocast = autocast_dtype(config.precision, target)
+    return Embedder(model.to(target))

@@ -1,0 +1,114 @@
+"""The notebook sources: which there are, what parameters they take, and the rules of the house they keep.
+
+papermill only warns of a parameter that a notebook does not have, and runs it with its defaults; so names and
+types are checked here, before anything runs.
+"""
+
+import ast
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from .errors import VptspError
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "notebooks"
+MAX_CODE_CELLS = 15
+
+# What a run sets: what the notebook's own default has to be, and whether the notebook must have it.
+_PARAMETERS: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
+    "profile": ("a str", lambda value: isinstance(value, str), True),
+    "results": ("a str", lambda value: isinstance(value, str), True),
+    "data": ("a str or None", lambda value: isinstance(value, str | None), False),
+    "seeds": ("a list of int or None", lambda value: value is None or _all_int(value), False),
+}
+
+
+def _all_int(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int for item in value)
+
+
+def discover(only: Sequence[str] = (), folder: Path = FOLDER) -> list[Path]:
+    """Notebooks in name order. An entry of `only` picks those that begin with it ("fig3": fig3d too, "table1"
+    not table10; a leading "01_" may be left out); one that picks none is an error listing the known ones.
+    """
+    notebooks = sorted(folder.glob("*.ipynb"))
+    if not notebooks:
+        raise VptspError(f"no notebooks in {folder}; run from a checkout of the project")
+    picked = set() if only else set(notebooks)
+    for entry in only:
+        pattern = r"(\d+[_-])?" + re.escape(entry) + (r"(?!\d)" if entry[-1:].isdigit() else "")
+        found = [path for path in notebooks if entry and re.match(pattern, path.stem)]
+        if not found:
+            known = ", ".join(path.stem for path in notebooks)
+            raise VptspError(f"--only: no notebook begins with {entry!r}; known: {known}")
+        picked.update(found)
+    return sorted(picked)
+
+
+def declared_parameters(path: Path) -> dict[str, Any]:
+    """Names and defaults in the one cell tagged `parameters`, which holds assignments of literals only."""
+    cells = [cell for cell in read(path).cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise VptspError(f"{path.name}: {len(cells)} cells are tagged 'parameters'; exactly one must be")
+    try:
+        declared = {}
+        for statement in ast.parse(cells[0].source).body:
+            match statement:
+                case (
+                    ast.Assign(targets=[ast.Name(id=name)], value=value)
+                    | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
+                ):
+                    declared[name] = ast.literal_eval(value)
+                case _:
+                    raise ValueError(ast.unparse(statement))
+        return declared
+    except (SyntaxError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise VptspError(f"{path.name}: write its parameters as name = literal, one a line: {why}") from None
+
+
+def check_parameters(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """The part of `values` that this notebook takes; VptspError where one it must have is missing, or one has
+    another type. `profile` and `results` must be declared, `data` and `seeds` may be.
+    """
+    declared = declared_parameters(path)
+    known = ", ".join(declared) or "none"
+    for name in values:
+        kind, fits, required = _PARAMETERS[name]
+        if name not in declared and required:
+            raise VptspError(f"{path.name}: its parameters cell has no {name!r}; it has: {known}")
+        if name in declared and not fits(declared[name]):
+            default = repr(declared[name])
+            raise VptspError(f"{path.name}: parameter {name!r} must default to {kind}, not {default}")
+    return {name: value for name, value in values.items() if name in declared}
+
+
+def check_sources(folder: Path = FOLDER) -> list[str]:
+    """What is wrong with the notebook sources, a line each. Empty when they keep the rules: no outputs, no
+    execution counts, no class definitions, not too many code cells, parameters that a run can fill.
+    """
+    wrong = []
+    for path in sorted(folder.glob("*.ipynb")):
+        code = [cell for cell in read(path).cells if cell.cell_type == "code"]
+        if any(cell.get("outputs") or cell.get("execution_count") for cell in code):
+            wrong.append(f"{path.name}: holds outputs or execution counts")
+        if len(code) > MAX_CODE_CELLS:
+            wrong.append(f"{path.name}: {len(code)} code cells, more than {MAX_CODE_CELLS}")
+        if any(re.search(r"^\s*class\s+\w", cell.source, re.MULTILINE) for cell in code):
+            wrong.append(f"{path.name}: defines a class")
+        try:
+            check_parameters(path, dict.fromkeys(_PARAMETERS))
+        except VptspError as error:
+            wrong.append(str(error))
+    return wrong
+
+
+def read(path: Path) -> Any:
+    try:
+        return nbformat.read(path, as_version=4)
+    except (OSError, ValueError) as error:  # nbformat's own errors are ValueErrors
+        raise VptspError(f"{path}: not a readable notebook ({type(error).__name__})") from None

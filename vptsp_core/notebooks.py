@@ -1,0 +1,195 @@
+"""Executes the notebooks: this interpreter as their kernel, executed copies and HTML among the results.
+
+papermill does the running. Around it stands what it leaves open: it takes whichever `python3` kernel Jupyter
+finds first (we name ours), a failure ends a series (we go on, and say at the end what failed where), and a
+copy half way looks like one that finished.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from .errors import VptspError
+from .notebook_sources import FOLDER, ROOT, check_parameters, check_sources, discover, read
+
+__all__ = ["check_sources", "main", "run_notebooks"]
+
+PROFILES = ("demo", "smoke", "paper")
+
+# For readers: code is one click away and not in the way.
+_TEMPLATE = """{%- extends 'index.html.j2' -%}
+{%- block input_group -%}
+<details><summary style="cursor: pointer; color: #777; font-size: 0.8em">code</summary>{{ super() }}</details>
+{%- endblock input_group -%}"""
+
+
+def run_notebooks(
+    profile: str = "demo",
+    data: str | Path | None = None,
+    results: str | Path = ROOT / "results",
+    only: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+    folder: Path = FOLDER,
+) -> int:
+    """Execute notebooks one after the other, in the repository's root. Returns 0, or 1 when any failed.
+
+    Writes results/<profile>/notebooks/<name>.ipynb and .html; a failing one stays as <name>.failed.ipynb and
+    does not stop the others. What can be checked is checked before the first starts (VptspError).
+    `data` and `seeds` go to the notebooks that declare them; None leaves the notebooks' own defaults.
+    """
+    if profile not in PROFILES:
+        raise VptspError(f"unknown profile {profile!r}; one of: {', '.join(PROFILES)}")
+    if data is not None and not Path(data).is_dir():
+        raise VptspError(f"--data: there is no folder {data}")
+    values: dict[str, Any] = {"profile": profile, "results": _from_root(results)}
+    if data is not None:
+        values["data"] = _from_root(data)
+    if seeds is not None:
+        values["seeds"] = list(seeds)
+    work = [(path, check_parameters(path, values)) for path in discover(only, folder)]
+    out = Path(results).resolve() / profile / "notebooks"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise VptspError(f"--results: cannot write to {out}: {error.strerror}") from None
+
+    table = []
+    failures = 0
+    with _own_kernel():
+        for number, (path, given) in enumerate(work, start=1):
+            print(f"[{number}/{len(work)}] {path.stem}", flush=True)
+            start = time.perf_counter()
+            written, problem = _execute(path, out, given)
+            seconds = time.perf_counter() - start
+            table.append(f"{path.stem:<28} {'failed' if problem else 'ok':<7} {seconds:7.1f} s  {written}")
+            if problem:
+                failures += 1
+                table.append(f"    {problem}")
+    print("", *table, sep="\n")
+    print(f"{len(work) - failures} of {len(work)} notebooks ran; results: {out.parent}", flush=True)
+    return int(failures > 0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m vptsp_core notebooks`. Returns the exit status: 0, 1 (a notebook failed) or 130 (Ctrl-C)."""
+    parser = argparse.ArgumentParser("python -m vptsp_core notebooks", description="Execute the notebooks.")
+    parser.add_argument("--profile", choices=PROFILES, default="demo", help="default: demo")
+    parser.add_argument("--data", metavar="DIR", help="folder with the real data sets")
+    parser.add_argument("--results", metavar="DIR", default=ROOT / "results", help="default: results")
+    parser.add_argument("--only", metavar="A,B", help="beginnings of notebook names, such as table1,fig3d")
+    parser.add_argument("--seeds", metavar="N,N", help="such as 0,1,2; default: each notebook's own")
+    options = parser.parse_args(argv)
+    if options.seeds is not None and not re.fullmatch(r"[0-9]+(,[0-9]+)*", options.seeds):
+        raise VptspError(f"--seeds: expected numbers such as 0,1,2, not {options.seeds!r}")
+    seeds = None if options.seeds is None else [int(seed) for seed in options.seeds.split(",")]
+    only = [] if options.only is None else options.only.split(",")
+    try:
+        return run_notebooks(options.profile, options.data, options.results, only, seeds)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _execute(path: Path, out: Path, values: dict[str, Any]) -> tuple[Path, str]:
+    """Run one notebook: (what was written, "" or what went wrong in a line). While it runs, its copy has
+    another name, so that <name>.ipynb is always one that finished.
+    """
+    import papermill  # slow to import, and only needed here
+
+    partial, failed = out / f".{path.stem}.partial.ipynb", out / f"{path.stem}.failed.ipynb"
+    done, page = out / path.name, out / f"{path.stem}.html"
+    # papermill takes braces in a path for places to fill in
+    source, target = (str(name).replace("{", "{{").replace("}", "}}") for name in (path, partial))
+    try:
+        papermill.execute_notebook(
+            source,
+            target,
+            values,
+            kernel_name="python3",
+            language="python",
+            cwd=ROOT,
+            progress_bar={"desc": path.stem, "leave": False} if sys.stderr.isatty() else False,
+            shutdown_kernel="immediate",  # asking a busy kernel politely would hold up Ctrl-C
+        )
+        _tidy(partial, path)
+        html = _html(partial)
+        os.replace(partial, done)
+        partial.write_text(html, encoding="utf-8")
+        os.replace(partial, page)
+        failed.unlink(missing_ok=True)
+        return done, ""
+    except Exception as error:  # whatever a notebook raises is its own failure and not the end of the series
+        if partial.exists():
+            _tidy(partial, path)
+            os.replace(partial, failed)
+        return failed, _describe(error)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _own_kernel() -> Iterator[None]:
+    """Inside, kernel `python3` is this interpreter with this package importable. Jupyter and IPython keep
+    their files in a temporary folder: no kernel need be registered, and a user's start-up files have no say.
+    """
+    with tempfile.TemporaryDirectory(prefix="vptsp-jupyter-", ignore_cleanup_errors=True) as folder:
+        search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        argv.append("--log-level=ERROR")  # no warning, kernel for kernel, that loopback is not encrypted
+        spec = {"argv": argv, "display_name": "Python 3", "language": "python", "env": {"PYTHONPATH": search}}
+        kernel = Path(folder, "kernels", "python3")
+        kernel.mkdir(parents=True)
+        (kernel / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
+        before = dict(os.environ)
+        os.environ["JUPYTER_PATH"] = folder
+        os.environ["JUPYTER_RUNTIME_DIR"] = str(Path(folder, "runtime"))
+        os.environ["IPYTHONDIR"] = str(Path(folder, "ipython"))
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def _tidy(copy: Path, source: Path) -> None:
+    """Executed copies are meant to be shown: keep this machine's folders out of papermill's notes in them."""
+    notebook = read(copy)
+    notebook.metadata.setdefault("papermill", {}).update(input_path=source.name, output_path=source.name)
+    nbformat.write(notebook, copy)
+
+
+def _html(path: Path) -> str:
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(template_name="lab", raw_template=_TEMPLATE)
+    body: str = exporter.from_notebook_node(read(path), resources={"metadata": {"name": path.stem}})[0]
+    return body
+
+
+def _describe(error: Exception) -> str:
+    """One line; for a failing cell with the line that failed, as far as IPython's traceback marks it."""
+    from papermill.exceptions import PapermillExecutionError
+
+    if not isinstance(error, PapermillExecutionError):
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
+    marked = re.search(r"^-+> *(\d+) +(.*)$", plain, re.MULTILINE)
+    where = f", line {marked[1]}: {marked[2].strip()}" if marked else ""
+    return f"In [{error.exec_count}]{where} -> {error.ename}: {' '.join(error.evalue.split())}"[:300]
+
+
+def _from_root(path: str | Path) -> str:
+    """Relative to the repository where inside it (the executed copies show it), absolute elsewhere."""
+    full = Path(path).resolve()
+    return str(full.relative_to(ROOT) if full.is_relative_to(ROOT) else full)

@@ -1,0 +1,203 @@
+"""Tables: the paper's numbers beside ours, shown in a notebook and kept as CSV, and what the runs ran on.
+
+Units: runs report fractions, the paper prints percent; `percent` turns the former into the latter, and tables
+hold percent from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from vptsp_core.config import RunConfig
+from vptsp_core.errors import ConfigError
+from vptsp_core.files import write_bytes
+from vptsp_core.study import Run, frame, over_seeds
+
+PAPER, OURS, DIFFERENCE = "paper", "ours", "difference"
+_FOLDERS = {"sop": "online_products"}  # where a data set's folder has another name than the data set
+_STYLE: list[Any] = [
+    {"selector": "th, td", "props": "padding: 0.25em 0.7em; text-align: right; font-variant-numeric: tabular-nums"},
+    {"selector": "th.row_heading", "props": "text-align: left; font-weight: normal; white-space: nowrap"},
+    {"selector": "th.col_heading.level0", "props": "text-align: center; border-bottom: 1px solid #999"},
+    {"selector": "caption", "props": "text-align: left; padding-bottom: 0.4em; font-size: 1.05em; color: inherit"},
+]
+
+
+def place(path: str | Path) -> Path:
+    """A notebook's path parameter, relative to the repository, which is where `run_all.sh` starts notebooks;
+    JupyterLab starts them in notebooks/."""
+    here = Path.cwd()
+    return (here.parent if here.name == "notebooks" else here) / Path(path).expanduser()
+
+
+def absent_data(config: RunConfig, data: str | Path | None, notebook: str) -> str:
+    """Empty where the run's data set can be read, else one line: what is not there, and the command that mends it.
+
+    A folder that is there and holds the wrong things is not absent; loading it says what is wrong.
+    """
+    folder = _FOLDERS.get(config.dataset, config.dataset)
+    if config.dataset == "glyphs" or (data is not None and (place(data) / folder).is_dir()):
+        return ""
+    where = "no folder was given" if data is None else f"there is no {folder}/ in {data}"
+    command = f"./run_all.sh --profile paper --data DIR --only {notebook}"
+    return f"No runs: {config.dataset} is not here ({where}). Where DIR holds {folder}/images: {command}"
+
+
+def watched() -> bool:
+    """Whether someone watches this notebook (then progress bars help); False under papermill and in scripts."""
+    from IPython.core.getipython import get_ipython
+
+    kernel = getattr(get_ipython(), "kernel", None)
+    if kernel is None:
+        return False
+    return bool(kernel.get_parent().get("content", {}).get("allow_stdin"))  # papermill answers no questions
+
+
+def paper_table(name: str) -> pd.DataFrame:
+    """The numbers of one of the paper's tables or plots, as printed (vptsp_core/paper/``name``.csv).
+
+    Raises:
+        ConfigError: no such table; the message lists them.
+    """
+    folder = resources.files("vptsp_core") / "paper"
+    known = sorted(file.name.removesuffix(".csv") for file in folder.iterdir() if file.name.endswith(".csv"))
+    if name not in known:
+        raise ConfigError(f"no table {name!r} of the paper; known: {', '.join(known)}")
+    with (folder / f"{name}.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file)
+
+
+def percent(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """``table`` with the fractions in ``columns``, and in their intervals ``<column> ±``, as percent."""
+    found = [c for column in columns for c in (column, f"{column} ±") if c in table]
+    return table.assign(**{column: 100 * table[column] for column in found})
+
+
+def averaged(runs: Sequence[Run], by: Mapping[str, Sequence[Any]], metrics: Sequence[str]) -> pd.DataFrame:
+    """Metrics in percent, averaged over the runs (their seeds) alike in ``by``; no runs give a table without rows.
+
+    Args:
+        by: {column: its value for each run}, such as the labels of a table's rows.
+
+    Returns:
+        The columns of ``by``, then each metric and ``<metric> ±``, half the 95 % interval (`study.over_seeds`).
+    """
+    if not runs:
+        return pd.DataFrame({column: pd.Series(dtype=float) for column in [*by, *metrics]})
+    return percent(over_seeds(frame(runs).assign(**by), list(by), metrics), metrics)
+
+
+def compare(
+    paper: pd.DataFrame, ours: pd.DataFrame, *, on: str, columns: Sequence[str], only_ours: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Paper | ours | difference of each column, for every row that either side has.
+
+    Args:
+        paper, ours: one row for each value of ``on``; a column that one side lacks is empty there.
+        columns: names alike on both sides, in the units to show.
+        only_ours: further columns, which the paper does not have.
+
+    Returns:
+        Indexed by ``on``, the rows of one side only in their place among the others; columns (column, "paper" |
+        "ours" | "difference"), the difference ours - paper, empty where either is missing.
+        Ours carries its interval as (column, "±") where it has one.
+
+    Raises:
+        ConfigError: a value of ``on`` occurs twice on one side.
+    """
+    sides = {PAPER: paper.set_index(on), OURS: ours.set_index(on)}
+    for side, table in sides.items():
+        if not table.index.is_unique:
+            twice = table.index[table.index.duplicated()][0]
+            raise ConfigError(f"{on} = {twice!r} occurs twice in {side}; average over seeds first (study.over_seeds)")
+    index = _merged(list(sides[PAPER].index), list(sides[OURS].index))
+    out: dict[tuple[str, str], pd.Series] = {}
+    for column in [*columns, *only_ours]:
+        for side, table in sides.items() if column in columns else [(OURS, sides[OURS])]:
+            values = table[column] if column in table else pd.Series(np.nan, index=table.index)
+            out[column, side] = values.reindex(index).astype(float)
+        if f"{column} ±" in ours and ours[f"{column} ±"].notna().any():
+            out[column, "±"] = sides[OURS][f"{column} ±"].reindex(index)
+        if column in columns:
+            out[column, DIFFERENCE] = out[column, OURS] - out[column, PAPER]
+    return pd.DataFrame(out, index=pd.Index(index, name=on))
+
+
+def styled(table: pd.DataFrame, caption: str = "", formats: Mapping[Any, str] | None = None) -> Styler:
+    """A table to look at: one decimal, signed differences, empty cells where there is no number.
+
+    Args:
+        formats: format strings for columns that are no percent; keys are columns, or their first level.
+    """
+    chosen: dict[Any, Any] = {}
+    for column in table.columns:
+        first, last = (column[0], column[-1]) if isinstance(column, tuple) else (column, "")
+        form = (formats or {}).get(column, (formats or {}).get(first, "{:.1f}"))
+        if pd.api.types.is_numeric_dtype(table[column]):
+            chosen[column] = form.replace("{:", "{:+") if last == DIFFERENCE else form
+    table = table.rename_axis(None)
+    shown = table.style.format(chosen, na_rep="").set_table_styles(_STYLE)
+    shown = shown.format_index(lambda label: label if isinstance(label, str) else f"{label:g}")
+    if caption:
+        shown = shown.set_caption(caption)
+    if isinstance(table.columns, pd.MultiIndex):
+        light = [column for column in table.columns if column[-1] == PAPER]
+        shown = shown.set_properties(subset=pd.IndexSlice[:, light], **{"opacity": "0.65"})
+    return shown
+
+
+def record_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """What the runs ran on: one row a fact, all its values (a single one, if the runs are comparable)."""
+    facts: dict[str, list[str]] = {"runs": [str(len(runs))]}
+    for run in runs:
+        record = run.record
+        fact = {
+            "commit": record["commit"],
+            **{f"{name} version": number for name, number in record["versions"].items()},
+            "device": record["device"],
+            "seed": run.config.seed,
+            "backbone": f"{run.config.backbone} ({run.config.weights})",
+            "weights checksum": record["weights"],
+            "data": record["data"]["name"],
+            "data checksum, train": record["data"]["train"],
+            "data checksum, test": record["data"]["test"],
+            "epochs": run.config.epochs,
+            "epoch reported": run.config.selection,
+            "run": record["hash"],
+        }
+        for key, value in fact.items():
+            facts.setdefault(key, [])
+            if str(value) not in facts[key]:
+                facts[key].append(str(value))
+    if runs:
+        facts["seconds of training and evaluation, all runs"] = [f"{sum(r.record['seconds'] for r in runs):.0f}"]
+    return pd.DataFrame({"value": [", ".join(values) for values in facts.values()]}, index=pd.Index(facts, name="fact"))
+
+
+def save_table(table: pd.DataFrame, results: Path, name: str) -> Path:
+    """Write ``results/tables/<name>.csv``; two-level columns become "<column>, <paper | ours | difference>"."""
+    flat = table.copy()
+    if isinstance(flat.columns, pd.MultiIndex):
+        flat.columns = pd.Index([", ".join(filter(None, column)) for column in flat.columns])
+    path = results / "tables" / f"{name}.csv"
+    write_bytes(path, flat.to_csv(index=not isinstance(flat.index, pd.RangeIndex)).encode())
+    return path
+
+
+def _merged(first: list[Any], second: list[Any]) -> list[Any]:
+    """Both lists' items once, in the second's order; those of the first alone before what follows them there."""
+    out: list[Any] = []
+    rest = list(first)
+    for item in second:
+        if item in rest:
+            at = rest.index(item)
+            out, rest = out + rest[:at], rest[at + 1 :]
+        out.append(item)
+    return list(dict.fromkeys(out + rest))

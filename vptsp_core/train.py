@@ -1,0 +1,189 @@
+"""The training loop: epochs, precision, schedule, checkpoints, history. It knows optimisers and nothing of tables.
+
+Resume order, so that a run cut short ends as if it had not been:
+1. the model is built from the seed, as at the first start;
+2. what was learned, both optimisers, both schedules, the history and the best epoch are read from checkpoint.pt;
+3. every epoch seeds its own sampler, augmentation and dropout from (seed, epoch): nothing else is carried over.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from tqdm.auto import tqdm
+
+from vptsp_core.backbone import normalisation
+from vptsp_core.data import ImageSet
+from vptsp_core.data.loading import train_batches, train_transform
+from vptsp_core.data.sampler import ClassBalancedSampler
+from vptsp_core.errors import VptspError, WeightsError
+from vptsp_core.files import write_bytes, write_torch
+from vptsp_core.tuning import MetricModel, make_optimizers
+
+CHECKPOINT, WEIGHTS = "checkpoint.pt", "model.safetensors"
+Row = dict[str, float]
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The trunk's dtype: bf16 where a GPU has it for ``"auto"``; None is float32.
+
+    Raises:
+        VptspError: half precision was asked for on a device without it.
+    """
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    if precision == "fp16" and device.type != "cuda":
+        raise VptspError(f"precision = 'fp16' needs a GPU, the device is {device}; use 'auto', 'bf16' or 'fp32'")
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+class Trainer:
+    """One run of training.
+
+    Args:
+        model: on its device.
+        images: the training set.
+        folder: where checkpoint.pt and model.safetensors go.
+        evaluate: metrics of the model as it is; called after the epochs that the config names and after the last.
+        progress: show a bar for each epoch's steps.
+    """
+
+    def __init__(
+        self,
+        model: MetricModel,
+        images: ImageSet,
+        folder: Path,
+        evaluate: Callable[[MetricModel], Row],
+        *,
+        progress: bool = True,
+    ) -> None:
+        config = self.config = model.config
+        self.model, self.images, self.folder, self.evaluate = model, images, folder, evaluate
+        self.progress = progress
+        self.device = next(model.parameters()).device
+        self.model.vit.autocast = autocast_dtype(config.precision, self.device)
+        self.sampler = ClassBalancedSampler(
+            images.labels, config.batch, config.samples_per_class, config.seed, config.steps_per_epoch
+        )
+        self.transform = train_transform(config, *normalisation(model.vit.backbone))
+        self.optimizers = make_optimizers(model)
+        self.schedules = [
+            CosineAnnealingLR(optimizer, config.cosine_T, eta_min=config.cosine_min) for optimizer in self.optimizers
+        ]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.model.vit.autocast is torch.float16)
+        self.history: list[Row] = []
+        self.best = -math.inf
+
+    def run(self) -> list[Row]:
+        """Train to the last epoch, from the checkpoint where there is one; one row of history an epoch.
+
+        Raises:
+            WeightsError: the checkpoint is unreadable or belongs to another run.
+            VptspError: the loss is not finite, or the folder cannot be written.
+        """
+        self._resume()
+        for epoch in range(len(self.history), self.config.epochs):
+            row = self._epoch(epoch)
+            for schedule in self.schedules:
+                schedule.step()
+            if epoch >= self.config.eval_start or epoch == self.config.epochs - 1:
+                row |= self.evaluate(self.model)
+            self.history.append(row)
+            self._save(row)
+        return self.history
+
+    def step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One optimiser step on one batch; the loss before it, still on the device."""
+        classes = labels[:: self.config.samples_per_class]
+        prompts, (optimizer, _) = self.model.class_prompts, self.optimizers
+        if prompts is not None:
+            prompts.swap_in(classes, optimizer)
+        for each in self.optimizers:
+            each.zero_grad(set_to_none=True)
+        loss = self.model.loss(images, labels)
+        self.scaler.scale(loss).backward()
+        for each in self.optimizers:
+            self.scaler.step(each)
+        self.scaler.update()
+        if prompts is not None:
+            prompts.swap_out(classes, optimizer)
+        return loss.detach()
+
+    def _epoch(self, epoch: int) -> Row:
+        seed = int(np.random.SeedSequence([self.config.seed, epoch, 2]).generate_state(1)[0])
+        torch.manual_seed(seed)
+        self.model.train()
+        batches = train_batches(self.images, self.sampler, self.transform, epoch, self.device)
+        bar = tqdm(
+            batches,
+            f"epoch {epoch + 1}/{self.config.epochs}",
+            len(self.sampler),
+            leave=False,
+            disable=not self.progress,
+        )
+        start, losses = time.perf_counter(), []
+        for images, labels in bar:
+            losses.append(self.step(images, labels))
+        mean = torch.stack(losses).mean().item()  # the only wait for the device in an epoch
+        if not math.isfinite(mean):
+            first = int((~torch.isfinite(torch.stack(losses))).float().argmax())
+            raise VptspError(
+                f"the loss is not finite from step {first + 1} of epoch {epoch + 1} on "
+                f"(lr = {self._rate(0):g}, lr_proxy = {self._rate(1):g}); lower the learning rates"
+            )
+        seconds = time.perf_counter() - start
+        return {
+            "epoch": epoch + 1, "loss": mean, "lr": self._rate(0), "lr_proxy": self._rate(1), "seconds": seconds,
+        }  # fmt: skip
+
+    def _rate(self, which: int) -> float:
+        return float(self.optimizers[which].param_groups[0]["lr"])
+
+    def _save(self, row: Row) -> None:
+        """Weights first, checkpoint last: a run cut short between the two writes the same weights again."""
+        score = row.get("R@1", -math.inf)
+        last = self.config.selection == "last"
+        if last or score > self.best or not (self.folder / WEIGHTS).exists():
+            state = {k: v.detach().cpu().contiguous() for k, v in self.model.learned_state(for_retrieval=True).items()}
+            write_bytes(self.folder / WEIGHTS, safetensors.torch.save(state))
+        self.best = max(self.best, score)
+        write_torch(
+            self.folder / CHECKPOINT,
+            {
+                "config": self.config.hash(),
+                "learned": self.model.learned_state(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "schedules": [schedule.state_dict() for schedule in self.schedules],
+                "scaler": self.scaler.state_dict(),
+                "history": self.history,
+                "best": self.best,
+            },
+        )
+
+    def _resume(self) -> None:
+        path = self.folder / CHECKPOINT
+        if not path.exists():
+            return
+        try:
+            saved: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+            same = saved["config"] == self.config.hash()
+        except Exception as error:
+            raise WeightsError(f"checkpoint {path}: unreadable; delete it to start this run again") from error
+        if not same:
+            raise WeightsError(f"checkpoint {path}: of another run; delete it, or choose another results folder")
+        self.model.load_state_dict(saved["learned"], strict=False)
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        for schedule, state in zip(self.schedules, saved["schedules"], strict=True):
+            schedule.load_state_dict(state)
+        self.scaler.load_state_dict(saved["scaler"])
+        self.history, self.best = saved["history"], saved["best"]

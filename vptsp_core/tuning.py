@@ -1,0 +1,155 @@
+"""What learns: from a run description to a model whose tunable parameters are marked, counted and saved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from vptsp_core.config import RunConfig
+from vptsp_core.losses import proxy_anchor
+from vptsp_core.proxies import ClassPrompts, EMAAccumulator, GRUAccumulator, SemanticProxies
+from vptsp_core.vit import PromptedViT, prompt_counts
+
+
+class MetricModel(nn.Module):
+    """A backbone with everything that learns beside it, for one of the methods of table 1.
+
+    ========  =================================================================================
+    method    learns
+    ========  =================================================================================
+    frozen    nothing: the backbone's own pooled features
+    linear    head and proxies O
+    vpt       also the prompts of the sample tower
+    vptsp     also the proxy tower: class prompts, its head, the accumulator; proxies are Q
+    full      head, proxies O and every parameter of the backbone
+    ========  =================================================================================
+
+    ``bitfit`` adds every bias of the backbone (Ben Zaken et al., ACL 2022) to linear, vpt and vptsp.
+
+    Args:
+        config: the run.
+        backbone: from `load_backbone(config.backbone, ...)`; it is changed in place (what learns is marked).
+        num_classes: C, classes of the training set.
+
+    Raises:
+        ConfigError: more prompt layers than blocks, or a pooling that the backbone does not have.
+    """
+
+    def __init__(self, config: RunConfig, backbone: VisionTransformer, num_classes: int) -> None:
+        super().__init__()
+        config.check_depth(len(backbone.blocks))
+        self.config = config
+        semantic, frozen = config.method == "vptsp", config.method == "frozen"
+        prompted = config.method in ("vpt", "vptsp")
+        counts = prompt_counts(config.prompts, config.prompt_layers, config.prompt_step) if prompted else []
+        class_counts = prompt_counts(config.class_prompts, config.class_layers, config.class_step)
+        self.vit = PromptedViT(
+            backbone,
+            None if frozen else config.embed_dim,
+            prompts=counts,
+            class_prompts=class_counts if semantic else None,
+            pool=config.pool,
+        )
+        self.class_prompts = self.proxies = None
+        if semantic:
+            self.class_prompts = ClassPrompts(
+                (num_classes, len(class_counts), config.class_prompts, backbone.embed_dim),
+                rowwise=config.class_optimizer == "rowwise",
+                batch_classes=config.batch // config.samples_per_class,
+                optimizer=config.optimizer,
+            )
+        if not frozen:
+            self.proxies = SemanticProxies(
+                num_classes,
+                config.embed_dim,
+                accumulator=_accumulator(config) if semantic else None,
+                alpha=config.alpha,
+            )
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad_(config.method == "full" or (config.bitfit and "bias" in name))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeddings for retrieval, sample tower only: (B, 3, H, W) -> (B, d) float32, L2-normalised."""
+        return self.vit(images)[0]
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Training loss of one batch; P moves on as a side effect.
+
+        Args:
+            images: (B, 3, H, W), normalised; the k images of a class next to each other.
+            labels: (B,) int64, each class of the batch in one run of k.
+        """
+        assert self.proxies is not None
+        classes = rows = None
+        if self.class_prompts is not None:
+            classes = labels[:: self.config.samples_per_class]
+            rows = self.class_prompts(classes)
+        embeddings, p = self.vit(images, rows)
+        return proxy_anchor(
+            embeddings, self.proxies(p, classes), labels,
+            scale=self.config.loss_scale, margin=self.config.loss_margin, semantics=self.config.semantics,
+        )  # fmt: skip
+
+    def learned_state(self, *, for_retrieval: bool = False) -> dict[str, Tensor]:
+        """What the run has learned, by name: all of it, or only what embedding images and drawing proxies need.
+
+        The frozen part of the backbone is never among it.
+        """
+        frozen = {f"vit.backbone.{name}" for name, p in self.vit.backbone.named_parameters() if not p.requires_grad}
+        frozen |= {f"vit.backbone.{name}" for name, _ in self.vit.backbone.named_buffers()}
+        state = {name: value for name, value in self.state_dict().items() if name not in frozen}
+        if for_retrieval:
+            dropped = ("class_prompts.", "vit.proxy_head.", "proxies.accumulator.")
+            state = {name: value for name, value in state.items() if not name.startswith(dropped)}
+        return state
+
+
+def _accumulator(config: RunConfig) -> nn.Module:
+    if config.accumulator == "ema":
+        return EMAAccumulator(config.ema_keep, semantics=config.semantics)
+    activation = "tanh" if config.accumulator == "gru_tanh" else "relu"
+    return GRUAccumulator(
+        config.embed_dim, activation=activation, dropout=config.gru_dropout, semantics=config.semantics
+    )
+
+
+def make_optimizers(model: MetricModel) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Two optimisers of one kind: everything but O at ``lr``, O at ``lr_proxy`` (method.md, training protocol)."""
+    assert model.proxies is not None
+    config = model.config
+    ordinary = model.proxies.bias
+    rest = [p for p in model.parameters() if p.requires_grad and p is not ordinary]
+    if config.optimizer == "sgd":
+        options: dict[str, Any] = dict(momentum=config.momentum, weight_decay=config.weight_decay)
+        return torch.optim.SGD(rest, lr=config.lr, **options), torch.optim.SGD(
+            [ordinary], lr=config.lr_proxy, **options
+        )
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    decay = config.weight_decay
+    return kind(rest, lr=config.lr, weight_decay=decay), kind([ordinary], lr=config.lr_proxy, weight_decay=decay)
+
+
+def count_parameters(model: MetricModel) -> dict[str, int]:
+    """Tunable parameters, counted twice.
+
+    Returns:
+        ``tunable``: all that learns, the class prompts of all classes included. ``tunable released``: as the paper's
+        table 1 counts them: class prompts of one batch only and, with BitFit, the bias of the pretrained classifier,
+        which nothing uses. ``total``: the backbone and all that was added.
+    """
+    tunable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    released, total = tunable, sum(p.numel() for p in model.parameters())
+    if model.class_prompts is not None:
+        prompts = model.class_prompts.table
+        per_class, of_batch = prompts[0].numel(), model.config.batch // model.config.samples_per_class
+        if model.class_prompts.rowwise:  # the learnable rows are a batch's; the table beside them learns through them
+            tunable += prompts.numel() - of_batch * per_class
+            total += prompts.numel() - of_batch * per_class
+        else:
+            released -= prompts.numel() - of_batch * per_class
+    if model.config.bitfit:
+        released += int((getattr(model.vit.backbone, "pretrained_cfg", None) or {}).get("num_classes") or 0)
+    return {"tunable": tunable, "tunable released": released, "total": total}

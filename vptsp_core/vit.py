@@ -1,0 +1,208 @@
+"""The prompted vision transformer: one frozen trunk, two towers, prompts that are only keys and values.
+
+A deep visual prompt is put before a block and its output is dropped after it. So a prompt's query, output projection
+and MLP never matter: in every block it takes part through LayerNorm and the K and V projections alone. Both towers
+see the same images through the same weights, so they travel as one batch of 2B rows; only the keys and values that
+each half attends to differ. All of it is exact: same loss and gradients as concatenating, running timm's block and
+dropping (`vptsp_core.textbook`), to float rounding.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
+from torch import Tensor, nn
+
+from vptsp_core.backbone import pooling
+
+
+def prompt_counts(count: int, layers: int, step: int) -> list[int]:
+    """Prompts in each of the first blocks that have any: max(count - step * i, 0) (method.md).
+
+    >>> prompt_counts(4, 3, 2)
+    [4, 2]
+    """
+    counts = [max(count - step * i, 0) for i in range(layers)]
+    return [n for n in counts if n > 0]
+
+
+def keys_and_values(attention: Attention, normed: Tensor) -> Tensor:
+    """The K and V rows of the QKV projection alone: (..., n, D) -> (..., n, 2A), keys before values.
+
+    A is the attention width (heads times head size, usually D).
+    """
+    width, bias = attention.num_heads * attention.head_dim, attention.qkv.bias
+    return F.linear(normed, attention.qkv.weight[width:], None if bias is None else bias[width:])
+
+
+def attend(attention: Attention, q: Tensor, kv: Tensor) -> Tensor:
+    """Multi-head attention of q (B, Tq, A) over kv (B, T, 2A), before the output projection: (B, Tq, A)."""
+    split = (attention.num_heads, attention.head_dim)
+    k, v = kv.chunk(2, dim=-1)
+    q, k, v = (t.unflatten(-1, split).transpose(1, 2) for t in (q, k, v))
+    out = F.scaled_dot_product_attention(attention.q_norm(q), attention.k_norm(k), v, scale=attention.scale)
+    out = out.transpose(1, 2).flatten(2)
+    return attention.norm(out) if hasattr(attention, "norm") else out
+
+
+def with_prompts(prompt_kv: Tensor | None, kv: Tensor) -> Tensor:
+    """Put the prompts' keys and values before the tokens'.
+
+    Args:
+        prompt_kv: (n, 2A) shared by all rows, (C, n, 2A) one group of B / C adjacent rows each, or None.
+        kv: (B, T, 2A).
+    """
+    if prompt_kv is None:
+        return kv
+    if prompt_kv.dim() == 2:
+        return torch.cat([prompt_kv.expand(kv.shape[0], -1, -1), kv], dim=1)
+    grouped = kv.unflatten(0, (prompt_kv.shape[0], -1))
+    shared = prompt_kv[:, None].expand(-1, grouped.shape[1], -1, -1)
+    return torch.cat([shared, grouped], dim=2).flatten(0, 1)
+
+
+def run_block(
+    block: Block, x: Tensor, prompt_kvs: list[Tensor | None], *, forked: bool = False, rows: int | None = None
+) -> Tensor:
+    """One transformer block for one or two towers.
+
+    Args:
+        x: (B, T, D) tokens, or (2B, T, D) where two towers are ``forked`` already. Two towers that are still alike
+            fork here if either has prompts: LayerNorm and QKV are then computed for B rows, not 2B.
+        prompt_kvs: for each tower, the keys and values of its prompts (see `with_prompts`).
+        rows: compute only the first ``rows`` tokens of the output (the last block, where the rest is not read).
+
+    Returns:
+        (B or 2B, T or rows, D).
+    """
+    attention, normed = block.attn, block.norm1(x)
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    width = attention.num_heads * attention.head_dim
+    # Two projections, not one: the keys and values are copied behind the prompts', and a joint output would be
+    # kept whole for the backward pass only because the queries lie in it.
+    q = F.linear(normed[:, :rows], weight[:width], None if bias is None else bias[:width])
+    kv = keys_and_values(attention, normed)
+    x = x[:, :rows]
+    if all(prompt_kv is None for prompt_kv in prompt_kvs):
+        attended = attend(attention, q, kv)
+    elif len(prompt_kvs) == 1:
+        attended = attend(attention, q, with_prompts(prompt_kvs[0], kv))
+    else:
+        qs, kvs = (q.chunk(2), kv.chunk(2)) if forked else ((q, q), (kv, kv))
+        kvs = tuple(map(with_prompts, prompt_kvs, kvs))
+        attended = torch.cat([attend(attention, *half) for half in zip(qs, kvs, strict=True)])
+        x = x if forked else torch.cat([x, x])
+    x = x + block.ls1(attention.proj(attended))
+    return x + block.ls2(block.mlp(block.norm2(x)))
+
+
+class Head(nn.Module):
+    """LayerNorm, then Linear(D, d); a distilled ViT's two tokens have one each, averaged (the released code)."""
+
+    def __init__(self, width: int, embed_dim: int, tokens: int = 1) -> None:
+        super().__init__()
+        self.norm, self.fc = nn.LayerNorm(width), _xavier_linear(width, embed_dim)
+        if tokens == 2:
+            self.dist_norm, self.dist_fc = nn.LayerNorm(width), _xavier_linear(width, embed_dim)
+        self.tokens = tokens
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, tokens, D) -> (B, d), not normalised."""
+        out = self.fc(self.norm(pooled[:, 0]))
+        return out if self.tokens == 1 else (out + self.dist_fc(self.dist_norm(pooled[:, 1]))) / 2
+
+
+def _xavier_linear(width: int, embed_dim: int) -> nn.Linear:
+    linear = nn.Linear(width, embed_dim)
+    nn.init.xavier_uniform_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class PromptedViT(nn.Module):
+    """A frozen backbone with the prompts and heads that learn (arXiv 2402.02340, section 3.2 and figure 2).
+
+    Args:
+        backbone: from `vptsp_core.backbone.load_backbone`.
+        embed_dim: width d of embeddings and proxies; None leaves the head out (the frozen model as it is).
+        prompts: prompts of the sample tower in each of the first blocks, from `prompt_counts`.
+        class_prompts: the same for the proxy tower; None for a model without one.
+        pool: ``"auto"``, ``"cls"`` or ``"avg"`` (see `vptsp_core.backbone.pooling`).
+
+    The trunk runs in `autocast` (a dtype, None for float32); heads, and all that follows, stay in float32.
+    """
+
+    def __init__(
+        self,
+        backbone: VisionTransformer,
+        embed_dim: int | None,
+        *,
+        prompts: list[int],
+        class_prompts: list[int] | None = None,
+        pool: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.autocast: torch.dtype | None = None
+        self.pool = pooling(backbone, pool)
+        self.pooled_tokens = 2 if hasattr(backbone, "dist_token") and self.pool == "cls" else 1
+        self.prompt_counts, self.class_prompt_counts = prompts, class_prompts
+        width = backbone.embed_dim
+        self.prompts = None
+        if prompts:
+            # Every block keeps prompts[0] rows, used or not, as the released checkpoints do.
+            self.prompts = nn.Parameter(torch.empty(len(prompts), prompts[0], width))
+            nn.init.normal_(self.prompts, std=(2 / ((prompts[0] + 1) * width)) ** 0.5)  # Xavier over (1, N, D)
+        self.sample_head = None if embed_dim is None else Head(width, embed_dim, self.pooled_tokens)
+        self.proxy_head = None
+        if embed_dim is not None and class_prompts is not None:
+            self.proxy_head = Head(width, embed_dim, self.pooled_tokens)
+
+    def forward(self, images: Tensor, class_prompts: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Sample embeddings, and the class embeddings of the proxy tower where its prompts are given.
+
+        Args:
+            images: (B, 3, H, W), normalised; with ``class_prompts``, images of a class lie next to each other.
+            class_prompts: (C, L_c, m, D), one entry for each group of B / C adjacent images.
+
+        Returns:
+            (B, d) and (B, d) or None, float32, L2-normalised.
+        """
+        with torch.autocast(images.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            towers = [self._prompt_kvs(self.prompts, self.prompt_counts)]
+            if class_prompts is not None:
+                assert self.class_prompt_counts is not None
+                towers.append(self._prompt_kvs(class_prompts.unbind(1), self.class_prompt_counts))
+            pooled = self._pooled(images, towers)
+        halves = (pooled if self.autocast is None else pooled.float()).chunk(len(towers))
+        embeddings = halves[0].mean(1) if self.sample_head is None else self.sample_head(halves[0])
+        if class_prompts is None:
+            return F.normalize(embeddings, dim=-1), None
+        assert self.proxy_head is not None
+        return F.normalize(embeddings, dim=-1), F.normalize(self.proxy_head(halves[1]), dim=-1)
+
+    def _prompt_kvs(self, prompts: Tensor | tuple[Tensor, ...] | None, counts: list[int]) -> list[Tensor | None]:
+        kvs: list[Tensor | None] = [None] * len(self.backbone.blocks)
+        if prompts is not None:
+            for i, (block, of_block, count) in enumerate(zip(self.backbone.blocks, prompts, counts, strict=False)):
+                kvs[i] = keys_and_values(block.attn, block.norm1(of_block[..., :count, :]))
+        return kvs
+
+    def _pooled(self, images: Tensor, towers: list[list[Tensor | None]]) -> Tensor:
+        """(towers * B, pooled tokens, D) after the final norm."""
+        trunk = self.backbone
+        x = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
+        forked = False
+        for i, block in enumerate(trunk.blocks):
+            prompt_kvs = [tower[i] for tower in towers]
+            last = i == len(trunk.blocks) - 1
+            rows = self.pooled_tokens if last and self.pool == "cls" else None
+            x = run_block(block, x, prompt_kvs, forked=forked, rows=rows)
+            forked = forked or (len(towers) == 2 and any(kv is not None for kv in prompt_kvs))
+        if len(towers) == 2 and not forked:
+            x = torch.cat([x, x])
+        x = trunk.norm(x)
+        if self.pool == "avg":
+            x = x[:, 0 if trunk.pool_include_prefix else trunk.num_prefix_tokens :].mean(1, keepdim=True)
+        return trunk.fc_norm(x)
