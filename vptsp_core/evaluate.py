@@ -133,6 +133,7 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Embedder
     config = RunConfig.from_dict(json.loads((path / "config.json").read_text()))
     learned = read_weights(path / WEIGHTS)
     num_classes = len(learned["proxies.bias"]) if "proxies.bias" in learned else 1
+    torch.manual_seed(config.seed)  # for weights = "random", which are drawn from the run's seed
     backbone = load_backbone(config.backbone, config.weights, config.image_size)
     # What only training needs is left out of the file, and is built small: no class prompts, no proxy tower.
     slim = config if config.method != "vptsp" else config.replace(method="vpt")

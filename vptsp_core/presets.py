@@ -19,7 +19,7 @@ _CARS = dict(
     prompts=80, prompt_step=2, class_prompts=50, class_layers=8, class_step=2,
 )  # fmt: skip
 _SOP = dict(dataset="sop", **_ROWWISE, weight_decay=1e-4, epochs=120, eval_start=30, cosine_T=120, batch=32, alpha=0.2)
-_INSHOP = dict(dataset="inshop", **_ROWWISE, cosine_T=100, batch=32, alpha=0.2)
+_INSHOP = dict(dataset="inshop", **_ROWWISE, cosine_T=100, batch=32)
 
 PRESETS: dict[str, dict[str, Any]] = {
     "cub200-vits16": dict(_S, dataset="cub200"),
@@ -34,9 +34,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         _B, **_SOP, cosine_min=1e-7, prompt_step=5, class_prompts=5, class_layers=8, gru_dropout=0.5,
     ),
     "inshop-vits16": dict(
-        _S, **_INSHOP, weight_decay=1e-7, epochs=80, eval_start=40, cosine_min=5e-6, class_prompts=80, gru_dropout=0.1,
+        _S, **_INSHOP, weight_decay=1e-7, epochs=80, eval_start=40, cosine_min=5e-6, class_prompts=80, alpha=0.2,
+        gru_dropout=0.1,
     ),
-    "inshop-vitb16": dict(_B, **_INSHOP, weight_decay=0.0, epochs=75, eval_start=20, cosine_min=1e-6, class_prompts=60),
+    "inshop-vitb16": dict(
+        _B, **_INSHOP, weight_decay=0.0, epochs=75, eval_start=20, cosine_min=1e-6, class_prompts=60, alpha=0.3,
+    ),
     "inaturalist-vitb16": dict(
         _B, **_ROWWISE, dataset="inaturalist", weight_decay=0.0, epochs=40, eval_start=5, cosine_T=50, cosine_min=1e-6,
         batch=64, prompt_step=5, class_prompts=10, alpha=0.2,

@@ -6,7 +6,7 @@ hold percent from then on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ _STYLE: list[Any] = [
     {"selector": "th, td", "props": "padding: 0.25em 0.7em; text-align: right; font-variant-numeric: tabular-nums"},
     {"selector": "th.row_heading", "props": "text-align: left; font-weight: normal; white-space: nowrap"},
     {"selector": "th.col_heading.level0", "props": "text-align: center; border-bottom: 1px solid #999"},
-    {"selector": "caption", "props": "text-align: left; padding-bottom: 0.4em; font-size: 1.05em; color: inherit"},
 ]
 
 
@@ -54,10 +53,8 @@ def watched() -> bool:
     """Whether someone watches this notebook (then progress bars help); False under papermill and in scripts."""
     from IPython.core.getipython import get_ipython
 
-    kernel = getattr(get_ipython(), "kernel", None)
-    if kernel is None:
-        return False
-    return bool(kernel.get_parent().get("content", {}).get("allow_stdin"))  # papermill answers no questions
+    kernel = getattr(get_ipython(), "kernel", None)  # papermill answers no questions, a person may
+    return kernel is not None and bool(kernel.get_parent().get("content", {}).get("allow_stdin"))
 
 
 def paper_table(name: str) -> pd.DataFrame:
@@ -130,7 +127,7 @@ def compare(
     return pd.DataFrame(out, index=pd.Index(index, name=on))
 
 
-def styled(table: pd.DataFrame, caption: str = "", formats: Mapping[Any, str] | None = None) -> Styler:
+def styled(table: pd.DataFrame, formats: Mapping[Any, str] | None = None) -> Styler:
     """A table to look at: one decimal, signed differences, empty cells where there is no number.
 
     Args:
@@ -145,8 +142,8 @@ def styled(table: pd.DataFrame, caption: str = "", formats: Mapping[Any, str] | 
     table = table.rename_axis(None)
     shown = table.style.format(chosen, na_rep="").set_table_styles(_STYLE)
     shown = shown.format_index(lambda label: label if isinstance(label, str) else f"{label:g}")
-    if caption:
-        shown = shown.set_caption(caption)
+    words: list[Hashable] = [column for column in table.columns if not pd.api.types.is_numeric_dtype(table[column])]
+    shown = shown.set_properties(subset=words, **{"text-align": "left"})
     if isinstance(table.columns, pd.MultiIndex):
         light = [column for column in table.columns if column[-1] == PAPER]
         shown = shown.set_properties(subset=pd.IndexSlice[:, light], **{"opacity": "0.65"})
@@ -155,7 +152,7 @@ def styled(table: pd.DataFrame, caption: str = "", formats: Mapping[Any, str] | 
 
 def record_table(runs: Sequence[Run]) -> pd.DataFrame:
     """What the runs ran on: one row a fact, all its values (a single one, if the runs are comparable)."""
-    facts: dict[str, list[str]] = {"runs": [str(len(runs))]}
+    facts: dict[str, dict[str, None]] = {"runs": {str(len(runs)): None}}  # dicts: sets that keep their order
     for run in runs:
         record = run.record
         fact = {
@@ -173,11 +170,9 @@ def record_table(runs: Sequence[Run]) -> pd.DataFrame:
             "run": record["hash"],
         }
         for key, value in fact.items():
-            facts.setdefault(key, [])
-            if str(value) not in facts[key]:
-                facts[key].append(str(value))
+            facts.setdefault(key, {})[str(value)] = None
     if runs:
-        facts["seconds of training and evaluation, all runs"] = [f"{sum(r.record['seconds'] for r in runs):.0f}"]
+        facts["seconds of training and evaluation, all runs"] = {f"{sum(r.record['seconds'] for r in runs):.0f}": None}
     return pd.DataFrame({"value": [", ".join(values) for values in facts.values()]}, index=pd.Index(facts, name="fact"))
 
 

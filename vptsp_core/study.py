@@ -100,8 +100,9 @@ def run(
 
 def build_model(config: RunConfig, num_classes: int, device: torch.device) -> MetricModel:
     """The model of a run at its start, every random tensor drawn from the run's seed."""
-    backbone = load_backbone(config.backbone, config.weights, config.image_size)
     torch.manual_seed(config.seed)
+    backbone = load_backbone(config.backbone, config.weights, config.image_size)
+    torch.manual_seed(config.seed)  # again: what starts beside the backbone is the same whatever its weights are
     return MetricModel(config, backbone, num_classes).to(device)
 
 
@@ -182,7 +183,7 @@ def _record(config: RunConfig, benchmark: Benchmark, model: MetricModel, device:
         else f"cpu, {torch.get_num_threads()} threads",
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "data": {"name": benchmark.name, "train": benchmark.train.fingerprint(), "test": benchmark.test.fingerprint()},
-        "weights": checksum(load_backbone(config.backbone, config.weights, config.image_size)),
+        "weights": checksum(model.vit.backbone),
         "parameters": count_parameters(model),
     }
 

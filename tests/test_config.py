@@ -1,0 +1,91 @@
+"""Run descriptions: what is refused, what is the same run, and the presets against the released files' values."""
+
+import csv
+from importlib import resources
+
+import pytest
+
+from vptsp_core import PRESETS, RunConfig, preset
+from vptsp_core.errors import ConfigError
+
+BAD = [
+    ({"prompt": 3}, "unknown key 'prompt'; did you mean prompts"),
+    ({"alpha": 1.5}, "alpha = 1.5 must lie in [0, 1]"),
+    ({"alpha": float("nan")}, "alpha = nan must be a finite number"),
+    ({"ema_keep": -0.1}, "ema_keep = -0.1 must lie in [0, 1]"),
+    ({"batch": 63}, "batch = 63 must be a multiple of samples_per_class = 2"),
+    ({"batch": 0}, "batch = 0 must be at least 1"),
+    ({"batch": 64.0}, "batch = 64.0 must be of type int, not float"),
+    ({"batch": True}, "batch = True must be of type int, not bool"),
+    ({"lr": "fast"}, "lr = 'fast' must be of type float, not str"),
+    ({"lr": -1}, "lr = -1.0 must not be negative"),
+    ({"epochs": None}, "epochs = None must be of type int, not NoneType"),
+    ({"method": "lora"}, "method = 'lora' must be one of 'frozen', 'full', 'linear', 'vpt', 'vptsp'"),
+    ({"semantics": "mine"}, "semantics = 'mine' must be one of 'released', 'paper'"),
+    ({"accumulator": "lstm"}, "accumulator = 'lstm' must be one of"),
+    ({"class_prompts": 0}, "class_prompts = 0 must be at least 1 for method = 'vptsp'"),
+    ({"method": "full"}, "bitfit must be False for method = 'full'"),
+    ({"resize": 200}, "resize = 200 must be at least image_size = 224"),
+    ({"gru_dropout": 1.0}, "gru_dropout = 1.0 must lie in [0, 1)"),
+    ({"steps_per_epoch": 0}, "steps_per_epoch = 0 must be at least 1"),
+    ({"bitfit": 1}, "bitfit = 1 must be of type bool, not int"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD, ids=[str(b[0]) for b in BAD])
+def test_refused_with_the_key_named(changes, message):
+    with pytest.raises(ConfigError) as caught:
+        preset("cub200-vits16", **changes)
+    text = str(caught.value)
+    assert message.replace("bitfit must", "bitfit = True must") in text and "\n" not in text
+
+
+def test_unknown_preset_lists_the_known():
+    with pytest.raises(ConfigError, match="cub200-vits16"):
+        preset("cub")
+
+
+def test_nine_released_presets_hold_the_released_values():
+    ours = {
+        "timm_name": "backbone", "dim": "embed_dim", "optim": "optimizer", "lr": "lr", "lr_proxy": "lr_proxy",
+        "weight_decay": "weight_decay", "epochs": "epochs", "eval_start": "eval_start", "cosine_T": "cosine_T",
+        "cosine_min": "cosine_min", "batch": "batch", "k": "samples_per_class", "prompts": "prompts",
+        "prompt_layers": "prompt_layers", "prompt_step": "prompt_step", "class_prompts": "class_prompts",
+        "class_layers": "class_layers", "class_step": "class_step", "alpha": "alpha", "gru_dropout": "gru_dropout",
+        "augmentation": "augmentation",
+    }  # fmt: skip
+    text = (resources.files("vptsp_core") / "paper" / "released_presets.csv").read_text()
+    rows = list(csv.DictReader(text.splitlines()))
+    assert len(rows) == 9
+    for row in rows:
+        config = preset(row["preset"])
+        assert config.dataset == row["preset"].split("-")[0]
+        assert config.class_optimizer == ("rowwise" if row["rowwise_bank"] == "yes" else "dense")
+        for column, key in ours.items():
+            value = getattr(config, key)
+            assert value == (row[column] if isinstance(value, str) else float(row[column])), (row["preset"], key)
+
+
+def test_same_numbers_same_hash():
+    base = preset("cub200-vits16")
+    assert base.hash() == preset("cub200-vits16", alpha=0.5).hash() == RunConfig.from_dict(base.to_dict()).hash()
+    assert base.hash() != base.replace(seed=1).hash()
+    assert base.hash() != base.replace(semantics="paper").hash()
+    vpt = base.replace(method="vpt")
+    assert vpt.hash() == vpt.replace(alpha=0.1, class_prompts=7, accumulator="ema").hash() != base.hash()
+    assert vpt.hash() != vpt.replace(prompts=11).hash()
+    assert base.hash() == base.replace(ema_keep=0.7).hash(), "the GRU does not read it"
+    ema = base.replace(accumulator="ema")
+    assert ema.hash() != ema.replace(ema_keep=0.7).hash()
+
+
+def test_hash_is_stable_across_versions_of_the_project():
+    """Finished runs are found by it: change it only together with what the runs compute."""
+    assert preset("cub200-vits16").hash() == "064c051e2806"
+
+
+def test_all_presets_are_valid_and_frozen():
+    for name in PRESETS:
+        config = preset(name)
+        with pytest.raises(AttributeError):
+            config.alpha = 0.1

@@ -1,0 +1,105 @@
+"""Figures show every row they are given, cut nothing off and are kept in both formats."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.lines import Line2D
+from PIL import Image
+
+from vptsp_core import plots
+from vptsp_core.report import paper_table
+from vptsp_core.rows import METHODS, paper_labels
+
+PAPER = paper_labels(paper_table("table1_peft_methods_cub200")).rename(columns={"tunable_params_M": "M"})
+
+
+def our_methods() -> pd.DataFrame:
+    labels = [label for label, row in METHODS.items() if row is not None]
+    scores = np.linspace(20, 60, len(labels))
+    return pd.DataFrame({
+        "label": labels, "M": [0, *np.geomspace(0.7, 0.01, len(labels) - 1)],
+        "R@1": scores, "R@1 ±": 1.0, "MAP@R": scores / 2,
+    })  # fmt: skip
+
+
+def labelled(ax) -> list[str]:
+    entries = [*ax.lines, *ax.containers]
+    return [str(entry.get_label()) for entry in entries if not str(entry.get_label()).startswith("_")]
+
+
+def inside(fig) -> bool:
+    """All that is drawn lies on the figure's canvas."""
+    drawn, canvas = fig.get_tightbbox(FigureCanvasAgg(fig).get_renderer()), fig.bbox_inches
+    return drawn.x0 >= 0 and drawn.y0 >= 0 and drawn.x1 <= canvas.x1 and drawn.y1 <= canvas.y1
+
+
+def test_methods_draws_every_row_and_names_it():
+    ours = our_methods()
+    fig = plots.methods(ours, PAPER, x="M", ys=["R@1", "MAP@R"])
+    assert len(fig.axes) == 4
+    for ax, rows in zip(fig.axes, [ours, PAPER, ours, PAPER], strict=True):
+        assert sorted(labelled(ax)) == sorted(rows["label"])
+    assert {t.get_text() for t in fig.legends[0].get_texts()} == set(METHODS)  # the paper's adapters too
+    linear = next(c for c in fig.axes[0].containers if c.get_label() == "Linear probing")
+    assert linear.lines[0].get_xdata()[0] == ours.set_index("label").loc["Linear probing", "M"]
+    assert linear.has_yerr and not fig.axes[2].containers[0].has_yerr
+    assert inside(fig)
+
+
+def test_methods_without_ours_shows_the_paper():
+    nothing = our_methods()[:0]
+    fig = plots.methods(nothing, PAPER, x="M", ys=["R@1"])
+    assert len(fig.axes) == 1 and len(labelled(fig.axes[0])) == len(PAPER)
+
+
+def test_curves_draw_every_point_and_the_band():
+    alphas = [0.0, 0.5, 1.0]
+    ours = pd.DataFrame({"alpha": alphas, "R@1": [1.0, 3, 2], "R@1 ±": [0.5, 0.5, 0.5], "MAP@R": [1.0, 1, 1]})
+    paper = paper_table("fig3_curves_R1").query("panel == 'd'")
+    paper = paper.rename(columns={"x": "alpha"})
+    fig = plots.curves(ours, paper, x="alpha", ys=["R@1", "MAP@R"], series=["CUB", "Cars"])
+    recall, precision, theirs = fig.axes
+    assert list(recall.lines[0].get_ydata()) == [1, 3, 2] and len(theirs.lines) == 2
+    assert len(theirs.lines[0].get_xdata()) == 6 and theirs.lines[0].get_alpha() == plots.LIGHT
+    band = recall.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == (0.5, 3.5) and not precision.collections
+    assert inside(fig)
+    assert len(plots.curves(ours[:0], paper, x="alpha", ys=["R@1"], series=["CUB"]).axes) == 1
+
+
+def test_maps_draw_every_image_once_and_the_proxies_of_shown_classes():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(20), 5)
+    names, shown = [f"{i:03d}.Bird_{i}" for i in range(20)], [0, 9, 19]
+    points, proxies = rng.normal(size=(100, 2)), {name: rng.normal(size=(20, 2)) for name in "OPQ"}
+    fig = plots.maps({"one": points, "two": points}, labels, names, shown, proxies)
+    for ax in fig.axes:
+        sizes = [len(c.get_offsets()) for c in ax.collections]
+        assert sum(sizes) == 100 + 3 * len(shown) and sizes[0] == 85
+        np.testing.assert_allclose(ax.collections[4].get_offsets()[0], proxies["Q"][0])
+    texts = [t.get_text() for t in fig.legends[0].get_texts()]
+    assert texts[:3] == ["Bird 0", "Bird 9", "Bird 19"] and len(texts) == 3 + 1 + 3
+    assert inside(fig)
+
+
+def test_save_figure_keeps_both_formats_the_same_each_time(tmp_path):
+    fig = plots.methods(our_methods(), PAPER, x="M", ys=["R@1"])
+    shown = plots.save_figure(fig, tmp_path, "fig", "a description")
+    png, pdf = (tmp_path / "figures" / f"fig.{kind}" for kind in ("png", "pdf"))
+    with Image.open(png) as picture:
+        assert picture.width == pytest.approx(200 * fig.get_figwidth(), abs=1)
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 10  # not an empty sheet
+    assert shown.data == png.read_bytes() and shown.alt == "a description" and pdf.read_bytes()[:5] == b"%PDF-"
+    before = pdf.read_bytes()
+    plots.save_figure(plots.methods(our_methods(), PAPER, x="M", ys=["R@1"]), tmp_path, "fig")
+    assert pdf.read_bytes() == before
+    assert sorted(p.name for p in png.parent.iterdir()) == ["fig.pdf", "fig.png"]
+
+
+def test_drawing_leaves_the_global_style_alone():
+    before = {key: matplotlib.rcParams[key] for key in plots.STYLE}
+    plots.methods(our_methods(), PAPER, x="M", ys=["R@1"])
+    assert before == {key: matplotlib.rcParams[key] for key in plots.STYLE} and before != plots.STYLE
+    assert Line2D([], []).get_markersize() == before["lines.markersize"]

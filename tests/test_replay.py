@@ -1,0 +1,62 @@
+"""The golden trajectories of the released implementation, where they are at hand (they are not part of the project)."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import replay
+import torch
+
+FILES = sorted(Path(os.environ.get("VPTSP_GOLDEN", Path(__file__).parents[2] / "shared" / "golden")).glob("*.npz"))
+
+
+@pytest.mark.skipif(not FILES, reason="no golden trajectories; name their folder with VPTSP_GOLDEN")
+def test_golden_trajectories(capsys):
+    assert replay.main([str(path) for path in FILES]) == 0, capsys.readouterr().out
+
+
+def own_trajectory(path, **changes):
+    """A file in the golden layout, of a random model of ours that never learned: no trajectory of the released code."""
+    golden = {
+        "n_classes": 6, "batch_size": 4, "samples_per_class": 2, "embed_dim": 8, "num_prompt": 2, "prompt_depth": 2,
+        "prompt_block_step": 0, "num_p_prompt": 2, "p_prompt_depth": 2, "prompt_p_block_step": 1,
+        "proxy_bias_ratio": 0.5, "lr": 0.0, "lr_proxy": 0.0, "decay": 0.0, "optim": "sgd", "semantic_mix_type": "mix",
+        "prompt_memory_bank": False, "vit_bitfit": False, "rnn_dropout": 0.0, "proxy_mix_keep_ratio": 0.8,
+        "num_heads": 2,
+    } | changes  # fmt: skip
+    torch.manual_seed(0)
+    backbone = replay.VisionTransformer(
+        img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=0, global_pool="token"
+    )
+    data = {f"backbone.{k}": v for k, v in backbone.state_dict().items()}
+    data["images"], data["labels"] = torch.randn(2, 4, 3, 16, 16), torch.tensor([[0, 0, 3, 3], [5, 5, 1, 1]])
+    model = replay.MetricModel(replay.run_config(golden), backbone.eval().requires_grad_(False), 6)
+    data |= {f"init.{k}": v.clone() for k, v in replay.named(model).items() if not k.startswith("backbone.")}
+    with torch.no_grad():
+        rows = model.class_prompts(data["labels"][0][::2])
+        data["step0.embeddings"], p = model.vit(data["images"][0], rows)
+        kept = model.proxies.state.clone()
+        data["step0.proxies_unnormalised"] = model.proxies(p, data["labels"][0][::2])
+        model.proxies.state.copy_(kept)
+        data["losses"] = torch.stack([model.loss(i, t) for i, t in zip(data["images"], data["labels"], strict=True)])
+        data |= {f"final.{k}": v.clone() for k, v in replay.named(model).items()}
+        data["final.embeddings_of_step0_images"] = model(data["images"][0])
+    np.savez(path, config=json.dumps(golden), **{k: v.detach().numpy() for k, v in data.items()})
+
+
+def test_replay_passes_a_true_file_and_fails_a_wrong_one(tmp_path, capsys):
+    own_trajectory(tmp_path / "true.npz")
+    assert replay.main([str(tmp_path / "true.npz")]) == 0
+    for key in ("losses", "final.proxy_state", "final.prompts.1", "final.embeddings_of_step0_images"):
+        with np.load(tmp_path / "true.npz") as file:
+            content = dict(file)
+        content[key] = content[key] * 1.001
+        np.savez(tmp_path / "wrong.npz", **content)
+        assert replay.main([str(tmp_path / "wrong.npz")]) == 1, key
+    capsys.readouterr()
+    (tmp_path / "broken.npz").write_bytes(b"PK nothing")
+    assert replay.main([str(tmp_path / "broken.npz")]) == 2
+    assert replay.main([str(tmp_path / "absent.npz")]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 2

@@ -1,0 +1,268 @@
+"""Runs end to end on the embedded data: resume, reuse, selection, the embedder, bad input on the command line."""
+
+import json
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import vptsp_core
+from vptsp_core import preset, run
+from vptsp_core.__main__ import main, parse_change
+from vptsp_core.backbone import DEMO_VIT, load_backbone
+from vptsp_core.bench import compare_forms, measure_step
+from vptsp_core.data import load_benchmark
+from vptsp_core.errors import VptspError, WeightsError
+from vptsp_core.study import frame, over_seeds, run_folder
+from vptsp_core.train import CHECKPOINT, Trainer
+
+
+def tiny(**changes):
+    return preset("smoke", **{"weights": "random", "steps_per_epoch": 2, "batch": 16, "epochs": 3} | changes)
+
+
+@lru_cache
+def glyphs():
+    return load_benchmark("glyphs")
+
+
+@pytest.fixture(autouse=True)
+def benchmark(monkeypatch):
+    """The glyphs, evaluated on 200 of the test images: these tests are about runs, not about accuracy."""
+    full = glyphs()
+    keep = np.flatnonzero(full.test.labels < 10)
+    monkeypatch.setattr(full.test, "images", full.test.images[keep])
+    monkeypatch.setattr(full.test, "labels", full.test.labels[keep])
+    monkeypatch.setattr(full.test, "class_names", full.test.class_names[:10])
+    monkeypatch.setattr("vptsp_core.study._benchmark", lambda name, data: full)
+    monkeypatch.setattr("vptsp_core.data.load_benchmark", lambda name, data: full)
+    return full
+
+
+METHODS = {
+    "dense": dict(),
+    "rowwise": dict(class_optimizer="rowwise"),
+    "ema": dict(accumulator="ema", semantics="paper"),
+    "dropout": dict(gru_dropout=0.3),
+    "sgd": dict(optimizer="sgd", lr=0.01, class_optimizer="rowwise"),
+    "vpt": dict(method="vpt"),
+    "full": dict(method="full", bitfit=False),
+}
+
+
+class Cut(Exception):
+    """Stands for the power going off."""
+
+
+@pytest.mark.parametrize("changes", METHODS.values(), ids=METHODS.keys())
+def test_a_run_cut_short_ends_as_if_it_had_not_been(tmp_path, monkeypatch, changes):
+    config = tiny(**changes)
+    whole = run(config, results=tmp_path / "whole", progress=False)
+    save, saved = Trainer._save, []
+
+    def save_then_cut(self, row):
+        save(self, row)
+        saved.append(row)
+        if len(saved) == 2:
+            raise Cut
+
+    monkeypatch.setattr(Trainer, "_save", save_then_cut)
+    with pytest.raises(Cut):
+        run(config, results=tmp_path / "cut", progress=False)
+    folder = run_folder(config, tmp_path / "cut")
+    assert (folder / CHECKPOINT).exists() and not (folder / "metrics.json").exists()
+    monkeypatch.setattr(Trainer, "_save", save)
+    torch.rand(11)
+    resumed = run(config, results=tmp_path / "cut", progress=False)
+    pd.testing.assert_frame_equal(
+        whole.history.drop(columns="seconds"), resumed.history.drop(columns="seconds"), check_exact=True
+    )
+    ours, theirs = (load_file(r.path / "model.safetensors") for r in (whole, resumed))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_a_finished_run_is_returned_and_not_repeated(tmp_path, monkeypatch):
+    config = tiny()
+    first = run(config, results=tmp_path, progress=False)
+    monkeypatch.setattr(Trainer, "run", lambda self: pytest.fail("trained again"))
+    again = run(config, results=tmp_path, progress=False)
+    assert again.metrics == first.metrics and again.path == first.path
+    assert sorted(p.name for p in first.path.iterdir()) == [
+        "config.json", "history.csv", "metrics.json", "model.safetensors", "record.json",
+    ]  # fmt: skip
+    record = first.record
+    assert record["hash"] == config.hash() and record["versions"]["torch"] == torch.__version__
+    assert {"commit", "device", "data", "weights", "parameters", "seconds"} <= record.keys()
+
+
+def test_selection(tmp_path, monkeypatch):
+    """released: every metric at its best epoch; last: the last epoch, whatever came before."""
+    scores = iter([(0.3, 0.2), (0.5, 0.1), (0.4, 0.15)] * 2)
+    monkeypatch.setattr(
+        "vptsp_core.study.evaluate", lambda model, benchmark: dict(zip(("R@1", "MAP@R"), next(scores), strict=True))
+    )
+    best = run(tiny(), results=tmp_path, progress=False)
+    assert best.metrics == {"R@1": 0.5, "MAP@R": 0.2, "epoch": 2}
+    last = run(tiny(selection="last"), results=tmp_path, progress=False)
+    assert last.metrics == {"R@1": 0.4, "MAP@R": 0.15, "epoch": 3}
+
+
+def test_metrics_come_from_the_saved_weights(tmp_path, benchmark):
+    """The embedder that is taken away scores what the run reports."""
+    config = tiny(selection="last")
+    done = run(config, results=tmp_path, progress=False)
+    embedder = vptsp_core.load(done.path, "cpu")
+    test = benchmark.test
+    embeddings = embedder.embed(test)
+    assert embeddings.shape == (200, config.embed_dim) and embeddings.dtype == np.float32
+    assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    metrics = vptsp_core.retrieval_metrics(embeddings, test.labels)
+    assert metrics["R@1"] == pytest.approx(done.metrics["R@1"], abs=1e-9)
+    pictures = [test.image(i) for i in range(5)]
+    assert np.allclose(embedder.embed(pictures), embeddings[:5], atol=1e-5)
+    scores, places = embedder.index(test).search(pictures, k=3)
+    assert (places[:, 0] == np.arange(5)).all() and scores.shape == (5, 3)
+    assert (done.path / "model.safetensors").stat().st_size < 400_000, "only what was learned"
+
+
+def test_embedder_takes_paths_and_needs_an_index(tmp_path, benchmark):
+    done = run(tiny(method="frozen", bitfit=False), results=tmp_path, progress=False)
+    embedder = vptsp_core.load(done.path, "cpu")
+    test = benchmark.test
+    test.image(0).save(tmp_path / "one.png")
+    assert np.allclose(embedder.embed(tmp_path / "one.png"), embedder.embed([test.image(0)]), atol=1e-6)
+    with pytest.raises(VptspError, match="call index"):
+        embedder.search([test.image(0)])
+    with pytest.raises(WeightsError, match="no finished run"):
+        vptsp_core.load(tmp_path)
+
+
+def test_weights_file_counts_by_content_not_by_place(tmp_path):
+    state = load_backbone("demo_vit").state_dict()
+    for place in ("a", "b"):
+        save_file(state, tmp_path / f"{place}.safetensors")
+    torch.save(state, tmp_path / "c.pth")
+    folders = [run_folder(tiny(weights=str(tmp_path / n)), tmp_path) for n in ("a.safetensors", "b.safetensors")]
+    assert folders[0] == folders[1] != run_folder(tiny(), tmp_path)
+    for name in ("a.safetensors", "c.pth"):
+        loaded = load_backbone("demo_vit", str(tmp_path / name)).state_dict()
+        assert all(torch.equal(loaded[key], state[key]) for key in state)
+
+
+def test_seeds_are_averaged_with_students_interval():
+    table = pd.DataFrame({"method": ["a", "a", "a", "b"], "R@1": [0.5, 0.6, 0.7, 0.4]})
+    out = over_seeds(table, ["method"], ["R@1"])
+    assert out["R@1"].tolist() == pytest.approx([0.6, 0.4]) and out["seeds"].tolist() == [3, 1]
+    assert out["R@1 ±"][0] == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-5) and np.isnan(out["R@1 ±"][1])
+
+
+def test_frame_holds_config_and_metrics(tmp_path):
+    table = frame([run(tiny(), results=tmp_path, progress=False)])
+    assert table.loc[0, "alpha"] == 0.5 and 0 <= table.loc[0, "R@1"] <= 1 and table.loc[0, "tunable"] > 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(VptspError, match="loss is not finite from step .* lower the learning rates"):
+        run(tiny(optimizer="sgd", lr=1e30, lr_proxy=1e30), results=tmp_path, progress=False)
+
+
+def test_a_foreign_or_broken_checkpoint_is_refused(tmp_path):
+    folder = run_folder(tiny(), tmp_path)
+    folder.mkdir(parents=True)
+    (folder / CHECKPOINT).write_bytes(b"PK\x03\x04 not a checkpoint")
+    with pytest.raises(WeightsError, match="unreadable; delete it"):
+        run(tiny(), results=tmp_path, progress=False)
+    torch.save({"config": "other"}, folder / CHECKPOINT)
+    with pytest.raises(WeightsError, match="of another run"):
+        run(tiny(), results=tmp_path, progress=False)
+
+
+def test_bench_measures_both_forms():
+    found = compare_forms(tiny(), device="cpu", steps=2, warmup=1)
+    assert found["ratio min"] <= found["ratio"] <= found["ratio max"] and found["turns"] == 2
+    assert found["ours"]["memory_MB"] < found["textbook"]["memory_MB"], "our form keeps less for the backward pass"
+    linear, full = (
+        measure_step(tiny(method=method, bitfit=False), device="cpu", steps=1)["memory_MB"]
+        for method in ("linear", "full")
+    )
+    assert linear < full / 2
+
+
+BAD_COMMANDS = {
+    "unknown preset": (["train", "--preset", "cub"], "unknown preset 'cub'"),
+    "unknown key": (["train", "--set", "alhpa=1"], "unknown key 'alhpa'; did you mean alpha"),
+    "not key=value": (["train", "--set", "alpha"], "write KEY=VALUE"),
+    "impossible value": (["train", "--set", "alpha=2"], "alpha = 2.0 must lie in [0, 1]"),
+    "no data folder": (["train", "--preset", "cub200-vits16"], "--data DIR"),
+    "missing data folder": (["train", "--preset", "cub200-vits16", "--data", "nowhere"], "no folder nowhere"),
+    "unknown backbone": (["train", "--set", "backbone=vit_smal"], "backbone 'vit_smal' is no timm model"),
+    "other family": (["train", "--set", "backbone=resnet18", "weights=random"], "is a ResNet"),
+    "no such weights": (["train", "--set", "weights=nowhere.pth"], "weights nowhere.pth: no such file"),
+    "too many prompt layers": (["train", "--set", "prompt_layers=7"], "prompt_layers = 7 must be at most 6"),
+    "no run": (["evaluate", "nowhere"], "holds no finished run"),
+    "fp16 on the CPU": (["train", "--set", "precision=fp16", "--device", "cpu"], "needs a GPU"),
+}
+
+
+@pytest.mark.parametrize(("command", "message"), BAD_COMMANDS.values(), ids=BAD_COMMANDS.keys())
+def test_bad_input_is_one_line_and_status_2(command, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.undo()  # the real data set look-up
+    monkeypatch.chdir(tmp_path)
+    if command[0] == "train":
+        command = [*command, "--results", str(tmp_path / "results")]
+    assert main(command) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
+    assert not list((tmp_path / "results").rglob("*.safetensors"))
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path, capsys):
+    state = load_backbone("demo_vit").state_dict()
+    cases = {
+        "shape": (state | {"pos_embed": torch.zeros(1, 5, DEMO_VIT["embed_dim"])}, "pos_embed has shape (1, 5, 96)"),
+        "missing": ({k: v for k, v in state.items() if k != "norm.bias"}, "lacks norm.bias"),
+        "unknown": (state | {"extra": torch.zeros(1)}, "has extra"),
+    }
+    for name, (content, message) in cases.items():
+        save_file(content, tmp_path / f"{name}.safetensors")
+        assert main(["train", "--set", f"weights={tmp_path / name}.safetensors", "--results", str(tmp_path)]) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "short.safetensors").write_bytes((tmp_path / "shape.safetensors").read_bytes()[:1000])
+    assert main(["train", "--set", f"weights={tmp_path}/short.safetensors", "--results", str(tmp_path)]) == 2
+    assert "unreadable" in capsys.readouterr().err
+
+
+def test_pickled_code_in_a_weights_file_is_not_run(tmp_path, capsys):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"norm.weight": Bomb()}, tmp_path / "bomb.pth")
+    assert main(["train", "--set", f"weights={tmp_path}/bomb.pth", "--results", str(tmp_path)]) == 2
+    assert "unreadable" in capsys.readouterr().err and not (tmp_path / "ran").exists()
+
+
+def test_results_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert main(["train", "--preset", "smoke", "--results", str(tmp_path / "file" / "results")]) == 2
+    error = capsys.readouterr().err
+    assert "cannot write" in error and "choose another folder" in error and len(error.strip().splitlines()) == 1
+
+
+def test_command_line_trains_evaluates_and_finds_again(tmp_path, capsys):
+    command = ["train", "--preset", "smoke", "--set", "weights=random", "batch=16", "--results", str(tmp_path)]
+    assert main(command) == 0
+    path = capsys.readouterr().out.strip().splitlines()[-2]
+    metrics = json.loads((vptsp_core.study.Path(path) / "metrics.json").read_text())
+    assert main(["evaluate", path]) == 0
+    assert f"R@1 {metrics['R@1']:.4f}" in capsys.readouterr().out
+    assert main(["--help"]) == 0 and main(["nonsense"]) == 2
+
+
+def test_parse_change():
+    assert [parse_change(f"a={v}")[1] for v in ("1", "0.5", "ema", "True", "None", "false")] == [
+        1, 0.5, "ema", True, None, False,
+    ]  # fmt: skip
