@@ -203,6 +203,8 @@ BAD_COMMANDS = {
     "no such weights": (["train", "--set", "weights=nowhere.pth"], "weights nowhere.pth: no such file"),
     "too many prompt layers": (["train", "--set", "prompt_layers=7"], "prompt_layers = 7 must be at most 6"),
     "no run": (["evaluate", "nowhere"], "holds no finished run"),
+    "no epochs": (["train", "--set", "epochs=0"], "use method = 'frozen'"),
+    "more classes than there are": (["train", "--set", "batch=128", "samples_per_class=1"], "lower batch"),
     "fp16 on the CPU": (["train", "--set", "precision=fp16", "--device", "cpu"], "needs a GPU"),
 }
 
@@ -216,7 +218,7 @@ def test_bad_input_is_one_line_and_status_2(command, message, tmp_path, capsys, 
     assert main(command) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
-    assert not list((tmp_path / "results").rglob("*.safetensors"))
+    assert not [path for path in (tmp_path / "results").rglob("*") if path.is_file() or path.parent.name == "runs"]
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path, capsys):

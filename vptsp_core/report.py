@@ -6,7 +6,7 @@ hold percent from then on.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from vptsp_core.study import Run, frame, over_seeds
 
 PAPER, OURS, DIFFERENCE = "paper", "ours", "difference"
 _FOLDERS = {"sop": "online_products"}  # where a data set's folder has another name than the data set
+_CELL = "padding: 0.25em 0.7em; text-align: right; font-variant-numeric: tabular-nums"
 _STYLE: list[Any] = [
-    {"selector": "th, td", "props": "padding: 0.25em 0.7em; text-align: right; font-variant-numeric: tabular-nums"},
+    {"selector": "th", "props": _CELL},
+    {"selector": "td", "props": _CELL},
     {"selector": "th.row_heading", "props": "text-align: left; font-weight: normal; white-space: nowrap"},
     {"selector": "th.col_heading.level0", "props": "text-align: center; border-bottom: 1px solid #999"},
 ]
@@ -37,10 +39,8 @@ def place(path: str | Path) -> Path:
 
 
 def absent_data(config: RunConfig, data: str | Path | None, notebook: str) -> str:
-    """Empty where the run's data set can be read, else one line: what is not there, and the command that mends it.
-
-    A folder that is there and holds the wrong things is not absent; loading it says what is wrong.
-    """
+    """Empty where the data set's folder is there (if it is broken, loading it says so), else one line: what is not
+    there, and the command that mends it."""
     folder = _FOLDERS.get(config.dataset, config.dataset)
     if config.dataset == "glyphs" or (data is not None and (place(data) / folder).is_dir()):
         return ""
@@ -142,8 +142,9 @@ def styled(table: pd.DataFrame, formats: Mapping[Any, str] | None = None) -> Sty
     table = table.rename_axis(None)
     shown = table.style.format(chosen, na_rep="").set_table_styles(_STYLE)
     shown = shown.format_index(lambda label: label if isinstance(label, str) else f"{label:g}")
-    words: list[Hashable] = [column for column in table.columns if not pd.api.types.is_numeric_dtype(table[column])]
-    shown = shown.set_properties(subset=words, **{"text-align": "left"})
+    words = [at for at, kind in enumerate(table.dtypes) if not pd.api.types.is_numeric_dtype(kind)]
+    left: list[Any] = [{"selector": f"td.col{at}", "props": "text-align: left"} for at in words]
+    shown = shown.set_table_styles(left, overwrite=False)
     if isinstance(table.columns, pd.MultiIndex):
         light = [column for column in table.columns if column[-1] == PAPER]
         shown = shown.set_properties(subset=pd.IndexSlice[:, light], **{"opacity": "0.65"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,10 +24,10 @@ from tqdm.auto import tqdm
 from vptsp_core.backbone import checksum, load_backbone
 from vptsp_core.config import RunConfig
 from vptsp_core.data import Benchmark, load_benchmark
-from vptsp_core.errors import ConfigError, WeightsError
+from vptsp_core.errors import ConfigError, VptspError, WeightsError
 from vptsp_core.evaluate import evaluate
 from vptsp_core.files import writable_folder, write_bytes, write_json
-from vptsp_core.train import CHECKPOINT, WEIGHTS, Trainer
+from vptsp_core.train import CHECKPOINT, WEIGHTS, Trainer, autocast_dtype
 from vptsp_core.tuning import MetricModel, count_parameters
 
 CONFIG, METRICS, HISTORY, RECORD = "config.json", "metrics.json", "history.csv", "record.json"
@@ -77,25 +78,37 @@ def run(
     benchmark = _benchmark(config.dataset, str(data or os.environ.get("VPTSP_DATA") or "") or None)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = build_model(config, benchmark.train.num_classes, target)
-    writable_folder(path)
-    write_json(path / CONFIG, config.to_dict())
     record = _record(config, benchmark, model, target)
+    writable_folder(path)
     start = time.perf_counter()
-    if config.method == "frozen":
-        write_bytes(path / WEIGHTS, safetensors.torch.save({}))
-        history = [{"epoch": 0, **evaluate(model, benchmark)}]
-    else:
-        trainer = Trainer(model, benchmark.train, path, lambda m: evaluate(m, benchmark), progress=progress)
-        history = trainer.run()
-        if not history:
-            raise ConfigError("epochs = 0 trains nothing; use method = 'frozen' for the backbone as it is")
+    try:
+        history = _history(config, benchmark, model, path, progress)
+    except VptspError:
+        with contextlib.suppress(OSError):
+            path.rmdir()  # only where nothing was learned: a checkpoint keeps the folder
+        raise
     frame = pd.DataFrame(history)
     record["seconds"] = round(time.perf_counter() - start, 2)
+    write_json(path / CONFIG, config.to_dict())
     write_bytes(path / HISTORY, frame.to_csv(index=False).encode())
     write_json(path / RECORD, record)
     write_json(path / METRICS, _selected(frame, config.selection))  # last: its presence says that the run is finished
     (path / CHECKPOINT).unlink(missing_ok=True)
     return read_run(path)
+
+
+def _history(
+    config: RunConfig, benchmark: Benchmark, model: MetricModel, path: Path, progress: bool
+) -> list[dict[str, float]]:
+    if config.method == "frozen":
+        model.vit.autocast = autocast_dtype(config.precision, next(model.parameters()).device)
+        metrics = evaluate(model, benchmark)
+        write_bytes(path / WEIGHTS, safetensors.torch.save({}))
+        return [{"epoch": 0, **metrics}]
+    if config.epochs == 0:
+        raise ConfigError("epochs = 0 trains nothing; use method = 'frozen' for the backbone as it is")
+    trainer = Trainer(model, benchmark.train, path, lambda m: evaluate(m, benchmark), progress=progress)
+    return trainer.run()
 
 
 def build_model(config: RunConfig, num_classes: int, device: torch.device) -> MetricModel:

@@ -54,14 +54,14 @@ class Variation:
 
 
 MILD = Variation(
-    turn=0.07, shear=0.10, scale=(0.60, 0.80), stretch=0.08, shift=0.10, bend=0.02,
-    weight=0.08, edge=(3.0, 7.0), contrast=(0.70, 1.0), inverse=0.50, chroma=0.30, shade=0.20,
-    texture=0.03, clutter=0.40, scratch=0.15, noise=0.04,
+    turn=0.06, shear=0.10, scale=(0.60, 0.80), stretch=0.08, shift=0.10, bend=0.02,
+    weight=0.08, edge=(3.0, 7.0), contrast=(0.70, 1.0), inverse=0.40, chroma=0.30, shade=0.15,
+    texture=0.03, clutter=0.20, scratch=0.08, noise=0.04,
 )  # fmt: skip
 WILD = Variation(
-    turn=0.08, shear=0.20, scale=(0.55, 0.82), stretch=0.15, shift=0.14, bend=0.04,
-    weight=0.12, edge=(1.8, 6.0), contrast=(0.60, 1.0), inverse=0.50, chroma=0.35, shade=0.30,
-    texture=0.08, clutter=0.60, scratch=0.30, noise=0.06,
+    turn=0.07, shear=0.12, scale=(0.58, 0.82), stretch=0.08, shift=0.10, bend=0.03,
+    weight=0.09, edge=(2.5, 7.0), contrast=(0.65, 1.0), inverse=0.50, chroma=0.32, shade=0.25,
+    texture=0.04, clutter=0.35, scratch=0.12, noise=0.045,
 )  # fmt: skip
 
 
