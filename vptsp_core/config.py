@@ -71,7 +71,7 @@ class RunConfig:
     samples_per_class: int = 2  # [k]
     image_size: int = 224
     resize: int = 256
-    augmentation: Literal["base", "gentle"] = "base"  # base: the paper's; gentle: no flip, crops of 60 % up
+    augmentation: Literal["base", "gentle"] = "base"  # base: the paper's; gentle: no flip, crops of 85 % up
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on a GPU that has it, else fp32
     selection: Literal["released", "last"] = "released"  # released: best epoch ON THE TEST SET
     seed: int = 0
