@@ -24,9 +24,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import vptsp_core  # noqa: E402, F401  (first: it lets timm import torchvision)
+
+# isort: split
 from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 
-import vptsp_core  # noqa: E402, F401  (lets timm import torchvision)
 from vptsp_core.config import RunConfig  # noqa: E402
 from vptsp_core.errors import VptspError  # noqa: E402
 from vptsp_core.tuning import MetricModel, make_optimizers  # noqa: E402

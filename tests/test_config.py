@@ -75,6 +75,8 @@ def test_same_numbers_same_hash():
     assert vpt.hash() == vpt.replace(alpha=0.1, class_prompts=7, accumulator="ema").hash() != base.hash()
     assert vpt.hash() != vpt.replace(prompts=11).hash()
     assert base.hash() == base.replace(ema_keep=0.7).hash(), "the GRU does not read it"
+    frozen = base.replace(method="frozen", bitfit=False)
+    assert frozen.hash() == frozen.replace(lr=1.0, epochs=3, batch=8).hash() != frozen.replace(resize=300).hash()
     ema = base.replace(accumulator="ema")
     assert ema.hash() != ema.replace(ema_keep=0.7).hash()
 

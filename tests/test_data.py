@@ -54,12 +54,25 @@ def test_half_a_cub_is_refused_with_the_counts(cub):
         os.link(cub / "picture.jpg", gone)
 
 
+def test_a_class_with_one_image_is_refused_by_name(cub):
+    images = cub / "cub200" / "images"
+    moved = sorted((images / "004.Bird_3").iterdir())[1:]
+    for path in moved:  # the totals stay right
+        path.rename(images / "005.Bird_4" / f"moved_{path.name}")
+    try:
+        with pytest.raises(DataError, match="004.Bird_3 has 1 image"):
+            load_benchmark("cub200", cub)
+    finally:
+        for path in moved:
+            (images / "005.Bird_4" / f"moved_{path.name}").rename(path)
+
+
 def test_absent_data_is_refused_with_the_mend(tmp_path):
     with pytest.raises(DataError, match="--data"):
         load_benchmark("cub200")
     with pytest.raises(DataError, match="no folder .*cub200"):
         load_benchmark("cub200", tmp_path)
-    with pytest.raises(DataError, match="known: glyphs, cub200"):
+    with pytest.raises(DataError, match="cannot be read by this version; known: glyphs, cub200"):
         load_benchmark("cars")
 
 

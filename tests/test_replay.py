@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,17 @@ def own_trajectory(path, **changes):
         data |= {f"final.{k}": v.clone() for k, v in replay.named(model).items()}
         data["final.embeddings_of_step0_images"] = model(data["images"][0])
     np.savez(path, config=json.dumps(golden), **{k: v.detach().numpy() for k, v in data.items()})
+
+
+def test_the_documented_command_runs_on_its_own(tmp_path):
+    """As a person types it: no test runner has imported anything before."""
+    own_trajectory(tmp_path / "true.npz")
+    script = Path(replay.__file__)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "true.npz")], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0 and "within" in done.stdout, done.stderr
 
 
 def test_replay_passes_a_true_file_and_fails_a_wrong_one(tmp_path, capsys):

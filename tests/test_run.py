@@ -180,6 +180,20 @@ def test_a_foreign_or_broken_checkpoint_is_refused(tmp_path):
         run(tiny(), results=tmp_path, progress=False)
 
 
+def test_a_damaged_run_is_named_in_one_line(tmp_path):
+    done = run(tiny(epochs=1), results=tmp_path, progress=False)
+    weights = load_file(done.path / "model.safetensors")
+    save_file(weights | {"proxies.bias": torch.zeros(3, 3)}, done.path / "model.safetensors")
+    with pytest.raises(WeightsError, match="proxies.bias does not fit"):
+        vptsp_core.load(done.path, "cpu")
+    (done.path / "config.json").write_text("[1")
+    with pytest.raises(WeightsError, match="config.json: unreadable"):
+        vptsp_core.load(done.path, "cpu")
+    (done.path / "config.json").write_text("[]")
+    with pytest.raises(WeightsError, match="holds no finished run"):
+        run(tiny(epochs=1), results=tmp_path, progress=False)
+
+
 def test_bench_measures_both_forms():
     found = compare_forms(tiny(), device="cpu", steps=2, warmup=1)
     assert found["ratio min"] <= found["ratio"] <= found["ratio max"] and found["turns"] == 2
@@ -205,6 +219,9 @@ BAD_COMMANDS = {
     "no run": (["evaluate", "nowhere"], "holds no finished run"),
     "no epochs": (["train", "--set", "epochs=0"], "use method = 'frozen'"),
     "more classes than there are": (["train", "--set", "batch=128", "samples_per_class=1"], "lower batch"),
+    "no such device": (["train", "--preset", "smoke", "--device", "banana"], "device 'banana' cannot be used here"),
+    "seed too large": (["train", "--preset", "smoke", "--set", f"seed={2**70}"], "must be below 2 ** 63"),
+    "vpt without prompts": (["train", "--set", "method=vpt", "prompts=0"], "must be at least 1 for method = 'vpt'"),
     "fp16 on the CPU": (["train", "--set", "precision=fp16", "--device", "cpu"], "needs a GPU"),
 }
 

@@ -151,7 +151,9 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix in (".pth", ".pt", ".bin"):
             state = torch.load(path, map_location="cpu", weights_only=True)
             state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else state
-            if isinstance(state, dict) and all(isinstance(value, torch.Tensor) for value in state.values()):
+            if isinstance(state, dict) and all(
+                isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+            ):
                 return state
             raise WeightsError(f"weights {path}: holds no table of tensors; save model.state_dict()")
     except WeightsError:

@@ -19,7 +19,7 @@ from vptsp_core.errors import VptspError
 from vptsp_core.files import write_json
 from vptsp_core.presets import preset
 from vptsp_core.study import build_model
-from vptsp_core.train import autocast_dtype
+from vptsp_core.train import autocast_dtype, pick_device
 from vptsp_core.tuning import MetricModel, make_optimizers
 
 FORMS: dict[str, Callable[[MetricModel, Tensor, Tensor], Tensor]] = {
@@ -32,7 +32,7 @@ class StepBench:
     """One training step on random images, of a model with random weights (neither changes the time)."""
 
     def __init__(self, config: RunConfig, form: str = "ours", device: str | None = None) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = pick_device(device)
         classes = max(100, config.batch // config.samples_per_class)
         self.model = build_model(config.replace(weights="random"), classes, self.device).train()
         self.model.vit.autocast = autocast_dtype(config.precision, self.device)

@@ -23,6 +23,11 @@ _PROMPT_KEYS = ("prompts", "prompt_layers", "prompt_step")
 _SEMANTIC_KEYS = (
     "class_prompts", "class_layers", "class_step", "class_optimizer", "accumulator", "ema_keep", "gru_dropout", "alpha",
 )  # fmt: skip
+_TRAINING_KEYS = (
+    "embed_dim", "loss_scale", "loss_margin", "optimizer", "lr", "lr_proxy", "weight_decay", "momentum", "epochs",
+    "eval_start", "cosine_T", "cosine_min", "steps_per_epoch", "batch", "samples_per_class", "augmentation",
+    "selection",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +93,7 @@ class RunConfig:
             "eval_start", "seed", "lr", "lr_proxy", "weight_decay", "cosine_min", "loss_margin",
         ):  # fmt: skip
             self._require(key, getattr(self, key) >= 0, "must not be negative")
+        self._require("seed", self.seed < 2**63, "must be below 2 ** 63")
         for key in ("alpha", "ema_keep"):
             self._require(key, 0 <= getattr(self, key) <= 1, "must lie in [0, 1]")
         for key in ("gru_dropout", "momentum"):
@@ -101,6 +107,9 @@ class RunConfig:
         if self.method == "vptsp":
             self._require("class_prompts", self.class_prompts >= 1, "must be at least 1 for method = 'vptsp'")
             self._require("class_layers", self.class_layers >= 1, "must be at least 1 for method = 'vptsp'")
+        if self.method == "vpt":
+            for key in ("prompts", "prompt_layers"):
+                self._require(key, getattr(self, key) >= 1, "must be at least 1 for method = 'vpt'")
         if self.method in ("frozen", "full"):
             self._require("bitfit", not self.bitfit, f"must be False for method = {self.method!r}")
 
@@ -146,6 +155,8 @@ class RunConfig:
             unread += _PROMPT_KEYS
         if self.optimizer != "sgd":
             unread += ("momentum",)
+        if self.method == "frozen":
+            unread += _TRAINING_KEYS
         kept = {key: value for key, value in sorted(values.items()) if key not in unread}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -172,7 +183,7 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
         return None
     wanted = next(option for option in options if option is not type(None))
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 2**1023 else float("inf")
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         raise ConfigError(f"{key} = {value!r} must be of type {wanted.__name__}, not {type(value).__name__}")
     if wanted is float and not (value == value and abs(value) != float("inf")):

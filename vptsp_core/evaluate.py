@@ -19,7 +19,7 @@ from vptsp_core.data.loading import eval_batches, eval_transform
 from vptsp_core.errors import VptspError, WeightsError
 from vptsp_core.metrics import retrieval_metrics
 from vptsp_core.neighbours import nearest_neighbours
-from vptsp_core.train import WEIGHTS, autocast_dtype
+from vptsp_core.train import WEIGHTS, autocast_dtype, pick_device
 from vptsp_core.tuning import MetricModel
 
 RECALL_AT = {
@@ -130,7 +130,10 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Embedder
     for name in ("config.json", WEIGHTS, "metrics.json"):
         if not (path / name).is_file():
             raise WeightsError(f"{path} holds no finished run ({name} is missing); give the folder of one")
-    config = RunConfig.from_dict(json.loads((path / "config.json").read_text()))
+    try:
+        config = RunConfig.from_dict(dict(json.loads((path / "config.json").read_text())))
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{path / 'config.json'}: unreadable; delete the folder and run it again") from error
     learned = read_weights(path / WEIGHTS)
     num_classes = len(learned["proxies.bias"]) if "proxies.bias" in learned else 1
     torch.manual_seed(config.seed)  # for weights = "random", which are drawn from the run's seed
@@ -138,10 +141,12 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Embedder
     # What only training needs is left out of the file, and is built small: no class prompts, no proxy tower.
     slim = config if config.method != "vptsp" else config.replace(method="vpt")
     model = MetricModel(slim, backbone, num_classes)
-    missing, unknown = model.load_state_dict(learned, strict=False)
-    missing = [key for key in missing if key in model.learned_state()]
-    if missing or [key for key in unknown if key != "proxies.state"]:
-        raise WeightsError(f"{path / WEIGHTS}: does not fit its config ({(missing + unknown)[0]}); run it again")
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    wanted = model.learned_state()
+    wrong = sorted(wanted.keys() ^ (learned.keys() - {"proxies.state"}))
+    wrong += [key for key in wanted.keys() & learned.keys() if wanted[key].shape != learned[key].shape]
+    if wrong:
+        raise WeightsError(f"{path / WEIGHTS}: {wrong[0]} does not fit the config beside it; run it again")
+    model.load_state_dict(learned, strict=False)
+    target = pick_device(device)
     model.vit.autocast = autocast_dtype(config.precision, target)
     return Embedder(model.to(target))

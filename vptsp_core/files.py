@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,9 @@ def writable_folder(path: Path) -> Path:
     Raises:
         VptspError: it cannot be made or written.
     """
-    probe = path / f".writable.{os.getpid()}.tmp"
-    write_bytes(probe, b"")
-    probe.unlink(missing_ok=True)
-    return path
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise VptspError(f"cannot write {path} ({error.strerror or error}); choose another folder") from error

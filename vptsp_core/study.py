@@ -27,7 +27,7 @@ from vptsp_core.data import Benchmark, load_benchmark
 from vptsp_core.errors import ConfigError, VptspError, WeightsError
 from vptsp_core.evaluate import evaluate
 from vptsp_core.files import writable_folder, write_bytes, write_json
-from vptsp_core.train import CHECKPOINT, WEIGHTS, Trainer, autocast_dtype
+from vptsp_core.train import CHECKPOINT, WEIGHTS, Trainer, autocast_dtype, pick_device
 from vptsp_core.tuning import MetricModel, count_parameters
 
 CONFIG, METRICS, HISTORY, RECORD = "config.json", "metrics.json", "history.csv", "record.json"
@@ -76,7 +76,7 @@ def run(
     if (path / METRICS).exists():
         return read_run(path)
     benchmark = _benchmark(config.dataset, str(data or os.environ.get("VPTSP_DATA") or "") or None)
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = pick_device(device)
     model = build_model(config, benchmark.train.num_classes, target)
     record = _record(config, benchmark, model, target)
     writable_folder(path)
@@ -140,6 +140,8 @@ def read_run(path: str | Path) -> Run:
         history = pd.read_csv(path / HISTORY)
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path} holds no finished run ({error}); delete the folder and run it again") from error
+    if not all(isinstance(part, dict) for part in (config, metrics, record)):
+        raise WeightsError(f"{path} holds no finished run (not its files); delete the folder and run it again")
     return Run(RunConfig.from_dict(config), path, metrics, history, record)
 
 

@@ -46,6 +46,22 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
+def pick_device(name: str | torch.device | None = None) -> torch.device:
+    """The device called ``name``; None: a GPU where there is one.
+
+    Raises:
+        VptspError: no such device, or none that works here.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise VptspError(
+            f"device {str(name)!r} cannot be used here; choose cpu, or cuda where there is a GPU"
+        ) from error
+    return device
+
+
 class Trainer:
     """One run of training.
 
@@ -176,10 +192,14 @@ class Trainer:
         try:
             saved: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
             same = saved["config"] == self.config.hash()
+            if same:
+                self._restore(saved)
         except Exception as error:
             raise WeightsError(f"checkpoint {path}: unreadable; delete it to start this run again") from error
         if not same:
             raise WeightsError(f"checkpoint {path}: of another run; delete it, or choose another results folder")
+
+    def _restore(self, saved: dict[str, Any]) -> None:
         self.model.load_state_dict(saved["learned"], strict=False)
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)

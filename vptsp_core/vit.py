@@ -81,9 +81,10 @@ def run_block(
     width = attention.num_heads * attention.head_dim
     # Two projections, not one: the keys and values are copied behind the prompts', and a joint output would be
     # kept whole for the backward pass only because the queries lie in it.
-    q = F.linear(normed[:, :rows], weight[:width], None if bias is None else bias[:width])
     kv = keys_and_values(attention, normed)
-    x = x[:, :rows]
+    if rows is not None:
+        x, normed = x[:, :rows], normed[:, :rows]
+    q = F.linear(normed, weight[:width], None if bias is None else bias[:width])
     if all(prompt_kv is None for prompt_kv in prompt_kvs):
         attended = attend(attention, q, kv)
     elif len(prompt_kvs) == 1:

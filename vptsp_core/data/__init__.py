@@ -26,7 +26,7 @@ def load_benchmark(name: str, data: str | Path | None = None) -> Benchmark:
 
         return load_glyphs()
     if name not in DATASETS:
-        raise DataError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")
+        raise DataError(f"data set {name!r} cannot be read by this version; known: {', '.join(DATASETS)}")
     if data is None:
         raise DataError(f"{name}: where are the images? give the folder that holds {name}/ with --data DIR")
     from vptsp_core.data.cub import load_cub200

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from vptsp_core.data.base import Benchmark
-from vptsp_core.data.folder import FileSet, class_folders
+from vptsp_core.data.folder import FileSet, class_folders, refuse_singletons
 from vptsp_core.errors import DataError
 
 CLASSES, TRAIN_CLASSES = 200, 100
@@ -33,6 +33,7 @@ def load_cub200(root: Path) -> Benchmark:
     ]
     if wrong:
         raise DataError(f"cub200: {folder} holds {', '.join(wrong)}; unpack CUB_200_2011 again, whole")
+    refuse_singletons(folder, classes)
     return Benchmark("cub200", _subset("train", names[:TRAIN_CLASSES], classes),
                      _subset("test", names[TRAIN_CLASSES:], classes))  # fmt: skip
 

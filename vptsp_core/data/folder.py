@@ -74,3 +74,14 @@ def class_folders(folder: Path, name: str) -> dict[str, list[Path]]:
     if not any(classes.values()):
         raise DataError(f"{name}: no class folders with images in {folder}; it must hold <class>/<image>.jpg")
     return classes
+
+
+def refuse_singletons(folder: Path, classes: dict[str, list[Path]]) -> None:
+    """A class of one image has nothing to be retrieved by: its query can only miss.
+
+    Raises:
+        DataError: naming the first class with fewer than two images.
+    """
+    for name, files in classes.items():
+        if len(files) < 2:
+            raise DataError(f"class {folder / name} has {len(files)} image(s), at least 2 are needed; add or remove it")

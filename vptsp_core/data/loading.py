@@ -24,7 +24,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 def train_transform(config: RunConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> Transform:
-    """RandomResizedCrop and flip, as the paper trains; gentle: crops that cut no accent off, and no mirrored letters."""
+    """RandomResizedCrop and flip, as the paper trains; gentle: crops that cut no accent off, no mirrored letters."""
     base = config.augmentation == "base"
     scale, ratio = ((0.08, 1.0), (3 / 4, 4 / 3)) if base else ((0.85, 1.0), (0.85, 1 / 0.85))
     steps: list[Any] = [
