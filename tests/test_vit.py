@@ -88,10 +88,13 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("one_batch", [True, False], ids=["one batch", "apart"])
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
-def test_same_as_textbook(changes):
+def test_same_as_textbook(changes, one_batch):
     torch.manual_seed(0)
-    assert_same(make(**changes), *batch(changes.get("samples_per_class", 2)), bound=BOUND)
+    model = make(**changes)
+    model.vit.one_batch = one_batch
+    assert_same(model, *batch(changes.get("samples_per_class", 2)), bound=BOUND)
 
 
 BACKBONES = {
@@ -114,9 +117,11 @@ BACKBONES = {
 
 @pytest.mark.parametrize("options", BACKBONES.values(), ids=BACKBONES.keys())
 @pytest.mark.parametrize("method", ["vptsp", "full"])
-def test_same_as_textbook_on_every_kind_of_backbone(options, method):
+@pytest.mark.parametrize("one_batch", [True, False], ids=["one batch", "apart"])
+def test_same_as_textbook_on_every_kind_of_backbone(options, method, one_batch):
     torch.manual_seed(1)
     model = make(tiny(**options), method=method, bitfit=method == "vptsp", prompt_step=1)
+    model.vit.one_batch = one_batch
     assert_same(model, *batch(), bound=BOUND)
 
 

@@ -146,6 +146,9 @@ class PromptedViT(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.autocast: torch.dtype | None = None
+        # Both towers as one batch of 2B rows, or apart from their fork on. None: apart on a CPU, whose caches hold the
+        # MLP of B rows and not of 2B (ViT-S/16, batch 16, 2 cores: 1.1 times quicker), one batch elsewhere.
+        self.one_batch: bool | None = None
         self.pool = pooling(backbone, pool)
         self.pooled_tokens = 2 if hasattr(backbone, "dist_token") and self.pool == "cls" else 1
         self.prompt_counts, self.class_prompt_counts = prompts, class_prompts
@@ -194,14 +197,24 @@ class PromptedViT(nn.Module):
         """(towers * B, pooled tokens, D) after the final norm."""
         trunk = self.backbone
         x = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
+        one_batch = images.device.type != "cpu" if self.one_batch is None else self.one_batch
+        halves: tuple[Tensor, ...] | None = None  # the towers apart, once they have forked (None: x holds them both)
         forked = False
         for i, block in enumerate(trunk.blocks):
             prompt_kvs = [tower[i] for tower in towers]
             last = i == len(trunk.blocks) - 1
             rows = self.pooled_tokens if last and self.pool == "cls" else None
+            if halves is not None:
+                pairs = zip(halves, prompt_kvs, strict=True)
+                halves = tuple(run_block(block, half, [kv], rows=rows) for half, kv in pairs)
+                continue
             x = run_block(block, x, prompt_kvs, forked=forked, rows=rows)
             forked = forked or (len(towers) == 2 and any(kv is not None for kv in prompt_kvs))
-        if len(towers) == 2 and not forked:
+            if forked and not one_batch:
+                halves = x.chunk(2)
+        if halves is not None:
+            x = torch.cat(halves)
+        elif len(towers) == 2 and not forked:
             x = torch.cat([x, x])
         x = trunk.norm(x)
         if self.pool == "avg":
