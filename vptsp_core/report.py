@@ -183,7 +183,7 @@ def save_table(table: pd.DataFrame, results: Path, name: str) -> Path:
     if isinstance(flat.columns, pd.MultiIndex):
         flat.columns = pd.Index([", ".join(filter(None, column)) for column in flat.columns])
     path = results / "tables" / f"{name}.csv"
-    write_bytes(path, flat.to_csv(index=not isinstance(flat.index, pd.RangeIndex), float_format="%.6g").encode())
+    write_bytes(path, flat.to_csv(index=not isinstance(flat.index, pd.RangeIndex)).encode())
     return path
 
 
