@@ -55,7 +55,7 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # NotImplementedError is a RuntimeError
+    except (RuntimeError, AssertionError) as error:
         raise VptspError(
             f"device {str(name)!r} cannot be used here; choose cpu, or cuda where there is a GPU"
         ) from error

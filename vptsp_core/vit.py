@@ -2,9 +2,9 @@
 
 A deep visual prompt is put before a block and its output is dropped after it. So a prompt's query, output projection
 and MLP never matter: in every block it takes part through LayerNorm and the K and V projections alone. Both towers
-see the same images through the same weights, so they travel as one batch of 2B rows; only the keys and values that
-each half attends to differ. All of it is exact: same loss and gradients as concatenating, running timm's block and
-dropping (`vptsp_core.textbook`), to float rounding.
+see the same images through the same weights, so the stem and the first QKV are computed once for both; from their fork
+on they travel as one batch of 2B rows, or apart on a CPU (`PromptedViT.one_batch`). All of it is exact: same loss and
+gradients as concatenating, running timm's block and dropping (`vptsp_core.textbook`), to float rounding.
 """
 
 from __future__ import annotations
