@@ -81,14 +81,16 @@ def parse_change(text: str) -> tuple[str, object]:
 def _evaluate(argv: Sequence[str]) -> int:
     from vptsp_core.data import load_benchmark
     from vptsp_core.evaluate import evaluate, load
+    from vptsp_core.faiss_index import BACKENDS
 
     parser = argparse.ArgumentParser("python -m vptsp_core evaluate", description=COMMANDS["evaluate"])
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    parser.add_argument("--backend", choices=BACKENDS, default="torch", help="what searches (default: torch)")
     args = parser.parse_args(argv)
     embedder = load(args.run, args.device)
-    metrics = evaluate(embedder.model, load_benchmark(embedder.model.config.dataset, args.data))
+    metrics = evaluate(embedder.model, load_benchmark(embedder.model.config.dataset, args.data), args.backend)
     print("  ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
     return 0
 

@@ -17,6 +17,7 @@ from vptsp_core.data import Benchmark, ImageSet
 from vptsp_core.data.folder import read_image
 from vptsp_core.data.loading import eval_batches, eval_transform
 from vptsp_core.errors import VptspError, WeightsError
+from vptsp_core.faiss_index import check_backend
 from vptsp_core.metrics import retrieval_metrics
 from vptsp_core.neighbours import nearest_neighbours
 from vptsp_core.train import WEIGHTS, autocast_dtype, pick_device
@@ -46,14 +47,15 @@ def embed(model: MetricModel, images: ImageSet, batch: int | None = None) -> Ten
     return out
 
 
-def evaluate(model: MetricModel, benchmark: Benchmark) -> dict[str, float]:
+def evaluate(model: MetricModel, benchmark: Benchmark, backend: str = "torch") -> dict[str, float]:
     """Retrieval metrics on the test split; queries against the gallery where there is one (see `retrieval_metrics`)."""
+    check_backend(backend)  # before the hours that embedding may take
     queries, labels = embed(model, benchmark.test), torch.from_numpy(benchmark.test.labels)
     ks = RECALL_AT.get(benchmark.name, (1, 2, 4, 8))
     if benchmark.gallery is None:
-        return retrieval_metrics(queries, labels, ks=ks)
+        return retrieval_metrics(queries, labels, ks=ks, backend=backend)
     gallery, gallery_labels = embed(model, benchmark.gallery), torch.from_numpy(benchmark.gallery.labels)
-    return retrieval_metrics(queries, labels, gallery=gallery, gallery_labels=gallery_labels, ks=ks)
+    return retrieval_metrics(queries, labels, gallery=gallery, gallery_labels=gallery_labels, ks=ks, backend=backend)
 
 
 class Embedder:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vptsp_core.errors import VptspError
+from vptsp_core.faiss_index import check_backend
 from vptsp_core.neighbours import as_tensor, nearest_neighbours, positive, search, unit_rows
 
 __all__ = ["nearest_neighbours", "retrieval_metrics"]
@@ -28,6 +29,7 @@ def retrieval_metrics(
     gallery: Any = None,
     gallery_labels: Any = None,
     ks: Sequence[int] = (1, 2, 4, 8),
+    backend: str = "torch",
 ) -> dict[str, float]:
     """How well items find others of their class; fractions in [0, 1].
 
@@ -47,7 +49,9 @@ def retrieval_metrics(
       sum_{i<=50} P@i rel_i divided by the hits among those 50 ranks (0 without a hit), whatever ks are given
 
     Queries with R = 0 are left out of the three means that use R; where that leaves none, these are 0.0.
-    Raises VptspError for wrong shapes, lengths or types, no items, and rows that hold NaN or infinity.
+    backend: "torch" or "faiss", what searches (see `nearest_neighbours`), by chunks in bounded memory.
+    Raises VptspError for wrong shapes, lengths or types, no items, rows that hold NaN or infinity, and a
+    backend that is unknown or not installed.
 
     >>> retrieval_metrics(torch.eye(3)[[0, 0, 1, 1]], torch.tensor([7, 7, 9, 9]), ks=(1,))
     {'R@1': 1.0, 'MAP@R': 1.0, 'MAP@R released': 0.5, 'R-precision': 1.0}
@@ -64,6 +68,7 @@ def retrieval_metrics(
     >>> retrieval_metrics(torch.zeros(4, 2), torch.tensor([0, 1, 1, 0]), ks=(1, 2))["R@1"]
     0.25
     """
+    check_backend(backend)
     alone = gallery is None
     if alone != (gallery_labels is None):
         raise VptspError("gallery and gallery_labels belong together; give both or neither")
@@ -84,7 +89,7 @@ def retrieval_metrics(
     depth = (relevant + 1).clamp_(min=max([*ks, 1 if alone else INSHOP_RANKS]))
     names = [*(f"R@{k}" for k in ks), *OF_R, "MAP released"]
     values = torch.empty(len(names), len(queries), dtype=torch.float64, device=queries.device)
-    for rows, _, found in search(queries, items, depth, exclude_self=alone):
+    for rows, _, found in search(queries, items, depth, exclude_self=alone, backend=backend):
         values[:, rows] = _score(owned[found] == wanted[rows, None], relevant[rows], ks)
 
     over_all = values.mean(dim=1).tolist()

@@ -7,12 +7,7 @@ are ranked by index, lowest first: `topk` promises no order, so rows in which sc
 
 from __future__ import annotations
 
-import functools
-import importlib
 import operator
-import subprocess
-import sys
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,10 +15,10 @@ import torch
 from torch import Tensor
 
 from vptsp_core.errors import VptspError
+from vptsp_core.faiss_index import FlatIndex, check_backend
 
 CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**30}  # scores and lists of one chunk; enough for full matmul speed
 MIN_ROWS = 16  # smaller products take other paths through BLAS, whose last bits differ from column to column
-FAISS_GPU_MAX_K = 2048
 
 
 def nearest_neighbours(
@@ -43,9 +38,10 @@ def nearest_neighbours(
     the places left over. chunk: queries scored at a time (default: what fits into 256 MiB, on a GPU 1 GiB).
 
     backend "torch" is exact; "faiss" is a flat (exact) faiss index, on the GPU where the queries are there
-    and faiss is built for it. Of scores that tie across the end of the list, faiss keeps those it met first.
-    Where a GPU index cannot serve (more than 2,048 neighbours, no kernels for the card), torch answers, with
-    a warning once. Raises VptspError for wrong input, and if faiss is asked for but not installed.
+    and faiss is built for it. Its scores may differ in their last bits, and with them the order of neighbours
+    that all but tie; which of the items that tie for the last places it lists is its own choice. Where a GPU
+    index cannot serve (more than 2,048 neighbours, no kernels for the card), torch answers, with a warning
+    once. Raises VptspError for wrong input, and if faiss is asked for but not installed.
 
     >>> scores, indices = nearest_neighbours(torch.eye(2), [[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]], 2)
     >>> indices.tolist()
@@ -53,8 +49,7 @@ def nearest_neighbours(
     >>> nearest_neighbours(torch.eye(2), torch.eye(2), 2, exclude_self=True)[1].tolist()
     [[1, -1], [0, -1]]
     """
-    if backend not in ("torch", "faiss"):
-        raise VptspError(f"backend {backend!r} is unknown; choose 'torch' or 'faiss'")
+    check_backend(backend)
     k, chunk = positive("k", k), None if chunk is None else positive("chunk", chunk)
     q = unit_rows("queries", queries)
     items = q if gallery is queries else unit_rows("gallery", gallery, like=q)
@@ -62,24 +57,21 @@ def nearest_neighbours(
         raise VptspError(f"exclude_self: {len(q)} queries, {len(items)} gallery items; give the same items")
     scores = torch.full((len(q), k), -torch.inf, device=q.device)
     indices = torch.full((len(q), k), -1, device=q.device)
-    everyone = torch.arange(len(q), device=q.device)
-    answer = _faiss_search(q, items, min(k + exclude_self, len(items))) if backend == "faiss" else None
-    if answer is not None:
-        best, found = answer
-        if exclude_self:  # drop the query, or the last place of a list that it is not in
-            behind = (found == everyone[:, None]).long().argsort(dim=1, stable=True)
-            others = behind[:, : min(k, len(items) - 1)]
-            best, found = best.gather(1, others), found.gather(1, others)
-        blocks = iter([(everyone, best, found)])
-    else:
-        blocks = search(q, items, torch.full_like(everyone, k), exclude_self=exclude_self, chunk=chunk)
+    everyone = torch.full((len(q),), k, device=q.device)
+    blocks = search(q, items, everyone, exclude_self=exclude_self, chunk=chunk, backend=backend)
     for rows, best, found in blocks:
         scores[rows, : best.shape[1]], indices[rows, : best.shape[1]] = best, found
     return scores, indices
 
 
 def search(
-    queries: Tensor, items: Tensor, depth: Tensor, *, exclude_self: bool, chunk: int | None = None
+    queries: Tensor,
+    items: Tensor,
+    depth: Tensor,
+    *,
+    exclude_self: bool,
+    chunk: int | None = None,
+    backend: str = "torch",
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield (rows (c,), scores (c, k), indices (c, k)), k >= the depth of each row, until all had their turn.
 
@@ -87,28 +79,59 @@ def search(
     the items there are). Queries that need the longest lists come first: lists are only as long as their own
     chunk needs, and chunks shorten as lists grow; one huge class neither slows the rest nor fills the memory.
     """
-    n, m = len(queries), len(items)
+    n, (m, d) = len(queries), items.shape
     depth = depth.clamp(max=m - int(exclude_self))
     order = depth.argsort(descending=True, stable=True)
     budget = CHUNK_BYTES["cuda" if queries.is_cuda else "cpu"]
-    most = max(MIN_ROWS, min(n, chunk or budget // (4 * m)))
-    buffer = torch.empty(most, m, device=queries.device)  # reused: fresh memory would cost a quarter more
+    index = FlatIndex(items, int(depth.max()) + exclude_self) if backend == "faiss" else None
+    buffer = None
     start = 0
     while start < n:
         k = int(depth[order[start]])
-        rows = order[start : start + (chunk or max(1, budget // (4 * m + 64 * k)))]
+        with_faiss = index is not None and index.usable
+        row_bytes = 4 * (d if with_faiss else m) + 64 * k  # faiss holds no row of scores, only its copy of the query
+        rows = order[start : start + (chunk or max(1, budget // row_bytes))]
+        if index is not None and with_faiss:
+            if (answer := index.search(queries[rows], k + exclude_self)) is None:
+                continue
+            best, found = _listed(*answer, without=rows if exclude_self else None)
+        else:
+            if buffer is None:  # made once: fresh memory for each chunk would cost a quarter more
+                buffer = torch.empty(max(MIN_ROWS, min(n, chunk or budget // (4 * m))), m, device=queries.device)
+            best, found = _exact(queries, items, rows, k, exclude_self, buffer)
         start += len(rows)
-        padded = rows if len(rows) >= MIN_ROWS else rows.repeat(MIN_ROWS)[:MIN_ROWS]
-        scores = _cosines(queries[padded], items, buffer[: len(padded)])[: len(rows)]
-        if exclude_self:
-            scores.scatter_(1, rows[:, None], -torch.inf)
-        best, found = scores.topk(min(k + 1, m))  # one more, to see a tie across the end
-        equal = best[:, 1:] == best[:, :-1]
-        tied, across = (e.any(dim=1).nonzero().squeeze(1) for e in (equal, equal[:, -1:]))
-        found[tied] = _order_ties(best[tied], found[tied])
-        for part in across.split(max(1, len(rows) // 16)):
-            found[part] = _complete_ties(scores[part], best[part], found[part])
-        yield rows, best[:, :k], found[:, :k]
+        yield rows, best, found
+
+
+def _exact(
+    queries: Tensor, items: Tensor, rows: Tensor, k: int, exclude_self: bool, buffer: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Scores and indices (c, k) of these rows (c,) of the queries: a product into the buffer, and `topk`."""
+    padded = rows if len(rows) >= MIN_ROWS else rows.repeat(MIN_ROWS)[:MIN_ROWS]
+    scores = _cosines(queries[padded], items, buffer[: len(padded)])[: len(rows)]
+    if exclude_self:
+        scores.scatter_(1, rows[:, None], -torch.inf)
+    best, found = scores.topk(min(k + 1, len(items)))  # one more, to see a tie across the end
+    equal = best[:, 1:] == best[:, :-1]
+    tied, across = (e.any(dim=1).nonzero().squeeze(1) for e in (equal, equal[:, -1:]))
+    found[tied] = _order_ties(best[tied], found[tied])
+    for part in across.split(max(1, len(rows) // 16)):
+        found[part] = _complete_ties(scores[part], best[part], found[part])
+    return best[:, :k], found[:, :k]
+
+
+def _listed(best: Tensor, found: Tensor, without: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Scores and indices (c, k) as faiss lists them, with equal scores by index, and without the query itself.
+
+    without (c,): each query's own index, to drop from its list; from a list that it is not in, drop the last.
+    """
+    tied = (best[:, 1:] == best[:, :-1]).any(dim=1).nonzero().squeeze(1)
+    found[tied] = _order_ties(best[tied], found[tied])
+    if without is None:
+        return best, found
+    others = found != without[:, None]
+    others[:, -1] &= ~others.all(dim=1)
+    return best[others].view(len(best), -1), found[others].view(len(best), -1)
 
 
 def _cosines(queries: Tensor, items: Tensor, out: Tensor) -> Tensor:
@@ -143,45 +166,6 @@ def _complete_ties(scores: Tensor, best: Tensor, found: Tensor) -> Tensor:
     equal = torch.where(scores == last, low_index_high, 0).topk(best.shape[1]).indices
     place = torch.arange(best.shape[1], device=scores.device) - (best > last).sum(dim=1, keepdim=True)
     return torch.where(place < 0, found, equal.gather(1, place.clamp(min=0)))
-
-
-def _faiss_search(queries: Tensor, items: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
-    """(scores, indices), each (N, k), from a flat faiss index; None where a GPU index cannot serve."""
-    try:
-        faiss = importlib.import_module("faiss")
-    except ImportError:
-        raise VptspError("backend 'faiss': not installed; pip install faiss-cpu, or use 'torch'") from None
-    index = faiss.IndexFlatIP(queries.shape[1])
-    try:
-        if on_gpu := queries.is_cuda and hasattr(faiss, "StandardGpuResources"):
-            card = queries.device.index or 0
-            if k > FAISS_GPU_MAX_K or not _faiss_gpu_works(card):
-                raise RuntimeError("more than 2,048 neighbours, or no kernels for the card")
-            index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), card, index)
-        index.add(items.cpu().numpy())
-        answer = index.search(queries.cpu().numpy(), k)
-    except RuntimeError as error:
-        if not on_gpu:
-            raise
-        _warn_once(f"faiss cannot search on this GPU ({error}); searching with torch")
-        return None
-    scores, indices = (torch.from_numpy(a).to(queries.device) for a in answer)
-    return scores, _order_ties(scores, indices)
-
-
-@functools.cache
-def _faiss_gpu_works(card: int) -> bool:
-    """Try a tiny search in a process of its own: faiss without kernels for the card aborts, no exception."""
-    code = (
-        "import faiss, numpy as np; x = np.eye(4, dtype='float32'); r = faiss.StandardGpuResources(); "
-        f"i = faiss.index_cpu_to_gpu(r, {card}, faiss.IndexFlatIP(4)); i.add(x); i.search(x, 2)"
-    )
-    return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=2)
 
 
 def positive(name: str, value: Any) -> int:

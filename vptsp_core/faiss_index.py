@@ -1,0 +1,86 @@
+"""A flat (exact) faiss index, as another way to the lists of `neighbours`; optional, and it may decline on a GPU."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import subprocess
+import sys
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vptsp_core.errors import VptspError
+
+BACKENDS = ("torch", "faiss")
+GPU_MAX_K = 2048
+
+
+def check_backend(name: str) -> None:
+    """Raise VptspError for a backend of the search that is unknown or not installed."""
+    if name not in BACKENDS:
+        raise VptspError(f"backend {name!r} is unknown; choose 'torch' or 'faiss'")
+    if name == "faiss":
+        _faiss()
+
+
+class FlatIndex:
+    """Inner products with unit rows (M, d) float32, on the GPU where these are and faiss is built for it.
+
+    deepest: the longest list that will be asked for. `usable` turns False where a GPU index cannot serve (more
+    than 2,048 neighbours, no kernels for the card, no memory), with a warning once: the caller has to search.
+    """
+
+    def __init__(self, items: Tensor, deepest: int) -> None:
+        faiss = _faiss()
+        self.usable = True
+        self._on_gpu = items.is_cuda and hasattr(faiss, "StandardGpuResources")
+        self._index = faiss.IndexFlatIP(items.shape[1])
+        try:
+            if self._on_gpu:
+                card = items.device.index or 0
+                if deepest > GPU_MAX_K or not _gpu_works(card):
+                    raise RuntimeError("more than 2,048 neighbours, or no kernels for the card")
+                self._index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), card, self._index)
+            self._index.add(items.cpu().numpy())
+        except RuntimeError as error:
+            self._decline(error)
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+        """Scores (c, k), best first, and indices (c, k) on the device of the queries (c, d); None: not `usable`."""
+        try:
+            answer = self._index.search(queries.cpu().numpy(), k)
+        except RuntimeError as error:
+            return self._decline(error)
+        scores, indices = (torch.from_numpy(a).to(queries.device) for a in answer)
+        return scores, indices
+
+    def _decline(self, error: RuntimeError) -> None:
+        if not self._on_gpu:
+            raise error
+        self.usable = False
+        _warn_once(f"faiss cannot search on this GPU ({error}); searching with torch")
+
+
+def _faiss() -> Any:
+    try:
+        return importlib.import_module("faiss")
+    except ImportError:
+        raise VptspError("backend 'faiss': not installed; pip install faiss-cpu, or use 'torch'") from None
+
+
+@functools.cache
+def _gpu_works(card: int) -> bool:
+    """Try a tiny search in a process of its own: faiss without kernels for the card aborts, no exception."""
+    code = (
+        "import faiss, numpy as np; x = np.eye(4, dtype='float32'); r = faiss.StandardGpuResources(); "
+        f"i = faiss.index_cpu_to_gpu(r, {card}, faiss.IndexFlatIP(4)); i.add(x); i.search(x, 2)"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
