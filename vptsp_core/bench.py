@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from vptsp_core import textbook
+from vptsp_core.bench_metrics import SIZES, benchmark_metrics
 from vptsp_core.config import RunConfig
 from vptsp_core.errors import VptspError
+from vptsp_core.faiss_index import BACKENDS
 from vptsp_core.files import write_json
 from vptsp_core.presets import preset
 from vptsp_core.study import build_model
@@ -146,9 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     step.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="changes", help="e.g. batch=16")
     step.add_argument("--steps", type=int, default=10, help="timed turns (default: 10)")
     evaluation = kinds.add_parser("eval", help="retrieval metrics against a bare exact search, by turns")
-    evaluation.add_argument("--items", type=int, default=60_502)
-    evaluation.add_argument("--dim", type=int, default=384)
-    evaluation.add_argument("--classes", type=int, default=11_316)
+    evaluation.add_argument("--size", choices=SIZES, default="sop", help="of which test set (default: sop)")
+    evaluation.add_argument("--backend", choices=BACKENDS, default="torch", help="what searches for the metrics")
+    evaluation.add_argument("--repeats", type=int, default=3, help="timed turns (default: 3)")
     for each in (step, evaluation):
         each.add_argument("--device", default=None, help="default: a GPU where there is one")
         each.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
@@ -161,10 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = preset(args.preset, **dict(parse_change(change) for change in args.changes))
         found = compare_forms(config, device=args.device, steps=args.steps)
     else:
-        from vptsp_core.bench_metrics import benchmark_metrics
-
         device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        found = benchmark_metrics(args.items, args.dim, args.classes, device)
+        found = benchmark_metrics(SIZES[args.size], device, args.backend, args.repeats)
     print(json.dumps(found, indent=2))
     if args.json:
         write_json(args.json, found)

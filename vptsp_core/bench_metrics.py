@@ -1,15 +1,14 @@
 """What retrieval metrics cost beside the search that they cannot do without.
 
 The yardstick is a bare exact search: chunks of `q @ g.T` and `topk`, on rows that are unit rows already, with
-the k that these metrics need (the largest K or class size). Both are timed by turns in one process, so that a
-busy machine slows both; memory is measured in a fresh process for each, as the rise of its peak above what it
-held with the data in place. `python -m vptsp_core.bench_metrics [n dim classes]` prints the result.
+one k for all, the longest list that these metrics need (the largest K or class). Both are timed by turns in one
+process, so that a busy machine slows both; memory is measured in a fresh process for each, as the rise of its
+peak above what it held with the data in place.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import resource
 import statistics
@@ -23,42 +22,78 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vptsp_core.evaluate import RECALL_AT
+from vptsp_core.faiss_index import check_backend
 from vptsp_core.metrics import retrieval_metrics
-from vptsp_core.neighbours import unit_rows
+from vptsp_core.neighbours import positive, unit_rows
 
-KS = (1, 2, 4, 8)
 BARE_ROWS = 512  # the product is at full speed from about 256 rows on
 SPREAD = 2.0  # of the items about their class centre, in units of the spread of the centres
 
 
-def benchmark_metrics(
-    n: int = 60502, dim: int = 384, classes: int = 11316, device: str = "cpu", repeats: int = 3
-) -> dict[str, Any]:
+class Size(NamedTuple):
+    """A retrieval benchmark as far as its cost goes. tail: sigma of the log-normal that class sizes follow."""
+
+    items: int  # to search in; they are the queries too where queries is 0
+    dim: int
+    classes: int
+    ks: tuple[int, ...]
+    queries: int = 0
+    tail: float = 0.25
+
+
+SIZES = {  # items, dimensions and classes of the test sets; the tails are ours
+    "sop": Size(60_502, 384, 11_316, RECALL_AT["sop"]),
+    "inshop": Size(12_612, 384, 3_985, RECALL_AT["inshop"], queries=14_218),
+    "inaturalist": Size(136_093, 512, 2_452, RECALL_AT["inaturalist"], tail=0.8),
+}
+
+
+class Data(NamedTuple):
+    """Arguments of `retrieval_metrics`."""
+
+    embeddings: Tensor
+    labels: Tensor
+    gallery: Tensor | None
+    gallery_labels: Tensor | None
+
+    @property
+    def owned(self) -> Tensor:
+        """Labels of the items searched in."""
+        return self.labels if self.gallery_labels is None else self.gallery_labels
+
+
+def benchmark_metrics(size: Size, device: str = "cpu", backend: str = "torch", repeats: int = 3) -> dict[str, Any]:
     """Seconds and peak memory of `retrieval_metrics` and of a bare exact search over the same made-up items.
 
-    The defaults have the size of the SOP test set. Returns the medians "bare_s" and "metrics_s" over repeats
-    taken by turns, "ratio" (the median of each turn's ratio, all of which are "ratios"), "cpu_ratio" (the same
-    of CPU time, to look at where others use the CPU too), "bare_mib" and "metrics_mib" (rise of the peak of
-    memory while it runs; on a GPU, of that GPU's), the "k" of the bare search, the "R@1" found, and what all
-    this ran on. The n * dim * 4 bytes of data are not counted; the bare search is even given unit rows, which
-    the metrics make for themselves.
+    backend: what searches for the metrics; the bare search is always torch's. Returns the medians "bare_s" and
+    "metrics_s" over repeats taken by turns, "ratio" (the median of each turn's ratio, all of which are "ratios"),
+    "cpu_ratio" (the same of CPU time, to look at where others use the CPU too), "bare_mib" and "metrics_mib"
+    (rise of the peak of memory while it runs), "bare_peak_mib" and "metrics_peak_mib" (that peak itself, data and
+    interpreter included; on a GPU, all four are of that GPU's), the "k" of the bare search, the "largest_class"
+    searched in, the "R@1" found, and what all this ran on. The bare search is given unit rows, which the metrics
+    make for themselves.
     """
-    rows, labels = clustered(n, dim, classes, device)
-    unit = unit_rows("embeddings", rows)
+    check_backend(backend)
+    data = clustered(size, device)
+    bare_task, metrics_task = _bare_task(size, data), _metrics_task(size, data, backend)
     result: dict[str, float] = {}
     bare, full = [], []
-    for _ in range(repeats):
-        bare.append(_seconds(lambda: bare_search(unit, labels), device))
-        full.append(_seconds(lambda: result.update(retrieval_metrics(rows, labels, ks=KS)), device))
+    for _ in range(positive("repeats", repeats)):
+        bare.append(_seconds(bare_task, device))
+        full.append(_seconds(lambda: result.update(metrics_task()), device))
     ratios = [b.wall / a.wall for a, b in zip(bare, full)]
 
     spawn, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
-    rises = {}
+    rises: dict[str, float] = {}
     for name in ("bare", "metrics"):
         with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as process:
-            rises[f"{name}_mib"] = process.submit(_rise_mib, name, n, dim, classes, device, threads).result()
+            memory = process.submit(_memory_mib, name, size, device, backend, threads).result()
+            rises[f"{name}_mib"], rises[f"{name}_peak_mib"] = memory
+    largest = int(data.owned.bincount().max())
     return {
-        **{"n": n, "dim": dim, "classes": classes, "k": _bare_k(labels)},
+        **{key: value for key, value in size._asdict().items() if key != "ks"},
+        **{"k": _bare_k(size, data.owned), "largest_class": largest, "backend": backend},
         "bare_s": round(statistics.median(t.wall for t in bare), 3),
         "metrics_s": round(statistics.median(t.wall for t in full), 3),
         "ratio": round(statistics.median(ratios), 3),
@@ -72,31 +107,51 @@ def benchmark_metrics(
     }
 
 
-def bare_search(unit: Tensor, labels: Tensor) -> Tensor:
-    """Indices (n, k) of each row's nearest rows, itself among them: the least that any such metric needs."""
-    k = _bare_k(labels)
-    found = torch.empty(len(unit), k, dtype=torch.int64, device=unit.device)
-    for start in range(0, len(unit), BARE_ROWS):
-        found[start : start + BARE_ROWS] = (unit[start : start + BARE_ROWS] @ unit.T).topk(k).indices
+def bare_search(queries: Tensor, gallery: Tensor, k: int) -> Tensor:
+    """Indices (n, k) of the gallery rows nearest each query, itself among them where it is one of these."""
+    found = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
+    for start in range(0, len(queries), BARE_ROWS):
+        found[start : start + BARE_ROWS] = (queries[start : start + BARE_ROWS] @ gallery.T).topk(k).indices
     return found
 
 
-def clustered(n: int, dim: int, classes: int, device: str = "cpu", seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Embeddings (n, dim) about random class centres, and labels (n,), sorted; like SOP 2 to 12 a class."""
+def class_sizes(items: int, classes: int, tail: float) -> Tensor:
+    """Items of each class (classes,), from 2 up and `items` in all: 2 each, the rest shared out log-normally."""
+    quantiles = (torch.arange(classes, dtype=torch.float64) + 0.5) / classes
+    shares = (tail * torch.special.ndtri(quantiles)).exp().cumsum(0)
+    return 2 + (shares / shares[-1] * (items - 2 * classes)).round().long().diff(prepend=torch.zeros(1).long())
+
+
+def clustered(size: Size, device: str = "cpu", seed: int = 0) -> Data:
+    """Embeddings about random class centres, their labels sorted."""
     generator = torch.Generator().manual_seed(seed)
-    each = torch.arange(classes)
-    spare = each.repeat(max(10, -(-n // classes)))
-    spare = spare[torch.randperm(len(spare), generator=generator)]
-    labels = torch.cat([each, each, spare])[:n].sort().values
-    centres = torch.randn(classes, dim, generator=generator)
-    rows = torch.randn(n, dim, generator=generator)
-    for start in range(0, n, 4096):  # in place, by parts: making the data shall leave no peak
-        rows[start : start + 4096].mul_(SPREAD).add_(centres[labels[start : start + 4096]])
-    return rows.to(device), labels.to(device)
+    centres = torch.randn(size.classes, size.dim, generator=generator)
+
+    def drawn(n: int) -> tuple[Tensor, Tensor]:
+        labels = torch.arange(size.classes).repeat_interleave(class_sizes(n, size.classes, size.tail))
+        rows = torch.randn(n, size.dim, generator=generator)
+        for start in range(0, n, 4096):  # in place, by parts: making the data shall leave no peak
+            rows[start : start + 4096].mul_(SPREAD).add_(centres[labels[start : start + 4096]])
+        return rows.to(device), labels.to(device)
+
+    gallery = drawn(size.items)
+    return Data(*drawn(size.queries), *gallery) if size.queries else Data(*gallery, None, None)
 
 
-def _bare_k(labels: Tensor) -> int:
-    return min(len(labels), max(*KS, int(labels.bincount().max())))
+def _bare_k(size: Size, owned: Tensor) -> int:
+    return min(size.items, max(*size.ks, int(owned.bincount().max())))
+
+
+def _bare_task(size: Size, data: Data) -> Callable[[], Tensor]:
+    """The bare search, ready to run on unit rows made beforehand."""
+    queries = unit_rows("embeddings", data.embeddings)
+    gallery = queries if data.gallery is None else unit_rows("gallery", data.gallery)
+    k = _bare_k(size, data.owned)
+    return lambda: bare_search(queries, gallery, k)
+
+
+def _metrics_task(size: Size, data: Data, backend: str) -> Callable[[], dict[str, float]]:
+    return lambda: retrieval_metrics(**data._asdict(), ks=size.ks, backend=backend)
 
 
 class Seconds(NamedTuple):
@@ -114,15 +169,16 @@ def _seconds(task: Callable[[], Any], device: str) -> Seconds:
     return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def _rise_mib(name: str, n: int, dim: int, classes: int, device: str, threads: int) -> float:
-    """Rise of the peak of memory while one task runs; called in a process of its own."""
+def _memory_mib(name: str, size: Size, device: str, backend: str, threads: int) -> tuple[float, float]:
+    """Peak of memory while one task runs: its rise, and all of it; called in a process of its own."""
     torch.set_num_threads(threads)
-    rows, labels = clustered(n, dim, classes, device)
-    if name == "bare":
-        rows = unit_rows("embeddings", rows)
+    data = clustered(size, device)
+    task = _bare_task(size, data) if name == "bare" else _metrics_task(size, data, backend)
+    del data  # the bare search needs its unit rows only
     before = _peak_bytes(device, reset=True)
-    bare_search(rows, labels) if name == "bare" else retrieval_metrics(rows, labels, ks=KS)
-    return round((_peak_bytes(device) - before) / 2**20, 1)
+    task()
+    peak = _peak_bytes(device)
+    return round((peak - before) / 2**20, 1), round(peak / 2**20, 1)
 
 
 def _peak_bytes(device: str, reset: bool = False) -> int:
@@ -139,8 +195,3 @@ def _peak_bytes(device: str, reset: bool = False) -> int:
             Path("/proc/self/clear_refs").write_text("5")
     # not ru_maxrss here: Linux hands a parent's peak on to the process it starts, even across exec
     return 1024 * int(next(line for line in status.read_text().splitlines() if "VmHWM" in line).split()[1])
-
-
-if __name__ == "__main__":
-    sizes = dict(zip(("n", "dim", "classes"), map(int, sys.argv[1:])))
-    print(json.dumps(benchmark_metrics(**sizes), indent=1))  # type: ignore[arg-type]

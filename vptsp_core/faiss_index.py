@@ -53,7 +53,8 @@ class FlatIndex:
         try:
             answer = self._index.search(queries.cpu().numpy(), k)
         except RuntimeError as error:
-            return self._decline(error)
+            self._decline(error)
+            return None
         scores, indices = (torch.from_numpy(a).to(queries.device) for a in answer)
         return scores, indices
 
