@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import math
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
@@ -248,25 +247,6 @@ def test_neighbours_fewer_than_k_and_separate_gallery():
     assert found.tolist() == [[-1, -1]] and scores.tolist() == [[-math.inf, -math.inf]]
 
 
-@pytest.mark.parametrize("exclude_self", [False, True])
-@pytest.mark.parametrize("k", [1, 10, 299, 300, 400])
-def test_faiss_finds_the_same(exclude_self, k):
-    pytest.importorskip("faiss")
-    x, _ = make(300, 32, 10)
-    x[100:110] = x[:10]
-    ours = nearest_neighbours(x, x, k, exclude_self=exclude_self)
-    theirs = nearest_neighbours(x, x, k, exclude_self=exclude_self, backend="faiss")
-    torch.testing.assert_close(theirs[0], ours[0])
-    assert (theirs[1] == ours[1]).double().mean() > 0.95  # ties across the end, and near ties, may differ
-    if exclude_self:
-        assert not (theirs[1] == torch.arange(300)[:, None]).any()
-
-
-def test_faiss_not_installed():
-    with mock.patch.dict(sys.modules, faiss=None), pytest.raises(VptspError, match="pip install faiss-cpu"):
-        nearest_neighbours(torch.eye(2), torch.eye(2), 1, backend="faiss")
-
-
 TWO, NAMES = (torch.eye(2), [0, 1]), ("gallery", "gallery_labels")
 
 
@@ -289,6 +269,7 @@ TWO, NAMES = (torch.eye(2), [0, 1]), ("gallery", "gallery_labels")
         ("belong together", TWO, {"gallery_labels": [0, 1]}),
         ("ks: 0", TWO, {"ks": (1, 0)}),
         ("ks: 1.5", TWO, {"ks": (1.5,)}),
+        ("backend 'annoy'", TWO, {"backend": "annoy"}),
     ],
 )
 def test_refusals(message, args, kwargs):

@@ -18,6 +18,7 @@ from vptsp_core.errors import VptspError
 from vptsp_core.faiss_index import FlatIndex, check_backend
 
 CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**30}  # scores and lists of one chunk; enough for full matmul speed
+CHUNK_ROWS = {"cpu": 512, "cuda": 2**20}  # on a CPU more rows make no quicker product, and leave its cache
 MIN_ROWS = 16  # smaller products take other paths through BLAS, whose last bits differ from column to column
 
 
@@ -35,7 +36,7 @@ def nearest_neighbours(
     queries (N, d) and gallery (M, d): tensors or numpy arrays, of any precision; rows need not have length 1.
     The answer is on the device of the queries, best first, equal scores by index. exclude_self: query i is
     gallery item i and does not find itself. Where there are fewer than k items, score -inf and index -1 fill
-    the places left over. chunk: queries scored at a time (default: what fits into 256 MiB, on a GPU 1 GiB).
+    the places left over. chunk: queries scored at a time (default: what fits into 256 MiB, at most 512; GPU: 1 GiB).
 
     backend "torch" is exact; "faiss" is a flat (exact) faiss index, on the GPU where the queries are there
     and faiss is built for it. Its scores may differ in their last bits, and with them the order of neighbours
@@ -82,22 +83,26 @@ def search(
     n, (m, d) = len(queries), items.shape
     depth = depth.clamp(max=m - int(exclude_self))
     order = depth.argsort(descending=True, stable=True)
-    budget = CHUNK_BYTES["cuda" if queries.is_cuda else "cpu"]
+    device = "cuda" if queries.is_cuda else "cpu"
+    budget = CHUNK_BYTES[device]
+    most = max(MIN_ROWS, min(n, chunk or min(CHUNK_ROWS[device], budget // (4 * m))))
     index = FlatIndex(items, int(depth.max()) + exclude_self) if backend == "faiss" else None
     buffer = None
     start = 0
     while start < n:
         k = int(depth[order[start]])
-        with_faiss = index is not None and index.usable
-        row_bytes = 4 * (d if with_faiss else m) + 64 * k  # faiss holds no row of scores, only its copy of the query
-        rows = order[start : start + (chunk or max(1, budget // row_bytes))]
-        if index is not None and with_faiss:
+        if index is not None and not index.usable:
+            index = None
+        row_bytes = 64 * k + 4 * (d if index else m)  # faiss holds no row of scores, only its copy of the query
+        step = chunk or max(1, budget // row_bytes)
+        rows = order[start : start + (step if index else min(step, most))]
+        if index is not None:
             if (answer := index.search(queries[rows], k + exclude_self)) is None:
                 continue
             best, found = _listed(*answer, without=rows if exclude_self else None)
         else:
             if buffer is None:  # made once: fresh memory for each chunk would cost a quarter more
-                buffer = torch.empty(max(MIN_ROWS, min(n, chunk or budget // (4 * m))), m, device=queries.device)
+                buffer = torch.empty(most, m, device=queries.device)
             best, found = _exact(queries, items, rows, k, exclude_self, buffer)
         start += len(rows)
         yield rows, best, found
