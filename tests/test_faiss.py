@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -19,6 +20,8 @@ from vptsp_core.faiss_index import FlatIndex
 from vptsp_core.metrics import nearest_neighbours, retrieval_metrics
 
 pytest.importorskip("faiss")
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -181,7 +184,7 @@ def test_two_openmp_runtimes_in_one_process(imports):
         "a, b = ([metrics(x, labels, backend=name) for name in ('torch', 'faiss') * 3][i::2] for i in (0, 1))\n"
         "print(all(abs(p[k] - q[k]) < 1e-3 for p, q in zip(a, b) for k in p))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0 and done.stdout.strip() == "True", done.stderr
 
 
