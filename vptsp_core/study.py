@@ -22,7 +22,7 @@ import torch
 from tqdm.auto import tqdm
 
 from vptsp_core.backbone import checksum, load_backbone
-from vptsp_core.config import RunConfig
+from vptsp_core.config import RunConfig, check_choice
 from vptsp_core.data import Benchmark, load_benchmark
 from vptsp_core.errors import ConfigError, VptspError, WeightsError
 from vptsp_core.evaluate import evaluate
@@ -76,8 +76,8 @@ def run(
     Raises:
         VptspError: whatever the user can mend, in one line; nothing half-written stays behind.
     """
-    _check("class_table", class_table, ("auto", "device", "host"))
-    _check("checkpointing", checkpointing, ("auto", "on", "off"))
+    check_choice("class_table", class_table, ("auto", "device", "host"))
+    check_choice("checkpointing", checkpointing, ("auto", "on", "off"))
     path = run_folder(config, results)
     if (path / METRICS).exists():
         return read_run(path)
@@ -88,7 +88,7 @@ def run(
     writable_folder(path)
     start = time.perf_counter()
     try:
-        history = _history(config, benchmark, model, path, progress, checkpointing)
+        history = _history(config, benchmark, model, path, progress=progress, checkpointing=checkpointing)
     except VptspError:
         with contextlib.suppress(OSError):
             path.rmdir()  # only where nothing was learned: a checkpoint keeps the folder
@@ -105,7 +105,7 @@ def run(
 
 
 def _history(
-    config: RunConfig, benchmark: Benchmark, model: MetricModel, path: Path, progress: bool, checkpointing: str
+    config: RunConfig, benchmark: Benchmark, model: MetricModel, path: Path, **options: Any
 ) -> list[dict[str, float]]:
     if config.method == "frozen":
         model.vit.autocast = autocast_dtype(config.precision, next(model.parameters()).device)
@@ -114,9 +114,7 @@ def _history(
         return [{"epoch": 0, **metrics}]
     if config.epochs == 0:
         raise ConfigError("epochs = 0 trains nothing; use method = 'frozen' for the backbone as it is")
-    trainer = Trainer(
-        model, benchmark.train, path, lambda m: evaluate(m, benchmark), progress=progress, checkpointing=checkpointing
-    )
+    trainer = Trainer(model, benchmark.train, path, lambda m: evaluate(m, benchmark), **options)
     return trainer.run()
 
 
@@ -213,11 +211,6 @@ def _record(config: RunConfig, benchmark: Benchmark, model: MetricModel, device:
         "parameters": count_parameters(model),
         "class_table": None if model.class_prompts is None else "host" if model.class_prompts.on_host else "device",
     }
-
-
-def _check(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{option} = {value!r} must be one of {', '.join(allowed)}")
 
 
 def _version(package: str) -> str:
