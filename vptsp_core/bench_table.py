@@ -32,12 +32,14 @@ def compare_tables(
         extremes; ``table_GB``: the table with its optimiser state; ``classes``, ``turns``.
 
     Raises:
-        ConfigError: no row-wise class prompts, or fewer classes than a batch holds.
+        ConfigError: no row-wise class prompts, an unknown data set, or fewer classes than a batch holds.
     """
     count = config.batch // config.samples_per_class
     if classes is None:
-        classes = CLASSES[config.dataset]
-        classes = min(classes, ON_CPU) if pick_device(device).type == "cpu" else classes
+        if config.dataset not in CLASSES:
+            raise ConfigError(f"dataset = {config.dataset!r} has classes unknown here; give --classes")
+        known = CLASSES[config.dataset]
+        classes = min(known, ON_CPU) if pick_device(device).type == "cpu" else known
     if classes < count:
         raise ConfigError(f"--classes {classes} must be at least {count}, the classes of a batch")
     benches = {
