@@ -1,4 +1,7 @@
-"""Replay golden training trajectories of the released implementation: python tests/replay.py FILE.npz ...
+"""Replay golden training trajectories of the released implementation: python tests/replay.py [--host] FILE.npz ...
+
+With ``--host`` row-wise class prompts lie in host memory, every batch announced to it (a file with a dense table has
+none, and is replayed as without).
 
 Loads a file's initial tensors, feeds its batches through our model and optimisers, and compares losses, first
 gradients and final state. Prints the largest relative error of each (of a tensor: norm of the difference over norm
@@ -124,12 +127,16 @@ def without_key_bias(qkv_bias: Tensor) -> Tensor:
     return torch.cat([query, value])
 
 
-def replay(path: Path) -> dict[str, float]:
+def replay(path: Path, host: bool = False) -> dict[str, float]:
     """Largest relative error of ``losses``, ``step 0`` (outputs and gradients) and ``final`` state of one file."""
     with np.load(path, allow_pickle=False) as file:
         golden = json.loads(str(file["config"]))
         data = {key: torch.from_numpy(file[key]) for key in file.files if key != "config"}
     model = build(data, golden)
+    prompts = model.class_prompts
+    if host and prompts.rowwise:
+        prompts.to_host()
+    schedule = [labels[:: golden["samples_per_class"]] for labels in data["labels"]]
     optimizers = make_optimizers(model)
     start = {name: tensor.clone() for name, tensor in named(model).items()}
     losses, errors = [], {"losses": 0.0, "step 0": 0.0, "final": 0.0}
@@ -145,14 +152,14 @@ def replay(path: Path) -> dict[str, float]:
         errors[part] = max(errors[part], relative(ours, theirs))
 
     for step, (images, labels) in enumerate(zip(data["images"], data["labels"], strict=True)):
-        classes = labels[:: golden["samples_per_class"]]
-        model.class_prompts.swap_in(classes, optimizers[0])
+        classes = schedule[step]
+        prompts.swap_in(classes, optimizers[0], schedule[step + 1] if step + 1 < len(schedule) else None)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         if step == 0:
             with torch.no_grad():
                 kept = model.proxies.state.clone()
-                embeddings, p = model.vit(images, model.class_prompts(classes))
+                embeddings, p = model.vit(images, prompts(classes))
                 compare("step 0", embeddings, "step0.embeddings")
                 compare("step 0", model.proxies(p, classes), "step0.proxies_unnormalised")
                 model.proxies.state.copy_(kept)
@@ -164,9 +171,10 @@ def replay(path: Path) -> dict[str, float]:
                     compare("step 0", gradient, f"step0.grad.{name}")
         for optimizer in optimizers:
             optimizer.step()
-        model.class_prompts.swap_out(classes, optimizers[0])
+        prompts.swap_out(classes, optimizers[0])
         losses.append(loss.item())
     compare("losses", torch.tensor(losses, dtype=torch.float64), "losses")
+    prompts.flush()
     final = named(model)
     for key in data:
         name = key.removeprefix("final.")
@@ -190,13 +198,14 @@ def replay(path: Path) -> dict[str, float]:
 
 def main(paths: list[str]) -> int:
     """Replay files and print one line each; 0 if all lie within the bound."""
+    host, paths = "--host" in paths, [path for path in paths if path != "--host"]
     if not paths:
         print(__doc__)
         return 2
     worst = 0.0
     for path in paths:
         try:
-            errors = replay(Path(path))
+            errors = replay(Path(path), host)
         except (OSError, KeyError, ValueError, zipfile.BadZipFile, VptspError) as error:
             print(f"{path}: cannot be replayed: {error}", file=sys.stderr)
             return 2

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vptsp_core.proxies import ClassPrompts, EMAAccumulator, GRUAccumulator, SemanticProxies
+from vptsp_core.class_table import ClassPrompts
+from vptsp_core.proxies import EMAAccumulator, GRUAccumulator, SemanticProxies
 
 D = 5
 

@@ -11,12 +11,15 @@ import pytest
 import replay
 import torch
 
+from vptsp_core.class_table import ClassPrompts
+
 FILES = sorted(Path(os.environ.get("VPTSP_GOLDEN", Path(__file__).parents[2] / "shared" / "golden")).glob("*.npz"))
 
 
 @pytest.mark.skipif(not FILES, reason="no golden trajectories; name their folder with VPTSP_GOLDEN")
 def test_golden_trajectories(capsys):
     assert replay.main([str(path) for path in FILES]) == 0, capsys.readouterr().out
+    assert replay.main(["--host", *map(str, FILES)]) == 0, capsys.readouterr().out
 
 
 def own_trajectory(path, **changes):
@@ -36,13 +39,18 @@ def own_trajectory(path, **changes):
     data["images"], data["labels"] = torch.randn(2, 4, 3, 16, 16), torch.tensor([[0, 0, 3, 3], [5, 5, 1, 1]])
     model = replay.MetricModel(replay.run_config(golden), backbone.eval().requires_grad_(False), 6)
     data |= {f"init.{k}": v.clone() for k, v in replay.named(model).items() if not k.startswith("backbone.")}
+    optimizer, losses = replay.make_optimizers(model)[0], []
     with torch.no_grad():
+        model.class_prompts.swap_in(data["labels"][0][::2], optimizer)
         rows = model.class_prompts(data["labels"][0][::2])
         data["step0.embeddings"], p = model.vit(data["images"][0], rows)
         kept = model.proxies.state.clone()
         data["step0.proxies_unnormalised"] = model.proxies(p, data["labels"][0][::2])
         model.proxies.state.copy_(kept)
-        data["losses"] = torch.stack([model.loss(i, t) for i, t in zip(data["images"], data["labels"], strict=True)])
+        for images, labels in zip(data["images"], data["labels"], strict=True):
+            model.class_prompts.swap_in(labels[::2], optimizer)
+            losses.append(model.loss(images, labels))
+        data["losses"] = torch.stack(losses)
         data |= {f"final.{k}": v.clone() for k, v in replay.named(model).items()}
         data["final.embeddings_of_step0_images"] = model(data["images"][0])
     np.savez(path, config=json.dumps(golden), **{k: v.detach().numpy() for k, v in data.items()})
@@ -57,6 +65,15 @@ def test_the_documented_command_runs_on_its_own(tmp_path):
         [sys.executable, str(script), str(tmp_path / "true.npz")], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0 and "within" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("host", [[], ["--host"]], ids=["device", "host"])
+def test_replay_of_rowwise_class_prompts(tmp_path, monkeypatch, host):
+    own_trajectory(tmp_path / "true.npz", prompt_memory_bank=True)
+    moved = []
+    monkeypatch.setattr(ClassPrompts, "to_host", lambda self, to_host=ClassPrompts.to_host: moved.append(to_host(self)))
+    assert replay.main([*host, str(tmp_path / "true.npz")]) == 0
+    assert len(moved) == len(host)
 
 
 def test_replay_passes_a_true_file_and_fails_a_wrong_one(tmp_path, capsys):

@@ -59,8 +59,24 @@ class Cut(Exception):
 
 @pytest.mark.parametrize("changes", METHODS.values(), ids=METHODS.keys())
 def test_a_run_cut_short_ends_as_if_it_had_not_been(tmp_path, monkeypatch, changes):
-    config = tiny(**changes)
+    whole = run(tiny(**changes), results=tmp_path / "whole", progress=False)
+    resumed = cut_and_resumed(tiny(**changes), tmp_path, monkeypatch)
+    assert_same_run(whole, resumed)
+    assert whole.record["class_table"] == ("device" if whole.config.method == "vptsp" else None)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_class_prompts_in_host_memory_and_checkpointing_change_no_number(tmp_path, monkeypatch, optimizer):
+    config = tiny(class_optimizer="rowwise", optimizer=optimizer, steps_per_epoch=5)
     whole = run(config, results=tmp_path / "whole", progress=False)
+    other = cut_and_resumed(config, tmp_path, monkeypatch, class_table="host", checkpointing="on")
+    assert_same_run(whole, other)
+    assert other.record["class_table"] == "host" and other.record["checkpointing"] is True
+    assert whole.record["class_table"] == "device" and whole.record["checkpointing"] is False
+
+
+def cut_and_resumed(config, tmp_path, monkeypatch, **options):
+    """The run, cut after its second epoch and gone on with."""
     save, saved = Trainer._save, []
 
     def save_then_cut(self, row):
@@ -71,12 +87,15 @@ def test_a_run_cut_short_ends_as_if_it_had_not_been(tmp_path, monkeypatch, chang
 
     monkeypatch.setattr(Trainer, "_save", save_then_cut)
     with pytest.raises(Cut):
-        run(config, results=tmp_path / "cut", progress=False)
+        run(config, results=tmp_path / "cut", progress=False, **options)
     folder = run_folder(config, tmp_path / "cut")
     assert (folder / CHECKPOINT).exists() and not (folder / "metrics.json").exists()
     monkeypatch.setattr(Trainer, "_save", save)
     torch.rand(11)
-    resumed = run(config, results=tmp_path / "cut", progress=False)
+    return run(config, results=tmp_path / "cut", progress=False, **options)
+
+
+def assert_same_run(whole, resumed):
     pd.testing.assert_frame_equal(
         whole.history.drop(columns="seconds"), resumed.history.drop(columns="seconds"), check_exact=True
     )
@@ -222,6 +241,9 @@ BAD_COMMANDS = {
     "no such device": (["train", "--preset", "smoke", "--device", "banana"], "device 'banana' cannot be used here"),
     "seed too large": (["train", "--preset", "smoke", "--set", f"seed={2**70}"], "must be below 2 ** 63"),
     "vpt without prompts": (["train", "--set", "method=vpt", "prompts=0"], "must be at least 1 for method = 'vpt'"),
+    "dense table on the host": (["train", "--class-table", "host"], "needs method = 'vptsp' with class_optimizer"),
+    "no such place": (["train", "--class-table", "disk"], "class_table = 'disk' must be one of auto, device, host"),
+    "no such checkpointing": (["train", "--checkpointing", "1"], "checkpointing = '1' must be one of auto, on, off"),
     "fp16 on the CPU": (["train", "--set", "precision=fp16", "--device", "cpu"], "needs a GPU"),
 }
 

@@ -158,6 +158,47 @@ def test_bf16_rounds_no_more_than_the_textbook_form_does():
     assert torch.cosine_similarity(rounded.flatten(), gradient.flatten(), dim=0) > 0.98
 
 
+CHECKPOINTED = {
+    "dropout in the accumulator": dict(gru_dropout=0.5),
+    "decreasing": dict(prompt_step=1, class_step=1),
+    "one tower": dict(method="vpt"),
+    "linear probing": dict(method="linear", bitfit=False),
+    "full": dict(method="full", bitfit=False),
+}
+
+
+@pytest.mark.parametrize("changes", CHECKPOINTED.values(), ids=CHECKPOINTED.keys())
+@pytest.mark.parametrize("one_batch", [True, False], ids=["one batch", "apart"])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "bf16"])
+def test_checkpointing_changes_nothing_and_keeps_less(changes, one_batch, autocast):
+    torch.manual_seed(6)
+    model = make(**changes).float()
+    model.vit.one_batch, model.vit.autocast = one_batch, autocast
+    images, labels = batch(dtype=torch.float32)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    found, drawn, kept = [], [], []
+    for model.vit.checkpointing in (False, True):
+        model.load_state_dict(state)
+        model.zero_grad(set_to_none=True)
+        storages = {}
+        torch.manual_seed(7)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, seen=storages: seen.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}) or t,
+            lambda t: t,
+        ):
+            loss = model.loss(images, labels)
+        loss.backward()
+        drawn.append(torch.rand(1))
+        kept.append(sum(storages.values()))
+        found.append({"loss": loss.detach()} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    plain, checkpointed = found
+    assert plain.keys() == checkpointed.keys() and len(plain) > 3 and torch.equal(*drawn)
+    for name, value in plain.items():
+        scale = value.abs().max().clamp_min(1e-4)
+        assert (checkpointed[name] - value).abs().max() / scale < 1e-6, name
+    assert kept[1] < kept[0] or changes.get("method") == "linear"  # which keeps nothing of the blocks anyway
+
+
 def test_embeddings_are_those_of_the_frozen_model_without_prompts():
     torch.manual_seed(5)
     model = make(method="frozen", bitfit=False)

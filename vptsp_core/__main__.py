@@ -51,9 +51,14 @@ def _train(argv: Sequence[str]) -> int:
     parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets, e.g. cub200/images/...")
     parser.add_argument("--results", metavar="DIR", default=None, help="default: ./results")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    parser.add_argument("--class-table", default="auto", metavar="WHERE", help="auto, device or host: class prompts")
+    parser.add_argument("--checkpointing", default="auto", metavar="WHEN", help="of gradients: auto, on or off")
     args = parser.parse_args(argv)
     config = preset(args.preset, **dict(parse_change(change) for change in args.changes))
-    done = run(config, data=args.data, results=args.results, device=args.device, progress=sys.stderr.isatty())
+    done = run(
+        config, data=args.data, results=args.results, device=args.device, class_table=args.class_table,
+        checkpointing=args.checkpointing, progress=sys.stderr.isatty(),
+    )  # fmt: skip
     print(done.history.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     print(f"{done.path}\n" + "  ".join(f"{k} {v:.4f}" for k, v in done.metrics.items() if k != "epoch"))
     return 0

@@ -1,4 +1,4 @@
-"""Measured cost of a training step and of the metrics: python -m vptsp_core bench step|eval."""
+"""Measured cost of a training step and of the metrics: python -m vptsp_core bench step|table|eval."""
 
 from __future__ import annotations
 
@@ -33,39 +33,46 @@ FORMS: dict[str, Callable[[MetricModel, Tensor, Tensor], Tensor]] = {
 class StepBench:
     """One training step on random images, of a model with random weights (neither changes the time)."""
 
-    def __init__(self, config: RunConfig, form: str = "ours", device: str | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, form: str = "ours", device: str | None = None,
+        *, classes: int | None = None, class_table: str = "auto",
+    ) -> None:  # fmt: skip
         self.device = pick_device(device)
-        classes = max(100, config.batch // config.samples_per_class)
-        self.model = build_model(config.replace(weights="random"), classes, self.device).train()
+        classes = classes or max(100, config.batch // config.samples_per_class)
+        self.model = build_model(config.replace(weights="random"), classes, self.device, class_table).train()
         self.model.vit.autocast = autocast_dtype(config.precision, self.device)
         self.form = FORMS[form]
         self.optimizers = make_optimizers(self.model)
         generator = torch.Generator().manual_seed(0)
         side = (config.batch, 3, config.image_size, config.image_size)
         self.images = torch.randn(side, generator=generator).to(self.device)
-        labels = torch.arange(config.batch // config.samples_per_class).repeat_interleave(config.samples_per_class)
-        self.labels = labels.to(self.device)
+        self.choose(torch.arange(config.batch // config.samples_per_class))
+
+    def choose(self, classes: Tensor, upcoming: Tensor | None = None) -> None:
+        """The classes of the next `step`, and of the one after: (C',) int64 on the CPU."""
+        self.classes, self.upcoming = classes, upcoming
+        labels = classes.repeat_interleave(self.model.config.samples_per_class)
+        self.labels = labels.to(self.device, non_blocking=True)
 
     def step(self) -> None:
         """Forward, backward and both optimisers."""
-        classes = self.labels[:: self.model.config.samples_per_class]
         prompts = self.model.class_prompts
         if prompts is not None:
-            prompts.swap_in(classes, self.optimizers[0])
+            prompts.swap_in(self.classes, self.optimizers[0], self.upcoming)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         self.form(self.model, self.images, self.labels).backward()
         for optimizer in self.optimizers:
             optimizer.step()
         if prompts is not None:
-            prompts.swap_out(classes, self.optimizers[0])
+            prompts.swap_out(self.classes, self.optimizers[0])
 
     def milliseconds(self) -> float:
         """Wall time of one step, the device's work included."""
-        self._wait()
+        self.wait()
         start = time.perf_counter()
         self.step()
-        self._wait()
+        self.wait()
         return 1000 * (time.perf_counter() - start)
 
     def memory_bytes(self) -> int:
@@ -91,7 +98,8 @@ class StepBench:
         states = {"sgd": 1, "adam": 2, "adamw": 2}[self.model.config.optimizer]
         return sum(storages.values()) + learned * (1 + states)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Return when the device has done all it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -145,23 +153,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     kinds = parser.add_subparsers(dest="kind", required=True)
     step = kinds.add_parser("step", help="our step against the textbook form, by turns")
     step.add_argument("--preset", default="cub200-vits16")
-    step.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="changes", help="e.g. batch=16")
-    step.add_argument("--steps", type=int, default=10, help="timed turns (default: 10)")
+    table = kinds.add_parser("table", help="class prompts in host memory against the device's, by turns")
+    table.add_argument("--preset", default="inshop-vits16")
+    table.add_argument("--classes", type=int, help="default: the training set's; on the CPU at most 256")
+    for each in (step, table):
+        each.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="changes", help="e.g. batch=16")
+        each.add_argument("--steps", type=int, default=10, help="timed turns (default: 10)")
     evaluation = kinds.add_parser("eval", help="retrieval metrics against a bare exact search, by turns")
     evaluation.add_argument("--size", choices=SIZES, default="sop", help="of which test set (default: sop)")
     evaluation.add_argument("--backend", choices=BACKENDS, default="torch", help="what searches for the metrics")
     evaluation.add_argument("--repeats", type=int, default=3, help="timed turns (default: 3)")
-    for each in (step, evaluation):
+    for each in (step, table, evaluation):
         each.add_argument("--device", default=None, help="default: a GPU where there is one")
         each.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args(argv)
-    if args.kind == "step":
+    if args.kind != "eval":
         from vptsp_core.__main__ import parse_change
 
         if args.steps < 1:
             raise VptspError(f"--steps {args.steps} must be at least 1")
         config = preset(args.preset, **dict(parse_change(change) for change in args.changes))
-        found = compare_forms(config, device=args.device, steps=args.steps)
+        if args.kind == "step":
+            found = compare_forms(config, device=args.device, steps=args.steps)
+        else:
+            from vptsp_core.bench_table import compare_tables
+
+            found = compare_tables(config, args.classes, device=args.device, steps=args.steps)
     else:
         device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
         found = benchmark_metrics(SIZES[args.size], device, args.backend, args.repeats)

@@ -161,6 +161,16 @@ class RunConfig:
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse the value of an option beside the run description that is none of the allowed ones.
+
+    Raises:
+        ConfigError: naming the option and what it may be.
+    """
+    if value not in allowed:
+        raise ConfigError(f"{option} = {value!r} must be one of {', '.join(allowed)}")
+
+
 def _refuse_unknown(values: dict[str, Any]) -> None:
     import difflib
 

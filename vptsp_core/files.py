@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from vptsp_core.errors import VptspError
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path``, whole or not at all; folders are made.
-
-    Raises:
-        VptspError: the place cannot be written.
-    """
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of ``path`` once it is whole and on the disk; folders are made."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -37,16 +33,30 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.unlink()
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Put ``content`` at ``path``, whole or not at all; folders are made.
+
+    Raises:
+        VptspError: the place cannot be written.
+    """
+    with _replacing(path) as file:
+        file.write(content)
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """`write_bytes` of readable JSON."""
     write_bytes(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def write_torch(path: Path, values: Mapping[str, Any]) -> None:
-    """`write_bytes` of what ``torch.load(..., weights_only=True)`` reads back."""
-    buffer = io.BytesIO()
-    torch.save(dict(values), buffer)
-    write_bytes(path, buffer.getvalue())
+    """Like `write_bytes`, what ``torch.load(..., weights_only=True)`` reads back; no second copy of it is made."""
+    with _replacing(path) as file:
+        try:
+            torch.save(dict(values), file)
+        except RuntimeError as error:  # torch closes its archive, fails again, and hides why
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def writable_folder(path: Path) -> Path:

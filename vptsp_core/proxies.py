@@ -1,18 +1,14 @@
-"""Semantic proxies: class prompts go in, their embeddings are accumulated, the loss sees Q.
+"""Semantic proxies: the embeddings of class prompts are accumulated, the loss sees Q.
 
-State of a class: its prompts, its accumulated proxy P and its ordinary learnable proxy O ("proxy bias").
+State of a class: its accumulated proxy P and its ordinary learnable proxy O ("proxy bias"); its prompts are in
+`vptsp_core.class_table`.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-# Per-element optimiser state, by the names torch.optim gives it; the step count is one for the whole table.
-_MOMENTS = {"sgd": ("momentum_buffer",), "adam": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq")}
 
 
 class GRUAccumulator(nn.Module):
@@ -109,56 +105,3 @@ class SemanticProxies(nn.Module):
         state = self.state.index_copy(0, classes, rows)
         self.state.index_copy_(0, classes, rows.detach())
         return (1 - self.alpha) * state + self.alpha * self.bias
-
-
-class ClassPrompts(nn.Module):
-    """m prompts in each of L_c blocks for each of C classes, with either of the released optimiser semantics.
-
-    dense: one learnable table; momentum and Adam state also move classes that are absent from the batch.
-    rowwise: the batch's rows, with their optimiser state, are swapped into a small parameter and back; absent rows
-    and their state do not move, and the optimiser's step count is common to all rows (method.md, "memory bank").
-
-    Args:
-        shape: (C, L_c, m, D).
-        batch_classes: classes a batch, the rows swapped in.
-        optimizer: name of the optimiser, which decides the state kept per row (rowwise only).
-    """
-
-    table: Tensor
-
-    def __init__(self, shape: tuple[int, int, int, int], *, rowwise: bool, batch_classes: int, optimizer: str) -> None:
-        super().__init__()
-        num_classes, _, count, width = shape
-        table = torch.empty(shape).normal_(std=(2 / ((num_classes + count) * width)) ** 0.5)  # Xavier over (C, m, D)
-        self.rowwise, self.moments = rowwise, _MOMENTS[optimizer] if rowwise else ()
-        if rowwise:
-            self.register_buffer("table", table)
-            self.rows = nn.Parameter(torch.zeros(batch_classes, *shape[1:]))
-            for name in self.moments:
-                self.register_buffer(name, torch.zeros(shape))
-        else:
-            self.table = nn.Parameter(table)
-
-    def forward(self, classes: Tensor) -> Tensor:
-        """The prompts of a batch's classes: (C',) -> (C', L_c, m, D); rowwise after `swap_in` of the same classes."""
-        return self.rows if self.rowwise else self.table.index_select(0, classes)
-
-    @torch.no_grad()
-    def swap_in(self, classes: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Before the forward pass: fetch the rows of ``classes`` and their optimiser state (rowwise; else nothing)."""
-        if self.rowwise:
-            self.rows.copy_(self.table.index_select(0, classes))
-            state: dict[str, Any] = optimizer.state.get(self.rows, {})
-            for name in self.moments:
-                if state.get(name) is not None:  # before the first step torch has none, and ours are zeros
-                    state[name].copy_(getattr(self, name).index_select(0, classes))
-
-    @torch.no_grad()
-    def swap_out(self, classes: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """After the optimiser's step: put the rows of ``classes`` and their state back (rowwise; else nothing)."""
-        if self.rowwise:
-            self.table.index_copy_(0, classes, self.rows.detach())
-            state: dict[str, Any] = optimizer.state.get(self.rows, {})
-            for name in self.moments:
-                if state.get(name) is not None:
-                    getattr(self, name).index_copy_(0, classes, state[name])

@@ -22,13 +22,13 @@ import torch
 from tqdm.auto import tqdm
 
 from vptsp_core.backbone import checksum, load_backbone
-from vptsp_core.config import RunConfig
+from vptsp_core.config import RunConfig, check_choice
 from vptsp_core.data import Benchmark, load_benchmark
 from vptsp_core.errors import ConfigError, VptspError, WeightsError
 from vptsp_core.evaluate import evaluate
 from vptsp_core.files import writable_folder, write_bytes, write_json
 from vptsp_core.train import CHECKPOINT, WEIGHTS, Trainer, autocast_dtype, pick_device
-from vptsp_core.tuning import MetricModel, count_parameters
+from vptsp_core.tuning import MetricModel, count_parameters, place_class_prompts
 
 CONFIG, METRICS, HISTORY, RECORD = "config.json", "metrics.json", "history.csv", "record.json"
 NOT_METRICS = ("epoch", "loss", "lr", "lr_proxy", "seconds")
@@ -59,6 +59,8 @@ def run(
     data: str | Path | None = None,
     results: str | Path | None = None,
     device: str | None = None,
+    class_table: str = "auto",
+    checkpointing: str = "auto",
     progress: bool = True,
 ) -> Run:
     """Train and evaluate, or return the finished run of the same hash; a run cut short goes on where it was.
@@ -68,27 +70,32 @@ def run(
         data: folder of the data sets; default the environment's VPTSP_DATA. The glyphs need none.
         results: the run goes to ``results/runs/<dataset>-<method>-<hash>``; default VPTSP_RESULTS, else ./results.
         device: ``"cpu"``, ``"cuda"``, ...; default a GPU where there is one.
+        class_table: where row-wise class prompts lie, ``"device"``, ``"host"`` or ``"auto"`` (`place_class_prompts`).
+        checkpointing: of gradients, ``"on"``, ``"off"`` or ``"auto"`` (see `Trainer`). Neither changes the numbers.
 
     Raises:
         VptspError: whatever the user can mend, in one line; nothing half-written stays behind.
     """
+    check_choice("class_table", class_table, ("auto", "device", "host"))
+    check_choice("checkpointing", checkpointing, ("auto", "on", "off"))
     path = run_folder(config, results)
     if (path / METRICS).exists():
         return read_run(path)
     benchmark = _benchmark(config.dataset, str(data or os.environ.get("VPTSP_DATA") or "") or None)
     target = pick_device(device)
-    model = build_model(config, benchmark.train.num_classes, target)
+    model = build_model(config, benchmark.train.num_classes, target, class_table)
     record = _record(config, benchmark, model, target)
     writable_folder(path)
     start = time.perf_counter()
     try:
-        history = _history(config, benchmark, model, path, progress)
+        history = _history(config, benchmark, model, path, progress=progress, checkpointing=checkpointing)
     except VptspError:
         with contextlib.suppress(OSError):
             path.rmdir()  # only where nothing was learned: a checkpoint keeps the folder
         raise
     frame = pd.DataFrame(history)
     record["seconds"] = round(time.perf_counter() - start, 2)
+    record["checkpointing"] = model.vit.checkpointing
     write_json(path / CONFIG, config.to_dict())
     write_bytes(path / HISTORY, frame.to_csv(index=False).encode())
     write_json(path / RECORD, record)
@@ -98,7 +105,7 @@ def run(
 
 
 def _history(
-    config: RunConfig, benchmark: Benchmark, model: MetricModel, path: Path, progress: bool
+    config: RunConfig, benchmark: Benchmark, model: MetricModel, path: Path, **options: Any
 ) -> list[dict[str, float]]:
     if config.method == "frozen":
         model.vit.autocast = autocast_dtype(config.precision, next(model.parameters()).device)
@@ -107,16 +114,18 @@ def _history(
         return [{"epoch": 0, **metrics}]
     if config.epochs == 0:
         raise ConfigError("epochs = 0 trains nothing; use method = 'frozen' for the backbone as it is")
-    trainer = Trainer(model, benchmark.train, path, lambda m: evaluate(m, benchmark), progress=progress)
+    trainer = Trainer(model, benchmark.train, path, lambda m: evaluate(m, benchmark), **options)
     return trainer.run()
 
 
-def build_model(config: RunConfig, num_classes: int, device: torch.device) -> MetricModel:
+def build_model(config: RunConfig, num_classes: int, device: torch.device, class_table: str = "auto") -> MetricModel:
     """The model of a run at its start, every random tensor drawn from the run's seed."""
     torch.manual_seed(config.seed)
     backbone = load_backbone(config.backbone, config.weights, config.image_size)
     torch.manual_seed(config.seed)  # again: what starts beside the backbone is the same whatever its weights are
-    return MetricModel(config, backbone, num_classes).to(device)
+    model = MetricModel(config, backbone, num_classes)
+    place_class_prompts(model, device, class_table)
+    return model.to(device)
 
 
 def run_folder(config: RunConfig, results: str | Path | None = None) -> Path:
@@ -200,6 +209,7 @@ def _record(config: RunConfig, benchmark: Benchmark, model: MetricModel, device:
         "data": {"name": benchmark.name, "train": benchmark.train.fingerprint(), "test": benchmark.test.fingerprint()},
         "weights": checksum(model.vit.backbone),
         "parameters": count_parameters(model),
+        "class_table": None if model.class_prompts is None else "host" if model.class_prompts.on_host else "device",
     }
 
 

@@ -27,6 +27,7 @@ from vptsp_core.data.loading import train_batches, train_transform
 from vptsp_core.data.sampler import ClassBalancedSampler
 from vptsp_core.errors import VptspError, WeightsError
 from vptsp_core.files import write_bytes, write_torch
+from vptsp_core.memory import fit_step
 from vptsp_core.tuning import MetricModel, make_optimizers
 
 CHECKPOINT, WEIGHTS = "checkpoint.pt", "model.safetensors"
@@ -71,6 +72,7 @@ class Trainer:
         folder: where checkpoint.pt and model.safetensors go.
         evaluate: metrics of the model as it is; called after the epochs that the config names and after the last.
         progress: show a bar for each epoch's steps.
+        checkpointing: of gradients, ``"on"`` or ``"off"``; ``"auto"``: on a GPU, where a step does not fit without.
     """
 
     def __init__(
@@ -81,10 +83,13 @@ class Trainer:
         evaluate: Callable[[MetricModel], Row],
         *,
         progress: bool = True,
+        checkpointing: str = "auto",
     ) -> None:
         config = self.config = model.config
         self.model, self.images, self.folder, self.evaluate = model, images, folder, evaluate
-        self.progress = progress
+        self.progress, self.checkpointing = progress, checkpointing
+        if checkpointing != "auto":
+            model.vit.checkpointing = checkpointing == "on"
         self.device = next(model.parameters()).device
         self.model.vit.autocast = autocast_dtype(config.precision, self.device)
         self.sampler = ClassBalancedSampler(
@@ -104,9 +109,11 @@ class Trainer:
 
         Raises:
             WeightsError: the checkpoint is unreadable or belongs to another run.
-            VptspError: the loss is not finite, or the folder cannot be written.
+            VptspError: the loss is not finite, the folder cannot be written, or a step does not fit into memory.
         """
         self._resume()
+        if self.checkpointing == "auto" and self.device.type == "cuda":
+            fit_step(self.model, self.optimizers)
         for epoch in range(len(self.history), self.config.epochs):
             row = self._epoch(epoch)
             for schedule in self.schedules:
@@ -117,12 +124,21 @@ class Trainer:
             self._save(row)
         return self.history
 
-    def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One optimiser step on one batch; the loss before it, still on the device."""
-        classes = labels[:: self.config.samples_per_class]
+    def step(
+        self, images: Tensor, labels: Tensor, classes: Tensor | None = None, upcoming: Tensor | None = None
+    ) -> Tensor:
+        """One optimiser step on one batch; the loss before it, still on the device.
+
+        Args:
+            classes, upcoming: (C',) int64 on the CPU, the classes of this batch and of the next (see
+                `ClassPrompts.swap_in`); without them they are read from the labels, and nothing is fetched ahead.
+        """
         prompts, (optimizer, _) = self.model.class_prompts, self.optimizers
+        if classes is None:
+            classes = labels[:: self.config.samples_per_class]
+            classes = classes.cpu() if prompts is not None and prompts.on_host else classes
         if prompts is not None:
-            prompts.swap_in(classes, optimizer)
+            prompts.swap_in(classes, optimizer, upcoming)
         for each in self.optimizers:
             each.zero_grad(set_to_none=True)
         loss = self.model.loss(images, labels)
@@ -147,8 +163,10 @@ class Trainer:
             disable=not self.progress,
         )
         start, losses = time.perf_counter(), []
-        for images, labels in bar:
-            losses.append(self.step(images, labels))
+        k, of_images = self.config.samples_per_class, self.images.labels
+        schedule = [torch.from_numpy(of_images[batch[::k]]) for batch in self.sampler.epoch(epoch)]
+        for (images, labels), classes, upcoming in zip(bar, schedule, [*schedule[1:], None], strict=True):
+            losses.append(self.step(images, labels, classes, upcoming))
         mean = torch.stack(losses).mean().item()  # the only wait for the device in an epoch
         if not math.isfinite(mean):
             first = int((~torch.isfinite(torch.stack(losses))).float().argmax())
@@ -190,7 +208,8 @@ class Trainer:
         if not path.exists():
             return
         try:
-            saved: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+            # Mapped, not read: of the class prompts there is one copy, where they are put.
+            saved: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
             same = saved["config"] == self.config.hash()
             if same:
                 self._restore(saved)

@@ -8,9 +8,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from vptsp_core.class_table import ClassPrompts
 from vptsp_core.config import RunConfig
+from vptsp_core.errors import ConfigError
 from vptsp_core.losses import proxy_anchor
-from vptsp_core.proxies import ClassPrompts, EMAAccumulator, GRUAccumulator, SemanticProxies
+from vptsp_core.proxies import EMAAccumulator, GRUAccumulator, SemanticProxies
 from vptsp_core.vit import PromptedViT, prompt_counts
 
 
@@ -130,6 +132,30 @@ def make_optimizers(model: MetricModel) -> tuple[torch.optim.Optimizer, torch.op
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     decay = config.weight_decay
     return kind(rest, lr=config.lr, weight_decay=decay), kind([ordinary], lr=config.lr_proxy, weight_decay=decay)
+
+
+def place_class_prompts(model: MetricModel, device: torch.device, where: str = "auto") -> None:
+    """Decide where the class-prompt table lies; call it before the model moves to its device.
+
+    Args:
+        where: ``"device"``, ``"host"`` (row-wise tables only), or ``"auto"``: in host memory if the table and its
+            optimiser state would take more than half of what the GPU has free. It changes no numbers.
+
+    Raises:
+        ConfigError: ``"host"`` for a model without a row-wise table.
+    """
+    prompts = model.class_prompts
+    if prompts is None or not prompts.rowwise:
+        if where != "host":
+            return
+        raise ConfigError(
+            "class table on the host: needs method = 'vptsp' with class_optimizer = 'rowwise'; leave it out"
+        )
+    if where == "auto" and device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        where = "host" if prompts.table_bytes() > free / 2 else "device"
+    if where == "host":
+        prompts.to_host()
 
 
 def count_parameters(model: MetricModel) -> dict[str, int]:

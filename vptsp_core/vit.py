@@ -9,10 +9,13 @@ gradients as concatenating, running timm's block and dropping (`vptsp_core.textb
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vptsp_core.backbone import pooling
 
@@ -149,6 +152,9 @@ class PromptedViT(nn.Module):
         # Both towers as one batch of 2B rows, or apart from their fork on. None: apart on a CPU, whose caches hold the
         # MLP of B rows and not of 2B (ViT-S/16, batch 16, 2 cores: 1.1 times quicker), one batch elsewhere.
         self.one_batch: bool | None = None
+        # Gradient checkpointing (Chen et al., arXiv 1604.06174): keep the inputs of the blocks alone, and compute each
+        # block again on the way back. A step takes a third longer; the numbers are the same.
+        self.checkpointing = False
         self.pool = pooling(backbone, pool)
         self.pooled_tokens = 2 if hasattr(backbone, "dist_token") and self.pool == "cls" else 1
         self.prompt_counts, self.class_prompt_counts = prompts, class_prompts
@@ -198,6 +204,9 @@ class PromptedViT(nn.Module):
         trunk = self.backbone
         x = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
         one_batch = images.device.type != "cpu" if self.one_batch is None else self.one_batch
+        run = run_block
+        if self.checkpointing and torch.is_grad_enabled():  # nothing in a block is random: no generator to set back
+            run = partial(checkpoint, run_block, use_reentrant=False, preserve_rng_state=False)
         halves: tuple[Tensor, ...] | None = None  # the towers apart, once they have forked (None: x holds them both)
         forked = False
         for i, block in enumerate(trunk.blocks):
@@ -206,9 +215,9 @@ class PromptedViT(nn.Module):
             rows = self.pooled_tokens if last and self.pool == "cls" else None
             if halves is not None:
                 pairs = zip(halves, prompt_kvs, strict=True)
-                halves = tuple(run_block(block, half, [kv], rows=rows) for half, kv in pairs)
+                halves = tuple(run(block, half, [kv], rows=rows) for half, kv in pairs)
                 continue
-            x = run_block(block, x, prompt_kvs, forked=forked, rows=rows)
+            x = run(block, x, prompt_kvs, forked=forked, rows=rows)
             forked = forked or (len(towers) == 2 and any(kv is not None for kv in prompt_kvs))
             if forked and not one_batch:
                 halves = x.chunk(2)
