@@ -26,7 +26,7 @@ _SEMANTIC_KEYS = (
 _TRAINING_KEYS = (
     "embed_dim", "loss_scale", "loss_margin", "optimizer", "lr", "lr_proxy", "weight_decay", "momentum", "epochs",
     "eval_start", "cosine_T", "cosine_min", "steps_per_epoch", "batch", "samples_per_class", "augmentation",
-    "selection",
+    "pipeline", "selection",
 )  # fmt: skip
 
 
@@ -76,7 +76,10 @@ class RunConfig:
     samples_per_class: int = 2  # [k]
     image_size: int = 224
     resize: int = 256
-    augmentation: Literal["base", "gentle"] = "base"  # base: the paper's; gentle: no flip, crops of 85 % up
+    # base: the paper's; gentle: no flip, crops of 85 % up; the others are the released code's, on the classic pipeline
+    augmentation: Literal["base", "gentle", "adv", "v2", "auto"] = "base"
+    # cached: from images decoded once (shorter side `resize`), augmented on the device; classic: decoded each time
+    pipeline: Literal["cached", "classic"] = "cached"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on a GPU that has it, else fp32
     selection: Literal["released", "last"] = "released"  # released: best epoch ON THE TEST SET
     seed: int = 0
@@ -104,6 +107,8 @@ class RunConfig:
         self._require("resize", self.resize >= self.image_size, f"must be at least image_size = {self.image_size}")
         self._require("steps_per_epoch", self.steps_per_epoch is None or self.steps_per_epoch >= 1,
                       "must be at least 1, or None for a whole epoch")  # fmt: skip
+        self._require("augmentation", self.augmentation in ("base", "gentle") or self.pipeline == "classic",
+                      "is made on the CPU only: set pipeline=classic too")  # fmt: skip
         if self.method == "vptsp":
             self._require("class_prompts", self.class_prompts >= 1, "must be at least 1 for method = 'vptsp'")
             self._require("class_layers", self.class_layers >= 1, "must be at least 1 for method = 'vptsp'")

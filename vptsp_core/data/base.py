@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from vptsp_core.data.store import PixelStore
 from vptsp_core.errors import DataError
 
 
@@ -19,7 +20,10 @@ class ImageSet(ABC):
         name: what messages call it, e.g. ``"cub200 test"``.
         labels: (N,) int64, contiguous from 0 to C - 1.
         class_names: C names, in the order of the labels.
+        store: the same images decoded and resized, where a run reads them from there (`vptsp_core.data.batches`).
     """
+
+    store: PixelStore | None = None
 
     def __init__(self, name: str, labels: np.ndarray, class_names: Sequence[str]) -> None:
         self.name = name

@@ -21,17 +21,23 @@ from vptsp_core.data.sampler import ClassBalancedSampler
 from vptsp_core.errors import DataError
 
 Transform = Callable[[Image.Image], Tensor]
+# RandomResizedCrop's scale and ratio: the library's own, and crops that cut no accent off a letter.
+CROPS = {"base": ((0.08, 1.0), (3 / 4, 4 / 3)), "gentle": ((0.85, 1.0), (0.85, 1 / 0.85))}
 
 
 def train_transform(config: RunConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> Transform:
-    """RandomResizedCrop and flip, as the paper trains; gentle: crops that cut no accent off, no mirrored letters."""
-    base = config.augmentation == "base"
-    scale, ratio = ((0.08, 1.0), (3 / 4, 4 / 3)) if base else ((0.85, 1.0), (0.85, 1 / 0.85))
-    steps: list[Any] = [
-        transforms.RandomResizedCrop(config.image_size, scale, ratio, interpolation=_interpolation(config))
-    ]
-    if base:
-        steps.append(transforms.RandomHorizontalFlip())
+    """What the paper trains with (``base``), what the demo needs (``gentle``), or the released code's other three."""
+    scale, ratio = CROPS.get(config.augmentation, CROPS["base"])
+    crop = transforms.RandomResizedCrop(config.image_size, scale, ratio, interpolation=_interpolation(config))
+    flip, grey = transforms.RandomHorizontalFlip(), transforms.RandomGrayscale(0.2)
+    jitter = transforms.ColorJitter(0.2, 0.2, 0.2, 0.2)
+    steps: list[Any] = {
+        "base": [crop, flip],
+        "gentle": [crop],  # a mirrored letter is another letter
+        "adv": [crop, grey, jitter, flip],
+        "v2": [crop, transforms.RandomPerspective(0.5, 0.5), grey, jitter, flip],
+        "auto": [transforms.AutoAugment(), crop, flip],
+    }[config.augmentation]
     return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
 
 
@@ -45,9 +51,13 @@ def eval_transform(config: RunConfig, mean: tuple[float, ...], std: tuple[float,
     ])  # fmt: skip
 
 
-def _interpolation(config: RunConfig) -> InterpolationMode:
+def interpolation_name(config: RunConfig) -> str:
     """The paper says bicubic; the released code leaves the transform's default, bilinear."""
-    return InterpolationMode.BILINEAR if config.semantics == "released" else InterpolationMode.BICUBIC
+    return "bilinear" if config.semantics == "released" else "bicubic"
+
+
+def _interpolation(config: RunConfig) -> InterpolationMode:
+    return InterpolationMode(interpolation_name(config))
 
 
 class _Augmented(Dataset):

@@ -1,0 +1,95 @@
+"""A run's batches by the pipeline that its config names: `cached` (decoded once) or `loading` (the classic path)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vptsp_core.config import RunConfig
+from vptsp_core.data import cached, loading
+from vptsp_core.data.base import Benchmark, ImageSet
+from vptsp_core.data.cache import open_store
+from vptsp_core.data.cached import Statistics
+from vptsp_core.data.sampler import ClassBalancedSampler
+from vptsp_core.errors import DataError
+
+
+def cache_folder(data: str | Path | None) -> Path:
+    """Where decoded images are kept: the environment's VPTSP_CACHE, else beside the data sets."""
+    return Path(os.environ.get("VPTSP_CACHE") or Path(data or ".") / ".vptsp-cache").expanduser()
+
+
+def decoded(benchmark: Benchmark, config: RunConfig, folder: Path, *, progress: bool = True) -> Benchmark:
+    """The benchmark with its images decoded, where the config's pipeline wants them so (see `cache.open_store`).
+
+    A copy: the image sets of ``benchmark`` stay as they are.
+    """
+    if config.pipeline == "classic":
+        return benchmark
+
+    def with_store(images: ImageSet) -> ImageSet:
+        images = copy.copy(images)
+        images.store = open_store(
+            images, folder, side=config.resize, interpolation=loading.interpolation_name(config), progress=progress
+        )
+        return images
+
+    splits = {"test": with_store(benchmark.test)}
+    if config.method != "frozen":
+        splits["train"] = with_store(benchmark.train)
+    if benchmark.gallery is not None:
+        splits["gallery"] = with_store(benchmark.gallery)
+    return dataclasses.replace(benchmark, **splits)
+
+
+def train_batches(
+    images: ImageSet,
+    config: RunConfig,
+    statistics: Statistics,
+    sampler: ClassBalancedSampler,
+    epoch: int,
+    device: torch.device,
+    part: slice = slice(None),
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of one epoch: ((b, 3, S, S) float32, (B,) int64), on the device.
+
+    Args:
+        images: the training set; `decoded` for the cached pipeline.
+        statistics: mean and standard deviation of the backbone's input.
+        part: of every batch, the images that this process embeds (b of B).
+
+    Raises:
+        DataError: naming the image that cannot be read; the cached pipeline without decoded images.
+    """
+    if config.pipeline == "classic":
+        return loading.train_batches(
+            images, sampler, loading.train_transform(config, *statistics), epoch, device, part
+        )  # fmt: skip
+    if images.store is None:
+        raise DataError(f"{images.name}: pipeline = 'cached' needs decoded images; call decoded(benchmark, ...) first")
+    return cached.train_batches(images.store, images.labels, config, statistics, sampler, epoch, device, part)
+
+
+def eval_batches(
+    images: ImageSet,
+    config: RunConfig,
+    statistics: Statistics,
+    batch: int,
+    device: torch.device,
+    part: slice = slice(None),
+) -> Iterator[Tensor]:
+    """All images, or a ``part`` of them, in order, (<= batch, 3, S, S) float32 at a time, on the device.
+
+    Both pipelines give the same pixels to the last bit, so images that are not decoded are read the classic way.
+    """
+    store = images.store
+    wanted = (config.resize, loading.interpolation_name(config))
+    if config.pipeline == "cached" and store is not None and (store.side, store.interpolation) == wanted:
+        return cached.eval_batches(store, config, statistics, batch, device, part)
+    return loading.eval_batches(images, loading.eval_transform(config, *statistics), batch, device, part)

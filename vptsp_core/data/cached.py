@@ -1,0 +1,130 @@
+"""Batches from decoded images: augmentation on the device (`crops`), nothing decoded twice.
+
+The pixels of a step depend on (seed, epoch, step) and on the image's place in the whole batch, not on the device's
+kind, on threads or on the number of processes (but for the rounding of `crops.resize_boxes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vptsp_core.config import RunConfig
+from vptsp_core.data.crops import random_boxes, resize_boxes
+from vptsp_core.data.loading import CROPS, interpolation_name
+from vptsp_core.data.prefetch import on_device, to_device
+from vptsp_core.data.sampler import ClassBalancedSampler
+from vptsp_core.data.store import PixelStore
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of the input, per channel
+
+
+def train_batches(
+    store: PixelStore,
+    labels: np.ndarray,
+    config: RunConfig,
+    statistics: Statistics,
+    sampler: ClassBalancedSampler,
+    epoch: int,
+    device: torch.device,
+    part: slice = slice(None),
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of one epoch, as `loading.train_batches` gives them: ((b, 3, S, S) float32, (B,) int64).
+
+    Args:
+        store: the training set's; labels: (N,) int64.
+        statistics: mean and standard deviation of the backbone's input.
+        part: of every batch, the images that this process embeds.
+    """
+    drawn = _drawn(store, config, sampler, epoch, part)
+    every = torch.from_numpy(labels)
+    everything = store.resident(device)
+    if everything is not None:
+        for chosen, boxes, flips, batch in drawn:
+            starts, widths = store.starts[chosen], store.sizes[chosen, 1]
+            pixels = _resize(everything, starts, widths, boxes, flips, config)
+            yield normalise(pixels, statistics), to_device(every[batch], device)
+        return
+    plans: list[tuple[np.ndarray, np.ndarray]] = []
+    for pixels, batch_labels in on_device(_cut(store, drawn, every, plans), device):
+        boxes, flips = plans.pop(0)
+        starts = np.concatenate([[0], np.cumsum(boxes[:-1, 2] * boxes[:-1, 3] * 3)])
+        whole = boxes * [0, 0, 1, 1]  # only the boxes came along
+        yield normalise(_resize(pixels, starts, boxes[:, 3], whole, flips, config), statistics), batch_labels
+
+
+def eval_batches(
+    store: PixelStore,
+    config: RunConfig,
+    statistics: Statistics,
+    batch: int,
+    device: torch.device,
+    part: slice = slice(None),
+) -> Iterator[Tensor]:
+    """All images, or a ``part`` of them, in order, (<= batch, 3, S, S) float32 at a time, on the device.
+
+    The store was resized as the classic path resizes, so what is left is the crop of the middle, and the pixels are
+    those of the classic path to the last bit.
+    """
+    places = range(len(store))[part]
+    size = config.image_size
+
+    def host() -> Iterator[tuple[Tensor]]:
+        for start in range(0, len(places), batch):
+            some = places[start : start + batch]
+            pixels = np.empty((len(some), size, size, 3), np.uint8)
+            for row, index in zip(pixels, some, strict=True):
+                image = store.image(index)
+                top, left = (round((length - size) / 2) for length in image.shape[:2])  # torchvision's rounding
+                row[:] = image[top : top + size, left : left + size]
+            yield (torch.from_numpy(pixels),)
+
+    for (pixels,) in on_device(host(), device):
+        yield normalise(pixels.permute(0, 3, 1, 2), statistics)
+
+
+def normalise(pixels: Tensor, statistics: Statistics) -> Tensor:
+    """uint8 (B, 3, H, W) to the backbone's input range, float32, in the arithmetic of ToTensor and Normalize."""
+    mean, std = (to_device(torch.tensor(values)[:, None, None], pixels.device) for values in statistics)
+    if pixels.device.type == "cpu":  # NumPy's memory comes in huge pages; first touching torch's costs more than this
+        out = torch.from_numpy(np.empty(pixels.shape, np.float32))
+    else:
+        out = torch.empty(pixels.shape, device=pixels.device)
+    return out.copy_(pixels).div_(255).sub_(mean).div_(std)
+
+
+def _drawn(
+    store: PixelStore, config: RunConfig, sampler: ClassBalancedSampler, epoch: int, part: slice
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """For each step the images of this process, their boxes (b, 4) and flips (b,), and the whole batch (B,)."""
+    scale, ratio = CROPS[config.augmentation]
+    for step, batch in enumerate(sampler.epoch(epoch)):
+        rng = np.random.default_rng([sampler.seed, epoch, 3, step])
+        boxes = random_boxes(store.sizes[batch], scale, ratio, rng)
+        flips = (rng.random(len(batch)) < 0.5) & (config.augmentation == "base")  # a mirrored letter is another one
+        yield batch[part], boxes[part], flips[part], batch
+
+
+def _resize(
+    pixels: Tensor, starts: np.ndarray, widths: np.ndarray, boxes: np.ndarray, flips: np.ndarray, config: RunConfig
+) -> Tensor:
+    return resize_boxes(pixels, starts, widths, boxes, flips, config.image_size, interpolation_name(config))
+
+
+def _cut(
+    store: PixelStore,
+    drawn: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],
+    labels: Tensor,
+    plans: list[tuple[np.ndarray, np.ndarray]],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The pixels of each step's boxes, one after another, and the labels of its batch; boxes and flips to ``plans``."""
+    for chosen, boxes, flips, batch in drawn:
+        views = [
+            store.image(i)[top : top + height, left : left + width]
+            for i, (top, left, height, width) in zip(chosen, boxes, strict=True)
+        ]
+        plans.append((boxes, flips))
+        yield torch.from_numpy(np.concatenate([view.reshape(-1) for view in views])), labels[batch]

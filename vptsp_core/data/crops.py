@@ -1,0 +1,140 @@
+"""Augmentation from stored pixels, a whole batch at a time: random boxes, drawn on the host, resized on the device.
+
+Boxes follow torchvision's RandomResizedCrop, drawn for all images at once. The resizing is that of Pillow: the filter
+is widened where pixels are taken away, a horizontal pass, then a vertical one, each rounded to uint8. (Pillow 13 takes
+the vertical pass first where that saves work, which moves some values by a level.) Boxes are known on the host, so
+nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vptsp_core.data.prefetch import to_device
+
+TRIES = 10  # boxes tried for an image before the whole of it (or its middle) is taken
+
+
+def random_boxes(
+    sizes: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> np.ndarray:
+    """One box an image as torchvision's ``RandomResizedCrop.get_params`` draws it.
+
+    Args:
+        sizes: (B, 2), heights and widths in pixels.
+        scale: bounds of the box's share of the image's area, uniform between them.
+        ratio: bounds of width / height, uniform in its logarithm.
+
+    Returns:
+        (B, 4) int64: top, left, height, width.
+    """
+    height, width = sizes[:, :1].astype(np.int64), sizes[:, 1:].astype(np.int64)
+    count = len(sizes)
+    area = height * width * rng.uniform(*scale, (count, TRIES))
+    shape = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), (count, TRIES)))
+    widths, heights = np.rint(np.sqrt(area * shape)).astype(np.int64), np.rint(np.sqrt(area / shape)).astype(np.int64)
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    first = fits.argmax(1)[:, None]
+    w, h = np.take_along_axis(widths, first, 1), np.take_along_axis(heights, first, 1)
+    top = rng.integers(0, np.where(fits.any(1, keepdims=True), height - h, 0), endpoint=True)
+    left = rng.integers(0, np.where(fits.any(1, keepdims=True), width - w, 0), endpoint=True)
+    # No try fits (a very long image): its middle, as near to the allowed shapes as can be.
+    middle_w = np.where(width / height > ratio[1], np.rint(height * ratio[1]).astype(np.int64), width)
+    middle_h = np.where(width / height < ratio[0], np.rint(width / ratio[0]).astype(np.int64), height)
+    middle = ((height - middle_h) // 2, (width - middle_w) // 2, middle_h, middle_w)
+    drawn = np.concatenate([top, left, h, w], 1)
+    return np.where(fits.any(1, keepdims=True), drawn, np.concatenate(middle, 1))
+
+
+def resize_boxes(
+    pixels: Tensor, starts: np.ndarray, widths: np.ndarray, boxes: np.ndarray, flips: np.ndarray, size: int, mode: str
+) -> Tensor:
+    """Cut a box out of each image, resize it to a square and mirror some.
+
+    On a CPU image by image with torch's own uint8 kernel; elsewhere all at once (`resize_together`).
+
+    Args:
+        pixels: (total,) uint8, images of rows of RGB.
+        starts: (B,) first byte of each image.
+        widths: (B,) pixels a row of each image.
+        boxes: (B, 4) top, left, height, width.
+        flips: (B,) bool.
+        size: side of the square.
+        mode: ``"bilinear"`` or ``"bicubic"``.
+
+    Returns:
+        (B, 3, size, size) uint8, on the device of ``pixels``. Against torchvision's ``resized_crop`` of a PIL image
+        (CUB, torch 2.13, Pillow 13): bilinear at most 2 levels of 255 apart, 98 % of the values equal; bicubic more
+        than 1 apart in 0.01 % of the values, at hard edges.
+    """
+    if pixels.device.type != "cpu":
+        return resize_together(pixels, starts, widths, boxes, flips, size, mode)
+    out = torch.from_numpy(np.empty((len(boxes), size, size, 3), np.uint8)).permute(0, 3, 1, 2)
+
+    def work(images: range) -> None:
+        for i in images:
+            top, left, height, width = boxes[i].tolist()
+            first = int(starts[i]) + (top * int(widths[i]) + left) * 3
+            box = pixels.as_strided((1, 3, height, width), (0, 1, int(widths[i]) * 3, 3), first)
+            square = F.interpolate(box, (size, size), mode=mode, antialias=True, align_corners=False)[0]
+            out[i] = square.flip(-1) if flips[i] else square
+
+    threads = torch.get_num_threads()
+    list(_pool(threads).map(work, (range(i, len(boxes), threads) for i in range(threads))))
+    torch.set_num_threads(threads)  # the pool's threads told torch otherwise, for themselves and those made later
+    return out
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """A thread an image: one resize is too small for torch to share it out, and slow where torch does."""
+    return ThreadPoolExecutor(threads, "resize", initializer=torch.set_num_threads, initargs=(1,))
+
+
+def resize_together(
+    pixels: Tensor, starts: np.ndarray, widths: np.ndarray, boxes: np.ndarray, flips: np.ndarray, size: int, mode: str
+) -> Tensor:
+    """`resize_boxes` as two batched matrix products: each pass is linear in the pixels, its weights known per image."""
+    device = pixels.device
+    tallest, widest = int(boxes[:, 2].max()), int(boxes[:, 3].max())
+    host = np.concatenate([starts[:, None] // 3, widths[:, None], boxes, flips[:, None]], 1).astype(np.int64)
+    start, stride, top, left, height, width, flip = to_device(torch.from_numpy(host), device).T[:, :, None]
+    rows = (top + torch.arange(tallest, device=device)).clamp(max=top + height - 1)
+    columns = (left + torch.arange(widest, device=device)).clamp(max=left + width - 1)
+    places = (start + rows * stride)[:, :, None] + columns[:, None, :]
+    cut = pixels.view(-1, 3)[places].permute(0, 3, 1, 2).float()
+    across, down = _weights(width, widest, size, mode), _weights(height, tallest, size, mode)
+    across = torch.where(flip[:, :, None] > 0, across.flip(1), across)
+    with torch.autocast(device.type, enabled=False):
+        narrow = _round(cut @ across.transpose(1, 2)[:, None])
+        return _round(down[:, None] @ narrow).to(torch.uint8)
+
+
+def _weights(length: Tensor, longest: int, size: int, mode: str) -> Tensor:
+    """Share of each of a box's first ``longest`` pixels in each of ``size`` resized ones: (B, size, longest).
+
+    ``length`` (B, 1) pixels are resized; what lies beyond them has no share (Pillow cuts its filters off there).
+    """
+    scale = (length / size)[:, :, None]
+    centre = (torch.arange(size, device=length.device)[:, None] + 0.5) * scale
+    pixel = torch.arange(longest, device=length.device)
+    distance = ((pixel + 0.5 - centre) / scale.clamp(min=1)).abs()
+    if mode == "bilinear":
+        share = (1 - distance).clamp(min=0)
+    else:  # Keys' cubic convolution with a = -1/2
+        near = (1.5 * distance - 2.5) * distance**2 + 1
+        far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+        share = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+    share = torch.where(pixel < length[:, :, None], share, 0.0)
+    return share / share.sum(-1, keepdim=True)
+
+
+def _round(values: Tensor) -> Tensor:
+    return values.add_(0.5).floor_().clamp_(0, 255)

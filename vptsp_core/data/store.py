@@ -1,0 +1,56 @@
+"""Decoded images at their full stored size: one flat uint8 array, on disk (memory-mapped), in memory or on a GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+RESIDENT_SHARE = 0.25  # of a GPU's free memory that a store may take; the step needs the rest
+
+
+class PixelStore:
+    """N RGB images of unlike sizes, one after another.
+
+    Args:
+        pixels: (total,) uint8; image i is rows of (H, W, 3) from byte ``starts[i]`` on.
+        sizes: (N, 2) int64, height and width of each image.
+        side: pixels of every image's shorter side.
+        interpolation: ``"bilinear"`` or ``"bicubic"``, what the images were resized with.
+    """
+
+    def __init__(self, pixels: np.ndarray, sizes: np.ndarray, side: int, interpolation: str) -> None:
+        self.pixels, self.sizes, self.side, self.interpolation = pixels, sizes, side, interpolation
+        self.starts = image_starts(sizes)[:-1]
+        self._resident: dict[torch.device, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def image(self, index: int) -> np.ndarray:
+        """Image ``index``, (H, W, 3) uint8, a view."""
+        (height, width), start = self.sizes[index], self.starts[index]
+        return self.pixels[start : start + height * width * 3].reshape(height, width, 3)
+
+    def resident(self, device: torch.device) -> Tensor | None:
+        """The flat pixels where the device can reach them: as they are for the CPU, a copy on a GPU with room for
+        them (`RESIDENT_SHARE`), kept for the life of the store; None where there is too little room."""
+        if device.type == "cpu":
+            return torch.from_numpy(self.pixels)
+        if device not in self._resident:
+            if device.type == "cuda" and self.pixels.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+                return None
+            self._resident[device] = torch.from_numpy(self.pixels).to(device)
+        return self._resident[device]
+
+
+def image_starts(sizes: np.ndarray) -> np.ndarray:
+    """First byte of each of N images of sizes (N, 2), and the end of the last: (N + 1,) int64."""
+    return np.concatenate([[0], np.cumsum(sizes.astype(np.int64).prod(1) * 3)])
+
+
+def resized(sizes: np.ndarray, side: int) -> np.ndarray:
+    """Heights and widths (N, 2) once the shorter side is ``side``: torchvision's rule, the longer side cut to whole
+    pixels."""
+    short, long = sizes.min(1, keepdims=True), sizes.max(1, keepdims=True)
+    return np.where(sizes == short, side, side * long // short).astype(np.int64)
