@@ -16,6 +16,7 @@ from vptsp_core.config import RunConfig
 from vptsp_core.data import Benchmark, ImageSet
 from vptsp_core.data.folder import read_image
 from vptsp_core.data.loading import eval_batches, eval_transform
+from vptsp_core.distributed import from_main, gather_rows, own_share, world_size
 from vptsp_core.errors import VptspError, WeightsError
 from vptsp_core.metrics import retrieval_metrics
 from vptsp_core.neighbours import nearest_neighbours
@@ -31,29 +32,35 @@ RECALL_AT = {
 
 @torch.inference_mode()
 def embed(model: MetricModel, images: ImageSet, batch: int | None = None) -> Tensor:
-    """Embeddings of a whole set in its order: (N, d) float32, L2-normalised, on the model's device."""
+    """Embeddings of a whole set in its order: (N, d) float32, L2-normalised, on the model's device.
+
+    Several processes embed a share each, every image once, and all of them have the whole.
+    """
     device = next(model.parameters()).device
     transform = eval_transform(model.config, *normalisation(model.vit.backbone))
     batch = batch or model.config.batch
     model.eval()
-    out, start = None, 0
-    for pixels in eval_batches(images, transform, batch, device):
+    width = model.vit.backbone.embed_dim if model.vit.sample_head is None else model.config.embed_dim
+    # Only the last shares are short, so that what is missing from them lies behind row N of the gathered whole.
+    own, start = torch.zeros(-(-len(images) // world_size()), width, device=device), 0
+    for pixels in eval_batches(images, transform, batch, device, own_share(len(images))):
         part = model(pixels)
-        out = torch.empty(len(images), part.shape[1], device=device) if out is None else out
-        out[start : start + len(part)] = part
+        own[start : start + len(part)] = part
         start += len(part)
-    assert out is not None
-    return out
+    return gather_rows(own)[: len(images)]
 
 
 def evaluate(model: MetricModel, benchmark: Benchmark) -> dict[str, float]:
-    """Retrieval metrics on the test split; queries against the gallery where there is one (see `retrieval_metrics`)."""
+    """Retrieval metrics on the test split; queries against the gallery where there is one (see `retrieval_metrics`).
+
+    Of several processes the first computes them, from the embeddings of all.
+    """
     queries, labels = embed(model, benchmark.test), torch.from_numpy(benchmark.test.labels)
     ks = RECALL_AT.get(benchmark.name, (1, 2, 4, 8))
     if benchmark.gallery is None:
-        return retrieval_metrics(queries, labels, ks=ks)
+        return from_main(lambda: retrieval_metrics(queries, labels, ks=ks))
     gallery, gallery_labels = embed(model, benchmark.gallery), torch.from_numpy(benchmark.gallery.labels)
-    return retrieval_metrics(queries, labels, gallery=gallery, gallery_labels=gallery_labels, ks=ks)
+    return from_main(lambda: retrieval_metrics(queries, labels, gallery=gallery, gallery_labels=gallery_labels, ks=ks))
 
 
 class Embedder:
