@@ -167,8 +167,9 @@ def cut_and_resume(folder: Path) -> dict[str, Any]:
     Trainer._write = write
     done = vptsp_core.run(smoke_config(), results=folder, progress=False)
     files.os.replace = replace
-    return {"raised": raised, "writes": writes, "loss": done.history["loss"].tolist(), "metrics": done.metrics,
-            "files": sorted(path.name for path in done.path.iterdir()), "processes": done.record["processes"]}  # fmt: skip
+    left = sorted(path.name for path in done.path.iterdir())
+    return {"raised": raised, "writes": writes, "files": left, "processes": done.record["processes"],
+            "loss": done.history["loss"].tolist(), "metrics": done.metrics}  # fmt: skip
 
 
 def bad_command() -> dict[str, Any]:
