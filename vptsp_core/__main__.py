@@ -53,9 +53,11 @@ def _together(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> i
     """A command under torchrun: the first process prints, and of those that fail one says why."""
     from vptsp_core import distributed
 
+    if not distributed.launched():
+        return command(argv)
     joined_before = distributed.joined()
     with contextlib.ExitStack() as stack:
-        if os.environ.get("RANK", "0") != "0":
+        if os.environ["RANK"] != "0":
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         try:
             status = command(argv)

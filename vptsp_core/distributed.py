@@ -69,9 +69,10 @@ def start(device: torch.device) -> None:
 
 
 def stop() -> None:
-    """Leave the group; all processes do so."""
+    """Leave the group, where there is one; all processes do so."""
     global _store
-    dist.destroy_process_group()
+    if joined():
+        dist.destroy_process_group()
     _store = None
 
 
@@ -94,6 +95,11 @@ def own_share(n: int) -> slice:
     """The part of n things in a row that is this process's: all shares but the last ones hold ceil(n / world size)."""
     size = -(-n // world_size())
     return slice(rank() * size, (rank() + 1) * size)
+
+
+def own_rows(rows: Tensor) -> Tensor:
+    """`own_share` of the rows of a tensor; without a group the tensor itself, whose gradient is then not copied."""
+    return rows[own_share(len(rows))] if joined() else rows
 
 
 def check_batch(batch: int, samples_per_class: int) -> None:

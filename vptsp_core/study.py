@@ -64,15 +64,13 @@ def run(
 ) -> Run:
     """Train and evaluate, or return the finished run of the same hash; a run cut short goes on where it was.
 
-    Under torchrun the processes share the work of one run (`vptsp_core.distributed`): each of them calls this and is
-    given the same answer, the first one writes. ``results`` must lie where all machines see it.
+    Under torchrun all processes call this and share the work; the first writes, where all machines must see it.
 
     Args:
         config: from `preset` or `RunConfig`.
         data: folder of the data sets; default the environment's VPTSP_DATA. The glyphs need none.
         results: the run goes to ``results/runs/<dataset>-<method>-<hash>``; default VPTSP_RESULTS, else ./results.
         device: ``"cpu"``, ``"cuda"``, ...; default a GPU where there is one.
-        progress: show a bar for each epoch's steps.
 
     Raises:
         VptspError: whatever the user can mend, in one line; nothing half-written stays behind.
@@ -80,8 +78,7 @@ def run(
     if launched():
         start(pick_device(device))
     path = run_folder(config, results)
-    found = from_main(lambda: read_run(path) if (path / METRICS).exists() else None)
-    if found is not None:
+    if found := from_main(lambda: read_run(path) if (path / METRICS).exists() else None):
         return found
     benchmark = _benchmark(config.dataset, str(data or os.environ.get("VPTSP_DATA") or "") or None)
     target = pick_device(device)
@@ -202,14 +199,13 @@ def _selected(history: pd.DataFrame, selection: str) -> dict[str, float]:
 
 
 def _record(config: RunConfig, benchmark: Benchmark, model: MetricModel, device: torch.device) -> dict[str, Any]:
+    cpu = f"cpu, {torch.get_num_threads()} threads"
     packages = ("torch", "torchvision", "timm", "numpy", "vptsp-core")
     return {
         "hash": config.hash(),
         "commit": _commit(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "processes": world_size(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "data": {"name": benchmark.name, "train": benchmark.train.fingerprint(), "test": benchmark.test.fingerprint()},

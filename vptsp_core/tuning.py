@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vptsp_core.config import RunConfig
-from vptsp_core.distributed import gather_rows, own_share, sum_gradients
+from vptsp_core.distributed import gather_rows, own_rows, sum_gradients
 from vptsp_core.losses import proxy_anchor
 from vptsp_core.proxies import ClassPrompts, EMAAccumulator, GRUAccumulator, SemanticProxies
 from vptsp_core.vit import PromptedViT, prompt_counts
@@ -90,7 +90,7 @@ class MetricModel(nn.Module):
         classes = rows = None
         if self.class_prompts is not None:
             classes = labels[:: self.config.samples_per_class]
-            rows = self.class_prompts(classes)[own_share(len(classes))]
+            rows = own_rows(self.class_prompts(classes))
         embeddings, p = self.vit(images, rows)
         embeddings, p = gather_rows(embeddings), None if p is None else gather_rows(p)
         return proxy_anchor(
