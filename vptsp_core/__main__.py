@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vptsp_core.errors import ConfigError, VptspError
 
@@ -17,6 +19,13 @@ COMMANDS = {
     "pretrain": "make the embedded demo ViT again",
     "notebooks": "execute the notebooks (what run_all.sh calls)",
 }
+SEVERAL = """\
+several GPUs, one process each:
+  torchrun --nproc-per-node 4 -m vptsp_core train ...
+two machines, the same command on both, the results in a folder that both see:
+  torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint FIRST_MACHINE:29500 \\
+    -m vptsp_core train ... --results SHARED_DIR
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if argv and argv[0] in ("-h", "--help") else 2
     try:
         if argv[0] in ("train", "evaluate"):
-            return {"train": _train, "evaluate": _evaluate}[argv[0]](argv[1:])
+            command = {"train": _train, "evaluate": _evaluate}[argv[0]]
+            return _together(command, argv[1:]) if "LOCAL_RANK" in os.environ else command(argv[1:])
         module = {"bench": "bench", "pretrain": "pretrain", "notebooks": "notebooks"}[argv[0]]
         return int(importlib.import_module(f"vptsp_core.{module}").main(argv[1:]) or 0)
     except VptspError as error:
@@ -39,11 +49,50 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _together(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """A command under torchrun: the first process prints, and of those that fail one says why."""
+    from vptsp_core import distributed
+
+    if not distributed.launched():
+        return command(argv)
+    joined_before = distributed.joined()
+    with contextlib.ExitStack() as stack:
+        if os.environ["RANK"] != "0":
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        try:
+            status = command(argv)
+        except VptspError:
+            if distributed.first_to_fail():
+                raise
+            return 2
+        except RuntimeError:
+            if not distributed.another_failed():
+                raise
+            return 2
+    if not joined_before:  # after a failure it is left to torchrun: the others may still wait for this process
+        distributed.stop()
+    return status
+
+
+def _join(device: str | None) -> None:
+    """Under torchrun, before anything can fail: errors are told through the group."""
+    if "LOCAL_RANK" in os.environ:
+        from vptsp_core.distributed import start
+        from vptsp_core.train import pick_device
+
+        start(pick_device(device))
+
+
 def _train(argv: Sequence[str]) -> int:
     from vptsp_core.presets import PRESETS, preset
     from vptsp_core.study import run
 
-    parser = argparse.ArgumentParser("python -m vptsp_core train", description=COMMANDS["train"])
+    parser = argparse.ArgumentParser(
+        "python -m vptsp_core train",
+        description=COMMANDS["train"],
+        epilog=SEVERAL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--preset", default="demo", help=f"one of {', '.join(PRESETS)} (default: demo)")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", dest="changes", help="e.g. alpha=0.2 seed=1"
@@ -54,6 +103,7 @@ def _train(argv: Sequence[str]) -> int:
     parser.add_argument("--class-table", default="auto", metavar="WHERE", help="auto, device or host: class prompts")
     parser.add_argument("--checkpointing", default="auto", metavar="WHEN", help="of gradients: auto, on or off")
     args = parser.parse_args(argv)
+    _join(args.device)
     config = preset(args.preset, **dict(parse_change(change) for change in args.changes))
     done = run(
         config, data=args.data, results=args.results, device=args.device, class_table=args.class_table,
@@ -94,6 +144,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     parser.add_argument("--backend", choices=BACKENDS, default="torch", help="what searches (default: torch)")
     args = parser.parse_args(argv)
+    _join(args.device)
     embedder = load(args.run, args.device)
     metrics = evaluate(embedder.model, load_benchmark(embedder.model.config.dataset, args.data), args.backend)
     print("  ".join(f"{key} {value:.4f}" for key, value in metrics.items()))

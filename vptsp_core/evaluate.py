@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from torch import Tensor
 from vptsp_core.backbone import load_backbone, normalisation, read_weights
 from vptsp_core.config import RunConfig
 from vptsp_core.data import Benchmark, ImageSet
+from vptsp_core.data.batches import eval_batches
 from vptsp_core.data.folder import read_image
-from vptsp_core.data.loading import eval_batches, eval_transform
+from vptsp_core.data.loading import eval_transform
+from vptsp_core.distributed import from_main, gather_rows, own_share, world_size
 from vptsp_core.errors import VptspError, WeightsError
 from vptsp_core.faiss_index import check_backend
 from vptsp_core.metrics import retrieval_metrics
@@ -32,30 +35,36 @@ RECALL_AT = {
 
 @torch.inference_mode()
 def embed(model: MetricModel, images: ImageSet, batch: int | None = None) -> Tensor:
-    """Embeddings of a whole set in its order: (N, d) float32, L2-normalised, on the model's device."""
+    """Embeddings of a whole set in its order: (N, d) float32, L2-normalised, on the model's device.
+
+    Several processes embed a share each, every image once, and all of them have the whole.
+    """
     device = next(model.parameters()).device
-    transform = eval_transform(model.config, *normalisation(model.vit.backbone))
+    statistics = normalisation(model.vit.backbone)
     batch = batch or model.config.batch
     model.eval()
-    out, start = None, 0
-    for pixels in eval_batches(images, transform, batch, device):
+    width = model.vit.backbone.embed_dim if model.vit.sample_head is None else model.config.embed_dim
+    # Only the last shares are short, so that what is missing from them lies behind row N of the gathered whole.
+    own, start = torch.zeros(-(-len(images) // world_size()), width, device=device), 0
+    for pixels in eval_batches(images, model.config, statistics, batch, device, own_share(len(images))):
         part = model(pixels)
-        out = torch.empty(len(images), part.shape[1], device=device) if out is None else out
-        out[start : start + len(part)] = part
+        own[start : start + len(part)] = part
         start += len(part)
-    assert out is not None
-    return out
+    return gather_rows(own)[: len(images)]
 
 
 def evaluate(model: MetricModel, benchmark: Benchmark, backend: str = "torch") -> dict[str, float]:
-    """Retrieval metrics on the test split; queries against the gallery where there is one (see `retrieval_metrics`)."""
+    """Retrieval metrics on the test split; queries against the gallery where there is one (see `retrieval_metrics`).
+
+    Of several processes the first computes them, from the embeddings of all.
+    """
     check_backend(backend)  # before the hours that embedding may take
     queries, labels = embed(model, benchmark.test), torch.from_numpy(benchmark.test.labels)
-    ks = RECALL_AT.get(benchmark.name, (1, 2, 4, 8))
-    if benchmark.gallery is None:
-        return retrieval_metrics(queries, labels, ks=ks, backend=backend)
-    gallery, gallery_labels = embed(model, benchmark.gallery), torch.from_numpy(benchmark.gallery.labels)
-    return retrieval_metrics(queries, labels, gallery=gallery, gallery_labels=gallery_labels, ks=ks, backend=backend)
+    options: dict[str, Any] = dict(ks=RECALL_AT.get(benchmark.name, (1, 2, 4, 8)), backend=backend)
+    if benchmark.gallery is not None:
+        gallery_labels = torch.from_numpy(benchmark.gallery.labels)
+        options |= dict(gallery=embed(model, benchmark.gallery), gallery_labels=gallery_labels)
+    return from_main(lambda: retrieval_metrics(queries, labels, **options))
 
 
 class Embedder:

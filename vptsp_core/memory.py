@@ -8,14 +8,16 @@ from collections.abc import Sequence
 import torch
 
 from vptsp_core.class_table import MOMENTS
+from vptsp_core.distributed import own_rows
 from vptsp_core.errors import VptspError
 from vptsp_core.tuning import MetricModel
 
 
 def probe_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Forward and backward pass of a batch of zeros, beside room for the optimiser state that is still to come.
+    """The towers' forward and backward pass over zeros, beside room for the optimiser state that is still to come.
 
-    Nothing of it stays: P, the random numbers and the model's mode are as before, and there are no gradients.
+    Of several processes each tries its own share, alone. The proxies and the loss, a few (classes, d) tensors, are left
+    out. Nothing of it stays: the random numbers and the model's mode are as before, and there are no gradients.
 
     Raises:
         torch.OutOfMemoryError: it does not fit.
@@ -23,21 +25,20 @@ def probe_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) 
     config, device = model.config, next(model.parameters()).device
     learned = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     have_state = {p for optimizer in optimizers for p in optimizer.state}
-    proxies, training = model.proxies, model.training
-    state = proxies.state.clone() if proxies is not None and proxies.accumulator is not None else None
+    training = model.training
     if model.class_prompts is not None and model.class_prompts.on_host:
         model.class_prompts.host_rows()  # its buffers are part of a step
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             room = [torch.empty_like(p) for p in learned if p not in have_state for _ in MOMENTS[config.optimizer]]
-            labels = torch.arange(config.batch // config.samples_per_class, device=device)
-            images = torch.zeros(config.batch, 3, config.image_size, config.image_size, device=device)
-            model.train().loss(images, labels.repeat_interleave(config.samples_per_class)).backward()
+            classes = torch.arange(config.batch // config.samples_per_class, device=device)
+            images = own_rows(torch.zeros(config.batch, 3, config.image_size, config.image_size, device=device))
+            rows = None if model.class_prompts is None else own_rows(model.class_prompts(classes))
+            embeddings, p = model.train().vit(images, rows)
+            (embeddings.sum() if p is None else embeddings.sum() + p.sum()).backward()
             del room
     finally:
         model.train(training).zero_grad(set_to_none=True)
-        if state is not None and proxies is not None:
-            proxies.state.copy_(state)
 
 
 def fit_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:

@@ -24,6 +24,8 @@ from tqdm.auto import tqdm
 from vptsp_core.backbone import checksum, load_backbone
 from vptsp_core.config import RunConfig, check_choice
 from vptsp_core.data import Benchmark, load_benchmark
+from vptsp_core.data.batches import cache_folder, decoded
+from vptsp_core.distributed import from_main, is_main, launched, rank, start, world_size
 from vptsp_core.errors import ConfigError, VptspError, WeightsError
 from vptsp_core.evaluate import evaluate
 from vptsp_core.files import writable_folder, write_bytes, write_json
@@ -65,6 +67,8 @@ def run(
 ) -> Run:
     """Train and evaluate, or return the finished run of the same hash; a run cut short goes on where it was.
 
+    Under torchrun all processes call this and share the work; the first writes, where all machines must see it.
+
     Args:
         config: from `preset` or `RunConfig`.
         data: folder of the data sets; default the environment's VPTSP_DATA. The glyphs need none.
@@ -78,28 +82,37 @@ def run(
     """
     check_choice("class_table", class_table, ("auto", "device", "host"))
     check_choice("checkpointing", checkpointing, ("auto", "on", "off"))
+    if launched():
+        start(pick_device(device))
     path = run_folder(config, results)
-    if (path / METRICS).exists():
-        return read_run(path)
-    benchmark = _benchmark(config.dataset, str(data or os.environ.get("VPTSP_DATA") or "") or None)
+    if found := from_main(lambda: read_run(path) if (path / METRICS).exists() else None):
+        return found
+    data = str(data or os.environ.get("VPTSP_DATA") or "") or None
+    benchmark = decoded(_benchmark(config.dataset, data), config, cache_folder(data), progress=progress and is_main())
     target = pick_device(device)
     model = build_model(config, benchmark.train.num_classes, target, class_table)
     record = _record(config, benchmark, model, target)
-    writable_folder(path)
-    start = time.perf_counter()
+    first = from_main(lambda: record)
+    if (first["data"], first["weights"]) != (record["data"], record["weights"]):
+        raise VptspError(f"process {rank()} has other images or weights than the first; give all machines the same")
+    from_main(lambda: writable_folder(path))
+    begun = time.perf_counter()
     try:
         history = _history(config, benchmark, model, path, progress=progress, checkpointing=checkpointing)
     except VptspError:
         with contextlib.suppress(OSError):
             path.rmdir()  # only where nothing was learned: a checkpoint keeps the folder
         raise
-    frame = pd.DataFrame(history)
-    record["seconds"] = round(time.perf_counter() - start, 2)
+    record["seconds"] = round(time.perf_counter() - begun, 2)
     record["checkpointing"] = model.vit.checkpointing
+    return from_main(lambda: _finish(config, path, pd.DataFrame(history), record))
+
+
+def _finish(config: RunConfig, path: Path, history: pd.DataFrame, record: dict[str, Any]) -> Run:
     write_json(path / CONFIG, config.to_dict())
-    write_bytes(path / HISTORY, frame.to_csv(index=False).encode())
+    write_bytes(path / HISTORY, history.to_csv(index=False).encode())
     write_json(path / RECORD, record)
-    write_json(path / METRICS, _selected(frame, config.selection))  # last: its presence says that the run is finished
+    write_json(path / METRICS, _selected(history, config.selection))  # last: its presence says that the run is finished
     (path / CHECKPOINT).unlink(missing_ok=True)
     return read_run(path)
 
@@ -110,7 +123,7 @@ def _history(
     if config.method == "frozen":
         model.vit.autocast = autocast_dtype(config.precision, next(model.parameters()).device)
         metrics = evaluate(model, benchmark)
-        write_bytes(path / WEIGHTS, safetensors.torch.save({}))
+        from_main(lambda: write_bytes(path / WEIGHTS, safetensors.torch.save({})))
         return [{"epoch": 0, **metrics}]
     if config.epochs == 0:
         raise ConfigError("epochs = 0 trains nothing; use method = 'frozen' for the backbone as it is")
@@ -197,14 +210,14 @@ def _selected(history: pd.DataFrame, selection: str) -> dict[str, float]:
 
 
 def _record(config: RunConfig, benchmark: Benchmark, model: MetricModel, device: torch.device) -> dict[str, Any]:
+    cpu = f"cpu, {torch.get_num_threads()} threads"
     packages = ("torch", "torchvision", "timm", "numpy", "vptsp-core")
     return {
         "hash": config.hash(),
         "commit": _commit(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "processes": world_size(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "data": {"name": benchmark.name, "train": benchmark.train.fingerprint(), "test": benchmark.test.fingerprint()},
         "weights": checksum(model.vit.backbone),

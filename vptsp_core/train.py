@@ -4,6 +4,9 @@ Resume order, so that a run cut short ends as if it had not been:
 1. the model is built from the seed, as at the first start;
 2. what was learned, both optimisers, both schedules, the history and the best epoch are read from checkpoint.pt;
 3. every epoch seeds its own sampler, augmentation and dropout from (seed, epoch): nothing else is carried over.
+
+Several processes (`vptsp_core.distributed`) take the same steps, each with its share of the images; the first one
+writes, all read the checkpoint, which has to lie where all machines see it.
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ from tqdm.auto import tqdm
 
 from vptsp_core.backbone import normalisation
 from vptsp_core.data import ImageSet
-from vptsp_core.data.loading import train_batches, train_transform
+from vptsp_core.data.batches import train_batches
 from vptsp_core.data.sampler import ClassBalancedSampler
+from vptsp_core.distributed import check_batch, from_main, is_main, launched, local_rank, own_share
 from vptsp_core.errors import VptspError, WeightsError
 from vptsp_core.files import write_bytes, write_torch
 from vptsp_core.memory import fit_step
@@ -48,13 +52,17 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
-    """The device called ``name``; None: a GPU where there is one.
+    """The device called ``name``; None: a GPU where there is one. Under torchrun each process has a GPU of its own.
 
     Raises:
-        VptspError: no such device, or none that works here.
+        VptspError: no such device, none that works here, or one GPU for all processes.
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda" and launched():
+            if device.index not in (None, local_rank()):
+                raise VptspError(f"device {str(name)!r}: each process has a GPU of its own; use cuda")
+            device = torch.device("cuda", local_rank())
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise VptspError(
@@ -73,6 +81,10 @@ class Trainer:
         evaluate: metrics of the model as it is; called after the epochs that the config names and after the last.
         progress: show a bar for each epoch's steps.
         checkpointing: of gradients, ``"on"`` or ``"off"``; ``"auto"``: on a GPU, where a step does not fit without.
+
+    Raises:
+        ConfigError: the processes cannot share the batch evenly.
+        DataError: the training set is too small for the batch.
     """
 
     def __init__(
@@ -86,8 +98,9 @@ class Trainer:
         checkpointing: str = "auto",
     ) -> None:
         config = self.config = model.config
+        check_batch(config.batch, config.samples_per_class)
         self.model, self.images, self.folder, self.evaluate = model, images, folder, evaluate
-        self.progress, self.checkpointing = progress, checkpointing
+        self.progress, self.checkpointing = progress and is_main(), checkpointing
         if checkpointing != "auto":
             model.vit.checkpointing = checkpointing == "on"
         self.device = next(model.parameters()).device
@@ -95,7 +108,7 @@ class Trainer:
         self.sampler = ClassBalancedSampler(
             images.labels, config.batch, config.samples_per_class, config.seed, config.steps_per_epoch
         )
-        self.transform = train_transform(config, *normalisation(model.vit.backbone))
+        self.statistics = normalisation(model.vit.backbone)
         self.optimizers = make_optimizers(model)
         self.schedules = [
             CosineAnnealingLR(optimizer, config.cosine_T, eta_min=config.cosine_min) for optimizer in self.optimizers
@@ -143,6 +156,7 @@ class Trainer:
             each.zero_grad(set_to_none=True)
         loss = self.model.loss(images, labels)
         self.scaler.scale(loss).backward()
+        self.model.sum_gradients()
         for each in self.optimizers:
             self.scaler.step(each)
         self.scaler.update()
@@ -154,7 +168,10 @@ class Trainer:
         seed = int(np.random.SeedSequence([self.config.seed, epoch, 2]).generate_state(1)[0])
         torch.manual_seed(seed)
         self.model.train()
-        batches = train_batches(self.images, self.sampler, self.transform, epoch, self.device)
+        part = own_share(self.config.batch)
+        batches = train_batches(
+            self.images, self.config, self.statistics, self.sampler, epoch, self.device, part
+        )
         bar = tqdm(
             batches,
             f"epoch {epoch + 1}/{self.config.epochs}",
@@ -183,13 +200,16 @@ class Trainer:
         return float(self.optimizers[which].param_groups[0]["lr"])
 
     def _save(self, row: Row) -> None:
-        """Weights first, checkpoint last: a run cut short between the two writes the same weights again."""
         score = row.get("R@1", -math.inf)
-        last = self.config.selection == "last"
-        if last or score > self.best or not (self.folder / WEIGHTS).exists():
+        better = self.config.selection == "last" or score > self.best
+        self.best = max(self.best, score)
+        from_main(lambda: self._write(better))
+
+    def _write(self, better: bool) -> None:
+        """Weights first, checkpoint last: a run cut short between the two writes the same weights again."""
+        if better or not (self.folder / WEIGHTS).exists():
             state = {k: v.detach().cpu().contiguous() for k, v in self.model.learned_state(for_retrieval=True).items()}
             write_bytes(self.folder / WEIGHTS, safetensors.torch.save(state))
-        self.best = max(self.best, score)
         write_torch(
             self.folder / CHECKPOINT,
             {
@@ -205,8 +225,16 @@ class Trainer:
 
     def _resume(self) -> None:
         path = self.folder / CHECKPOINT
-        if not path.exists():
-            return
+        if path.exists():
+            self._read(path)
+        begun, own = from_main(lambda: len(self.history)), len(self.history)
+        if begun != own:
+            raise VptspError(
+                f"checkpoint {path}: {own} epochs here, {begun} for the first process; "
+                "choose a results folder that all machines see"
+            )
+
+    def _read(self, path: Path) -> None:
         try:
             # Mapped, not read: of the class prompts there is one copy, where they are put.
             saved: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)

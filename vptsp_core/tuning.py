@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vptsp_core.class_table import ClassPrompts
 from vptsp_core.config import RunConfig
+from vptsp_core.distributed import gather_rows, own_rows, sum_gradients
 from vptsp_core.errors import ConfigError
 from vptsp_core.losses import proxy_anchor
 from vptsp_core.proxies import EMAAccumulator, GRUAccumulator, SemanticProxies
@@ -80,20 +81,32 @@ class MetricModel(nn.Module):
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Training loss of one batch; P moves on as a side effect.
 
+        Several processes embed a share of the images each, and all of them compute the loss of the whole batch.
+
         Args:
-            images: (B, 3, H, W), normalised; the k images of a class next to each other.
-            labels: (B,) int64, each class of the batch in one run of k.
+            images: (b, 3, H, W), normalised: this process's share of whole classes (`own_share`), all B where there
+                is one process; the k images of a class next to each other.
+            labels: (B,) int64 of the whole batch, each class in one run of k.
         """
         assert self.proxies is not None
         classes = rows = None
         if self.class_prompts is not None:
             classes = labels[:: self.config.samples_per_class]
-            rows = self.class_prompts(classes)
+            rows = own_rows(self.class_prompts(classes))
         embeddings, p = self.vit(images, rows)
+        embeddings, p = gather_rows(embeddings), None if p is None else gather_rows(p)
         return proxy_anchor(
             embeddings, self.proxies(p, classes), labels,
             scale=self.config.loss_scale, margin=self.config.loss_margin, semantics=self.config.semantics,
         )  # fmt: skip
+
+    def sum_gradients(self) -> None:
+        """After backward: from the gradients of each process to those of the batch.
+
+        The towers saw only a process's own images; O and the accumulator saw the whole batch everywhere.
+        """
+        towers = [p for name, p in self.named_parameters() if not name.startswith("proxies.")]
+        sum_gradients(towers, [] if self.proxies is None else self.proxies.parameters())
 
     def learned_state(self, *, for_retrieval: bool = False) -> dict[str, Tensor]:
         """What the run has learned, by name: all of it, or only what embedding images and drawing proxies need.

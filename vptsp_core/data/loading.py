@@ -18,6 +18,7 @@ from torchvision.transforms import InterpolationMode
 from vptsp_core.config import RunConfig
 from vptsp_core.data.base import ImageSet
 from vptsp_core.data.sampler import ClassBalancedSampler
+from vptsp_core.distributed import local_size
 from vptsp_core.errors import DataError
 
 Transform = Callable[[Image.Image], Tensor]
@@ -77,9 +78,18 @@ class _Augmented(Dataset):
 
 
 def train_batches(
-    images: ImageSet, sampler: ClassBalancedSampler, transform: Transform, epoch: int, device: torch.device
+    images: ImageSet,
+    sampler: ClassBalancedSampler,
+    transform: Transform,
+    epoch: int,
+    device: torch.device,
+    part: slice = slice(None),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of one epoch: ((B, 3, H, W) float32, (B,) int64), on the device.
+    """The batches of one epoch: ((b, 3, H, W) float32, (B,) int64), on the device.
+
+    Args:
+        part: of every batch, the images that this process embeds (b of B); an image's augmentation belongs to its
+            place in the whole batch, and the labels are those of the whole batch.
 
     Raises:
         DataError: naming the image that cannot be read.
@@ -88,16 +98,19 @@ def train_batches(
     seeds = np.random.SeedSequence([sampler.seed, epoch, 1]).generate_state(sum(map(len, batches)), np.uint64)
     items, start = [], 0
     for batch in batches:
-        items.append([(int(seed) >> 1, int(i)) for seed, i in zip(seeds[start:], batch, strict=False)])
+        items.append([(int(seed) >> 1, int(i)) for seed, i in zip(seeds[start:], batch, strict=False)][part])
         start += len(batch)
     labels = torch.from_numpy(images.labels)
     for batch, pixels in zip(batches, _load(images, transform, items, device), strict=True):
         yield pixels, labels[torch.from_numpy(batch)].to(device, non_blocking=True)
 
 
-def eval_batches(images: ImageSet, transform: Transform, batch: int, device: torch.device) -> Iterator[Tensor]:
-    """All images in order, (<= batch, 3, H, W) at a time, on the device."""
-    items = [[(None, i) for i in range(s, min(s + batch, len(images)))] for s in range(0, len(images), batch)]
+def eval_batches(
+    images: ImageSet, transform: Transform, batch: int, device: torch.device, part: slice = slice(None)
+) -> Iterator[Tensor]:
+    """All images, or a ``part`` of them, in order, (<= batch, 3, H, W) at a time, on the device."""
+    places = range(len(images))[part]
+    items = [[(None, i) for i in places[s : s + batch]] for s in range(0, len(places), batch)]
     yield from _load(images, transform, items, device)
 
 
@@ -118,7 +131,7 @@ def _load(images: ImageSet, transform: Transform, items: list[Any], device: torc
 
 
 def _workers(images: ImageSet, batches: int) -> int:
-    """Processes that decode: none for images that lie in memory, else one a core, up to eight."""
+    """Processes that decode: none for images that lie in memory, else one a core of this process's, up to eight."""
     if hasattr(images, "images") or sys.platform != "linux" or batches < 4:
         return 0
-    return min(8, len(os.sched_getaffinity(0)))
+    return max(1, min(8, len(os.sched_getaffinity(0)) // local_size()))

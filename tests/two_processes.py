@@ -1,0 +1,206 @@
+"""What test_distributed does in one process and, by torchrun, in two.
+
+torchrun ... tests/two_processes.py FOLDER       every process writes what it found to FOLDER/rank<n>.pt
+torchrun ... tests/two_processes.py FOLDER fail  a training run in which the second process alone meets a bad image
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import vptsp_core
+
+# isort: split
+from timm.models.vision_transformer import VisionTransformer
+
+from vptsp_core import __main__, distributed, files, preset, study
+from vptsp_core.config import RunConfig
+from vptsp_core.data import Benchmark, ImageSet
+from vptsp_core.errors import DataError, VptspError
+from vptsp_core.evaluate import embed, evaluate
+from vptsp_core.train import Trainer
+from vptsp_core.tuning import MetricModel
+
+CLASSES, IMAGES, SIDE = 12, 71, 16  # 71 does not split in two
+SGD, ADAMW = dict(optimizer="sgd", lr=0.005), dict(optimizer="adamw", lr=1e-3)
+DENSE, ROWWISE = dict(class_optimizer="dense"), dict(class_optimizer="rowwise")
+CASES: dict[str, dict[str, Any]] = {
+    "gru dense sgd": dict(**SGD, **DENSE, gru_dropout=0.3),
+    "gru dense adamw": dict(**ADAMW, **DENSE),
+    "gru rowwise sgd": dict(**SGD, **ROWWISE, semantics="paper"),
+    "gru rowwise adamw": dict(**ADAMW, **ROWWISE, samples_per_class=1, gru_dropout=0.3),
+    "ema dense sgd": dict(**SGD, **DENSE, accumulator="ema", samples_per_class=4),
+    "ema dense adamw": dict(**ADAMW, **DENSE, accumulator="ema"),
+    "ema rowwise sgd": dict(**SGD, **ROWWISE, accumulator="ema"),
+    "ema rowwise adamw": dict(**ADAMW, **ROWWISE, accumulator="ema", semantics="paper"),
+    "full adamw": dict(**ADAMW, method="full", bitfit=False),
+    "gru rowwise adamw float64": dict(**ADAMW, **ROWWISE, gru_dropout=0.3),
+    "ema dense sgd float64": dict(**SGD, **DENSE, accumulator="ema"),
+}
+
+
+class Noise(ImageSet):
+    """Random images; counts which were decoded."""
+
+    def __init__(self, count: int = IMAGES) -> None:
+        super().__init__("noise", np.sort(np.arange(count) % min(CLASSES, count)), list("abcdefghijkl")[:count])
+        self.images = np.random.default_rng(0).integers(0, 256, (count, SIDE + 4, SIDE + 4, 3), dtype=np.uint8)
+        self.decoded: list[int] = []
+
+    def image(self, index: int) -> Image.Image:
+        self.decoded.append(index)
+        return Image.fromarray(self.images[index])
+
+    def fingerprint(self) -> str:
+        return "noise"
+
+
+def tiny_model(**changes: Any) -> MetricModel:
+    """A ViT of two blocks with all that learns beside it."""
+    settings = dict(
+        weights="random", embed_dim=16, prompts=2, prompt_layers=2, class_prompts=2, class_layers=2, image_size=SIDE,
+        resize=SIDE, batch=8, epochs=2, steps_per_epoch=10, precision="fp32", lr_proxy=0.01, weight_decay=1e-3,
+    )  # fmt: skip
+    config = RunConfig(**settings | changes)
+    torch.manual_seed(0)
+    backbone = VisionTransformer(img_size=SIDE, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0)
+    return MetricModel(config, backbone.eval().requires_grad_(False), CLASSES)
+
+
+def train(case: str) -> dict[str, Tensor]:
+    """Twenty steps: ``losses``, all that was learned by name, and the optimisers' moments as ``<name> <moment>``."""
+    model, double = tiny_model(**CASES[case]), "float64" in case
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(model.double() if double else model, Noise(), Path(folder), lambda m: {}, progress=False)
+        step, losses, transform = trainer.step, [], trainer.transform
+        if double:
+            trainer.transform = lambda image: transform(image).double()
+
+        def spy(images: Tensor, labels: Tensor) -> Tensor:
+            losses.append(step(images, labels))
+            return losses[-1]
+
+        trainer.step = spy
+        trainer.run()
+    found = {"losses": torch.stack(losses)} | model.learned_state()
+    for name, parameter in model.named_parameters():
+        for optimizer in trainer.optimizers:
+            moments = optimizer.state.get(parameter, {})
+            found |= {f"{name} {key}": value for key, value in moments.items() if isinstance(value, Tensor)}
+    return found
+
+
+def coupled(rows: Tensor) -> Tensor:
+    """A loss in which every row meets every other."""
+    return (rows @ rows.T).sin().mul(torch.arange(1.0, 1 + len(rows), dtype=rows.dtype)).sum()
+
+
+def gather_gradient(x: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+    """Gradients of `coupled` with this process's rows of x; weight acts before they are gathered, bias after."""
+    own = x[distributed.own_share(len(x))].clone().requires_grad_()
+    weight, bias, unused = (t.clone().requires_grad_() for t in (weight, bias, bias))
+    loss = coupled(distributed.gather_rows(own @ weight) + bias)
+    loss.backward()
+    distributed.sum_gradients([weight, unused], [bias])
+    assert unused.grad is None
+    return {"loss": loss.detach(), "x": own.grad, "weight": weight.grad, "bias": bias.grad}
+
+
+def gather_inputs() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((6, 4), (4, 3), (3,)))
+
+
+def embeddings() -> dict[str, Any]:
+    """All of 71 images and all of one, with the images this process decoded, and the metrics."""
+    model, many, one = tiny_model(), Noise(), Noise(1)
+    found: dict[str, Any] = {"many": embed(model, many, 8), "one": embed(model, one)}
+    found |= {"decoded": many.decoded, "decoded one": one.decoded}
+    return found | {"metrics": evaluate(model, Benchmark("noise", Noise(), Noise()))}
+
+
+def noise_benchmark(name: str = "glyphs", data: str | None = None) -> Benchmark:
+    """In place of the glyphs, which take seconds to draw."""
+    return Benchmark("glyphs", Noise(), Noise())
+
+
+def smoke_config() -> RunConfig:
+    return preset("smoke", batch=8, steps_per_epoch=2, epochs=3, class_optimizer="rowwise", gru_dropout=0.2)
+
+
+def refusal(folder: Path, **changes: Any) -> str:
+    try:
+        vptsp_core.run(smoke_config().replace(**changes), results=folder, progress=False)
+    except VptspError as error:
+        return str(error)
+    return ""
+
+
+def cut_and_resume(folder: Path) -> dict[str, Any]:
+    """A run whose first process cannot write the second checkpoint, called again."""
+    writes: list[str] = []
+    write, replace = Trainer._write, files.os.replace
+
+    def spy(source: Path, target: Path) -> None:
+        writes.append(target.name)
+        replace(source, target)
+
+    files.os.replace = spy
+
+    def full_disk(self: Trainer, better: bool) -> None:
+        if len(self.history) == 2:
+            raise VptspError("the disk is full")
+        write(self, better)
+
+    Trainer._write = full_disk
+    raised = refusal(folder)
+    Trainer._write = write
+    done = vptsp_core.run(smoke_config(), results=folder, progress=False)
+    files.os.replace = replace
+    left = sorted(path.name for path in done.path.iterdir())
+    return {"raised": raised, "writes": writes, "files": left, "processes": done.record["processes"],
+            "loss": done.history["loss"].tolist(), "metrics": done.metrics}  # fmt: skip
+
+
+def bad_command() -> dict[str, Any]:
+    """A command line that no process can run."""
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        status = __main__.main(["train", "--preset", "smoke", "--set", "alhpa=1"])
+    return {"status": status, "said": said.getvalue().splitlines()}
+
+
+def fail(folder: Path) -> int:
+    def bad_image(self: ImageSet, index: int) -> Image.Image:
+        raise DataError("no such image; unpack it again")
+
+    if distributed.local_rank() == 1:
+        Noise.image = bad_image
+    return __main__.main(["train", "--preset", "smoke", "--set", "batch=8", "--results", str(folder)])
+
+
+def main(folder: Path) -> None:
+    distributed.start(torch.device("cpu"))
+    found: dict[str, Any] = {case: train(case) for case in CASES}
+    found["gather"] = gather_gradient(*gather_inputs())
+    found["embeddings"] = embeddings()
+    found["resumed"] = cut_and_resume(folder / "results")
+    found["odd batch"] = refusal(folder / "odd", batch=9)
+    found["bad command"] = bad_command()
+    torch.save(found, folder / f"rank{distributed.rank()}.pt")
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    study._benchmark = noise_benchmark
+    sys.exit(fail(Path(sys.argv[1])) if sys.argv[2:] == ["fail"] else main(Path(sys.argv[1])))
