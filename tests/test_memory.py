@@ -68,17 +68,17 @@ def test_a_probe_changes_nothing(where, changes, trained):
 
 
 def too_large(monkeypatch, model, fits):
-    """The model's loss runs out of memory unless ``fits()``, after P has moved on."""
-    loss, tried = model.loss, []
+    """The model's towers run out of memory unless ``fits()``."""
+    forward, tried = model.vit.forward, []
 
-    def limited(images, labels):
+    def limited(images, class_prompts=None):
         tried.append(model.vit.checkpointing)
-        found = loss(images, labels)
+        found = forward(images, class_prompts)
         if not fits():
             raise torch.OutOfMemoryError("CUDA out of memory")
         return found
 
-    monkeypatch.setattr(model, "loss", limited)
+    monkeypatch.setattr(model.vit, "forward", limited)
     return tried
 
 

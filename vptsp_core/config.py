@@ -162,6 +162,8 @@ class RunConfig:
             unread += ("momentum",)
         if self.method == "frozen":
             unread += _TRAINING_KEYS
+        elif self.pipeline == "classic":
+            unread += ("pipeline",)  # runs made before there was another keep their hash
         kept = {key: value for key, value in sorted(values.items()) if key not in unread}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -48,10 +48,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     # prompt weighs as much as eight do beside 197; one image a class gives the pull of the loss, which the released
     # normaliser shares out among all classes, its weight back.
     "demo": dict(
-        dataset="glyphs", backbone="demo_vit", embed_dim=96, image_size=40, resize=40, augmentation="gentle", pipeline="classic",
+        dataset="glyphs", backbone="demo_vit", embed_dim=96, image_size=40, resize=40, augmentation="gentle",
         prompts=2, prompt_layers=6, class_prompts=2, class_layers=6, optimizer="adamw", lr=8e-3, lr_proxy=0.05,
         weight_decay=1e-4, epochs=4, eval_start=0, cosine_T=4, cosine_min=1e-6, batch=16, samples_per_class=1,
-        precision="fp32",
+        pipeline="classic", precision="fp32",
     ),
 }  # fmt: skip
 PRESETS["smoke"] = dict(PRESETS["demo"], epochs=1, steps_per_epoch=3)

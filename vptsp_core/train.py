@@ -169,9 +169,7 @@ class Trainer:
         torch.manual_seed(seed)
         self.model.train()
         part = own_share(self.config.batch)
-        batches = train_batches(
-            self.images, self.config, self.statistics, self.sampler, epoch, self.device, part
-        )
+        batches = train_batches(self.images, self.config, self.statistics, self.sampler, epoch, self.device, part)
         bar = tqdm(
             batches,
             f"epoch {epoch + 1}/{self.config.epochs}",

@@ -7,6 +7,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ def decoded(benchmark: Benchmark, config: RunConfig, folder: Path, *, progress: 
         )
         return images
 
-    splits = {"test": with_store(benchmark.test)}
+    splits: dict[str, Any] = {"test": with_store(benchmark.test)}
     if config.method != "frozen":
         splits["train"] = with_store(benchmark.train)
     if benchmark.gallery is not None:
