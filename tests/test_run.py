@@ -37,8 +37,8 @@ def benchmark(monkeypatch):
     monkeypatch.setattr(full.test, "images", full.test.images[keep])
     monkeypatch.setattr(full.test, "labels", full.test.labels[keep])
     monkeypatch.setattr(full.test, "class_names", full.test.class_names[:10])
-    monkeypatch.setattr("vptsp_core.study._benchmark", lambda name, data: full)
-    monkeypatch.setattr("vptsp_core.data.load_benchmark", lambda name, data: full)
+    monkeypatch.setattr("vptsp_core.study._benchmark", lambda name, data, partial: full)
+    monkeypatch.setattr("vptsp_core.data.load_benchmark", lambda name, data, partial: full)
     return full
 
 

@@ -1,4 +1,4 @@
-"""python -m vptsp_core train|evaluate|bench|pretrain|notebooks: the command line."""
+"""python -m vptsp_core train|evaluate|data|bench|pretrain|notebooks: the command line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 
 from vptsp_core.errors import ConfigError, VptspError
@@ -13,10 +14,12 @@ from vptsp_core.errors import ConfigError, VptspError
 COMMANDS = {
     "train": "train one run, or find it finished",
     "evaluate": "metrics of a finished run",
+    "data": "get, check, describe or cache a data set",
     "bench": "measure the step or the metrics",
     "pretrain": "make the embedded demo ViT again",
     "notebooks": "execute the notebooks (what run_all.sh calls)",
 }
+ALLOW_PARTIAL = "go on, with a warning, where the data set is not the whole published one"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,16 +30,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"usage: python -m vptsp_core COMMAND [--help]\n\n{listing}")
         return 0 if argv and argv[0] in ("-h", "--help") else 2
     try:
-        if argv[0] in ("train", "evaluate"):
-            return {"train": _train, "evaluate": _evaluate}[argv[0]](argv[1:])
-        module = {"bench": "bench", "pretrain": "pretrain", "notebooks": "notebooks"}[argv[0]]
-        return int(importlib.import_module(f"vptsp_core.{module}").main(argv[1:]) or 0)
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line  # type: ignore[assignment]  # takes whatever comes
+            if argv[0] in ("train", "evaluate"):
+                return {"train": _train, "evaluate": _evaluate}[argv[0]](argv[1:])
+            module = {"data": "data.command"}.get(argv[0], argv[0])
+            return int(importlib.import_module(f"vptsp_core.{module}").main(argv[1:]) or 0)
     except VptspError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last finished epoch", file=sys.stderr)
         return 130
+
+
+def _one_line(message: Warning | str, *place: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _train(argv: Sequence[str]) -> int:
@@ -49,11 +58,13 @@ def _train(argv: Sequence[str]) -> int:
         "--set", nargs="+", default=[], metavar="KEY=VALUE", dest="changes", help="e.g. alpha=0.2 seed=1"
     )
     parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets, e.g. cub200/images/...")
+    parser.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
     parser.add_argument("--results", metavar="DIR", default=None, help="default: ./results")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     args = parser.parse_args(argv)
     config = preset(args.preset, **dict(parse_change(change) for change in args.changes))
-    done = run(config, data=args.data, results=args.results, device=args.device, progress=sys.stderr.isatty())
+    places = {"data": args.data, "results": args.results, "device": args.device}
+    done = run(config, **places, allow_partial=args.allow_partial, progress=sys.stderr.isatty())
     print(done.history.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     print(f"{done.path}\n" + "  ".join(f"{k} {v:.4f}" for k, v in done.metrics.items() if k != "epoch"))
     return 0
@@ -85,10 +96,12 @@ def _evaluate(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("python -m vptsp_core evaluate", description=COMMANDS["evaluate"])
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets")
+    parser.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     args = parser.parse_args(argv)
     embedder = load(args.run, args.device)
-    metrics = evaluate(embedder.model, load_benchmark(embedder.model.config.dataset, args.data))
+    benchmark = load_benchmark(embedder.model.config.dataset, args.data, args.allow_partial)
+    metrics = evaluate(embedder.model, benchmark)
     print("  ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
     return 0
 

@@ -60,6 +60,7 @@ def run(
     results: str | Path | None = None,
     device: str | None = None,
     progress: bool = True,
+    allow_partial: bool = False,
 ) -> Run:
     """Train and evaluate, or return the finished run of the same hash; a run cut short goes on where it was.
 
@@ -68,14 +69,18 @@ def run(
         data: folder of the data sets; default the environment's VPTSP_DATA. The glyphs need none.
         results: the run goes to ``results/runs/<dataset>-<method>-<hash>``; default VPTSP_RESULTS, else ./results.
         device: ``"cpu"``, ``"cuda"``, ...; default a GPU where there is one.
+        allow_partial: go on with a data set that is not whole; the run then lies apart, and its record says so.
 
     Raises:
         VptspError: whatever the user can mend, in one line; nothing half-written stays behind.
     """
+    place = str(data or os.environ.get("VPTSP_DATA") or "") or None
     path = run_folder(config, results)
+    if config.dataset == "folder" or allow_partial:  # then the images decide, too, which run it is
+        path = run_folder(config, results, _benchmark(config.dataset, place, allow_partial))
     if (path / METRICS).exists():
         return read_run(path)
-    benchmark = _benchmark(config.dataset, str(data or os.environ.get("VPTSP_DATA") or "") or None)
+    benchmark = _benchmark(config.dataset, place, allow_partial)
     target = pick_device(device)
     model = build_model(config, benchmark.train.num_classes, target)
     record = _record(config, benchmark, model, target)
@@ -119,13 +124,21 @@ def build_model(config: RunConfig, num_classes: int, device: torch.device) -> Me
     return MetricModel(config, backbone, num_classes).to(device)
 
 
-def run_folder(config: RunConfig, results: str | Path | None = None) -> Path:
-    """Where a run of this description lies, or will lie. A weights file counts by its content, not by its place."""
+def run_folder(config: RunConfig, results: str | Path | None = None, benchmark: Benchmark | None = None) -> Path:
+    """Where a run of this description lies, or will lie. A weights file counts by its content, not by its place.
+
+    ``benchmark`` tells apart what the description does not: images of one's own, and data sets that are not whole.
+    """
     identity = config
     if config.weights not in ("pretrained", "random"):
         identity = config.replace(weights="sha256:" + _file_digest(config.weights))
     root = Path(results or os.environ.get("VPTSP_RESULTS") or "results").expanduser()
-    return root / "runs" / f"{config.dataset}-{config.method}-{identity.hash()}"
+    name = f"{config.dataset}-{config.method}-{identity.hash()}"
+    if benchmark is not None and benchmark.differences:
+        name += "-partial"
+    if benchmark is not None and (benchmark.differences or config.dataset == "folder"):
+        name += f"-{benchmark.fingerprint()[:8]}"
+    return root / "runs" / name
 
 
 def read_run(path: str | Path) -> Run:
@@ -197,10 +210,17 @@ def _record(config: RunConfig, benchmark: Benchmark, model: MetricModel, device:
         if device.type == "cuda"
         else f"cpu, {torch.get_num_threads()} threads",
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "data": {"name": benchmark.name, "train": benchmark.train.fingerprint(), "test": benchmark.test.fingerprint()},
+        "data": _data_record(benchmark),
         "weights": checksum(model.vit.backbone),
         "parameters": count_parameters(model),
     }
+
+
+def _data_record(benchmark: Benchmark) -> dict[str, Any]:
+    sets = {"train": benchmark.train, "test": benchmark.test, "gallery": benchmark.gallery}
+    record: dict[str, Any] = {"name": benchmark.name}
+    record |= {split: images.fingerprint() for split, images in sets.items() if images is not None}
+    return record | ({"partial": list(benchmark.differences)} if benchmark.differences else {})
 
 
 def _version(package: str) -> str:
@@ -227,8 +247,8 @@ def _commit() -> str:
 
 
 @lru_cache(maxsize=4)
-def _benchmark(name: str, data: str | None) -> Benchmark:
-    return load_benchmark(name, data)
+def _benchmark(name: str, data: str | None, allow_partial: bool) -> Benchmark:
+    return load_benchmark(name, data, allow_partial)
 
 
 def _file_digest(path: str) -> str:
