@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last finished epoch", file=sys.stderr)
+        print("stopped; the same command goes on where it was", file=sys.stderr)
         return 130
 
 

@@ -134,10 +134,8 @@ def run_folder(config: RunConfig, results: str | Path | None = None, benchmark: 
         identity = config.replace(weights="sha256:" + _file_digest(config.weights))
     root = Path(results or os.environ.get("VPTSP_RESULTS") or "results").expanduser()
     name = f"{config.dataset}-{config.method}-{identity.hash()}"
-    if benchmark is not None and benchmark.differences:
-        name += "-partial"
     if benchmark is not None and (benchmark.differences or config.dataset == "folder"):
-        name += f"-{benchmark.fingerprint()[:8]}"
+        name += f"{'-partial' if benchmark.differences else ''}-{benchmark.fingerprint()[:8]}"
     return root / "runs" / name
 
 
@@ -210,17 +208,10 @@ def _record(config: RunConfig, benchmark: Benchmark, model: MetricModel, device:
         if device.type == "cuda"
         else f"cpu, {torch.get_num_threads()} threads",
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "data": _data_record(benchmark),
+        "data": benchmark.record(),
         "weights": checksum(model.vit.backbone),
         "parameters": count_parameters(model),
     }
-
-
-def _data_record(benchmark: Benchmark) -> dict[str, Any]:
-    sets = {"train": benchmark.train, "test": benchmark.test, "gallery": benchmark.gallery}
-    record: dict[str, Any] = {"name": benchmark.name}
-    record |= {split: images.fingerprint() for split, images in sets.items() if images is not None}
-    return record | ({"partial": list(benchmark.differences)} if benchmark.differences else {})
 
 
 def _version(package: str) -> str:

@@ -76,5 +76,13 @@ class Benchmark:
 
     def fingerprint(self) -> str:
         """Short hash over all splits."""
-        sets = (self.train, self.test) if self.gallery is None else (self.train, self.test, self.gallery)
-        return hashlib.sha256(" ".join(each.fingerprint() for each in sets).encode()).hexdigest()[:16]
+        return hashlib.sha256(" ".join(self._fingerprints().values()).encode()).hexdigest()[:16]
+
+    def record(self) -> dict[str, str | list[str]]:
+        """For a run's record: the name, the fingerprint of each split, and ``partial`` where there are differences."""
+        partial = {"partial": list(self.differences)} if self.differences else {}
+        return {"name": self.name, **self._fingerprints(), **partial}
+
+    def _fingerprints(self) -> dict[str, str]:
+        sets = {"train": self.train, "test": self.test, "gallery": self.gallery}
+        return {split: images.fingerprint() for split, images in sets.items() if images is not None}

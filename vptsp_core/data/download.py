@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import http.client
-import json
-import os
 import shutil
 import socket
 import ssl
@@ -21,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vptsp_core.data.partfile import PartFile, mismatch
 from vptsp_core.errors import DataError
 
 TRIES = 4  # at one source, in a row, without GAIN bytes more
@@ -48,7 +46,7 @@ def download(sources: Sequence[str], target: Path, size: int | None = None, chec
     Raises:
         DataError: no source gave the file (why, for each), the disk is full, or another file is in its place.
     """
-    part, reasons = Part(target), []
+    part, reasons = PartFile(target), []
     with _on_disk(target):
         if target.exists():
             if wrong := mismatch(target, size, checksum):
@@ -77,60 +75,7 @@ def _on_disk(target: Path) -> Iterator[None]:
         raise DataError(f"cannot write {target} ({error.strerror or error}); choose another folder") from error
 
 
-def mismatch(path: Path, size: int | None, checksum: str | None) -> str:
-    """What is wrong with a file, expected and found; empty where nothing is."""
-    found = path.stat().st_size
-    if size is not None and found != size:
-        return f"{found} bytes instead of {size}"
-    if checksum is not None:
-        kind, _, expected = checksum.partition(":")
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
-        if digest != expected.lower():
-            return f"{kind} {digest} instead of {expected}"
-    return ""
-
-
-class Part:
-    """The unfinished file ``<target>.part``, and beside it which source's version it is part of."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-        self.path = target.with_name(f"{target.name}.part")
-        self.note = target.with_name(f"{target.name}.part.json")
-
-    @property
-    def length(self) -> int:
-        """How much of the file there is."""
-        return self.path.stat().st_size if self.path.exists() else 0
-
-    def version(self, source: str) -> str | None:
-        """The ETag or date that this source gave the bytes that are here; None where it did not."""
-        try:
-            note = json.loads(self.note.read_text())
-            return str(note["version"]) if note["source"] == source and note["version"] else None
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
-
-    def begin(self, source: str, version: str | None) -> None:
-        """Start over, from this source's present version."""
-        self.discard()
-        self.note.write_text(json.dumps({"source": source, "version": version}))
-
-    def discard(self) -> None:
-        """Delete it."""
-        self.path.unlink(missing_ok=True)
-        self.note.unlink(missing_ok=True)
-
-    def finish(self) -> None:
-        """Put it in place."""
-        with open(self.path, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(self.path, self.target)
-        self.note.unlink(missing_ok=True)
-
-
-def _from_source(source: str, part: Part, size: int | None, checksum: str | None) -> None:
+def _from_source(source: str, part: PartFile, size: int | None, checksum: str | None) -> None:
     """The whole, verified file as ``part``. Bytes left by an earlier call may be wrong: then once more from none."""
     while True:
         resumed = part.length > 0
@@ -144,7 +89,7 @@ def _from_source(source: str, part: Part, size: int | None, checksum: str | None
         print(f"{part.target.name}: {wrong} after going on with a partial file; starting over", file=sys.stderr)
 
 
-def _complete(source: str, part: Part, size: int | None, checksum: str | None) -> None:
+def _complete(source: str, part: PartFile, size: int | None, checksum: str | None) -> None:
     tries = 0
     while size is None or part.length != size:
         before = part.length
@@ -175,7 +120,7 @@ def _retryable(error: Exception) -> str:
     return " ".join(str(cause).split()) or type(cause).__name__
 
 
-def _receive(source: str, part: Part, size: int | None) -> bool:
+def _receive(source: str, part: PartFile, size: int | None) -> bool:
     """One request, its bytes appended to ``part``; True where the file is complete by the server's own count."""
     offset, version = part.length, part.version(source)
     request = urllib.request.Request(source, headers={"User-Agent": "vptsp-core"})
@@ -221,7 +166,7 @@ def _receive(source: str, part: Part, size: int | None) -> bool:
     return expected is None or part.length == expected
 
 
-def _append(response: Any, part: Part, total: int | None) -> None:
+def _append(response: Any, part: PartFile, total: int | None) -> None:
     bar = tqdm(desc=part.target.name, initial=part.length, total=total, unit="B", unit_scale=True,
                disable=not sys.stderr.isatty())  # fmt: skip
     with _on_disk(part.target):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from vptsp_core.data import load_benchmark
 from vptsp_core.data.catalog import DataSet, Part
-from vptsp_core.data.download import download, mismatch
+from vptsp_core.data.download import download
+from vptsp_core.data.partfile import mismatch
 from vptsp_core.data.unpack import unpack
 from vptsp_core.errors import DataError
 
