@@ -2,18 +2,14 @@
 
 import dataclasses
 import os
-import tarfile
 import warnings
-import zipfile
 
-import numpy as np
 import pytest
-import scipy.io
 from PIL import Image
 
 from vptsp_core import preset
 from vptsp_core.__main__ import main
-from vptsp_core.data import DATASETS, catalog, load_benchmark
+from vptsp_core.data import DATASETS, load_benchmark
 from vptsp_core.data.catalog import CATALOG
 from vptsp_core.errors import DataError
 from vptsp_core.study import run_folder
