@@ -214,6 +214,15 @@ def test_all_differences_are_in_one_line(root):
     assert "gallery" not in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_folder_is_no_image(root):
+    make_inshop()
+    path = root / "inshop" / INSHOP[0][0]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match="1 of 8 listed images not, the first"):
+        load_benchmark("inshop", root)
+
+
 def test_going_on_knowingly(root):
     make_inshop()
     (root / "inshop" / INSHOP[3][0]).unlink()
