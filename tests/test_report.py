@@ -10,7 +10,7 @@ from vptsp_core import report
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.maps import pick_points, proxy_cosines, short_name, spread_classes
 from vptsp_core.presets import preset
-from vptsp_core.study import Run
+from vptsp_core.runs import Run
 
 
 def fake_run(seed: int = 0, recall: float = 0.5, commit: str = "abc", **changes) -> Run:

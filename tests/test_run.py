@@ -16,7 +16,8 @@ from vptsp_core.backbone import DEMO_VIT, load_backbone
 from vptsp_core.bench import compare_forms, measure_step
 from vptsp_core.data import load_benchmark
 from vptsp_core.errors import VptspError, WeightsError
-from vptsp_core.study import frame, over_seeds, run_folder
+from vptsp_core.runs import run_folder
+from vptsp_core.study import frame, over_seeds
 from vptsp_core.train import CHECKPOINT, Trainer
 
 
@@ -37,8 +38,8 @@ def benchmark(monkeypatch):
     monkeypatch.setattr(full.test, "images", full.test.images[keep])
     monkeypatch.setattr(full.test, "labels", full.test.labels[keep])
     monkeypatch.setattr(full.test, "class_names", full.test.class_names[:10])
-    monkeypatch.setattr("vptsp_core.study._benchmark", lambda name, data: full)
-    monkeypatch.setattr("vptsp_core.data.load_benchmark", lambda name, data: full)
+    monkeypatch.setattr("vptsp_core.study._benchmark", lambda name, data, partial: full)
+    monkeypatch.setattr("vptsp_core.data.load_benchmark", lambda name, data, partial: full)
     return full
 
 

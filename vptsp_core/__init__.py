@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from vptsp_core.evaluate import Embedder, load
     from vptsp_core.metrics import retrieval_metrics
     from vptsp_core.presets import PRESETS, preset
-    from vptsp_core.study import Run, run
+    from vptsp_core.runs import Run
+    from vptsp_core.study import run
 
 __version__ = "0.1.0"
 __all__ = ["PRESETS", "Embedder", "Run", "RunConfig", "load", "preset", "retrieval_metrics", "run"]
@@ -25,7 +26,7 @@ _prepare_torchvision()
 
 _HOME = {
     "RunConfig": "config", "Embedder": "evaluate", "load": "evaluate", "retrieval_metrics": "metrics",
-    "PRESETS": "presets", "preset": "presets", "Run": "study", "run": "study",
+    "PRESETS": "presets", "preset": "presets", "Run": "runs", "run": "study",
 }  # fmt: skip
 
 

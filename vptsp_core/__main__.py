@@ -1,4 +1,4 @@
-"""python -m vptsp_core train|evaluate|bench|pretrain|notebooks: the command line."""
+"""python -m vptsp_core train|evaluate|data|bench|pretrain|notebooks: the command line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 from vptsp_core.errors import ConfigError, VptspError
@@ -15,6 +16,7 @@ from vptsp_core.errors import ConfigError, VptspError
 COMMANDS = {
     "train": "train one run, or find it finished",
     "evaluate": "metrics of a finished run",
+    "data": "get, check, describe or cache a data set",
     "bench": "measure the step or the metrics",
     "pretrain": "make the embedded demo ViT again",
     "notebooks": "execute the notebooks (what run_all.sh calls)",
@@ -26,6 +28,7 @@ two machines, the same command on both, the results in a folder that both see:
   torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint FIRST_MACHINE:29500 \\
     -m vptsp_core train ... --results SHARED_DIR
 """
+ALLOW_PARTIAL = "go on, with a warning, where the data set is not the whole published one"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,16 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"usage: python -m vptsp_core COMMAND [--help]\n\n{listing}")
         return 0 if argv and argv[0] in ("-h", "--help") else 2
     try:
-        if argv[0] in ("train", "evaluate"):
-            command = {"train": _train, "evaluate": _evaluate}[argv[0]]
-            return _together(command, argv[1:]) if "LOCAL_RANK" in os.environ else command(argv[1:])
-        module = {"bench": "bench", "pretrain": "pretrain", "notebooks": "notebooks"}[argv[0]]
-        return int(importlib.import_module(f"vptsp_core.{module}").main(argv[1:]) or 0)
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line  # type: ignore[assignment]  # takes whatever comes
+            if argv[0] in ("train", "evaluate"):
+                command = {"train": _train, "evaluate": _evaluate}[argv[0]]
+                return _together(command, argv[1:]) if "LOCAL_RANK" in os.environ else command(argv[1:])
+            module = {"data": "data.command"}.get(argv[0], argv[0])
+            return int(importlib.import_module(f"vptsp_core.{module}").main(argv[1:]) or 0)
     except VptspError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last finished epoch", file=sys.stderr)
+        print("stopped; the same command goes on where it was", file=sys.stderr)
         return 130
 
 
@@ -83,6 +88,10 @@ def _join(device: str | None) -> None:
         start(pick_device(device))
 
 
+def _one_line(message: Warning | str, *place: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
 def _train(argv: Sequence[str]) -> int:
     from vptsp_core.presets import PRESETS, preset
     from vptsp_core.study import run
@@ -98,7 +107,9 @@ def _train(argv: Sequence[str]) -> int:
         "--set", nargs="+", default=[], metavar="KEY=VALUE", dest="changes", help="e.g. alpha=0.2 seed=1"
     )
     parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets, e.g. cub200/images/...")
+    parser.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
     parser.add_argument("--results", metavar="DIR", default=None, help="default: ./results")
+    parser.add_argument("--cache", metavar="DIR", help="of decoded images (default: .vptsp-cache in the data folder)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     parser.add_argument("--class-table", default="auto", metavar="WHERE", help="auto, device or host: class prompts")
     parser.add_argument("--checkpointing", default="auto", metavar="WHEN", help="of gradients: auto, on or off")
@@ -106,8 +117,8 @@ def _train(argv: Sequence[str]) -> int:
     _join(args.device)
     config = preset(args.preset, **dict(parse_change(change) for change in args.changes))
     done = run(
-        config, data=args.data, results=args.results, device=args.device, class_table=args.class_table,
-        checkpointing=args.checkpointing, progress=sys.stderr.isatty(),
+        config, data=args.data, results=args.results, cache=args.cache, device=args.device,
+        allow_partial=args.allow_partial, class_table=args.class_table, checkpointing=args.checkpointing, progress=sys.stderr.isatty(),
     )  # fmt: skip
     print(done.history.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     print(f"{done.path}\n" + "  ".join(f"{k} {v:.4f}" for k, v in done.metrics.items() if k != "epoch"))
@@ -141,12 +152,14 @@ def _evaluate(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("python -m vptsp_core evaluate", description=COMMANDS["evaluate"])
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets")
+    parser.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     parser.add_argument("--backend", choices=BACKENDS, default="torch", help="what searches (default: torch)")
     args = parser.parse_args(argv)
     _join(args.device)
     embedder = load(args.run, args.device)
-    metrics = evaluate(embedder.model, load_benchmark(embedder.model.config.dataset, args.data), args.backend)
+    benchmark = load_benchmark(embedder.model.config.dataset, args.data, args.allow_partial)
+    metrics = evaluate(embedder.model, benchmark, args.backend)
     print("  ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
     return 0
 

@@ -18,7 +18,8 @@ from pandas.io.formats.style import Styler
 from vptsp_core.config import RunConfig
 from vptsp_core.errors import ConfigError
 from vptsp_core.files import write_bytes
-from vptsp_core.study import Run, frame, over_seeds
+from vptsp_core.runs import Run
+from vptsp_core.study import frame, over_seeds
 
 PAPER, OURS, DIFFERENCE = "paper", "ours", "difference"
 _FOLDERS = {"sop": "online_products"}  # where a data set's folder has another name than the data set

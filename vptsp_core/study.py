@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,38 +15,17 @@ import safetensors.torch
 import torch
 from tqdm.auto import tqdm
 
-from vptsp_core.backbone import checksum, load_backbone
+from vptsp_core.backbone import load_backbone
 from vptsp_core.config import RunConfig, check_choice
 from vptsp_core.data import Benchmark, load_benchmark
 from vptsp_core.data.batches import cache_folder, decoded
-from vptsp_core.distributed import from_main, is_main, launched, rank, start, world_size
-from vptsp_core.errors import ConfigError, VptspError, WeightsError
+from vptsp_core.distributed import from_main, is_main, launched, rank, start
+from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.evaluate import evaluate
-from vptsp_core.files import writable_folder, write_bytes, write_json
-from vptsp_core.train import CHECKPOINT, WEIGHTS, Trainer, autocast_dtype, pick_device
-from vptsp_core.tuning import MetricModel, count_parameters, place_class_prompts
-
-CONFIG, METRICS, HISTORY, RECORD = "config.json", "metrics.json", "history.csv", "record.json"
-NOT_METRICS = ("epoch", "loss", "lr", "lr_proxy", "seconds")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run.
-
-    Attributes:
-        config: its description.
-        path: its folder.
-        metrics: retrieval metrics as the config's ``selection`` picks them, fractions in [0, 1].
-        history: one row an epoch: loss, learning rates, seconds of training, metrics where evaluated.
-        record: what it ran on: commit, versions, device, checksums of data and weights, parameters, times.
-    """
-
-    config: RunConfig
-    path: Path
-    metrics: dict[str, float]
-    history: pd.DataFrame
-    record: dict[str, Any]
+from vptsp_core.files import writable_folder, write_bytes
+from vptsp_core.runs import METRICS, Run, make_record, read_run, run_folder, write_run
+from vptsp_core.train import WEIGHTS, Trainer, autocast_dtype, pick_device
+from vptsp_core.tuning import MetricModel, place_class_prompts
 
 
 def run(
@@ -60,10 +33,12 @@ def run(
     *,
     data: str | Path | None = None,
     results: str | Path | None = None,
+    cache: str | Path | None = None,
     device: str | None = None,
     class_table: str = "auto",
     checkpointing: str = "auto",
     progress: bool = True,
+    allow_partial: bool = False,
 ) -> Run:
     """Train and evaluate, or return the finished run of the same hash; a run cut short goes on where it was.
 
@@ -73,9 +48,11 @@ def run(
         config: from `preset` or `RunConfig`.
         data: folder of the data sets; default the environment's VPTSP_DATA. The glyphs need none.
         results: the run goes to ``results/runs/<dataset>-<method>-<hash>``; default VPTSP_RESULTS, else ./results.
+        cache: folder of decoded images; default VPTSP_CACHE, else ``.vptsp-cache`` in the data folder.
         device: ``"cpu"``, ``"cuda"``, ...; default a GPU where there is one.
         class_table: where row-wise class prompts lie, ``"device"``, ``"host"`` or ``"auto"`` (`place_class_prompts`).
         checkpointing: of gradients, ``"on"``, ``"off"`` or ``"auto"`` (see `Trainer`). Neither changes the numbers.
+        allow_partial: go on with a data set that is not whole; the run then lies apart, and its record says so.
 
     Raises:
         VptspError: whatever the user can mend, in one line; nothing half-written stays behind.
@@ -84,14 +61,17 @@ def run(
     check_choice("checkpointing", checkpointing, ("auto", "on", "off"))
     if launched():
         start(pick_device(device))
+    place = str(data or os.environ.get("VPTSP_DATA") or "") or None
     path = run_folder(config, results)
+    if config.dataset == "folder" or allow_partial:  # then the images decide, too, which run it is
+        path = run_folder(config, results, _benchmark(config.dataset, place, allow_partial))
     if found := from_main(lambda: read_run(path) if (path / METRICS).exists() else None):
         return found
-    data = str(data or os.environ.get("VPTSP_DATA") or "") or None
-    benchmark = decoded(_benchmark(config.dataset, data), config, cache_folder(data), progress=progress and is_main())
+    benchmark = _benchmark(config.dataset, place, allow_partial)
+    benchmark = decoded(benchmark, config, cache_folder(place, cache), progress=progress and is_main())
     target = pick_device(device)
     model = build_model(config, benchmark.train.num_classes, target, class_table)
-    record = _record(config, benchmark, model, target)
+    record = make_record(config, benchmark, model, target)
     first = from_main(lambda: record)
     if (first["data"], first["weights"]) != (record["data"], record["weights"]):
         raise VptspError(f"process {rank()} has other images or weights than the first; give all machines the same")
@@ -105,16 +85,7 @@ def run(
         raise
     record["seconds"] = round(time.perf_counter() - begun, 2)
     record["checkpointing"] = model.vit.checkpointing
-    return from_main(lambda: _finish(config, path, pd.DataFrame(history), record))
-
-
-def _finish(config: RunConfig, path: Path, history: pd.DataFrame, record: dict[str, Any]) -> Run:
-    write_json(path / CONFIG, config.to_dict())
-    write_bytes(path / HISTORY, history.to_csv(index=False).encode())
-    write_json(path / RECORD, record)
-    write_json(path / METRICS, _selected(history, config.selection))  # last: its presence says that the run is finished
-    (path / CHECKPOINT).unlink(missing_ok=True)
-    return read_run(path)
+    return from_main(lambda: write_run(config, path, pd.DataFrame(history), record))
 
 
 def _history(
@@ -139,32 +110,6 @@ def build_model(config: RunConfig, num_classes: int, device: torch.device, class
     model = MetricModel(config, backbone, num_classes)
     place_class_prompts(model, device, class_table)
     return model.to(device)
-
-
-def run_folder(config: RunConfig, results: str | Path | None = None) -> Path:
-    """Where a run of this description lies, or will lie. A weights file counts by its content, not by its place."""
-    identity = config
-    if config.weights not in ("pretrained", "random"):
-        identity = config.replace(weights="sha256:" + _file_digest(config.weights))
-    root = Path(results or os.environ.get("VPTSP_RESULTS") or "results").expanduser()
-    return root / "runs" / f"{config.dataset}-{config.method}-{identity.hash()}"
-
-
-def read_run(path: str | Path) -> Run:
-    """A finished run from its folder.
-
-    Raises:
-        WeightsError: the folder holds none.
-    """
-    path = Path(path)
-    try:
-        config, metrics, record = (json.loads((path / name).read_text()) for name in (CONFIG, METRICS, RECORD))
-        history = pd.read_csv(path / HISTORY)
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} holds no finished run ({error}); delete the folder and run it again") from error
-    if not all(isinstance(part, dict) for part in (config, metrics, record)):
-        raise WeightsError(f"{path} holds no finished run (not its files); delete the folder and run it again")
-    return Run(RunConfig.from_dict(config), path, metrics, history, record)
 
 
 def many(configs: Iterable[RunConfig], *, progress: bool = True, **options: Any) -> list[Run]:
@@ -200,62 +145,6 @@ def over_seeds(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -
     return out.reset_index()
 
 
-def _selected(history: pd.DataFrame, selection: str) -> dict[str, float]:
-    """released: each metric at its own best epoch on the test set, as the published numbers; last: the last epoch."""
-    evaluated = history.dropna(subset=["R@1"])
-    metrics = evaluated.drop(columns=[c for c in NOT_METRICS if c in evaluated])
-    place = int(evaluated["R@1"].to_numpy().argmax()) if selection == "released" else len(evaluated) - 1
-    chosen = metrics.max() if selection == "released" else metrics.iloc[-1]
-    return {**{str(k): float(v) for k, v in chosen.items()}, "epoch": int(evaluated["epoch"].iloc[place])}
-
-
-def _record(config: RunConfig, benchmark: Benchmark, model: MetricModel, device: torch.device) -> dict[str, Any]:
-    cpu = f"cpu, {torch.get_num_threads()} threads"
-    packages = ("torch", "torchvision", "timm", "numpy", "vptsp-core")
-    return {
-        "hash": config.hash(),
-        "commit": _commit(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-        "processes": world_size(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "data": {"name": benchmark.name, "train": benchmark.train.fingerprint(), "test": benchmark.test.fingerprint()},
-        "weights": checksum(model.vit.backbone),
-        "parameters": count_parameters(model),
-        "class_table": None if model.class_prompts is None else "host" if model.class_prompts.on_host else "device",
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except Exception:  # not installed as a distribution: run from the source tree
-        return "source tree"
-
-
-@lru_cache
-def _commit() -> str:
-    """Commit of the source tree, with + where tracked files differ from it; "unknown" outside of git."""
-    here = Path(__file__).resolve().parent
-
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *args], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno", ".") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
 @lru_cache(maxsize=4)
-def _benchmark(name: str, data: str | None) -> Benchmark:
-    return load_benchmark(name, data)
-
-
-def _file_digest(path: str) -> str:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise WeightsError(f"weights {path}: no such file; give a .safetensors or .pth file")
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+def _benchmark(name: str, data: str | None, allow_partial: bool) -> Benchmark:
+    return load_benchmark(name, data, allow_partial)

@@ -7,16 +7,19 @@ from pathlib import Path
 from vptsp_core.data.base import Benchmark, ImageSet
 from vptsp_core.errors import DataError
 
-DATASETS = ("glyphs", "cub200")
+DATASETS = ("glyphs", "cub200", "cars196", "sop", "inshop", "inaturalist", "folder")
 __all__ = ["DATASETS", "Benchmark", "ImageSet", "load_benchmark"]
 
 
-def load_benchmark(name: str, data: str | Path | None = None) -> Benchmark:
+def load_benchmark(name: str, data: str | Path | None = None, allow_partial: bool = False) -> Benchmark:
     """The train and test splits of a data set.
 
     Args:
-        name: one of `DATASETS`.
-        data: folder that holds the data sets; not needed for the embedded glyphs.
+        name: one of `DATASETS`; ``"folder"`` is anyone's images (see `layouts.own_images`).
+        data: folder that holds the data sets, or the images themselves for ``"folder"``; the embedded glyphs need
+            none.
+        allow_partial: go on where the published data set is not whole, with one warning that lists the
+            differences; ``Benchmark.differences`` keeps them.
 
     Raises:
         DataError: unknown name, no folder given, or a folder that does not hold the whole data set.
@@ -27,8 +30,15 @@ def load_benchmark(name: str, data: str | Path | None = None) -> Benchmark:
         return load_glyphs()
     if name not in DATASETS:
         raise DataError(f"data set {name!r} cannot be read by this version; known: {', '.join(DATASETS)}")
-    if data is None:
-        raise DataError(f"{name}: where are the images? give the folder that holds {name}/ with --data DIR")
-    from vptsp_core.data.cub import load_cub200
+    from vptsp_core.data.assemble import assemble
+    from vptsp_core.data.catalog import CATALOG
+    from vptsp_core.data.layouts import own_images
 
-    return load_cub200(Path(data).expanduser())
+    if data is None:
+        inside = "<class>/<image>" if name == "folder" else f"{CATALOG[name].folder}/"
+        raise DataError(f"{name}: where are the images? give the folder that holds {inside} with --data DIR")
+    root = Path(data).expanduser()
+    if name == "folder":
+        return assemble(name, own_images(root, name), {}, allow_partial)
+    known = CATALOG[name]
+    return assemble(name, known.reader(root / known.folder, name), known.counts, allow_partial)

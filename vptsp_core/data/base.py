@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,17 +21,22 @@ class ImageSet(ABC):
         name: what messages call it, e.g. ``"cub200 test"``.
         labels: (N,) int64, contiguous from 0 to C - 1.
         class_names: C names, in the order of the labels.
+        shared: the names are another set's as well (query and gallery), so some may have no image here.
         store: the same images decoded and resized, where a run reads them from there (`vptsp_core.data.batches`).
+
+    Raises:
+        DataError: labels outside of 0 to C - 1, or, unless shared, with gaps.
     """
 
     store: PixelStore | None = None
 
-    def __init__(self, name: str, labels: np.ndarray, class_names: Sequence[str]) -> None:
-        self.name = name
+    def __init__(self, name: str, labels: np.ndarray, class_names: Sequence[str], shared: bool = False) -> None:
+        self.name, self.shared = name, shared
         self.labels = np.array(labels, dtype=np.int64)
         self.class_names = tuple(class_names)
         found = np.unique(self.labels)
-        if not np.array_equal(found, np.arange(len(self.class_names))):
+        whole = np.arange(len(self.class_names))
+        if not (np.isin(found, whole).all() if shared else np.array_equal(found, whole)):
             raise DataError(
                 f"{name}: labels must run from 0 to {len(self.class_names) - 1} without gaps; "
                 f"found {len(found)} different ones; give every class at least one image"
@@ -62,10 +68,25 @@ class Benchmark:
     """A training set and the unseen classes it is tested on.
 
     ``gallery`` is None where every test image is searched for among all others (CUB, Cars, SOP, iNaturalist);
-    where it is given, ``test`` holds the queries (In-Shop).
+    where it is given, ``test`` holds the queries (In-Shop). ``differences`` says how the images on disk differ from
+    the published data set, empty where they do not: numbers from a partial set are not the benchmark's.
     """
 
     name: str
     train: ImageSet
     test: ImageSet
     gallery: ImageSet | None = None
+    differences: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """Short hash over all splits."""
+        return hashlib.sha256(" ".join(self._fingerprints().values()).encode()).hexdigest()[:16]
+
+    def record(self) -> dict[str, str | list[str]]:
+        """For a run's record: the name, the fingerprint of each split, and ``partial`` where there are differences."""
+        partial = {"partial": list(self.differences)} if self.differences else {}
+        return {"name": self.name, **self._fingerprints(), **partial}
+
+    def _fingerprints(self) -> dict[str, str]:
+        sets = {"train": self.train, "test": self.test, "gallery": self.gallery}
+        return {split: images.fingerprint() for split, images in sets.items() if images is not None}

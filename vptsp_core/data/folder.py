@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,8 +23,10 @@ class FileSet(ImageSet):
         paths: N files, in the order of the labels.
     """
 
-    def __init__(self, name: str, paths: Sequence[Path], labels: np.ndarray, class_names: Sequence[str]) -> None:
-        super().__init__(name, labels, class_names)
+    def __init__(
+        self, name: str, paths: Sequence[Path], labels: np.ndarray, class_names: Sequence[str], shared: bool = False
+    ) -> None:
+        super().__init__(name, labels, class_names, shared)
         self.paths = list(paths)
 
     def image(self, index: int) -> Image.Image:
@@ -38,7 +41,11 @@ class FileSet(ImageSet):
         """Over class and file names and file sizes: quick, and blind to nothing but edits of equal length."""
         digest = hashlib.sha256()
         for path, label in zip(self.paths, self.labels, strict=True):
-            digest.update(f"{label} {path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise DataError(f"image {path}: {error.strerror}; get the data set again") from error
+            digest.update(f"{label} {path.parent.name}/{path.name} {size}\n".encode())
         return digest.hexdigest()[:16]
 
 
@@ -58,30 +65,26 @@ def read_image(path: Path) -> Image.Image:
         raise DataError(f"image {path}: unreadable ({reason}); replace the file") from error
 
 
-def class_folders(folder: Path, name: str) -> dict[str, list[Path]]:
-    """Image files of each sub-folder, both in name order.
+def class_folders(folder: Path, name: str) -> dict[str, list[str]]:
+    """Names of the image files of each sub-folder, both in name order; hidden ones are left out.
 
     Raises:
         DataError: the folder is missing or has no sub-folders with images.
     """
     if not folder.is_dir():
         raise DataError(f"{name}: no folder {folder}; unpack the data set there, or name its parent with --data")
-    classes = {
-        sub.name: sorted(file for file in sub.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-        for sub in sorted(folder.iterdir())
-        if sub.is_dir()
-    }
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    classes = {label: _image_names(folder / label) for label in names}
     if not any(classes.values()):
         raise DataError(f"{name}: no class folders with images in {folder}; it must hold <class>/<image>.jpg")
     return classes
 
 
-def refuse_singletons(folder: Path, classes: dict[str, list[Path]]) -> None:
-    """A class of one image has nothing to be retrieved by: its query can only miss.
-
-    Raises:
-        DataError: naming the first class with fewer than two images.
-    """
-    for name, files in classes.items():
-        if len(files) < 2:
-            raise DataError(f"class {folder / name} has {len(files)} image(s), at least 2 are needed; add or remove it")
+def _image_names(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(
+            entry.name
+            for entry in entries
+            if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
+        )

@@ -1,0 +1,297 @@
+"""Downloads, against servers on the loopback that misbehave in one way each."""
+
+import errno
+import hashlib
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from vptsp_core.data import download as module
+from vptsp_core.data.download import download
+from vptsp_core.data.partfile import PartFile
+from vptsp_core.errors import DataError
+
+CONTENT = os.urandom(3_000_000)
+MD5 = "md5:" + hashlib.md5(CONTENT).hexdigest()
+SHA256 = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server:
+    """Serves one file, and keeps the requests it saw.
+
+    Attributes:
+        cuts: at each request, after how many bytes the connection ends; then whole.
+    """
+
+    def __init__(self):
+        self.content, self.ranges, self.etag, self.status, self.type = CONTENT, True, '"1"', 200, "application/zip"
+        self.cuts: list[int] = []
+        self.length = True
+        self.seen: list[dict] = []
+        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.httpd.handle_error = lambda *args: None  # clients hang up here on purpose
+        self.url = f"http://127.0.0.1:{self.httpd.server_port}/file.zip"
+        threading.Thread(target=self.httpd.serve_forever, args=(0.01,), daemon=True).start()
+
+    def _handler(self):
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                server.seen.append(dict(self.headers))
+                body, start = server.content, 0
+                asked = self.headers.get("Range") if server.ranges else None
+                if asked and self.headers.get("If-Range") in (None, server.etag):
+                    start = int(asked.removeprefix("bytes=").rstrip("-"))
+                if start and start >= len(body):
+                    self.send_response(416)
+                    self.send_header("Content-Range", f"bytes */{len(body)}")
+                    self.end_headers()
+                    return
+                self.send_response(206 if start else server.status)
+                if start:
+                    self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+                if server.length:
+                    self.send_header("Content-Length", str(len(body) - start))
+                if server.etag:
+                    self.send_header("ETag", server.etag)
+                self.send_header("Content-Type", server.type)
+                self.end_headers()
+                cut = server.cuts.pop(0) if server.cuts else None
+                self.wfile.write(body[start:] if cut is None else body[start : start + cut])
+
+            def log_message(self, *args):
+                pass
+
+        return Handler
+
+
+@pytest.fixture
+def server():
+    made = Server()
+    yield made
+    made.httpd.shutdown()
+    made.httpd.server_close()
+
+
+@pytest.fixture
+def second():
+    made = Server()
+    yield made
+    made.httpd.shutdown()
+    made.httpd.server_close()
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(module, "PAUSE", 0.0)
+
+
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "downloads" / "file.zip"
+
+
+def only(target):
+    """The file is there and whole, and nothing else."""
+    return target.read_bytes() == CONTENT and [path.name for path in target.parent.iterdir()] == ["file.zip"]
+
+
+@pytest.mark.parametrize("checksum", [MD5, SHA256, None])
+def test_a_file_is_fetched_once(server, target, checksum):
+    assert download([server.url], target, len(CONTENT), checksum) == target
+    assert only(target) and len(server.seen) == 1
+    download([server.url], target, len(CONTENT), checksum)
+    assert len(server.seen) == 1, "what is there and right is not fetched again"
+
+
+def test_a_cut_connection_goes_on_where_it_was(server, target):
+    server.cuts = [1_200_000, 1_100_000]
+    download([server.url], target, len(CONTENT), MD5)
+    assert only(target)
+    assert [seen.get("Range") for seen in server.seen] == [None, "bytes=1200000-", "bytes=2300000-"]
+    assert [seen.get("If-Range") for seen in server.seen] == [None, '"1"', '"1"']
+
+
+def test_a_later_call_goes_on_where_it_was(server, target, monkeypatch):
+    server.cuts = [5_000] * module.TRIES
+    with pytest.raises(DataError, match=f"the connection ended after 20000 bytes, {module.TRIES} times in a row"):
+        download([server.url], target, len(CONTENT), MD5)
+    assert PartFile(target).path.read_bytes() == CONTENT[:20_000] and not target.exists()
+    download([server.url], target, len(CONTENT), MD5)
+    assert only(target) and server.seen[-1]["Range"] == "bytes=20000-"
+
+
+def test_a_server_without_ranges_starts_over(server, target):
+    server.ranges, server.cuts = False, [2_000_000]
+    download([server.url], target, len(CONTENT), MD5)
+    assert only(target) and server.seen[-1]["Range"] == "bytes=2000000-"
+
+
+def test_a_server_that_always_cuts_is_given_up(server, second, target, capsys):
+    server.ranges, server.cuts = False, [2_000_000] * 20
+    download([server.url, second.url], target, len(CONTENT), MD5)
+    assert only(target) and len(server.seen) == module.TRIES
+    assert second.seen[0]["Range"] == "bytes=2000000-", "the checksum decides, so another source's bytes will do"
+    assert second.seen[0].get("If-Range") is None, "an ETag is the first server's own"
+
+
+@pytest.mark.parametrize("status", [404, 403])
+def test_a_dead_source_is_passed_over(server, second, target, status, capsys):
+    server.status = status
+    download([server.url, second.url], target, len(CONTENT), MD5)
+    assert only(target) and f"HTTP {status}" in capsys.readouterr().err and len(server.seen) == 1
+
+
+def test_a_refused_connection_is_passed_over(server, second, target, capsys):
+    server.httpd.server_close()
+    download([server.url, second.url], target, len(CONTENT), MD5)
+    assert only(target) and "refused" in capsys.readouterr().err
+
+
+def test_a_busy_server_is_tried_again(server, target):
+    server.status = 503
+    with pytest.raises(DataError, match="HTTP 503"):
+        download([server.url], target, len(CONTENT), MD5)
+    assert len(server.seen) == module.TRIES
+
+
+def test_a_wrong_checksum_leaves_nothing(server, second, target, capsys):
+    server.content = bytes(len(CONTENT))
+    with pytest.raises(DataError) as caught:
+        download([server.url], target, len(CONTENT), MD5)
+    found = hashlib.md5(bytes(len(CONTENT))).hexdigest()
+    assert f"md5 {found} instead of {MD5[4:]}" in str(caught.value) and "\n" not in str(caught.value)
+    assert list(target.parent.iterdir()) == []
+    download([server.url, second.url], target, len(CONTENT), MD5)
+    assert only(target) and found in capsys.readouterr().err
+
+
+def test_a_wrong_beginning_is_found_and_fetched_again(server, target):
+    """What an earlier call left may be another file's; the checksum says so, and the same source gets a second go."""
+    target.parent.mkdir()
+    PartFile(target).path.write_bytes(b"x" * 1000)
+    download([server.url], target, None, MD5)
+    assert only(target) and [seen.get("Range") for seen in server.seen] == ["bytes=1000-", None]
+
+
+def test_a_file_that_changed_on_the_server_starts_over(server, target):
+    server.content, server.etag, server.cuts = bytes(len(CONTENT)), '"0"', [5_000] * module.TRIES
+    with pytest.raises(DataError):
+        download([server.url], target)
+    server.content, server.etag = CONTENT, '"1"'
+    download([server.url], target)
+    assert only(target) and server.seen[-1]["If-Range"] == '"0"'
+
+
+@pytest.mark.parametrize("etag", [None, 'W/"1"'])
+def test_without_a_version_or_a_checksum_nothing_is_gone_on_with(server, target, etag):
+    server.etag, server.cuts = etag, [2_000_000]
+    download([server.url], target)
+    assert only(target) and "Range" not in server.seen[-1]
+
+
+def test_another_size_is_refused_before_it_is_fetched(server, target):
+    with pytest.raises(DataError, match=f"offers {len(CONTENT)} bytes instead of 1000"):
+        download([server.url], target, 1000, MD5)
+    assert not target.exists() and not PartFile(target).path.exists()
+
+
+def test_an_undeclared_length_is_bounded(server, target):
+    server.length = False
+    with pytest.raises(DataError, match="sends more than 1000 bytes"):
+        download([server.url], target, 1000, MD5)
+    assert not target.exists()
+
+
+def test_a_web_page_does_not_replace_what_is_here(server, target):
+    target.parent.mkdir()
+    PartFile(target).path.write_bytes(CONTENT[:1000])
+    server.content, server.type, server.ranges = b"<html>log in</html>", "text/html; charset=utf-8", False
+    with pytest.raises(DataError, match="sends a web page"):
+        download([server.url], target, None, MD5)
+    assert PartFile(target).path.read_bytes() == CONTENT[:1000]
+
+
+def test_a_finished_part_is_only_verified(server, target):
+    target.parent.mkdir()
+    PartFile(target).path.write_bytes(CONTENT)
+    download([server.url], target, len(CONTENT), MD5)
+    assert only(target) and not server.seen
+
+
+@pytest.mark.parametrize("extra", [0, 10])
+def test_a_part_as_long_as_the_file_or_longer(server, target, extra):
+    """The size is not published: the server answers 416, and says how long the file is."""
+    target.parent.mkdir()
+    PartFile(target).path.write_bytes(CONTENT + bytes(extra))
+    download([server.url], target, None, MD5)
+    assert only(target)
+
+
+def test_a_wrong_file_in_its_place_is_not_touched(server, target):
+    target.parent.mkdir()
+    target.write_bytes(b"mine")
+    with pytest.raises(DataError, match=f"4 bytes instead of {len(CONTENT)}"):
+        download([server.url], target, len(CONTENT), MD5)
+    assert target.read_bytes() == b"mine" and not server.seen
+
+
+def test_too_little_room_is_said_before(server, target, monkeypatch):
+    usage = module.shutil.disk_usage(target.parents[1])
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+    with pytest.raises(DataError, match=r"are still to come, the disk has 0\.00 GB free"):
+        download([server.url], target, len(CONTENT), MD5)
+    target.parent.mkdir(exist_ok=True)
+    PartFile(target).path.write_bytes(CONTENT[:2_500_000])
+    download([server.url], target, len(CONTENT), MD5)  # only the rest has to fit
+    assert only(target)
+
+
+def test_a_full_disk_keeps_what_was_fetched(server, second, target, monkeypatch):
+    written = 0
+
+    def write(file, chunk):
+        nonlocal written
+        if written > 1_000_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written += file.write(chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write", write)
+        with pytest.raises(DataError, match="the disk is full; free some, the same command goes on") as caught:
+            download([server.url, second.url], target, len(CONTENT), MD5)
+    assert "\n" not in str(caught.value) and not second.seen, "no other source mends a full disk"
+    assert PartFile(target).path.read_bytes() == CONTENT[:written]
+    download([server.url], target, len(CONTENT), MD5)
+    assert only(target) and server.seen[-1]["Range"] == f"bytes={written}-"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_real_full_disk(server, target):
+    target.parent.mkdir()
+    PartFile(target).path.symlink_to("/dev/full")
+    with pytest.raises(DataError, match="the disk is full"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PartFile, "begin", lambda *args: None)
+        download([server.url], target, len(CONTENT), MD5)
+
+
+def test_a_folder_that_cannot_be_written(server, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match="cannot write .*; choose another folder"):
+        download([server.url], tmp_path / "file" / "file.zip", len(CONTENT), MD5)
+
+
+def test_short_writes_are_finished():
+    class Short:
+        got = b""
+
+        def write(self, view):
+            self.got += bytes(view[:7])
+            return len(view[:7])
+
+    file = Short()
+    module._write(file, CONTENT[:100])
+    assert file.got == CONTENT[:100]

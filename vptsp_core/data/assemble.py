@@ -1,0 +1,118 @@
+"""From a listing to a benchmark: every file is looked for, every count compared with the published one."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from vptsp_core.data.base import Benchmark
+from vptsp_core.data.folder import FileSet
+from vptsp_core.data.layouts import Listing, Rows
+from vptsp_core.errors import DataError
+
+Counts = Mapping[str, tuple[int, int]]
+
+
+def assemble(name: str, listing: Listing, published: Counts, allow_partial: bool = False) -> Benchmark:
+    """The benchmark that a listing describes.
+
+    Args:
+        published: (classes, images) of each split; empty for a data set that nobody published.
+        allow_partial: go on without what is missing, with one warning that lists all differences.
+
+    Raises:
+        DataError: files missing or counts other than the published ones (all differences in one line), a class
+            or an image in two splits, a class of one image where that is a mistake, a split without images.
+    """
+    _refuse_shared(name, listing)
+    paths = [path for rows in listing.splits.values() for path, _ in rows]
+    missing = _missing(str(listing.root), paths)
+    splits = {split: [row for row in rows if row[0] not in missing] for split, rows in listing.splits.items()}
+    differences = [*_miscounts(splits, published), *listing.notes]
+    if missing:
+        first = next(path for path in paths if path in missing)
+        differences.append(f"{len(missing)} of {len(paths)} listed images not, the first {listing.root / first}")
+    if differences:
+        found = f"{name}: {listing.source} holds {', '.join(differences)}"
+        if not allow_partial:
+            raise DataError(f"{found}; make it whole, or go on knowingly with --allow-partial")
+        warnings.warn(f"{found}; going on with what is there", stacklevel=3)
+    elif not listing.classes_of_one:
+        _refuse_classes_of_one(listing, splits)
+    if empty := [split for split, rows in splits.items() if not rows]:
+        raise DataError(f"{name}: {listing.source} leaves no images for {' and '.join(empty)}; add some")
+    train = _fileset(name, "train", listing, splits["train"], splits["train"])
+    if "test" in splits:
+        return Benchmark(name, train, _fileset(name, "test", listing, splits["test"], splits["test"]), None,
+                         tuple(differences))  # fmt: skip
+    both = splits["query"] + splits["gallery"]  # one numbering of the classes for both
+    query, gallery = (_fileset(name, split, listing, splits[split], both) for split in ("query", "gallery"))
+    return Benchmark(name, train, query, gallery, tuple(differences))
+
+
+def _fileset(name: str, split: str, listing: Listing, rows: Rows, numbering: Rows) -> FileSet:
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(label for _, label in numbering))}
+    paths = [listing.root / path for path, _ in rows]
+    labels = np.array([numbers[label] for _, label in rows], dtype=np.int64)
+    return FileSet(f"{name} {split}", paths, labels, list(numbers), shared=numbering is not rows)
+
+
+def _missing(root: str, paths: Iterable[str]) -> set[str]:
+    """The paths that are no files; each folder is read once, since hundreds of thousands of stats take minutes."""
+    wanted: dict[str, set[str]] = defaultdict(set)
+    for path in paths:
+        folder, _, file = path.rpartition("/")
+        wanted[folder].add(file)
+    missing: set[str] = set()
+    for folder, files in wanted.items():
+        place = os.path.join(root, folder)
+        try:
+            with os.scandir(place) as entries:
+                there = {entry.name for entry in entries if entry.name in files and entry.is_file()}
+        except (FileNotFoundError, NotADirectoryError):
+            there = set()
+        except OSError as error:
+            raise DataError(f"cannot read {place} ({error.strerror or error}); mend its permissions") from error
+        missing.update(f"{folder}/{file}" if folder else file for file in files - there)
+    return missing
+
+
+def _miscounts(splits: dict[str, Rows], published: Counts) -> list[str]:
+    wrong = []
+    for split, (classes, images) in published.items():
+        kind = "training" if split == "train" else split
+        found = len({label for _, label in splits[split]}), len(splits[split])
+        for what, count, expected in (("classes", found[0], classes), ("images", found[1], images)):
+            if count != expected:
+                wrong.append(f"{count} {kind} {what} instead of {expected}")
+    return wrong
+
+
+def _refuse_shared(name: str, listing: Listing) -> None:
+    seen: set[str] = set()
+    for path, _ in (row for rows in listing.splits.values() for row in rows):
+        if path in seen:
+            raise DataError(f"{name}: {listing.source} lists {path} twice; keep one of the two lines")
+        if path.startswith("/") or ".." in path.split("/"):
+            raise DataError(f"{name}: {listing.source} lists {path}, which is not inside {listing.root}; write it so")
+        seen.add(path)
+    train = {label for _, label in listing.splits["train"]}
+    shared = sorted({label for split, rows in listing.splits.items() if split != "train" for _, label in rows} & train)
+    if shared:
+        raise DataError(
+            f"{name}: {listing.source} has {len(shared)} class(es) both for training and for testing, the first "
+            f"{shared[0]}; testing needs unseen classes, leave each on one side"
+        )
+
+
+def _refuse_classes_of_one(listing: Listing, splits: dict[str, Rows]) -> None:
+    """A class of one image has nothing to be retrieved by: its query can only miss."""
+    for label, count in Counter(label for rows in splits.values() for _, label in rows).items():
+        if count < 2:
+            raise DataError(
+                f"class {listing.root / label} has {count} image(s), at least 2 are needed; add or remove it"
+            )

@@ -1,0 +1,196 @@
+"""Data sets from the command line: python -m vptsp_core data get|check|cache|info."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vptsp_core.data import DATASETS, Benchmark, load_benchmark
+from vptsp_core.data.base import ImageSet
+from vptsp_core.data.catalog import CATALOG, DataSet
+from vptsp_core.data.fetch import get, steps
+from vptsp_core.data.folder import FileSet, read_image
+from vptsp_core.errors import DataError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Dispatch; 0 where the data set is there and whole, 2 (by way of `DataError`) where something is to be mended."""
+    args = _parser().parse_args(argv)
+    return int(args.call(args))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m vptsp_core data", description="get, check, describe or cache a data set"
+    )
+    commands = parser.add_subparsers(required=True, metavar="get|check|cache|info")
+
+    def command(name: str, call: object, text: str, optional: bool = False) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        names = ", ".join(DATASETS)
+        added.add_argument("name", metavar="NAME", nargs="?" if optional else None, help=f"one of {names}")
+        added.add_argument("--data", metavar="DIR", default=os.environ.get("VPTSP_DATA"),
+                           help="folder that holds the data sets (default: the environment's VPTSP_DATA)")  # fmt: skip
+        added.set_defaults(call=call)
+        return added
+
+    command("get", _get, "download, verify and unpack a data set, or say how to get it")
+    check = command("check", _check, "compare a data set with its published counts")
+    check.add_argument("--decode", action="store_true", help="open every image, too")
+    command("info", _info, "what a data set is, where it comes from, how it lies; all of them without a name", True)
+    cache = command(
+        "cache", _cache, "keep a data set's images decoded and resized: what the cached pipeline trains from"
+    )
+    cache.add_argument(
+        "--side", type=int, default=256, help="shorter side in pixels: the run's `resize` (default: 256)"
+    )
+    cache.add_argument("--interpolation", choices=("bilinear", "bicubic"), default="bilinear",
+                       help="bilinear for semantics=released (default), bicubic for paper")  # fmt: skip
+    cache.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one a core)")
+    cache.add_argument(
+        "--cache", metavar="DIR", help="default: the environment's VPTSP_CACHE, else .vptsp-cache in the data folder"
+    )
+    return parser
+
+
+def _get(args: argparse.Namespace) -> int:
+    get(_known(args.name), _folder(args))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    data = None if args.name == "glyphs" else _folder(args)
+    try:
+        benchmark = load_benchmark(args.name, data)
+    except DataError as strict:
+        _table_of_partial(args.name, data)
+        raise strict
+    print("\n".join(_table(benchmark)))
+    if args.decode and (broken := _unreadable(benchmark)):
+        print("\n".join(broken))
+        raise DataError(f"{args.name}: {len(broken)} image(s) cannot be read, as listed above; replace the files")
+    return 0
+
+
+def _table_of_partial(name: str, data: Path | None) -> None:
+    """The counts of what is there, where anything is; why it is refused is said by the caller."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            benchmark = load_benchmark(name, data, allow_partial=True)
+        except DataError:
+            return
+    print("\n".join(_table(benchmark)))
+
+
+def _table(benchmark: Benchmark) -> list[str]:
+    known = CATALOG.get(benchmark.name)
+    lines = [f"{'split':8} {'classes':>8} {'images':>8}   {'published':>17}"]
+    for split, images in _splits(benchmark).items():
+        found = len(set(images.labels.tolist())), len(images)
+        published = known.counts[split] if known else None
+        text = f"{published[0]:8} {published[1]:8}   {'ok' if published == found else 'NOT OK'}" if published else ""
+        lines.append(f"{split:8} {found[0]:8} {found[1]:8}   {text}".rstrip())
+    return lines
+
+
+def _splits(benchmark: Benchmark) -> dict[str, ImageSet]:
+    if benchmark.gallery is None:
+        return {"train": benchmark.train, "test": benchmark.test}
+    return {"train": benchmark.train, "query": benchmark.test, "gallery": benchmark.gallery}
+
+
+def _unreadable(benchmark: Benchmark) -> list[str]:
+    """What is wrong with each image that cannot be decoded, in their order."""
+    sets = [images for images in _splits(benchmark).values() if isinstance(images, FileSet)]
+    paths = [path for images in sets for path in images.paths]
+    with ProcessPoolExecutor() as pool:
+        found = tqdm(pool.map(_why_unreadable, paths, chunksize=64), "decoding", len(paths), unit=" images",
+                     disable=not sys.stderr.isatty())  # fmt: skip
+        return [reason for reason in found if reason]
+
+
+def _why_unreadable(path: Path) -> str:
+    try:
+        read_image(path)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def _info(args: argparse.Namespace) -> int:
+    if args.name is None:
+        for known in CATALOG.values():
+            there = "" if not args.data else "there" if (_folder(args) / known.folder).is_dir() else "not there"
+            images = sum(images for _, images in known.counts.values())
+            print(f"{known.name:12} {known.title:40} {images:8,} images  {there}".rstrip())
+        print("glyphs       embedded, drawn when it is asked for; folder: your own images, see data info folder")
+    elif args.name == "folder":
+        print("Your own images: DIR/<class>/<image>; the first half of the classes in name order is for training.\n"
+              "Or DIR/split.csv with the header path,class,split (train, and test or query and gallery).")  # fmt: skip
+    elif args.name == "glyphs":
+        print("Letters of five scripts, drawn from the fonts that matplotlib ships; nothing to get.")
+    else:
+        print("\n".join(_description(_known(args.name), args)))
+    return 0
+
+
+def _description(known: DataSet, args: argparse.Namespace) -> list[str]:
+    lines = [known.title, f"  home page: {known.home}", f"  terms: {known.terms}", f"  cite: {known.citation}"]
+    lines.append(f"  layout under DIR: {known.tree}")
+    for split, (classes, images) in known.counts.items():
+        lines.append(f"  {split}: {images:,} images of {classes:,} classes")
+    for part in known.parts:
+        size = "" if part.size is None else f", {part.size:,} bytes"
+        lines.append(
+            f"  file: {part.file}{size}{f', {part.checksum}' if part.checksum else ''}"
+            + ("" if part.sources else ", by hand")
+        )
+        lines += [f"    from {source}" for source in part.sources]
+    if args.data:
+        try:
+            load_benchmark(known.name, _folder(args))
+            lines.append(f"  in {args.data}: there and whole")
+        except DataError as error:
+            lines.append(f"  in {args.data}: {error}")
+    return lines + (steps(known, Path(args.data or "DIR"))[3:] if known.steps else [])
+
+
+def _cache(args: argparse.Namespace) -> int:
+    from vptsp_core.data.batches import cache_folder  # torch takes a while
+    from vptsp_core.data.cache import open_store
+
+    if args.name == "glyphs":
+        raise DataError("glyphs: they lie in memory, there is nothing to cache")
+    for key in ("side", "workers"):
+        if (value := getattr(args, key)) is not None and value < 1:
+            raise DataError(f"--{key} {value} must be at least 1")
+    data = _folder(args)
+    benchmark, folder = load_benchmark(args.name, data), cache_folder(data, args.cache)
+    for split, images in _splits(benchmark).items():
+        how = dict(side=args.side, interpolation=args.interpolation, workers=args.workers)
+        store = open_store(images, folder, **how, progress=sys.stderr.isatty())
+        print(f"{split:8} {len(store):8} images {store.pixels.nbytes / 1e9:8.2f} GB in {folder}")
+    return 0
+
+
+def _known(name: str) -> DataSet:
+    if name in CATALOG:
+        return CATALOG[name]
+    if name in DATASETS:
+        raise DataError(f"{name}: there is nothing to get; see python -m vptsp_core data info {name}")
+    raise DataError(f"no data set {name!r}; there are {', '.join(DATASETS)}")
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    if not args.data:
+        raise DataError(f"{args.name}: which folder? give --data DIR, or set VPTSP_DATA")
+    return Path(args.data).expanduser()

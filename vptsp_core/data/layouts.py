@@ -1,0 +1,159 @@
+"""How data sets lie on disk: each reader turns a folder into a listing of what should be there, by split."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vptsp_core.data.folder import class_folders
+from vptsp_core.errors import DataError
+
+Rows = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images that a data set names, not yet looked for.
+
+    Attributes:
+        source: what named them, for messages.
+        root: the paths are relative to it.
+        splits: ``train``, and ``test`` or ``query`` and ``gallery``; of each (path with ``/``, class) in order.
+        notes: what the lists themselves lack.
+        classes_of_one: whether a class of one image is fine: a benchmark's list may hold some, which count as misses.
+    """
+
+    source: Path
+    root: Path
+    splits: dict[str, Rows]
+    notes: list[str] = field(default_factory=list)
+    classes_of_one: bool = True
+
+
+Reader = Callable[[Path, str], Listing]  # (the data set's folder, the name that messages begin with)
+
+
+def class_split(folder: Path, name: str, train_classes: int) -> Listing:
+    """``images/<class>/<image>``: the first classes in name order are for training, the others for testing."""
+    return _classes(folder / "images", name, train_classes)
+
+
+def own_images(folder: Path, name: str) -> Listing:
+    """Anyone's images: by ``split.csv`` where there is one, else ``<class>/<image>``, half of the classes each.
+
+    The first half of the classes in name order, rounded up, is for training. ``split.csv`` has the header
+    ``path,class,split``; split is train, and test or else query and gallery.
+    """
+    table = folder / "split.csv"
+    if not table.is_file():
+        return _classes(folder, name, None)
+    splits: dict[str, Rows] = {}
+    reader = csv.DictReader(_lines(table, name))
+    if not {"path", "class", "split"} <= set(reader.fieldnames or ()):
+        raise DataError(f"{name}: {table} must begin with the header path,class,split")
+    for row in reader:
+        path, label, split = (str(row[key] or "").strip() for key in ("path", "class", "split"))
+        if not path or not label or split not in ("train", "test", "query", "gallery"):
+            raise DataError(
+                f"{name}: {table}, line {reader.line_num}: each line is path,class,split, split one of train, test, "
+                "query, gallery"
+            )
+        splits.setdefault(split, []).append((path.removeprefix("./"), label))
+    if set(splits) not in ({"train", "test"}, {"train", "query", "gallery"}):
+        found = ", ".join(splits) or "none"
+        raise DataError(f"{name}: {table} has the splits {found}; it must have train, and test or query and gallery")
+    return Listing(table, folder, splits)
+
+
+def online_products(folder: Path, name: str) -> Listing:
+    """SOP: ``Info_Files/Ebay_{train,test}.txt`` and ``images/``; or all in the folder itself, as in its archive."""
+    splits, header = {}, "image_id class_id super_class_id path"
+    inside = "images/" if (folder / "images").is_dir() else ""
+    for split in ("train", "test"):
+        path = _find(folder, name, f"Info_Files/Ebay_{split}.txt", f"Ebay_{split}.txt")
+        lines = _lines(path, name)
+        if not lines or lines[0].split() != header.split():
+            raise DataError(f"{name}: {path} must begin with the header {header!r}; get it again")
+        rows = [_fields(line, 4, path, number, name) for number, line in enumerate(lines[1:], 2) if line.strip()]
+        splits[split] = [(inside + row[3], row[1]) for row in rows]
+    return Listing(path.parent, folder, splits)
+
+
+def inshop(folder: Path, name: str) -> Listing:
+    """In-Shop: ``list_eval_partition.txt`` (number of rows, header, rows) and ``img/``; queries have a gallery."""
+    path = _find(folder, name, "list_eval_partition.txt")
+    lines = [line for line in _lines(path, name) if line.strip()]
+    header = "image_name item_id evaluation_status"
+    if len(lines) < 2 or not lines[0].strip().isdecimal() or lines[1].split() != header.split():
+        raise DataError(f"{name}: {path} must begin with the number of rows and the header {header!r}; get it again")
+    splits: dict[str, Rows] = {"train": [], "query": [], "gallery": []}
+    for number, line in enumerate(lines[2:], 3):
+        image, item, status = _fields(line, 3, path, number, name)
+        if status not in splits:
+            raise DataError(f"{name}: {path}, line {number}: status {status!r} is none of {', '.join(splits)}")
+        splits[status].append((image, item))
+    declared, rows = int(lines[0]), len(lines) - 2
+    notes = [] if rows == declared else [f"{rows} rows in {path.name} instead of the {declared} of its first line"]
+    return Listing(path, folder, splits, notes)
+
+
+def inaturalist(folder: Path, name: str) -> Listing:
+    """iNaturalist 2018: lists of ``train_val2018/<kind>/<species>/<image>``, whatever stands before that."""
+    splits, top = {}, "train_val2018/"
+    for split in ("train", "test"):
+        path = _find(folder, name, f"Inaturalist_{split}_set1.txt")
+        rows = []
+        for number, line in enumerate(_lines(path, name), 1):
+            if not (image := line.strip()):
+                continue
+            parts = image.split("/")
+            if len(parts) < 3:
+                raise DataError(f"{name}: {path}, line {number}: {image!r} is no path kind/species/image; get it again")
+            start = image.find(top)
+            rows.append((image[start:] if start >= 0 else top + "/".join(parts[-3:]), f"{parts[-3]}/{parts[-2]}"))
+        splits[split] = rows
+    return Listing(path.parent, folder, splits)
+
+
+def _classes(folder: Path, name: str, train_classes: int | None) -> Listing:
+    classes = class_folders(folder, name)
+    names = list(classes)
+    cut = math.ceil(len(names) / 2) if train_classes is None else train_classes
+
+    def rows(some: list[str]) -> Rows:
+        return [(f"{label}/{file}", label) for label in some for file in classes[label]]
+
+    empty = [label for label in names if not classes[label]]
+    notes = [f"{len(empty)} class folder(s) without images, the first {empty[0]}"] if empty else []
+    splits = {"train": rows(names[:cut]), "test": rows(names[cut:])}
+    return Listing(folder, folder, splits, notes, classes_of_one=False)
+
+
+def _find(folder: Path, name: str, *places: str) -> Path:
+    if not folder.is_dir():
+        raise DataError(
+            f"{name}: no folder {folder}; python -m vptsp_core data get {name} makes it, or name its parent with --data"
+        )
+    for place in places:
+        if (folder / place).is_file():
+            return folder / place
+    raise DataError(
+        f"{name}: no {' or '.join(places)} in {folder}; python -m vptsp_core data get {name} says how to get it"
+    )
+
+
+def _lines(path: Path, name: str) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{name}: {path} is unreadable ({error}); get it again") from error
+
+
+def _fields(line: str, count: int, path: Path, number: int, name: str) -> list[str]:
+    fields = line.split()
+    if len(fields) != count:
+        raise DataError(f"{name}: {path}, line {number}: {len(fields)} fields instead of {count}; get the list again")
+    return fields

@@ -1,0 +1,148 @@
+"""A finished run as files: where it lies, what is in its folder, and the record of what made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from vptsp_core.backbone import checksum
+from vptsp_core.config import RunConfig
+from vptsp_core.data import Benchmark
+from vptsp_core.distributed import world_size
+from vptsp_core.errors import WeightsError
+from vptsp_core.files import write_bytes, write_json
+from vptsp_core.train import CHECKPOINT
+from vptsp_core.tuning import MetricModel, count_parameters
+
+CONFIG, METRICS, HISTORY, RECORD = "config.json", "metrics.json", "history.csv", "record.json"
+NOT_METRICS = ("epoch", "loss", "lr", "lr_proxy", "seconds")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        config: its description.
+        path: its folder.
+        metrics: retrieval metrics as the config's ``selection`` picks them, fractions in [0, 1].
+        history: one row an epoch: loss, learning rates, seconds of training, metrics where evaluated.
+        record: what it ran on: commit, versions, device, checksums of data and weights, parameters, times.
+    """
+
+    config: RunConfig
+    path: Path
+    metrics: dict[str, float]
+    history: pd.DataFrame
+    record: dict[str, Any]
+
+
+def run_folder(config: RunConfig, results: str | Path | None = None, benchmark: Benchmark | None = None) -> Path:
+    """Where a run of this description lies, or will lie. A weights file counts by its content, not by its place.
+
+    ``benchmark`` tells apart what the description does not: images of one's own, and data sets that are not whole.
+    """
+    identity = config
+    if config.weights not in ("pretrained", "random"):
+        identity = config.replace(weights="sha256:" + _file_digest(config.weights))
+    root = Path(results or os.environ.get("VPTSP_RESULTS") or "results").expanduser()
+    name = f"{config.dataset}-{config.method}-{identity.hash()}"
+    if benchmark is not None and (benchmark.differences or config.dataset == "folder"):
+        name += f"{'-partial' if benchmark.differences else ''}-{benchmark.fingerprint()[:8]}"
+    return root / "runs" / name
+
+
+def write_run(config: RunConfig, path: Path, history: pd.DataFrame, record: dict[str, Any]) -> Run:
+    """Put a finished run into its folder, whose checkpoint goes; metrics as the config's ``selection`` picks them."""
+    write_json(path / CONFIG, config.to_dict())
+    write_bytes(path / HISTORY, history.to_csv(index=False).encode())
+    write_json(path / RECORD, record)
+    write_json(path / METRICS, _selected(history, config.selection))  # last: its presence says that the run is finished
+    (path / CHECKPOINT).unlink(missing_ok=True)
+    return read_run(path)
+
+
+def read_run(path: str | Path) -> Run:
+    """A finished run from its folder.
+
+    Raises:
+        WeightsError: the folder holds none.
+    """
+    path = Path(path)
+    try:
+        config, metrics, record = (json.loads((path / name).read_text()) for name in (CONFIG, METRICS, RECORD))
+        history = pd.read_csv(path / HISTORY)
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} holds no finished run ({error}); delete the folder and run it again") from error
+    if not all(isinstance(part, dict) for part in (config, metrics, record)):
+        raise WeightsError(f"{path} holds no finished run (not its files); delete the folder and run it again")
+    return Run(RunConfig.from_dict(config), path, metrics, history, record)
+
+
+def _selected(history: pd.DataFrame, selection: str) -> dict[str, float]:
+    """released: each metric at its own best epoch on the test set, as the published numbers; last: the last epoch."""
+    evaluated = history.dropna(subset=["R@1"])
+    metrics = evaluated.drop(columns=[c for c in NOT_METRICS if c in evaluated])
+    place = int(evaluated["R@1"].to_numpy().argmax()) if selection == "released" else len(evaluated) - 1
+    chosen = metrics.max() if selection == "released" else metrics.iloc[-1]
+    return {**{str(k): float(v) for k, v in chosen.items()}, "epoch": int(evaluated["epoch"].iloc[place])}
+
+
+def make_record(config: RunConfig, benchmark: Benchmark, model: MetricModel, device: torch.device) -> dict[str, Any]:
+    """What a run is made with: commit, versions, device, checksums of images and weights, parameters."""
+    cpu = f"cpu, {torch.get_num_threads()} threads"
+    packages = ("torch", "torchvision", "timm", "numpy", "vptsp-core")
+    return {
+        "hash": config.hash(),
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "processes": world_size(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "data": benchmark.record(),
+        "weights": checksum(model.vit.backbone),
+        "parameters": count_parameters(model),
+        "class_table": None if model.class_prompts is None else "host" if model.class_prompts.on_host else "device",
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except Exception:  # not installed as a distribution: run from the source tree
+        return "source tree"
+
+
+@lru_cache
+def _commit() -> str:
+    """Commit of the source tree, with + where tracked files differ from it; "unknown" outside of git."""
+    here = Path(__file__).resolve().parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _file_digest(path: str) -> str:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise WeightsError(f"weights {path}: no such file; give a .safetensors or .pth file")
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
