@@ -118,7 +118,8 @@ def _train(argv: Sequence[str]) -> int:
     config = preset(args.preset, **dict(parse_change(change) for change in args.changes))
     done = run(
         config, data=args.data, results=args.results, cache=args.cache, device=args.device,
-        allow_partial=args.allow_partial, class_table=args.class_table, checkpointing=args.checkpointing, progress=sys.stderr.isatty(),
+        allow_partial=args.allow_partial, class_table=args.class_table, checkpointing=args.checkpointing,
+        progress=sys.stderr.isatty(),
     )  # fmt: skip
     print(done.history.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     print(f"{done.path}\n" + "  ".join(f"{k} {v:.4f}" for k, v in done.metrics.items() if k != "epoch"))

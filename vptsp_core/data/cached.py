@@ -1,19 +1,21 @@
 """Batches from decoded images: augmentation on the device (`crops`), nothing decoded twice.
 
 The pixels of a step depend on (seed, epoch, step) and on the image's place in the whole batch, not on the device's
-kind, on threads or on the number of processes (but for the rounding of `crops.resize_boxes`).
+kind, on threads or on the number of processes (but for rounding).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vptsp_core.config import RunConfig
-from vptsp_core.data.crops import random_boxes, resize_boxes
+from vptsp_core.data.crops import random_boxes, resize_one, resize_together
 from vptsp_core.data.loading import CROPS, interpolation_name
 from vptsp_core.data.prefetch import on_device, to_device
 from vptsp_core.data.sampler import ClassBalancedSampler
@@ -45,15 +47,15 @@ def train_batches(
     if everything is not None:
         for chosen, boxes, flips, batch in drawn:
             starts, widths = store.starts[chosen], store.sizes[chosen, 1]
-            pixels = _resize(everything, starts, widths, boxes, flips, config)
-            yield normalise(pixels, statistics), to_device(every[batch], device)
+            images = _augmented(everything, starts, widths, boxes, flips, config, statistics)
+            yield images, to_device(every[batch], device)
         return
     plans: list[tuple[np.ndarray, np.ndarray]] = []
     for pixels, batch_labels in on_device(_cut(store, drawn, every, plans), device):
         boxes, flips = plans.pop(0)
         starts = np.concatenate([[0], np.cumsum(boxes[:-1, 2] * boxes[:-1, 3] * 3)])
         whole = boxes * [0, 0, 1, 1]  # only the boxes came along
-        yield normalise(_resize(pixels, starts, boxes[:, 3], whole, flips, config), statistics), batch_labels
+        yield _augmented(pixels, starts, boxes[:, 3], whole, flips, config, statistics), batch_labels
 
 
 def eval_batches(
@@ -87,13 +89,21 @@ def eval_batches(
 
 
 def normalise(pixels: Tensor, statistics: Statistics) -> Tensor:
-    """uint8 (B, 3, H, W) to the backbone's input range, float32, in the arithmetic of ToTensor and Normalize."""
-    mean, std = (to_device(torch.tensor(values)[:, None, None], pixels.device) for values in statistics)
-    if pixels.device.type == "cpu":  # NumPy's memory comes in huge pages; first touching torch's costs more than this
-        out = torch.from_numpy(np.empty(pixels.shape, np.float32))
-    else:
-        out = torch.empty(pixels.shape, device=pixels.device)
-    return out.copy_(pixels).div_(255).sub_(mean).div_(std)
+    """uint8 (B, 3, S, S) to the backbone's input range, float32, in the arithmetic of ToTensor and Normalize."""
+    return _normalise(_empty(pixels.shape, pixels.device).copy_(pixels), *_constants(statistics, pixels.device))
+
+
+def _normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    return pixels.div_(255).sub_(mean).div_(std)
+
+
+def _constants(statistics: Statistics, device: torch.device) -> Iterator[Tensor]:
+    return (to_device(torch.tensor(values)[:, None, None], device) for values in statistics)
+
+
+def _empty(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Room for float32. NumPy's memory comes in huge pages: first touching torch's costs more than the arithmetic."""
+    return torch.from_numpy(np.empty(shape, np.float32)) if device.type == "cpu" else torch.empty(shape, device=device)
 
 
 def _drawn(
@@ -108,10 +118,37 @@ def _drawn(
         yield batch[part], boxes[part], flips[part], batch
 
 
-def _resize(
-    pixels: Tensor, starts: np.ndarray, widths: np.ndarray, boxes: np.ndarray, flips: np.ndarray, config: RunConfig
+def _augmented(
+    pixels: Tensor,
+    starts: np.ndarray,
+    widths: np.ndarray,
+    boxes: np.ndarray,
+    flips: np.ndarray,
+    config: RunConfig,
+    statistics: Statistics,
 ) -> Tensor:
-    return resize_boxes(pixels, starts, widths, boxes, flips, config.image_size, interpolation_name(config))
+    """(b, 3, S, S) float32: together on a GPU; on a CPU one by one, each finished while it lies in the cache."""
+    size, mode = config.image_size, interpolation_name(config)
+    if pixels.device.type != "cpu":
+        return normalise(resize_together(pixels, starts, widths, boxes, flips, size, mode), statistics)
+    out = _empty((len(boxes), 3, size, size), pixels.device)
+    mean, std = _constants(statistics, pixels.device)
+    images = list(zip(starts.tolist(), widths.tolist(), boxes.tolist(), flips.tolist(), strict=True))
+
+    def work(part: range) -> None:
+        for i in part:
+            _normalise(out[i].copy_(resize_one(pixels, *images[i], size, mode)), mean, std)
+
+    threads = torch.get_num_threads()
+    list(_pool(threads).map(work, (range(i, len(boxes), threads) for i in range(threads))))
+    torch.set_num_threads(threads)  # the pool's threads told torch otherwise, for themselves and those made later
+    return out
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """A thread an image: one resize is too small for torch to share it out, and slow where torch does."""
+    return ThreadPoolExecutor(threads, "augment", initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _cut(

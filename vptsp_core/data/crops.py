@@ -8,9 +8,7 @@ nothing here waits for the device.
 
 from __future__ import annotations
 
-import functools
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -53,55 +51,40 @@ def random_boxes(
     return np.where(fits.any(1, keepdims=True), drawn, np.concatenate(middle, 1))
 
 
-def resize_boxes(
-    pixels: Tensor, starts: np.ndarray, widths: np.ndarray, boxes: np.ndarray, flips: np.ndarray, size: int, mode: str
+def resize_one(
+    pixels: Tensor, start: int, width: int, box: tuple[int, int, int, int], flip: bool, size: int, mode: str
 ) -> Tensor:
-    """Cut a box out of each image, resize it to a square and mirror some.
-
-    On a CPU image by image with torch's own uint8 kernel; elsewhere all at once (`resize_together`).
+    """Cut a box out of one image, resize it to a square and mirror it or not, by torch's own uint8 kernel (CPU).
 
     Args:
         pixels: (total,) uint8, images of rows of RGB.
-        starts: (B,) first byte of each image.
-        widths: (B,) pixels a row of each image.
-        boxes: (B, 4) top, left, height, width.
-        flips: (B,) bool.
+        start: first byte of the image; width: pixels a row.
+        box: top, left, height, width.
         size: side of the square.
         mode: ``"bilinear"`` or ``"bicubic"``.
 
     Returns:
-        (B, 3, size, size) uint8, on the device of ``pixels``. Against torchvision's ``resized_crop`` of a PIL image
-        (CUB, torch 2.13, Pillow 13): bilinear at most 2 levels of 255 apart, 98 % of the values equal; bicubic more
-        than 1 apart in 0.01 % of the values, at hard edges.
+        (3, size, size) uint8. Against torchvision's ``resized_crop`` of a PIL image (CUB, torch 2.13, Pillow 13):
+        bilinear at most 2 levels of 255 apart, 98 % of the values equal; bicubic more than 1 apart in 0.01 % of the
+        values, at hard edges. The same holds for `resize_together`.
     """
-    if pixels.device.type != "cpu":
-        return resize_together(pixels, starts, widths, boxes, flips, size, mode)
-    out = torch.from_numpy(np.empty((len(boxes), size, size, 3), np.uint8)).permute(0, 3, 1, 2)
-
-    def work(images: range) -> None:
-        for i in images:
-            top, left, height, width = boxes[i].tolist()
-            first = int(starts[i]) + (top * int(widths[i]) + left) * 3
-            box = pixels.as_strided((1, 3, height, width), (0, 1, int(widths[i]) * 3, 3), first)
-            square = F.interpolate(box, (size, size), mode=mode, antialias=True, align_corners=False)[0]
-            out[i] = square.flip(-1) if flips[i] else square
-
-    threads = torch.get_num_threads()
-    list(_pool(threads).map(work, (range(i, len(boxes), threads) for i in range(threads))))
-    torch.set_num_threads(threads)  # the pool's threads told torch otherwise, for themselves and those made later
-    return out
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """A thread an image: one resize is too small for torch to share it out, and slow where torch does."""
-    return ThreadPoolExecutor(threads, "resize", initializer=torch.set_num_threads, initargs=(1,))
+    top, left, height, columns = box
+    cut = pixels.as_strided((1, 3, height, columns), (0, 1, width * 3, 3), start + (top * width + left) * 3)
+    square = F.interpolate(cut, (size, size), mode=mode, antialias=True, align_corners=False)[0]
+    return square.flip(-1) if flip else square
 
 
 def resize_together(
     pixels: Tensor, starts: np.ndarray, widths: np.ndarray, boxes: np.ndarray, flips: np.ndarray, size: int, mode: str
 ) -> Tensor:
-    """`resize_boxes` as two batched matrix products: each pass is linear in the pixels, its weights known per image."""
+    """`resize_one` for a batch, as two matrix products: each pass is linear in the pixels, its weights known.
+
+    Args:
+        starts, widths, flips: (B,); boxes: (B, 4); all on the host.
+
+    Returns:
+        (B, 3, size, size) uint8, on the device of ``pixels``.
+    """
     device = pixels.device
     tallest, widest = int(boxes[:, 2].max()), int(boxes[:, 3].max())
     host = np.concatenate([starts[:, None] // 3, widths[:, None], boxes, flips[:, None]], 1).astype(np.int64)
