@@ -16,8 +16,8 @@ import torch
 from two_processes import CASES, IMAGES, coupled, embeddings, gather_inputs, noise_benchmark, smoke_config, train
 
 from vptsp_core import distributed, preset, run
+from vptsp_core.devices import pick_device
 from vptsp_core.errors import ConfigError, VptspError
-from vptsp_core.train import pick_device
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -82,8 +82,8 @@ def _together(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> i
 def _join(device: str | None) -> None:
     """Under torchrun, before anything can fail: errors are told through the group."""
     if "LOCAL_RANK" in os.environ:
+        from vptsp_core.devices import pick_device
         from vptsp_core.distributed import start
-        from vptsp_core.train import pick_device
 
         start(pick_device(device))
 

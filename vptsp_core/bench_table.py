@@ -10,11 +10,11 @@ import torch
 
 from vptsp_core.bench import StepBench
 from vptsp_core.config import RunConfig
+from vptsp_core.data.catalog import CATALOG
+from vptsp_core.devices import pick_device
 from vptsp_core.errors import ConfigError
-from vptsp_core.train import pick_device
 
-# Training classes of each data set (method.md, splits).
-CLASSES = {"cub200": 100, "cars196": 98, "sop": 11_318, "inshop": 3_997, "inaturalist": 5_690, "glyphs": 100}
+CLASSES = {name: known.counts["train"][0] for name, known in CATALOG.items()} | {"glyphs": 100}
 STEPS_A_TURN = 4  # between two waits for the device: only then can copies go on behind the next step
 ON_CPU = 256  # the default there: any table lies in host memory, and a row costs the same in a small one
 

@@ -18,12 +18,13 @@ from vptsp_core.data import Benchmark, ImageSet
 from vptsp_core.data.batches import eval_batches
 from vptsp_core.data.folder import read_image
 from vptsp_core.data.loading import eval_transform
+from vptsp_core.devices import autocast_dtype, pick_device
 from vptsp_core.distributed import from_main, gather_rows, own_share, world_size
 from vptsp_core.errors import VptspError, WeightsError
 from vptsp_core.faiss_index import check_backend
 from vptsp_core.metrics import retrieval_metrics
 from vptsp_core.neighbours import nearest_neighbours
-from vptsp_core.train import WEIGHTS, autocast_dtype, pick_device
+from vptsp_core.train import WEIGHTS
 from vptsp_core.tuning import MetricModel
 
 RECALL_AT = {

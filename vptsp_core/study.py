@@ -19,12 +19,13 @@ from vptsp_core.backbone import load_backbone
 from vptsp_core.config import RunConfig, check_choice
 from vptsp_core.data import Benchmark, load_benchmark
 from vptsp_core.data.batches import cache_folder, decoded
+from vptsp_core.devices import autocast_dtype, pick_device
 from vptsp_core.distributed import from_main, is_main, launched, rank, start
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.evaluate import evaluate
 from vptsp_core.files import writable_folder, write_bytes
 from vptsp_core.runs import METRICS, Run, make_record, read_run, run_folder, write_run
-from vptsp_core.train import WEIGHTS, Trainer, autocast_dtype, pick_device
+from vptsp_core.train import WEIGHTS, Trainer
 from vptsp_core.tuning import MetricModel, place_class_prompts
 
 

@@ -28,7 +28,8 @@ from vptsp_core.backbone import normalisation
 from vptsp_core.data import ImageSet
 from vptsp_core.data.batches import train_batches
 from vptsp_core.data.sampler import ClassBalancedSampler
-from vptsp_core.distributed import check_batch, from_main, is_main, launched, local_rank, own_share
+from vptsp_core.devices import autocast_dtype
+from vptsp_core.distributed import check_batch, from_main, is_main, own_share
 from vptsp_core.errors import VptspError, WeightsError
 from vptsp_core.files import write_bytes, write_torch
 from vptsp_core.memory import fit_step
@@ -36,39 +37,6 @@ from vptsp_core.tuning import MetricModel, make_optimizers
 
 CHECKPOINT, WEIGHTS = "checkpoint.pt", "model.safetensors"
 Row = dict[str, float]
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """The trunk's dtype: bf16 where a GPU has it for ``"auto"``; None is float32.
-
-    Raises:
-        VptspError: half precision was asked for on a device without it.
-    """
-    if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
-    if precision == "fp16" and device.type != "cuda":
-        raise VptspError(f"precision = 'fp16' needs a GPU, the device is {device}; use 'auto', 'bf16' or 'fp32'")
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-def pick_device(name: str | torch.device | None = None) -> torch.device:
-    """The device called ``name``; None: a GPU where there is one. Under torchrun each process has a GPU of its own.
-
-    Raises:
-        VptspError: no such device, none that works here, or one GPU for all processes.
-    """
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if device.type == "cuda" and launched():
-            if device.index not in (None, local_rank()):
-                raise VptspError(f"device {str(name)!r}: each process has a GPU of its own; use cuda")
-            device = torch.device("cuda", local_rank())
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise VptspError(
-            f"device {str(name)!r} cannot be used here; choose cpu, or cuda where there is a GPU"
-        ) from error
-    return device
 
 
 class Trainer:
@@ -128,7 +96,7 @@ class Trainer:
         if self.checkpointing == "auto" and self.device.type == "cuda":
             fit_step(self.model, self.optimizers)
         for epoch in range(len(self.history), self.config.epochs):
-            row = self._epoch(epoch)
+            row = self.train_epoch(epoch)
             for schedule in self.schedules:
                 schedule.step()
             if epoch >= self.config.eval_start or epoch == self.config.epochs - 1:
@@ -164,7 +132,12 @@ class Trainer:
             prompts.swap_out(classes, optimizer)
         return loss.detach()
 
-    def _epoch(self, epoch: int) -> Row:
+    def train_epoch(self, epoch: int) -> Row:
+        """All steps of one epoch, counted from 0; its row of the history.
+
+        Raises:
+            VptspError: the loss is not finite.
+        """
         seed = int(np.random.SeedSequence([self.config.seed, epoch, 2]).generate_state(1)[0])
         torch.manual_seed(seed)
         self.model.train()
