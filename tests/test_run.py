@@ -51,6 +51,7 @@ METHODS = {
     "sgd": dict(optimizer="sgd", lr=0.01, class_optimizer="rowwise"),
     "vpt": dict(method="vpt"),
     "full": dict(method="full", bitfit=False),
+    "cached": dict(pipeline="cached"),
 }
 
 
