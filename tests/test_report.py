@@ -99,7 +99,9 @@ def test_absent_data_is_told_in_one_line(tmp_path):
     cub = preset("cub200-vits16")
     assert report.absent_data(preset("demo"), None, "table1") == ""
     line = report.absent_data(cub, None, "table1")
-    assert "cub200" in line and "--profile paper --data DIR --only table1" in line and "\n" not in line
+    assert (
+        "data get cub200 --data DIR" in line and "--profile paper --data DIR --only table1" in line and "\n" not in line
+    )
     assert "there is no cub200/" in report.absent_data(cub, tmp_path, "table1")
     (tmp_path / "cub200").mkdir()
     assert report.absent_data(cub, tmp_path, "table1") == ""  # there, if broken: loading it says what is wrong

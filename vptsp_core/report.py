@@ -16,13 +16,13 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from vptsp_core.config import RunConfig
+from vptsp_core.data.catalog import CATALOG
 from vptsp_core.errors import ConfigError
 from vptsp_core.files import write_bytes
 from vptsp_core.runs import Run
 from vptsp_core.study import frame, over_seeds
 
 PAPER, OURS, DIFFERENCE = "paper", "ours", "difference"
-_FOLDERS = {"sop": "online_products"}  # where a data set's folder has another name than the data set
 _CELL = "padding: 0.25em 0.7em; text-align: right; font-variant-numeric: tabular-nums"
 _STYLE: list[Any] = [
     {"selector": "th", "props": _CELL},
@@ -42,12 +42,15 @@ def place(path: str | Path) -> Path:
 def absent_data(config: RunConfig, data: str | Path | None, notebook: str) -> str:
     """Empty where the data set's folder is there (if it is broken, loading it says so), else one line: what is not
     there, and the command that mends it."""
-    folder = _FOLDERS.get(config.dataset, config.dataset)
-    if config.dataset == "glyphs" or (data is not None and (place(data) / folder).is_dir()):
+    if config.dataset == "glyphs":
+        return ""
+    folder = CATALOG[config.dataset].folder if config.dataset in CATALOG else ""
+    if data is not None and (place(data) / folder).is_dir():
         return ""
     where = "no folder was given" if data is None else f"there is no {folder}/ in {data}"
+    get = f"python -m vptsp_core data get {config.dataset} --data DIR"
     command = f"./run_all.sh --profile paper --data DIR --only {notebook}"
-    return f"No runs: {config.dataset} is not here ({where}). Where DIR holds {folder}/images: {command}"
+    return f"No runs: {config.dataset} is not here ({where}). To get it: {get}, and then: {command}"
 
 
 def watched() -> bool:
