@@ -69,7 +69,6 @@ def run(
     if found := from_main(lambda: read_run(path) if (path / METRICS).exists() else None):
         return found
     benchmark = _benchmark(config.dataset, place, allow_partial)
-    benchmark = decoded(benchmark, config, cache_folder(place, cache), progress=progress and is_main())
     target = pick_device(device)
     model = build_model(config, benchmark.train.num_classes, target, class_table)
     record = make_record(config, benchmark, model, target)
@@ -79,6 +78,8 @@ def run(
     from_main(lambda: writable_folder(path))
     begun = time.perf_counter()
     try:
+        # After all that may be wrong with the run was looked at: decoding takes minutes.
+        benchmark = decoded(benchmark, config, cache_folder(place, cache), progress=progress and is_main())
         history = _history(config, benchmark, model, path, progress=progress, checkpointing=checkpointing)
     except VptspError:
         with contextlib.suppress(OSError):

@@ -53,7 +53,7 @@ def open_store(
         folder: of all stores.
         side: of every image's shorter side, in pixels; smaller images are enlarged, as the classic path does.
         workers: threads that decode, None for one a core (Pillow decodes and resizes outside of Python's lock).
-        progress: bars, and a line with the disk that will be used, on stderr.
+        progress: on stderr a line with the disk that will be used and, on a terminal or in a notebook, bars.
 
     Raises:
         DataError: an image cannot be read, or the disk has too little room; what was done is kept for the next try.
@@ -209,7 +209,10 @@ def _in_threads(
     """``task`` for chunks of range(count) in threads, ``after`` each in this one; the first error stops all."""
     chunks: Iterable[range] = (range(s, min(s + CHUNK, count)) for s in range(0, count, CHUNK))
     running: dict[Future[Any], range] = {}
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=count, desc=title, disable=not progress, unit="img") as bar:
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=count, desc=title, disable=None if progress else True, unit="img") as bar,
+    ):
         try:
             for chunk in chunks:
                 running[pool.submit(task, chunk)] = chunk

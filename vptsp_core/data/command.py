@@ -177,7 +177,7 @@ def _cache(args: argparse.Namespace) -> int:
     benchmark, folder = load_benchmark(args.name, data), cache_folder(data, args.cache)
     for split, images in _splits(benchmark).items():
         how = dict(side=args.side, interpolation=args.interpolation, workers=args.workers)
-        store = open_store(images, folder, **how, progress=sys.stderr.isatty())
+        store = open_store(images, folder, **how)
         print(f"{split:8} {len(store):8} images {store.pixels.nbytes / 1e9:8.2f} GB in {folder}")
     return 0
 
