@@ -12,7 +12,8 @@ from torchvision.transforms import InterpolationMode, Resize
 
 from vptsp_core.__main__ import main
 from vptsp_core.data import cache as module
-from vptsp_core.data.cache import open_store
+from vptsp_core.data import threads as sharing
+from vptsp_core.data.cache import open_stores
 from vptsp_core.data.folder import FileSet, read_image
 from vptsp_core.data.store import resized
 from vptsp_core.errors import DataError
@@ -52,7 +53,11 @@ def decodings(monkeypatch):
 
 
 def build(images, folder, **options):
-    return open_store(images, folder, **{"side": 32, "workers": 2, "progress": False} | options)
+    return open_stores([images], folder, **{"side": 32, "workers": 2, "progress": False} | options)[0]
+
+
+def shown(folder):
+    return sorted(path.suffix for path in folder.iterdir() if not path.name.startswith("."))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -76,7 +81,7 @@ def test_images_are_decoded_once(images, tmp_path, decodings):
     assert sorted(decodings) == list(range(14))
     again = build(images, tmp_path / "cache")
     assert len(decodings) == 14 and np.array_equal(first.pixels, again.pixels)
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert shown(tmp_path / "cache") == [""]
 
 
 def test_the_key_is_the_content_of_the_file_list(images, tmp_path, decodings):
@@ -85,26 +90,44 @@ def test_the_key_is_the_content_of_the_file_list(images, tmp_path, decodings):
         build(images, tmp_path / "cache", **change)
         assert len(decodings) == 14 * (i + 2)
     decodings.clear()
-    path = images.paths[3]  # another picture of as many bytes
-    content = bytearray(path.read_bytes())
-    changed = path.stat().st_mtime + 10
-    path.write_bytes(bytes(content))
-    os.utime(path, (changed, changed))
-    build(images, tmp_path / "cache")
-    assert len(decodings) == 14, "an edited image makes a new store"
     fewer = FileSet("things train", images.paths[:-2], images.labels[:-2], ["a", "b"])
     assert len(build(fewer, tmp_path / "cache")) == 12
-    moved = tmp_path / "elsewhere"
-    shutil.copytree(tmp_path / "images", moved / "images")
-    same = FileSet("things train", [moved / "images" / p.name for p in images.paths], images.labels, ["a", "b"])
-    decodings.clear()
-    build(same, tmp_path / "cache")
-    assert not decodings, "the same files elsewhere find the store"
+
+
+def pictures_of_equal_size(folder, colours):
+    folder.mkdir(parents=True)
+    for i, colour in enumerate(colours):
+        Image.new("RGB", (20, 30), (colour, 0, 0)).save(folder / f"{i}.bmp")
+    return [folder / f"{i}.bmp" for i in range(len(colours))]
+
+
+def reds(paths, folder):
+    labels = np.arange(len(paths)) % 2
+    store = build(FileSet("red train", paths, labels, ["a", "b"]), folder)
+    return [int(store.image(i)[0, 0, 0]) for i in range(len(store))]
+
+
+def test_no_stale_pixels_are_read(tmp_path):
+    """Same names, same lengths, same second: edited, swapped, moved, dated back, another folder under one cache."""
+    paths, cache = pictures_of_equal_size(tmp_path / "v1", range(10, 50, 10)), tmp_path / "cache"
+    assert reds(paths, cache) == [10, 20, 30, 40]
+    stat = paths[1].stat()
+    Image.new("RGB", (20, 30), (99, 0, 0)).save(paths[1])
+    os.utime(paths[1], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert reds(paths, cache) == [10, 99, 30, 40]
+    paths[2].rename(tmp_path / "aside")
+    paths[3].rename(paths[2])
+    (tmp_path / "aside").rename(paths[3])
+    assert reds(paths, cache) == [10, 99, 40, 30]
+    others = pictures_of_equal_size(tmp_path / "v2", range(1, 5))
+    assert reds(others, cache) == [1, 2, 3, 4]
+    mixed = [paths[0], others[1], paths[2], others[3]]
+    assert reds(mixed, cache) == [10, 2, 40, 4]
 
 
 @pytest.mark.parametrize("cut", [1, 5, 13])
 def test_a_build_cut_short_goes_on_where_it_was(images, tmp_path, monkeypatch, decodings, cut):
-    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(sharing, "CHUNK", 2)
     image = FileSet.image
 
     def until_cut(self, index):
@@ -115,7 +138,7 @@ def test_a_build_cut_short_goes_on_where_it_was(images, tmp_path, monkeypatch, d
     monkeypatch.setattr(FileSet, "image", until_cut)
     with pytest.raises(KeyboardInterrupt):
         build(images, tmp_path / "cache", workers=1)
-    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".partial"]
+    assert shown(tmp_path / "cache") == [".partial"]
     monkeypatch.setattr(FileSet, "image", image)
     before = len(decodings)
     store = build(images, tmp_path / "cache")
@@ -124,32 +147,104 @@ def test_a_build_cut_short_goes_on_where_it_was(images, tmp_path, monkeypatch, d
     resize = Resize(32)
     for i, path in enumerate(images.paths):
         assert np.array_equal(store.image(i), np.asarray(resize(read_image(path))))
-    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [""]
+    assert shown(tmp_path / "cache") == [""]
 
 
-def test_an_unreadable_image_is_named_and_the_rest_is_kept(images, tmp_path, monkeypatch, decodings):
-    monkeypatch.setattr(module, "CHUNK", 1)
-    path, stat = images.paths[8], images.paths[8].stat()
+def test_an_unreadable_image_is_named(images, tmp_path):
+    path = images.paths[8]
     good = path.read_bytes()
     pixels = good.index(b"IDAT") + 8
-
-    def put(content):  # of the same length and time: the same store
-        path.write_bytes(content)
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-
-    put(good[:pixels] + bytes(len(good) - pixels))  # the header is whole
+    path.write_bytes(good[:pixels] + bytes(len(good) - pixels))  # the header is whole
     with pytest.raises(DataError, match="08.png: unreadable .*; replace the file") as caught:
-        build(images, tmp_path / "cache", workers=1)
+        build(images, tmp_path / "cache")
+    assert "\n" not in str(caught.value) and shown(tmp_path / "cache") == [".partial"]
+    path.write_bytes(good)
+    assert len(build(images, tmp_path / "cache")) == 14
+
+
+def test_marks_without_their_pixels_count_for_nothing(images, tmp_path, monkeypatch, decodings):
+    """kill -9, and then somebody tidies up."""
+    monkeypatch.setattr(sharing, "CHUNK", 1)
+    image = FileSet.image
+
+    def cut(self, index):
+        if index == 9:
+            raise KeyboardInterrupt
+        return image(self, index)
+
+    expected = [np.asarray(Resize(32)(read_image(path))) for path in images.paths]
+    for tidy in (lambda path: path.unlink(), lambda path: os.truncate(path, 100)):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(FileSet, "image", cut)
+            build(images, tmp_path / "cache", workers=1)
+        (partial,) = (tmp_path / "cache").glob("*.partial")
+        assert (partial / module.DONE).exists()
+        tidy(partial / module.PIXELS)
+        store = build(images, tmp_path / "cache")
+        assert all(np.array_equal(store.image(i), picture) for i, picture in enumerate(expected))
+        shutil.rmtree(tmp_path / "cache")
+
+
+def test_half_a_list_of_sizes_is_measured_again(images, tmp_path):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FileSet, "image", lambda self, index: (_ for _ in ()).throw(KeyboardInterrupt))
+        build(images, tmp_path / "cache")
+    (partial,) = (tmp_path / "cache").glob("*.partial")
+    (partial / module.SIZES).write_bytes(b"")
+    assert len(build(images, tmp_path / "cache")) == 14
+
+
+def test_a_strip_of_an_image_is_refused_by_name(images, tmp_path):
+    Image.new("RGB", (1, 20_000)).save(images.paths[4])
+    with pytest.raises(DataError, match="04.png: 1 x 20000 pixels would take 0.6 GB .*; leave it out") as caught:
+        build(images, tmp_path / "cache", side=101)
     assert "\n" not in str(caught.value)
-    put(good)
+
+
+def test_sixteen_bits_keep_their_shades(tmp_path):
+    ramp = np.tile(np.linspace(0, 65535, 64, dtype=np.uint16), (64, 1))
+    for name in ("ramp.png", "ramp.pgm", "ramp.tif"):
+        Image.fromarray(ramp).save(tmp_path / name)
+        found = np.asarray(read_image(tmp_path / name))[..., 0]
+        assert np.array_equal(found, ramp >> 8), name
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(DataError, match="floating-point pixels have no known range"):
+        read_image(tmp_path / "float.tif")
+
+
+def test_names_that_are_no_text(tmp_path):
+    images = make_images(tmp_path / "images", 2)
+    odd = tmp_path / "images" / os.fsdecode(b"\xff.png")
+    images.paths[1].rename(odd)
+    files = FileSet("odd train", [images.paths[0], odd], [0, 1], ["a", "b"])
+    assert len(build(files, tmp_path / "cache")) == 2 and len(files.fingerprint()) == 16
+
+
+def test_the_disk_is_compared_with_all_sets_together(tmp_path, monkeypatch, decodings):
+    sets = [make_images(tmp_path / name, 6) for name in "ab"]
+    usage = shutil.disk_usage(tmp_path)
+    sizes = [int(open_stores([each], tmp_path / "other", side=64, progress=False)[0].pixels.nbytes) for each in sets]
     decodings.clear()
-    assert len(build(images, tmp_path / "cache")) == 14 and 8 in decodings and len(decodings) <= 14 - 7
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage._replace(free=sum(sizes) - 10_000))
+    with pytest.raises(DataError, match="are free"):
+        open_stores(sets, tmp_path / "cache", side=64, progress=False)
+    assert not decodings
+
+
+def test_what_will_be_written_and_what_is_left_over_is_said(images, tmp_path, capsys):
+    build(images, tmp_path / "cache")
+    os.utime(images.paths[0])
+    capsys.readouterr()
+    build(images, tmp_path / "cache", progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert "things train 14 images; " in lines[0] and "KB to write in" in lines[0] and "free)" in lines[0]
+    assert "earlier state of that set; delete it" in lines[1] and len(lines) == 2
 
 
 def test_too_little_disk_is_said_before_anything_is_decoded(images, tmp_path, monkeypatch, decodings):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
-    with pytest.raises(DataError, match="GB are free; give another folder with VPTSP_CACHE, or set pipeline=classic"):
+    with pytest.raises(DataError, match="needs 81.3 KB, 1.0 KB are free; .* VPTSP_CACHE, or set pipeline=classic"):
         build(images, tmp_path / "cache")
     assert not decodings
 
@@ -171,7 +266,7 @@ def test_a_disk_that_runs_full_is_one_line_and_the_build_goes_on_later(images, t
 
 
 def test_two_at_once_decode_once(images, tmp_path, monkeypatch, decodings):
-    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(sharing, "CHUNK", 2)
     stores = [None, None]
 
     def work(i):
@@ -184,15 +279,24 @@ def test_two_at_once_decode_once(images, tmp_path, monkeypatch, decodings):
         thread.join()
     assert sorted(decodings) == list(range(14))
     assert np.array_equal(stores[0].pixels, stores[1].pixels)
-    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [""]
+    assert shown(tmp_path / "cache") == [""]
 
 
 def test_a_damaged_store_is_refused(images, tmp_path):
     build(images, tmp_path / "cache")
-    (store,) = (tmp_path / "cache").iterdir()
-    os.truncate(store / module.PIXELS, 100)
-    with pytest.raises(DataError, match="not whole; delete the folder"):
-        build(images, tmp_path / "cache")
+    (store,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    for damage in (
+        lambda: os.truncate(store / module.PIXELS, 100),
+        lambda: (store / module.PIXELS).write_bytes(b""),
+        lambda: (store / module.PIXELS).unlink(),
+        lambda: (store / module.SIZES).write_bytes(b"garbage"),
+        lambda: (store / module.SIZES).unlink(),
+    ):
+        damage()
+        with pytest.raises(DataError, match="not whole; delete the folder"):
+            build(images, tmp_path / "cache")
+    shutil.rmtree(store)
+    assert len(build(images, tmp_path / "cache")) == 14
 
 
 def test_the_command_makes_the_cache_that_a_run_reads(tmp_path, capsys, decodings):

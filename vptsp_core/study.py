@@ -6,7 +6,6 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +62,12 @@ def run(
     if launched():
         start(pick_device(device))
     place = str(data or os.environ.get("VPTSP_DATA") or "") or None
-    path = run_folder(config, results)
-    if config.dataset == "folder" or allow_partial:  # then the images decide, too, which run it is
-        path = run_folder(config, results, _benchmark(config.dataset, place, allow_partial))
+    images_decide = config.dataset == "folder" or allow_partial  # they, too, which run it is
+    benchmark = _benchmark(config.dataset, place, allow_partial) if images_decide else None
+    path = run_folder(config, results, benchmark)
     if found := from_main(lambda: read_run(path) if (path / METRICS).exists() else None):
         return found
-    benchmark = _benchmark(config.dataset, place, allow_partial)
+    benchmark = benchmark or _benchmark(config.dataset, place, allow_partial)
     target = pick_device(device)
     model = build_model(config, benchmark.train.num_classes, target, class_table)
     record = make_record(config, benchmark, model, target)
@@ -147,6 +146,5 @@ def over_seeds(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -
     return out.reset_index()
 
 
-@lru_cache(maxsize=4)
 def _benchmark(name: str, data: str | None, allow_partial: bool) -> Benchmark:
     return load_benchmark(name, data, allow_partial)

@@ -15,7 +15,7 @@ from torch import Tensor
 from vptsp_core.config import RunConfig
 from vptsp_core.data import cached, loading
 from vptsp_core.data.base import Benchmark, ImageSet
-from vptsp_core.data.cache import open_store
+from vptsp_core.data.cache import open_stores
 from vptsp_core.data.cached import Statistics
 from vptsp_core.data.sampler import ClassBalancedSampler
 from vptsp_core.errors import DataError
@@ -27,26 +27,26 @@ def cache_folder(data: str | Path | None, cache: str | Path | None = None) -> Pa
 
 
 def decoded(benchmark: Benchmark, config: RunConfig, folder: Path, *, progress: bool = True) -> Benchmark:
-    """The benchmark with its images decoded, where the config's pipeline wants them so (see `cache.open_store`).
+    """The benchmark with its images decoded, where the config's pipeline wants them so (see `cache.open_stores`).
 
     A copy: the image sets of ``benchmark`` stay as they are.
     """
     if config.pipeline == "classic":
         return benchmark
 
-    def with_store(images: ImageSet) -> ImageSet:
-        images = copy.copy(images)
-        images.store = open_store(
-            images, folder, side=config.resize, interpolation=loading.interpolation_name(config), progress=progress
-        )
-        return images
-
-    splits: dict[str, Any] = {"test": with_store(benchmark.test)}
+    splits = {"test": benchmark.test}
     if config.method != "frozen":
-        splits["train"] = with_store(benchmark.train)
+        splits["train"] = benchmark.train
     if benchmark.gallery is not None:
-        splits["gallery"] = with_store(benchmark.gallery)
-    return dataclasses.replace(benchmark, **splits)
+        splits["gallery"] = benchmark.gallery
+    interpolation = loading.interpolation_name(config)
+    stores = open_stores(
+        list(splits.values()), folder, side=config.resize, interpolation=interpolation, progress=progress
+    )  # fmt: skip
+    changed: dict[str, Any] = {name: copy.copy(images) for name, images in splits.items()}
+    for images, store in zip(changed.values(), stores, strict=True):
+        images.store = store
+    return dataclasses.replace(benchmark, **changed)
 
 
 def train_batches(

@@ -1,9 +1,10 @@
 """The decoded cache: every image file decoded and resized once, in parallel, into one memory-mapped file.
 
-A store lies in ``<cache>/<set>-<side>-<interpolation>-<key>/``. The key is over the list of files (name, size, time of
-change), so an edited, added or replaced image makes a new store and no stale one is read. While it is made, the folder
-is called ``*.partial``: the file has its full size from the start (no disk runs full midway), every finished image is
-marked, and a build that was cut short goes on where it was.
+A store lies in ``<cache>/<set>-<side>-<interpolation>-<key>/``. The key is over the list of files: path, size, time of
+modification and of change (which no rename or restored date goes round), so an edited, added, moved or swapped image
+makes a new store and no stale one is read. While it is made, the folder is called ``*.partial``: the file has its full
+size from the start, every finished image is marked, and a build that was cut short goes on where it was (unless a file
+was mended since: that is another list).
 """
 
 from __future__ import annotations
@@ -11,43 +12,43 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
-from tqdm.auto import tqdm
 
 from vptsp_core.data.base import ImageSet
 from vptsp_core.data.folder import FileSet, read_image
 from vptsp_core.data.store import PixelStore, image_starts, resized
+from vptsp_core.data.threads import Threads
 from vptsp_core.errors import DataError
 from vptsp_core.files import write_bytes
 
-FORMAT = 1  # of the files; a change makes old stores unknown
-CHUNK = 128  # images decoded between two marks of progress
+FORMAT = 2  # of the files and the key; a change makes old stores unknown
+LARGEST = 2**28  # bytes of one stored image: a strip of 1 x 60,000 pixels would take 12 GB
 PIXELS, SIZES, DONE = "pixels.u8", "sizes.npy", "done.u8"
 
 
-def open_store(
-    images: ImageSet,
+def open_stores(
+    sets: Sequence[ImageSet],
     folder: Path,
     *,
     side: int = 256,
     interpolation: str = "bilinear",
     workers: int | None = None,
     progress: bool = True,
-) -> PixelStore:
-    """The decoded images of a set, made first if need be. Images that lie in memory are resized in memory.
+) -> list[PixelStore]:
+    """The decoded images of each set, made first if need be. Images that lie in memory are resized in memory.
 
-    Several processes may ask at once: one builds, the others wait for it.
+    What all sets together will take is compared with the disk before the first image is decoded. Several processes may
+    ask at once: one builds, the others wait for it.
 
     Args:
         folder: of all stores.
@@ -58,75 +59,134 @@ def open_store(
     Raises:
         DataError: an image cannot be read, or the disk has too little room; what was done is kept for the next try.
     """
-    if not isinstance(images, FileSet):
-        return _in_memory(images, side, interpolation)
-    name = f"{images.name.replace(' ', '-')}-{side}-{interpolation}-{_key(images)}"
-    store = folder / name
-    if not (store / PIXELS).exists():
-        partial = folder / f"{name}.partial"
+    threads = Threads(workers or len(os.sched_getaffinity(0)), progress)
+    files = [images for images in sets if isinstance(images, FileSet)]
+    places = {images: folder / _name(images, side, interpolation) for images in files}
+    if missing := {place: images for images, place in places.items() if not place.exists()}:
         try:
-            partial.mkdir(parents=True, exist_ok=True)
-            with _lock(partial):
-                if not (store / PIXELS).exists():
-                    _build(images, partial, side, interpolation, workers or len(os.sched_getaffinity(0)), progress)
-                    os.replace(partial, store)
-                else:  # another process was quicker
-                    shutil.rmtree(partial, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.ExitStack() as locks:
+                for place in sorted(missing):
+                    locks.enter_context(_lock(place))
+                # another process may have been quicker
+                _build({p: images for p, images in missing.items() if not p.exists()}, side, interpolation, threads)
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise DataError(f"cache {partial}: {reason}; give another folder with VPTSP_CACHE, "
-                            "or set pipeline=classic to go without") from error  # fmt: skip
-    sizes = np.load(store / SIZES)
-    pixels = np.memmap(store / PIXELS, np.uint8, mode="c")  # "c": torch warns of read-only memory; nothing is written
-    if len(sizes) != len(images) or len(pixels) != image_starts(sizes)[-1]:
-        raise DataError(f"cache {store}: not whole; delete the folder, it will be made again")
+            raise DataError(
+                f"cache {folder}: {error.strerror or error}; give another folder with --cache or VPTSP_CACHE, or set "
+                "pipeline=classic to go without"
+            ) from error
+    return [
+        _open(places[images], len(images), side, interpolation)
+        if isinstance(images, FileSet)
+        else _in_memory(images, side, interpolation)
+        for images in sets
+    ]
+
+
+def _open(place: Path, count: int, side: int, interpolation: str) -> PixelStore:
+    try:
+        sizes = np.load(place / SIZES)
+        pixels = np.memmap(place / PIXELS, np.uint8, mode="c")  # "c": torch warns of read-only memory; none is written
+        whole = sizes.shape == (count, 2) and len(pixels) == image_starts(sizes)[-1]
+    except (OSError, ValueError, EOFError):
+        whole = False
+    if not whole:
+        raise DataError(f"cache {place}: not whole; delete the folder, it will be made again")
     return PixelStore(pixels, sizes, side, interpolation)
 
 
-def stored_bytes(sizes: np.ndarray) -> int:
-    """Disk that images of sizes (N, 2) take."""
-    return int(image_starts(sizes)[-1])
+def _build(jobs: dict[Path, FileSet], side: int, interpolation: str, threads: Threads) -> None:
+    """Measure all sets, then fill their stores; with the locks held."""
+    if not jobs:
+        return
+    folder = next(iter(jobs)).parent
+    total = sum(_measured(images, _partial(place), side, threads) for place, images in jobs.items())
+    free = shutil.disk_usage(folder).free
+    if threads.progress:
+        names = ", ".join(f"{images.name} {len(images):,} images" for images in jobs.values())
+        print(f"cache: {names}; {_size(total)} to write in {folder} ({_size(free)} free)", file=sys.stderr)
+        for old in sorted(path for path in folder.iterdir() if any(_same_set(path, place) for place in jobs)):
+            print(f"cache: {old} is of an earlier state of that set; delete it if it is not needed", file=sys.stderr)
+    if total > free:
+        raise DataError(
+            f"cache {folder}: needs {_size(total)}, {_size(free)} are free; give another folder with --cache or "
+            "VPTSP_CACHE, or set pipeline=classic to go without"
+        )
+    for place, images in jobs.items():
+        _fill(images, _partial(place), side, interpolation, threads)
+        os.replace(_partial(place), place)
 
 
-def _build(images: FileSet, folder: Path, side: int, interpolation: str, workers: int, progress: bool) -> None:
-    """Fill ``folder`` with the files of a store; goes on with what an earlier call left there."""
-    if not (folder / SIZES).exists():
-        sizes = np.empty((len(images), 2), np.int64)
+def _measured(images: FileSet, folder: Path, side: int, threads: Threads) -> int:
+    """Have the sizes of all images in ``folder``; the bytes that its file still has to grow by."""
+    folder.mkdir(exist_ok=True)
+    sizes = _sizes(folder, len(images))
+    if sizes is None:
+        raw = np.empty((len(images), 2), np.int64)
 
         def measure(chunk: range) -> None:
             for i in chunk:
-                sizes[i] = _header(images.paths[i])
+                raw[i] = _header(images.paths[i])
 
-        _in_threads(measure, len(images), workers, f"{images.name}: reading sizes", progress)
+        threads.run(measure, len(images), f"{images.name}: reading sizes")
+        sizes = resized(raw, side)
+        taken = sizes.prod(1) * 3
+        if taken.max() > LARGEST:
+            largest = int(taken.argmax())
+            height, width = raw[largest]
+            raise DataError(
+                f"image {images.paths[largest]}: {width} x {height} pixels would take {_size(taken.max())} "
+                f"with a shorter side of {side}; leave it out, or set pipeline=classic"
+            )
         (folder / DONE).unlink(missing_ok=True)
-        buffer = folder / f"{SIZES}.tmp.npy"
-        np.save(buffer, resized(sizes, side))
-        os.replace(buffer, folder / SIZES)
+        buffer = io.BytesIO()
+        np.save(buffer, sizes)
+        write_bytes(folder / SIZES, buffer.getvalue())
+    pixels = folder / PIXELS
+    # blocks, not length: what was only made long by a truncation has no disk yet
+    return max(0, int(image_starts(sizes)[-1]) - (pixels.stat().st_blocks * 512 if pixels.exists() else 0))
+
+
+def _sizes(folder: Path, count: int) -> np.ndarray | None:
+    try:
+        sizes = np.load(folder / SIZES)
+    except (OSError, ValueError, EOFError):
+        return None
+    return sizes if sizes.shape == (count, 2) else None
+
+
+def _fill(images: FileSet, folder: Path, side: int, interpolation: str, threads: Threads) -> None:
+    """Decode what is not yet marked as done."""
     sizes = np.load(folder / SIZES)
-    starts, total = image_starts(sizes), stored_bytes(sizes)
+    starts = image_starts(sizes)
+    pixels, total = folder / PIXELS, int(starts[-1])
     done = np.zeros(len(images), np.uint8)
-    if (folder / DONE).exists() and (folder / DONE).stat().st_size == len(images):
-        done = np.fromfile(folder / DONE, np.uint8)
-    _allocate(folder, total, f"{images.name}: {len(images):,} images, {total / 1e9:.2f} GB" if progress else "")
+    if pixels.exists() and pixels.stat().st_size == total:  # else the marks are of another file
+        with contextlib.suppress(OSError):
+            marks = np.fromfile(folder / DONE, np.uint8)
+            done = marks if len(marks) == len(images) else done
+    with open(pixels, "ab") as file:
+        os.posix_fallocate(file.fileno(), 0, total)
+    os.truncate(pixels, total)
     todo = np.flatnonzero(done == 0)
-    file = os.open(folder / PIXELS, os.O_RDWR)
+    handle = os.open(pixels, os.O_RDWR)
     try:
 
         def decode(chunk: range) -> None:
             for i in todo[chunk.start : chunk.stop]:
-                pixels = _decode(images.image(int(i)), side, interpolation)
-                if pixels.shape[:2] != tuple(sizes[i]):
+                array = _decode(images.image(int(i)), side, interpolation)
+                if array.shape[:2] != tuple(sizes[i]):
                     raise DataError(f"image {images.describe(int(i))}: changed while it was read; start again")
-                _write(file, pixels.tobytes(), int(starts[i]))
+                _write(handle, array.tobytes(), int(starts[i]))
 
         def mark(chunk: range) -> None:
-            os.fdatasync(file)  # pixels first, then the mark that they are there
+            os.fdatasync(handle)  # pixels first, then the mark that they are there
             done[todo[chunk.start : chunk.stop]] = 1
             write_bytes(folder / DONE, done.tobytes())
 
-        _in_threads(decode, len(todo), workers, f"{images.name}: decoding", progress, mark)
+        threads.run(decode, len(todo), f"{images.name}: decoding", mark)
     finally:
-        os.close(file)
+        os.close(handle)
     (folder / DONE).unlink(missing_ok=True)
 
 
@@ -149,38 +209,30 @@ def _header(path: Path) -> tuple[int, int]:
     return whole.height, whole.width
 
 
-def _key(images: FileSet) -> str:
+def _name(images: FileSet, side: int, interpolation: str) -> str:
     digest = hashlib.sha256(f"{FORMAT}\n".encode())
-    for path in images.paths:
+    for path, name in zip(images.paths, images.relative_names(), strict=True):
         try:
             found = path.stat()
         except OSError as error:
-            raise DataError(f"image {path}: no such file; get the data set again") from error
-        digest.update(f"{path.parent.name}/{path.name} {found.st_size} {int(found.st_mtime)}\n".encode())
-    return digest.hexdigest()[:12]
+            raise DataError(f"image {path}: {error.strerror}; get the data set again") from error
+        digest.update(os.fsencode(name) + f" {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\n".encode())
+    return f"{images.name.replace(' ', '-')}-{side}-{interpolation}-{digest.hexdigest()[:12]}"
 
 
-def _allocate(folder: Path, total: int, title: str) -> None:
-    """Reserve the disk for all pixels at once.
+def _partial(place: Path) -> Path:
+    return place.with_name(f"{place.name}.partial")
 
-    Raises:
-        DataError: there is too little.
-    """
-    path = folder / PIXELS
-    had = path.stat().st_size if path.exists() else 0
-    free = shutil.disk_usage(folder).free
-    if title and had < total:
-        print(f"cache: {title} in {folder.parent} ({free / 1e9:.0f} GB free)", file=sys.stderr)
-    if had < total and total - had > free:
-        raise DataError(
-            f"cache {folder}: needs {total / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; give another folder with "
-            "VPTSP_CACHE, or set pipeline=classic to go without"
-        )
-    with open(path, "ab") as file:
-        if hasattr(os, "posix_fallocate") and total:
-            os.posix_fallocate(file.fileno(), 0, total)
-        else:
-            file.truncate(total)
+
+def _same_set(path: Path, place: Path) -> bool:
+    """Whether ``path`` is a store, finished or not, of an earlier state of the set that ``place`` is to hold."""
+    name = path.name.removesuffix(".partial")
+    return name != place.name and name.rpartition("-")[0] == place.name.rpartition("-")[0] and path.is_dir()
+
+
+def _size(count: float) -> str:
+    unit, name = next((pair for pair in ((1e9, "GB"), (1e6, "MB")) if count >= pair[0] / 10), (1e3, "KB"))
+    return f"{count / unit:,.1f} {name}"
 
 
 def _write(file: int, data: bytes, start: int) -> None:
@@ -191,42 +243,8 @@ def _write(file: int, data: bytes, start: int) -> None:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Only one process at a time; the lock goes with the process that holds it."""
-    with open(folder / "lock", "w") as file:
+def _lock(place: Path) -> Iterator[None]:
+    """Only one process at a time; the lock goes with the process that holds it, the empty file stays."""
+    with open(place.with_name(f".{place.name}.lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _in_threads(
-    task: Callable[[range], Any],
-    count: int,
-    workers: int,
-    title: str,
-    progress: bool,
-    after: Callable[[range], Any] = lambda chunk: None,
-) -> None:
-    """``task`` for chunks of range(count) in threads, ``after`` each in this one; the first error stops all."""
-    chunks: Iterable[range] = (range(s, min(s + CHUNK, count)) for s in range(0, count, CHUNK))
-    running: dict[Future[Any], range] = {}
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        tqdm(total=count, desc=title, disable=None if progress else True, unit="img") as bar,
-    ):
-        try:
-            for chunk in chunks:
-                running[pool.submit(task, chunk)] = chunk
-                if len(running) >= 2 * workers:
-                    _collect(running, after, bar)
-            while running:
-                _collect(running, after, bar)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _collect(running: dict[Future[Any], range], after: Callable[[range], Any], bar: Any) -> None:
-    for future in wait(running, return_when=FIRST_COMPLETED).done:
-        chunk = running.pop(future)
-        future.result()
-        after(chunk)
-        bar.update(len(chunk))

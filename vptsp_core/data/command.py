@@ -166,7 +166,7 @@ def _description(known: DataSet, args: argparse.Namespace) -> list[str]:
 
 def _cache(args: argparse.Namespace) -> int:
     from vptsp_core.data.batches import cache_folder  # torch takes a while
-    from vptsp_core.data.cache import open_store
+    from vptsp_core.data.cache import open_stores
 
     if args.name == "glyphs":
         raise DataError("glyphs: they lie in memory, there is nothing to cache")
@@ -175,9 +175,11 @@ def _cache(args: argparse.Namespace) -> int:
             raise DataError(f"--{key} {value} must be at least 1")
     data = _folder(args)
     benchmark, folder = load_benchmark(args.name, data), cache_folder(data, args.cache)
-    for split, images in _splits(benchmark).items():
-        how = dict(side=args.side, interpolation=args.interpolation, workers=args.workers)
-        store = open_store(images, folder, **how)
+    splits = _splits(benchmark)
+    stores = open_stores(
+        list(splits.values()), folder, side=args.side, interpolation=args.interpolation, workers=args.workers
+    )
+    for split, store in zip(splits, stores, strict=True):
         print(f"{split:8} {len(store):8} images {store.pixels.nbytes / 1e9:8.2f} GB in {folder}")
     return 0
 

@@ -37,15 +37,20 @@ class FileSet(ImageSet):
         """The image's path."""
         return str(self.paths[index])
 
+    def relative_names(self) -> list[str]:
+        """The paths from the folder that is common to all of them, so that they are the same on another machine."""
+        common = os.path.commonpath([path.parent for path in self.paths])
+        return [os.path.relpath(path, common) for path in self.paths]
+
     def fingerprint(self) -> str:
-        """Over class and file names and file sizes: quick, and blind to nothing but edits of equal length."""
+        """Over labels, paths and file sizes: quick, and blind to nothing but edits of equal length."""
         digest = hashlib.sha256()
-        for path, label in zip(self.paths, self.labels, strict=True):
+        for path, name, label in zip(self.paths, self.relative_names(), self.labels, strict=True):
             try:
                 size = path.stat().st_size
             except OSError as error:
                 raise DataError(f"image {path}: {error.strerror}; get the data set again") from error
-            digest.update(f"{label} {path.parent.name}/{path.name} {size}\n".encode())
+            digest.update(f"{label} ".encode() + os.fsencode(name) + f" {size}\n".encode())
         return digest.hexdigest()[:16]
 
 
@@ -57,12 +62,24 @@ def read_image(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return _rgb(image, path)
     except FileNotFoundError as error:
         raise DataError(f"image {path}: no such file; get the data set again") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"image {path}: unreadable ({reason}); replace the file") from error
+
+
+def _rgb(image: Image.Image, path: Path) -> Image.Image:
+    """Pillow's conversion, which cuts numbers beyond 255 off: 16 bits are brought to 8 first."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min(initial=0) < 0 or values.max(initial=0) > 0xFFFF:
+            raise DataError(f"image {path}: its values do not fit into 16 bits; convert it to 8 bits a channel")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise DataError(f"image {path}: floating-point pixels have no known range; convert it to 8 bits a channel")
+    return image.convert("RGB")
 
 
 def class_folders(folder: Path, name: str) -> dict[str, list[str]]:

@@ -1,0 +1,53 @@
+"""Work on many images, shared out among threads (Pillow decodes and resizes outside of Python's lock)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+from tqdm.auto import tqdm
+
+CHUNK = 128  # images a task, at most
+
+
+class Threads:
+    """Threads with a progress bar.
+
+    Args:
+        workers: how many.
+        progress: show bars where stderr is a terminal, or in a notebook.
+    """
+
+    def __init__(self, workers: int, progress: bool) -> None:
+        self.workers, self.progress = workers, progress
+
+    def run(
+        self, task: Callable[[range], Any], count: int, title: str, after: Callable[[range], Any] = lambda chunk: None
+    ) -> None:
+        """``task`` for chunks of range(count) in the threads, ``after`` each in this one; the first error stops all."""
+        size = max(1, min(CHUNK, count // (4 * self.workers)))
+        running: dict[Future[Any], range] = {}
+        disable = None if self.progress else True  # None: where stderr is no terminal
+        with (
+            ThreadPoolExecutor(self.workers) as pool,
+            tqdm(total=count, desc=title, disable=disable, unit="img") as bar,
+        ):
+
+            def collect() -> None:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    chunk = running.pop(future)
+                    future.result()
+                    after(chunk)
+                    bar.update(len(chunk))
+
+            try:
+                for start in range(0, count, size):
+                    chunk = range(start, min(start + size, count))
+                    running[pool.submit(task, chunk)] = chunk
+                    if len(running) >= 2 * self.workers:
+                        collect()
+                while running:
+                    collect()
+            finally:
+                pool.shutdown(cancel_futures=True)
