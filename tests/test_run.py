@@ -226,6 +226,7 @@ def test_bench_measures_both_forms():
     assert linear < full / 2
 
 
+FROZEN = ("--preset", "smoke", "--set", "method=frozen", "bitfit=false")
 BAD_COMMANDS = {
     "unknown preset": (["train", "--preset", "cub"], "unknown preset 'cub'"),
     "unknown key": (["train", "--set", "alhpa=1"], "unknown key 'alhpa'; did you mean alpha"),
@@ -246,6 +247,13 @@ BAD_COMMANDS = {
     "dense table on the host": (["train", "--class-table", "host"], "needs method = 'vptsp' with class_optimizer"),
     "no such place": (["train", "--class-table", "disk"], "class_table = 'disk' must be one of auto, device, host"),
     "no such checkpointing": (["train", "--checkpointing", "1"], "checkpointing = '1' must be one of auto, on, off"),
+    "nothing to measure": (["bench", "step", *FROZEN], "method = 'frozen' trains nothing"),
+    "nothing to load for": (["bench", "data", *FROZEN], "method = 'frozen' trains nothing"),
+    "no epoch to measure": (["bench", "data", "--train", *FROZEN], "method = 'frozen' trains nothing"),
+    "bench on no device": (["bench", "eval", "--device", "banana"], "device 'banana' cannot be used here"),
+    "bench on no such GPU": (["bench", "eval", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
+    "negative steps": (["bench", "step", "--steps", "-1"], "--steps -1 must be at least 1"),
+    "negative repeats": (["bench", "eval", "--repeats", "-1"], "--repeats -1 must be at least 1"),
     "fp16 on the CPU": (["train", "--set", "precision=fp16", "--device", "cpu"], "needs a GPU"),
 }
 

@@ -17,7 +17,7 @@ from vptsp_core import textbook
 from vptsp_core.bench_metrics import SIZES, benchmark_metrics
 from vptsp_core.config import RunConfig
 from vptsp_core.devices import autocast_dtype, pick_device
-from vptsp_core.errors import VptspError
+from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.faiss_index import BACKENDS
 from vptsp_core.files import write_json
 from vptsp_core.presets import preset
@@ -31,12 +31,17 @@ FORMS: dict[str, Callable[[MetricModel, Tensor, Tensor], Tensor]] = {
 
 
 class StepBench:
-    """One training step on random images, of a model with random weights (neither changes the time)."""
+    """One training step on random images, of a model with random weights (neither changes the time).
+
+    Raises:
+        ConfigError: a method that trains nothing.
+    """
 
     def __init__(
         self, config: RunConfig, form: str = "ours", device: str | None = None,
         *, classes: int | None = None, class_table: str = "auto",
     ) -> None:  # fmt: skip
+        check_trains(config)
         self.device = pick_device(device)
         classes = classes or max(100, config.batch // config.samples_per_class)
         self.model = build_model(config.replace(weights="random"), classes, self.device, class_table).train()
@@ -102,6 +107,16 @@ class StepBench:
         """Return when the device has done all it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def check_trains(config: RunConfig) -> None:
+    """Refuse a run without training steps.
+
+    Raises:
+        ConfigError: naming the method.
+    """
+    if config.method == "frozen":
+        raise ConfigError("method = 'frozen' trains nothing, so there is no step to measure; choose another method")
 
 
 def measure_step(
@@ -172,11 +187,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         each.add_argument("--device", default=None, help="default: a GPU where there is one")
         each.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args(argv)
+    turns = "repeats" if args.kind == "eval" else "steps"
+    if getattr(args, turns) < 1:
+        raise VptspError(f"--{turns} {getattr(args, turns)} must be at least 1")
     if args.kind != "eval":
         from vptsp_core.__main__ import parse_change
 
-        if args.steps < 1:
-            raise VptspError(f"--steps {args.steps} must be at least 1")
         config = preset(args.preset, **dict(parse_change(change) for change in args.changes))
         if args.kind == "step":
             found = compare_forms(config, device=args.device, steps=args.steps)
@@ -195,8 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             found = compare_tables(config, args.classes, device=args.device, steps=args.steps)
     else:
-        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        found = benchmark_metrics(SIZES[args.size], device, args.backend, args.repeats)
+        found = benchmark_metrics(SIZES[args.size], args.device, args.backend, args.repeats)
     print(json.dumps(found, indent=2))
     if args.json:
         write_json(args.json, found)

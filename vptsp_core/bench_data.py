@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from vptsp_core.backbone import normalisation
+from vptsp_core.bench import check_trains
 from vptsp_core.config import RunConfig
 from vptsp_core.data import Benchmark
 from vptsp_core.data.batches import decoded, train_batches
@@ -42,7 +43,11 @@ def compare_pipelines(
     Returns:
         Images a second of ``cached`` and ``classic`` (medians over turns); ``ratio``: the median over turns of cached
         / classic, with its extremes; ``turns``.
+
+    Raises:
+        ConfigError: a method that trains nothing.
     """
+    check_trains(config)
     target = pick_device(device)
     configs = {name: config.replace(pipeline=name) for name in PIPELINES}
     images = {name: decoded(benchmark, each, cache).train for name, each in configs.items()}
@@ -72,7 +77,11 @@ def epoch_over_steps(
 
     Returns:
         ``epoch s`` and ``steps s`` (medians), ``ratio`` of them with its extremes over the turns; ``turns``.
+
+    Raises:
+        ConfigError: a method that trains nothing.
     """
+    check_trains(config)
     target = pick_device(device)
     config = config.replace(steps_per_epoch=steps)
     images = decoded(benchmark, config, cache).train
