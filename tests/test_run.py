@@ -252,6 +252,14 @@ BAD_COMMANDS = {
     "no epoch to measure": (["bench", "data", "--train", *FROZEN], "method = 'frozen' trains nothing"),
     "bench on no device": (["bench", "eval", "--device", "banana"], "device 'banana' cannot be used here"),
     "bench on no such GPU": (["bench", "eval", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
+    "one pipeline only": (
+        ["bench", "data", "--preset", "smoke", "--set", "pipeline=classic", "augmentation=adv"],
+        "bench data compares both pipelines, which share base and gentle alone",
+    ),
+    "bench of a dense table": (
+        ["bench", "table", "--preset", "cub200-vits16"],
+        "class prompts of this run are dense, and only row-wise ones can lie in host memory; choose a row-wise preset",
+    ),
     "negative steps": (["bench", "step", "--steps", "-1"], "--steps -1 must be at least 1"),
     "negative repeats": (["bench", "eval", "--repeats", "-1"], "--repeats -1 must be at least 1"),
     "fp16 on the CPU": (["train", "--set", "precision=fp16", "--device", "cpu"], "needs a GPU"),

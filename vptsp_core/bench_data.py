@@ -16,8 +16,10 @@ from vptsp_core.bench import check_trains
 from vptsp_core.config import RunConfig
 from vptsp_core.data import Benchmark
 from vptsp_core.data.batches import decoded, train_batches
+from vptsp_core.data.loading import CROPS
 from vptsp_core.data.sampler import ClassBalancedSampler
 from vptsp_core.devices import pick_device
+from vptsp_core.errors import ConfigError
 from vptsp_core.study import build_model
 from vptsp_core.train import Trainer
 
@@ -45,9 +47,14 @@ def compare_pipelines(
         / classic, with its extremes; ``turns``.
 
     Raises:
-        ConfigError: a method that trains nothing.
+        ConfigError: a method that trains nothing, or an augmentation that only one of the pipelines has.
     """
     check_trains(config)
+    if config.augmentation not in CROPS:
+        raise ConfigError(
+            f"augmentation = {config.augmentation!r}: bench data compares both pipelines, which share "
+            f"{' and '.join(CROPS)} alone; choose one of them"
+        )
     target = pick_device(device)
     configs = {name: config.replace(pipeline=name) for name in PIPELINES}
     images = {name: decoded(benchmark, each, cache).train for name, each in configs.items()}
