@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 
 import vptsp_core
 from vptsp_core import preset, run
-from vptsp_core.__main__ import main, parse_change
+from vptsp_core.__main__ import main
 from vptsp_core.backbone import DEMO_VIT, load_backbone
 from vptsp_core.bench import compare_forms, measure_step
 from vptsp_core.data import load_benchmark
 from vptsp_core.errors import VptspError, WeightsError
+from vptsp_core.presets import parse_change
 from vptsp_core.runs import run_folder
 from vptsp_core.study import frame, over_seeds
 from vptsp_core.train import CHECKPOINT, Trainer

@@ -69,13 +69,14 @@ def benchmark_metrics(
 ) -> dict[str, Any]:
     """Seconds and peak memory of `retrieval_metrics` and of a bare exact search over the same made-up items.
 
-    device: None for a GPU where there is one. backend: what searches for the metrics; the bare search is always torch's. Returns the medians "bare_s" and
-    "metrics_s" over repeats taken by turns, "ratio" (the median of each turn's ratio, all of which are "ratios"),
-    "cpu_ratio" (the same of CPU time, to look at where others use the CPU too), "bare_mib" and "metrics_mib"
-    (rise of the peak of memory while it runs), "bare_peak_mib" and "metrics_peak_mib" (that peak itself, data and
-    interpreter included; on a GPU, all four are of that GPU's), the "k" of the bare search, the "largest_class"
-    searched in, the "R@1" found, and what all this ran on. The bare search is given unit rows, which the metrics
-    make for themselves. Raises VptspError for a device or a backend that cannot be used here.
+    device: None for a GPU where there is one. backend: what searches for the metrics; the bare search is always
+    torch's. Returns the medians "bare_s" and "metrics_s" over repeats taken by turns, "ratio" (the median of each
+    turn's ratio, all of which are "ratios"), "cpu_ratio" (the same of CPU time, to look at where others use the CPU
+    too), "bare_mib" and "metrics_mib" (rise of the peak of memory while it runs), "bare_peak_mib" and
+    "metrics_peak_mib" (that peak itself, data and interpreter included; on a GPU, all four are of that GPU's), the
+    "k" of the bare search, the "largest_class" searched in, the "R@1" found, and what all this ran on. The bare
+    search is given unit rows, which the metrics make for themselves. Raises VptspError for a device or a backend
+    that cannot be used here.
     """
     check_backend(backend)
     target = pick_device(device)
