@@ -5,6 +5,7 @@ notice a missing wait is itself tested.
 """
 
 import copy
+import os
 import random
 from contextlib import nullcontext
 from functools import partial
@@ -309,6 +310,33 @@ def test_placing(monkeypatch):
         placed(0, "host", rowwise=False)
     with pytest.raises(ConfigError, match="class_optimizer = 'rowwise'"):
         place_class_prompts(SimpleNamespace(class_prompts=None), torch.device("cpu"), "host")
+
+
+def test_a_host_table_has_to_fit_once_a_process(monkeypatch):
+    def place(free, where="host", device="cpu", **options):
+        monkeypatch.setattr("vptsp_core.tuning.available_host_memory", lambda: free)
+        prompts = ClassPrompts(SHAPE, **{"rowwise": True, "batch_classes": 3, "optimizer": "adam"} | options)
+        place_class_prompts(SimpleNamespace(class_prompts=prompts), torch.device(device), where)
+        return prompts.on_host
+
+    table = 7 * 2 * 3 * 4 * 4  # float32; with two moments three times that, of which the table is there already
+    assert place(2 * table)
+    with pytest.raises(VptspError, match=r"^class table on the host: 0\.00 GB x 1 processes .*; lower class_prompts"):
+        place(2 * table - 1)
+    monkeypatch.setattr("vptsp_core.tuning.local_size", lambda: 4)
+    assert place(11 * table) and place(7 * table, optimizer="sgd")
+    with pytest.raises(VptspError, match=r"x 4 processes .*; start fewer processes, lower .* --class-table device$"):
+        place(11 * table - 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 10**12))
+    with pytest.raises(VptspError, match="x 4 processes"):
+        place(11 * table - 1, "auto", "cuda")
+    assert not place(0, "device", "cuda") and not place(0, "auto", "cpu"), "no table in host memory, no check"
+
+
+def test_available_host_memory():
+    found = host_rows.available_host_memory()
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert os.sysconf("SC_PAGE_SIZE") < found <= pages or not os.path.exists("/proc/meminfo")
 
 
 def test_bench_table():

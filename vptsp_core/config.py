@@ -139,7 +139,7 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
-        """The inverse of `to_dict`; unknown keys are refused. Without ``pipeline`` it is older than that key: classic."""
+        """The inverse of `to_dict`; unknown keys are refused. What lacks ``pipeline`` is older than it: classic."""
         _refuse_unknown(values)
         return cls(**{"pipeline": "classic"} | values)
 
