@@ -80,6 +80,13 @@ def test_class_prompts_in_host_memory_and_checkpointing_change_no_number(tmp_pat
 
 def cut_and_resumed(config, tmp_path, monkeypatch, **options):
     """The run, cut after its second epoch and gone on with."""
+    cut(config, tmp_path, monkeypatch, **options)
+    torch.rand(11)
+    return run(config, results=tmp_path / "cut", progress=False, **options)
+
+
+def cut(config, tmp_path, monkeypatch, **options):
+    """The run up to its second checkpoint."""
     save, saved = Trainer._save, []
 
     def save_then_cut(self, row):
@@ -94,8 +101,46 @@ def cut_and_resumed(config, tmp_path, monkeypatch, **options):
     folder = run_folder(config, tmp_path / "cut")
     assert (folder / CHECKPOINT).exists() and not (folder / "metrics.json").exists()
     monkeypatch.setattr(Trainer, "_save", save)
-    torch.rand(11)
-    return run(config, results=tmp_path / "cut", progress=False, **options)
+
+
+def test_the_record_tells_of_every_stretch(tmp_path, monkeypatch):
+    """Cut after two epochs and gone on with elsewhere: the first stretch took an hour, as its checkpoint says."""
+    config, started = tiny(class_optimizer="rowwise"), iter(["monday", "tuesday", "wednesday"])
+    monkeypatch.setattr("vptsp_core.runs.time.strftime", lambda *_: next(started))
+    monkeypatch.setattr("vptsp_core.runs._commit", lambda: "old")
+    cut(config, tmp_path, monkeypatch)
+    path = run_folder(config, tmp_path / "cut") / CHECKPOINT
+    saved = torch.load(path, weights_only=True)
+    assert 0 < saved["stretches"][0]["seconds"] < 3600
+    saved["stretches"][0]["seconds"] = 3600.0
+    torch.save(saved, path)
+    monkeypatch.setattr("vptsp_core.runs._commit", lambda: "new")
+    record = run(config, results=tmp_path / "cut", progress=False, class_table="host", checkpointing="on").record
+    first, second = record["stretches"]
+    told = ("after_epochs", "started", "commit", "class_table", "checkpointing", "processes")
+    assert [first[key] for key in told] == [0, "monday", "old", "device", False, 1]
+    assert [second[key] for key in told] == [2, "tuesday", "new", "host", True, 1]
+    assert first["device"] == second["device"] == record["device"]
+    assert record["started"] == "monday" and record["commit"] == "new" and second["seconds"] > 0
+    assert record["seconds"] == pytest.approx(3600 + second["seconds"], abs=0.01)
+    whole = run(config, results=tmp_path / "whole", progress=False).record
+    assert [each["after_epochs"] for each in whole["stretches"]] == [0] and whole["started"] == "wednesday"
+    assert whole["seconds"] == whole["stretches"][0]["seconds"] > 0
+
+
+def test_a_checkpoint_that_tells_of_no_stretch(tmp_path, monkeypatch):
+    cut(tiny(), tmp_path, monkeypatch)
+    path = run_folder(tiny(), tmp_path / "cut") / CHECKPOINT
+    saved = torch.load(path, weights_only=True)
+    del saved["stretches"]
+    torch.save(saved, path)
+    record = run(tiny(), results=tmp_path / "cut", progress=False).record
+    assert [each["after_epochs"] for each in record["stretches"]] == [2]
+
+
+def test_a_frozen_run_is_one_stretch(tmp_path):
+    record = run(tiny(method="frozen", bitfit=False), results=tmp_path, progress=False).record
+    assert len(record["stretches"]) == 1 and record["seconds"] == record["stretches"][0]["seconds"] > 0
 
 
 def assert_same_run(whole, resumed):

@@ -49,6 +49,11 @@ class Trainer:
         evaluate: metrics of the model as it is; called after the epochs that the config names and after the last.
         progress: show a bar for each epoch's steps.
         checkpointing: of gradients, ``"on"`` or ``"off"``; ``"auto"``: on a GPU, where a step does not fit without.
+        stretch: tells what the run is made with in this call and for how long by now, for its record.
+
+    Attributes:
+        stretches: what ``stretch`` told last in every call that this run took, each with ``after_epochs``, the epochs
+            that were finished before it; travels in the checkpoint.
 
     Raises:
         ConfigError: the processes cannot share the batch evenly.
@@ -64,6 +69,7 @@ class Trainer:
         *,
         progress: bool = True,
         checkpointing: str = "auto",
+        stretch: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         config = self.config = model.config
         check_batch(config.batch, config.samples_per_class)
@@ -83,6 +89,7 @@ class Trainer:
         ]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.model.vit.autocast is torch.float16)
         self.history: list[Row] = []
+        self.stretch, self.stretches = stretch, [{"after_epochs": 0, **stretch()}]
         self.best = -math.inf
 
     def run(self) -> list[Row]:
@@ -171,6 +178,7 @@ class Trainer:
         return float(self.optimizers[which].param_groups[0]["lr"])
 
     def _save(self, row: Row) -> None:
+        self.stretches[-1] |= self.stretch()
         score = row.get("R@1", -math.inf)
         better = self.config.selection == "last" or score > self.best
         self.best = max(self.best, score)
@@ -191,6 +199,7 @@ class Trainer:
                 "scaler": self.scaler.state_dict(),
                 "history": self.history,
                 "best": self.best,
+                "stretches": self.stretches,
             },
         )
 
@@ -225,3 +234,5 @@ class Trainer:
             schedule.load_state_dict(state)
         self.scaler.load_state_dict(saved["scaler"])
         self.history, self.best = saved["history"], saved["best"]
+        earlier = saved.get("stretches", [])  # older checkpoints tell of none
+        self.stretches = [*earlier, {"after_epochs": len(self.history), **self.stretch()}]
