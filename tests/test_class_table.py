@@ -19,6 +19,7 @@ from vptsp_core import class_table, host_rows
 from vptsp_core.bench_table import compare_tables
 from vptsp_core.class_table import ClassPrompts
 from vptsp_core.config import RunConfig
+from vptsp_core.devices import to_device
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.host_rows import DirectCopier, HostRows, StreamCopier, own_pages, pin
 from vptsp_core.presets import preset
@@ -293,6 +294,23 @@ def test_the_stream_copies_after_the_computing_and_before_its_ticket(monkeypatch
     side.synchronize.assert_not_called()
     copier.finish()
     side.synchronize.assert_called_once_with()
+
+
+def test_classes_reach_a_gpu_through_pinned_memory(monkeypatch):
+    """A copy out of pageable memory would make the host wait for the GPU, twice a step."""
+    gpu = torch.device("cuda")
+    for place, pinned in (("cpu", 1), ("cuda", 0)):
+        tensor = create_autospec(torch.Tensor, instance=True)
+        tensor.device = torch.device(place)
+        tensor.pin_memory.return_value = tensor
+        to_device(tensor, gpu)
+        assert tensor.pin_memory.call_count == pinned
+        tensor.to.assert_called_once_with(gpu, **({"non_blocking": True} if pinned else {}))
+    sent = []
+    monkeypatch.setattr(class_table, "to_device", lambda tensor, device: sent.append(tensor.tolist()) or tensor)
+    prompts, optimizer = make("adam", host=False)
+    train(prompts, optimizer, following, stop=2)
+    assert sent == [[0, 1, 2], [0, 1, 2], [2, 3, 4], [2, 3, 4]], "in and out, step after step"
 
 
 def test_placing(monkeypatch):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vptsp_core import textbook
 from vptsp_core.config import RunConfig
-from vptsp_core.devices import autocast_dtype, pick_device
+from vptsp_core.devices import autocast_dtype, pick_device, to_device
 from vptsp_core.errors import ConfigError
 from vptsp_core.study import build_model
 from vptsp_core.tuning import MetricModel, make_optimizers
@@ -50,7 +50,7 @@ class StepBench:
         """The classes of the next `step`, and of the one after: (C',) int64 on the CPU."""
         self.classes, self.upcoming = classes, upcoming
         labels = classes.repeat_interleave(self.model.config.samples_per_class)
-        self.labels = labels.to(self.device, non_blocking=True)
+        self.labels = to_device(labels, self.device)
 
     def step(self) -> None:
         """Forward, backward and both optimisers."""

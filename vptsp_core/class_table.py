@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vptsp_core.devices import to_device
 from vptsp_core.host_rows import HostRows, own_pages
 
 # Per-element optimiser state, by the names torch.optim gives it; the step count is one for the whole table.
@@ -82,7 +83,7 @@ class ClassPrompts(nn.Module):
             if upcoming is not None:
                 self.host_rows().announce(upcoming)
         else:
-            classes = classes.to(self.table.device, non_blocking=True)
+            classes = to_device(classes, self.table.device)
             for name, slot in slots.items():
                 slot.copy_(getattr(self, name).index_select(0, classes))
 
@@ -95,7 +96,7 @@ class ClassPrompts(nn.Module):
         if self.on_host:
             self.host_rows().give(classes, slots)
         else:
-            classes = classes.to(self.table.device, non_blocking=True)
+            classes = to_device(classes, self.table.device)
             for name, slot in slots.items():
                 getattr(self, name).index_copy_(0, classes, slot)
 

@@ -133,7 +133,7 @@ class Trainer:
         self.scaler.scale(loss).backward()
         self.model.sum_gradients()
         for each in self.optimizers:
-            self.scaler.step(each)
+            self.scaler.step(each)  # with fp16 the host waits here, to learn whether the gradients are finite
         self.scaler.update()
         if prompts is not None:
             prompts.swap_out(classes, optimizer)
@@ -162,7 +162,7 @@ class Trainer:
         schedule = [torch.from_numpy(of_images[batch[::k]]) for batch in self.sampler.epoch(epoch)]
         for (images, labels), classes, upcoming in zip(bar, schedule, [*schedule[1:], None], strict=True):
             losses.append(self.step(images, labels, classes, upcoming))
-        mean = torch.stack(losses).mean().item()  # the only wait for the device in an epoch
+        mean = torch.stack(losses).mean().item()  # the only wait for the device in an epoch, but for fp16
         if not math.isfinite(mean):
             first = int((~torch.isfinite(torch.stack(losses))).float().argmax())
             raise VptspError(
