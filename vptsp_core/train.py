@@ -32,7 +32,7 @@ from vptsp_core.devices import autocast_dtype
 from vptsp_core.distributed import check_batch, from_main, is_main, own_share
 from vptsp_core.errors import VptspError, WeightsError
 from vptsp_core.files import write_bytes, write_torch
-from vptsp_core.memory import fit_step
+from vptsp_core.memory import fit_step, out_of_memory_told
 from vptsp_core.tuning import MetricModel, make_optimizers
 
 CHECKPOINT, WEIGHTS = "checkpoint.pt", "model.safetensors"
@@ -97,17 +97,18 @@ class Trainer:
 
         Raises:
             WeightsError: the checkpoint is unreadable or belongs to another run.
-            VptspError: the loss is not finite, the folder cannot be written, or a step does not fit into memory.
+            VptspError: the loss is not finite, the folder cannot be written, or the GPU's memory is full.
         """
         self._resume()
         if self.checkpointing == "auto" and self.device.type == "cuda":
             fit_step(self.model, self.optimizers)
         for epoch in range(len(self.history), self.config.epochs):
-            row = self.train_epoch(epoch)
-            for schedule in self.schedules:
-                schedule.step()
-            if epoch >= self.config.eval_start or epoch == self.config.epochs - 1:
-                row |= self.evaluate(self.model)
+            with out_of_memory_told(self.model, f"epoch {epoch + 1}"):
+                row = self.train_epoch(epoch)
+                for schedule in self.schedules:
+                    schedule.step()
+                if epoch >= self.config.eval_start or epoch == self.config.epochs - 1:
+                    row |= self.evaluate(self.model)
             self.history.append(row)
             self._save(row)
         return self.history
