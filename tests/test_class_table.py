@@ -197,6 +197,24 @@ def test_saved_midway_and_gone_on_from_there(monkeypatch, optimizer):
         assert_same_state(prompts, device)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_copy_has_all_rows_and_goes_its_own_way(monkeypatch, optimizer):
+    """Copied while rows are announced and others on their way back, inside of another module."""
+    use(monkeypatch, LateCopier)
+    (device, of_device), (host, of_host) = make(optimizer, host=False), make(optimizer, host=True)
+    train(device, of_device, following, stop=6)
+    train(host, of_host, following, stop=6)
+    outer, of_twin = copy.deepcopy((torch.nn.Sequential(host), of_host))
+    twin = outer[0]
+    assert torch.equal(twin.table, device.table), "read as it lies, without state_dict"
+    assert twin.on_host and all(t.data_ptr() % 4096 == 0 for t in (twin.table, getattr(twin, twin.moments[0])))
+    rest = train(device, of_device, following, start=6)
+    assert train(host, of_host, following, start=6) == rest
+    assert train(twin, of_twin, following, start=6) == rest, "the original's steps do not reach the copy"
+    assert_same_state(twin, device)
+    assert_same_state(host, device)
+
+
 def test_the_host_table_stays_where_it_is():
     prompts, optimizer = make("adam", host=True)
     train(prompts, optimizer, following, stop=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -146,6 +147,17 @@ class ClassPrompts(nn.Module):
                 same = tensor.dtype == self.rows.dtype
                 self._buffers[name] = tensor if same else _in_own_pages(tensor, self.rows.dtype)
         return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ClassPrompts:
+        """A copy with every row that was put back, in pages of its own; it makes its own `HostRows` at first need."""
+        self.flush()
+        for name in self._tables():
+            tensor = getattr(self, name)
+            if tensor.device.type == "cpu":
+                memo[id(tensor)] = _in_own_pages(tensor, tensor.dtype)
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        twin.__dict__.update(copy.deepcopy({**self.__dict__, "_host": None}, memo))
+        return twin
 
 
 def _in_own_pages(tensor: Tensor, dtype: torch.dtype) -> Tensor:
