@@ -5,6 +5,7 @@ notice a missing wait is itself tested.
 """
 
 import copy
+import os
 import random
 from contextlib import nullcontext
 from functools import partial
@@ -18,6 +19,7 @@ from vptsp_core import class_table, host_rows
 from vptsp_core.bench_table import compare_tables
 from vptsp_core.class_table import ClassPrompts
 from vptsp_core.config import RunConfig
+from vptsp_core.devices import to_device
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.host_rows import DirectCopier, HostRows, StreamCopier, own_pages, pin
 from vptsp_core.presets import preset
@@ -195,6 +197,24 @@ def test_saved_midway_and_gone_on_from_there(monkeypatch, optimizer):
         assert_same_state(prompts, device)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_copy_has_all_rows_and_goes_its_own_way(monkeypatch, optimizer):
+    """Copied while rows are announced and others on their way back, inside of another module."""
+    use(monkeypatch, LateCopier)
+    (device, of_device), (host, of_host) = make(optimizer, host=False), make(optimizer, host=True)
+    train(device, of_device, following, stop=6)
+    train(host, of_host, following, stop=6)
+    outer, of_twin = copy.deepcopy((torch.nn.Sequential(host), of_host))
+    twin = outer[0]
+    assert torch.equal(twin.table, device.table), "read as it lies, without state_dict"
+    assert twin.on_host and all(t.data_ptr() % 4096 == 0 for t in (twin.table, getattr(twin, twin.moments[0])))
+    rest = train(device, of_device, following, start=6)
+    assert train(host, of_host, following, start=6) == rest
+    assert train(twin, of_twin, following, start=6) == rest, "the original's steps do not reach the copy"
+    assert_same_state(twin, device)
+    assert_same_state(host, device)
+
+
 def test_the_host_table_stays_where_it_is():
     prompts, optimizer = make("adam", host=True)
     train(prompts, optimizer, following, stop=3)
@@ -294,6 +314,23 @@ def test_the_stream_copies_after_the_computing_and_before_its_ticket(monkeypatch
     side.synchronize.assert_called_once_with()
 
 
+def test_classes_reach_a_gpu_through_pinned_memory(monkeypatch):
+    """A copy out of pageable memory would make the host wait for the GPU, twice a step."""
+    gpu = torch.device("cuda")
+    for place, pinned in (("cpu", 1), ("cuda", 0)):
+        tensor = create_autospec(torch.Tensor, instance=True)
+        tensor.device = torch.device(place)
+        tensor.pin_memory.return_value = tensor
+        to_device(tensor, gpu)
+        assert tensor.pin_memory.call_count == pinned
+        tensor.to.assert_called_once_with(gpu, **({"non_blocking": True} if pinned else {}))
+    sent = []
+    monkeypatch.setattr(class_table, "to_device", lambda tensor, device: sent.append(tensor.tolist()) or tensor)
+    prompts, optimizer = make("adam", host=False)
+    train(prompts, optimizer, following, stop=2)
+    assert sent == [[0, 1, 2], [0, 1, 2], [2, 3, 4], [2, 3, 4]], "in and out, step after step"
+
+
 def test_placing(monkeypatch):
     def placed(free, where="auto", device="cuda", **options):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**12))
@@ -309,6 +346,33 @@ def test_placing(monkeypatch):
         placed(0, "host", rowwise=False)
     with pytest.raises(ConfigError, match="class_optimizer = 'rowwise'"):
         place_class_prompts(SimpleNamespace(class_prompts=None), torch.device("cpu"), "host")
+
+
+def test_a_host_table_has_to_fit_once_a_process(monkeypatch):
+    def place(free, where="host", device="cpu", **options):
+        monkeypatch.setattr("vptsp_core.tuning.available_host_memory", lambda: free)
+        prompts = ClassPrompts(SHAPE, **{"rowwise": True, "batch_classes": 3, "optimizer": "adam"} | options)
+        place_class_prompts(SimpleNamespace(class_prompts=prompts), torch.device(device), where)
+        return prompts.on_host
+
+    table = 7 * 2 * 3 * 4 * 4  # float32; with two moments three times that, of which the table is there already
+    assert place(2 * table)
+    with pytest.raises(VptspError, match=r"^class table on the host: 0\.00 GB x 1 processes .*; lower class_prompts"):
+        place(2 * table - 1)
+    monkeypatch.setattr("vptsp_core.tuning.local_size", lambda: 4)
+    assert place(11 * table) and place(7 * table, optimizer="sgd")
+    with pytest.raises(VptspError, match=r"x 4 processes .*; start fewer processes, lower .* --class-table device$"):
+        place(11 * table - 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 10**12))
+    with pytest.raises(VptspError, match="x 4 processes"):
+        place(11 * table - 1, "auto", "cuda")
+    assert not place(0, "device", "cuda") and not place(0, "auto", "cpu"), "no table in host memory, no check"
+
+
+def test_available_host_memory():
+    found = host_rows.available_host_memory()
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert os.sysconf("SC_PAGE_SIZE") < found <= pages or not os.path.exists("/proc/meminfo")
 
 
 def test_bench_table():

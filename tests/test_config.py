@@ -87,6 +87,14 @@ def test_hash_is_stable_across_versions_of_the_project():
     assert preset("cub200-vits16").hash() == "4c54db03ef64"
 
 
+def test_a_description_older_than_the_pipelines_is_a_classic_run():
+    old = {key: value for key, value in preset("cub200-vits16").to_dict().items() if key != "pipeline"}
+    read = RunConfig.from_dict(old)
+    assert read.pipeline == "classic" and read.hash() == "064c051e2806"
+    adv = preset("cub200-vits16", pipeline="classic", augmentation="adv")
+    assert RunConfig.from_dict({key: value for key, value in adv.to_dict().items() if key != "pipeline"}) == adv
+
+
 def test_all_presets_are_valid_and_frozen():
     for name in PRESETS:
         config = preset(name)

@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 
 import vptsp_core
 from vptsp_core import preset, run
-from vptsp_core.__main__ import main, parse_change
+from vptsp_core.__main__ import main
 from vptsp_core.backbone import DEMO_VIT, load_backbone
 from vptsp_core.bench import compare_forms, measure_step
 from vptsp_core.data import load_benchmark
 from vptsp_core.errors import VptspError, WeightsError
+from vptsp_core.presets import parse_change
 from vptsp_core.runs import run_folder
 from vptsp_core.study import frame, over_seeds
 from vptsp_core.train import CHECKPOINT, Trainer
@@ -79,6 +80,13 @@ def test_class_prompts_in_host_memory_and_checkpointing_change_no_number(tmp_pat
 
 def cut_and_resumed(config, tmp_path, monkeypatch, **options):
     """The run, cut after its second epoch and gone on with."""
+    cut(config, tmp_path, monkeypatch, **options)
+    torch.rand(11)
+    return run(config, results=tmp_path / "cut", progress=False, **options)
+
+
+def cut(config, tmp_path, monkeypatch, **options):
+    """The run up to its second checkpoint."""
     save, saved = Trainer._save, []
 
     def save_then_cut(self, row):
@@ -93,8 +101,46 @@ def cut_and_resumed(config, tmp_path, monkeypatch, **options):
     folder = run_folder(config, tmp_path / "cut")
     assert (folder / CHECKPOINT).exists() and not (folder / "metrics.json").exists()
     monkeypatch.setattr(Trainer, "_save", save)
-    torch.rand(11)
-    return run(config, results=tmp_path / "cut", progress=False, **options)
+
+
+def test_the_record_tells_of_every_stretch(tmp_path, monkeypatch):
+    """Cut after two epochs and gone on with elsewhere: the first stretch took an hour, as its checkpoint says."""
+    config, started = tiny(class_optimizer="rowwise"), iter(["monday", "tuesday", "wednesday"])
+    monkeypatch.setattr("vptsp_core.runs.time.strftime", lambda *_: next(started))
+    monkeypatch.setattr("vptsp_core.runs._commit", lambda: "old")
+    cut(config, tmp_path, monkeypatch)
+    path = run_folder(config, tmp_path / "cut") / CHECKPOINT
+    saved = torch.load(path, weights_only=True)
+    assert 0 < saved["stretches"][0]["seconds"] < 3600
+    saved["stretches"][0]["seconds"] = 3600.0
+    torch.save(saved, path)
+    monkeypatch.setattr("vptsp_core.runs._commit", lambda: "new")
+    record = run(config, results=tmp_path / "cut", progress=False, class_table="host", checkpointing="on").record
+    first, second = record["stretches"]
+    told = ("after_epochs", "started", "commit", "class_table", "checkpointing", "processes")
+    assert [first[key] for key in told] == [0, "monday", "old", "device", False, 1]
+    assert [second[key] for key in told] == [2, "tuesday", "new", "host", True, 1]
+    assert first["device"] == second["device"] == record["device"]
+    assert record["started"] == "monday" and record["commit"] == "new" and second["seconds"] > 0
+    assert record["seconds"] == pytest.approx(3600 + second["seconds"], abs=0.01)
+    whole = run(config, results=tmp_path / "whole", progress=False).record
+    assert [each["after_epochs"] for each in whole["stretches"]] == [0] and whole["started"] == "wednesday"
+    assert whole["seconds"] == whole["stretches"][0]["seconds"] > 0
+
+
+def test_a_checkpoint_that_tells_of_no_stretch(tmp_path, monkeypatch):
+    cut(tiny(), tmp_path, monkeypatch)
+    path = run_folder(tiny(), tmp_path / "cut") / CHECKPOINT
+    saved = torch.load(path, weights_only=True)
+    del saved["stretches"]
+    torch.save(saved, path)
+    record = run(tiny(), results=tmp_path / "cut", progress=False).record
+    assert [each["after_epochs"] for each in record["stretches"]] == [2]
+
+
+def test_a_frozen_run_is_one_stretch(tmp_path):
+    record = run(tiny(method="frozen", bitfit=False), results=tmp_path, progress=False).record
+    assert len(record["stretches"]) == 1 and record["seconds"] == record["stretches"][0]["seconds"] > 0
 
 
 def assert_same_run(whole, resumed):
@@ -226,6 +272,7 @@ def test_bench_measures_both_forms():
     assert linear < full / 2
 
 
+FROZEN = ("--preset", "smoke", "--set", "method=frozen", "bitfit=false")
 BAD_COMMANDS = {
     "unknown preset": (["train", "--preset", "cub"], "unknown preset 'cub'"),
     "unknown key": (["train", "--set", "alhpa=1"], "unknown key 'alhpa'; did you mean alpha"),
@@ -246,6 +293,21 @@ BAD_COMMANDS = {
     "dense table on the host": (["train", "--class-table", "host"], "needs method = 'vptsp' with class_optimizer"),
     "no such place": (["train", "--class-table", "disk"], "class_table = 'disk' must be one of auto, device, host"),
     "no such checkpointing": (["train", "--checkpointing", "1"], "checkpointing = '1' must be one of auto, on, off"),
+    "nothing to measure": (["bench", "step", *FROZEN], "method = 'frozen' trains nothing"),
+    "nothing to load for": (["bench", "data", *FROZEN], "method = 'frozen' trains nothing"),
+    "no epoch to measure": (["bench", "data", "--train", *FROZEN], "method = 'frozen' trains nothing"),
+    "bench on no device": (["bench", "eval", "--device", "banana"], "device 'banana' cannot be used here"),
+    "bench on no such GPU": (["bench", "eval", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
+    "one pipeline only": (
+        ["bench", "data", "--preset", "smoke", "--set", "pipeline=classic", "augmentation=adv"],
+        "bench data compares both pipelines, which share base and gentle alone",
+    ),
+    "bench of a dense table": (
+        ["bench", "table", "--preset", "cub200-vits16"],
+        "class prompts of this run are dense, and only row-wise ones can lie in host memory; choose a row-wise preset",
+    ),
+    "negative steps": (["bench", "step", "--steps", "-1"], "--steps -1 must be at least 1"),
+    "negative repeats": (["bench", "eval", "--repeats", "-1"], "--repeats -1 must be at least 1"),
     "fp16 on the CPU": (["train", "--set", "precision=fp16", "--device", "cpu"], "needs a GPU"),
 }
 

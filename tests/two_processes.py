@@ -26,6 +26,7 @@ from timm.models.vision_transformer import VisionTransformer
 from vptsp_core import __main__, distributed, files, preset, study
 from vptsp_core.config import RunConfig
 from vptsp_core.data import Benchmark, ImageSet
+from vptsp_core.data.batches import decoded
 from vptsp_core.errors import DataError, VptspError
 from vptsp_core.evaluate import embed, evaluate
 from vptsp_core.train import Trainer
@@ -43,6 +44,7 @@ CASES: dict[str, dict[str, Any]] = {
     "ema dense adamw": dict(**ADAMW, **DENSE, accumulator="ema"),
     "ema rowwise sgd": dict(**SGD, **ROWWISE, accumulator="ema"),
     "ema rowwise adamw": dict(**ADAMW, **ROWWISE, accumulator="ema", semantics="paper"),
+    "gru rowwise adamw cached": dict(**ADAMW, **ROWWISE, pipeline="cached"),
     "full adamw": dict(**ADAMW, method="full", bitfit=False),
     "gru rowwise adamw float64": dict(**ADAMW, **ROWWISE, gru_dropout=0.3),
     "ema dense sgd float64": dict(**SGD, **DENSE, accumulator="ema"),
@@ -70,6 +72,7 @@ def tiny_model(**changes: Any) -> MetricModel:
     settings = dict(
         weights="random", embed_dim=16, prompts=2, prompt_layers=2, class_prompts=2, class_layers=2, image_size=SIDE,
         resize=SIDE, batch=8, epochs=2, steps_per_epoch=10, precision="fp32", lr_proxy=0.01, weight_decay=1e-3,
+        pipeline="classic",
     )  # fmt: skip
     config = RunConfig(**settings | changes)
     torch.manual_seed(0)
@@ -81,13 +84,12 @@ def train(case: str) -> dict[str, Tensor]:
     """Twenty steps: ``losses``, all that was learned by name, and the optimisers' moments as ``<name> <moment>``."""
     model, double = tiny_model(**CASES[case]), "float64" in case
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(model.double() if double else model, Noise(), Path(folder), lambda m: {}, progress=False)
-        step, losses, transform = trainer.step, [], trainer.transform
-        if double:
-            trainer.transform = lambda image: transform(image).double()
+        images = decoded(Benchmark("noise", Noise(), Noise()), model.config, Path(folder), progress=False).train
+        trainer = Trainer(model.double() if double else model, images, Path(folder), lambda m: {}, progress=False)
+        step, losses = trainer.step, []
 
-        def spy(images: Tensor, labels: Tensor) -> Tensor:
-            losses.append(step(images, labels))
+        def spy(images: Tensor, labels: Tensor, classes: Tensor, upcoming: Tensor | None) -> Tensor:
+            losses.append(step(images.double() if double else images, labels, classes, upcoming))
             return losses[-1]
 
         trainer.step = spy
@@ -129,7 +131,7 @@ def embeddings() -> dict[str, Any]:
     return found | {"metrics": evaluate(model, Benchmark("noise", Noise(), Noise()))}
 
 
-def noise_benchmark(name: str = "glyphs", data: str | None = None) -> Benchmark:
+def noise_benchmark(name: str, data: str | None, allow_partial: bool) -> Benchmark:
     """In place of the glyphs, which take seconds to draw."""
     return Benchmark("glyphs", Noise(), Noise())
 

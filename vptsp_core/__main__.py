@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import json
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from vptsp_core.errors import ConfigError, VptspError
+from vptsp_core.errors import VptspError
 
 COMMANDS = {
     "train": "train one run, or find it finished",
@@ -44,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if argv[0] in ("train", "evaluate"):
                 command = {"train": _train, "evaluate": _evaluate}[argv[0]]
                 return _together(command, argv[1:]) if "LOCAL_RANK" in os.environ else command(argv[1:])
-            module = {"data": "data.command"}.get(argv[0], argv[0])
+            module = {"data": "data.command", "bench": "bench_command"}.get(argv[0], argv[0])
             return int(importlib.import_module(f"vptsp_core.{module}").main(argv[1:]) or 0)
     except VptspError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -93,7 +92,7 @@ def _one_line(message: Warning | str, *place: object) -> None:
 
 
 def _train(argv: Sequence[str]) -> int:
-    from vptsp_core.presets import PRESETS, preset
+    from vptsp_core.presets import PRESETS, parse_change, preset
     from vptsp_core.study import run
 
     parser = argparse.ArgumentParser(
@@ -124,25 +123,6 @@ def _train(argv: Sequence[str]) -> int:
     print(done.history.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     print(f"{done.path}\n" + "  ".join(f"{k} {v:.4f}" for k, v in done.metrics.items() if k != "epoch"))
     return 0
-
-
-def parse_change(text: str) -> tuple[str, object]:
-    """``key=value``, the value as JSON where it is JSON, else as the string it is.
-
-    >>> parse_change("alpha=0.2"), parse_change("accumulator=ema")
-    (('alpha', 0.2), ('accumulator', 'ema'))
-    """
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError(f"--set {text}: write KEY=VALUE")
-    try:
-        return key, {"True": True, "False": False, "None": None}[value] if value in (
-            "True",
-            "False",
-            "None",
-        ) else json.loads(value)
-    except ValueError:
-        return key, value
 
 
 def _evaluate(argv: Sequence[str]) -> int:

@@ -1,26 +1,19 @@
-"""Measured cost of a training step and of the metrics: python -m vptsp_core bench step|table|eval."""
+"""Measured cost of a training step, and of ours against the textbook form."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vptsp_core import textbook
-from vptsp_core.bench_metrics import SIZES, benchmark_metrics
 from vptsp_core.config import RunConfig
-from vptsp_core.devices import autocast_dtype, pick_device
-from vptsp_core.errors import VptspError
-from vptsp_core.faiss_index import BACKENDS
-from vptsp_core.files import write_json
-from vptsp_core.presets import preset
+from vptsp_core.devices import autocast_dtype, pick_device, to_device
+from vptsp_core.errors import ConfigError
 from vptsp_core.study import build_model
 from vptsp_core.tuning import MetricModel, make_optimizers
 
@@ -31,12 +24,17 @@ FORMS: dict[str, Callable[[MetricModel, Tensor, Tensor], Tensor]] = {
 
 
 class StepBench:
-    """One training step on random images, of a model with random weights (neither changes the time)."""
+    """One training step on random images, of a model with random weights (neither changes the time).
+
+    Raises:
+        ConfigError: a method that trains nothing.
+    """
 
     def __init__(
         self, config: RunConfig, form: str = "ours", device: str | None = None,
         *, classes: int | None = None, class_table: str = "auto",
     ) -> None:  # fmt: skip
+        check_trains(config)
         self.device = pick_device(device)
         classes = classes or max(100, config.batch // config.samples_per_class)
         self.model = build_model(config.replace(weights="random"), classes, self.device, class_table).train()
@@ -52,7 +50,7 @@ class StepBench:
         """The classes of the next `step`, and of the one after: (C',) int64 on the CPU."""
         self.classes, self.upcoming = classes, upcoming
         labels = classes.repeat_interleave(self.model.config.samples_per_class)
-        self.labels = labels.to(self.device, non_blocking=True)
+        self.labels = to_device(labels, self.device)
 
     def step(self) -> None:
         """Forward, backward and both optimisers."""
@@ -104,6 +102,16 @@ class StepBench:
             torch.cuda.synchronize(self.device)
 
 
+def check_trains(config: RunConfig) -> None:
+    """Refuse a run without training steps.
+
+    Raises:
+        ConfigError: naming the method.
+    """
+    if config.method == "frozen":
+        raise ConfigError("method = 'frozen' trains nothing, so there is no step to measure; choose another method")
+
+
 def measure_step(
     config: RunConfig, *, form: str = "ours", device: str | None = None, steps: int = 5, warmup: int = 2
 ) -> dict[str, float]:
@@ -145,59 +153,3 @@ def compare_forms(config: RunConfig, *, device: str | None = None, steps: int = 
         form: {"ms": statistics.median(times[form]), "memory_MB": benches[form].memory_bytes() / 1e6} for form in FORMS
     }
     return {**cost, "ratio": statistics.median(ratios), "ratio min": ratios[0], "ratio max": ratios[-1], "turns": steps}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; prints a table and, with ``--json``, writes it too."""
-    parser = argparse.ArgumentParser("python -m vptsp_core bench", description=__doc__)
-    kinds = parser.add_subparsers(dest="kind", required=True)
-    step = kinds.add_parser("step", help="our step against the textbook form, by turns")
-    step.add_argument("--preset", default="cub200-vits16")
-    table = kinds.add_parser("table", help="class prompts in host memory against the device's, by turns")
-    table.add_argument("--preset", default="inshop-vits16")
-    table.add_argument("--classes", type=int, help="default: the training set's; on the CPU at most 256")
-    data = kinds.add_parser("data", help="the cached pipeline against the classic one, by turns")
-    data.add_argument("--preset", default="cub200-vits16")
-    data.add_argument("--data", metavar="DIR", help="folder that holds the data sets")
-    data.add_argument("--cache", metavar="DIR", help="of decoded images (default: .vptsp-cache in the data folder)")
-    data.add_argument("--train", action="store_true", help="instead: an epoch against its steps without loading")
-    for each in (step, table, data):
-        each.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="changes", help="e.g. batch=16")
-        each.add_argument("--steps", type=int, default=10, help="timed turns; batches a turn for data (default: 10)")
-    evaluation = kinds.add_parser("eval", help="retrieval metrics against a bare exact search, by turns")
-    evaluation.add_argument("--size", choices=SIZES, default="sop", help="of which test set (default: sop)")
-    evaluation.add_argument("--backend", choices=BACKENDS, default="torch", help="what searches for the metrics")
-    evaluation.add_argument("--repeats", type=int, default=3, help="timed turns (default: 3)")
-    for each in (step, table, data, evaluation):
-        each.add_argument("--device", default=None, help="default: a GPU where there is one")
-        each.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    args = parser.parse_args(argv)
-    if args.kind != "eval":
-        from vptsp_core.__main__ import parse_change
-
-        if args.steps < 1:
-            raise VptspError(f"--steps {args.steps} must be at least 1")
-        config = preset(args.preset, **dict(parse_change(change) for change in args.changes))
-        if args.kind == "step":
-            found = compare_forms(config, device=args.device, steps=args.steps)
-        elif args.kind == "data":
-            from vptsp_core.bench_data import compare_pipelines, epoch_over_steps
-            from vptsp_core.data import load_benchmark
-            from vptsp_core.data.batches import cache_folder
-
-            measure = epoch_over_steps if args.train else compare_pipelines
-            benchmark = load_benchmark(config.dataset, args.data)
-            found = measure(
-                config, benchmark, cache_folder(args.data, args.cache), device=args.device, steps=args.steps
-            )
-        else:
-            from vptsp_core.bench_table import compare_tables
-
-            found = compare_tables(config, args.classes, device=args.device, steps=args.steps)
-    else:
-        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        found = benchmark_metrics(SIZES[args.size], device, args.backend, args.repeats)
-    print(json.dumps(found, indent=2))
-    if args.json:
-        write_json(args.json, found)
-    return 0

@@ -12,11 +12,14 @@ from typing import Any
 import torch
 
 from vptsp_core.backbone import normalisation
+from vptsp_core.bench import check_trains
 from vptsp_core.config import RunConfig
 from vptsp_core.data import Benchmark
 from vptsp_core.data.batches import decoded, train_batches
+from vptsp_core.data.loading import CROPS
 from vptsp_core.data.sampler import ClassBalancedSampler
 from vptsp_core.devices import pick_device
+from vptsp_core.errors import ConfigError
 from vptsp_core.study import build_model
 from vptsp_core.train import Trainer
 
@@ -42,7 +45,16 @@ def compare_pipelines(
     Returns:
         Images a second of ``cached`` and ``classic`` (medians over turns); ``ratio``: the median over turns of cached
         / classic, with its extremes; ``turns``.
+
+    Raises:
+        ConfigError: a method that trains nothing, or an augmentation that only one of the pipelines has.
     """
+    check_trains(config)
+    if config.augmentation not in CROPS:
+        raise ConfigError(
+            f"augmentation = {config.augmentation!r}: bench data compares both pipelines, which share "
+            f"{' and '.join(CROPS)} alone; choose one of them"
+        )
     target = pick_device(device)
     configs = {name: config.replace(pipeline=name) for name in PIPELINES}
     images = {name: decoded(benchmark, each, cache).train for name, each in configs.items()}
@@ -72,7 +84,11 @@ def epoch_over_steps(
 
     Returns:
         ``epoch s`` and ``steps s`` (medians), ``ratio`` of them with its extremes over the turns; ``turns``.
+
+    Raises:
+        ConfigError: a method that trains nothing.
     """
+    check_trains(config)
     target = pick_device(device)
     config = config.replace(steps_per_epoch=steps)
     images = decoded(benchmark, config, cache).train

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vptsp_core.devices import pick_device
 from vptsp_core.evaluate import RECALL_AT
 from vptsp_core.faiss_index import check_backend
 from vptsp_core.metrics import retrieval_metrics
@@ -63,18 +64,23 @@ class Data(NamedTuple):
         return self.labels if self.gallery_labels is None else self.gallery_labels
 
 
-def benchmark_metrics(size: Size, device: str = "cpu", backend: str = "torch", repeats: int = 3) -> dict[str, Any]:
+def benchmark_metrics(
+    size: Size, device: str | None = "cpu", backend: str = "torch", repeats: int = 3
+) -> dict[str, Any]:
     """Seconds and peak memory of `retrieval_metrics` and of a bare exact search over the same made-up items.
 
-    backend: what searches for the metrics; the bare search is always torch's. Returns the medians "bare_s" and
-    "metrics_s" over repeats taken by turns, "ratio" (the median of each turn's ratio, all of which are "ratios"),
-    "cpu_ratio" (the same of CPU time, to look at where others use the CPU too), "bare_mib" and "metrics_mib"
-    (rise of the peak of memory while it runs), "bare_peak_mib" and "metrics_peak_mib" (that peak itself, data and
-    interpreter included; on a GPU, all four are of that GPU's), the "k" of the bare search, the "largest_class"
-    searched in, the "R@1" found, and what all this ran on. The bare search is given unit rows, which the metrics
-    make for themselves.
+    device: None for a GPU where there is one. backend: what searches for the metrics; the bare search is always
+    torch's. Returns the medians "bare_s" and "metrics_s" over repeats taken by turns, "ratio" (the median of each
+    turn's ratio, all of which are "ratios"), "cpu_ratio" (the same of CPU time, to look at where others use the CPU
+    too), "bare_mib" and "metrics_mib" (rise of the peak of memory while it runs), "bare_peak_mib" and
+    "metrics_peak_mib" (that peak itself, data and interpreter included; on a GPU, all four are of that GPU's), the
+    "k" of the bare search, the "largest_class" searched in, the "R@1" found, and what all this ran on. The bare
+    search is given unit rows, which the metrics make for themselves. Raises VptspError for a device or a backend
+    that cannot be used here.
     """
     check_backend(backend)
+    target = pick_device(device)
+    device = "cpu" if target.type == "cpu" else str(target)
     data = clustered(size, device)
     bare_task, metrics_task = _bare_task(size, data), _metrics_task(size, data, backend)
     result: dict[str, float] = {}

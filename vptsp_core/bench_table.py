@@ -34,6 +34,12 @@ def compare_tables(
     Raises:
         ConfigError: no row-wise class prompts, an unknown data set, or fewer classes than a batch holds.
     """
+    if config.method != "vptsp" or config.class_optimizer != "rowwise":
+        what = "are dense" if config.method == "vptsp" else f"are none: method = {config.method!r}"
+        raise ConfigError(
+            f"the class prompts of this run {what}, and only row-wise ones can lie in host memory; "
+            "choose a row-wise preset such as inshop-vits16"
+        )
     count = config.batch // config.samples_per_class
     if classes is None:
         if config.dataset not in CLASSES:

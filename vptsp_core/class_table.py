@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vptsp_core.devices import to_device
 from vptsp_core.host_rows import HostRows, own_pages
 
 # Per-element optimiser state, by the names torch.optim gives it; the step count is one for the whole table.
@@ -82,7 +84,7 @@ class ClassPrompts(nn.Module):
             if upcoming is not None:
                 self.host_rows().announce(upcoming)
         else:
-            classes = classes.to(self.table.device, non_blocking=True)
+            classes = to_device(classes, self.table.device)
             for name, slot in slots.items():
                 slot.copy_(getattr(self, name).index_select(0, classes))
 
@@ -95,7 +97,7 @@ class ClassPrompts(nn.Module):
         if self.on_host:
             self.host_rows().give(classes, slots)
         else:
-            classes = classes.to(self.table.device, non_blocking=True)
+            classes = to_device(classes, self.table.device)
             for name, slot in slots.items():
                 getattr(self, name).index_copy_(0, classes, slot)
 
@@ -145,6 +147,17 @@ class ClassPrompts(nn.Module):
                 same = tensor.dtype == self.rows.dtype
                 self._buffers[name] = tensor if same else _in_own_pages(tensor, self.rows.dtype)
         return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ClassPrompts:
+        """A copy with every row that was put back, in pages of its own; it makes its own `HostRows` at first need."""
+        self.flush()
+        for name in self._tables():
+            tensor = getattr(self, name)
+            if tensor.device.type == "cpu":
+                memo[id(tensor)] = _in_own_pages(tensor, tensor.dtype)
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        twin.__dict__.update(copy.deepcopy({**self.__dict__, "_host": None}, memo))
+        return twin
 
 
 def _in_own_pages(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -139,9 +139,9 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
-        """The inverse of `to_dict`; unknown keys are refused."""
+        """The inverse of `to_dict`; unknown keys are refused. What lacks ``pipeline`` is older than it: classic."""
         _refuse_unknown(values)
-        return cls(**values)
+        return cls(**{"pipeline": "classic"} | values)
 
     def hash(self) -> str:
         """Twelve hex digits, the same for two descriptions that must give the same numbers.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from vptsp_core.distributed import launched, local_rank
 from vptsp_core.errors import VptspError
@@ -39,3 +40,10 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
             f"device {str(name)!r} cannot be used here; choose cpu, or cuda where there is a GPU"
         ) from error
     return device
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on the device. The host does not wait for a GPU, as it would for a copy out of pageable memory."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -18,6 +18,7 @@ import math
 import mmap
 import weakref
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -70,6 +71,15 @@ def pin(table: Tensor, device: torch.device) -> int:
 def unpin(address: int) -> None:
     """The inverse of `pin`."""
     torch.cuda.cudart().cudaHostUnregister(address)
+
+
+def available_host_memory() -> float:
+    """Bytes of host memory that could be taken now without swapping; infinite where the system does not tell."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():  # no Linux, and so no CUDA of ours
+        return math.inf
+    line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
+    return 1024.0 * int(line.split()[1])
 
 
 class Copier(Protocol):

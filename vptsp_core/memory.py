@@ -1,9 +1,19 @@
-"""Does a training step fit into the GPU's memory? Tried before the first one, so that nothing need be guessed."""
+"""Does a training step fit into the GPU's memory? Tried before the first one, so that nothing need be guessed.
+
+What is tried are the towers and the optimiser state, nearly all there is. Left out, and to be found beside them, are
+- the proxies and the loss: a few (classes, d) tensors;
+- what augmenting on the GPU takes: for each image some 25 bytes a pixel of the batch's tallest and widest boxes;
+- the decoded training set, where it is kept on the GPU: up to a quarter of what is free by then (`data.store`);
+- of several processes, the copy of all gradients in one row that they send (`distributed.sum_gradients`);
+- what evaluation holds: embeddings and a part of their products.
+Where these are too much, or nothing was tried, `out_of_memory_told` says in one line what helps.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -16,8 +26,8 @@ from vptsp_core.tuning import MetricModel
 def probe_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """The towers' forward and backward pass over zeros, beside room for the optimiser state that is still to come.
 
-    Of several processes each tries its own share, alone. The proxies and the loss, a few (classes, d) tensors, are left
-    out. Nothing of it stays: the random numbers and the model's mode are as before, and there are no gradients.
+    Of several processes each tries its own share, alone. Nothing of it stays: the random numbers and the model's mode
+    are as before, and there are no gradients.
 
     Raises:
         torch.OutOfMemoryError: it does not fit.
@@ -55,12 +65,35 @@ def fit_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) ->
             message = "a training step does not fit into the GPU's memory: gradient checkpointing is on (slower)"
             warnings.warn(message, stacklevel=2)
             return
-    prompts = model.class_prompts
-    movable = prompts is not None and prompts.rowwise and not prompts.on_host
     raise VptspError(
         f"a training step of batch = {model.config.batch} does not fit into the GPU's memory, even with gradient "
-        f"checkpointing; lower batch{', or keep the class prompts with --class-table host' if movable else ''}"
+        f"checkpointing; {_mend(model)}"
     )
+
+
+@contextlib.contextmanager
+def out_of_memory_told(model: MetricModel, when: str) -> Iterator[None]:
+    """What is done inside ends with one line where the GPU's memory is full.
+
+    Args:
+        when: at what, for the message: "epoch 3".
+
+    Raises:
+        VptspError: the memory is full.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise VptspError(f"the GPU's memory is full in {when}; {_mend(model)}") from error
+
+
+def _mend(model: MetricModel) -> str:
+    """What takes less memory, first of all what changes no number."""
+    prompts = model.class_prompts
+    choices = [] if model.vit.checkpointing else ["--checkpointing on"]
+    if prompts is not None and prompts.rowwise and not prompts.on_host:
+        choices.append("--class-table host")
+    return f"choose {' or '.join(choices)}, or lower batch" if choices else "lower batch"
 
 
 def _fits(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> bool:

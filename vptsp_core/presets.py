@@ -6,6 +6,7 @@ keeps the two together). All of them tune the biases too, the "(B)" of the paper
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from vptsp_core.config import RunConfig
@@ -71,3 +72,24 @@ def preset(name: str, **changes: Any) -> RunConfig:
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     return RunConfig(**PRESETS[name]).replace(**changes)
+
+
+def parse_change(text: str) -> tuple[str, Any]:
+    """``key=value`` of a command line for `preset`, the value as JSON where it is JSON, else as the string it is.
+
+    Raises:
+        ConfigError: no ``=`` in it.
+
+    >>> parse_change("alpha=0.2"), parse_change("accumulator=ema")
+    (('alpha', 0.2), ('accumulator', 'ema'))
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {text}: write KEY=VALUE")
+    python = {"True": True, "False": False, "None": None}
+    if value in python:
+        return key, python[value]
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value

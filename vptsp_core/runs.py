@@ -39,7 +39,9 @@ class Run:
         path: its folder.
         metrics: retrieval metrics as the config's ``selection`` picks them, fractions in [0, 1].
         history: one row an epoch: loss, learning rates, seconds of training, metrics where evaluated.
-        record: what it ran on: commit, versions, device, checksums of data and weights, parameters, times.
+        record: what it ran on: commit, versions, device, checksums of data and weights, parameters, times. Of a run
+            that was cut short and gone on with, ``started`` and ``seconds`` are those of the whole, ``stretches`` tells
+            what each part was made with (see `make_stretch`), and the rest is that of the last part.
     """
 
     config: RunConfig
@@ -116,6 +118,19 @@ def make_record(config: RunConfig, benchmark: Benchmark, model: MetricModel, dev
         "parameters": count_parameters(model),
         "class_table": None if model.class_prompts is None else "host" if model.class_prompts.on_host else "device",
     }
+
+
+def make_stretch(record: dict[str, Any], model: MetricModel, seconds: float) -> dict[str, Any]:
+    """The part of a record that may be another after a run was cut short, with the seconds that this part took."""
+    kept = {key: record[key] for key in ("started", "processes", "device", "class_table", "commit")}
+    return {**kept, "checkpointing": model.vit.checkpointing, "seconds": round(seconds, 2)}
+
+
+def close_record(record: dict[str, Any], stretches: list[dict[str, Any]]) -> dict[str, Any]:
+    """The record of a finished run: ``started`` of the first part, ``seconds`` of all of them, and the parts."""
+    seconds = round(sum(each["seconds"] for each in stretches), 2)
+    ends = {"started": stretches[0]["started"], "checkpointing": stretches[-1]["checkpointing"]}
+    return {**record, **ends, "seconds": seconds, "stretches": stretches}
 
 
 def _version(package: str) -> str:

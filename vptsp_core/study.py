@@ -23,7 +23,7 @@ from vptsp_core.distributed import from_main, is_main, launched, rank, start
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.evaluate import evaluate
 from vptsp_core.files import writable_folder, write_bytes
-from vptsp_core.runs import METRICS, Run, make_record, read_run, run_folder, write_run
+from vptsp_core.runs import METRICS, Run, close_record, make_record, make_stretch, read_run, run_folder, write_run
 from vptsp_core.train import WEIGHTS, Trainer
 from vptsp_core.tuning import MetricModel, place_class_prompts
 
@@ -79,28 +79,29 @@ def run(
     try:
         # After all that may be wrong with the run was looked at: decoding takes minutes.
         benchmark = decoded(benchmark, config, cache_folder(place, cache), progress=progress and is_main())
-        history = _history(config, benchmark, model, path, progress=progress, checkpointing=checkpointing)
+        history, stretches = _history(
+            config, benchmark, model, path, progress=progress, checkpointing=checkpointing,
+            stretch=lambda: make_stretch(record, model, time.perf_counter() - begun),
+        )  # fmt: skip
     except VptspError:
         with contextlib.suppress(OSError):
             path.rmdir()  # only where nothing was learned: a checkpoint keeps the folder
         raise
-    record["seconds"] = round(time.perf_counter() - begun, 2)
-    record["checkpointing"] = model.vit.checkpointing
-    return from_main(lambda: write_run(config, path, pd.DataFrame(history), record))
+    return from_main(lambda: write_run(config, path, pd.DataFrame(history), close_record(record, stretches)))
 
 
 def _history(
     config: RunConfig, benchmark: Benchmark, model: MetricModel, path: Path, **options: Any
-) -> list[dict[str, float]]:
+) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
     if config.method == "frozen":
         model.vit.autocast = autocast_dtype(config.precision, next(model.parameters()).device)
         metrics = evaluate(model, benchmark)
         from_main(lambda: write_bytes(path / WEIGHTS, safetensors.torch.save({})))
-        return [{"epoch": 0, **metrics}]
+        return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["stretch"]()}]
     if config.epochs == 0:
         raise ConfigError("epochs = 0 trains nothing; use method = 'frozen' for the backbone as it is")
     trainer = Trainer(model, benchmark.train, path, lambda m: evaluate(m, benchmark), **options)
-    return trainer.run()
+    return trainer.run(), trainer.stretches
 
 
 def build_model(config: RunConfig, num_classes: int, device: torch.device, class_table: str = "auto") -> MetricModel:

@@ -32,7 +32,7 @@ from vptsp_core.devices import autocast_dtype
 from vptsp_core.distributed import check_batch, from_main, is_main, own_share
 from vptsp_core.errors import VptspError, WeightsError
 from vptsp_core.files import write_bytes, write_torch
-from vptsp_core.memory import fit_step
+from vptsp_core.memory import fit_step, out_of_memory_told
 from vptsp_core.tuning import MetricModel, make_optimizers
 
 CHECKPOINT, WEIGHTS = "checkpoint.pt", "model.safetensors"
@@ -49,6 +49,11 @@ class Trainer:
         evaluate: metrics of the model as it is; called after the epochs that the config names and after the last.
         progress: show a bar for each epoch's steps.
         checkpointing: of gradients, ``"on"`` or ``"off"``; ``"auto"``: on a GPU, where a step does not fit without.
+        stretch: tells what the run is made with in this call and for how long by now, for its record.
+
+    Attributes:
+        stretches: what ``stretch`` told last in every call that this run took, each with ``after_epochs``, the epochs
+            that were finished before it; travels in the checkpoint.
 
     Raises:
         ConfigError: the processes cannot share the batch evenly.
@@ -64,6 +69,7 @@ class Trainer:
         *,
         progress: bool = True,
         checkpointing: str = "auto",
+        stretch: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         config = self.config = model.config
         check_batch(config.batch, config.samples_per_class)
@@ -83,6 +89,7 @@ class Trainer:
         ]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.model.vit.autocast is torch.float16)
         self.history: list[Row] = []
+        self.stretch, self.stretches = stretch, [{"after_epochs": 0, **stretch()}]
         self.best = -math.inf
 
     def run(self) -> list[Row]:
@@ -90,17 +97,18 @@ class Trainer:
 
         Raises:
             WeightsError: the checkpoint is unreadable or belongs to another run.
-            VptspError: the loss is not finite, the folder cannot be written, or a step does not fit into memory.
+            VptspError: the loss is not finite, the folder cannot be written, or the GPU's memory is full.
         """
         self._resume()
         if self.checkpointing == "auto" and self.device.type == "cuda":
             fit_step(self.model, self.optimizers)
         for epoch in range(len(self.history), self.config.epochs):
-            row = self.train_epoch(epoch)
-            for schedule in self.schedules:
-                schedule.step()
-            if epoch >= self.config.eval_start or epoch == self.config.epochs - 1:
-                row |= self.evaluate(self.model)
+            with out_of_memory_told(self.model, f"epoch {epoch + 1}"):
+                row = self.train_epoch(epoch)
+                for schedule in self.schedules:
+                    schedule.step()
+                if epoch >= self.config.eval_start or epoch == self.config.epochs - 1:
+                    row |= self.evaluate(self.model)
             self.history.append(row)
             self._save(row)
         return self.history
@@ -126,7 +134,7 @@ class Trainer:
         self.scaler.scale(loss).backward()
         self.model.sum_gradients()
         for each in self.optimizers:
-            self.scaler.step(each)
+            self.scaler.step(each)  # with fp16 the host waits here, to learn whether the gradients are finite
         self.scaler.update()
         if prompts is not None:
             prompts.swap_out(classes, optimizer)
@@ -155,7 +163,7 @@ class Trainer:
         schedule = [torch.from_numpy(of_images[batch[::k]]) for batch in self.sampler.epoch(epoch)]
         for (images, labels), classes, upcoming in zip(bar, schedule, [*schedule[1:], None], strict=True):
             losses.append(self.step(images, labels, classes, upcoming))
-        mean = torch.stack(losses).mean().item()  # the only wait for the device in an epoch
+        mean = torch.stack(losses).mean().item()  # the only wait for the device in an epoch, but for fp16
         if not math.isfinite(mean):
             first = int((~torch.isfinite(torch.stack(losses))).float().argmax())
             raise VptspError(
@@ -171,6 +179,7 @@ class Trainer:
         return float(self.optimizers[which].param_groups[0]["lr"])
 
     def _save(self, row: Row) -> None:
+        self.stretches[-1] |= self.stretch()
         score = row.get("R@1", -math.inf)
         better = self.config.selection == "last" or score > self.best
         self.best = max(self.best, score)
@@ -191,6 +200,7 @@ class Trainer:
                 "scaler": self.scaler.state_dict(),
                 "history": self.history,
                 "best": self.best,
+                "stretches": self.stretches,
             },
         )
 
@@ -225,3 +235,5 @@ class Trainer:
             schedule.load_state_dict(state)
         self.scaler.load_state_dict(saved["scaler"])
         self.history, self.best = saved["history"], saved["best"]
+        earlier = saved.get("stretches", [])  # older checkpoints tell of none
+        self.stretches = [*earlier, {"after_epochs": len(self.history), **self.stretch()}]

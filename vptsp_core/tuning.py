@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from vptsp_core.class_table import ClassPrompts
 from vptsp_core.config import RunConfig
-from vptsp_core.distributed import gather_rows, own_rows, sum_gradients
-from vptsp_core.errors import ConfigError
+from vptsp_core.distributed import gather_rows, local_size, own_rows, sum_gradients
+from vptsp_core.errors import ConfigError, VptspError
+from vptsp_core.host_rows import available_host_memory
 from vptsp_core.losses import proxy_anchor
 from vptsp_core.proxies import EMAAccumulator, GRUAccumulator, SemanticProxies
 from vptsp_core.vit import PromptedViT, prompt_counts
@@ -152,10 +153,12 @@ def place_class_prompts(model: MetricModel, device: torch.device, where: str = "
 
     Args:
         where: ``"device"``, ``"host"`` (row-wise tables only), or ``"auto"``: in host memory if the table and its
-            optimiser state would take more than half of what the GPU has free. It changes no numbers.
+            optimiser state would take more than half of what the GPU has free. It changes no numbers. Every process
+            has a copy of its own, so that host memory holds one for each process of this machine.
 
     Raises:
         ConfigError: ``"host"`` for a model without a row-wise table.
+        VptspError: the copies of this machine's processes do not fit into its memory.
     """
     prompts = model.class_prompts
     if prompts is None or not prompts.rowwise:
@@ -168,7 +171,22 @@ def place_class_prompts(model: MetricModel, device: torch.device, where: str = "
         free, _ = torch.cuda.mem_get_info(device)
         where = "host" if prompts.table_bytes() > free / 2 else "device"
     if where == "host":
+        _check_host_memory(prompts)
         prompts.to_host()
+
+
+def _check_host_memory(prompts: ClassPrompts) -> None:
+    each, processes = prompts.table_bytes(), local_size()
+    # The table itself is there already; the moments, all zeros, take no memory before the first step. The others'
+    # tables may be there too: between the two counts lie processes - 1 tables, and the check takes the careful one.
+    available = available_host_memory() + prompts.table.nbytes
+    if each * processes > available:
+        raise VptspError(
+            f"class table on the host: {each / 1e9:.2f} GB x {processes} processes of this machine = "
+            f"{each * processes / 1e9:.2f} GB, but {available / 1e9:.2f} GB of its memory are available; "
+            f"{'start fewer processes, ' if processes > 1 else ''}lower class_prompts or class_layers, "
+            "or keep the table on the GPU with --class-table device"
+        )
 
 
 def count_parameters(model: MetricModel) -> dict[str, int]:

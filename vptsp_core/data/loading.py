@@ -18,6 +18,7 @@ from torchvision.transforms import InterpolationMode
 from vptsp_core.config import RunConfig
 from vptsp_core.data.base import ImageSet
 from vptsp_core.data.sampler import ClassBalancedSampler
+from vptsp_core.devices import to_device
 from vptsp_core.distributed import local_size
 from vptsp_core.errors import DataError
 
@@ -102,7 +103,7 @@ def train_batches(
         start += len(batch)
     labels = torch.from_numpy(images.labels)
     for batch, pixels in zip(batches, _load(images, transform, items, device), strict=True):
-        yield pixels, labels[torch.from_numpy(batch)].to(device, non_blocking=True)
+        yield pixels, to_device(labels[torch.from_numpy(batch)], device)
 
 
 def eval_batches(

@@ -13,11 +13,6 @@ from torch import Tensor
 AHEAD = 2  # batches waiting on the device
 
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small host tensor on the device, without waiting for it."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
 def on_device(batches: Iterator[tuple[Tensor, ...]], device: torch.device) -> Iterator[tuple[Tensor, ...]]:
     """The same tuples of tensors on the device, in order.
 
