@@ -159,6 +159,36 @@ def test_class_folders_are_split_in_name_order(root):
                                           ("1_0.jpg", "002.Class 1")]  # fmt: skip
 
 
+def test_a_missing_class_moves_no_other(root):
+    MAKE["cub200"]()
+    (root / "cub200/images/050.Class 49").rename(root / "away")
+    put("cub200/images/000.stray/1.jpg", "cub200/images/000.stray/2.jpg")
+    with pytest.warns(UserWarning):
+        (root / "away").rename(root / "cub200/images/050.Class 49")
+        stray = load_benchmark("cub200", root, allow_partial=True)
+    assert stray.test.class_names[0] == "101.Class 100" and stray.train.class_names[-1] == "100.Class 99"
+    (root / "cub200/images/000.stray").rename(root / "stray")
+    (root / "cub200/images/050.Class 49").rename(root / "away")
+    with pytest.warns(UserWarning, match="99 training classes instead of 100"):
+        benchmark = load_benchmark("cub200", root, allow_partial=True)
+    assert benchmark.train.num_classes == 99 and benchmark.train.class_names[-1] == "100.Class 99"
+    assert benchmark.test.class_names[0] == "101.Class 100" and benchmark.test.num_classes == 100
+
+
+def test_classes_without_numbers_are_not_guessed_at(root):
+    put(*(f"cars196/images/Car {c:03}/{i}.jpg" for c in range(196) for i in range(2)))
+    assert load_benchmark("cars196", root).test.class_names[0] == "Car 098", "all are there: their order decides"
+    (root / "cars196/images/Car 007/0.jpg").unlink()
+    put("cars196/images/Car 007/2.jpg", "cars196/images/Car 007/3.jpg")
+    with pytest.warns(UserWarning, match="197 training images"):
+        assert load_benchmark("cars196", root, True).test.class_names[0] == "Car 098"
+    (root / "cars196/images/Car 007").rename(root / "away")
+    for allow_partial in (False, True):
+        with pytest.raises(DataError, match="which classes are for training cannot be told") as caught:
+            load_benchmark("cars196", root, allow_partial)
+        assert "\n" not in str(caught.value)
+
+
 def test_online_products_follows_its_lists(root):
     make_sop()
     put("online_products/images/sofa_final/unlisted.JPG")
@@ -326,6 +356,8 @@ OWN = {
     "mixed": ([f"images/{i}.jpg,{i},{s}" for i, s in enumerate(["train", "test", "query", "gallery"])], None, "splits"),
     "shared": (["images/0.jpg,a,train", "images/1.jpg,a,test"], None, "the first a; testing needs unseen classes"),
     "missing": (["images/0.jpg,a,train", "images/9.jpg,b,test"], None, "1 of 2 listed images not, the first .*9.jpg"),
+    "twice": (["images/0.jpg,a,train", "images/./0.jpg,b,test"], None, "lists images/./0.jpg twice"),
+    "twice as well": (["images/0.jpg,a,train", "./images//0.jpg,b,test"], None, "lists images//0.jpg twice"),
     "outside": (["images/0.jpg,a,train", "../9.jpg,b,test"], None, "not inside"),
 }  # fmt: skip
 

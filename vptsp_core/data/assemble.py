@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -26,7 +27,8 @@ def assemble(name: str, listing: Listing, published: Counts, allow_partial: bool
 
     Raises:
         DataError: files missing or counts other than the published ones (all differences in one line), a class
-            or an image in two splits, a class of one image where that is a mistake, a split without images.
+            or an image in two splits, too many or too few classes where their order makes the split, a class of one
+            image where that is a mistake, a split without images.
     """
     _refuse_shared(name, listing)
     paths = [path for rows in listing.splits.values() for path, _ in rows]
@@ -38,6 +40,11 @@ def assemble(name: str, listing: Listing, published: Counts, allow_partial: bool
         differences.append(f"{len(missing)} of {len(paths)} listed images not, the first {listing.root / first}")
     if differences:
         found = f"{name}: {listing.source} holds {', '.join(differences)}"
+        if listing.uncertain:
+            raise DataError(
+                f"{found}; which classes are for training cannot be told, their names begin with no number as in "
+                "001.Name; make it whole"
+            )
         if not allow_partial:
             raise DataError(f"{found}; make it whole, or go on knowingly with --allow-partial")
         warnings.warn(f"{found}; going on with what is there", stacklevel=3)
@@ -95,11 +102,12 @@ def _miscounts(splits: dict[str, Rows], published: Counts) -> list[str]:
 def _refuse_shared(name: str, listing: Listing) -> None:
     seen: set[str] = set()
     for path, _ in (row for rows in listing.splits.values() for row in rows):
-        if path in seen:
+        same = posixpath.normpath(path)  # a/./0.png and a//0.png are a/0.png
+        if same in seen:
             raise DataError(f"{name}: {listing.source} lists {path} twice; keep one of the two lines")
         if path.startswith("/") or ".." in path.split("/"):
             raise DataError(f"{name}: {listing.source} lists {path}, which is not inside {listing.root}; write it so")
-        seen.add(path)
+        seen.add(same)
     train = {label for _, label in listing.splits["train"]}
     shared = sorted({label for split, rows in listing.splits.items() if split != "train" for _, label in rows} & train)
     if shared:

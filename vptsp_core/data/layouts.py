@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ class Listing:
         root: the paths are relative to it.
         splits: ``train``, and ``test`` or ``query`` and ``gallery``; of each (path with ``/``, class) in order.
         notes: what the lists themselves lack.
+        uncertain: the split rests on the order of the classes, and their number is not the published one.
         classes_of_one: whether a class of one image is fine: a benchmark's list may hold some, which count as misses.
     """
 
@@ -30,15 +32,25 @@ class Listing:
     root: Path
     splits: dict[str, Rows]
     notes: list[str] = field(default_factory=list)
+    uncertain: bool = False
     classes_of_one: bool = True
 
 
 Reader = Callable[[Path, str], Listing]  # (the data set's folder, the name that messages begin with)
 
 
-def class_split(folder: Path, name: str, train_classes: int) -> Listing:
-    """``images/<class>/<image>``: the first classes in name order are for training, the others for testing."""
-    return _classes(folder / "images", name, train_classes)
+def class_split(folder: Path, name: str, classes: int, train_classes: int) -> Listing:
+    """``images/<class>/<image>``: the classes up to ``train_classes`` are for training, the others for testing.
+
+    Where all names begin with their class's number (``001.Black_footed_Albatross``), it decides: a class that is
+    missing moves no other. Else their order does, as long as there are ``classes`` of them.
+    """
+    found = class_folders(folder / "images", name)
+    numbers = {label: int(label[:3]) for label in found if re.match(r"[0-9]{3}(?!\d)", label)}
+    if len(numbers) == len(found):
+        train = [label for label, number in numbers.items() if number <= train_classes]
+        return _classes(folder / "images", found, train)
+    return _classes(folder / "images", found, list(found)[:train_classes], uncertain=len(found) != classes)
 
 
 def own_images(folder: Path, name: str) -> Listing:
@@ -49,7 +61,8 @@ def own_images(folder: Path, name: str) -> Listing:
     """
     table = folder / "split.csv"
     if not table.is_file():
-        return _classes(folder, name, None)
+        classes = class_folders(folder, name)
+        return _classes(folder, classes, list(classes)[: math.ceil(len(classes) / 2)])
     splits: dict[str, Rows] = {}
     reader = csv.DictReader(_lines(table, name))
     if not {"path", "class", "split"} <= set(reader.fieldnames or ()):
@@ -118,18 +131,16 @@ def inaturalist(folder: Path, name: str) -> Listing:
     return Listing(path.parent, folder, splits)
 
 
-def _classes(folder: Path, name: str, train_classes: int | None) -> Listing:
-    classes = class_folders(folder, name)
-    names = list(classes)
-    cut = math.ceil(len(names) / 2) if train_classes is None else train_classes
+def _classes(folder: Path, classes: dict[str, list[str]], train: list[str], uncertain: bool = False) -> Listing:
+    test = [label for label in classes if label not in train]
 
     def rows(some: list[str]) -> Rows:
         return [(f"{label}/{file}", label) for label in some for file in classes[label]]
 
-    empty = [label for label in names if not classes[label]]
+    empty = [label for label in classes if not classes[label]]
     notes = [f"{len(empty)} class folder(s) without images, the first {empty[0]}"] if empty else []
-    splits = {"train": rows(names[:cut]), "test": rows(names[cut:])}
-    return Listing(folder, folder, splits, notes, classes_of_one=False)
+    splits = {"train": rows(train), "test": rows(test)}
+    return Listing(folder, folder, splits, notes, uncertain, classes_of_one=False)
 
 
 def _find(folder: Path, name: str, *places: str) -> Path:
