@@ -134,7 +134,7 @@ def test_more_than_the_disk_holds_is_refused(tmp_path, monkeypatch, name):
     assert archive.stat().st_size < 10_000, "small outside, large inside"
     usage = module.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
-    with pytest.raises(DataError, match=r"declares 0\.0 GB, the disk has 0\.0 GB free"):
+    with pytest.raises(DataError, match=r"declares 1\.2 MB, the disk has 1\.0 MB free"):
         unpack(archive, tmp_path / "place" / "set", EVERYTHING)
     assert list((tmp_path / "place").iterdir()) == []
 

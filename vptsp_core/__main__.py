@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VptspError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(error.args[0] if error.args else "stopped; the same command goes on where it was", file=sys.stderr)
         return 130
 
 

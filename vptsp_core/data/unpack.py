@@ -16,6 +16,7 @@ from typing import IO
 
 from tqdm import tqdm
 
+from vptsp_core.data.partfile import amount
 from vptsp_core.errors import DataError
 
 Renaming = Callable[[str], str | None]  # path in the archive -> path in the target, or None: not needed
@@ -147,6 +148,5 @@ def _refuse_outside(archive: Path, name: str) -> None:
 
 def _too_large(archive: Path, declared: int, free: int) -> DataError:
     return DataError(
-        f"{archive}: declares {declared / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; free some, or --data "
-        "elsewhere"
+        f"{archive}: declares {amount(declared)}, the disk has {amount(free)} free; free some, or --data elsewhere"
     )
