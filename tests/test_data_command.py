@@ -122,7 +122,7 @@ def test_what_was_fetched_is_not_fetched_again(published, data, capsys, monkeypa
     published.publish("cub200", {"train": (100, 200), "test": (100, 200)})
     status, out, err = run(capsys, "get", "cub200", "--data", data)
     assert status == 2 and one_line(err.splitlines()[-1] + "\n") and "99 test classes instead of 100" in err
-    assert f"move {data / 'cub200'} away" in err
+    assert f"move {data / 'cub200'} away" in err and "--allow-partial" not in err, "get knows no such thing"
     archive = data / "downloads" / "CUB_200_2011.tgz"
     archive.rename(data / "kept")
     status, out, err = run(capsys, "get", "cub200", "--data", data)
@@ -132,6 +132,10 @@ def test_what_was_fetched_is_not_fetched_again(published, data, capsys, monkeypa
     assert run(capsys, "get", "cub200", "--data", data)[0] == 2 and len(published.seen) == 1
     status, out, err = run(capsys, "check", "cub200", "--data", data)
     assert status == 2 and one_line(err) and out.splitlines()[2].split()[-2:] == ["NOT", "OK"]
+    assert "--allow-partial" in err
+    for command in (["check"], ["cache", "--side", "16", "--workers", "1"]):
+        status, out, err = run(capsys, command[0], "cub200", "--data", data, *command[1:], "--allow-partial")
+        assert status == 0 and err.startswith("warning: cub200: ") and "99 test classes" in err.splitlines()[0]
 
 
 def test_a_wrong_checksum_unpacks_nothing(published, data, capsys):
@@ -316,6 +320,7 @@ def test_info_tells_where_things_come_from(monkeypatch, capsys):
     monkeypatch.delenv("VPTSP_DATA", raising=False)
     status, out, _ = run(capsys, "info")
     assert status == 0 and all(name in out for name in DATASETS)
+    assert ".tiff" in run(capsys, "info", "folder")[1]
     for name in DATASETS:
         status, out, err = run(capsys, "info", name)
         assert status == 0 and err == ""

@@ -327,10 +327,10 @@ def test_a_second_source_without_ranges_shortens_nothing(server, second, target,
 
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_cut_without_a_declared_length_is_a_cut(server, target, ranges):
-    server.length, server.ranges, server.cuts = False, ranges, [2_000_000, None if ranges else 1_000]
+    server.length, server.ranges, server.cuts = False, ranges, [2_000_000] + ([] if ranges else [1_000, 2_000_000])
     download([server.url], target, None, MD5)
     assert only(target) and server.seen[1]["Range"] == "bytes=2000000-"
-    assert len(server.seen) == (2 if ranges else 3)
+    assert len(server.seen) == (2 if ranges else 4)
 
 
 def test_another_file_of_undeclared_length_is_told_from_a_cut(server, target):
@@ -385,6 +385,25 @@ def test_a_reset_keeps_what_came(target):
     with pytest.raises(ConnectionResetError):
         module._put(Response(), PartFile(target), 0, len(CONTENT))
     assert PartFile(target).path.read_bytes() == CONTENT[:100_000]
+
+
+@pytest.mark.parametrize(
+    "place", ["http://[bad/", "http://a..b/x", "http://127.0.0.1:99999/", "http://h:0x/", "file:///etc/passwd", "//"]
+)
+def test_a_redirection_to_nowhere_is_passed_over(server, second, target, place, capsys):
+    server.raw = [f"HTTP/1.1 302 X\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n".encode()] * 20
+    download([server.url, second.url], target, None, MD5)
+    assert only(target) and capsys.readouterr().err.count("\n") == 1
+    target.unlink()
+    with pytest.raises(DataError) as caught:
+        download([server.url], target, None, MD5)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_length_that_no_file_has_is_none(server, target):
+    server.raw = [b"HTTP/1.1 200 X\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n" + CONTENT]
+    download([server.url], target, None, MD5)
+    assert only(target) and len(server.seen) == 1
 
 
 # ---- two at once ---------------------------------------------------------------------------------

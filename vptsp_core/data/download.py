@@ -109,7 +109,7 @@ def _complete(source: str, part: PartFile, size: int | None, checksum: str | Non
         if (size is not None and part.length > size) or (checksum is None and part.version(source) is None):
             part.discard()  # too long, or nothing would tell whether the rest belongs to it
         try:
-            if _receive(source, part, part.length if ranges else 0, size, checksum):
+            if _receive(source, part, part.length if ranges else 0, size, checksum, last=tries == TRIES - 1):
                 return
             reason = f"the connection ended after {part.length} bytes"
         except _OtherRange as error:
@@ -133,13 +133,15 @@ def _retryable(error: Exception) -> str:
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, socket.gaierror | ConnectionRefusedError | ssl.SSLCertVerificationError):
         raise _SourceFailed(str(cause)) from error
-    return " ".join(str(cause).split()) or type(cause).__name__
+    return " ".join(str(cause).split())[:200] or type(cause).__name__
 
 
-def _receive(source: str, part: PartFile, offset: int, size: int | None, checksum: str | None) -> bool:
+def _receive(
+    source: str, part: PartFile, offset: int, size: int | None, checksum: str | None, last: bool = False
+) -> bool:
     """One request for the bytes from ``offset`` on, put into ``part``; True where the file is complete.
 
-    It is by the server's count, else by the checksum, else where the same answer ended twice at the same byte.
+    It is by the server's count, else by the checksum, else where a whole answer ends at the same byte to the last.
     """
     before, response = part.length, _open(source, part, offset, size)
     if response is None:
@@ -172,7 +174,7 @@ def _receive(source: str, part: PartFile, offset: int, size: int | None, checksu
         end = _put(response, part, start, expected)
     if expected is not None:
         return end == expected
-    return end > 0 and (not mismatch(part.path, size, checksum) or (start == 0 and end == before))
+    return end > 0 and (not mismatch(part.path, size, checksum) or (last and start == 0 and end == before))
 
 
 def _open(source: str, part: PartFile, offset: int, size: int | None) -> Any:

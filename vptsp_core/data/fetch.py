@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vptsp_core.data import load_benchmark
+from vptsp_core.data.assemble import MEND
 from vptsp_core.data.catalog import DataSet, Part
 from vptsp_core.data.download import download
 from vptsp_core.data.partfile import locked, mismatch
@@ -52,7 +53,9 @@ def get(known: DataSet, data: Path) -> None:
     try:
         load_benchmark(known.name, data)
     except DataError as error:
-        raise DataError(f"{error}; to start over, move {folder} away and run this again") from error
+        raise DataError(
+            f"{str(error).removesuffix(MEND)}; to start over, move {folder} away and run this again"
+        ) from error
     print(f"{known.name}: whole, in {folder}; {downloads} is not needed any more")
 
 
