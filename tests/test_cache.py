@@ -200,7 +200,7 @@ def test_the_command_makes_the_cache_that_a_run_reads(tmp_path, capsys, decoding
         make_images(tmp_path / "data" / label, 4)
     assert main(["data", "cache", "folder", "--data", str(tmp_path / "data"), "--side", "40"]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert [line.split()[:3] for line in out] == [["train", "6", "images"], ["test", "6", "images"]]
+    assert [line.split()[:3] for line in out] == [["train", "8", "images"], ["test", "8", "images"]]
     decodings.clear()
     run = [
         "train",

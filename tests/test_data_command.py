@@ -332,3 +332,12 @@ def test_info_tells_where_things_come_from(monkeypatch, capsys):
 def test_the_embedded_set_is_checked_as_well(capsys):
     status, out, _ = run(capsys, "check", "glyphs")
     assert status == 0 and out.splitlines()[1].split() == ["train", "100", "2000"]
+
+
+def test_a_name_with_a_line_end_stays_in_one_line(tmp_path, capsys):
+    folder = tmp_path / "a\nb"
+    for c in "xy":
+        (folder / c).mkdir(parents=True)
+    (folder / "x" / "1.jpg").write_bytes(PICTURE)
+    status, out, err = run(capsys, "check", "folder", "--data", folder)
+    assert status == 2 and err.count("warning: ") == 1 and err.count("error: ") == 1 and err.count("\n") == 2

@@ -4,9 +4,6 @@
 class VptspError(Exception):
     """Base of every error this project raises on purpose; the command line prints it and exits with status 2."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))  # names of files and reasons of others may hold line ends
-
 
 class ConfigError(VptspError):
     """A run description that cannot be run."""

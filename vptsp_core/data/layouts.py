@@ -14,7 +14,9 @@ from vptsp_core.data.folder import class_folders
 from vptsp_core.errors import DataError
 
 Rows = list[tuple[str, str]]
-LINE_ENDS = dict.fromkeys(map(ord, "\n\r"), " ")  # of names, in messages of one line
+LINE_ENDS = dict.fromkeys(
+    map(ord, "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), " "
+)  # in names, where a message is one line
 
 
 @dataclass(frozen=True)

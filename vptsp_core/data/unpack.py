@@ -98,7 +98,9 @@ def _write(archive: Path, fresh: Path, target: Path, rename: Renaming, progress:
                 folders.add(folder)
             file = open(place, "xb")
         except (FileExistsError, NotADirectoryError) as error:
-            raise DataError(f"{archive}: holds {path!r} twice or as file and folder, the archive is at fault; get another") from error
+            raise DataError(
+                f"{archive}: holds {path!r} twice or as file and folder, the archive is at fault; get another"
+            ) from error
         with file, opened() as source:
             shutil.copyfileobj(source, file, 1 << 20)
     if not folders:
