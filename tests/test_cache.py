@@ -196,7 +196,7 @@ def test_half_a_list_of_sizes_is_measured_again(images, tmp_path):
 
 def test_a_strip_of_an_image_is_refused_by_name(images, tmp_path):
     Image.new("RGB", (1, 20_000)).save(images.paths[4])
-    with pytest.raises(DataError, match="04.png: 1 x 20000 pixels would take 0.6 GB .*; leave it out") as caught:
+    with pytest.raises(DataError, match="04.png: 1 x 20000 pixels would take 612.1 MB .*; leave it out") as caught:
         build(images, tmp_path / "cache", side=101)
     assert "\n" not in str(caught.value)
 
@@ -237,14 +237,14 @@ def test_what_will_be_written_and_what_is_left_over_is_said(images, tmp_path, ca
     capsys.readouterr()
     build(images, tmp_path / "cache", progress=True)
     lines = capsys.readouterr().err.splitlines()
-    assert "things train 14 images; " in lines[0] and "KB to write in" in lines[0] and "free)" in lines[0]
+    assert "things train 14 images; " in lines[0] and "MB to write in" in lines[0] and "free)" in lines[0]
     assert "earlier state of that set; delete it" in lines[1] and len(lines) == 2
 
 
 def test_too_little_disk_is_said_before_anything_is_decoded(images, tmp_path, monkeypatch, decodings):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
-    with pytest.raises(DataError, match="needs 81.3 KB, 1.0 KB are free; .* VPTSP_CACHE, or set pipeline=classic"):
+    with pytest.raises(DataError, match="needs 0.1 MB, 0.0 MB are free; .* VPTSP_CACHE, or set pipeline=classic"):
         build(images, tmp_path / "cache")
     assert not decodings
 
@@ -304,7 +304,7 @@ def test_the_command_makes_the_cache_that_a_run_reads(tmp_path, capsys, decoding
         make_images(tmp_path / "data" / label, 4)
     assert main(["data", "cache", "folder", "--data", str(tmp_path / "data"), "--side", "40"]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert [line.split()[:3] for line in out] == [["train", "6", "images"], ["test", "6", "images"]]
+    assert [line.split()[:3] for line in out] == [["train", "8", "images"], ["test", "8", "images"]]
     decodings.clear()
     run = [
         "train",

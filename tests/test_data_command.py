@@ -16,7 +16,7 @@ import scipy.io
 from PIL import Image
 
 from vptsp_core.__main__ import main
-from vptsp_core.data import DATASETS, load_benchmark
+from vptsp_core.data import DATASETS, fetch, load_benchmark, partfile
 from vptsp_core.data.catalog import CATALOG
 
 
@@ -122,7 +122,7 @@ def test_what_was_fetched_is_not_fetched_again(published, data, capsys, monkeypa
     published.publish("cub200", {"train": (100, 200), "test": (100, 200)})
     status, out, err = run(capsys, "get", "cub200", "--data", data)
     assert status == 2 and one_line(err.splitlines()[-1] + "\n") and "99 test classes instead of 100" in err
-    assert f"move {data / 'cub200'} away" in err
+    assert f"move {data / 'cub200'} away" in err and "--allow-partial" not in err, "get knows no such thing"
     archive = data / "downloads" / "CUB_200_2011.tgz"
     archive.rename(data / "kept")
     status, out, err = run(capsys, "get", "cub200", "--data", data)
@@ -132,6 +132,10 @@ def test_what_was_fetched_is_not_fetched_again(published, data, capsys, monkeypa
     assert run(capsys, "get", "cub200", "--data", data)[0] == 2 and len(published.seen) == 1
     status, out, err = run(capsys, "check", "cub200", "--data", data)
     assert status == 2 and one_line(err) and out.splitlines()[2].split()[-2:] == ["NOT", "OK"]
+    assert "--allow-partial" in err
+    for command in (["check"], ["cache", "--side", "16", "--workers", "1"]):
+        status, out, err = run(capsys, command[0], "cub200", "--data", data, *command[1:], "--allow-partial")
+        assert status == 0 and err.startswith("warning: cub200: ") and "99 test classes" in err.splitlines()[0]
 
 
 def test_a_wrong_checksum_unpacks_nothing(published, data, capsys):
@@ -144,14 +148,66 @@ def test_a_wrong_checksum_unpacks_nothing(published, data, capsys):
 
 
 def test_online_products_archive_is_put_in_order(published, data, capsys):
-    files = {f"Stanford_Online_Products/bicycle_final/{name}.JPG": PICTURE for name in ("a_0", "a_1", "b_0", "b_1")}
-    files |= {f"Stanford_Online_Products/{name}": content.encode() for name, content in SOP_LISTS.items()}
-    zipped(published.folder / "Stanford_Online_Products.zip", files | {"__MACOSX/._x": b""})
-    published.publish("sop", {"train": (1, 2), "test": (1, 2)})
+    publish_sop(published)
     assert run(capsys, "get", "sop", "--data", data)[0] == 0
     assert {path.name for path in (data / "online_products").iterdir()} == {"images", "Info_Files"}
     assert {path.name for path in (data / "online_products/Info_Files").iterdir()} == set(SOP_LISTS)
     assert (data / "online_products/images/bicycle_final/a_0.JPG").is_file()
+
+
+def publish_sop(published):
+    files = {f"Stanford_Online_Products/bicycle_final/{name}.JPG": PICTURE for name in ("a_0", "a_1", "b_0", "b_1")}
+    files |= {f"Stanford_Online_Products/{name}": content.encode() for name, content in SOP_LISTS.items()}
+    zipped(published.folder / "Stanford_Online_Products.zip", files | {"__MACOSX/._x": b""})
+    published.publish("sop", {"train": (1, 2), "test": (1, 2)})
+
+
+def test_a_killed_unpacking_is_gone_on_with(published, data, capsys):
+    """Killed while it wrote: its folder is removed. Killed between two renames: what is in place stays."""
+    publish_sop(published)
+    (data / ".online_products.abc.unpacking" / "online_products" / "images").mkdir(parents=True)
+    (data / "online_products" / "Info_Files").mkdir(parents=True)
+    for name, content in SOP_LISTS.items():
+        (data / "online_products" / "Info_Files" / name).write_text(content)
+    status, out, err = run(capsys, "get", "sop", "--data", data)
+    assert status == 0 and err == "" and len(load_benchmark("sop", data).test) == 2
+    assert sorted(path.name for path in data.iterdir()) == ["downloads", "online_products"]
+
+
+def test_two_that_get_the_same_data_set(published, data, capsys, monkeypatch):
+    publish_sop(published)
+    begun, go, waits, unpack, status = threading.Event(), threading.Event(), threading.Event(), fetch.unpack, []
+    said = []
+    monkeypatch.setattr(partfile, "print", lambda text, file: (said.append(text), waits.set()), raising=False)
+
+    def slow(*args, **kwargs):
+        begun.set()
+        assert go.wait(20)
+        unpack(*args, **kwargs)
+
+    monkeypatch.setattr(fetch, "unpack", slow)
+    command = ["data", "get", "sop", "--data", str(data)]
+    threads = [threading.Thread(target=lambda: status.append(main(command))) for _ in "12"]
+    threads[0].start()
+    assert begun.wait(20)
+    threads[1].start()
+    waits.wait(10)
+    go.set()
+    for thread in threads:
+        thread.join(20)
+    out, err = capsys.readouterr()
+    assert status == [0, 0] and err == "" and said == ["sop: another process is getting it; waiting"]
+    assert out.count(" -> ") == 1 and out.count("sop: whole, in") == 2 and not list(data.rglob("*.lock"))
+
+
+def test_stopping_while_unpacking_promises_nothing(published, data, capsys, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    publish_sop(published)
+    monkeypatch.setattr(fetch, "unpack", stop)
+    status, out, err = run(capsys, "get", "sop", "--data", data)
+    assert status == 130 and err == "stopped; the same command unpacks Stanford_Online_Products.zip again\n"
 
 
 def cars_annotations(path, images):
@@ -264,6 +320,7 @@ def test_info_tells_where_things_come_from(monkeypatch, capsys):
     monkeypatch.delenv("VPTSP_DATA", raising=False)
     status, out, _ = run(capsys, "info")
     assert status == 0 and all(name in out for name in DATASETS)
+    assert ".tiff" in run(capsys, "info", "folder")[1]
     for name in DATASETS:
         status, out, err = run(capsys, "info", name)
         assert status == 0 and err == ""
@@ -275,3 +332,12 @@ def test_info_tells_where_things_come_from(monkeypatch, capsys):
 def test_the_embedded_set_is_checked_as_well(capsys):
     status, out, _ = run(capsys, "check", "glyphs")
     assert status == 0 and out.splitlines()[1].split() == ["train", "100", "2000"]
+
+
+def test_a_name_with_a_line_end_stays_in_one_line(tmp_path, capsys):
+    folder = tmp_path / "a\nb"
+    for c in "xy":
+        (folder / c).mkdir(parents=True)
+    (folder / "x" / "1.jpg").write_bytes(PICTURE)
+    status, out, err = run(capsys, "check", "folder", "--data", folder)
+    assert status == 2 and err.count("warning: ") == 1 and err.count("error: ") == 1 and err.count("\n") == 2

@@ -159,6 +159,36 @@ def test_class_folders_are_split_in_name_order(root):
                                           ("1_0.jpg", "002.Class 1")]  # fmt: skip
 
 
+def test_a_missing_class_moves_no_other(root):
+    MAKE["cub200"]()
+    (root / "cub200/images/050.Class 49").rename(root / "away")
+    put("cub200/images/000.stray/1.jpg", "cub200/images/000.stray/2.jpg")
+    with pytest.warns(UserWarning):
+        (root / "away").rename(root / "cub200/images/050.Class 49")
+        stray = load_benchmark("cub200", root, allow_partial=True)
+    assert stray.test.class_names[0] == "101.Class 100" and stray.train.class_names[-1] == "100.Class 99"
+    (root / "cub200/images/000.stray").rename(root / "stray")
+    (root / "cub200/images/050.Class 49").rename(root / "away")
+    with pytest.warns(UserWarning, match="99 training classes instead of 100"):
+        benchmark = load_benchmark("cub200", root, allow_partial=True)
+    assert benchmark.train.num_classes == 99 and benchmark.train.class_names[-1] == "100.Class 99"
+    assert benchmark.test.class_names[0] == "101.Class 100" and benchmark.test.num_classes == 100
+
+
+def test_classes_without_numbers_are_not_guessed_at(root):
+    put(*(f"cars196/images/Car {c:03}/{i}.jpg" for c in range(196) for i in range(2)))
+    assert load_benchmark("cars196", root).test.class_names[0] == "Car 098", "all are there: their order decides"
+    (root / "cars196/images/Car 007/0.jpg").unlink()
+    put("cars196/images/Car 007/2.jpg", "cars196/images/Car 007/3.jpg")
+    with pytest.warns(UserWarning, match="197 training images"):
+        assert load_benchmark("cars196", root, True).test.class_names[0] == "Car 098"
+    (root / "cars196/images/Car 007").rename(root / "away")
+    for allow_partial in (False, True):
+        with pytest.raises(DataError, match="which classes are for training cannot be told") as caught:
+            load_benchmark("cars196", root, allow_partial)
+        assert "\n" not in str(caught.value)
+
+
 def test_online_products_follows_its_lists(root):
     make_sop()
     put("online_products/images/sofa_final/unlisted.JPG")
@@ -238,6 +268,7 @@ def test_going_on_knowingly(root):
     with pytest.warns(UserWarning):
         benchmark = load_benchmark("inshop", root, allow_partial=True)
     assert benchmark.test.labels.tolist() == [0, 1] and benchmark.gallery.labels.tolist() == [1, 1]
+    assert benchmark.differences[-1] == "1 query class(es) without gallery images, the first id_00000001"
 
 
 def test_a_list_shorter_than_it_says(root):
@@ -263,6 +294,8 @@ BROKEN = {
                   "Ebay_train.txt, line 6: 2 fields instead of 4"),
     "not text": ("inshop", "list_eval_partition.txt", b"\xff\xfe\x00", "list_eval_partition.txt is unreadable"),
     "no number": ("inshop", "list_eval_partition.txt", "image_name item_id\n", "must begin with the number of rows"),
+    "digits": ("inshop", "list_eval_partition.txt", inshop_list(declared="9" * 5000), "must begin with the number of"),
+    "other digits": ("inshop", "list_eval_partition.txt", inshop_list(declared="\u0664"), "must begin with the number"),
     "status": ("inshop", "list_eval_partition.txt", inshop_list([("img/a.jpg", "a", "val")]), "status 'val' is none"),
     "no path": ("inaturalist", "Inaturalist_test_set1.txt", "a.jpg\n", "line 1: 'a.jpg' is no path"),
     "web page": ("inaturalist", "Inaturalist_test_set1.txt", "<html>\n", "line 1: '<html>' is no path"),
@@ -326,6 +359,8 @@ OWN = {
     "mixed": ([f"images/{i}.jpg,{i},{s}" for i, s in enumerate(["train", "test", "query", "gallery"])], None, "splits"),
     "shared": (["images/0.jpg,a,train", "images/1.jpg,a,test"], None, "the first a; testing needs unseen classes"),
     "missing": (["images/0.jpg,a,train", "images/9.jpg,b,test"], None, "1 of 2 listed images not, the first .*9.jpg"),
+    "twice": (["images/0.jpg,a,train", "images/./0.jpg,b,test"], None, "lists images/./0.jpg twice"),
+    "twice as well": (["images/0.jpg,a,train", "./images//0.jpg,b,test"], None, "lists images//0.jpg twice"),
     "outside": (["images/0.jpg,a,train", "../9.jpg,b,test"], None, "not inside"),
 }  # fmt: skip
 
@@ -348,9 +383,95 @@ def test_own_folders_mistakes(root):
     with pytest.raises(DataError, match="b has 1 image"):
         load_benchmark("folder", root)
     put("b/2.jpg")
-    (root / "empty").mkdir()
-    with pytest.raises(DataError, match=r"1 class folder\(s\) without images, the first empty"):
+    (root / "loop").symlink_to("loop")
+    with pytest.raises(DataError, match="cannot read .*loop.* mend or remove it"):
         load_benchmark("folder", root)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_own_folders_that_cannot_be_read(root):
+    put("a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg")
+    (root / "b").chmod(0)
+    with pytest.raises(DataError, match="cannot read .*b .Permission denied.; mend or remove it"):
+        load_benchmark("folder", root)
+
+
+def test_what_is_ignored_is_told(root):
+    put(*(f"{c}/{i}.jpg" for c in "abcd" for i in range(2)), "loose.jpg", "c/nested/1.jpg")
+    for name in ("aa", "lost+found", ".hidden"):
+        (root / name).mkdir()
+    (root / "a" / "x.psd").write_bytes(b"")
+    with pytest.warns(UserWarning) as caught:
+        benchmark = load_benchmark("folder", root)
+    assert len(caught) == 1
+    assert "4 thing(s) in" in str(caught[0].message) and str(caught[0].message).endswith("the first loose.jpg")
+    assert benchmark.train.class_names == ("a", "b"), "an empty folder moves no class"
+    assert benchmark.differences == ()
+
+
+@pytest.mark.parametrize("suffix", ["tif", "tiff", "gif", "TIF"])
+def test_other_kinds_of_images(root, suffix):
+    put(*(f"{c}/{i}.jpg" for c in "ab" for i in range(2)))
+    frames = [Image.new("RGB", (8, 6), color) for color in ((200, 0, 0), (0, 0, 200))]
+    frames[0].save(root / "b" / f"x.{suffix}", save_all=True, append_images=frames[1:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        benchmark = load_benchmark("folder", root)
+    assert benchmark.test.image(2).getpixel((3, 3)) == (200, 0, 0), "the first frame"
+
+
+def test_own_split_says_which_queries_can_only_miss(root):
+    own_csv(root, ["images/0.jpg,a,train", "images/1.jpg,b,test", "images/2.jpg,b,test", "images/3.jpg,c,test"])
+    with pytest.warns(
+        UserWarning, match="1 class.* have nothing to be found, the first c; their queries can only miss"
+    ):
+        load_benchmark("folder", root)
+    (root / "images/2.jpg").unlink()  # the rule is the same where something is waved through
+    with pytest.warns(UserWarning) as caught:
+        load_benchmark("folder", root, allow_partial=True)
+    assert len(caught) == 2 and "2 class(es) of" in str(caught[1].message)
+    rows = ["images/0.jpg,a,train", "images/1.jpg,b,query", "images/3.jpg,b,gallery", "images/4.jpg,c,query"]
+    (root / "split.csv").write_text("path,class,split\n" + "\n".join(rows))
+    with pytest.warns(UserWarning, match="1 class.* the first c"):
+        load_benchmark("folder", root)
+
+
+def test_class_folders_of_one_image_are_refused_knowingly_or_not(root):
+    MAKE["cub200"]()
+    (root / "cub200/images/007.Class 6/6_0.jpg").unlink()
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="007.Class 6 has 1 image"):
+        load_benchmark("cub200", root, allow_partial=True)
+
+
+@pytest.mark.parametrize("name", ["0\u2028.jpg", "0\n.jpg"])
+def test_own_split_with_odd_names(root, name):
+    put(f"images/{name}", *(f"images/{i}.jpg" for i in (1, 2)))
+    (root / "split.csv").write_text(
+        f'path,class,split\n"images/{name}",a,train\nimages/1.jpg,b,test\nimages/2.jpg,b,test'
+    )
+    assert load_benchmark("folder", root).train.paths == [root / "images" / name]
+    (root / "images" / name).unlink()
+    with pytest.raises(DataError) as caught:
+        load_benchmark("folder", root)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+UNREADABLE = {
+    "quote": (b'path,class,split\nimages/0.jpg,"a,train\n' + b"images/1.jpg,b,test\n" * 9, "a quote that is not"),
+    "long quote": (b'path,class,split\nimages/0.jpg,"a,train\n' + b"images/1.jpg,b,test\n" * 9000, "a quote that is"),
+    "UTF-16": ("path,class,split\n".encode("utf-16"), "is not in UTF-8 .*; save it as UTF-8"),
+    "backslashes": (b"path,class,split\nimages\\0.jpg,a,train\n", r"line 2: write images.0\.jpg with / instead of"),
+    "NUL": (b"path,class,split\nima\0ges/0.jpg,a,train\nimages/1.jpg,b,test\n", "not inside"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "message"), UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_own_split_that_cannot_be_read(root, content, message):
+    own_csv(root, [])
+    (root / "split.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        load_benchmark("folder", root)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
 # ---- runs ----------------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def test_more_than_the_disk_holds_is_refused(tmp_path, monkeypatch, name):
     assert archive.stat().st_size < 10_000, "small outside, large inside"
     usage = module.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
-    with pytest.raises(DataError, match=r"declares 0\.0 GB, the disk has 0\.0 GB free"):
+    with pytest.raises(DataError, match=r"declares 1\.2 MB, the disk has 1\.0 MB free"):
         unpack(archive, tmp_path / "place" / "set", EVERYTHING)
     assert list((tmp_path / "place").iterdir()) == []
 
@@ -196,3 +196,63 @@ def test_a_password_is_asked_for_by_name(tmp_path):
     archive.write_bytes(content)
     with pytest.raises(DataError, match="needs a password"):
         unpack(archive, tmp_path / "place" / "set", EVERYTHING)
+
+
+def pax(path, record, size=None):
+    """A tar whose second member has an extended header of this content; ``size`` is what the header says it is."""
+    first, header, member = tarfile.TarInfo("first"), tarfile.TarInfo("pax"), tarfile.TarInfo("a")
+    header.type, header.size, member.size = tarfile.XHDTYPE, len(record) if size is None else size, 1
+    blocks = [first.tobuf(), header.tobuf(), record, member.tobuf(), b"1", bytes(1024)]
+    path.write_bytes(b"".join(block + bytes(-len(block) % 512) for block in blocks))
+    return path
+
+
+ODD = {
+    "sparse map": lambda p: pax(p / "a.tar", b"26 GNU.sparse.map=a,b,c,d\n"),
+    "sparse 1.0": lambda p: pax(p / "a.tar", b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n"),
+    "gigabytes": lambda p: pax(p / "a.tar", b"", 3 << 30),
+    "twice": lambda p: make_tar(p / "a.tar", [GOOD, GOOD]),
+    "file and folder": lambda p: make_tar(p / "a.tar", [GOOD, ("good.txt/b", b"2")]),
+    "newline": lambda p: make_tar(p / "a.tar", [special(tarfile.SYMTYPE, "a\nb", "/x")]),
+    "newline twice": lambda p: make_tar(p / "a.tar", [("a\nb", b"1"), ("a\nb", b"1")]),
+}
+SAYS = {"gigabytes": "a header of 3221.2 MB", "twice": "holds 'good.txt' twice or as .*, the archive is at fault",
+        "file and folder": "holds 'good.txt/b' twice", "newline": "is a link"}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_archives_are_refused_in_one_line(tmp_path, kind):
+    archive = ODD[kind](tmp_path)
+    with pytest.raises(DataError, match=SAYS.get(kind, "a.tar")) as caught:
+        unpack(archive, tmp_path / "place" / "set", EVERYTHING)
+    assert len(str(caught.value).splitlines()) == 1 and list((tmp_path / "place").iterdir()) == []
+
+
+def damaged_zip(path, compression, damage):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("é", os.urandom(5000))
+    content = bytearray(path.read_bytes())
+    damage(content, content.index(b"PK\1\2"))
+    path.write_bytes(content)
+    return path
+
+
+def noise(content, directory):
+    content[60:260] = b"\xff" * 200
+
+
+def no_text(content, directory):
+    content[directory + 46 : directory + 48] = b"\xff\xfe"
+
+
+def version(content, directory):
+    content[directory + 10] = 99  # a method of compression that nobody knows
+
+
+@pytest.mark.parametrize("damage", [noise, no_text, version])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_damaged_zips_are_refused_in_one_line(tmp_path, compression, damage):
+    archive = damaged_zip(tmp_path / "a.zip", compression, damage)
+    with pytest.raises(DataError, match="a.zip") as caught:
+        unpack(archive, tmp_path / "place" / "set", EVERYTHING)
+    assert "\n" not in str(caught.value) and list((tmp_path / "place").iterdir()) == []

@@ -46,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             module = {"data": "data.command", "bench": "bench_command"}.get(argv[0], argv[0])
             return int(importlib.import_module(f"vptsp_core.{module}").main(argv[1:]) or 0)
     except VptspError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)  # names of files may hold line ends
         return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(error.args[0] if error.args else "stopped; the same command goes on where it was", file=sys.stderr)
         return 130
 
 
@@ -88,7 +88,7 @@ def _join(device: str | None) -> None:
 
 
 def _one_line(message: Warning | str, *place: object) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print("warning:", " ".join(str(message).splitlines()), file=sys.stderr)
 
 
 def _train(argv: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -11,10 +12,11 @@ import numpy as np
 
 from vptsp_core.data.base import Benchmark
 from vptsp_core.data.folder import FileSet
-from vptsp_core.data.layouts import Listing, Rows
+from vptsp_core.data.layouts import LINE_ENDS, Listing, Rows
 from vptsp_core.errors import DataError
 
 Counts = Mapping[str, tuple[int, int]]
+MEND = "; make it whole, or go on knowingly with --allow-partial"
 
 
 def assemble(name: str, listing: Listing, published: Counts, allow_partial: bool = False) -> Benchmark:
@@ -26,7 +28,8 @@ def assemble(name: str, listing: Listing, published: Counts, allow_partial: bool
 
     Raises:
         DataError: files missing or counts other than the published ones (all differences in one line), a class
-            or an image in two splits, a class of one image where that is a mistake, a split without images.
+            or an image in two splits, too many or too few classes where their order makes the split, a class of one
+            image where that is a mistake, a split without images.
     """
     _refuse_shared(name, listing)
     paths = [path for rows in listing.splits.values() for path, _ in rows]
@@ -36,13 +39,23 @@ def assemble(name: str, listing: Listing, published: Counts, allow_partial: bool
     if missing:
         first = next(path for path in paths if path in missing)
         differences.append(f"{len(missing)} of {len(paths)} listed images not, the first {listing.root / first}")
+    if differences and "query" in splits and listing.classes_of_one == "fine" and (missed := _can_only_miss(splits)):
+        differences.append(f"{len(missed)} query class(es) without gallery images, the first {missed[0]}")
     if differences:
-        found = f"{name}: {listing.source} holds {', '.join(differences)}"
+        found = f"{name}: {listing.source} holds {', '.join(differences)}".translate(LINE_ENDS)
+        if listing.uncertain:
+            raise DataError(
+                f"{found}; which classes are for training cannot be told, their names begin with no number as in "
+                "001.Name; make it whole"
+            )
         if not allow_partial:
-            raise DataError(f"{found}; make it whole, or go on knowingly with --allow-partial")
+            raise DataError(found + MEND)
         warnings.warn(f"{found}; going on with what is there", stacklevel=3)
-    elif not listing.classes_of_one:
+    if listing.classes_of_one == "refused":
         _refuse_classes_of_one(listing, splits)
+    elif listing.classes_of_one == "told" and (missed := _can_only_miss(splits)):
+        text = f"{name}: {len(missed)} class(es) of {listing.source} have nothing to be found, the first {missed[0]}"
+        warnings.warn(f"{text}; their queries can only miss".translate(LINE_ENDS), stacklevel=3)
     if empty := [split for split, rows in splits.items() if not rows]:
         raise DataError(f"{name}: {listing.source} leaves no images for {' and '.join(empty)}; add some")
     train = _fileset(name, "train", listing, splits["train"], splits["train"])
@@ -76,7 +89,7 @@ def _missing(root: str, paths: Iterable[str]) -> set[str]:
         except (FileNotFoundError, NotADirectoryError):
             there = set()
         except OSError as error:
-            raise DataError(f"cannot read {place} ({error.strerror or error}); mend its permissions") from error
+            raise DataError(f"cannot read {place} ({error.strerror or error}); mend or remove it") from error
         missing.update(f"{folder}/{file}" if folder else file for file in files - there)
     return missing
 
@@ -95,11 +108,12 @@ def _miscounts(splits: dict[str, Rows], published: Counts) -> list[str]:
 def _refuse_shared(name: str, listing: Listing) -> None:
     seen: set[str] = set()
     for path, _ in (row for rows in listing.splits.values() for row in rows):
-        if path in seen:
+        same = posixpath.normpath(path)  # a/./0.png and a//0.png are a/0.png
+        if same in seen:
             raise DataError(f"{name}: {listing.source} lists {path} twice; keep one of the two lines")
-        if path.startswith("/") or ".." in path.split("/"):
+        if path.startswith("/") or ".." in path.split("/") or "\0" in path:
             raise DataError(f"{name}: {listing.source} lists {path}, which is not inside {listing.root}; write it so")
-        seen.add(path)
+        seen.add(same)
     train = {label for _, label in listing.splits["train"]}
     shared = sorted({label for split, rows in listing.splits.items() if split != "train" for _, label in rows} & train)
     if shared:
@@ -116,3 +130,11 @@ def _refuse_classes_of_one(listing: Listing, splits: dict[str, Rows]) -> None:
             raise DataError(
                 f"class {listing.root / label} has {count} image(s), at least 2 are needed; add or remove it"
             )
+
+
+def _can_only_miss(splits: dict[str, Rows]) -> list[str]:
+    """Classes to be retrieved that have no second image, or none in the gallery."""
+    if "query" in splits:
+        gallery = {label for _, label in splits["gallery"]}
+        return [label for label in dict.fromkeys(label for _, label in splits["query"]) if label not in gallery]
+    return [label for label, count in Counter(label for _, label in splits["test"]).items() if count < 2]

@@ -26,6 +26,7 @@ from torchvision.transforms.functional import resize
 
 from vptsp_core.data.base import ImageSet
 from vptsp_core.data.folder import FileSet, read_image
+from vptsp_core.data.partfile import amount
 from vptsp_core.data.store import PixelStore, image_starts, resized
 from vptsp_core.data.threads import Threads
 from vptsp_core.errors import DataError
@@ -104,12 +105,12 @@ def _build(jobs: dict[Path, FileSet], side: int, interpolation: str, threads: Th
     free = shutil.disk_usage(folder).free
     if threads.progress:
         names = ", ".join(f"{images.name} {len(images):,} images" for images in jobs.values())
-        print(f"cache: {names}; {_size(total)} to write in {folder} ({_size(free)} free)", file=sys.stderr)
+        print(f"cache: {names}; {amount(total)} to write in {folder} ({amount(free)} free)", file=sys.stderr)
         for old in sorted(path for path in folder.iterdir() if any(_same_set(path, place) for place in jobs)):
             print(f"cache: {old} is of an earlier state of that set; delete it if it is not needed", file=sys.stderr)
     if total > free:
         raise DataError(
-            f"cache {folder}: needs {_size(total)}, {_size(free)} are free; give another folder with --cache or "
+            f"cache {folder}: needs {amount(total)}, {amount(free)} are free; give another folder with --cache or "
             "VPTSP_CACHE, or set pipeline=classic to go without"
         )
     for place, images in jobs.items():
@@ -135,7 +136,7 @@ def _measured(images: FileSet, folder: Path, side: int, threads: Threads) -> int
             largest = int(taken.argmax())
             height, width = raw[largest]
             raise DataError(
-                f"image {images.paths[largest]}: {width} x {height} pixels would take {_size(taken.max())} "
+                f"image {images.paths[largest]}: {width} x {height} pixels would take {amount(taken.max())} "
                 f"with a shorter side of {side}; leave it out, or set pipeline=classic"
             )
         (folder / DONE).unlink(missing_ok=True)
@@ -228,11 +229,6 @@ def _same_set(path: Path, place: Path) -> bool:
     """Whether ``path`` is a store, finished or not, of an earlier state of the set that ``place`` is to hold."""
     name = path.name.removesuffix(".partial")
     return name != place.name and name.rpartition("-")[0] == place.name.rpartition("-")[0] and path.is_dir()
-
-
-def _size(count: float) -> str:
-    unit, name = next((pair for pair in ((1e9, "GB"), (1e6, "MB")) if count >= pair[0] / 10), (1e3, "KB"))
-    return f"{count / unit:,.1f} {name}"
 
 
 def _write(file: int, data: bytes, start: int) -> None:

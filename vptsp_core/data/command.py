@@ -15,8 +15,11 @@ from vptsp_core.data import DATASETS, Benchmark, load_benchmark
 from vptsp_core.data.base import ImageSet
 from vptsp_core.data.catalog import CATALOG, DataSet
 from vptsp_core.data.fetch import get, steps
-from vptsp_core.data.folder import FileSet, read_image
+from vptsp_core.data.folder import IMAGE_SUFFIXES, FileSet, read_image
+from vptsp_core.data.partfile import amount
 from vptsp_core.errors import DataError
+
+ALLOW_PARTIAL = "go on, with a warning, where it is not the whole published data set"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     command("get", _get, "download, verify and unpack a data set, or say how to get it")
     check = command("check", _check, "compare a data set with its published counts")
     check.add_argument("--decode", action="store_true", help="open every image, too")
+    check.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
     command("info", _info, "what a data set is, where it comes from, how it lies; all of them without a name", True)
     cache = command(
         "cache", _cache, "keep a data set's images decoded and resized: what the cached pipeline trains from"
@@ -52,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     cache.add_argument("--interpolation", choices=("bilinear", "bicubic"), default="bilinear",
                        help="bilinear for semantics=released (default), bicubic for paper")  # fmt: skip
+    cache.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
     cache.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one a core)")
     cache.add_argument(
         "--cache", metavar="DIR", help="default: the environment's VPTSP_CACHE, else .vptsp-cache in the data folder"
@@ -67,7 +72,7 @@ def _get(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     data = None if args.name == "glyphs" else _folder(args)
     try:
-        benchmark = load_benchmark(args.name, data)
+        benchmark = load_benchmark(args.name, data, args.allow_partial)
     except DataError as strict:
         _table_of_partial(args.name, data)
         raise strict
@@ -129,12 +134,13 @@ def _why_unreadable(path: Path) -> str:
 def _info(args: argparse.Namespace) -> int:
     if args.name is None:
         for known in CATALOG.values():
-            there = "" if not args.data else "there" if (_folder(args) / known.folder).is_dir() else "not there"
+            there = "" if not args.data else "folder there" if (_folder(args) / known.folder).is_dir() else "no folder"
             images = sum(images for _, images in known.counts.values())
             print(f"{known.name:12} {known.title:40} {images:8,} images  {there}".rstrip())
         print("glyphs       embedded, drawn when it is asked for; folder: your own images, see data info folder")
     elif args.name == "folder":
         print("Your own images: DIR/<class>/<image>; the first half of the classes in name order is for training.\n"
+              f"An image's name ends with one of {' '.join(IMAGE_SUFFIXES)}; other files are ignored, with a warning.\n"
               "Or DIR/split.csv with the header path,class,split (train, and test or query and gallery).")  # fmt: skip
     elif args.name == "glyphs":
         print("Letters of five scripts, drawn from the fonts that matplotlib ships; nothing to get.")
@@ -174,13 +180,13 @@ def _cache(args: argparse.Namespace) -> int:
         if (value := getattr(args, key)) is not None and value < 1:
             raise DataError(f"--{key} {value} must be at least 1")
     data = _folder(args)
-    benchmark, folder = load_benchmark(args.name, data), cache_folder(data, args.cache)
+    benchmark, folder = load_benchmark(args.name, data, args.allow_partial), cache_folder(data, args.cache)
     splits = _splits(benchmark)
     stores = open_stores(
         list(splits.values()), folder, side=args.side, interpolation=args.interpolation, workers=args.workers
     )
     for split, store in zip(splits, stores, strict=True):
-        print(f"{split:8} {len(store):8} images {store.pixels.nbytes / 1e9:8.2f} GB in {folder}")
+        print(f"{split:8} {len(store):8} images {amount(store.pixels.nbytes):>10} in {folder}")
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from vptsp_core.data.base import ImageSet
 from vptsp_core.errors import DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif")
 
 
 class FileSet(ImageSet):
@@ -30,7 +30,7 @@ class FileSet(ImageSet):
         self.paths = list(paths)
 
     def image(self, index: int) -> Image.Image:
-        """Image ``index`` as RGB; grayscale, palette, CMYK and alpha are converted."""
+        """Image ``index`` as RGB; grayscale, palette, CMYK and alpha are converted, of several frames the first."""
         return read_image(self.paths[index])
 
     def describe(self, index: int) -> str:
@@ -82,26 +82,40 @@ def _rgb(image: Image.Image, path: Path) -> Image.Image:
     return image.convert("RGB")
 
 
-def class_folders(folder: Path, name: str) -> dict[str, list[str]]:
-    """Names of the image files of each sub-folder, both in name order; hidden ones are left out.
+def class_folders(folder: Path, name: str) -> tuple[dict[str, list[str]], list[str]]:
+    """Names of the image files of each sub-folder, both in name order, and the paths of what is ignored.
+
+    Hidden files and folders, and a file system's ``lost+found``, are left out of both. Ignored are files without a
+    suffix of `IMAGE_SUFFIXES`, folders in class folders, and files in the folder itself.
 
     Raises:
-        DataError: the folder is missing or has no sub-folders with images.
+        DataError: a folder is missing or unreadable, or there are no sub-folders with images.
     """
     if not folder.is_dir():
         raise DataError(f"{name}: no folder {folder}; unpack the data set there, or name its parent with --data")
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    classes = {label: _image_names(folder / label) for label in names}
+    labels, loose = _entries(folder, lambda entry: entry.is_dir() and entry.name != "lost+found")
+    classes, ignored = {}, [file for file in loose if file != "lost+found"]
+    for label in labels:
+        classes[label], others = _entries(folder / label, _is_image)
+        ignored += [f"{label}/{other}" for other in others]
     if not any(classes.values()):
         raise DataError(f"{name}: no class folders with images in {folder}; it must hold <class>/<image>.jpg")
-    return classes
+    return classes, ignored
 
 
-def _image_names(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(
-            entry.name
-            for entry in entries
-            if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
-        )
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    return entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
+
+
+def _entries(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> tuple[list[str], list[str]]:
+    """Names that are wanted and that are not, both in order; hidden ones are in neither."""
+    names: tuple[list[str], list[str]] = ([], [])
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    names[not wanted(entry)].append(entry.name)
+    except OSError as error:
+        place = error.filename or folder
+        raise DataError(f"cannot read {place} ({error.strerror or error}); mend or remove it") from error
+    return sorted(names[0]), sorted(names[1])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable
+import re
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +14,9 @@ from vptsp_core.data.folder import class_folders
 from vptsp_core.errors import DataError
 
 Rows = list[tuple[str, str]]
+LINE_ENDS = dict.fromkeys(
+    map(ord, "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), " "
+)  # in names, where a message is one line
 
 
 @dataclass(frozen=True)
@@ -23,49 +28,82 @@ class Listing:
         root: the paths are relative to it.
         splits: ``train``, and ``test`` or ``query`` and ``gallery``; of each (path with ``/``, class) in order.
         notes: what the lists themselves lack.
-        classes_of_one: whether a class of one image is fine: a benchmark's list may hold some, which count as misses.
+        uncertain: the split rests on the order of the classes, and their number is not the published one.
+        classes_of_one: ``fine``, as in a benchmark's list, where they count as misses; ``told`` in a warning, or
+            ``refused``, whatever else is waved through.
     """
 
     source: Path
     root: Path
     splits: dict[str, Rows]
     notes: list[str] = field(default_factory=list)
-    classes_of_one: bool = True
+    uncertain: bool = False
+    classes_of_one: str = "fine"
 
 
 Reader = Callable[[Path, str], Listing]  # (the data set's folder, the name that messages begin with)
 
 
-def class_split(folder: Path, name: str, train_classes: int) -> Listing:
-    """``images/<class>/<image>``: the first classes in name order are for training, the others for testing."""
-    return _classes(folder / "images", name, train_classes)
+def class_split(folder: Path, name: str, classes: int, train_classes: int) -> Listing:
+    """``images/<class>/<image>``: the classes up to ``train_classes`` are for training, the others for testing.
+
+    Where all names begin with their class's number (``001.Black_footed_Albatross``), it decides: a class that is
+    missing moves no other. Else their order does, as long as there are ``classes`` of them.
+    """
+    found, _ = class_folders(folder / "images", name)
+    numbers = {label: int(label[:3]) for label in found if re.match(r"[0-9]{3}(?!\d)", label)}
+    if len(numbers) == len(found):
+        train = [label for label, number in numbers.items() if number <= train_classes]
+        return _classes(folder / "images", found, train)
+    return _classes(folder / "images", found, list(found)[:train_classes], uncertain=len(found) != classes)
 
 
 def own_images(folder: Path, name: str) -> Listing:
     """Anyone's images: by ``split.csv`` where there is one, else ``<class>/<image>``, half of the classes each.
 
-    The first half of the classes in name order, rounded up, is for training. ``split.csv`` has the header
-    ``path,class,split``; split is train, and test or else query and gallery.
+    The first half of the classes in name order, rounded up, is for training; what is ignored is told in one warning.
+    ``split.csv`` has the header ``path,class,split``; split is train, and test or else query and gallery. Classes of
+    one image are refused in folders, where nothing says that they are meant, and told in a warning in ``split.csv``.
     """
     table = folder / "split.csv"
     if not table.is_file():
-        return _classes(folder, name, None)
+        classes, ignored = class_folders(folder, name)
+        ignored += [f"{label}/ without images" for label, images in classes.items() if not images]
+        if ignored:
+            warnings.warn(f"{name}: {len(ignored)} thing(s) in {folder} are ignored, being no images or folders of "
+                          f"them, the first {ignored[0]}".translate(LINE_ENDS), stacklevel=4)  # fmt: skip
+        classes = {label: images for label, images in classes.items() if images}
+        return _classes(folder, classes, list(classes)[: math.ceil(len(classes) / 2)])
     splits: dict[str, Rows] = {}
-    reader = csv.DictReader(_lines(table, name))
-    if not {"path", "class", "split"} <= set(reader.fieldnames or ()):
-        raise DataError(f"{name}: {table} must begin with the header path,class,split")
-    for row in reader:
-        path, label, split = (str(row[key] or "").strip() for key in ("path", "class", "split"))
+    for number, path, label, split in _own_rows(table, name):
         if not path or not label or split not in ("train", "test", "query", "gallery"):
             raise DataError(
-                f"{name}: {table}, line {reader.line_num}: each line is path,class,split, split one of train, test, "
-                "query, gallery"
+                f"{name}: {table}, line {number}: each line is path,class,split, split one of train, test, query, "
+                "gallery"
             )
+        if "\\" in path and not (folder / path).is_file():
+            raise DataError(f"{name}: {table}, line {number}: write {path} with / instead of \\")
         splits.setdefault(split, []).append((path.removeprefix("./"), label))
     if set(splits) not in ({"train", "test"}, {"train", "query", "gallery"}):
         found = ", ".join(splits) or "none"
         raise DataError(f"{name}: {table} has the splits {found}; it must have train, and test or query and gallery")
-    return Listing(table, folder, splits)
+    return Listing(table, folder, splits, classes_of_one="told")
+
+
+def _own_rows(table: Path, name: str) -> Iterator[tuple[int, str, str, str]]:
+    """Line number, path, class and split of each row."""
+    try:
+        with open(table, encoding="utf-8-sig", newline="") as file:  # a quoted name may hold line ends
+            reader = csv.DictReader(file, strict=True)
+            if not {"path", "class", "split"} <= set(reader.fieldnames or ()):
+                raise DataError(f"{name}: {table} must begin with the header path,class,split")
+            for row in reader:
+                path, label, split = (str(row[key] or "").strip() for key in ("path", "class", "split"))
+                yield reader.line_num, path, label, split
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}: {table} is not in UTF-8 ({error.reason}); save it as UTF-8") from error
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{name}: {table} is unreadable ({error}); look for a quote that is not closed") from error
 
 
 def online_products(folder: Path, name: str) -> Listing:
@@ -87,7 +125,7 @@ def inshop(folder: Path, name: str) -> Listing:
     path = _find(folder, name, "list_eval_partition.txt")
     lines = [line for line in _lines(path, name) if line.strip()]
     header = "image_name item_id evaluation_status"
-    if len(lines) < 2 or not lines[0].strip().isdecimal() or lines[1].split() != header.split():
+    if len(lines) < 2 or not re.fullmatch(r"[0-9]{1,9}", lines[0].strip()) or lines[1].split() != header.split():
         raise DataError(f"{name}: {path} must begin with the number of rows and the header {header!r}; get it again")
     splits: dict[str, Rows] = {"train": [], "query": [], "gallery": []}
     for number, line in enumerate(lines[2:], 3):
@@ -118,18 +156,16 @@ def inaturalist(folder: Path, name: str) -> Listing:
     return Listing(path.parent, folder, splits)
 
 
-def _classes(folder: Path, name: str, train_classes: int | None) -> Listing:
-    classes = class_folders(folder, name)
-    names = list(classes)
-    cut = math.ceil(len(names) / 2) if train_classes is None else train_classes
+def _classes(folder: Path, classes: dict[str, list[str]], train: list[str], uncertain: bool = False) -> Listing:
+    test = [label for label in classes if label not in train]
 
     def rows(some: list[str]) -> Rows:
         return [(f"{label}/{file}", label) for label in some for file in classes[label]]
 
-    empty = [label for label in names if not classes[label]]
+    empty = [label for label in classes if not classes[label]]
     notes = [f"{len(empty)} class folder(s) without images, the first {empty[0]}"] if empty else []
-    splits = {"train": rows(names[:cut]), "test": rows(names[cut:])}
-    return Listing(folder, folder, splits, notes, classes_of_one=False)
+    splits = {"train": rows(train), "test": rows(test)}
+    return Listing(folder, folder, splits, notes, uncertain, classes_of_one="refused")
 
 
 def _find(folder: Path, name: str, *places: str) -> Path:

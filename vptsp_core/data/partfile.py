@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 
 def mismatch(path: Path, size: int | None, checksum: str | None) -> str:
@@ -22,13 +27,48 @@ def mismatch(path: Path, size: int | None, checksum: str | None) -> str:
     return ""
 
 
+@contextlib.contextmanager
+def locked(path: Path, waiting: str) -> Iterator[None]:
+    """Hold the lock file ``path`` alone among processes and threads; says ``waiting`` while another holds it.
+
+    Who is done deletes the file. Who waited then holds a file that is not in its place any more, and takes the new one.
+    """
+    while True:
+        with open(path, "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(waiting, file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _in_place(file, path):
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _in_place(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def amount(count: float) -> str:
+    """Bytes for people: MB, from ten GB on GB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e10 else f"{count / 1e6:.1f} MB"
+
+
 class PartFile:
-    """The unfinished file ``<target>.part``, and beside it which source's version it is part of."""
+    """The unfinished file ``<target>.part``, and beside it which source's version came last."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
         self.path = target.with_name(f"{target.name}.part")
         self.note = target.with_name(f"{target.name}.part.json")
+        self.lock = target.with_name(f"{target.name}.lock")
 
     @property
     def length(self) -> int:
@@ -36,7 +76,7 @@ class PartFile:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def version(self, source: str) -> str | None:
-        """The ETag or date that this source gave the bytes that are here; None where it did not."""
+        """The ETag or date that this source gave with its bytes; None where another source's came last."""
         try:
             note = json.loads(self.note.read_text())
             return str(note["version"]) if note["source"] == source and note["version"] else None
@@ -44,8 +84,7 @@ class PartFile:
             return None
 
     def begin(self, source: str, version: str | None) -> None:
-        """Start over, from this source's present version."""
-        self.discard()
+        """Note that the bytes from now on are this source's present version."""
         self.note.write_text(json.dumps({"source": source, "version": version}))
 
     def discard(self) -> None:

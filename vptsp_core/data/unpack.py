@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import lzma
 import os
 import shutil
 import stat
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -16,11 +18,17 @@ from typing import IO
 
 from tqdm import tqdm
 
+from vptsp_core.data.partfile import amount
 from vptsp_core.errors import DataError
 
 Renaming = Callable[[str], str | None]  # path in the archive -> path in the target, or None: not needed
 Member = tuple[str, int, Callable[[], IO[bytes]]]  # name, bytes, how to open it
 FULL = (errno.ENOSPC, errno.EDQUOT)
+HEADER = 1 << 20  # bytes: names and attributes of one member of a tar; more is meant to fill the memory
+BROKEN = (  # what the readers raise for broken archives, documented or not
+    zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, struct.error, RuntimeError, ValueError,
+    ArithmeticError, LookupError, MemoryError,
+)  # fmt: skip
 
 
 def prefixes(moves: Mapping[str, str]) -> Renaming:
@@ -57,7 +65,7 @@ def unpack(archive: Path, target: Path, rename: Renaming, progress: bool = False
         fresh.mkdir()
         _write(archive, fresh, target, rename, progress)
         _into_place(fresh, target)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+    except BROKEN as error:
         reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
         raise DataError(f"{archive}: broken or unreadable ({reason}); delete it and get it again") from error
     except OSError as error:
@@ -84,10 +92,16 @@ def _write(archive: Path, fresh: Path, target: Path, rename: Renaming, progress:
             raise DataError(f"{target / top} is there already; move it away, then unpack {archive.name} again")
         place = os.path.join(fresh, path)
         folder = os.path.dirname(place)
-        if folder not in folders:
-            os.makedirs(folder, exist_ok=True)
-            folders.add(folder)
-        with opened() as source, open(place, "xb") as file:
+        try:
+            if folder not in folders:
+                os.makedirs(folder, exist_ok=True)
+                folders.add(folder)
+            file = open(place, "xb")
+        except (FileExistsError, NotADirectoryError) as error:
+            raise DataError(
+                f"{archive}: holds {path!r} twice or as file and folder, the archive is at fault; get another"
+            ) from error
+        with file, opened() as source:
             shutil.copyfileobj(source, file, 1 << 20)
     if not folders:
         raise DataError(f"{archive}: holds nothing of what was looked for; is it the right archive?")
@@ -114,7 +128,7 @@ def _zip_members(archive: Path, free: int) -> Iterator[Member]:
             _refuse_outside(archive, member.filename)
             kind = stat.S_IFMT(member.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise DataError(f"{archive}: {member.filename} is a link or a device, not a file; do not trust it")
+                raise DataError(f"{archive}: {member.filename!r} is a link or a device, not a file; do not trust it")
             if member.flag_bits & 1:
                 raise DataError(f"{archive}: needs a password; unpack it yourself, see python -m vptsp_core data info")
         if (declared := sum(member.file_size for member in members)) > free:
@@ -124,16 +138,25 @@ def _zip_members(archive: Path, free: int) -> Iterator[Member]:
                 yield member.filename, member.file_size, lambda member=member: content.open(member)  # type: ignore[misc]
 
 
+class _TarInfo(tarfile.TarInfo):
+    """A member whose extended header is bounded: tarfile reads it into memory as long as it says it is."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.size > HEADER and self.type in b"xgXLK" and self.type:
+            raise tarfile.ReadError(f"a header of {amount(self.size)}")
+        return super()._proc_member(archive)  # type: ignore[misc]
+
+
 def _tar_members(archive: Path) -> Iterator[Member]:
     """One pass: listing 120 GB of .tar.gz first would take as long as unpacking it."""
-    with tarfile.open(archive) as content:
+    with tarfile.open(archive, tarinfo=_TarInfo) as content:
         while (member := content.next()) is not None:
             content.members.clear()  # type: ignore[attr-defined]  # else half a gigabyte of them for 450,000 files
             _refuse_outside(archive, member.name)
             if member.isdir():
                 continue
             if not member.isreg():
-                raise DataError(f"{archive}: {member.name} is a link or a device, not a file; do not trust it")
+                raise DataError(f"{archive}: {member.name!r} is a link or a device, not a file; do not trust it")
             yield member.name.removeprefix("./"), member.size, lambda member=member: content.extractfile(member)  # type: ignore
         while content.fileobj is not None and content.fileobj.read(1 << 20):
             pass  # gzip compares its checksum at the very end, behind the last member
@@ -147,6 +170,5 @@ def _refuse_outside(archive: Path, name: str) -> None:
 
 def _too_large(archive: Path, declared: int, free: int) -> DataError:
     return DataError(
-        f"{archive}: declares {declared / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; free some, or --data "
-        "elsewhere"
+        f"{archive}: declares {amount(declared)}, the disk has {amount(free)} free; free some, or --data elsewhere"
     )
