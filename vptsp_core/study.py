@@ -75,10 +75,10 @@ def run(
     if (first["data"], first["weights"]) != (record["data"], record["weights"]):
         raise VptspError(f"process {rank()} has other images or weights than the first; give all machines the same")
     from_main(lambda: writable_folder(path))
-    begun = time.perf_counter()
     try:
         # After all that may be wrong with the run was looked at: decoding takes minutes.
         benchmark = decoded(benchmark, config, cache_folder(place, cache), progress=progress and is_main())
+        begun = time.perf_counter()
         history, stretches = _history(
             config, benchmark, model, path, progress=progress, checkpointing=checkpointing,
             stretch=lambda: make_stretch(record, model, time.perf_counter() - begun),

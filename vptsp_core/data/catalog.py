@@ -60,10 +60,6 @@ class DataSet:
     tree: str
     steps: tuple[str, ...] = ()
 
-    def by_hand(self) -> tuple[Part, ...]:
-        """The parts that no source gives."""
-        return tuple(part for part in self.parts if not part.sources)
-
 
 def _moved(moves: Mapping[str, str]) -> Callable[[Path], Renaming]:
     return lambda downloads: prefixes(moves)
