@@ -120,6 +120,17 @@ def test_no_stale_pixels_are_read(tmp_path):
     (tmp_path / "aside").rename(paths[3])
     assert reds(paths, cache) == [10, 99, 40, 30]
     others = pictures_of_equal_size(tmp_path / "v2", range(1, 5))
+    for path in (*paths, *others):  # as an archive leaves them
+        os.utime(path, (1, 1))
+    both = [tmp_path / "v1" / "0.bmp", tmp_path / "v2" / "0.bmp"]
+    assert reds(both, cache) == [10, 1]
+    (tmp_path / "v1").rename(tmp_path / "aside")  # whole folders change names: no file is touched
+    (tmp_path / "v2").rename(tmp_path / "v1")
+    (tmp_path / "aside").rename(tmp_path / "v2")
+    assert reds(both, cache) == [1, 10]
+    (tmp_path / "v1").rename(tmp_path / "aside")
+    (tmp_path / "v2").rename(tmp_path / "v1")
+    (tmp_path / "aside").rename(tmp_path / "v2")
     assert reds(others, cache) == [1, 2, 3, 4]
     mixed = [paths[0], others[1], paths[2], others[3]]
     assert reds(mixed, cache) == [10, 2, 40, 4]
@@ -238,7 +249,7 @@ def test_what_will_be_written_and_what_is_left_over_is_said(images, tmp_path, ca
     build(images, tmp_path / "cache", progress=True)
     lines = capsys.readouterr().err.splitlines()
     assert "things train 14 images; " in lines[0] and "MB to write in" in lines[0] and "free)" in lines[0]
-    assert "earlier state of that set; delete it" in lines[1] and len(lines) == 2
+    assert "other files of a set of that name; delete it" in lines[1] and len(lines) == 2
 
 
 def test_too_little_disk_is_said_before_anything_is_decoded(images, tmp_path, monkeypatch, decodings):
@@ -280,6 +291,18 @@ def test_two_at_once_decode_once(images, tmp_path, monkeypatch, decodings):
     assert sorted(decodings) == list(range(14))
     assert np.array_equal(stores[0].pixels, stores[1].pixels)
     assert shown(tmp_path / "cache") == [""]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_or_allocation_will_do(images, tmp_path, monkeypatch, capsys, number):
+    def refuse(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("vptsp_core.data.partfile.fcntl.flock", refuse)
+    if number == errno.EOPNOTSUPP:
+        monkeypatch.setattr(module.os, "posix_fallocate", refuse)
+    assert len(build(images, tmp_path / "cache")) == 14
+    assert "no locks on this file system" in capsys.readouterr().err
 
 
 def test_a_damaged_store_is_refused(images, tmp_path):

@@ -355,17 +355,17 @@ def test_a_host_table_has_to_fit_once_a_process(monkeypatch):
         place_class_prompts(SimpleNamespace(class_prompts=prompts), torch.device(device), where)
         return prompts.on_host
 
-    table = 7 * 2 * 3 * 4 * 4  # float32; with two moments three times that, of which the table is there already
+    table = 7 * 2 * 3 * 4 * 4  # float32; the table is there already, two moments come with the steps
     assert place(2 * table)
-    with pytest.raises(VptspError, match=r"^class table on the host: 0\.00 GB x 1 processes .*; lower class_prompts"):
+    with pytest.raises(VptspError, match=r"^class table on the host: .* x 1 processes .*; lower class_prompts"):
         place(2 * table - 1)
     monkeypatch.setattr("vptsp_core.tuning.local_size", lambda: 4)
-    assert place(11 * table) and place(7 * table, optimizer="sgd")
+    assert place(8 * table) and place(4 * table, optimizer="sgd")
     with pytest.raises(VptspError, match=r"x 4 processes .*; start fewer processes, lower .* --class-table device$"):
-        place(11 * table - 1)
+        place(8 * table - 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 10**12))
     with pytest.raises(VptspError, match="x 4 processes"):
-        place(11 * table - 1, "auto", "cuda")
+        place(8 * table - 1, "auto", "cuda")
     assert not place(0, "device", "cuda") and not place(0, "auto", "cpu"), "no table in host memory, no check"
 
 
@@ -373,6 +373,17 @@ def test_available_host_memory():
     found = host_rows.available_host_memory()
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert os.sysconf("SC_PAGE_SIZE") < found <= pages or not os.path.exists("/proc/meminfo")
+
+
+def test_a_table_that_cannot_be_filled_is_refused_before_it_is(monkeypatch):
+    monkeypatch.setattr(host_rows, "available_host_memory", lambda: 4 * 7 * 2 * 3 * 4 - 1)
+    with pytest.raises(VptspError, match="no host memory for a class-prompt table of .* are available"):
+        ClassPrompts((7, 2, 3, 4), rowwise=True, batch_classes=3, optimizer="sgd")
+
+
+def test_a_system_that_tells_no_available_memory(monkeypatch):
+    monkeypatch.setattr(host_rows.Path, "read_text", lambda self: "MemTotal: 5 kB")
+    assert host_rows.available_host_memory() == float("inf")
 
 
 def test_bench_table():

@@ -180,15 +180,27 @@ def test_a_missing_class_moves_no_other(root):
 def test_classes_without_numbers_are_not_guessed_at(root):
     put(*(f"cars196/images/Car {c:03}/{i}.jpg" for c in range(196) for i in range(2)))
     assert load_benchmark("cars196", root).test.class_names[0] == "Car 098", "all are there: their order decides"
-    (root / "cars196/images/Car 007/0.jpg").unlink()
-    put("cars196/images/Car 007/2.jpg", "cars196/images/Car 007/3.jpg")
-    with pytest.warns(UserWarning, match="197 training images"):
-        assert load_benchmark("cars196", root, True).test.class_names[0] == "Car 098"
     (root / "cars196/images/Car 007").rename(root / "away")
     for allow_partial in (False, True):
         with pytest.raises(DataError, match="which classes are for training cannot be told") as caught:
             load_benchmark("cars196", root, allow_partial)
         assert "\n" not in str(caught.value)
+    put(*(f"cars196/images/__MACOSX/{i}.jpg" for i in range(2)))  # one gone, one stray: the count is right again
+    (root / "cars196/images/Car 100/0.jpg").unlink()
+    with pytest.raises(DataError, match="which classes are for training cannot be told"):
+        load_benchmark("cars196", root, True)
+
+
+def test_a_stray_folder_among_numbered_classes_moves_none(root):
+    put(*(f"cub200/images/{c + 1:03}.Class {c}/{i}.jpg" for c in range(200) for i in range(2)))
+    (root / "cub200/images/050.Class 49").rename(root / "cub200/images/Class049")
+    with pytest.raises(
+        DataError, match="99 training classes .* 1 folder.s. without a class number, the first Class049"
+    ):
+        load_benchmark("cub200", root)
+    with pytest.warns(UserWarning, match="without a class number"):
+        benchmark = load_benchmark("cub200", root, allow_partial=True)
+    assert benchmark.train.class_names[-1] == "100.Class 99" and benchmark.test.class_names[0] == "101.Class 100"
 
 
 def test_online_products_follows_its_lists(root):

@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         listing = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
         print(f"usage: python -m vptsp_core COMMAND [--help]\n\n{listing}")
         return 0 if argv and argv[0] in ("-h", "--help") else 2
+    with contextlib.suppress(AttributeError):  # names of files may be no text; a captured stream may have no such thing
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line  # type: ignore[assignment]  # takes whatever comes
@@ -47,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(importlib.import_module(f"vptsp_core.{module}").main(argv[1:]) or 0)
     except VptspError as error:
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr)  # names of files may hold line ends
+        return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; mend it, or name another place", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(error.args[0] if error.args else "stopped; the same command goes on where it was", file=sys.stderr)

@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     data.add_argument("--preset", default="cub200-vits16")
     data.add_argument("--data", metavar="DIR", help="folder that holds the data sets")
     data.add_argument("--cache", metavar="DIR", help="of decoded images (default: .vptsp-cache in the data folder)")
+    data.add_argument("--allow-partial", action="store_true", help="measure on a set that is not whole, too")
     data.add_argument("--train", action="store_true", help="instead: an epoch against its steps without loading")
     for each in (step, table, data):
         each.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="changes", help="e.g. batch=16")
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = compare_forms(config, device=args.device, steps=args.steps)
         elif args.kind == "data":
             measure = epoch_over_steps if args.train else compare_pipelines
-            benchmark = load_benchmark(config.dataset, args.data)
+            benchmark = load_benchmark(config.dataset, args.data, args.allow_partial)
             found = measure(
                 config, benchmark, cache_folder(args.data, args.cache), device=args.device, steps=args.steps
             )

@@ -16,7 +16,7 @@ from vptsp_core.backbone import load_backbone, normalisation, read_weights
 from vptsp_core.config import RunConfig
 from vptsp_core.data import Benchmark, ImageSet
 from vptsp_core.data.batches import eval_batches
-from vptsp_core.data.folder import read_image
+from vptsp_core.data.folder import read_image, to_rgb
 from vptsp_core.data.loading import eval_transform
 from vptsp_core.devices import autocast_dtype, pick_device
 from vptsp_core.distributed import from_main, gather_rows, own_share, world_size
@@ -124,7 +124,7 @@ class Embedder:
         transform = eval_transform(self.model.config, *normalisation(self.model.vit.backbone))
         for start in range(0, len(images), self.model.config.batch):
             some = images[start : start + self.model.config.batch]
-            decoded = [i.convert("RGB") if isinstance(i, Image.Image) else read_image(Path(i)) for i in some]
+            decoded = [to_rgb(i) if isinstance(i, Image.Image) else read_image(Path(i)) for i in some]
             yield torch.stack([transform(image) for image in decoded])
 
 

@@ -38,6 +38,11 @@ def own_pages(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Ten
         VptspError: more than there is.
     """
     size = math.prod(shape) * dtype.itemsize
+    if size > (available := available_host_memory()):  # before it is filled, and the system ends the process
+        raise VptspError(
+            f"no host memory for a class-prompt table of {size / 1e9:.1f} GB ({available / 1e9:.1f} GB are available); "
+            "lower class_prompts or class_layers"
+        )
     try:
         pages = mmap.mmap(-1, max(size, 1))
     except OSError as error:
@@ -76,10 +81,9 @@ def unpin(address: int) -> None:
 def available_host_memory() -> float:
     """Bytes of host memory that could be taken now without swapping; infinite where the system does not tell."""
     meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():  # no Linux, and so no CUDA of ours
-        return math.inf
-    line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
-    return 1024.0 * int(line.split()[1])
+    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
+    found = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return 1024.0 * found[0] if found else math.inf
 
 
 class Copier(Protocol):

@@ -23,6 +23,7 @@ from vptsp_core.distributed import from_main, is_main, launched, rank, start
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.evaluate import evaluate
 from vptsp_core.files import writable_folder, write_bytes
+from vptsp_core.memory import out_of_memory_told
 from vptsp_core.runs import METRICS, Run, close_record, make_record, make_stretch, read_run, run_folder, write_run
 from vptsp_core.train import WEIGHTS, Trainer
 from vptsp_core.tuning import MetricModel, place_class_prompts
@@ -95,7 +96,8 @@ def _history(
 ) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
     if config.method == "frozen":
         model.vit.autocast = autocast_dtype(config.precision, next(model.parameters()).device)
-        metrics = evaluate(model, benchmark)
+        with out_of_memory_told(model, "the evaluation"):
+            metrics = evaluate(model, benchmark)
         from_main(lambda: write_bytes(path / WEIGHTS, safetensors.torch.save({})))
         return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["stretch"]()}]
     if config.epochs == 0:
@@ -111,7 +113,8 @@ def build_model(config: RunConfig, num_classes: int, device: torch.device, class
     torch.manual_seed(config.seed)  # again: what starts beside the backbone is the same whatever its weights are
     model = MetricModel(config, backbone, num_classes)
     place_class_prompts(model, device, class_table)
-    return model.to(device)
+    with out_of_memory_told(model, "moving the model there"):
+        return model.to(device)
 
 
 def many(configs: Iterable[RunConfig], *, progress: bool = True, **options: Any) -> list[Run]:

@@ -176,14 +176,13 @@ def place_class_prompts(model: MetricModel, device: torch.device, where: str = "
 
 
 def _check_host_memory(prompts: ClassPrompts) -> None:
-    each, processes = prompts.table_bytes(), local_size()
-    # The table itself is there already; the moments, all zeros, take no memory before the first step. The others'
-    # tables may be there too: between the two counts lie processes - 1 tables, and the check takes the careful one.
-    available = available_host_memory() + prompts.table.nbytes
-    if each * processes > available:
+    # The tables are there already, this process's and about now the others'; the moments come with the steps.
+    processes, moments = local_size(), prompts.table_bytes() - prompts.table.nbytes
+    available = available_host_memory()
+    if moments * processes > available:
         raise VptspError(
-            f"class table on the host: {each / 1e9:.2f} GB x {processes} processes of this machine = "
-            f"{each * processes / 1e9:.2f} GB, but {available / 1e9:.2f} GB of its memory are available; "
+            f"class table on the host: {moments / 1e9:.2f} GB of optimiser state x {processes} processes of this "
+            f"machine = {moments * processes / 1e9:.2f} GB, but {available / 1e9:.2f} GB of its memory are available; "
             f"{'start fewer processes, ' if processes > 1 else ''}lower class_prompts or class_layers, "
             "or keep the table on the GPU with --class-table device"
         )

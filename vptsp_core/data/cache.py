@@ -1,22 +1,22 @@
 """The decoded cache: every image file decoded and resized once, in parallel, into one memory-mapped file.
 
-A store lies in ``<cache>/<set>-<side>-<interpolation>-<key>/``. The key is over the list of files: path, size, time of
-modification and of change (which no rename or restored date goes round), so an edited, added, moved or swapped image
-makes a new store and no stale one is read. While it is made, the folder is called ``*.partial``: the file has its full
-size from the start, every finished image is marked, and a build that was cut short goes on where it was (unless a file
-was mended since: that is another list).
+A store lies in ``<cache>/<set>-<side>-<interpolation>-<key>/``. The key is over the list of files: path, size, inode,
+times of modification and of change, so an edited, added, moved or swapped image makes a new store and no stale one is
+read (and so does, in vain, a copy of the files or a change of their owner). While it is made, the folder is called
+``*.partial``: the file has its full size from the start, every finished image is marked, and a build that was cut short
+goes on where it was (unless a file was mended since: that is another list).
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import io
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from torchvision.transforms.functional import resize
 
 from vptsp_core.data.base import ImageSet
 from vptsp_core.data.folder import FileSet, read_image
-from vptsp_core.data.partfile import amount
+from vptsp_core.data.partfile import amount, locked
 from vptsp_core.data.store import PixelStore, image_starts, resized
 from vptsp_core.data.threads import Threads
 from vptsp_core.errors import DataError
@@ -68,7 +68,8 @@ def open_stores(
             folder.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as locks:
                 for place in sorted(missing):
-                    locks.enter_context(_lock(place))
+                    lock = place.with_name(f".{place.name}.lock")
+                    locks.enter_context(locked(lock, f"cache: another process is making {place}; waiting"))
                 # another process may have been quicker
                 _build({p: images for p, images in missing.items() if not p.exists()}, side, interpolation, threads)
         except OSError as error:
@@ -107,7 +108,9 @@ def _build(jobs: dict[Path, FileSet], side: int, interpolation: str, threads: Th
         names = ", ".join(f"{images.name} {len(images):,} images" for images in jobs.values())
         print(f"cache: {names}; {amount(total)} to write in {folder} ({amount(free)} free)", file=sys.stderr)
         for old in sorted(path for path in folder.iterdir() if any(_same_set(path, place) for place in jobs)):
-            print(f"cache: {old} is of an earlier state of that set; delete it if it is not needed", file=sys.stderr)
+            print(
+                f"cache: {old} holds other files of a set of that name; delete it if nothing uses it", file=sys.stderr
+            )
     if total > free:
         raise DataError(
             f"cache {folder}: needs {amount(total)}, {amount(free)} are free; give another folder with --cache or "
@@ -167,7 +170,11 @@ def _fill(images: FileSet, folder: Path, side: int, interpolation: str, threads:
             marks = np.fromfile(folder / DONE, np.uint8)
             done = marks if len(marks) == len(images) else done
     with open(pixels, "ab") as file:
-        os.posix_fallocate(file.fileno(), 0, total)
+        try:
+            os.posix_fallocate(file.fileno(), 0, total)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot: it was measured
+                raise
     os.truncate(pixels, total)
     todo = np.flatnonzero(done == 0)
     handle = os.open(pixels, os.O_RDWR)
@@ -217,7 +224,8 @@ def _name(images: FileSet, side: int, interpolation: str) -> str:
             found = path.stat()
         except OSError as error:
             raise DataError(f"image {path}: {error.strerror}; get the data set again") from error
-        digest.update(os.fsencode(name) + f" {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\n".encode())
+        stamps = (found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+        digest.update(os.fsencode(name) + f" {stamps}\n".encode())
     return f"{images.name.replace(' ', '-')}-{side}-{interpolation}-{digest.hexdigest()[:12]}"
 
 
@@ -236,11 +244,3 @@ def _write(file: int, data: bytes, start: int) -> None:
     while view:
         written = os.pwrite(file, view, start)
         view, start = view[written:], start + written
-
-
-@contextlib.contextmanager
-def _lock(place: Path) -> Iterator[None]:
-    """Only one process at a time; the lock goes with the process that holds it, the empty file stays."""
-    with open(place.with_name(f".{place.name}.lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

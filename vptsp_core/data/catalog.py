@@ -69,7 +69,7 @@ CUB200 = DataSet(
     name="cub200",
     title="Caltech-UCSD Birds-200-2011",
     folder="cub200",
-    reader=partial(layouts.class_split, classes=200, train_classes=100),
+    reader=partial(layouts.class_split, train_classes=100),
     counts={"train": (100, 5_864), "test": (100, 5_924)},
     parts=(
         Part(
@@ -94,7 +94,7 @@ CARS196 = DataSet(
     name="cars196",
     title="Stanford Cars",
     folder="cars196",
-    reader=partial(layouts.class_split, classes=196, train_classes=98),
+    reader=partial(layouts.class_split, train_classes=98),
     counts={"train": (98, 8_054), "test": (98, 8_131)},
     parts=(
         Part("cars_annos.mat", makes=("cars_annos.mat",), checksum="md5:b407c6086d669747186bd1d764ff9dbc"),

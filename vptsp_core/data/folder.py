@@ -62,7 +62,7 @@ def read_image(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return _rgb(image, path)
+            return to_rgb(image, f"image {path}")
     except FileNotFoundError as error:
         raise DataError(f"image {path}: no such file; get the data set again") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -70,15 +70,19 @@ def read_image(path: Path) -> Image.Image:
         raise DataError(f"image {path}: unreadable ({reason}); replace the file") from error
 
 
-def _rgb(image: Image.Image, path: Path) -> Image.Image:
-    """Pillow's conversion, which cuts numbers beyond 255 off: 16 bits are brought to 8 first."""
+def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
+    """Pillow's conversion, which cuts numbers beyond 255 off: 16 bits are brought to 8 first.
+
+    Raises:
+        DataError: pixels whose range is not known, under the image's ``name``.
+    """
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.min(initial=0) < 0 or values.max(initial=0) > 0xFFFF:
-            raise DataError(f"image {path}: its values do not fit into 16 bits; convert it to 8 bits a channel")
+            raise DataError(f"{name}: its values do not fit into 16 bits; convert it to 8 bits a channel")
         image = Image.fromarray((values >> 8).astype(np.uint8))
     elif image.mode == "F":
-        raise DataError(f"image {path}: floating-point pixels have no known range; convert it to 8 bits a channel")
+        raise DataError(f"{name}: floating-point pixels have no known range; convert it to 8 bits a channel")
     return image.convert("RGB")
 
 

@@ -28,7 +28,7 @@ class Listing:
         root: the paths are relative to it.
         splits: ``train``, and ``test`` or ``query`` and ``gallery``; of each (path with ``/``, class) in order.
         notes: what the lists themselves lack.
-        uncertain: the split rests on the order of the classes, and their number is not the published one.
+        uncertain: the split rests on the order of the classes, so that nothing may be missing.
         classes_of_one: ``fine``, as in a benchmark's list, where they count as misses; ``told`` in a warning, or
             ``refused``, whatever else is waved through.
     """
@@ -44,18 +44,21 @@ class Listing:
 Reader = Callable[[Path, str], Listing]  # (the data set's folder, the name that messages begin with)
 
 
-def class_split(folder: Path, name: str, classes: int, train_classes: int) -> Listing:
+def class_split(folder: Path, name: str, train_classes: int) -> Listing:
     """``images/<class>/<image>``: the classes up to ``train_classes`` are for training, the others for testing.
 
-    Where all names begin with their class's number (``001.Black_footed_Albatross``), it decides: a class that is
-    missing moves no other. Else their order does, as long as there are ``classes`` of them.
+    Where most names begin with their class's number (``001.Black_footed_Albatross``), it decides: a class that is
+    missing moves no other, and folders without a number are left out. Else their order does, of a whole set only.
     """
     found, _ = class_folders(folder / "images", name)
     numbers = {label: int(label[:3]) for label in found if re.match(r"[0-9]{3}(?!\d)", label)}
-    if len(numbers) == len(found):
+    if len(numbers) > len(found) / 2:
         train = [label for label, number in numbers.items() if number <= train_classes]
-        return _classes(folder / "images", found, train)
-    return _classes(folder / "images", found, list(found)[:train_classes], uncertain=len(found) != classes)
+        listing = _classes(folder / "images", {label: found[label] for label in numbers}, train)
+        if strays := [label for label in found if label not in numbers]:
+            listing.notes.append(f"{len(strays)} folder(s) without a class number, the first {strays[0]}")
+        return listing
+    return _classes(folder / "images", found, list(found)[:train_classes], uncertain=True)
 
 
 def own_images(folder: Path, name: str) -> Listing:
