@@ -341,3 +341,14 @@ def test_a_name_with_a_line_end_stays_in_one_line(tmp_path, capsys):
     (folder / "x" / "1.jpg").write_bytes(PICTURE)
     status, out, err = run(capsys, "check", "folder", "--data", folder)
     assert status == 2 and err.count("warning: ") == 1 and err.count("error: ") == 1 and err.count("\n") == 2
+
+
+def test_a_place_that_may_not_be_entered_is_one_line(monkeypatch, capsys):
+    def closed(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr("pathlib.Path.is_dir", closed)
+    assert main(["data", "check", "cub200", "--data", "private"]) == 2
+    assert (
+        capsys.readouterr().err == "error: private/cub200/images: Permission denied; mend it, or name another place\n"
+    )
