@@ -6,8 +6,10 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import checkpoint_filter_fn
 
 import vptsp_core
 from vptsp_core import preset, run
@@ -327,7 +329,7 @@ def test_bad_input_is_one_line_and_status_2(command, message, tmp_path, capsys, 
 def test_weights_that_do_not_fit_are_named(tmp_path, capsys):
     state = load_backbone("demo_vit").state_dict()
     cases = {
-        "shape": (state | {"pos_embed": torch.zeros(1, 5, DEMO_VIT["embed_dim"])}, "pos_embed has shape (1, 5, 96)"),
+        "shape": (state | {"pos_embed": torch.zeros(1, 6, DEMO_VIT["embed_dim"])}, "pos_embed has shape (1, 6, 96)"),
         "missing": ({k: v for k, v in state.items() if k != "norm.bias"}, "lacks norm.bias"),
         "unknown": (state | {"extra": torch.zeros(1)}, "has extra"),
     }
@@ -371,3 +373,13 @@ def test_parse_change():
     assert [parse_change(f"a={v}")[1] for v in ("1", "0.5", "ema", "True", "None", "false")] == [
         1, 0.5, "ema", True, None, False,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_medium_patch16_reg1_gap_256"])
+def test_weights_of_another_image_size_are_resampled_as_timm_resamples_them(tmp_path, name):
+    small = timm.create_model(name, img_size=64)
+    save_file(small.state_dict(), tmp_path / "small.safetensors")
+    ours = load_backbone(name, str(tmp_path / "small.safetensors"), 96)
+    theirs = checkpoint_filter_fn(small.state_dict(), timm.create_model(name, img_size=96))["pos_embed"]
+    assert ours.pos_embed.shape != small.pos_embed.shape
+    torch.testing.assert_close(ours.pos_embed.detach(), theirs.detach(), rtol=0, atol=0)

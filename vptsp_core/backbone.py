@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import math
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import nn
 
@@ -114,7 +116,8 @@ def pooling(model: VisionTransformer, wanted: str = "auto") -> str:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Fill ``model`` from a .safetensors or .pth file with timm's keys; anything that does not fit is an error.
 
-    Source of the key names: timm's ``VisionTransformer``. Nothing in the file is executed (``weights_only``).
+    Source of the key names: timm's ``VisionTransformer``. Nothing in the file is executed (``weights_only``). Position
+    embeddings of another image size are resampled, as timm does with the weights it downloads.
 
     Raises:
         WeightsError: no such file, unreadable, missing or unknown keys, another shape.
@@ -128,6 +131,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
         what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which the model does not"
         raise WeightsError(f"weights {path}: {what} ({len(missing)} missing, {len(unknown)} unknown keys); "
                            "give a file saved for this very backbone")  # fmt: skip
+    if "pos_embed" in state and isinstance(model, VisionTransformer):
+        state["pos_embed"] = _resampled(state["pos_embed"], model)
     for key, value in state.items():
         if value.shape != own[key].shape:
             raise WeightsError(
@@ -135,6 +140,16 @@ def load_weights(model: nn.Module, path: Path) -> None:
                 "give a file saved for this backbone and image size"
             )
     model.load_state_dict(state)
+
+
+def _resampled(positions: torch.Tensor, model: VisionTransformer) -> torch.Tensor:
+    """Position embeddings (1, T', D) for the model's grid; as they are where the width or the old grid fits nothing."""
+    tokens, prefix = model.pos_embed.shape[1], 0 if model.no_embed_class else model.num_prefix_tokens
+    patches = positions.shape[1] - prefix if positions.dim() == 3 else -1
+    square = patches > 0 and math.isqrt(patches) ** 2 == patches
+    if not square or positions.shape[1] == tokens or positions.shape[2] != model.pos_embed.shape[2]:
+        return positions
+    return resample_abs_pos_embed(positions, list(model.patch_embed.grid_size), num_prefix_tokens=prefix)
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
