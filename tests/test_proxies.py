@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vptsp_core.accumulators import EMAAccumulator, GRUAccumulator
 from vptsp_core.class_table import ClassPrompts
-from vptsp_core.proxies import EMAAccumulator, GRUAccumulator, SemanticProxies
+from vptsp_core.proxies import SemanticProxies
 
 D = 5
 
