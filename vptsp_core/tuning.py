@@ -149,7 +149,9 @@ class MetricModel(nn.Module):
 
 
 def _adapters(config: RunConfig, width: int) -> list[Adapter]:
-    options = dict(position=config.adapter_position, norm=config.adapter_norm, init=config.adapter_init)
+    options: dict[str, Any] = dict(
+        position=config.adapter_position, norm=config.adapter_norm, init=config.adapter_init
+    )
     return [Adapter(width, config.adapter_dim, **options) for _ in range(config.adapter_layers)]
 
 

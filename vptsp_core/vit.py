@@ -69,7 +69,7 @@ def with_prompts(prompt_kv: Tensor | None, kv: Tensor) -> Tensor:
 
 def run_block(
     block: Block, x: Tensor, prompt_kvs: list[Tensor | None],
-    *, adapter: Adapter | None = None, forked: bool = False, rows: int | None = None,
+    *, adapter: nn.Module | None = None, forked: bool = False, rows: int | None = None,
 ) -> Tensor:  # fmt: skip
     """One transformer block for one or two towers.
 
