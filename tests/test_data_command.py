@@ -15,8 +15,8 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from vptsp_core.__main__ import main
 from vptsp_core import locks
+from vptsp_core.__main__ import main
 from vptsp_core.data import DATASETS, fetch, load_benchmark
 from vptsp_core.data.catalog import CATALOG
 

@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from vptsp_core.data import download as module
 from vptsp_core import locks
+from vptsp_core.data import download as module
 from vptsp_core.data.download import download
 from vptsp_core.data.partfile import PartFile, amount
 from vptsp_core.errors import DataError
