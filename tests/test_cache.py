@@ -298,7 +298,7 @@ def test_a_file_system_without_locks_or_allocation_will_do(images, tmp_path, mon
     def refuse(*args):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("vptsp_core.data.partfile.fcntl.flock", refuse)
+    monkeypatch.setattr("vptsp_core.locks.fcntl.flock", refuse)
     if number == errno.EOPNOTSUPP:
         monkeypatch.setattr(module.os, "posix_fallocate", refuse)
     assert len(build(images, tmp_path / "cache")) == 14

@@ -15,8 +15,9 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from vptsp_core import locks
 from vptsp_core.__main__ import main
-from vptsp_core.data import DATASETS, fetch, load_benchmark, partfile
+from vptsp_core.data import DATASETS, fetch, load_benchmark
 from vptsp_core.data.catalog import CATALOG
 
 
@@ -178,7 +179,7 @@ def test_two_that_get_the_same_data_set(published, data, capsys, monkeypatch):
     publish_sop(published)
     begun, go, waits, unpack, status = threading.Event(), threading.Event(), threading.Event(), fetch.unpack, []
     said = []
-    monkeypatch.setattr(partfile, "print", lambda text, file: (said.append(text), waits.set()), raising=False)
+    monkeypatch.setattr(locks, "print", lambda text, file: (said.append(text), waits.set()), raising=False)
 
     def slow(*args, **kwargs):
         begun.set()

@@ -8,11 +8,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from vptsp_core import locks
 from vptsp_core.data import download as module
-from vptsp_core.data import partfile
 from vptsp_core.data.download import download
-from vptsp_core.data.partfile import PartFile, amount, locked
+from vptsp_core.data.partfile import PartFile, amount
 from vptsp_core.errors import DataError
+from vptsp_core.locks import locked
 
 CONTENT = os.urandom(3_000_000)
 MD5 = "md5:" + hashlib.md5(CONTENT).hexdigest()
@@ -411,7 +412,7 @@ def test_a_length_that_no_file_has_is_none(server, target):
 
 def test_two_that_fetch_the_same_file(server, target, monkeypatch):
     go, first, waits, said = threading.Event(), threading.Event(), threading.Event(), []
-    monkeypatch.setattr(partfile, "print", lambda text, file: (said.append(text), waits.set()), raising=False)
+    monkeypatch.setattr(locks, "print", lambda text, file: (said.append(text), waits.set()), raising=False)
     server.begun = lambda: (first.set(), go.wait(20))
     done = []
     threads = [threading.Thread(target=lambda: done.append(download([server.url], target, None, MD5))) for _ in "12"]

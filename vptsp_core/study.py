@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,15 @@ from vptsp_core.distributed import from_main, is_main, launched, rank, start
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.evaluate import evaluate
 from vptsp_core.files import writable_folder, write_bytes
+from vptsp_core.locks import locked
 from vptsp_core.memory import out_of_memory_told
+from vptsp_core.progress import end_progress, write_progress
 from vptsp_core.runs import METRICS, Run, close_record, make_record, make_stretch, read_run, run_folder, write_run
 from vptsp_core.train import WEIGHTS, Trainer
 from vptsp_core.tuning import MetricModel, place_class_prompts
+from vptsp_core.workers import Workers, check_workers, share_out
+
+_NAMED = 5  # failed runs in an error
 
 
 def run(
@@ -63,11 +70,9 @@ def run(
     check_choice("checkpointing", checkpointing, ("auto", "on", "off"))
     if launched():
         start(pick_device(device))
-    place = str(data or os.environ.get("VPTSP_DATA") or "") or None
-    images_decide = config.dataset == "folder" or allow_partial  # they, too, which run it is
-    benchmark = _benchmark(config.dataset, place, allow_partial) if images_decide else None
-    path = run_folder(config, results, benchmark)
-    if found := from_main(lambda: read_run(path) if (path / METRICS).exists() else None):
+    place = _data(data)
+    path, benchmark = _place(config, place, results, allow_partial)
+    if found := from_main(lambda: _finished(path)):
         return found
     benchmark = benchmark or _benchmark(config.dataset, place, allow_partial)
     target = pick_device(device)
@@ -78,18 +83,53 @@ def run(
         raise VptspError(f"process {rank()} has other images or weights than the first; give all machines the same")
     from_main(lambda: writable_folder(path))
     try:
-        # After all that may be wrong with the run was looked at: decoding takes minutes.
-        benchmark = decoded(benchmark, config, cache_folder(place, cache), progress=progress and is_main())
-        begun = time.perf_counter()
-        history, stretches, queries = _history(
-            config, benchmark, model, path, progress=progress, checkpointing=checkpointing,
-            stretch=lambda: make_stretch(record, model, time.perf_counter() - begun),
-        )  # fmt: skip
+        with _alone_with(path):
+            if found := from_main(lambda: _finished(path)):  # by whom this process waited for
+                return found
+            # After all that may be wrong with the run was looked at: decoding takes minutes.
+            benchmark = decoded(benchmark, config, cache_folder(place, cache), progress=progress and is_main())
+            begun = time.perf_counter()
+            history, stretches, queries = _history(
+                config, benchmark, model, path, progress=progress, checkpointing=checkpointing,
+                stretch=lambda: make_stretch(record, model, time.perf_counter() - begun),
+            )  # fmt: skip
+            done = close_record(record, stretches)
+            return from_main(lambda: write_run(config, path, pd.DataFrame(history), done, queries))
     except VptspError:
         with contextlib.suppress(OSError):
             path.rmdir()  # only where nothing was learned: a checkpoint keeps the folder
         raise
-    return from_main(lambda: write_run(config, path, pd.DataFrame(history), close_record(record, stretches), queries))
+
+
+def _place(
+    config: RunConfig, data: str | None, results: str | Path | None, allow_partial: bool
+) -> tuple[Path, Benchmark | None]:
+    """A run's folder; the benchmark too, where its images decide, too, which run it is."""
+    images_decide = config.dataset == "folder" or allow_partial
+    benchmark = _benchmark(config.dataset, data, allow_partial) if images_decide else None
+    return run_folder(config, results, benchmark), benchmark
+
+
+def _data(data: str | Path | None) -> str | None:
+    return str(data or os.environ.get("VPTSP_DATA") or "") or None
+
+
+def _finished(path: Path) -> Run | None:
+    return read_run(path) if (path / METRICS).exists() else None
+
+
+@contextlib.contextmanager
+def _alone_with(path: Path) -> Iterator[None]:
+    """Two that train the same run would spoil each other's checkpoint: the second waits."""
+    if not is_main():
+        yield
+        return
+    with locked(path / "lock", f"{path.name}: another process trains it; waiting"):
+        write_progress(path, 0, 0)
+        try:
+            yield
+        finally:
+            end_progress(path)
 
 
 def _history(
@@ -118,11 +158,53 @@ def build_model(config: RunConfig, num_classes: int, device: torch.device, class
         return model.to(device)
 
 
-def many(configs: Iterable[RunConfig], *, progress: bool = True, **options: Any) -> list[Run]:
-    """`run` each in turn; options go to `run`."""
+def many(
+    configs: Iterable[RunConfig], *, workers: Workers = None, progress: bool = True, **options: Any
+) -> list[Run]:
+    """`run` of each, side by side where ``workers`` says so; finished ones are found, and none is trained twice.
+
+    A run that fails stops no other. A process that dies costs what its run did since its last epoch.
+
+    Args:
+        workers: None: in this process, one after another. A number: so many processes of this machine, each with its
+            share of the cores. ``"gpus"``: one process a GPU. ``"tcp://HOST:PORT"``: the workers of that Dask cluster,
+            for whom data and results lie under the same paths as here.
+        options: go to `run`.
+
+    Returns:
+        One run a config, in their order.
+
+    Raises:
+        VptspError: naming the runs that failed, and why the first did; or the workers cannot be had.
+    """
+    check_workers(workers)
     configs = list(configs)
-    bar = tqdm(configs, "runs", disable=not progress)
-    return [run(config, progress=progress, **options) for config in bar]
+    if launched():  # all its processes take the same steps, so that the first failure ends them all
+        return [run(config, progress=progress, **options) for config in tqdm(configs, "runs", disable=not progress)]
+    data, results, partial = (options.get(key) for key in ("data", "results", "allow_partial"))
+    paths = [_place(config, _data(data), results, bool(partial))[0] for config in configs]
+    done: dict[Path, Run | VptspError] = {path: found for path in paths if (found := _finished(path))}
+    todo = {path: config for path, config in zip(paths, configs, strict=True) if path not in done}
+    if workers is not None:  # other processes may have another environment and working directory
+        cache = cache_folder(_data(data), options.get("cache"))
+        options |= {"results": paths[0].parents[1].absolute() if paths else None, "cache": cache.absolute()}
+        options |= {"data": Path(data).expanduser().absolute()} if (data := _data(data)) else {}
+        todo = {path: _with_whole_path(config) for path, config in todo.items()}
+    bars = progress and workers is None
+    done |= share_out(functools.partial(run, progress=bars, **options), todo, workers, progress, already=len(done))
+    failed = {path.name: each for path in paths if isinstance(each := done[path], VptspError)}
+    if failed:
+        first = next(iter(failed.values()))
+        if len(done) == 1:
+            raise first
+        named = ", ".join([*failed][:_NAMED]) + (f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else "")
+        raise VptspError(f"{len(failed)} of {len(done)} runs failed: {named}; the first: {first}") from first
+    return [dataclasses.replace(each, path=path) for path in paths if isinstance(each := done[path], Run)]
+
+
+def _with_whole_path(config: RunConfig) -> RunConfig:
+    named = config.weights in ("pretrained", "random")
+    return config if named else config.replace(weights=str(Path(config.weights).expanduser().absolute()))
 
 
 def frame(runs: Sequence[Run]) -> pd.DataFrame:

@@ -33,6 +33,7 @@ from vptsp_core.distributed import check_batch, from_main, is_main, own_share
 from vptsp_core.errors import VptspError, WeightsError
 from vptsp_core.files import write_bytes, write_torch
 from vptsp_core.memory import fit_step, out_of_memory_told
+from vptsp_core.progress import write_progress
 from vptsp_core.selection import Row, keep_queries, score
 from vptsp_core.tuning import MetricModel, make_optimizers
 
@@ -209,6 +210,7 @@ class Trainer:
                 "stretches": self.stretches,
             },
         )
+        write_progress(self.folder, len(self.history), self.config.epochs)
 
     def _resume(self) -> None:
         path = self.folder / CHECKPOINT
@@ -220,6 +222,7 @@ class Trainer:
                 f"checkpoint {path}: {own} epochs here, {begun} for the first process; "
                 "choose a results folder that all machines see"
             )
+        from_main(lambda: write_progress(self.folder, begun, self.config.epochs))
 
     def _read(self, path: Path) -> None:
         try:

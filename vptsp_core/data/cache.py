@@ -26,11 +26,12 @@ from torchvision.transforms.functional import resize
 
 from vptsp_core.data.base import ImageSet
 from vptsp_core.data.folder import FileSet, read_image
-from vptsp_core.data.partfile import amount, locked
+from vptsp_core.data.partfile import amount
 from vptsp_core.data.store import PixelStore, image_starts, resized
 from vptsp_core.data.threads import Threads
 from vptsp_core.errors import DataError
 from vptsp_core.files import write_bytes
+from vptsp_core.locks import locked
 
 FORMAT = 2  # of the files and the key; a change makes old stores unknown
 LARGEST = 2**28  # bytes of one stored image: a strip of 1 x 60,000 pixels would take 12 GB

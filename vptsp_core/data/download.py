@@ -18,8 +18,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vptsp_core.data.partfile import PartFile, amount, locked, mismatch
+from vptsp_core.data.partfile import PartFile, amount, mismatch
 from vptsp_core.errors import DataError
+from vptsp_core.locks import locked
 
 TRIES = 4  # at one source, in a row, without a byte more
 PAUSE = 1.0  # seconds before the second try; doubled each time

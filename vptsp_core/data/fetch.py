@@ -13,9 +13,10 @@ from vptsp_core.data import load_benchmark
 from vptsp_core.data.assemble import MEND
 from vptsp_core.data.catalog import DataSet, Part
 from vptsp_core.data.download import download
-from vptsp_core.data.partfile import locked, mismatch
+from vptsp_core.data.partfile import mismatch
 from vptsp_core.data.unpack import unpack
 from vptsp_core.errors import DataError
+from vptsp_core.locks import locked
 
 
 def get(known: DataSet, data: Path) -> None:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 
 def mismatch(path: Path, size: int | None, checksum: str | None) -> str:
@@ -26,49 +20,6 @@ def mismatch(path: Path, size: int | None, checksum: str | None) -> str:
         if digest != expected.lower():
             return f"{kind} {digest} instead of {expected}"
     return ""
-
-
-@contextlib.contextmanager
-def locked(path: Path, waiting: str) -> Iterator[None]:
-    """Hold the lock file ``path`` alone among processes and threads; says ``waiting`` while another holds it.
-
-    Who is done deletes the file. Who waited then holds a file that is not in its place any more, and takes the new one.
-    Where the file system has no locks it goes on without one, and says so.
-    """
-    while True:
-        with _opened(path) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(waiting, file=sys.stderr)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-                    raise
-                print(f"{path.parent}: no locks on this file system; run one process at a time", file=sys.stderr)
-            if not _in_place(file, path):
-                continue
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):
-                    path.unlink()
-            return
-
-
-def _opened(path: Path) -> IO[bytes]:
-    """A file left behind by another user can be locked through a handle that only reads."""
-    try:
-        return open(path, "ab")
-    except PermissionError:
-        return open(path, "rb")
-
-
-def _in_place(file: IO[bytes], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def amount(count: float) -> str:
