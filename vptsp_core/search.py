@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,6 +45,7 @@ def search(
     results: str | Path | None = None,
     data: str | Path | None = None,
     workers: int | str | None = None,
+    keep: Collection[str] = (),
     tell: Tell | None = None,
     **options: Any,
 ) -> optuna.Study:
@@ -61,6 +62,7 @@ def search(
         results, data: as for `study.run`, which also gets ``options``.
         workers: None: this process alone; a number: that many processes here; ``"gpus"``: one a GPU of this machine.
             For several machines, call this on each.
+        keep: keys of the space that stay as they are in `base`.
         tell: gets a line for each trial that ends.
 
     Raises:
@@ -73,7 +75,9 @@ def search(
         storage = f"sqlite:///{writable_folder(folder).resolve() / 'search.db'}"
     benchmark = load_benchmark(base.dataset, data, options.get("allow_partial", False))
     classes = benchmark.train.num_classes
-    space = fitting_space(base, classes)
+    space = {key: values for key, values in fitting_space(base, classes).items() if key not in keep}
+    if not space:
+        raise ConfigError(f"keep holds all that table 9 varies for method = {base.method!r}; leave some to search for")
     study = open_study(storage, name, base, space, trials)
     options = {"progress": False, **options, "results": folder, "data": data}
     if workers is None:
@@ -131,7 +135,8 @@ def _work(
             done = _trained(trial, base, space, classes, options)
             trial.set_user_attr("run", done.config.hash())
             trial.set_user_attr("seconds", done.record["seconds"])
-            return done.metrics["R@1"]
+            trial.set_user_attr("test", done.metrics["R@1"])
+            return judged(done)
         except UpdateFinishedTrialError:
             lost = True  # this process stood still for so long that another took the trial; it finds the run done
             raise
@@ -175,6 +180,14 @@ def _trained(trial: optuna.Trial, base: RunConfig, space: Space, classes: int, o
 def _leave_out(trial: optuna.Trial, error: VptspError) -> NoReturn:
     trial.set_user_attr("reason", " ".join(str(error).split()))
     raise TrialPruned from None
+
+
+def judged(done: Run) -> float:
+    """The R@1 that a run is chosen by: on held-out training classes with ``selection="validation"``, at the epoch that
+    it reports, else that which it reports, on the test classes."""
+    if done.config.selection == "validation":
+        return float(done.history[f"{HELD_OUT}R@1"].max())
+    return done.metrics["R@1"]
 
 
 def told(trial: FrozenTrial) -> str:

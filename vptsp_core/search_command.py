@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--method", help="full, linear, adapter, vpt or vptsp (default: the preset's)")
     parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes", help="e.g. seed=1"
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes", help="e.g. seed=1; what is set is not searched"
     )
     parser.add_argument("--trials", type=int, help="of the whole study (default: 50, or as many as it was begun with)")
     parser.add_argument("--storage", metavar="URL", help="SQLAlchemy URL (default: search.db in the results folder)")
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         changes["method"] = args.method
     study = search(
         preset(args.preset, **changes), args.trials, storage=args.storage, name=args.study, results=args.results,
-        data=args.data, device=args.device, tell=lambda line: print(line, flush=True),
+        data=args.data, device=args.device, keep=changes, tell=lambda line: print(line, flush=True),
     )  # fmt: skip
     best_config(study)  # says so where there is none
     file = Path(args.best or results_folder(args.results) / "presets" / f"{study.study_name}.json")
