@@ -1,4 +1,4 @@
-"""python -m vptsp_core train|evaluate|data|bench|pretrain|notebooks: the command line."""
+"""python -m vptsp_core train|evaluate|search|data|bench|pretrain|notebooks: the command line."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from vptsp_core.errors import VptspError
 COMMANDS = {
     "train": "train one run, or find it finished",
     "evaluate": "metrics of a finished run",
+    "search": "search the space of the paper's table 9",
     "data": "get, check, describe or cache a data set",
     "bench": "measure the step or the metrics",
     "pretrain": "make the embedded demo ViT again",
@@ -45,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if argv[0] in ("train", "evaluate"):
                 command = {"train": _train, "evaluate": _evaluate}[argv[0]]
                 return _together(command, argv[1:]) if "LOCAL_RANK" in os.environ else command(argv[1:])
-            module = {"data": "data.command", "bench": "bench_command"}.get(argv[0], argv[0])
-            return int(importlib.import_module(f"vptsp_core.{module}").main(argv[1:]) or 0)
+            modules = {"data": "data.command", "bench": "bench_command", "search": "search_command"}
+            module = importlib.import_module(f"vptsp_core.{modules.get(argv[0], argv[0])}")
+            return int(module.main(argv[1:]) or 0)
     except VptspError as error:
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr)  # names of files may hold line ends
         return 2
@@ -108,7 +110,9 @@ def _train(argv: Sequence[str]) -> int:
         epilog=SEVERAL,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--preset", default="demo", help=f"one of {', '.join(PRESETS)} (default: demo)")
+    parser.add_argument(
+        "--preset", default="demo", help=f"one of {', '.join(PRESETS)}, or a .json file (default: demo)"
+    )
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", dest="changes", help="e.g. alpha=0.2 seed=1"
     )

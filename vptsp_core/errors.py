@@ -9,6 +9,10 @@ class ConfigError(VptspError):
     """A run description that cannot be run."""
 
 
+class TrainingError(VptspError):
+    """This configuration cannot be trained here, another may: its loss is not finite, or it fits no memory."""
+
+
 class DataError(VptspError):
     """A data set or an image that is missing, incomplete or unreadable."""
 

@@ -19,7 +19,7 @@ import torch
 
 from vptsp_core.class_table import MOMENTS
 from vptsp_core.distributed import own_rows
-from vptsp_core.errors import VptspError
+from vptsp_core.errors import TrainingError
 from vptsp_core.tuning import MetricModel
 
 
@@ -54,7 +54,7 @@ def fit_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) ->
     """Turn gradient checkpointing on if a step does not fit without it, and say so.
 
     Raises:
-        VptspError: it does not fit with it either.
+        TrainingError: it does not fit with it either.
     """
     if _fits(model, optimizers):
         return
@@ -64,7 +64,7 @@ def fit_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) ->
             message = "a training step does not fit into the GPU's memory: gradient checkpointing is on (slower)"
             warnings.warn(message, stacklevel=2)
             return
-    raise VptspError(
+    raise TrainingError(
         f"a training step of batch = {model.config.batch} does not fit into the GPU's memory, even with gradient "
         f"checkpointing; {_mend(model)}"
     )
@@ -78,12 +78,12 @@ def out_of_memory_told(model: MetricModel, when: str) -> Iterator[None]:
         when: at what, for the message: "epoch 3".
 
     Raises:
-        VptspError: the memory is full.
+        TrainingError: the memory is full.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise VptspError(f"the GPU's memory is full in {when}; {_mend(model)}") from error
+        raise TrainingError(f"the GPU's memory is full in {when}; {_mend(model)}") from error
 
 
 def _mend(model: MetricModel) -> str:

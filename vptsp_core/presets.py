@@ -7,6 +7,7 @@ keeps the two together). All of them tune the biases too, the "(B)" of the paper
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from vptsp_core.config import RunConfig
@@ -59,19 +60,31 @@ PRESETS["smoke"] = dict(PRESETS["demo"], epochs=1, steps_per_epoch=3)
 
 
 def preset(name: str, **changes: Any) -> RunConfig:
-    """The run called ``name`` (one of `PRESETS`), with ``changes``.
+    """The run called ``name`` (one of `PRESETS`, or a .json file of `RunConfig` keys), with ``changes``.
 
     Raises:
-        ConfigError: for an unknown name, an unknown key or a value that cannot run.
+        ConfigError: for an unknown name, an unreadable file, an unknown key or a value that cannot run.
 
     >>> preset("cub200-vits16").prompts
     10
     >>> preset("cub200-vits16", alpha=0.2).alpha
     0.2
     """
+    if name.endswith(".json"):
+        return RunConfig().replace(**{**_from_file(name), **changes})
     if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+        raise ConfigError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}, or a .json file")
     return RunConfig(**PRESETS[name]).replace(**changes)
+
+
+def _from_file(path: str) -> dict[str, Any]:
+    try:
+        values = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"preset {path}: unreadable ({error}); give a file that a search has written") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"preset {path}: holds no keys and values; give a file that a search has written")
+    return values
 
 
 def parse_change(text: str) -> tuple[str, Any]:

@@ -30,7 +30,7 @@ from vptsp_core.data.batches import train_batches
 from vptsp_core.data.sampler import ClassBalancedSampler
 from vptsp_core.devices import autocast_dtype
 from vptsp_core.distributed import check_batch, from_main, is_main, own_share
-from vptsp_core.errors import VptspError, WeightsError
+from vptsp_core.errors import TrainingError, VptspError, WeightsError
 from vptsp_core.files import write_bytes, write_torch
 from vptsp_core.memory import fit_step, out_of_memory_told
 from vptsp_core.progress import write_progress
@@ -150,7 +150,7 @@ class Trainer:
         """All steps of one epoch, counted from 0; its row of the history.
 
         Raises:
-            VptspError: the loss is not finite.
+            TrainingError: the loss is not finite.
         """
         seed = int(np.random.SeedSequence([self.config.seed, epoch, 2]).generate_state(1)[0])
         torch.manual_seed(seed)
@@ -172,7 +172,7 @@ class Trainer:
         mean = torch.stack(losses).mean().item()  # the only wait for the device in an epoch, but for fp16
         if not math.isfinite(mean):
             first = int((~torch.isfinite(torch.stack(losses))).float().argmax())
-            raise VptspError(
+            raise TrainingError(
                 f"the loss is not finite from step {first + 1} of epoch {epoch + 1} on "
                 f"(lr = {self._rate(0):g}, lr_proxy = {self._rate(1):g}); lower the learning rates"
             )

@@ -1,0 +1,140 @@
+"""A search's study as it lies in a database: opened, held against what it was begun with, shared by workers."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import optuna
+import sqlalchemy
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.trial import FrozenTrial, TrialState
+
+from vptsp_core.config import RunConfig
+from vptsp_core.errors import ConfigError, VptspError
+from vptsp_core.search_space import Space
+
+BEAT, GRACE = 20, 90  # seconds between a worker's signs of life, and without one until its trial is taken from it
+RETRIES = 3  # of one trial whose workers died: it may be what kills them
+TRIALS = 50  # of a study that nobody said a number for
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def open_study(storage: str, name: str, base: RunConfig, space: Space, trials: int | None = None) -> optuna.Study:
+    """The study in the database, made if it is not there.
+
+    Raises:
+        VptspError: the database cannot be used, or holds under this name the study of another base or space.
+    """
+    if not re.fullmatch(r"[\w.-]+", name):  # its preset's file is called so
+        raise ConfigError(f"study {name!r}: a name holds letters, digits, '.', '-' and '_' only")
+    fixed = {key: value for key, value in base.to_dict().items() if key not in space}
+    with database(storage):
+        study = optuna.create_study(
+            storage=_storage(storage), study_name=name, direction="maximize", load_if_exists=True,
+            sampler=_ByNumber(base.seed),
+        )  # fmt: skip
+        known = study.user_attrs
+        if "space" not in known:
+            study.set_user_attr("base", fixed)
+            study.set_user_attr("space", space)
+        elif differing := _differing(known, fixed, space):
+            raise ConfigError(
+                f"study {name} in {_shown(storage)} has {differing}; give this one another name, or go on with that"
+            )
+        if trials is not None or "trials" not in known:
+            study.set_user_attr("trials", trials or TRIALS)
+    return study
+
+
+def counts(study: optuna.Study) -> tuple[int, int]:
+    """Trials of a study that are finished, and those that a worker is at."""
+    states = Counter(trial.state for trial in study.get_trials(deepcopy=False))
+    return sum(states[state] for state in FINISHED), states[TrialState.RUNNING]
+
+
+@contextlib.contextmanager
+def database(url: str) -> Iterator[None]:
+    """What the database does not do is said in one line, without its password; Optuna is quiet."""
+    try:
+        with quiet():
+            yield
+    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
+        reason = error.__cause__ or error if isinstance(error, StorageInternalError) else error
+        first = str(getattr(reason, "orig", None) or reason).splitlines()[0]
+        raise VptspError(
+            f"storage {_shown(url)}: {first}; mend it, or give another SQLAlchemy URL such as sqlite:///search.db"
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Optuna logs every trial with a traceback where it failed, and warns that its heartbeat may change."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+with quiet():
+    AGAIN = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
+
+
+class _ByNumber(optuna.samplers.TPESampler):
+    """TPE that draws trial n from (seed, n): workers do not repeat each other, and a search by one worker makes the
+    same trials whether it was stopped in between or not."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed=seed)
+        self._of_search = seed
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        mixed = np.random.SeedSequence([self._of_search, trial.number]).generate_state(1)[0]
+        super().__init__(seed=int(mixed))
+        super().before_trial(study, trial)
+
+
+def _storage(url: str) -> optuna.storages.RDBStorage:
+    """Signs of life included. Two processes that make its tables at once get in each other's way: one tries again."""
+    patient: dict[str, Any] = {"connect_args": {"timeout": 120}}  # SQLite has one writer at a time
+    engine = patient if url.startswith("sqlite") else {"pool_pre_ping": True}
+    alive: Any = dict(heartbeat_interval=BEAT, grace_period=GRACE, heartbeat_stale_trial_callback=AGAIN)
+    for left in range(5, -1, -1):
+        try:
+            return optuna.storages.RDBStorage(url, engine, **alive)
+        except sqlalchemy.exc.OperationalError as error:
+            if not left or "already exists" not in str(error):
+                raise
+            time.sleep(0.5)
+        except ImportError as error:
+            raise VptspError(f"storage {_shown(url)}: no driver ({error.__cause__}); install it with pip") from error
+    raise AssertionError("not reached")
+
+
+def _shown(url: str) -> str:
+    try:
+        return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:
+        return repr(url)
+
+
+def _differing(known: dict[str, Any], fixed: dict[str, Any], space: Space) -> str:
+    """In what a study in the database is another one; keys that it is too old to know count by their defaults."""
+    begun = {key: value for key, value in RunConfig().to_dict().items() if key not in space} | known["base"]
+    keys = [key for key in begun if key not in space and begun[key] != fixed.get(key)]
+    spaces = [key for key in known["space"].keys() | space.keys() if known["space"].get(key) != space.get(key)]
+    if spaces:
+        return f"another space ({', '.join(sorted(spaces))})"
+    if keys:
+        return "another base (" + ", ".join(f"{key} = {begun[key]!r}, not {fixed.get(key)!r}" for key in keys) + ")"
+    return ""
