@@ -1,4 +1,4 @@
-"""python -m vptsp_core train|evaluate|data|bench|pretrain|notebooks: the command line."""
+"""python -m vptsp_core train|evaluate|data|bench|pretrain|notebooks|report: the command line."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ COMMANDS = {
     "bench": "measure the step or the metrics",
     "pretrain": "make the embedded demo ViT again",
     "notebooks": "execute the notebooks (what run_all.sh calls)",
+    "report": "build the results page",
 }
 SEVERAL = """\
 several GPUs, one process each:
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if argv[0] in ("train", "evaluate"):
                 command = {"train": _train, "evaluate": _evaluate}[argv[0]]
                 return _together(command, argv[1:]) if "LOCAL_RANK" in os.environ else command(argv[1:])
-            module = {"data": "data.command", "bench": "bench_command"}.get(argv[0], argv[0])
+            module = {"data": "data.command", "bench": "bench_command", "report": "page"}.get(argv[0], argv[0])
             return int(importlib.import_module(f"vptsp_core.{module}").main(argv[1:]) or 0)
     except VptspError as error:
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr)  # names of files may hold line ends
