@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -21,23 +21,23 @@ PROFILES = {
     "paper": "the paper's benchmarks and backbones",
 }
 _STAND_INS = """\
-- The data here are **glyphs**: drawn letters, made by the package, in place of photographs, and the backbone is a ViT of
-  0.7 M parameters. They stand beside the paper's CUB-200 column because something must; the *difference* then says nothing
-  about the method. Only **orderings** could be compared (which method is ahead, where a curve has its maximum).
+- The data here are **glyphs**: drawn letters, made by the package, in place of photographs, and the backbone is a ViT
+  of 0.7 M parameters. They stand beside the paper's CUB-200 column because something must; the *difference* then says
+  nothing about the method. Only **orderings** could be compared (which method is ahead, where a curve has its maximum).
 - Other data sets of the paper have no stand-in: there *ours* is empty."""
 _REAL = """\
-- Both sides are the same benchmarks, so the **difference** is meant to be read. The paper's numbers are single runs, as far
-  as it says, without intervals."""
-_SMOKE = "- Each run has a handful of steps. Not even orderings mean anything here."
+- Both sides are the same benchmarks, so the **difference** is meant to be read. The paper prints one number a row,
+  without intervals."""
+_SMOKE = "- In this profile a run has a handful of steps: not even orderings mean anything."
 _READING = """\
-- Tables show **paper | ours | difference** (ours − paper); the paper's numbers are lighter. An empty cell: that side has no
-  number. Retrieval is in percent. **±** is half the 95 % interval over seeds, and is there only with two seeds or more.
-- **MAP@R released** counts one rank too many, as the paper's published code does, and is what the paper's MAP@R compares
-  with; **MAP@R** is the metric as defined by Musgrave et al. (2020).
-- A column **vs** *a method* is the paired difference on the same queries with its 95 % bootstrap interval; **≈** marks one
-  that could be chance.
-- **Model selection** *released*: each metric from its best epoch on the test set, as the published numbers, so optimistic
-  for both sides; *last*: the last epoch; *validation*: chosen on held-out training classes.
+- Tables show **paper | ours | difference** (ours − paper); the paper's numbers are lighter. An empty cell: that side
+  has no number. Retrieval is in percent. **±** is half the 95 % interval over seeds, there only with two seeds or more.
+- **MAP@R released** counts one rank too many, as the paper's published code does, and is what the paper's MAP@R
+  compares with; **MAP@R** is the metric as defined by Musgrave et al. (2020).
+- A column **vs** *a method* is the paired difference on the same queries with its 95 % bootstrap interval; **≈** marks
+  one that could be chance.
+- **Model selection** *released*: each metric from its best epoch on the test set, as the published numbers, so
+  optimistic for both sides; *last*: the last epoch; *validation*: chosen on held-out training classes.
 - Times and memory belong to the machine named; the paper's to one RTX 3090."""
 
 
@@ -83,9 +83,9 @@ def _state(part: Chapter) -> str:
         return "failed" if not part.there else "failed last time; shown is an earlier one"
     if not part.there:
         return "not run"
-    return "run in part: data missing" if part.absent and part.values(HASHES) else (
-        "data missing" if part.absent else "run"
-    )  # fmt: skip
+    if part.absent:
+        return "run in part: data missing" if part.values(HASHES) else "data missing"
+    return "run"
 
 
 def _overview(folder: Path, parts: Sequence[Chapter], profile: str, command: str) -> str:
@@ -102,33 +102,33 @@ def _overview(folder: Path, parts: Sequence[Chapter], profile: str, command: str
         counted = "" if once else ", runs that several notebooks share counted in each"
         devices = "; ".join(gathered(there).get(DEVICE, ["unknown"]))
         out.append(
-            f"<p>{len(there)} of {len(parts)} notebooks ran, with {runs} different training runs: {_duration(seconds)} of "
-            f"training and evaluation{counted}, on {escape(devices)}.{took}</p>"
+            f"<p>{len(there)} of {len(parts)} notebooks ran, with {runs} different training runs: {_duration(seconds)} "
+            f"of training and evaluation{counted}, on {escape(devices)}.{took}</p>"
         )
-    listing = "".join(f'<li><a href="#{escape(part.name)}">{escape(part.title)}</a>{_note(part)}</li>' for part in parts)
-    out.append(f'<nav aria-label="Contents"><ul>{listing}</ul></nav>')
+    out.append(_contents(parts))
     if there:
         facts = gathered(there)
         columns = [Column("fact", "", list(facts)), Column("all notebooks", "", [", ".join(v) for v in facts.values()])]
-        rows = [
-            Column("", "", [part.only for part in parts]),
-            Column("state", "", [_state(part) for part in parts]),
-            Column("runs", "", [part.record.get(RUNS, "") for part in parts]),
-            Column("whole notebook", "", ["" if p.seconds is None else _duration(p.seconds) for p in parts]),
-            Column("epoch reported", "", [part.record.get(SELECTION, "") for part in parts]),
-            Column("seeds", "", [part.record.get("seed", "") for part in parts]),
-        ]
-        out.append(f"<h3>Notebooks</h3>{table_html(rows, 'Notebooks')}")
         out.append(
-            "<details><summary>Commit, versions, data and checksums of all of them</summary>"
+            "<details><summary>commit, versions, data and checksums of all of them</summary>"
             f"{table_html(columns, 'What ran')}</details>"
         )
     return "\n".join(out)
 
 
-def _note(part: Chapter) -> str:
-    state = _state(part)
-    return "" if state == "run" else f' <span class="quiet">({escape(state)})</span>'
+def _contents(parts: Sequence[Chapter]) -> str:
+    """What is on the page, a line a notebook: state, runs, time, seeds, model selection."""
+    rows = []
+    for part in parts:
+        took = "" if part.seconds is None else _duration(part.seconds)
+        cells = [part.record.get(RUNS, ""), took, part.record.get("seed", ""), part.record.get(SELECTION, "")]
+        link = f'<th scope="row"><a href="#{escape(part.name)}">{escape(part.title)}</a></th>'
+        state = f'<td class="words{"" if _state(part) == "run" else " warned"}">{escape(_state(part))}</td>'
+        rows.append(f"<tr>{link}{state}{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
+    names = ("state", "runs", "notebook took", "seeds", "epoch reported")
+    head = "".join(f'<th scope="col"{" class=words" if name == "state" else ""}>{name}</th>' for name in ("", *names))
+    box = '<nav class="scroll" tabindex="0" aria-label="Contents">'
+    return f"{box}<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></nav>"
 
 
 def _missing(parts: Sequence[Chapter], command: str) -> str:
@@ -150,7 +150,7 @@ def _missing(parts: Sequence[Chapter], command: str) -> str:
 
 
 def _reading(profile: str) -> str:
-    text = {"demo": [_STAND_INS], "smoke": [_SMOKE, _STAND_INS], "paper": [_REAL]}[profile]
+    text = {"demo": [_STAND_INS], "smoke": [_STAND_INS, _SMOKE], "paper": [_REAL]}[profile]
     return f"<section><h2>How to read this</h2>{markdown(chr(10).join([*text, _READING]))}</section>"
 
 
@@ -160,10 +160,11 @@ def _section(part: Chapter, command: str) -> str:
         out.append(f"<details><summary>what can be compared, and more</summary>{markdown(part.more)}</details>")
     if not part.there:
         why = f"It failed: {escape(part.failure)}." if part.failure else "It has not run."
-        return "\n".join([*out, f"<p class='warn'>{why} <code>{escape(command)} --only {part.only}</code></p></section>"])
+        out.append(f"<p class='warn'>{why} <code>{escape(command)} --only {escape(part.only)}</code></p></section>")
+        return "\n".join(out)
     out += [f"<p class='warn'>{escape(line)}</p>" for line in part.absent]
     for path in part.figures:
-        out.append(_shown(path, lambda path: figure_html(path, _words(path, part))))
+        out.append(_shown(path, lambda path: figure_html(path, _words(path, part) or part.title)))
     for path in part.tables:
         out.append(_shown(path, lambda path: _table(path, part)))
     if part.record:
@@ -171,8 +172,8 @@ def _section(part: Chapter, command: str) -> str:
         record = table_html(rows, f"record of {part.name}")
         out.append(f"<details><summary>what these numbers come from</summary>{record}</details>")
     links = [f'<a href="notebooks/{escape(part.page.name)}">executed notebook</a>'] if part.page else []
-    files = [*part.tables, *(part.tables[:0] if not part.record else [Path(f"{part.name}{RECORD}.csv")])]
-    links += [f'<a href="tables/{escape(path.name)}">{escape(path.name)}</a>' for path in files]
+    files = [path.name for path in part.tables] + [f"{part.name}{RECORD}.csv"] * bool(part.record)
+    links += [f'<a href="tables/{escape(name)}">{escape(name)}</a>' for name in files]
     return "\n".join([*out, f'<p class="links">{" ".join(links)}</p></section>'])
 
 
@@ -180,20 +181,21 @@ def _table(path: Path, part: Chapter) -> str:
     columns = read_table(path)
     compared = {PAPER, OURS} <= {column.side for column in columns}
     title = "Paper | ours | difference" if compared else "Numbers"
-    words = _words(path, part)
-    title += f": {words}" if words != part.name else ""
+    title += f": {words}" if (words := _words(path, part)) else ""
     return f"<h3>{escape(title)}</h3>{table_html(columns, title)}"
 
 
-def _shown(path: Path, show) -> str:
+def _shown(path: Path, show: Callable[[Path], str]) -> str:
+    """HTML of a file; of a broken one, what is wrong with it."""
     try:
-        return str(show(path))
+        return show(path)
     except VptspError as error:
         return f"<p class='warn'>{escape(str(error))}</p>"
 
 
 def _words(path: Path, part: Chapter) -> str:
-    return path.stem.removeprefix(part.name).strip("_").replace("_", " ") or part.name
+    """What tells a file apart from the notebook's others: its name's end."""
+    return path.stem.removeprefix(part.name).strip("_").replace("_", " ")
 
 
 def _duration(seconds: float) -> str:

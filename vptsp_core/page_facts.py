@@ -18,6 +18,7 @@ RECORD = "_record"
 RUNS, HASHES, SECONDS, DEVICE, SELECTION = (
     "runs", "run", "seconds of training and evaluation, all runs", "device", "epoch reported",
 )  # fmt: skip
+_ABSENT = re.compile(r"^(?:<pre>)?(No runs: [^<\n]+)", re.MULTILINE)  # printed: report.absent_data
 _WHOLE = (DEVICE,)  # facts whose single value may hold a comma
 
 
@@ -107,7 +108,7 @@ def _chapter(folder: Path, source: Path, only: str) -> Chapter:
         page=page if text else None,
         seconds=float(took[1]) if took else None,
         failure=_failure(folder / "notebooks" / f"{name}.failed.ipynb"),
-        absent=tuple(dict.fromkeys(html.unescape(line) for line in re.findall(r"No runs: [^<\n]+", text))),
+        absent=tuple(dict.fromkeys(html.unescape(line) for line in _ABSENT.findall(text))),
         broken=tuple(broken),
     )  # fmt: skip
 

@@ -39,7 +39,7 @@ def small_png(content: bytes, *, dpi: float | None = None, width: int | None = N
     """
     try:
         with Image.open(io.BytesIO(content)) as opened:
-            texts = {key: value for key, value in opened.info.items() if isinstance(value, str)}
+            texts = {str(key): value for key, value in opened.info.items() if isinstance(value, str)}
             factor = dpi / opened.info.get("dpi", (200, 200))[0] if dpi else (width or opened.width) / opened.width
             image = opened.convert("RGBA")
     except (OSError, ValueError, SyntaxError) as error:  # Pillow's ways to say so

@@ -19,6 +19,7 @@ from vptsp_core.errors import VptspError
 
 PAPER, OURS, DIFFERENCE, INTERVAL = "paper", "ours", "difference", "±"
 WIDE = 12  # columns; what is wider is cut into several tables
+_SIDED = re.compile(rf"(.+?), ({PAPER}|{OURS}|{DIFFERENCE}|{INTERVAL}|vs .+)")
 _METRIC = re.compile(r"R@|MAP@R|R-precision|Recall|NMI|F1")
 _UNIT = re.compile(r"(^|[, (])(M|GB|MB|ms|s|%)($|[, )])")
 
@@ -52,9 +53,9 @@ def read_table(path: Path) -> list[Column]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    group, comma, side = name.rpartition(", ")
-    known = side in (PAPER, OURS, DIFFERENCE, INTERVAL) or side.startswith("vs ")
-    return (group, side) if comma and known else (name, "")
+    """Group and side; with no side the whole name is the group."""
+    found = _SIDED.fullmatch(name)
+    return (found[1], found[2]) if found else (name, "")
 
 
 def table_html(columns: Sequence[Column], label: str) -> str:
@@ -118,8 +119,8 @@ def _formatted(group: Sequence[Column]) -> Iterator[list[str]]:
     numbers = [abs(_number(cell) or 0) for column in compared for cell in column.cells if cell]
     printed = [_trimmed(cell) for column in compared if column.side == PAPER for cell in column.cells]
     decimals = min(2, max([1, *(len(text.partition(".")[2]) for text in printed)]))
-    fractions = bool(numbers) and max(numbers) <= 1 and not _METRIC.match(name)
-    quantity = not _METRIC.match(name) and (_UNIT.search(name) is not None or not compared)
+    fractions = bool(numbers) and max(numbers) <= 1 and not _METRIC.search(name)
+    quantity = not _METRIC.search(name) and (_UNIT.search(name) is not None or not compared)
     for column in group:
         if not column.numeric:
             yield column.cells
@@ -127,7 +128,7 @@ def _formatted(group: Sequence[Column]) -> Iterator[list[str]]:
         whole = all((_number(cell) or 0) == round(_number(cell) or 0) for cell in column.cells)
         yield [
             "" if (value := _number(cell)) is None
-            else _trimmed(cell) if quantity and (column.side == PAPER or whole)
+            else _trimmed(cell) if quantity and (whole or column.side == PAPER and len(_trimmed(cell)) < 6)
             else _signed(value, None if quantity else 3 if fractions else decimals, column.side == DIFFERENCE)
             for cell in column.cells
         ]  # fmt: skip
