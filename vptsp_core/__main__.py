@@ -1,4 +1,4 @@
-"""python -m vptsp_core train|evaluate|search|data|bench|pretrain|notebooks: the command line."""
+"""python -m vptsp_core train|evaluate|search|data|bench|pretrain|notebooks|report: the command line."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ COMMANDS = {
     "bench": "measure the step or the metrics",
     "pretrain": "make the embedded demo ViT again",
     "notebooks": "execute the notebooks (what run_all.sh calls)",
+    "report": "build the results page",
 }
 SEVERAL = """\
 several GPUs, one process each:
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if argv[0] in ("train", "evaluate"):
                 command = {"train": _train, "evaluate": _evaluate}[argv[0]]
                 return _together(command, argv[1:]) if "LOCAL_RANK" in os.environ else command(argv[1:])
-            modules = {"data": "data.command", "bench": "bench_command", "search": "search_command"}
+            modules = {"data": "data.command", "bench": "bench_command", "search": "search_command", "report": "page"}
             module = importlib.import_module(f"vptsp_core.{modules.get(argv[0], argv[0])}")
             return int(module.main(argv[1:]) or 0)
     except VptspError as error:

@@ -20,17 +20,12 @@ from typing import Any
 import nbformat
 
 from .errors import VptspError
+from .notebook_html import notebook_html
 from .notebook_sources import FOLDER, ROOT, check_parameters, check_sources, discover, read
 
 __all__ = ["check_sources", "main", "run_notebooks"]
 
 PROFILES = ("demo", "smoke", "paper")
-
-# For readers: code is one click away and not in the way.
-_TEMPLATE = """{%- extends 'index.html.j2' -%}
-{%- block input_group -%}
-<details><summary style="cursor: pointer; color: #777; font-size: 0.8em">code</summary>{{ super() }}</details>
-{%- endblock input_group -%}"""
 
 
 def run_notebooks(
@@ -123,7 +118,7 @@ def _execute(path: Path, out: Path, values: dict[str, Any]) -> tuple[Path, str]:
             shutdown_kernel="immediate",  # asking a busy kernel politely would hold up Ctrl-C
         )
         _tidy(partial, path)
-        html = _html(partial)
+        html = notebook_html(partial, path.stem)
         os.replace(partial, done)
         partial.write_text(html, encoding="utf-8")
         os.replace(partial, page)
@@ -167,14 +162,6 @@ def _tidy(copy: Path, source: Path) -> None:
     notebook = read(copy)
     notebook.metadata.setdefault("papermill", {}).update(input_path=source.name, output_path=source.name)
     nbformat.write(notebook, copy)
-
-
-def _html(path: Path) -> str:
-    from nbconvert import HTMLExporter
-
-    exporter = HTMLExporter(template_name="lab", raw_template=_TEMPLATE)
-    body: str = exporter.from_notebook_node(read(path), resources={"metadata": {"name": path.stem}})[0]
-    return body
 
 
 def _describe(error: Exception) -> str:

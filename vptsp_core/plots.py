@@ -65,9 +65,10 @@ def save_figure(fig: Figure, results: Path, name: str, alt: str = "") -> Image:
 
     for kind in ("pdf", "png"):
         buffer = io.BytesIO()
-        dated = {"CreationDate": None} if kind == "pdf" else None  # the same numbers give the same file
+        # No date: the same numbers give the same file. The results page takes its captions from the PNG.
+        told = {"CreationDate": None} if kind == "pdf" else {"Description": alt or name}
         with rc_context(STYLE):
-            fig.savefig(buffer, format=kind, dpi=200, facecolor="white", metadata=dated)
+            fig.savefig(buffer, format=kind, dpi=200, facecolor="white", metadata=told)
         write_bytes(results / "figures" / f"{name}.{kind}", buffer.getvalue())
     return Image(data=buffer.getvalue(), width=int(100 * fig.get_figwidth()), alt=alt or name)
 

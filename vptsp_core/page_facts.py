@@ -1,0 +1,167 @@
+"""What a results folder holds of each notebook, and what the runs behind it were made with."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vptsp_core.errors import VptspError
+from vptsp_core.notebook_sources import discover, read
+from vptsp_core.page_tables import read_table
+
+RECORD = "_record"
+RUNS, HASHES, SECONDS, DEVICE, SELECTION = (
+    "runs", "run", "seconds of training and evaluation, all runs", "device", "epoch reported",
+)  # fmt: skip
+_ABSENT = re.compile(r"^(?:<pre>)?(No runs: [^<\n]+)", re.MULTILINE)  # printed: report.absent_data
+_WHOLE = (DEVICE,)  # facts whose single value may hold a comma
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A notebook and what it left in the results.
+
+    Attributes:
+        name: of the notebook, and the beginning of all its results' names.
+        only: the shortest ``--only`` that picks it.
+        title, claim, more: its first heading, the paragraph after it (with its list), and the rest of the first cell;
+            the latter two are Markdown.
+        tables, figures: files in tables/ (without the record) and figures/.
+        record: {fact: value} of tables/<name>_record.csv; empty where there is none.
+        page: its executed copy as HTML, if there.
+        seconds: of the whole notebook; None where unknown.
+        failure: the error that ended its last execution; "" where that went well.
+        absent: what the notebook says of data that were not there, with the commands that get them.
+        broken: files that cannot be read, in a line each.
+    """
+
+    name: str
+    only: str
+    title: str
+    claim: str
+    more: str
+    tables: tuple[Path, ...]
+    figures: tuple[Path, ...]
+    record: dict[str, str]
+    page: Path | None
+    seconds: float | None
+    failure: str
+    absent: tuple[str, ...]
+    broken: tuple[str, ...]
+
+    @property
+    def there(self) -> bool:
+        """Whether anything of it can be shown."""
+        return bool(self.tables or self.figures or self.record or self.page)
+
+    def values(self, fact: str) -> list[str]:
+        """A fact of the record, value for value."""
+        text = self.record.get(fact, "")
+        return ([text] if fact in _WHOLE else text.split(", ")) if text else []
+
+
+def chapters(folder: Path, notebooks: Path) -> list[Chapter]:
+    """One for each source in ``notebooks``: tables, then figures, by number, then the rest. ``folder`` is one
+    profile's and may lack anything."""
+    sources = sorted(discover((), notebooks), key=lambda path: _order(path.stem))
+    names = [path.stem for path in sources]
+    return [_chapter(folder, path, _shortest(path.stem, names)) for path in sources]
+
+
+def _order(name: str) -> tuple[int, int, str]:
+    kind = re.match(r"(table|fig)(\d+)", name)
+    return (2, 0, name) if kind is None else (("table", "fig").index(kind[1]), int(kind[2]), name)
+
+
+def _shortest(name: str, names: Sequence[str]) -> str:
+    first = name.split("_")[0]
+    alike = [other for other in names if re.match(re.escape(first) + r"(?!\d)", other)]
+    return first if alike == [name] else name
+
+
+def _chapter(folder: Path, source: Path, only: str) -> Chapter:
+    name = source.stem
+    title, claim, more = _opening(source)
+    page = folder / "notebooks" / f"{name}.html"
+    text = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
+    took = re.search(r'<meta name="seconds" content="([0-9.]+)">', text)
+    csvs = _of(folder / "tables", name, ".csv")
+    broken = []
+    record: dict[str, str] = {}
+    for path in csvs:
+        if path.stem == name + RECORD:
+            try:
+                facts, values = read_table(path)
+                record = dict(zip(facts.cells, values.cells, strict=True))
+            except (VptspError, ValueError) as error:  # another number of columns than two
+                broken.append(str(error) if isinstance(error, VptspError) else f"{path.name} is no record")
+    return Chapter(
+        name, only, title, claim, more,
+        tables=tuple(path for path in csvs if path.stem != name + RECORD),
+        figures=tuple(_of(folder / "figures", name, ".png")),
+        record=record,
+        page=page if text else None,
+        seconds=float(took[1]) if took else None,
+        failure=_failure(folder / "notebooks" / f"{name}.failed.ipynb"),
+        absent=tuple(dict.fromkeys(html.unescape(line) for line in _ABSENT.findall(text))),
+        broken=tuple(broken),
+    )  # fmt: skip
+
+
+def _of(folder: Path, name: str, suffix: str) -> list[Path]:
+    found = (path for path in folder.glob(f"*{suffix}") if path.stem == name or path.stem.startswith(f"{name}_"))
+    return sorted(found, key=lambda path: path.stem)
+
+
+def _opening(source: Path) -> tuple[str, str, str]:
+    """Title, claim and the rest of a notebook's first Markdown cell."""
+    text = next((str(cell.source) for cell in read(source).cells if cell.cell_type == "markdown"), "")
+    heading = re.match(r"\s*#+ +(.+)\n?", text)
+    blocks = re.split(r"\n\s*\n", text[heading.end() :].strip() if heading else text.strip())
+    first = 2 if len(blocks) > 1 and re.match(r"([-*]|\d+\.) ", blocks[1]) else 1
+    return (heading[1].strip() if heading else source.stem), "\n\n".join(blocks[:first]), "\n\n".join(blocks[first:])
+
+
+def _failure(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    try:
+        outputs = [output for cell in read(path).cells for output in cell.get("outputs", [])]
+    except VptspError:
+        return "its copy cannot be read"
+    errors = [output for output in outputs if output.output_type == "error"]
+    return f"{errors[-1].ename}: {' '.join(errors[-1].evalue.split())}"[:300] if errors else "it was stopped"
+
+
+def gathered(parts: Sequence[Chapter], leave_out: Sequence[str] = (RUNS, HASHES, SECONDS)) -> dict[str, list[str]]:
+    """{fact: its values in all records, in order of appearance, each once}."""
+    facts: dict[str, dict[str, None]] = {}
+    for part in parts:
+        for fact in part.record:
+            if fact not in leave_out:
+                facts.setdefault(fact, {}).update(dict.fromkeys(part.values(fact)))
+    return {fact: list(values) for fact, values in facts.items()}
+
+
+def run_seconds(folder: Path, parts: Sequence[Chapter]) -> tuple[int, float, bool]:
+    """(different runs, seconds of training and evaluation, whether each run counts once). A run that several notebooks
+    share counts once where ``folder`` still holds the runs; else the seconds are the sum over the notebooks."""
+    hashes = {each for part in parts for each in part.values(HASHES)}
+    kept: dict[str, float] = {}
+    for path in folder.glob("runs/*/record.json"):
+        try:
+            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if record["hash"] in hashes:
+                kept[record["hash"]] = float(record["seconds"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not finished
+    if hashes <= kept.keys():
+        return len(hashes), sum(kept.values()), True
+    told = [part.record.get(SECONDS, "0") for part in parts]
+    shared = sum(len(part.values(HASHES)) for part in parts) > len(hashes)
+    return len(hashes), sum(float(text) for text in told if re.fullmatch(r"[0-9.]+", text)), not shared
