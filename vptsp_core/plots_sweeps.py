@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -33,12 +34,16 @@ def grid(panels: Sequence[Panel]) -> Figure:
     fig = Figure(figsize=(3.3 * across + 0.4, 4.6 * down + 0.5), layout="constrained")
     cells = fig.subfigures(down, across, squeeze=False)
     for cell, panel in zip(cells.flat, panels):
-        axes = cell.subplots(2, 1, gridspec_kw={"height_ratios": (3, 2)})
+        ratios = (3, 2) if len(panel.paper) else (1,)
+        axes = cell.subplots(len(ratios), 1, squeeze=False, height_ratios=ratios)[:, 0]
         _ours(axes[0], panel, "R@1")
-        _paper(axes[1], panel)
-        _share(axes[0], axes[1], panel)
-        cell.suptitle(f"{panel.name}: {panel.sweep.title}" if panel.name != "lambda" else f"λ: {panel.sweep.title}")
-        axes[1].set_xlabel(panel.sweep.axis)
+        if len(panel.paper):
+            _paper(axes[1], panel)
+            _share(axes[0], axes[1], panel)
+        else:
+            axes[0].set_title("no curve in the paper", color=GREY, fontsize=10)
+        cell.suptitle(f"{'λ' if panel.name == 'lambda' else panel.name}: {panel.sweep.title}")
+        axes[-1].set_xlabel(panel.sweep.axis)
     entries = _entries(panels, ["R@1"])
     if len(panels) < cells.size:
         cells.flat[-1].legend(handles=entries, loc="center", title="R@1, %, of unseen classes")
@@ -50,9 +55,9 @@ def grid(panels: Sequence[Panel]) -> Figure:
 @_house
 def single(panel: Panel) -> Figure:
     """One panel: our R@1 and MAP@R beside each other, and the paper's R@1 where it has a curve."""
-    kinds = [*(OURS if len(panel.ours) else []), *(["paper"] if len(panel.paper) else [])]
-    fig = Figure(figsize=(3.9 * max(len(kinds), 1), 3.9), layout="constrained")
-    for ax, kind in zip(fig.subplots(1, max(len(kinds), 1), squeeze=False)[0], kinds or ["paper"]):
+    kinds = [*(OURS if len(panel.ours) else ["R@1"]), *(["paper"] if len(panel.paper) else [])]
+    fig = Figure(figsize=(3.9 * len(kinds), 3.9), layout="constrained")
+    for ax, kind in zip(fig.subplots(1, len(kinds), squeeze=False)[0], kinds):
         if kind == "paper":
             _paper(ax, panel)
         else:
@@ -66,7 +71,8 @@ def _ours(ax: Axes, panel: Panel, y: str) -> None:
     ours, (colour, marker) = panel.ours, OURS[y]
     ax.set_ylabel(f"ours: {y}, %")
     if ours.empty:
-        _say(ax, "no runs")
+        ax.text(0.5, 0.5, "no runs", color=GREY, ha="center", va="center", transform=ax.transAxes)
+        ax.set(xticks=[], yticks=[])
         return
     unclear = ours["x"].isin(panel.unclear if y == "R@1" else [])
     ax.plot(ours["x"], ours[y], "-", color=colour)
@@ -80,9 +86,6 @@ def _ours(ax: Axes, panel: Panel, y: str) -> None:
 
 def _paper(ax: Axes, panel: Panel) -> None:
     ax.set_ylabel("paper: R@1, %")
-    if panel.paper.empty:
-        _say(ax, "no curve in the paper")
-        return
     for name, (colour, marker) in PAPER.items():
         ax.plot(panel.paper["x"], panel.paper[name], f"{marker}--", color=colour, alpha=LIGHT, markersize=6)
     _places(ax, panel, panel.paper["x"])
@@ -93,19 +96,20 @@ def _places(ax: Axes, panel: Panel, x: pd.Series) -> None:
     if panel.sweep.logarithmic:
         ax.set_xscale("log", base=2)
         ax.xaxis.set_minor_locator(NullLocator())
-    ticks = _apart(sorted(x), panel.sweep.logarithmic)
-    ax.xaxis.set_major_locator(FixedLocator(ticks))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 100 else f"{value:g}"))
-    ax.yaxis.set_major_locator(MaxNLocator(5))
+    ax.xaxis.set_major_locator(FixedLocator(_apart(sorted(x), panel.sweep.logarithmic)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
+    ax.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
     ax.margins(x=0.07, y=0.15)
 
 
-def _apart(places: list[float], logarithmic: bool) -> list[float]:
-    """Those of the sorted places that are at least a ninth of the axis from the one before; the last one always."""
-    from math import log
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:g}"
 
-    at = [log(place) for place in places] if logarithmic else places
-    least = (at[-1] - at[0]) / 9
+
+def _apart(places: list[float], logarithmic: bool) -> list[float]:
+    """Those of the sorted places whose numbers do not touch the one after; the last one always."""
+    at = np.log(places) if logarithmic else np.asarray(places)
+    least = (at[-1] - at[0]) * max(len(_number(place)) for place in places) / 26  # so many digits across an axis
     kept = [len(places) - 1]
     for i in range(len(places) - 2, -1, -1):
         if at[kept[-1]] - at[i] >= least:
@@ -120,11 +124,6 @@ def _share(above: Axes, below: Axes, panel: Panel) -> None:
         return
     if ours.max() - ours.min() >= (paper.max() - paper.min()) / 2:
         above.set_xlim(below.get_xlim())
-
-
-def _say(ax: Axes, words: str) -> None:
-    ax.text(0.5, 0.5, words, color=GREY, ha="center", va="center", transform=ax.transAxes)
-    ax.set(xticks=[], yticks=[])
 
 
 def _entries(panels: Sequence[Panel], metrics: Sequence[str]) -> list[Line2D]:
