@@ -12,7 +12,7 @@ from vptsp_core.plots import BLUE, PROXIES, VERMILION, _house
 
 @_house
 def gap(table: pd.DataFrame, epochs: Sequence[int]) -> Figure:
-    """A panel a kind of proxy: mean cosine to the own centroid and to the nearest other; the band between is the margin.
+    """A panel a kind of proxy: mean cosine to the own centroid and to the nearest other; the band is the margin.
 
     Args:
         table: a row a moment; columns (proxy, "own centroid" | "nearest other"), as `maps.proxy_cosines` measures them.

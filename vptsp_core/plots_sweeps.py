@@ -133,10 +133,12 @@ def _entries(panels: Sequence[Panel], metrics: Sequence[str]) -> list[Line2D]:
             colour, marker = OURS[y]
             entries.append(Line2D([], [], color=colour, marker=marker, label=f"ours, {y}"))
     if any(panel.unclear for panel in panels):
-        look = dict(marker="o", linestyle="", markerfacecolor="white", markeredgewidth=1.8)
-        entries.append(Line2D([], [], color=BLUE, label="no clear difference\nto our highest R@1", **look))
+        unclear = Line2D([], [], color=BLUE, marker="o", linestyle="", label="no clear difference\nto our highest R@1")
+        unclear.set(markerfacecolor="white", markeredgewidth=1.8)
+        entries.append(unclear)
     if any(len(panel.paper) for panel in panels):
         for name, (colour, marker) in PAPER.items():
-            look = dict(marker=marker, linestyle="--", alpha=LIGHT, markersize=6)
-            entries.append(Line2D([], [], color=colour, label=f"paper, {name}", **look))
+            theirs = Line2D([], [], color=colour, marker=marker, linestyle="--", label=f"paper, {name}")
+            theirs.set(alpha=LIGHT, markersize=6)
+            entries.append(theirs)
     return entries

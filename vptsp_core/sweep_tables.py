@@ -54,7 +54,7 @@ def outcome(panel: str, asked: Sequence[Point], runs: Sequence[Run], seeds: int)
     theirs = theirs[theirs["panel"] == panel]
     beside = {point.paper_x: point.label for point in asked}
     theirs = theirs.assign(label=[beside.get(x, f"paper: {x:g}") for x in theirs["x"]])
-    best = None if ours.empty else str(ours.loc[ours["R@1"].idxmax(), "label"])
+    best = None if ours.empty else str(ours["label"].iloc[int(ours["R@1"].argmax())])
     against = None if best is None else chance.against(runs, names, best, metrics=("R@1",))
     return Panel(panel, SWEEPS[panel], ours, theirs[["label", "x", "CUB", "Cars"]], best, against)
 
