@@ -74,11 +74,12 @@ def test_maps_draw_every_image_once_and_the_proxies_of_shown_classes():
     labels = np.repeat(np.arange(20), 5)
     names, shown = [f"{i:03d}.Bird_{i}" for i in range(20)], [0, 9, 19]
     points, proxies = rng.normal(size=(100, 2)), {name: rng.normal(size=(20, 2)) for name in "OPQ"}
-    fig = plots.maps({"one": points, "two": points}, labels, names, shown, proxies)
-    for ax in fig.axes:
+    moved = {name: where + 1 for name, where in proxies.items()}
+    fig = plots.maps({"one": points, "two": points}, labels, names, shown, {"one": proxies, "two": moved})
+    for ax, marks in zip(fig.axes, [proxies, moved], strict=True):
         sizes = [len(c.get_offsets()) for c in ax.collections]
         assert sum(sizes) == 100 + 3 * len(shown) and sizes[0] == 85
-        np.testing.assert_allclose(ax.collections[4].get_offsets()[0], proxies["Q"][0])
+        np.testing.assert_allclose(ax.collections[4].get_offsets()[0], marks["Q"][0])
     texts = [t.get_text() for t in fig.legends[0].get_texts()]
     assert texts[:3] == ["Bird 0", "Bird 9", "Bird 19"] and len(texts) == 3 + 1 + 3
     assert inside(fig)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from vptsp_core import textbook
 from vptsp_core.config import RunConfig
@@ -17,6 +19,7 @@ from vptsp_core.errors import ConfigError
 from vptsp_core.study import build_model
 from vptsp_core.tuning import MetricModel, make_optimizers
 
+K = TypeVar("K", bound=Hashable)
 FORMS: dict[str, Callable[[MetricModel, Tensor, Tensor], Tensor]] = {
     "ours": lambda model, images, labels: model.loss(images, labels),
     "textbook": textbook.loss,
@@ -135,6 +138,52 @@ def measure_step(
     }  # fmt: skip
 
 
+def measure_steps(
+    configs: Mapping[K, RunConfig], *, device: str | None = None, steps: int = 100, warmup: int = 2,
+    progress: bool = True,
+) -> dict[K, dict[str, float]]:  # fmt: skip
+    """Cost of a training step of several runs, by turns in one process, so that a busy machine slows all alike.
+
+    Args:
+        steps: timed steps of each, after ``warmup`` untimed ones.
+
+    Returns:
+        For each run ``ms`` (median), ``ms 25 %`` and ``ms 75 %`` (quartiles), ``steps``, and ``memory_MB`` (10^6 bytes,
+        `StepBench.memory_bytes`, of that run alone).
+
+    Raises:
+        ConfigError: a method that trains nothing, or no step to measure.
+    """
+    if steps < 1:
+        raise ConfigError(f"steps = {steps} must be at least 1")
+    benches, memory, target = {}, {}, pick_device(device)
+    for name, config in configs.items():
+        # A GPU's allocator counts what the earlier ones hold, too; on a CPU each counts its own tensors.
+        others = torch.cuda.memory_allocated(target) if target.type == "cuda" else 0
+        benches[name] = StepBench(config, device=device)
+        benches[name].step()  # the optimiser's state is made in the first one
+        memory[name] = (benches[name].memory_bytes() - others) / 1e6
+    times = _by_turns(benches, tqdm(range(warmup + steps), "turns", disable=not progress), warmup)
+    found = {}
+    for name, taken in times.items():
+        low, median, high = np.percentile(taken, (25, 50, 75))
+        found[name] = {
+            "ms": median, "ms 25 %": low, "ms 75 %": high, "steps": len(taken), "memory_MB": memory[name],
+        }  # fmt: skip
+    return found
+
+
+def _by_turns(benches: Mapping[K, StepBench], turns: Iterable[int], warmup: int) -> dict[K, list[float]]:
+    """Milliseconds of each bench's steps, one of each a turn; those of the first ``warmup`` turns are dropped."""
+    times: dict[K, list[float]] = {name: [] for name in benches}
+    for turn in turns:
+        for name, bench in benches.items():
+            taken = bench.milliseconds()
+            if turn >= warmup:
+                times[name].append(taken)
+    return times
+
+
 def compare_forms(config: RunConfig, *, device: str | None = None, steps: int = 10, warmup: int = 2) -> dict[str, Any]:
     """Our step against the textbook form, by turns in one process, so that a busy machine slows both.
 
@@ -142,12 +191,7 @@ def compare_forms(config: RunConfig, *, device: str | None = None, steps: int = 
         For each form ``ms`` and ``memory_MB``; ``ratio``: the median over turns of textbook / ours, with its extremes.
     """
     benches = {form: StepBench(config, form, device) for form in FORMS}
-    times: dict[str, list[float]] = {form: [] for form in FORMS}
-    for turn in range(warmup + steps):
-        for form, bench in benches.items():
-            taken = bench.milliseconds()
-            if turn >= warmup:
-                times[form].append(taken)
+    times = _by_turns(benches, range(warmup + steps), warmup)
     ratios = sorted(slow / quick for slow, quick in zip(times["textbook"], times["ours"], strict=True))
     cost = {
         form: {"ms": statistics.median(times[form]), "memory_MB": benches[form].memory_bytes() / 1e6} for form in FORMS

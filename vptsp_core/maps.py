@@ -20,6 +20,16 @@ def umap_plane(vectors: np.ndarray, *, seed: int = 0, neighbours: int = 15) -> n
     return np.asarray(fitted.fit_transform(vectors), dtype=np.float32)
 
 
+def plane_with_proxies(
+    embeddings: np.ndarray, proxies: Mapping[str, np.ndarray], *, seed: int = 0
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """One map (`umap_plane`) of embeddings (N, d) and proxies {name: (C, d)} together: their places, each as given."""
+    plane = umap_plane(np.concatenate([embeddings, *proxies.values()]), seed=seed)
+    ends = np.cumsum([len(embeddings), *(len(vectors) for vectors in proxies.values())])
+    points, *marks = np.split(plane, ends[:-1])
+    return points, dict(zip(proxies, marks, strict=True))
+
+
 def spread_classes(num_classes: int, count: int) -> list[int]:
     """``count`` classes at even distances among ``num_classes`` (all of them, if there are fewer).
 

@@ -150,7 +150,7 @@ def curves(
 @_house
 def maps(
     panels: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequence[str], shown: Sequence[int],
-    proxies: Mapping[str, np.ndarray] | None = None,
+    proxies: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> Figure:  # fmt: skip
     """Maps of one set of images, a panel each: the classes ``shown`` in colour, the rest grey.
 
@@ -159,23 +159,26 @@ def maps(
         labels: (N,) int, the images' classes.
         names: of all classes.
         shown: at most twelve classes.
-        proxies: {"O" | "P" | "Q": (C, 2)} in the same plane; those of the classes ``shown`` are drawn.
+        proxies: {title: {"O" | "P" | "Q": (C, 2) in that panel's plane}}; those of the classes ``shown`` are drawn.
     """
     fig = Figure(figsize=(4.8 * len(panels) + 2.4, 4.9 if len(panels) > 1 else 5.6), layout="constrained")
     axes = fig.subplots(1, len(panels), squeeze=False)[0]
+    kinds: dict[str, None] = {}  # a dict: a set that keeps its order
     for ax, (title, points) in zip(axes, panels.items()):
+        marks = (proxies or {}).get(title, {})
+        kinds |= dict.fromkeys(marks)
         rest = ~np.isin(labels, shown)
         ax.scatter(*points[rest].T, s=7, color="#CFCFCF", linewidth=0, rasterized=True)
         for label, colour in zip(shown, CLASS_COLOURS):
             ax.scatter(*points[labels == label].T, s=20, color=colour, alpha=0.75, linewidth=0)
-            for name, where in (proxies or {}).items():
+            for name, where in marks.items():
                 size = 190 if name == "Q" else 75
                 ax.scatter(*where[label], s=size, marker=PROXIES[name][0], color=colour, edgecolor=BLACK, zorder=3)
         ax.set(title=title, xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
         ax.grid(False)
     entries = [_entry(short_name(names[label]), "o", colour) for label, colour in zip(shown, CLASS_COLOURS)]
     entries.append(_entry("other classes", "o", "#CFCFCF", markersize=5))
-    for name in proxies or {}:
+    for name in kinds:
         marker, text = PROXIES[name]
         entries.append(_entry(text, marker, "white", markeredgecolor=BLACK, markersize=12 if name == "Q" else 8))
     fig.legend(handles=entries, loc="outside right center")
