@@ -20,10 +20,14 @@ BAD = [
     ({"lr": "fast"}, "lr = 'fast' must be of type float, not str"),
     ({"lr": -1}, "lr = -1.0 must not be negative"),
     ({"epochs": None}, "epochs = None must be of type int, not NoneType"),
-    ({"method": "lora"}, "method = 'lora' must be one of 'frozen', 'full', 'linear', 'vpt', 'vptsp'"),
+    ({"method": "lora"}, "method = 'lora' must be one of 'frozen', 'full', 'linear', 'adapter', 'vpt', 'vptsp'"),
     ({"semantics": "mine"}, "semantics = 'mine' must be one of 'released', 'paper'"),
-    ({"accumulator": "lstm"}, "accumulator = 'lstm' must be one of"),
+    ({"accumulator": "mean"}, "accumulator = 'mean' must be one of"),
     ({"class_prompts": 0}, "class_prompts = 0 must be at least 1 for method = 'vptsp'"),
+    ({"proxy_source": "bias"}, "proxy_source = 'bias' must be one of 'class_prompts', 'sample', 'encoder',"),
+    ({"adapter_dim": 0}, "adapter_dim = 0 must be at least 1"),
+    ({"adapter_norm": "none"}, "adapter_norm = 'none' must be one of 'before', 'after'"),
+    ({"method": "adapter", "adapter_layers": 0}, "adapter_layers = 0 must be at least 1 for method = 'adapter'"),
     ({"method": "full"}, "bitfit must be False for method = 'full'"),
     ({"resize": 200}, "resize = 200 must be at least image_size = 224"),
     ({"gru_dropout": 1.0}, "gru_dropout = 1.0 must lie in [0, 1)"),
@@ -77,14 +81,34 @@ def test_same_numbers_same_hash():
     assert base.hash() == base.replace(ema_keep=0.7).hash(), "the GRU does not read it"
     frozen = base.replace(method="frozen", bitfit=False)
     assert frozen.hash() == frozen.replace(lr=1.0, epochs=3, batch=8).hash() != frozen.replace(resize=300).hash()
+    adapter = base.replace(method="adapter")
+    assert adapter.hash() == adapter.replace(prompts=3, accumulator="rnn").hash() != base.hash()
+    for key, value in dict(dim=8, layers=3, position="sequential", norm="after", init="bert").items():
+        assert adapter.hash() != adapter.replace(**{f"adapter_{key}": value}).hash()
+        assert base.hash() == base.replace(**{f"adapter_{key}": value}).hash()
+    sample = base.replace(proxy_source="sample")
+    unread = dict(class_prompts=0, class_layers=0, class_step=2, class_optimizer="rowwise")
+    assert sample.hash() == sample.replace(**unread).hash() != sample.replace(prompts=3).hash()
+    assert len({sample.hash(), base.hash(), *(base.replace(accumulator=a).hash() for a in ("lstm", "rnn"))}) == 4
+    lstm = base.replace(accumulator="lstm")
+    assert lstm.hash() == lstm.replace(gru_dropout=0.5, ema_keep=0.1).hash()
+    assert base.hash() != base.replace(gru_dropout=0.5).hash()
     ema = base.replace(accumulator="ema")
     assert ema.hash() != ema.replace(ema_keep=0.7).hash()
+
+
+HASHES = {
+    "cub200-vits16": "4c54db03ef64", "cub200-vitb16": "5b74f574a89f", "cars196-vits16": "a25ef4ff22a9",
+    "cars196-vitb16": "71700706ce4e", "sop-vits16": "d56bb17c5c1c", "sop-vitb16": "c33a62a4d0ac",
+    "inshop-vits16": "bc39482ca80f", "inshop-vitb16": "75fd4b0c061d", "inaturalist-vitb16": "5fd40814eadf",
+    "demo": "3dd20d85b13e", "smoke": "e63e8d1f4677",
+}  # fmt: skip
 
 
 def test_hash_is_stable_across_versions_of_the_project():
     """Finished runs are found by it: change it only together with what the runs compute."""
     assert preset("cub200-vits16", pipeline="classic").hash() == "064c051e2806"
-    assert preset("cub200-vits16").hash() == "4c54db03ef64"
+    assert {name: preset(name).hash() for name in HASHES} == HASHES
 
 
 def test_a_description_older_than_the_pipelines_is_a_classic_run():

@@ -4,13 +4,52 @@ import pytest
 
 from vptsp_core.errors import ConfigError
 from vptsp_core.report import paper_table
-from vptsp_core.rows import BASE, BEST, FROZEN, FULL, METHODS, RATES, base_config, method_rows, paper_labels
+from vptsp_core.rows import (
+    ADAPTERS,
+    BASE,
+    BEST,
+    FROZEN,
+    FULL,
+    METHODS,
+    RATES,
+    base_config,
+    integration_rows,
+    method_rows,
+    paper_labels,
+    proxy_source_rows,
+)
+
+
+# Finished runs are found by these: they may change only together with what the runs compute.
+HASHES = {
+    "demo": {
+        "Frozen backbone": "a24a27016fb9", "Full fine-tuning (PA)": "aac35bca01d7", "Linear probing": "f9544f456994",
+        "BitFit": "0682d91e4de1", "VPT": "6643cfeb102d", "VPT + BitFit": "ed81a68b9c6e", "VPTSP-M": "8ba0742f4efb",
+        "VPTSP-M + BitFit": "b394e89e280d", "VPTSP-G": "7f3fbaede6c7", "VPTSP-G + BitFit": "3dd20d85b13e",
+    },
+    "smoke": {
+        "Frozen backbone": "a24a27016fb9", "Full fine-tuning (PA)": "2ae240216875", "Linear probing": "0ba3e7de9b02",
+        "BitFit": "c6328cb0710e", "VPT": "f11084d9340f", "VPT + BitFit": "63c39eab0a63", "VPTSP-M": "9f14a420a4dc",
+        "VPTSP-M + BitFit": "d72dc740e940", "VPTSP-G": "8bf0132934a4", "VPTSP-G + BitFit": "e63e8d1f4677",
+    },
+    "paper": {
+        "Frozen backbone": "cde62cdca5fb", "Full fine-tuning (PA)": "279166dc69e0", "Linear probing": "d4ccf1ac1595",
+        "BitFit": "cf41b6cd8df7", "VPT": "ed2271da13b8", "VPT + BitFit": "cfb1bb25e097", "VPTSP-M": "9c46a7f3ba06",
+        "VPTSP-M + BitFit": "98d98ece4b4b", "VPTSP-G": "acd7523b4ce5", "VPTSP-G + BitFit": "4c54db03ef64",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("profile", BASE)
+def test_runs_of_table_1_keep_their_hashes(profile):
+    rows = method_rows(profile)
+    assert {label: base_config(profile, **rows[label]).hash() for label in HASHES[profile]} == HASHES[profile]
 
 
 @pytest.mark.parametrize("profile", BASE)
 def test_rows_are_distinct_valid_runs(profile):
     rows = method_rows(profile)
-    assert len(rows) == 10 and list(rows) == [label for label, row in METHODS.items() if row is not None]
+    assert list(rows) == list(METHODS)
     hashes = {base_config(profile, **changes, seed=3).hash() for changes in rows.values()}
     assert len(hashes) == len(rows)  # no two rows are the same run
 
@@ -24,6 +63,34 @@ def test_a_label_says_what_the_run_is(profile):
             assert config.method == label.split(" ")[0].split("-")[0].lower()
         if label.startswith("VPTSP"):
             assert config.accumulator == {"G": "gru", "M": "ema"}[label[6]]
+
+
+def test_adapters_are_as_wide_and_as_many_as_table_1_prints():
+    paper = paper_labels(paper_table("table1_peft_methods_cub200")).set_index("label")["settings"]
+    for label, settings in ADAPTERS["paper"].items():
+        printed = f"layers={settings['adapter_layers']} mid_dim={settings['adapter_dim']}"
+        assert paper[label] == printed
+    assert ADAPTERS["demo"].keys() == ADAPTERS["paper"].keys()
+
+
+@pytest.mark.parametrize("profile", BASE)
+@pytest.mark.parametrize(
+    ("rows", "table", "column", "last"),
+    [
+        (proxy_source_rows, "table5_proxy_source", "setting", BEST),
+        (integration_rows, "table7_integration_cub200", "integration", "VPTSP-G"),
+    ],
+)
+def test_tables_5_and_7_have_the_papers_rows_and_share_their_last_run_with_table_1(profile, rows, table, column, last):
+    paper = paper_table(table)
+    changes = rows(profile)
+    assert list(changes) == list(paper[column])
+    hashes = [base_config(profile, **of_row).hash() for of_row in changes.values()]
+    assert len(set(hashes)) == len(hashes)
+    assert hashes[-1] == base_config(profile, **method_rows(profile)[last]).hash()
+    of_last = paper_labels(paper_table("table1_peft_methods_cub200")).set_index("label").loc[last]
+    recall = [name for name in paper.columns if name in ("R@1", "CUB R@1")][0]
+    assert paper[recall].iloc[-1] == of_last["R@1"]
 
 
 def test_rates_name_known_rows_and_stay_in_the_papers_search_space():

@@ -15,14 +15,15 @@ from typing import Any, Literal
 
 from vptsp_core.errors import ConfigError
 
-Method = Literal["frozen", "full", "linear", "vpt", "vptsp"]
-Accumulator = Literal["gru", "gru_tanh", "ema"]
+Method = Literal["frozen", "full", "linear", "adapter", "vpt", "vptsp"]
+Accumulator = Literal["gru", "gru_tanh", "ema", "rnn", "lstm", "attention"]
+ProxySource = Literal["class_prompts", "sample", "encoder", "fixed_encoder"]
 
 # Keys that only these methods read; elsewhere they take no part in the run's identity.
 _PROMPT_KEYS = ("prompts", "prompt_layers", "prompt_step")
-_SEMANTIC_KEYS = (
-    "class_prompts", "class_layers", "class_step", "class_optimizer", "accumulator", "ema_keep", "gru_dropout", "alpha",
-)  # fmt: skip
+_ADAPTER_KEYS = ("adapter_dim", "adapter_layers", "adapter_position", "adapter_norm", "adapter_init")
+_CLASS_PROMPT_KEYS = ("class_prompts", "class_layers", "class_step", "class_optimizer")
+_SEMANTIC_KEYS = (*_CLASS_PROMPT_KEYS, "accumulator", "ema_keep", "gru_dropout", "alpha", "proxy_source")
 _TRAINING_KEYS = (
     "embed_dim", "loss_scale", "loss_margin", "optimizer", "lr", "lr_proxy", "weight_decay", "momentum", "epochs",
     "eval_start", "cosine_T", "cosine_min", "steps_per_epoch", "batch", "samples_per_class", "augmentation",
@@ -52,6 +53,12 @@ class RunConfig:
     prompts: int = 10  # [N] a block, sample tower
     prompt_layers: int = 12  # [L] first blocks that have prompts
     prompt_step: int = 0  # block i has max(N - step * i, 0)
+    adapter_dim: int = 256  # width between the projections down and up
+    adapter_layers: int = 12  # LAST blocks that have an adapter
+    adapter_position: Literal["parallel", "sequential"] = "parallel"  # to the MLP
+    adapter_norm: Literal["before", "after"] = "before"  # LayerNorm before the projection down, or after that up
+    adapter_init: Literal["lora", "bert"] = "lora"  # lora: the projection up starts at zero
+    proxy_source: ProxySource = "class_prompts"  # what semantic proxies are accumulated from (table 5)
     class_prompts: int = 3  # [m] a block and class, proxy tower
     class_layers: int = 12
     class_step: int = 0
@@ -89,11 +96,11 @@ class RunConfig:
         for field in dataclasses.fields(self):
             value = _checked(field.name, getattr(self, field.name), hints[field.name])
             object.__setattr__(self, field.name, value)
-        for key in ("embed_dim", "batch", "samples_per_class", "image_size", "resize", "cosine_T"):
+        for key in ("embed_dim", "batch", "samples_per_class", "image_size", "resize", "cosine_T", "adapter_dim"):
             self._require(key, getattr(self, key) >= 1, "must be at least 1")
         for key in (
-            "prompts", "prompt_layers", "prompt_step", "class_prompts", "class_layers", "class_step", "epochs",
-            "eval_start", "seed", "lr", "lr_proxy", "weight_decay", "cosine_min", "loss_margin",
+            "prompts", "prompt_layers", "prompt_step", "adapter_layers", "class_prompts", "class_layers", "class_step",
+            "epochs", "eval_start", "seed", "lr", "lr_proxy", "weight_decay", "cosine_min", "loss_margin",
         ):  # fmt: skip
             self._require(key, getattr(self, key) >= 0, "must not be negative")
         self._require("seed", self.seed < 2**63, "must be below 2 ** 63")
@@ -109,12 +116,9 @@ class RunConfig:
                       "must be at least 1, or None for a whole epoch")  # fmt: skip
         self._require("augmentation", self.augmentation in ("base", "gentle") or self.pipeline == "classic",
                       "is made on the CPU only: set pipeline=classic too")  # fmt: skip
-        if self.method == "vptsp":
-            self._require("class_prompts", self.class_prompts >= 1, "must be at least 1 for method = 'vptsp'")
-            self._require("class_layers", self.class_layers >= 1, "must be at least 1 for method = 'vptsp'")
-        if self.method == "vpt":
-            for key in ("prompts", "prompt_layers"):
-                self._require(key, getattr(self, key) >= 1, "must be at least 1 for method = 'vpt'")
+        wanted = {"vpt": ("prompts", "prompt_layers"), "adapter": ("adapter_layers",)}.get(self.method, ())
+        for key in ("class_prompts", "class_layers") if self.has_class_prompts else wanted:
+            self._require(key, getattr(self, key) >= 1, f"must be at least 1 for method = {self.method!r}")
         if self.method in ("frozen", "full"):
             self._require("bitfit", not self.bitfit, f"must be False for method = {self.method!r}")
 
@@ -122,9 +126,16 @@ class RunConfig:
         if not ok:
             raise ConfigError(f"{key} = {getattr(self, key)!r} {rule}")
 
+    @property
+    def has_class_prompts(self) -> bool:
+        """Whether there is a table of class prompts."""
+        return self.method == "vptsp" and self.proxy_source == "class_prompts"
+
     def check_depth(self, depth: int) -> None:
-        """Refuse more prompt layers than the backbone has blocks (known only once it is loaded)."""
-        keys = {"vpt": ["prompt_layers"], "vptsp": ["prompt_layers", "class_layers"]}.get(self.method, [])
+        """Refuse more layers than the backbone has blocks (known only once it is loaded)."""
+        keys = ["prompt_layers"] if self.method in ("vpt", "vptsp") else []
+        keys += ["adapter_layers"] if self.method == "adapter" else []
+        keys += ["class_layers"] if self.has_class_prompts else []
         for key in keys:
             self._require(key, getattr(self, key) <= depth, f"must be at most {depth}, the blocks of {self.backbone}")
 
@@ -152,10 +163,12 @@ class RunConfig:
         unread: tuple[str, ...] = ()
         if self.method != "vptsp":
             unread += _SEMANTIC_KEYS
-        elif self.accumulator == "ema":
-            unread += ("gru_dropout",)
         else:
-            unread += ("ema_keep",)
+            unread += () if self.accumulator == "ema" else ("ema_keep",)
+            unread += () if self.accumulator in ("gru", "gru_tanh") else ("gru_dropout",)
+            unread += ("proxy_source",) if self.has_class_prompts else _CLASS_PROMPT_KEYS  # runs older than it: same
+        if self.method != "adapter":
+            unread += _ADAPTER_KEYS
         if self.method not in ("vpt", "vptsp"):
             unread += _PROMPT_KEYS
         if self.optimizer != "sgd":

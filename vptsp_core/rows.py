@@ -17,14 +17,14 @@ from vptsp_core.presets import preset
 # What each profile starts from. The paper's tables 1, 4, 5 and 7 and its figures are CUB-200 with ViT-S/16.
 BASE = {"demo": "demo", "smoke": "smoke", "paper": "cub200-vits16"}
 
-# Table 1, in the paper's order; None: the paper has the row, this project not yet.
-METHODS: dict[str, dict[str, Any] | None] = {
+# Table 1, in the paper's order.
+METHODS: dict[str, dict[str, Any]] = {
     "Frozen backbone": dict(method="frozen", bitfit=False),  # ours only: what nothing learned would give
     "Full fine-tuning (PA)": dict(method="full", bitfit=False),
     "Linear probing": dict(method="linear", bitfit=False),
     "BitFit": dict(method="linear", bitfit=True),
-    "Adapter": None,
-    "Adapter + BitFit": None,
+    "Adapter": dict(method="adapter", bitfit=False),
+    "Adapter + BitFit": dict(method="adapter", bitfit=True),
     "VPT": dict(method="vpt", bitfit=False),
     "VPT + BitFit": dict(method="vpt", bitfit=True),
     "VPTSP-M": dict(method="vptsp", accumulator="ema", bitfit=False),
@@ -33,6 +33,29 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "VPTSP-G + BitFit": dict(method="vptsp", accumulator="gru", bitfit=True),
 }
 FROZEN, FULL, BEST = "Frozen backbone", "Full fine-tuning (PA)", "VPTSP-G + BitFit"
+
+# Adapters, as table 1 prints them: 7 of 12 blocks without BitFit, one with it. The demo ViT has 6 blocks, 96 wide.
+ADAPTERS: dict[str, dict[str, dict[str, int]]] = {
+    "paper": {
+        "Adapter": dict(adapter_layers=7, adapter_dim=256),
+        "Adapter + BitFit": dict(adapter_layers=1, adapter_dim=256),
+    },
+    "demo": {
+        "Adapter": dict(adapter_layers=4, adapter_dim=64),
+        "Adapter + BitFit": dict(adapter_layers=1, adapter_dim=64),
+    },
+}
+
+# Table 5: what the semantic proxies are accumulated from (`MetricModel`), beside the best row of table 1.
+PROXY_SOURCES = {
+    "Sample": "sample", "Encoder": "encoder", "Fixed Encoder": "fixed_encoder", "VPTSP-G": "class_prompts",
+}  # fmt: skip
+
+# Table 7: how they are accumulated (`vptsp_core.accumulators`).
+INTEGRATIONS = {
+    "LSTM": "lstm", "RNN unit": "rnn", "Cross attention (within the mini-batch)": "attention",
+    "GRU with tanh": "gru_tanh", "GRU with ReLU": "gru",
+}  # fmt: skip
 
 # Each method has learning rates of its own (the paper searched for them too: table 9). A method that is not
 # named keeps those of the profile's preset.
@@ -45,6 +68,8 @@ RATES: dict[str, dict[str, dict[str, float]]] = {
         "Full fine-tuning (PA)": dict(lr=0.001, lr_proxy=0.1),
         "Linear probing": dict(lr=0.05, lr_proxy=0.1),
         "BitFit": dict(lr=0.005, lr_proxy=0.1),
+        "Adapter": dict(lr=0.05, lr_proxy=0.1),
+        "Adapter + BitFit": dict(lr=0.005, lr_proxy=0.1),
         "VPT": dict(lr=0.01, lr_proxy=0.1),
         "VPT + BitFit": dict(lr=0.005, lr_proxy=0.1),
         "VPTSP-M": dict(lr=0.01, lr_proxy=0.1),
@@ -79,8 +104,33 @@ def method_rows(profile: str) -> dict[str, dict[str, Any]]:
     'vpt'
     """
     base_config(profile)
-    rates = RATES["paper" if profile == "paper" else "demo"]
-    return {label: {**row, **rates.get(label, {})} for label, row in METHODS.items() if row is not None}
+    of = "paper" if profile == "paper" else "demo"
+    return {
+        label: {**row, **ADAPTERS[of].get(label, {}), **RATES[of].get(label, {})} for label, row in METHODS.items()
+    }
+
+
+def proxy_source_rows(profile: str) -> dict[str, dict[str, Any]]:
+    """Table 5: {label: changes to `base_config`}; its last row is the run of table 1's "VPTSP-G + BitFit".
+
+    Raises:
+        ConfigError: no such profile.
+    """
+    best = method_rows(profile)[BEST]
+    return {label: {**best, "proxy_source": source} for label, source in PROXY_SOURCES.items()}
+
+
+def integration_rows(profile: str) -> dict[str, dict[str, Any]]:
+    """Table 7: {label: changes to `base_config`}; its last row is the run of table 1's "VPTSP-G", without BitFit.
+
+    The paper does not say that table 7 is without BitFit; the last row's 86.1 and 52.1 are those of "VPTSP-G" in
+    table 1, and of "VPTSP (GRU)" in table 4.
+
+    Raises:
+        ConfigError: no such profile.
+    """
+    plain = method_rows(profile)["VPTSP-G"]
+    return {label: {**plain, "accumulator": accumulator} for label, accumulator in INTEGRATIONS.items()}
 
 
 def paper_labels(table: pd.DataFrame) -> pd.DataFrame:
