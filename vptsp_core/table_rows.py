@@ -7,7 +7,7 @@ presets; where it prints none they are ours, and it is said here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -83,11 +83,11 @@ def components(profile: str, **changes: Any) -> Cells:
 
 def proxy_sources(profile: str, **changes: Any) -> Cells:
     """Table 5."""
-    cells: Cells = {}
-    for row, own in proxy_source_rows(profile).items():
-        for name in _sets(profile, "CUB", "Cars"):
-            cells[row, name] = _base(profile, name, **(_rates_of(name, own) | changes))
-    return cells
+    return {
+        (row, name): _cell(profile, name, BEST, **({"proxy_source": own["proxy_source"]} | changes))
+        for row, own in proxy_source_rows(profile).items()
+        for name in _sets(profile, "CUB", "Cars")
+    }
 
 
 def cub200(profile: str, **changes: Any) -> Cells:
@@ -164,12 +164,5 @@ def _base(profile: str, name: str, size: str = "vits16", **changes: Any) -> RunC
 
 def _cell(profile: str, name: str, label: str, *, size: str = "vits16", **changes: Any) -> RunConfig:
     """A row of table 1 on one set, with learning rates of that set."""
-    method = METHODS[label]
-    assert method is not None
-    own = method_rows(profile)[label] if name == "CUB" else {**method, **RATES.get((name, label), {})}
+    own = method_rows(profile)[label] if name == "CUB" else {**METHODS[label], **RATES.get((name, label), {})}
     return _base(profile, name, size, **(own | changes))
-
-
-def _rates_of(name: str, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes made for CUB, without its learning rates where the set is another."""
-    return {key: value for key, value in own.items() if name == "CUB" or not key.startswith("lr")}
