@@ -14,6 +14,7 @@ from vptsp_core.plots import BLACK, BLUE, GREY, LIGHT, ORANGE, _house
 from vptsp_core.report import OURS, PAPER
 
 CHANCE = "≈"
+ALONE = 0.8  # opacity of the paper's dots where ours have other panels
 
 
 @_house
@@ -32,8 +33,8 @@ def dots(
     Args:
         table: of `tables.beside`.
         columns: which to draw, "<set> <metric>".
-        together: both sides are of the same data: one panel for both, the difference a line between them. Else each
-            side has panels of its own, with its own scale.
+        together: both sides are of the same data: one panel for both, the difference a line between them. Else ours
+            is of the glyphs, and each side has panels of its own, with its own scale.
         unclear: {column: rows whose difference to ``reference`` could be chance}; marked with ≈.
         reference: the row whose value a dotted line carries down the panel.
     """
@@ -49,15 +50,14 @@ def dots(
     axes = fig.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for ax, (column, sides) in zip(axes, panels, strict=True):
         name, metric = column.split(" ", 1)
-        # Unlike data: only the paper's panel may name the set.
-        ax.set(title=name if together else f"{sides[0]}, {name}" if sides[0] == PAPER else OURS, xlabel=f"{metric}, %")
+        title = name if together or not ours else f"{sides[0]}, {name if sides[0] == PAPER else 'glyphs'}"
+        ax.set(title=title, xlabel=f"{metric}, %")
         _panel(ax, table.loc[rows, column], sides, (unclear or {}).get(column, set()), reference)
     axes[0].set_yticks(range(len(rows)), rows)
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
-    drawn = {side for _, sides in panels for side in sides}
     marked = any((unclear or {}).get(column) for column in ours)
-    fig.legend(handles=_legend(drawn, reference if reference in rows else "", marked), loc="outside lower center",
-               ncols=2)  # fmt: skip
+    entries = _legend(panels, reference if reference in rows else "", marked)
+    fig.legend(handles=entries, loc="outside lower center", ncols=2)
     return fig
 
 
@@ -68,7 +68,7 @@ def _panel(ax: Axes, values: pd.DataFrame, sides: Sequence[str], unclear: set[st
     if reference in values.index and OURS in sides:
         ax.axvline(values[OURS][reference], color=BLUE, linestyle=":", linewidth=1.2, zorder=0)
     if PAPER in sides:
-        ax.plot(values[PAPER], places, "D", color=ORANGE, alpha=LIGHT if len(sides) == 2 else 0.8, markersize=7)
+        ax.plot(values[PAPER], places, "D", color=ORANGE, alpha=LIGHT if len(sides) == 2 else ALONE, markersize=7)
     if OURS in sides:
         half = values["±"].fillna(0) if "±" in values else None
         ax.errorbar(values[OURS], places, xerr=half, fmt="o", color=BLUE, capsize=3)
@@ -81,15 +81,16 @@ def _panel(ax: Axes, values: pd.DataFrame, sides: Sequence[str], unclear: set[st
     ax.locator_params(axis="x", nbins=5)
 
 
-def _legend(sides: set[str], reference: str, marked: bool) -> list[Line2D]:
+def _legend(panels: Sequence[tuple[str, Sequence[str]]], reference: str, marked: bool) -> list[Line2D]:
+    sides = {side for _, shown in panels for side in shown}
     entries = []
     if OURS in sides:
         entries.append(Line2D([], [], linestyle="", marker="o", color=BLUE, label="ours"))
     if PAPER in sides:
-        alpha = LIGHT if OURS in sides else 0.8
-        entries.append(Line2D([], [], linestyle="", marker="D", color=ORANGE, alpha=alpha, markersize=7, label="paper"))
+        light = LIGHT if any(len(shown) == 2 for _, shown in panels) else ALONE
+        entries.append(Line2D([], [], linestyle="", marker="D", color=ORANGE, alpha=light, markersize=7, label="paper"))
     if OURS in sides and reference:
-        entries.append(Line2D([], [], linestyle=":", color=BLUE, linewidth=1.2, label=f"ours, {reference}"))
+        entries.append(Line2D([], [], linestyle=":", color=BLUE, linewidth=1.2, label=f"our {reference}"))
     if marked:
         text = f"difference to {reference} could be chance"
         entries.append(Line2D([], [], linestyle="", marker=f"${CHANCE}$", color=BLACK, label=text))

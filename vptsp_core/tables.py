@@ -159,7 +159,8 @@ def beside(
     reference: str = "",
     extra: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Paper | ours | difference of every column that the paper prints, in percent, indexed by row.
+    """Paper | ours | difference of every column that the paper prints, in percent, indexed by row: the
+    paper's rows in its order, then those of ours alone.
 
     The paper's MAP@R comes from the released code, so it stands beside ours by the same formula, "MAP@R released";
     "MAP@R" as Musgrave et al. (2020) define it follows, of ours only.
@@ -179,6 +180,7 @@ def beside(
     added = [] if extra is None else list(map(str, extra))
     new = [column for column in added if column not in ("row", *columns)]
     table = report.compare(paper, ours, on="row", columns=columns, only_ours=[*defined.values(), *new])
+    table = table.reindex([*paper["row"], *(row for row in table.index if row not in set(paper["row"]))])
     if clear is not None and len(clear.columns):
         table = report.marked(table, clear, reference)
     order = [name for column in columns for name in (column, *filter(None, [defined.get(column)]))] + new
