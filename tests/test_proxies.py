@@ -1,11 +1,20 @@
-"""Accumulators against torch's own GRU cell and hand-computed values; class prompts against plain loops."""
+"""Accumulators against torch's own cells and hand-computed values; class prompts against plain loops."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from vptsp_core.accumulators import (
+    AttentionAccumulator,
+    EMAAccumulator,
+    GRUAccumulator,
+    LSTMAccumulator,
+    RNNAccumulator,
+    make_accumulator,
+)
 from vptsp_core.class_table import ClassPrompts
-from vptsp_core.proxies import EMAAccumulator, GRUAccumulator, SemanticProxies
+from vptsp_core.config import RunConfig
+from vptsp_core.proxies import SemanticProxies
 
 D = 5
 
@@ -62,6 +71,95 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(made.eval()(p, state), made(p, state))
     made.train()
     assert (made(p, state) == 0).any()
+
+
+def recurrent(kind, cell_kind, semantics):
+    """One of ours and torch's cell with the same weights."""
+    torch.manual_seed(5)
+    made, cell = kind(D, semantics=semantics).double(), cell_kind(D, D).double()
+    with torch.no_grad():
+        made.b.normal_()
+        cell.weight_ih.copy_(made.W.T)
+        cell.weight_hh.copy_(made.U.T)
+        cell.bias_ih.copy_(made.b)
+        cell.bias_hh.zero_()
+    return made, cell
+
+
+@pytest.mark.parametrize("semantics", ["released", "paper"])
+def test_rnn_is_torchs_rnn_cell(semantics):
+    made, cell = recurrent(RNNAccumulator, torch.nn.RNNCell, semantics)
+    p, state = torch.randn(3, 4, D).double(), F.normalize(torch.randn(3, D).double(), dim=-1)
+    expected = state
+    for i in range(4):
+        expected = cell(p[:, i], expected)
+        expected = expected if semantics == "released" else F.normalize(expected, dim=-1)
+    assert torch.allclose(made(p, state), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("semantics", ["released", "paper"])
+def test_lstm_is_torchs_lstm_cell_and_its_cell_stays_as_it_is(semantics):
+    made, cell = recurrent(LSTMAccumulator, torch.nn.LSTMCell, semantics)
+    p, state = torch.randn(3, 4, D).double(), F.normalize(torch.randn(3, D).double(), dim=-1)
+    hidden, memory = state, torch.randn(3, D).double()
+    found = made(p, state, memory)
+    for i in range(4):
+        hidden, memory = cell(p[:, i], (hidden, memory))
+        hidden = hidden if semantics == "released" else F.normalize(hidden, dim=-1)
+    assert torch.allclose(found[0], hidden, atol=1e-12) and torch.allclose(found[1], memory, atol=1e-12)
+
+
+def test_the_lstms_cell_is_carried_over_per_class_and_without_gradient():
+    torch.manual_seed(6)
+    made = LSTMAccumulator(3, semantics="released")
+    proxies = SemanticProxies(4, 3, accumulator=made, alpha=0.5)
+    assert torch.equal(proxies.cell, torch.zeros(4, 3)) and "cell" in proxies.state_dict()
+    state, cell = proxies.state.clone(), torch.zeros(4, 3)
+    for classes in (torch.tensor([2, 0]), torch.tensor([0, 3])):
+        p = F.normalize(torch.randn(4, 3), dim=-1)
+        rows, cell[classes] = (t.detach() for t in made(p.view(2, 2, 3), state[classes], cell[classes]))
+        state[classes] = F.normalize(rows, dim=-1)
+        proxies(p, classes).sum().backward()  # a second time too: the first batch's graph is gone
+        assert torch.allclose(proxies.cell, cell) and torch.allclose(proxies.state, state)
+        assert not proxies.cell.requires_grad
+    assert torch.equal(proxies.cell[1], torch.zeros(3)) and (cell[0] != 0).all()
+
+
+def test_attention_is_torchs_multi_head_attention_of_one_head_over_the_whole_batch():
+    torch.manual_seed(7)
+    made, theirs = AttentionAccumulator(D).double(), torch.nn.MultiheadAttention(D, 1, bias=False).double()
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([made.W_q, made.W_k, made.W_v], dim=1).T)
+        theirs.out_proj.weight.copy_(torch.eye(D))
+    p, state = torch.randn(3, 4, D).double(), torch.randn(3, D).double()
+    expected, _ = theirs(state, p.view(12, D), p.view(12, D))
+    assert torch.allclose(made(p, state), expected, atol=1e-12)
+
+
+def test_attention_by_hand():
+    made = AttentionAccumulator(1).double()
+    for weight, value in ((made.W_q, 1.0), (made.W_k, 1.0), (made.W_v, 2.0)):
+        torch.nn.init.constant_(weight, value)
+    p = torch.tensor([[[0.0]], [[3.0]]]).double().log1p()  # keys log 1 and log 4: with P = 1 they weigh 1 and 4
+    expected = torch.tensor([[2 * 0.8], [2 * 16 / 17]]).double() * torch.tensor(4.0).double().log()
+    assert torch.allclose(made(p, torch.tensor([[1.0], [2.0]]).double()), expected)
+
+
+def test_every_accumulator_can_be_named():
+    kinds = dict(gru=GRUAccumulator, gru_tanh=GRUAccumulator, ema=EMAAccumulator, rnn=RNNAccumulator,
+                 lstm=LSTMAccumulator, attention=AttentionAccumulator)  # fmt: skip
+    for name, kind in kinds.items():
+        made = make_accumulator(RunConfig(accumulator=name, embed_dim=D, semantics="paper", gru_dropout=0.25))
+        assert type(made) is kind and getattr(made, "released", False) is False
+        if kind is GRUAccumulator:
+            assert made.activation is (torch.tanh if name == "gru_tanh" else torch.relu) and made.dropout.p == 0.25
+
+
+def test_weights_of_every_gate_start_xavier_uniform():
+    torch.manual_seed(8)
+    bound = (6 / 128) ** 0.5
+    for weight in LSTMAccumulator(64, semantics="released").U.detach().chunk(4, dim=1):
+        assert 0.95 * bound < weight.abs().max() <= bound
 
 
 def test_ema_by_hand():

@@ -19,7 +19,6 @@ from vptsp_core.rows import (
     proxy_source_rows,
 )
 
-
 # Finished runs are found by these: they may change only together with what the runs compute.
 HASHES = {
     "demo": {

@@ -51,6 +51,12 @@ METHODS = {
     "dropout": dict(gru_dropout=0.3),
     "sgd": dict(optimizer="sgd", lr=0.01, class_optimizer="rowwise"),
     "vpt": dict(method="vpt"),
+    "adapter": dict(method="adapter", adapter_layers=2, adapter_dim=8),
+    "rnn": dict(accumulator="rnn", samples_per_class=2),
+    "lstm": dict(accumulator="lstm", semantics="paper"),
+    "attention": dict(accumulator="attention", proxy_source="sample", samples_per_class=2),
+    "encoder": dict(proxy_source="encoder", prompts=0, accumulator="lstm"),
+    "fixed encoder": dict(proxy_source="fixed_encoder"),
     "full": dict(method="full", bitfit=False),
     "cached": dict(pipeline="cached"),
 }
@@ -65,7 +71,8 @@ def test_a_run_cut_short_ends_as_if_it_had_not_been(tmp_path, monkeypatch, chang
     whole = run(tiny(**changes), results=tmp_path / "whole", progress=False)
     resumed = cut_and_resumed(tiny(**changes), tmp_path, monkeypatch)
     assert_same_run(whole, resumed)
-    assert whole.record["class_table"] == ("device" if whole.config.method == "vptsp" else None)
+    assert whole.record["class_table"] == ("device" if whole.config.has_class_prompts else None)
+    assert vptsp_core.load(whole.path, "cpu").embed(glyphs().test).shape == (200, whole.config.embed_dim)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

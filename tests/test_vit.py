@@ -9,6 +9,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
 from vptsp_core import textbook
+from vptsp_core.adapter import Adapter
 from vptsp_core.backbone import check_supported, load_backbone, pooling
 from vptsp_core.config import RunConfig
 from vptsp_core.errors import ConfigError
@@ -33,8 +34,9 @@ def tiny(**options):
 
 def make(backbone=None, **changes):
     settings = dict(
-        embed_dim=16, prompts=4, prompt_layers=4, class_prompts=2, class_layers=4, batch=6, samples_per_class=2
-    )
+        embed_dim=16, prompts=4, prompt_layers=4, class_prompts=2, class_layers=4, batch=6, samples_per_class=2,
+        adapter_dim=6, adapter_layers=3, adapter_init="bert",  # not lora's zeros, which hide half of the gradients
+    )  # fmt: skip
     config = RunConfig(**settings | changes)
     return MetricModel(config, backbone or tiny(), CLASSES).train().double()
 
@@ -82,8 +84,23 @@ CASES = {
     "paper ema": dict(semantics="paper", accumulator="ema"),
     "ema": dict(accumulator="ema"),
     "tanh": dict(accumulator="gru_tanh"),
+    "rnn": dict(accumulator="rnn"),
+    "lstm": dict(accumulator="lstm"),
+    "paper lstm": dict(semantics="paper", accumulator="lstm", samples_per_class=3),
+    "attention": dict(accumulator="attention"),
+    "sample": dict(proxy_source="sample"),
+    "encoder": dict(proxy_source="encoder"),
+    "encoder, three images a class": dict(proxy_source="encoder", samples_per_class=3, accumulator="ema"),
+    "encoder without prompts": dict(proxy_source="encoder", prompts=0),
+    "fixed encoder": dict(proxy_source="fixed_encoder"),
     "one tower": dict(method="vpt"),
     "linear probing": dict(method="linear"),
+    "adapters": dict(method="adapter"),
+    "adapters, no bitfit": dict(method="adapter", bitfit=False),
+    "adapters, last block alone": dict(method="adapter", adapter_layers=1),
+    "adapters, sequential": dict(method="adapter", adapter_position="sequential"),
+    "adapters, norm after": dict(method="adapter", adapter_norm="after"),
+    "adapters, sequential, norm after": dict(method="adapter", adapter_position="sequential", adapter_norm="after"),
     "full": dict(method="full", bitfit=False),
 }
 
@@ -116,11 +133,11 @@ BACKBONES = {
 
 
 @pytest.mark.parametrize("options", BACKBONES.values(), ids=BACKBONES.keys())
-@pytest.mark.parametrize("method", ["vptsp", "full"])
+@pytest.mark.parametrize("method", ["vptsp", "full", "adapter"])
 @pytest.mark.parametrize("one_batch", [True, False], ids=["one batch", "apart"])
 def test_same_as_textbook_on_every_kind_of_backbone(options, method, one_batch):
     torch.manual_seed(1)
-    model = make(tiny(**options), method=method, bitfit=method == "vptsp", prompt_step=1)
+    model = make(tiny(**options), method=method, bitfit=method != "full", prompt_step=1)
     model.vit.one_batch = one_batch
     assert_same(model, *batch(), bound=BOUND)
 
@@ -146,7 +163,8 @@ def test_bf16_rounds_no_more_than_the_textbook_form_does():
     gradient = torch.autograd.grad(loss, model.vit.prompts)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         prompts = [model.vit.prompts[i][None, :n] for i, n in enumerate(model.vit.prompt_counts)]
-        theirs = textbook.tower(model.vit.backbone, model.vit.sample_head, images, prompts, "cls")
+        pooled = textbook.pooled_tokens(model.vit.backbone, images, prompts, "cls")
+        theirs = textbook.embedding(model.vit.sample_head, pooled)
     model.vit.autocast = torch.bfloat16
     ours = model.vit(images, model.class_prompts(labels[::2]))
     for part, whole in zip(ours, exact, strict=True):
@@ -164,6 +182,8 @@ CHECKPOINTED = {
     "one tower": dict(method="vpt"),
     "linear probing": dict(method="linear", bitfit=False),
     "full": dict(method="full", bitfit=False),
+    "adapters": dict(method="adapter", adapter_position="sequential"),
+    "encoder": dict(proxy_source="encoder"),
 }
 
 
@@ -206,6 +226,50 @@ def test_embeddings_are_those_of_the_frozen_model_without_prompts():
     expected = torch.nn.functional.normalize(backbone.forward_head(backbone.forward_features(images), pre_logits=True))
     assert torch.allclose(model(images), expected, atol=1e-6)
     assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_loras_start_leaves_the_backbone_as_it_is():
+    torch.manual_seed(8)
+    backbone, images = tiny(), torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    for changes in ({}, dict(adapter_position="sequential"), dict(adapter_norm="after")):
+        torch.manual_seed(9)
+        plain = make(backbone, method="linear")
+        model = make(backbone, method="adapter", adapter_init="lora", **changes)
+        model.vit.sample_head = plain.vit.sample_head
+        assert torch.equal(model(images), plain(images))
+        last = model.vit.adapters[-1]
+        torch.nn.init.normal_(last.norm.bias if changes.get("adapter_norm") == "after" else last.up.bias)
+        assert not torch.allclose(model(images), plain(images))
+
+
+def test_an_adapter_by_hand():
+    adapter = Adapter(2, 1, position="parallel", norm="before", init="lora").double()
+    with torch.no_grad():
+        adapter.down.weight.copy_(torch.tensor([[1.0, -2.0]]))
+        adapter.up.weight.copy_(torch.tensor([[3.0], [4.0]]))
+        adapter.up.bias.copy_(torch.tensor([0.5, 0.0]))
+    x, mlp = torch.tensor([[[9.0, 1.0]]]).double(), torch.tensor([[[1.0, 3.0]]]).double()
+    # LayerNorm of (9, 1) is (1, -1): down 3, up (9.5, 12), scale 0.1; that of (1, 3) is (-1, 1): down -3, ReLU 0.
+    assert torch.allclose(adapter(x, mlp), torch.tensor([[[0.95, 1.2]]]).double(), atol=1e-5)
+    adapter.parallel = False
+    assert torch.allclose(adapter(x, mlp), torch.tensor([[[0.05, 0.0]]]).double(), atol=1e-5)
+    adapter.parallel, adapter.norm_first = True, False  # down 7, up (21.5, 28): LayerNorm (-1, 1)
+    assert torch.allclose(adapter(x, mlp), torch.tensor([[[-0.1, 0.1]]]).double(), atol=1e-5)
+
+
+def test_no_gradient_reaches_the_fixed_encoder_through_the_proxies():
+    torch.manual_seed(10)
+    images, labels = batch()
+    for source, reached in (("encoder", True), ("fixed_encoder", False)):
+        model = make(proxy_source=source)
+        model.zero_grad(set_to_none=True)
+        _, p = model.towers(images, labels[::2])
+        (p * torch.randn_like(p)).sum().backward()
+        assert (model.vit.prompts.grad is not None) == reached
+        assert model.vit.proxy_head.fc.weight.grad.abs().sum() > 0 and model.vit.sample_head.fc.weight.grad is None
+    sample = make(proxy_source="sample")
+    embeddings, p = sample.towers(images, labels[::2])
+    assert p is embeddings and sample.vit.proxy_head is None
 
 
 def test_prompt_counts():
@@ -259,14 +323,21 @@ def test_pooling_that_does_not_exist_is_refused():
 def test_more_prompt_layers_than_blocks_is_refused():
     with pytest.raises(ConfigError, match="prompt_layers = 5 must be at most 4"):
         make(prompt_layers=5)
+    with pytest.raises(ConfigError, match="adapter_layers = 5 must be at most 4"):
+        make(method="adapter", adapter_layers=5)
+    with pytest.raises(ConfigError, match="class_layers = 5 must be at most 4"):
+        make(class_layers=5)
+    assert make(class_layers=5, proxy_source="sample").class_prompts is None  # which reads none
 
 
 def test_counts_are_those_of_the_papers_table_1():
-    """ViT-S/16 on CUB: 0.19, 0.23, 0.60 and 1.48 million, as printed."""
+    """ViT-S/16 on CUB, as printed."""
     backbone = load_backbone("vit_small_patch16_224.augreg_in21k", "random")
     printed = {
         (("method", "linear"), ("bitfit", False)): 0.19,
         (("method", "linear"), ("bitfit", True)): 0.26,
+        (("method", "adapter"), ("adapter_layers", 7), ("adapter_dim", 256), ("bitfit", False)): 1.57,
+        (("method", "adapter"), ("adapter_layers", 1), ("adapter_dim", 256), ("bitfit", True)): 0.46,
         (("method", "vpt"), ("bitfit", False)): 0.23,
         (("method", "vpt"), ("bitfit", True)): 0.30,
         (("method", "vptsp"), ("accumulator", "ema"), ("bitfit", False), ("batch", 32)): 0.60,

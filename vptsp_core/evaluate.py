@@ -151,7 +151,9 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Embedder
     torch.manual_seed(config.seed)  # for weights = "random", which are drawn from the run's seed
     backbone = load_backbone(config.backbone, config.weights, config.image_size)
     # What only training needs is left out of the file, and is built small: no class prompts, no proxy tower.
-    slim = config if config.method != "vptsp" else config.replace(method="vpt")
+    slim = config
+    if config.method == "vptsp":
+        slim = config.replace(method="vpt" if config.prompts and config.prompt_layers else "linear")
     model = MetricModel(slim, backbone, num_classes)
     wanted = model.learned_state()
     wrong = sorted(wanted.keys() ^ (learned.keys() - {"proxies.state"}))

@@ -43,8 +43,7 @@ def probe_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) 
             room = [torch.empty_like(p) for p in learned if p not in have_state for _ in MOMENTS[config.optimizer]]
             classes = torch.arange(config.batch // config.samples_per_class, device=device)
             images = own_rows(torch.zeros(config.batch, 3, config.image_size, config.image_size, device=device))
-            rows = None if model.class_prompts is None else own_rows(model.class_prompts(classes))
-            embeddings, p = model.train().vit(images, rows)
+            embeddings, p = model.train().towers(images, classes)
             (embeddings.sum() if p is None else embeddings.sum() + p.sum()).backward()
             del room
     finally:

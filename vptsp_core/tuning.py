@@ -8,13 +8,15 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from vptsp_core.accumulators import make_accumulator
+from vptsp_core.adapter import Adapter
 from vptsp_core.class_table import ClassPrompts
 from vptsp_core.config import RunConfig
 from vptsp_core.distributed import gather_rows, local_size, own_rows, sum_gradients
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.host_rows import available_host_memory
 from vptsp_core.losses import proxy_anchor
-from vptsp_core.proxies import EMAAccumulator, GRUAccumulator, SemanticProxies
+from vptsp_core.proxies import SemanticProxies
 from vptsp_core.vit import PromptedViT, prompt_counts
 
 
@@ -26,12 +28,23 @@ class MetricModel(nn.Module):
     ========  =================================================================================
     frozen    nothing: the backbone's own pooled features
     linear    head and proxies O
-    vpt       also the prompts of the sample tower
+    adapter   also the adapters of the last blocks (`vptsp_core.adapter`)
+    vpt       head, proxies O and the prompts of the sample tower
     vptsp     also the proxy tower: class prompts, its head, the accumulator; proxies are Q
     full      head, proxies O and every parameter of the backbone
     ========  =================================================================================
 
-    ``bitfit`` adds every bias of the backbone (Ben Zaken et al., ACL 2022) to linear, vpt and vptsp.
+    ``bitfit`` adds every bias of the backbone (Ben Zaken et al., ACL 2022) to linear, adapter, vpt and vptsp.
+
+    Table 5 gives vptsp other class embeddings p to accumulate (``proxy_source``). The paper does not say how its
+    variants are made, nor are they in the released code; ours, with z the pooled tokens of the sample tower:
+
+    =============  ============================================================================
+    class_prompts  p = proxy head of a second tower with the prompts of the class: the method
+    sample         p = the sample embeddings: no second tower, no second head
+    encoder        p = proxy head of a tower with the sample tower's prompts, which is that of z
+    fixed_encoder  as encoder, but z is given without gradient: the proxy head alone learns from p
+    =============  ============================================================================
 
     Args:
         config: the run.
@@ -46,7 +59,7 @@ class MetricModel(nn.Module):
         super().__init__()
         config.check_depth(len(backbone.blocks))
         self.config = config
-        semantic, frozen = config.method == "vptsp", config.method == "frozen"
+        semantic, frozen, own = config.method == "vptsp", config.method == "frozen", config.has_class_prompts
         prompted = config.method in ("vpt", "vptsp")
         counts = prompt_counts(config.prompts, config.prompt_layers, config.prompt_step) if prompted else []
         class_counts = prompt_counts(config.class_prompts, config.class_layers, config.class_step)
@@ -54,11 +67,13 @@ class MetricModel(nn.Module):
             backbone,
             None if frozen else config.embed_dim,
             prompts=counts,
-            class_prompts=class_counts if semantic else None,
+            class_prompts=class_counts if own else None,
+            adapters=_adapters(config, backbone.embed_dim) if config.method == "adapter" else (),
+            proxy_head=semantic and config.proxy_source != "sample",
             pool=config.pool,
         )
         self.class_prompts = self.proxies = None
-        if semantic:
+        if own:
             self.class_prompts = ClassPrompts(
                 (num_classes, len(class_counts), config.class_prompts, backbone.embed_dim),
                 rowwise=config.class_optimizer == "rowwise",
@@ -69,7 +84,7 @@ class MetricModel(nn.Module):
             self.proxies = SemanticProxies(
                 num_classes,
                 config.embed_dim,
-                accumulator=_accumulator(config) if semantic else None,
+                accumulator=make_accumulator(config) if semantic else None,
                 alpha=config.alpha,
             )
         for name, parameter in backbone.named_parameters():
@@ -90,16 +105,26 @@ class MetricModel(nn.Module):
             labels: (B,) int64 of the whole batch, each class in one run of k.
         """
         assert self.proxies is not None
-        classes = rows = None
-        if self.class_prompts is not None:
-            classes = labels[:: self.config.samples_per_class]
-            rows = own_rows(self.class_prompts(classes))
-        embeddings, p = self.vit(images, rows)
+        classes = labels[:: self.config.samples_per_class] if self.config.method == "vptsp" else None
+        embeddings, p = self.towers(images, classes)
         embeddings, p = gather_rows(embeddings), None if p is None else gather_rows(p)
         return proxy_anchor(
             embeddings, self.proxies(p, classes), labels,
             scale=self.config.loss_scale, margin=self.config.loss_margin, semantics=self.config.semantics,
         )  # fmt: skip
+
+    def towers(self, images: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Sample and class embeddings of this process's images (see `loss`).
+
+        Args:
+            classes: (C',) those of the whole batch; read by vptsp alone.
+
+        Returns:
+            (b, d) and, for vptsp, (b, d), L2-normalised.
+        """
+        if self.class_prompts is not None:
+            return self.vit(images, own_rows(self.class_prompts(classes)))
+        return self.vit(images, source=self.config.proxy_source if self.config.method == "vptsp" else None)
 
     def sum_gradients(self) -> None:
         """After backward: from the gradients of each process to those of the batch.
@@ -118,18 +143,16 @@ class MetricModel(nn.Module):
         frozen |= {f"vit.backbone.{name}" for name, _ in self.vit.backbone.named_buffers()}
         state = {name: value for name, value in self.state_dict().items() if name not in frozen}
         if for_retrieval:
-            dropped = ("class_prompts.", "vit.proxy_head.", "proxies.accumulator.")
+            dropped = ("class_prompts.", "vit.proxy_head.", "proxies.accumulator.", "proxies.cell")
             state = {name: value for name, value in state.items() if not name.startswith(dropped)}
         return state
 
 
-def _accumulator(config: RunConfig) -> nn.Module:
-    if config.accumulator == "ema":
-        return EMAAccumulator(config.ema_keep, semantics=config.semantics)
-    activation = "tanh" if config.accumulator == "gru_tanh" else "relu"
-    return GRUAccumulator(
-        config.embed_dim, activation=activation, dropout=config.gru_dropout, semantics=config.semantics
+def _adapters(config: RunConfig, width: int) -> list[Adapter]:
+    options: dict[str, Any] = dict(
+        position=config.adapter_position, norm=config.adapter_norm, init=config.adapter_init
     )
+    return [Adapter(width, config.adapter_dim, **options) for _ in range(config.adapter_layers)]
 
 
 def make_optimizers(model: MetricModel) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:

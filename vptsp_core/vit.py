@@ -9,6 +9,7 @@ gradients as concatenating, running timm's block and dropping (`vptsp_core.textb
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -17,6 +18,7 @@ from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vptsp_core.adapter import Adapter
 from vptsp_core.backbone import pooling
 
 
@@ -66,14 +68,16 @@ def with_prompts(prompt_kv: Tensor | None, kv: Tensor) -> Tensor:
 
 
 def run_block(
-    block: Block, x: Tensor, prompt_kvs: list[Tensor | None], *, forked: bool = False, rows: int | None = None
-) -> Tensor:
+    block: Block, x: Tensor, prompt_kvs: list[Tensor | None],
+    *, adapter: nn.Module | None = None, forked: bool = False, rows: int | None = None,
+) -> Tensor:  # fmt: skip
     """One transformer block for one or two towers.
 
     Args:
         x: (B, T, D) tokens, or (2B, T, D) where two towers are ``forked`` already. Two towers that are still alike
             fork here if either has prompts: LayerNorm and QKV are then computed for B rows, not 2B.
         prompt_kvs: for each tower, the keys and values of its prompts (see `with_prompts`).
+        adapter: the block's, where it has one.
         rows: compute only the first ``rows`` tokens of the output (the last block, where the rest is not read).
 
     Returns:
@@ -98,7 +102,8 @@ def run_block(
         attended = torch.cat([attend(attention, *half) for half in zip(qs, kvs, strict=True)])
         x = x if forked else torch.cat([x, x])
     x = x + block.ls1(attention.proj(attended))
-    return x + block.ls2(block.mlp(block.norm2(x)))
+    mlp = block.ls2(block.mlp(block.norm2(x)))
+    return x + mlp if adapter is None else x + mlp + adapter(x, mlp)
 
 
 class Head(nn.Module):
@@ -132,6 +137,8 @@ class PromptedViT(nn.Module):
         embed_dim: width d of embeddings and proxies; None leaves the head out (the frozen model as it is).
         prompts: prompts of the sample tower in each of the first blocks, from `prompt_counts`.
         class_prompts: the same for the proxy tower; None for a model without one.
+        adapters: those of the last blocks, in order.
+        proxy_head: give class embeddings a head of their own; needed with class prompts.
         pool: ``"auto"``, ``"cls"`` or ``"avg"`` (see `vptsp_core.backbone.pooling`).
 
     The trunk runs in `autocast` (a dtype, None for float32); heads, and all that follows, stay in float32.
@@ -144,6 +151,8 @@ class PromptedViT(nn.Module):
         *,
         prompts: list[int],
         class_prompts: list[int] | None = None,
+        adapters: Iterable[Adapter] = (),
+        proxy_head: bool = False,
         pool: str = "auto",
     ) -> None:
         super().__init__()
@@ -166,15 +175,20 @@ class PromptedViT(nn.Module):
             nn.init.normal_(self.prompts, std=(2 / ((prompts[0] + 1) * width)) ** 0.5)  # Xavier over (1, N, D)
         self.sample_head = None if embed_dim is None else Head(width, embed_dim, self.pooled_tokens)
         self.proxy_head = None
-        if embed_dim is not None and class_prompts is not None:
+        if embed_dim is not None and proxy_head:
             self.proxy_head = Head(width, embed_dim, self.pooled_tokens)
+        self.adapters = nn.ModuleList(adapters)
 
-    def forward(self, images: Tensor, class_prompts: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Sample embeddings, and the class embeddings of the proxy tower where its prompts are given.
+    def forward(
+        self, images: Tensor, class_prompts: Tensor | None = None, *, source: str | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Sample embeddings, and class embeddings for the proxies where a source of them is given.
 
         Args:
             images: (B, 3, H, W), normalised; with ``class_prompts``, images of a class lie next to each other.
-            class_prompts: (C, L_c, m, D), one entry for each group of B / C adjacent images.
+            class_prompts: (C, L_c, m, D), one entry for each group of B / C adjacent images: a proxy tower.
+            source: without class prompts, ``"sample"``, ``"encoder"`` or ``"fixed_encoder"`` (`MetricModel`). A tower
+                with the sample tower's own prompts computes what that one has: the proxy head reads it from there.
 
         Returns:
             (B, d) and (B, d) or None, float32, L2-normalised.
@@ -187,10 +201,12 @@ class PromptedViT(nn.Module):
             pooled = self._pooled(images, towers)
         halves = (pooled if self.autocast is None else pooled.float()).chunk(len(towers))
         embeddings = halves[0].mean(1) if self.sample_head is None else self.sample_head(halves[0])
-        if class_prompts is None:
-            return F.normalize(embeddings, dim=-1), None
+        embeddings = F.normalize(embeddings, dim=-1)
+        if class_prompts is None and source in (None, "sample"):
+            return embeddings, None if source is None else embeddings
         assert self.proxy_head is not None
-        return F.normalize(embeddings, dim=-1), F.normalize(self.proxy_head(halves[1]), dim=-1)
+        read = halves[-1].detach() if source == "fixed_encoder" else halves[-1]
+        return embeddings, F.normalize(self.proxy_head(read), dim=-1)
 
     def _prompt_kvs(self, prompts: Tensor | tuple[Tensor, ...] | None, counts: list[int]) -> list[Tensor | None]:
         kvs: list[Tensor | None] = [None] * len(self.backbone.blocks)
@@ -208,16 +224,17 @@ class PromptedViT(nn.Module):
         if self.checkpointing and torch.is_grad_enabled():  # nothing in a block is random: no generator to set back
             run = partial(checkpoint, run_block, use_reentrant=False, preserve_rng_state=False)
         halves: tuple[Tensor, ...] | None = None  # the towers apart, once they have forked (None: x holds them both)
-        forked = False
+        forked, plain = False, len(trunk.blocks) - len(self.adapters)
         for i, block in enumerate(trunk.blocks):
             prompt_kvs = [tower[i] for tower in towers]
+            adapter = None if i < plain else self.adapters[i - plain]
             last = i == len(trunk.blocks) - 1
             rows = self.pooled_tokens if last and self.pool == "cls" else None
             if halves is not None:
                 pairs = zip(halves, prompt_kvs, strict=True)
-                halves = tuple(run(block, half, [kv], rows=rows) for half, kv in pairs)
+                halves = tuple(run(block, half, [kv], adapter=adapter, rows=rows) for half, kv in pairs)
                 continue
-            x = run(block, x, prompt_kvs, forked=forked, rows=rows)
+            x = run(block, x, prompt_kvs, adapter=adapter, forked=forked, rows=rows)
             forked = forked or (len(towers) == 2 and any(kv is not None for kv in prompt_kvs))
             if forked and not one_batch:
                 halves = x.chunk(2)
