@@ -1,0 +1,97 @@
+"""The figure of a wide table: a dot a row, a panel a metric, in the house style of `plots`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from vptsp_core.plots import BLACK, BLUE, GREY, LIGHT, ORANGE, _house
+from vptsp_core.report import OURS, PAPER
+
+CHANCE = "≈"
+ALONE = 0.8  # opacity of the paper's dots where ours have other panels
+
+
+@_house
+def dots(
+    table: pd.DataFrame,
+    columns: Sequence[str],
+    *,
+    together: bool,
+    unclear: Mapping[str, set[str]] | None = None,
+    reference: str = "",
+) -> Figure:
+    """Rows of a table from top to bottom, a panel a column; the paper lighter, ours full.
+
+    Columns of which nothing is ours are left out, unless that is all of them.
+
+    Args:
+        table: of `tables.beside`.
+        columns: which to draw, "<set> <metric>".
+        together: both sides are of the same data: one panel for both, the difference a line between them. Else ours
+            is of the glyphs, and each side has panels of its own, with its own scale.
+        unclear: {column: rows whose difference to ``reference`` could be chance}; marked with ≈.
+        reference: the row whose value a dotted line carries down the panel.
+    """
+    ours = [column for column in columns if table[column, OURS].notna().any()]
+    shown = ours or list(columns)
+    if together or not ours:
+        panels = [(column, (PAPER, OURS) if ours else (PAPER,)) for column in shown]
+    else:
+        panels = [(column, (side,)) for side in (OURS, PAPER) for column in shown if table[column, side].notna().any()]
+    rows = [row for row in table.index if table.loc[row, [(c, s) for c, sides in panels for s in sides]].notna().any()]
+    width = 0.075 * max(len(row) for row in rows) + 2.7 * len(panels)
+    fig = Figure(figsize=(max(width, 6.5), 1.7 + 0.36 * len(rows)), layout="constrained")
+    axes = fig.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for ax, (column, sides) in zip(axes, panels, strict=True):
+        name, metric = column.split(" ", 1)
+        title = name if together or not ours else f"{sides[0]}, {name if sides[0] == PAPER else 'glyphs'}"
+        ax.set(title=title, xlabel=f"{metric}, %")
+        _panel(ax, table.loc[rows, column], sides, (unclear or {}).get(column, set()), reference)
+    axes[0].set_yticks(range(len(rows)), rows)
+    axes[0].set_ylim(len(rows) - 0.4, -0.6)
+    marked = any((unclear or {}).get(column) for column in ours)
+    entries = _legend(panels, reference if reference in rows else "", marked)
+    fig.legend(handles=entries, loc="outside lower center", ncols=2)
+    return fig
+
+
+def _panel(ax: Axes, values: pd.DataFrame, sides: Sequence[str], unclear: set[str], reference: str) -> None:
+    places = np.arange(len(values))
+    if len(sides) == 2:
+        ax.hlines(places, values[PAPER], values[OURS], color=GREY, linewidth=1.2, zorder=1)
+    if reference in values.index and OURS in sides:
+        ax.axvline(values[OURS][reference], color=BLUE, linestyle=":", linewidth=1.2, zorder=0)
+    if PAPER in sides:
+        ax.plot(values[PAPER], places, "D", color=ORANGE, alpha=LIGHT if len(sides) == 2 else ALONE, markersize=7)
+    if OURS in sides:
+        half = values["±"].fillna(0) if "±" in values else None
+        ax.errorbar(values[OURS], places, xerr=half, fmt="o", color=BLUE, capsize=3)
+        for place, row in enumerate(values.index):
+            if row in unclear and not np.isnan(values.loc[row, OURS]):
+                ax.annotate(CHANCE, (values.loc[row, OURS], place), xytext=(0, 5), textcoords="offset points",
+                            ha="center", va="bottom", color=BLACK)  # fmt: skip
+    ax.margins(x=0.12)
+    ax.tick_params(axis="y", length=0)
+    ax.locator_params(axis="x", nbins=5)
+
+
+def _legend(panels: Sequence[tuple[str, Sequence[str]]], reference: str, marked: bool) -> list[Line2D]:
+    sides = {side for _, shown in panels for side in shown}
+    entries = []
+    if OURS in sides:
+        entries.append(Line2D([], [], linestyle="", marker="o", color=BLUE, label="ours"))
+    if PAPER in sides:
+        light = LIGHT if any(len(shown) == 2 for _, shown in panels) else ALONE
+        entries.append(Line2D([], [], linestyle="", marker="D", color=ORANGE, alpha=light, markersize=7, label="paper"))
+    if OURS in sides and reference:
+        entries.append(Line2D([], [], linestyle=":", color=BLUE, linewidth=1.2, label=f"our {reference}"))
+    if marked:
+        text = f"difference to {reference} could be chance"
+        entries.append(Line2D([], [], linestyle="", marker=f"${CHANCE}$", color=BLACK, label=text))
+    return entries

@@ -1,0 +1,228 @@
+"""The notebooks of tables 2 to 8, in short: run what can be run, lay it out beside the paper, mark chance.
+
+What can be run is decided here and named: data sets that are absent, backbones that do not fit, and weights that
+cannot be had cost their own rows only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from vptsp_core import chance, report
+from vptsp_core.backbone import load_backbone
+from vptsp_core.config import RunConfig
+from vptsp_core.errors import VptspError
+from vptsp_core.runs import METRICS, Run, run_folder
+from vptsp_core.study import build_model, many
+from vptsp_core.table_rows import Cells
+from vptsp_core.tuning import count_parameters
+
+SELECTION = {
+    "released": "each metric of its own best epoch ON THE TEST SET, as the paper's numbers (selection = released)",
+    "last": "the last epoch (selection = last)",
+    "validation": "the best epoch on held-out classes of the training set (selection = validation)",
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    """What was run for a table: each run with its cell, (row, set), and what was left out, a line each."""
+
+    runs: list[Run]
+    cells: list[tuple[str, str]]
+    left_out: list[str]
+
+    def summary(self) -> str:
+        """What there is and what is missing, for a notebook to print."""
+        rows, sets = (list(dict.fromkeys(cell[at] for cell in self.cells)) for at in (0, 1))
+        seeds = dict.fromkeys(run.config.seed for run in self.runs)
+        lines = [f"{len(self.runs)} runs: {len(rows)} rows, seeds {', '.join(map(str, seeds))}."] if self.runs else []
+        if self.runs and all(run.config.dataset == "glyphs" for run in self.runs):
+            lines[0] += f" The glyphs stand in for {', '.join(sets)}."
+        return "\n".join(lines + self.left_out)
+
+    def selection(self) -> str:
+        """How the epoch of the reported numbers was chosen, for the line under a table."""
+        kinds = dict.fromkeys(run.config.selection for run in self.runs)
+        return f"Ours: {'; '.join(SELECTION[kind] for kind in kinds)}." if kinds else "No runs of ours."
+
+
+def carry_out(
+    configs: Cells, seeds: Sequence[int], *, data: str | Path | None, results: Path, notebook: str, **options: Any
+) -> Done:
+    """Run every cell of a table for every seed, as far as data and weights are here; finished runs are found again.
+
+    Args:
+        configs: of `table_rows`.
+        data: folder of the data sets.
+        results: folder of the profile's results.
+        notebook: its name, for the command that makes what is missing.
+        options: of `study.many`, such as ``workers`` and ``progress``.
+
+    Raises:
+        VptspError: a data set that is there and broken, or a run that failed.
+    """
+    absent: dict[str, str] = {}
+    refused: dict[tuple[str, str], str] = {}
+    rows: dict[str, list[str]] = {}  # of each reason why a backbone cannot be had
+    cells: dict[tuple[str, str], RunConfig] = {}
+    for cell, config in configs.items():
+        if config.dataset not in absent:
+            absent[config.dataset] = report.absent_data(config, data, notebook)
+        source = config.backbone, config.weights
+        if source not in refused and not _all_finished(config, seeds, results):
+            refused[source] = _refusal(config, weights_too=not absent[config.dataset])
+        if reason := refused.get(source):
+            rows.setdefault(reason, []).append(cell[0])
+        elif not absent[config.dataset]:
+            cells[cell] = config
+    pairs = [(cell, seed) for cell in cells for seed in seeds]
+    runs = [cells[cell].replace(seed=seed) for cell, seed in pairs]
+    left_out = [line for line in absent.values() if line]
+    left_out += [f"Not run: {', '.join(dict.fromkeys(labels))}: {reason}" for reason, labels in rows.items()]
+    finished = many(runs, data=data, results=results, **options) if runs else []
+    return Done(finished, [cell for cell, _ in pairs], left_out)
+
+
+def _all_finished(config: RunConfig, seeds: Sequence[int], results: Path) -> bool:
+    try:
+        return all((run_folder(config.replace(seed=seed), results) / METRICS).exists() for seed in seeds)
+    except VptspError:  # no such file of weights: no run of it either
+        return False
+
+
+def _refusal(config: RunConfig, *, weights_too: bool) -> str:
+    """Why a backbone cannot be had, or nothing. Its kind is looked at first, without its weights and their memory."""
+    try:
+        if config.backbone != "demo_vit":
+            with torch.device("meta"):
+                load_backbone(config.backbone, "random", config.image_size)
+        if weights_too:
+            load_backbone(config.backbone, config.weights, config.image_size)
+    except VptspError as error:
+        return str(error)
+    return ""
+
+
+def listing(configs: Cells, keys: Sequence[str]) -> pd.DataFrame:
+    """Settings of the cells to look at: a row a cell, ``keys`` of `RunConfig`, empty where unread."""
+    semantic = {"accumulator", "proxy_source", "class_prompts"}
+    table = pd.DataFrame({
+        f"{row}, {name}": {
+            key: "" if key in semantic and config.method != "vptsp" else value
+            for key, value in config.to_dict().items()
+            if key in keys
+        }
+        for (row, name), config in configs.items()
+    }).T[list(keys)]  # fmt: skip
+    for key in table.columns.intersection(["lr", "lr_proxy", "weight_decay"]):
+        table[key] = table[key].map("{:g}".format)
+    return table
+
+
+def scores(done: Done, columns: Sequence[str]) -> pd.DataFrame:
+    """Means over seeds in percent: ``row``, and "<set> <metric>" with "<set> <metric> ±" for ``columns`` that were
+    measured; rows in the order they were run in."""
+    parts = []
+    for name in dict.fromkeys(name for _, name in done.cells):
+        runs, rows = _of_set(done, name)
+        wanted = [column.removeprefix(f"{name} ") for column in columns if column.startswith(f"{name} ")]
+        metrics = [metric for metric in wanted if any(metric in run.metrics for run in runs)]
+        mean = report.averaged(runs, {"row": rows}, metrics).set_index("row")
+        parts.append(mean[[c for m in metrics for c in (m, f"{m} ±")]].add_prefix(f"{name} "))
+    order = pd.Index(list(dict.fromkeys(row for row, _ in done.cells)), name="row", dtype=object)
+    return pd.concat(parts, axis=1).reindex(order).reset_index() if parts else pd.DataFrame({"row": order})
+
+
+def against(done: Done, reference: str, metrics: Sequence[str] = ("R@1", "MAP@R released")) -> pd.DataFrame:
+    """`chance.against` the row ``reference`` on the same queries, set by set: columns ("<set> <metric>", ...)."""
+    parts = []
+    for name in dict.fromkeys(name for _, name in done.cells):
+        runs, rows = _of_set(done, name)
+        if reference in rows:
+            found = chance.against(runs, rows, reference, tuple(metrics))
+            found.columns = pd.MultiIndex.from_tuples([(f"{name} {metric}", kind) for metric, kind in found.columns])
+            parts.append(found)
+    return pd.concat(parts, axis=1) if parts else pd.DataFrame()
+
+
+def beside(
+    paper: pd.DataFrame,
+    done: Done,
+    clear: pd.DataFrame | None = None,
+    reference: str = "",
+    extra: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Paper | ours | difference of every column that the paper prints, in percent, indexed by row: the
+    paper's rows in its order, then those of ours alone.
+
+    The paper's MAP@R comes from the released code, so it stands beside ours by the same formula, "MAP@R released";
+    "MAP@R" as Musgrave et al. (2020) define it follows, of ours only.
+
+    Args:
+        paper: `table_rows.paper_rows`.
+        clear, reference: `against` the row ``reference``: adds (column, "vs <reference>").
+        extra: ``row`` and further columns of ours, by the paper's names or new ones.
+    """
+    released = {column: f"{column} released" for column in map(str, paper) if column.endswith("MAP@R")}
+    paper = paper.rename(columns=released)
+    columns = [column for column in map(str, paper) if column != "row"]
+    defined = {new: old for old, new in released.items()}
+    ours = scores(done, [*columns, *defined.values()])
+    if extra is not None:
+        ours = ours.merge(extra, on="row", how="outer", sort=False)
+    added = [] if extra is None else list(map(str, extra))
+    new = [column for column in added if column not in ("row", *columns)]
+    table = report.compare(paper, ours, on="row", columns=columns, only_ours=[*defined.values(), *new])
+    table = table.reindex([*paper["row"], *(row for row in table.index if row not in set(paper["row"]))])
+    if clear is not None and len(clear.columns):
+        table = report.marked(table, clear, reference)
+    order = [name for column in columns for name in (column, *filter(None, [defined.get(column)]))] + new
+    return table[[column for name in order for column in table.columns if column[0] == name]]
+
+
+def unclear(clear: pd.DataFrame) -> dict[str, set[str]]:
+    """Of `against`: {column: rows whose difference could be chance}, for `plots_tables.dots`."""
+    columns = dict.fromkeys(clear.columns.get_level_values(0))
+    return {column: set(clear.index[clear[column, "chance"].eq(True)]) for column in columns}
+
+
+def by_set(table: pd.DataFrame, sets: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """A wide table in parts that fit a page: the columns of each set, with the rows that have any number there."""
+    for name in sets:
+        part = table[[column for column in table.columns if column[0].startswith(f"{name} ")]]
+        yield part.dropna(how="all")
+
+
+def agreement(table: pd.DataFrame) -> str:
+    """A line for each column that both sides have at least three rows of: Spearman's rank correlation."""
+    lines = []
+    for column in dict.fromkeys(table.columns.get_level_values(0)):
+        if (column, report.DIFFERENCE) in table:
+            both = table[[(column, report.PAPER), (column, report.OURS)]].dropna()
+            if len(both) > 2 and both.nunique().min() > 1:
+                rank = both.corr("spearman").iloc[0, 1]
+                lines.append(f"{column}: rank correlation of paper and ours over {len(both)} rows {rank:.2f}")
+    return "\n".join(lines)
+
+
+def parameters(configs: Mapping[str, RunConfig], classes: int = 100) -> pd.DataFrame:
+    """``row``, "parameters, M" as the paper counts them and "learning, M", what really learns, in millions."""
+    found = []
+    for row, config in configs.items():
+        model = build_model(config.replace(weights="random"), classes, torch.device("cpu"))
+        counts = count_parameters(model)
+        of = {"parameters, M": counts["tunable released"] / 1e6, "learning, M": counts["tunable"] / 1e6}
+        found.append({"row": row, **of})
+    return pd.DataFrame(found)
+
+
+def _of_set(done: Done, name: str) -> tuple[list[Run], list[str]]:
+    pairs = [(run, row) for run, (row, other) in zip(done.runs, done.cells, strict=True) if other == name]
+    return [run for run, _ in pairs], [row for _, row in pairs]
