@@ -371,3 +371,16 @@ def test_parse_change():
     assert [parse_change(f"a={v}")[1] for v in ("1", "0.5", "ema", "True", "None", "false")] == [
         1, 0.5, "ema", True, None, False,
     ]  # fmt: skip
+
+
+def test_on_epoch_sees_every_epoch_and_changes_nothing(tmp_path):
+    seen = []
+    def watch(rows):
+        seen.append([dict(row) for row in rows])
+
+    told = run(tiny(), results=tmp_path / "told", progress=False, on_epoch=watch)
+    assert [[row["epoch"] for row in rows] for rows in seen] == [[1], [1, 2], [1, 2, 3]]
+    assert [row["loss"] for row in seen[-1]] == list(told.history["loss"]) and "R@1" in seen[0][0]
+    assert_same_run(run(tiny(), results=tmp_path / "untold", progress=False), told)
+    run(tiny(), results=tmp_path / "told", progress=False, on_epoch=seen.append)  # found, not trained
+    assert len(seen) == 3
