@@ -375,6 +375,7 @@ def test_parse_change():
 
 def test_on_epoch_sees_every_epoch_and_changes_nothing(tmp_path):
     seen = []
+
     def watch(rows):
         seen.append([dict(row) for row in rows])
 
