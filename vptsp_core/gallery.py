@@ -135,24 +135,18 @@ def apart(points: np.ndarray, distance: float, limit: int, seed: int = 0) -> lis
     return kept
 
 
-def first_right(
-    queries: np.ndarray, labels: np.ndarray, gallery: np.ndarray | None = None, gallery_labels: np.ndarray | None = None
-) -> np.ndarray:
-    """The rank at which each query's first neighbour of its own class stands: (N,) int64, 1 the best; 0 where there
-    is none.
+def first_right(embeddings: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The rank at which each image finds the first other one of its class: (N,) int64, 1 the best; 0 where there is
+    none.
 
     Args:
-        queries: (N, d), L2-normalised; labels: (N,).
-        gallery, gallery_labels: what is searched; default the queries themselves, of which none finds itself.
+        embeddings: (N, d), L2-normalised; labels: (N,).
     """
-    alone = gallery is None
-    others, theirs = (queries, labels) if gallery is None or gallery_labels is None else (gallery, gallery_labels)
-    ranks = np.zeros(len(queries), dtype=np.int64)
-    for start in range(0, len(queries), 512):
-        cosines = queries[start : start + 512] @ others.T
-        if alone:
-            cosines[np.arange(len(cosines)), start + np.arange(len(cosines))] = -np.inf
-        own = np.where(labels[start : start + 512, None] == theirs, cosines, -np.inf).max(1)
+    ranks = np.zeros(len(embeddings), dtype=np.int64)
+    for start in range(0, len(embeddings), 512):
+        cosines = embeddings[start : start + 512] @ embeddings.T
+        np.fill_diagonal(cosines[:, start:], -np.inf)  # none finds itself
+        own = np.where(labels[start : start + 512, None] == labels, cosines, -np.inf).max(1)
         ranks[start : start + 512] = np.where(np.isinf(own), 0, 1 + (cosines > own[:, None]).sum(1))
     return ranks
 
