@@ -110,6 +110,7 @@ def test_a_run_that_one_process_could_not_save_goes_on(pair, tmp_path, monkeypat
         assert found["metrics"] == pytest.approx(one.metrics, abs=0.02), "71 queries: neighbours may change places"
         assert found["files"] == sorted(path.name for path in one.path.iterdir())
         assert (found["processes"], one.record["processes"]) == (2, 1)
+        assert len(found["found"]) == IMAGES and found["found"].mean().item() == pytest.approx(found["metrics"]["R@1"])
 
 
 def test_what_no_process_can_run_is_refused_by_all_and_told_by_one(pair):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
@@ -82,7 +83,7 @@ def run(
         # After all that may be wrong with the run was looked at: decoding takes minutes.
         benchmark = decoded(benchmark, config, cache_folder(place, cache), progress=progress and is_main())
         begun = time.perf_counter()
-        history, stretches = _history(
+        history, stretches, queries = _history(
             config, benchmark, model, path, progress=progress, checkpointing=checkpointing, on_epoch=on_epoch,
             stretch=lambda: make_stretch(record, model, time.perf_counter() - begun),
         )  # fmt: skip
@@ -90,22 +91,22 @@ def run(
         with contextlib.suppress(OSError):
             path.rmdir()  # only where nothing was learned: a checkpoint keeps the folder
         raise
-    return from_main(lambda: write_run(config, path, pd.DataFrame(history), close_record(record, stretches)))
+    return from_main(lambda: write_run(config, path, pd.DataFrame(history), close_record(record, stretches), queries))
 
 
 def _history(
     config: RunConfig, benchmark: Benchmark, model: MetricModel, path: Path, **options: Any
-) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
+) -> tuple[list[dict[str, float]], list[dict[str, Any]], dict[str, np.ndarray]]:
     if config.method == "frozen":
         model.vit.autocast = autocast_dtype(config.precision, next(model.parameters()).device)
         with out_of_memory_told(model, "the evaluation"):
             metrics = evaluate(model, benchmark)
         from_main(lambda: write_bytes(path / WEIGHTS, safetensors.torch.save({})))
-        return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["stretch"]()}]
+        return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["stretch"]()}], metrics.queries
     if config.epochs == 0:
         raise ConfigError("epochs = 0 trains nothing; use method = 'frozen' for the backbone as it is")
     trainer = Trainer(model, benchmark.train, path, lambda m: evaluate(m, benchmark), **options)
-    return trainer.run(), trainer.stretches
+    return trainer.run(), trainer.stretches, trainer.queries
 
 
 def build_model(config: RunConfig, num_classes: int, device: torch.device, class_table: str = "auto") -> MetricModel:
