@@ -423,3 +423,17 @@ def test_weights_of_another_image_size_are_resampled_as_timm_resamples_them(tmp_
     theirs = checkpoint_filter_fn(small.state_dict(), timm.create_model(name, img_size=96))["pos_embed"]
     assert ours.pos_embed.shape != small.pos_embed.shape
     torch.testing.assert_close(ours.pos_embed.detach(), theirs.detach(), rtol=0, atol=0)
+
+
+def test_on_epoch_sees_every_epoch_and_changes_nothing(tmp_path):
+    seen = []
+
+    def watch(rows):
+        seen.append([dict(row) for row in rows])
+
+    told = run(tiny(), results=tmp_path / "told", progress=False, on_epoch=watch)
+    assert [[row["epoch"] for row in rows] for rows in seen] == [[1], [1, 2], [1, 2, 3]]
+    assert [row["loss"] for row in seen[-1]] == list(told.history["loss"]) and "R@1" in seen[0][0]
+    assert_same_run(run(tiny(), results=tmp_path / "untold", progress=False), told)
+    run(tiny(), results=tmp_path / "told", progress=False, on_epoch=seen.append)  # found, not trained
+    assert len(seen) == 3

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from vptsp_core.locks import locked
 from vptsp_core.memory import out_of_memory_told
 from vptsp_core.progress import end_progress, write_progress
 from vptsp_core.runs import METRICS, Run, close_record, make_record, make_stretch, read_run, run_folder, write_run
-from vptsp_core.train import WEIGHTS, Trainer
+from vptsp_core.train import WEIGHTS, Row, Trainer
 from vptsp_core.tuning import MetricModel, place_class_prompts
 from vptsp_core.workers import Workers, check_workers, share_out
 
@@ -48,6 +48,7 @@ def run(
     checkpointing: str = "auto",
     progress: bool = True,
     allow_partial: bool = False,
+    on_epoch: Callable[[list[Row]], None] | None = None,
 ) -> Run:
     """Train and evaluate, or return the finished run of the same hash; a run cut short goes on where it was.
 
@@ -62,6 +63,7 @@ def run(
         class_table: where row-wise class prompts lie, ``"device"``, ``"host"`` or ``"auto"`` (`place_class_prompts`).
         checkpointing: of gradients, ``"on"``, ``"off"`` or ``"auto"`` (see `Trainer`). Neither changes the numbers.
         allow_partial: go on with a data set that is not whole; the run then lies apart, and its record says so.
+        on_epoch: called after every epoch with the history so far (a finished run that is found trains none).
 
     Raises:
         VptspError: whatever the user can mend, in one line; nothing half-written stays behind.
@@ -90,7 +92,7 @@ def run(
             benchmark = decoded(benchmark, config, cache_folder(place, cache), progress=progress and is_main())
             begun = time.perf_counter()
             history, stretches, queries = _history(
-                config, benchmark, model, path, progress=progress, checkpointing=checkpointing,
+                config, benchmark, model, path, progress=progress, checkpointing=checkpointing, on_epoch=on_epoch,
                 stretch=lambda: make_stretch(record, model, time.perf_counter() - begun),
             )  # fmt: skip
             done = close_record(record, stretches)

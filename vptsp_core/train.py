@@ -51,6 +51,7 @@ class Trainer:
             Where it gives `Scores`, their per-query values are kept.
         progress: show a bar for each epoch's steps.
         checkpointing: of gradients, ``"on"`` or ``"off"``; ``"auto"``: on a GPU, where a step does not fit without.
+        on_epoch: called after every finished epoch with the history so far, in the first process; changes no number.
         stretch: tells what the run is made with in this call and for how long by now, for its record.
 
     Attributes:
@@ -72,12 +73,14 @@ class Trainer:
         *,
         progress: bool = True,
         checkpointing: str = "auto",
+        on_epoch: Callable[[list[Row]], None] | None = None,
         stretch: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         config = self.config = model.config
         check_batch(config.batch, config.samples_per_class)
         self.model, self.images, self.folder, self.evaluate = model, images, folder, evaluate
         self.progress, self.checkpointing = progress and is_main(), checkpointing
+        self.on_epoch = on_epoch if is_main() else None
         if checkpointing != "auto":
             model.vit.checkpointing = checkpointing == "on"
         self.device = next(model.parameters()).device
@@ -117,6 +120,8 @@ class Trainer:
                     row |= found
             self.history.append(row)
             self._save(row)
+            if self.on_epoch is not None:
+                self.on_epoch(self.history)
         return self.history
 
     def step(
