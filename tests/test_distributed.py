@@ -14,8 +14,16 @@ import pandas as pd
 import pytest
 import torch
 from two_processes import (
-    CASES, IMAGES, coupled, embeddings, gather_inputs, noise_benchmark, smoke_config, train, validated,
-)  # fmt: skip
+    CASES,
+    IMAGES,
+    coupled,
+    embeddings,
+    gather_inputs,
+    noise_benchmark,
+    smoke_config,
+    train,
+    validated,
+)
 
 from vptsp_core import distributed, preset, run
 from vptsp_core.devices import pick_device
