@@ -61,9 +61,9 @@ def connected(address: str, patience: float = 10) -> Iterator[Client]:
             client.wait_for_workers(1, timeout=patience)
         except TimeoutError:
             raise VptspError(f"the cluster at {address} has no workers; start some with: {start}") from None
-        for worker, facts in client.scheduler_info(n_workers=-1)["workers"].items():
-            if facts["nthreads"] != 1:
-                raise VptspError(f"worker {worker} has {facts['nthreads']} threads, runs need one: start it with: {start}")
+        for worker, threads in client.nthreads().items():
+            if threads != 1:
+                raise VptspError(f"worker {worker} has {threads} threads, runs need one; start it with: {start}")
         yield client
 
 

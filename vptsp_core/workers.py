@@ -114,13 +114,18 @@ def share_out(
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(tqdm(None, "runs", already + len(items), initial=already, disable=not progress))
         if progress and check_workers(workers) is not None:
-            stack.enter_context(every(1, lambda: bar.set_postfix_str(watch.line())))
+            stack.enter_context(every(1, lambda: _show(bar, watch.line())))
         for folder, outcome in stack.enter_context(contextlib.closing(_outcomes(work, items, workers))):
             came[folder] = outcome
             bar.update()
             if progress and isinstance(outcome, VptspError):
                 bar.write(f"{folder.name}: {outcome}", file=sys.stderr)
     return came
+
+
+def _show(bar: tqdm, line: str) -> None:
+    if line != bar.postfix:  # else a log would fill with one line over and over
+        bar.set_postfix_str(line)
 
 
 def _outcomes(
