@@ -29,6 +29,7 @@ from vptsp_core.files import writable_folder, write_json
 from vptsp_core.runs import Run
 from vptsp_core.search_space import Space, check, fitting_space
 from vptsp_core.search_study import AGAIN, counts, database, open_study, quiet
+from vptsp_core.selection import HELD_OUT
 from vptsp_core.study import run
 
 POLL = 1.0  # seconds between looks at what the other workers still do

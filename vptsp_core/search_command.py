@@ -31,8 +31,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--method", help="full, linear, adapter, vpt or vptsp (default: the preset's)")
     parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes", help="e.g. seed=1; what is set is not searched"
-    )
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
+        help="e.g. epochs=30; what is set is not searched",
+    )  # fmt: skip
     parser.add_argument("--trials", type=int, help="of the whole study (default: 50, or as many as it was begun with)")
     parser.add_argument("--storage", metavar="URL", help="SQLAlchemy URL (default: search.db in the results folder)")
     parser.add_argument("--study", metavar="NAME", help="default: data set, backbone and method")
