@@ -24,11 +24,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vptsp_core.config import RunConfig
 from vptsp_core.data import load_benchmark
+from vptsp_core.data.holdout import hold_out
 from vptsp_core.errors import ConfigError, TrainingError, VptspError
 from vptsp_core.files import writable_folder, write_json
 from vptsp_core.runs import Run
 from vptsp_core.search_space import Space, check, fitting_space
 from vptsp_core.search_study import AGAIN, counts, database, open_study, quiet
+from vptsp_core.selection import HELD_OUT
 from vptsp_core.study import run
 
 POLL = 1.0  # seconds between looks at what the other workers still do
@@ -73,8 +75,9 @@ def search(
         raise ConfigError(f"trials = {trials} must be at least 1")
     if storage is None:
         storage = f"sqlite:///{writable_folder(folder).resolve() / 'search.db'}"
+    data = data or os.environ.get("VPTSP_DATA") or None
     benchmark = load_benchmark(base.dataset, data, options.get("allow_partial", False))
-    classes = benchmark.train.num_classes
+    classes = (hold_out(benchmark)[0] if base.selection == "validation" else benchmark).train.num_classes
     space = {key: values for key, values in fitting_space(base, classes).items() if key not in keep}
     if not space:
         raise ConfigError(f"keep holds all that table 9 varies for method = {base.method!r}; leave some to search for")
@@ -134,6 +137,7 @@ def _work(
         try:
             done = _trained(trial, base, space, classes, options)
             trial.set_user_attr("run", done.config.hash())
+            trial.set_user_attr("folder", done.path.name)
             trial.set_user_attr("seconds", done.record["seconds"])
             trial.set_user_attr("test", done.metrics["R@1"])
             return judged(done)
@@ -183,8 +187,8 @@ def _leave_out(trial: optuna.Trial, error: VptspError) -> NoReturn:
 
 
 def judged(done: Run) -> float:
-    """The R@1 that a run is chosen by: on held-out training classes with ``selection="validation"``, at the epoch that
-    it reports, else that which it reports, on the test classes."""
+    """The R@1 that a trial is chosen by: with ``selection="validation"`` the best epoch's on held-out training classes,
+    else that which its run reports, on the test classes."""
     if done.config.selection == "validation":
         return float(done.history[f"{HELD_OUT}R@1"].max())
     return done.metrics["R@1"]

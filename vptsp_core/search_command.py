@@ -31,8 +31,10 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--method", help="full, linear, adapter, vpt or vptsp (default: the preset's)")
     parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes", help="e.g. seed=1; what is set is not searched"
-    )
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
+        help="e.g. epochs=30; what is set is not searched. Trials are judged by held-out training classes; "
+        "selection=released judges them by the test classes, as the paper did",
+    )  # fmt: skip
     parser.add_argument("--trials", type=int, help="of the whole study (default: 50, or as many as it was begun with)")
     parser.add_argument("--storage", metavar="URL", help="SQLAlchemy URL (default: search.db in the results folder)")
     parser.add_argument("--study", metavar="NAME", help="default: data set, backbone and method")
@@ -41,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     parser.add_argument("--best", metavar="FILE.json", help="the preset to write (default: presets/STUDY.json there)")
     args = parser.parse_args(argv)
-    changes = dict(parse_change(change) for change in args.changes)
+    changes = {"selection": "validation"} | dict(parse_change(change) for change in args.changes)
     if args.method is not None:
         changes["method"] = args.method
     study = search(

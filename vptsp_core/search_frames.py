@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import optuna
 import pandas as pd
 from optuna.trial import TrialState
 
+from vptsp_core.runs import METRICS, Run, read_run
 from vptsp_core.search_study import quiet
 
 STATES = {
@@ -37,6 +40,13 @@ def trials_frame(study: optuna.Study) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=columns)
     table.insert(3, "best so far", table["R@1"].cummax().ffill())
     return table
+
+
+def runs_of(study: optuna.Study, results: Path) -> list[Run]:
+    """The runs of a study's trained trials that lie in this results folder, each once, in order."""
+    names = dict.fromkeys(trial.user_attrs.get("folder") for trial in study.get_trials(deepcopy=False))
+    paths = [results / "runs" / name for name in names if name is not None]
+    return [read_run(path) for path in paths if (path / METRICS).exists()]
 
 
 def importance(study: optuna.Study, seed: int = 0) -> pd.Series:

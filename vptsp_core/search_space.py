@@ -125,4 +125,4 @@ def _value(word: str) -> Any:
             return kind(word)
         except ValueError:
             pass
-    return WORDS[word]
+    return WORDS.get(word, word)

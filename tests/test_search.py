@@ -1,0 +1,350 @@
+"""The search of table 9: its space as printed, a study that goes on, workers that share it and die, its preset."""
+
+import itertools
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+from optuna.trial import TrialState
+
+import vptsp_core.search as search_module
+from vptsp_core import plots_search, preset
+from vptsp_core.__main__ import main
+from vptsp_core.config import RunConfig
+from vptsp_core.errors import ConfigError, TrainingError, VptspError
+from vptsp_core.report import paper_table
+from vptsp_core.search import best_config, search, study_name, write_preset
+from vptsp_core.search_frames import importance, runs_of, trials_frame
+from vptsp_core.search_space import KEYS, check, fitting_space, paper_space
+from vptsp_core.search_study import open_study
+from vptsp_core.study import run
+
+BASE = preset("smoke", steps_per_epoch=1, selection="last")
+FEW = ["batch", "samples_per_class", "prompt_layers", "prompts", "prompt_step", "class_layers"]  # kept: quicker
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def fake(monkeypatch, score=lambda config: config.alpha) -> list[RunConfig]:
+    """Runs that train nothing and score what ``score`` says; returns the list of those made."""
+    made = []
+
+    def run(config, **options):
+        made.append(config)
+        metrics = {"R@1": score(config)}
+        history = pd.DataFrame([metrics])
+        path = Path("runs", config.hash())
+        return SimpleNamespace(config=config, path=path, metrics=metrics, record={"seconds": 1.0}, history=history)
+
+    monkeypatch.setattr(search_module, "run", run)
+    return made
+
+
+def tried(study) -> list[dict]:
+    return [trial.params for trial in study.trials]
+
+
+# ---- the space -----------------------------------------------------------------------------------
+
+
+def test_space_is_table_9_as_printed():
+    """Typed off the paper's table, not off the file; what the dots of mid_dim stand for is ours."""
+    common = {
+        "optimizer": ["sgd", "adam", "adamw"], "batch": [32, 64], "samples_per_class": [1, 2],
+        "lr": [5e-2, 1e-2, 5e-3, 1e-3, 5e-4, 1e-4], "lr_proxy": [0.5, 0.1, 0.05, 0.01, 0.005, 0.001],
+    }  # fmt: skip
+    twelve = list(range(1, 13))
+    vpt = {"prompt_layers": twelve, "prompts": [1, 5, 10, 30, 50, 70, 90], "prompt_step": [0, 2, 5, 10]}
+    adapter = {
+        "adapter_layers": twelve, "adapter_dim": [1, 4, 8, 16, 32, 64, 128, 256, 512],
+        "adapter_position": ["sequential", "parallel"], "adapter_init": ["bert", "lora"],
+        "adapter_norm": ["before", "after"],
+    }  # fmt: skip
+    proxies = {
+        "class_layers": [2, 4, 6, 8, 10, 12], "class_prompts": [1, 3, 5, 10, 40, 80],
+        "alpha": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
+    }  # fmt: skip
+    assert paper_space("full") == paper_space("linear") == common
+    assert paper_space("adapter") == common | adapter
+    assert paper_space("vpt") == common | vpt
+    assert paper_space("vptsp") == common | vpt | proxies
+    with pytest.raises(ConfigError, match="frozen"):
+        paper_space("frozen")
+    rows = {(row.group, row.attribute) for row in paper_table("table9_search_space").itertuples()}
+    assert rows == {(group, attribute) for group, keys in KEYS.items() for attribute in keys}
+
+
+@pytest.mark.parametrize("method", ["full", "linear", "adapter", "vpt", "vptsp"])
+def test_every_value_of_the_space_makes_a_run_description(method):
+    base = preset("cub200-vits16", method=method, bitfit=False)
+    space = fitting_space(base, classes=100)
+    assert space == paper_space(method)  # ViT-S/16 on CUB takes all of it
+    for key, values in space.items():
+        for value in values:
+            config = base.replace(**{key: value})
+            config.check_depth(12)
+            assert getattr(config, key) == value and type(getattr(config, key)) is type(value)
+    if method != "full":
+        assert len({base.replace(**{key: v}).hash() for key, values in space.items() for v in values}) > len(space)
+
+
+def test_what_does_not_fit_is_left_out_by_rule():
+    space, whole = fitting_space(BASE, classes=24), paper_space("vptsp")  # demo ViT: 6 blocks, 25 patches + CLS
+    cut = {
+        "prompt_layers": [1, 2, 3, 4, 5, 6], "class_layers": [2, 4, 6], "prompts": [1, 5, 10],
+        "class_prompts": [1, 3, 5, 10], "batch": [32],
+    }  # fmt: skip
+    assert space == whole | cut
+    with pytest.raises(ConfigError, match="batch: nothing of table 9 is left up to 30"):
+        fitting_space(BASE, classes=15)
+    check(BASE.replace(batch=32, samples_per_class=2), 16)
+    with pytest.raises(ConfigError, match="32 classes, the training set has 16"):
+        check(BASE.replace(batch=32, samples_per_class=1), 16)
+
+
+# ---- one worker ----------------------------------------------------------------------------------
+
+
+def test_a_search_goes_on_and_makes_the_same_trials_as_in_one_go(tmp_path, monkeypatch):
+    made, lines = fake(monkeypatch), []
+    search(BASE, 12, results=tmp_path / "a", keep=FEW)
+    assert len(made) == 12
+    search(BASE, 5, results=tmp_path / "b", keep=FEW, tell=lines.append)
+    study = search(BASE, 12, results=tmp_path / "b", keep=FEW, tell=lines.append)
+    whole = open_study(f"sqlite:///{tmp_path}/a/search.db", study_name(BASE), BASE, study.user_attrs["space"])
+    assert len(made) == 24 and len(lines) == 12
+    assert tried(study) == tried(whole)
+    assert len({json.dumps(params) for params in tried(study)[:10]}) == 10  # drawn at random, of some 4,000
+    search(BASE, results=tmp_path / "b", keep=FEW)
+    search(BASE, 3, results=tmp_path / "b", keep=FEW)
+    assert len(made) == 24  # all its trials are there
+    other = search(BASE.replace(seed=1), 2, results=tmp_path / "b", keep=FEW, name="another")
+    assert tried(other) != tried(study)[:2]
+    value = study.best_value
+    assert best_config(study).alpha == value == max(config.alpha for config in made)
+    assert f"trial 0: R@1 {100 * made[12].alpha:.2f} %  optimizer={made[12].optimizer} lr=" in lines[0]
+
+
+def test_what_is_kept_is_not_searched(tmp_path, monkeypatch):
+    made = fake(monkeypatch)
+    study = search(BASE.replace(lr=0.3), 3, results=tmp_path, keep=["lr", "batch"])
+    assert {(config.lr, config.batch) for config in made} == {(0.3, BASE.batch)}
+    assert not {"lr", "batch"} & study.user_attrs["space"].keys()
+    with pytest.raises(ConfigError, match="another space .batch, lr."):
+        search(BASE, 3, results=tmp_path)
+    with pytest.raises(ConfigError, match="leave some"):
+        search(preset("smoke", method="linear"), 1, results=tmp_path, keep=list(paper_space("linear")))
+
+
+def test_choices_that_cannot_be_trained_are_left_out_with_the_reason(tmp_path, monkeypatch):
+    def score(config):
+        if config.optimizer == "sgd":
+            raise TrainingError("the loss is not finite\nfrom step 3 on")
+        return config.alpha
+
+    fake(monkeypatch, score)
+    frame = trials_frame(search(BASE, 8, results=tmp_path, keep=FEW))
+    of_sgd = frame["optimizer"] == "sgd"
+    assert 0 < of_sgd.sum() < 8
+    assert (frame.loc[of_sgd, "state"] == "left out").all() and (frame.loc[~of_sgd, "state"] == "trained").all()
+    assert (frame.loc[of_sgd, "reason"] == "the loss is not finite from step 3 on").all()
+    np.testing.assert_array_equal(frame["R@1"], np.where(of_sgd, np.nan, 100 * frame["alpha"]))
+    np.testing.assert_array_equal(frame["test R@1"], frame["R@1"])
+    assert (frame.loc[~of_sgd, "run"].str.len() == 12).all() and (frame.loc[~of_sgd, "seconds"] == 1).all()
+    best = list(itertools.accumulate(frame["R@1"], np.fmax))
+    np.testing.assert_array_equal(frame["best so far"], best)
+    assert frame["best so far"].is_monotonic_increasing or np.isnan(best[0])
+    fig = plots_search.history(frame, "test classes", 50.0)
+    drawn = {str(line.get_label()): list(line.get_xdata()) for line in fig.axes[0].lines}
+    assert drawn["trial"] == list(frame["trial"][~of_sgd]) and drawn["left out"] == list(frame["trial"][of_sgd])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), VptspError("the disk is full")])
+def test_a_trial_that_was_stopped_is_made_again(tmp_path, monkeypatch, error):
+    stop = [error]
+
+    def score(config):
+        if stop:
+            raise stop.pop()
+        return 0.5
+
+    made = fake(monkeypatch, score)
+    with pytest.raises(type(error)):
+        search(BASE, 2, results=tmp_path)
+    study = search(BASE, 2, results=tmp_path)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+    assert made[1] == made[0] != made[2]
+
+
+def test_a_worker_that_stood_still_loses_its_trial_and_goes_on(tmp_path, monkeypatch):
+    calls = []
+
+    def score(config):
+        calls.append(config)
+        if len(calls) == 1:
+            other = open_study(f"sqlite:///{tmp_path}/search.db", study_name(BASE), BASE, fitting_space(BASE, 100))
+            stands_still(tmp_path / "search.db")
+            optuna.storages.fail_stale_trials(other)  # what every worker does before its next trial
+        return 0.5
+
+    made = fake(monkeypatch, score)
+    study = search(BASE, 2, results=tmp_path)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+    assert made[1] == made[0]
+
+
+def test_validation_leaves_fewer_classes_to_draw_from(tmp_path, monkeypatch):
+    fake(monkeypatch)
+    monkeypatch.setattr(search_module, "judged", lambda done: 0.5)
+    monkeypatch.setattr(search_module, "fitting_space", lambda base, classes: {"lr": [0.1 if classes == 80 else 1.0]})
+    assert search(BASE.replace(selection="validation"), 1, results=tmp_path).best_params == {"lr": 0.1}  # of 100
+
+
+def test_validation_judges_by_held_out_classes():
+    history = pd.DataFrame({"R@1": [np.nan, 0.9], "validation R@1": [0.3, 0.4]})
+    done = SimpleNamespace(config=SimpleNamespace(selection="validation"), metrics={"R@1": 0.9}, history=history)
+    assert search_module.judged(done) == 0.4
+    done.config.selection = "released"
+    assert search_module.judged(done) == 0.9
+
+
+# ---- several workers -----------------------------------------------------------------------------
+
+
+def stands_still(database: Path) -> None:
+    """As if every worker's last sign of life were an hour ago."""
+    with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
+        connection.execute("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')")
+
+
+def worker(tmp_path: Path, trials: int, code: str = "") -> subprocess.Popen:
+    """The command in a process of its own, ``code`` before it."""
+    argv = ["search", "--preset", "smoke", "--set", "steps_per_epoch=1", "selection=last", "--trials", str(trials)]
+    argv += ["--results", str(tmp_path)]
+    program = f"{code}\nfrom vptsp_core.__main__ import main\nraise SystemExit(main({argv}))"
+    return subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, cwd=tmp_path,
+    )  # fmt: skip
+
+
+def test_two_processes_share_the_trials_of_one_database(tmp_path):
+    workers = [worker(tmp_path, 4) for _ in range(2)]
+    ended = [each.communicate(timeout=300) for each in workers]
+    assert [each.returncode for each in workers] == [0, 0], ended
+    study = optuna.load_study(study_name=study_name(BASE), storage=f"sqlite:///{tmp_path}/search.db")
+    states = [trial.state for trial in study.trials]
+    assert set(states) == {TrialState.COMPLETE} and 4 <= len(states) <= 5  # both may begin the last one
+    assert len({json.dumps(params) for params in tried(study)}) == len(states)
+    lines = [[line for line in out.splitlines() if line.startswith("trial ")] for out, _ in ended]
+    assert sum(map(len, lines)) == len(states)  # each made by one of them
+    file = tmp_path / "presets" / f"{study.study_name}.json"
+    assert all(out.splitlines()[-1] == str(file) for out, _ in ended) and not any(err for _, err in ended)
+    # the preset is the best trial's run, which is there
+    config = preset(str(file))
+    assert config.hash() == study.best_trial.user_attrs["run"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vptsp_core.study.build_model", lambda *args: pytest.fail("trains it again"))
+        assert run(config, results=tmp_path, progress=False).metrics["R@1"] == study.best_value
+
+
+def test_the_trial_of_a_killed_worker_is_made_again(tmp_path, monkeypatch):
+    hangs = "import time, vptsp_core.search as s\ns.run = lambda *a, **k: (print('at it', flush=True), time.sleep(600))"
+    dies = worker(tmp_path, 2, hangs)
+    assert dies.stdout.readline() == "at it\n", dies.communicate()
+    dies.send_signal(signal.SIGKILL)
+    dies.communicate()
+    stands_still(tmp_path / "search.db")
+    made = fake(monkeypatch)
+    study = search(BASE, 2, results=tmp_path)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+    assert tried(study)[1] == tried(study)[0] and len(made) == 2
+
+
+def test_workers_here_are_processes(tmp_path):
+    study = search(BASE, 2, results=tmp_path, workers=2)
+    assert 2 <= sum(trial.state == TrialState.COMPLETE for trial in study.trials) <= 3
+    found = {done.config.hash(): done for done in runs_of(study, tmp_path)}
+    for row in trials_frame(study).to_dict("records"):
+        assert row["R@1"] == row["test R@1"] == 100 * found.pop(row["run"]).metrics["R@1"]
+    assert not found
+    with pytest.raises(ConfigError, match="workers = 'tcp://host:1' must be a number or 'gpus'"):
+        search(BASE, 2, results=tmp_path, workers="tcp://host:1")
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--storage", "search.db"], "storage 'search.db': Could not parse SQLAlchemy URL"),
+        (["--storage", "nosuch://host/db"], "Can't load plugin"),
+        (["--storage", "mssql+pymssql://me:secret@host/db"], "storage mssql+pymssql://me:***@host/db: no driver"),
+        (["--storage", "sqlite:////no/such/folder/search.db"], "unable to open database file"),
+        (["--storage", "sqlite:///{here}/text.db"], "file is not a database"),
+        (["--study", "a/b"], "study 'a/b': a name holds letters"),
+        (["--set", "epochs=2"], "has another base (epochs = 1, not 2)"),
+        (["--set", "batch=32"], "has another space (batch)"),
+        (["--method", "frozen", "--set", "bitfit=False"], "trains nothing"),
+        (["--trials", "0"], "trials = 0 must be at least 1"),
+        (["--preset", "{here}/none.json"], "none.json: unreadable"),
+        (["--preset", "{here}/unknown.json"], "unknown key 'alhpa'; did you mean alpha"),
+        (["--preset", "{here}/list.json"], "list.json: holds no keys and values"),
+    ],
+)
+def test_refused_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    fake(monkeypatch)
+    (tmp_path / "text.db").write_text("not a database, but a text that is longer than its header" * 20)
+    (tmp_path / "unknown.json").write_text('{"alhpa": 0.2}')
+    (tmp_path / "list.json").write_text("[1]")
+    search(preset("smoke", selection="validation"), 1, results=tmp_path)  # the command's default
+    arguments = [part.format(here=tmp_path) for part in arguments]
+    assert main(["search", "--preset", "smoke", "--trials", "1", "--results", str(tmp_path), *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and message in errors and errors.count("\n") == 1 and "secret" not in errors
+
+
+def test_no_trained_trial_no_best(tmp_path, monkeypatch):
+    def score(config):
+        raise TrainingError("it does not fit")
+
+    fake(monkeypatch, score)
+    study = search(BASE, 2, results=tmp_path)
+    with pytest.raises(VptspError, match="no trained trial"):
+        best_config(study)
+    assert len(importance(study)) == 0
+    assert plots_search.importance(importance(study)).axes[0].texts
+
+
+# ---- what it found -------------------------------------------------------------------------------
+
+
+def test_importance_names_the_key_that_matters(tmp_path, monkeypatch):
+    fake(monkeypatch, lambda config: config.alpha / 2 + 0.01 * (config.optimizer == "adam"))
+    study = search(BASE, 20, results=tmp_path, keep=FEW)
+    shares = importance(study)
+    assert shares.index[0] == "alpha" and shares.iloc[0] > 0.8
+    assert set(shares.index) == study.user_attrs["space"].keys() and shares.sum() == pytest.approx(1)
+    pd.testing.assert_series_equal(shares, importance(study))
+    ax = plots_search.importance(shares).axes[0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(shares.index)
+    assert [bar.get_width() for bar in ax.patches] == list(shares) and ax.yaxis_inverted()
+
+
+def test_a_preset_file_may_hold_some_keys_only(tmp_path, monkeypatch):
+    file = tmp_path / "mine.json"
+    file.write_text('{"alpha": 0.2, "dataset": "glyphs"}')
+    assert preset(str(file), epochs=3) == RunConfig(alpha=0.2, dataset="glyphs", epochs=3)
+    fake(monkeypatch)
+    study = search(BASE, 2, results=tmp_path)
+    assert preset(str(write_preset(study, tmp_path / "deep" / "best.json"))) == best_config(study)
