@@ -191,7 +191,8 @@ def test_what_is_missing_stands_there_with_its_command(folders):
     assert failed in shown.words
     assert f"Again: {command} fig3" in shown.words
     assert "table2_sota: No runs: cars is not here" in shown.words and "data get cars --data DIR" in shown.words
-    assert "table4_components.csv is no table" in shown.words or "table4_components.csv cannot be read" in shown.words
+    listed = shown.words[shown.words.index("What is missing") : shown.words.index("How to read this")]
+    assert "table4_components: table4_components.csv cannot be read" in listed and f"{command} table4)" in listed
     assert "table4_components_cars.png: not a readable picture" in shown.words
 
 

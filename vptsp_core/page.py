@@ -16,7 +16,7 @@ from vptsp_core.page_html import document, figure_html, markdown
 from vptsp_core.page_tables import OURS, PAPER, Column, read_table, table_html
 
 PROFILES = {
-    "demo": "embedded data, a small backbone, a few minutes of CPU",
+    "demo": "embedded data, a small backbone, minutes on a CPU",
     "smoke": "the demo with a handful of steps a run: shows that everything works, and nothing else",
     "paper": "the paper's benchmarks and backbones",
 }

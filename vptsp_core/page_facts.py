@@ -94,12 +94,15 @@ def _chapter(folder: Path, source: Path, only: str) -> Chapter:
     broken = []
     record: dict[str, str] = {}
     for path in csvs:
-        if path.stem == name + RECORD:
-            try:
-                facts, values = read_table(path)
+        try:
+            columns = read_table(path)
+            if path.stem == name + RECORD:
+                facts, values = columns
                 record = dict(zip(facts.cells, values.cells, strict=True))
-            except (VptspError, ValueError) as error:  # another number of columns than two
-                broken.append(str(error) if isinstance(error, VptspError) else f"{path.name} is no record")
+        except VptspError as error:
+            broken.append(str(error))
+        except ValueError:  # not two columns
+            broken.append(f"{path.name} is no record; run its notebook again")
     return Chapter(
         name, only, title, claim, more,
         tables=tuple(path for path in csvs if path.stem != name + RECORD),
