@@ -110,7 +110,7 @@ def _overview(folder: Path, parts: Sequence[Chapter], profile: str, command: str
         facts = gathered(there)
         columns = [Column("fact", "", list(facts)), Column("all notebooks", "", [", ".join(v) for v in facts.values()])]
         out.append(
-            "<details><summary>commit (+: with changes of its own), versions, data and checksums of all of them</summary>"
+            "<details><summary>commit (+: with changes of its own), versions, data and checksums</summary>"
             f"{table_html(columns, 'What ran')}</details>"
         )
     return "\n".join(out)
