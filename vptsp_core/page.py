@@ -16,7 +16,7 @@ from vptsp_core.page_html import document, figure_html, markdown
 from vptsp_core.page_tables import OURS, PAPER, Column, read_table, table_html
 
 PROFILES = {
-    "demo": "embedded data, a small backbone, a few minutes of CPU",
+    "demo": "embedded data, a small backbone, minutes on a CPU",
     "smoke": "the demo with a handful of steps a run: shows that everything works, and nothing else",
     "paper": "the paper's benchmarks and backbones",
 }
@@ -110,7 +110,7 @@ def _overview(folder: Path, parts: Sequence[Chapter], profile: str, command: str
         facts = gathered(there)
         columns = [Column("fact", "", list(facts)), Column("all notebooks", "", [", ".join(v) for v in facts.values()])]
         out.append(
-            "<details><summary>commit, versions, data and checksums of all of them</summary>"
+            "<details><summary>commit (+: with changes of its own), versions, data and checksums</summary>"
             f"{table_html(columns, 'What ran')}</details>"
         )
     return "\n".join(out)

@@ -90,20 +90,23 @@ def _chapter(folder: Path, source: Path, only: str) -> Chapter:
     page = folder / "notebooks" / f"{name}.html"
     text = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
     took = re.search(r'<meta name="seconds" content="([0-9.]+)">', text)
-    csvs = _of(folder / "tables", name, ".csv")
+    csvs = _of(folder / "tables", source, ".csv")
     broken = []
     record: dict[str, str] = {}
     for path in csvs:
-        if path.stem == name + RECORD:
-            try:
-                facts, values = read_table(path)
+        try:
+            columns = read_table(path)
+            if path.stem == name + RECORD:
+                facts, values = columns
                 record = dict(zip(facts.cells, values.cells, strict=True))
-            except (VptspError, ValueError) as error:  # another number of columns than two
-                broken.append(str(error) if isinstance(error, VptspError) else f"{path.name} is no record")
+        except VptspError as error:
+            broken.append(str(error))
+        except ValueError:  # not two columns
+            broken.append(f"{path.name} is no record; run its notebook again")
     return Chapter(
         name, only, title, claim, more,
         tables=tuple(path for path in csvs if path.stem != name + RECORD),
-        figures=tuple(_of(folder / "figures", name, ".png")),
+        figures=tuple(_of(folder / "figures", source, ".png")),
         record=record,
         page=page if text else None,
         seconds=float(took[1]) if took else None,
@@ -113,9 +116,12 @@ def _chapter(folder: Path, source: Path, only: str) -> Chapter:
     )  # fmt: skip
 
 
-def _of(folder: Path, name: str, suffix: str) -> list[Path]:
+def _of(folder: Path, source: Path, suffix: str) -> list[Path]:
+    """A notebook's files of one kind: the one of its own name, then the others as its code names them."""
+    name, code = source.stem, "\n".join(cell.source for cell in read(source).cells if cell.cell_type == "code")
     found = (path for path in folder.glob(f"*{suffix}") if path.stem == name or path.stem.startswith(f"{name}_"))
-    return sorted(found, key=lambda path: path.stem)
+    place = {path: code.find(f'"{path.stem}"') for path in found}
+    return sorted(place, key=lambda path: (path.stem != name, place[path] % (len(code) + 1), path.stem))  # -1: last
 
 
 def _opening(source: Path) -> tuple[str, str, str]:

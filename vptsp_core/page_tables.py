@@ -143,9 +143,9 @@ def _number(cell: str) -> float | None:
 
 
 def _trimmed(cell: str) -> str:
-    """A number without the zeros that a file gives it (100.0); other text as it is."""
+    """A number without the zeros that a file gives it (100.0), large ones with separators; other text as it is."""
     value = _number(cell)
-    return cell if value is None else f"{value:.6g}" if abs(value) < 1e6 else f"{value:.0f}"
+    return cell if value is None else f"{value:.6g}" if abs(value) < 1e3 else f"{value:,.0f}"
 
 
 def _signed(value: float, decimals: int | None, sign: bool) -> str:
