@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import torch
 
 from vptsp_core.config import RunConfig
 from vptsp_core.errors import ConfigError
 from vptsp_core.presets import preset
 from vptsp_core.report import paper_table
 from vptsp_core.rows import FULL, method_rows
+from vptsp_core.runs import made_with
 
 BASE = {"demo": "demo", "smoke": "smoke", "paper": "cars196-vits16"}  # the paper times Cars196, ViT-S/16
 # The paper's names, and the rows of table 1 that we take them for: it does not say whether biases learn in VPT and
@@ -58,3 +60,17 @@ def _long(table: pd.DataFrame) -> pd.DataFrame:
     full = table[table["method"] == FULL].set_index("batch")["ms"]
     row = table["method"] + ", " + table["batch"].astype(str)
     return table.assign(row=row, **{"%": 100 * table["ms"] / table["batch"].map(full)})
+
+
+def record(configs: Mapping[tuple[str, int], RunConfig], device: torch.device) -> pd.DataFrame:
+    """What was measured on what, in the form of `report.record_table`: no run was trained, so there is no data."""
+    made = made_with(device)
+    facts = {
+        "commit": made["commit"],
+        **{f"{name} version": number for name, number in made["versions"].items()},
+        "device": made["device"],
+        "data": "random images",
+        "backbone": ", ".join(dict.fromkeys(f"{c.backbone} ({c.weights})" for c in configs.values())),
+        "model description": ", ".join(c.hash() for c in configs.values()),
+    }
+    return pd.DataFrame({"value": list(facts.values())}, index=pd.Index(facts, name="fact"))

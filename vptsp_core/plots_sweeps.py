@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from vptsp_core.plots import BLUE, GREY, LIGHT, ORANGE, VERMILION, _house
+from vptsp_core.plots import BLUE, GREY, LIGHT, ORANGE, VERMILION, _house, _ring, _ring_entry
 from vptsp_core.sweep_tables import Panel
 
 ACROSS = 4  # panels beside each other
@@ -27,7 +27,7 @@ PAPER = {"CUB": (BLUE, "s"), "Cars": (ORANGE, "^")}
 def grid(panels: Sequence[Panel]) -> Figure:
     """All panels: R@1 in percent, ours above with the 95 % band where there are seeds, the paper's lighter below.
 
-    A hollow point of ours could differ from our highest by chance alone.
+    A ringed point of ours could differ from our highest by chance alone.
     """
     across = min(ACROSS, len(panels))
     down = -(-len(panels) // across)
@@ -74,10 +74,9 @@ def _ours(ax: Axes, panel: Panel, y: str) -> None:
         ax.text(0.5, 0.5, "no runs", color=GREY, ha="center", va="center", transform=ax.transAxes)
         ax.set(xticks=[], yticks=[])
         return
-    unclear = ours["x"].isin(panel.unclear if y == "R@1" else [])
-    ax.plot(ours["x"], ours[y], "-", color=colour)
-    for rows, face in ((ours[~unclear], colour), (ours[unclear], "white")):
-        ax.plot(rows["x"], rows[y], marker, color=colour, markerfacecolor=face, markeredgewidth=1.8)
+    ax.plot(ours["x"], ours[y], f"{marker}-", color=colour)
+    if y == "R@1":  # by which the highest was chosen
+        _ring(ax, ours[ours["x"].isin(panel.unclear)], "x", y)
     half = ours[f"{y} ±"].fillna(0)
     if half.any():
         ax.fill_between(ours["x"], ours[y] - half, ours[y] + half, color=colour, alpha=0.18, linewidth=0)
@@ -133,9 +132,7 @@ def _entries(panels: Sequence[Panel], metrics: Sequence[str]) -> list[Line2D]:
             colour, marker = OURS[y]
             entries.append(Line2D([], [], color=colour, marker=marker, label=f"ours, {y}"))
     if any(panel.unclear for panel in panels):
-        unclear = Line2D([], [], color=BLUE, marker="o", linestyle="", label="no clear difference\nto our highest R@1")
-        unclear.set(markerfacecolor="white", markeredgewidth=1.8)
-        entries.append(unclear)
+        entries.append(_ring_entry("our highest R@1"))
     if any(len(panel.paper) for panel in panels):
         for name, (colour, marker) in PAPER.items():
             theirs = Line2D([], [], color=colour, marker=marker, linestyle="--", label=f"paper, {name}")

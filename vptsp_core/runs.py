@@ -122,19 +122,26 @@ def read_run(path: str | Path) -> Run:
 
 def make_record(config: RunConfig, benchmark: Benchmark, model: MetricModel, device: torch.device) -> dict[str, Any]:
     """What a run is made with: commit, versions, device, checksums of images and weights, parameters."""
-    cpu = f"cpu, {torch.get_num_threads()} threads"
-    packages = ("torch", "torchvision", "timm", "numpy", "vptsp-core")
     return {
         "hash": config.hash(),
-        "commit": _commit(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        **made_with(device),
         "processes": world_size(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "data": benchmark.record(),
         "weights": checksum(model.vit.backbone),
         "parameters": count_parameters(model),
         "class_table": None if model.class_prompts is None else "host" if model.class_prompts.on_host else "device",
+    }
+
+
+def made_with(device: torch.device) -> dict[str, Any]:
+    """The code and the machine: ``commit``, ``versions`` of the packages that numbers depend on, and ``device``."""
+    cpu = f"cpu, {torch.get_num_threads()} threads"
+    packages = ("torch", "torchvision", "timm", "numpy", "vptsp-core")
+    return {
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
     }
 
 
