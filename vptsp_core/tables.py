@@ -23,6 +23,7 @@ from vptsp_core.study import build_model, many
 from vptsp_core.table_rows import Cells
 from vptsp_core.tuning import count_parameters
 
+TESTED = ("R@1", "MAP@R released")  # what differences are tested in: per-query values, beside the paper's columns
 SELECTION = {
     "released": "each metric of its own best epoch ON THE TEST SET, as the paper's numbers (selection = released)",
     "last": "the last epoch (selection = last)",
@@ -140,13 +141,13 @@ def scores(done: Done, columns: Sequence[str]) -> pd.DataFrame:
     return pd.concat(parts, axis=1).reindex(order).reset_index() if parts else pd.DataFrame({"row": order})
 
 
-def against(done: Done, reference: str, metrics: Sequence[str] = ("R@1", "MAP@R released")) -> pd.DataFrame:
+def against(done: Done, reference: str) -> pd.DataFrame:
     """`chance.against` the row ``reference`` on the same queries, set by set: columns ("<set> <metric>", ...)."""
     parts = []
     for name in dict.fromkeys(name for _, name in done.cells):
         runs, rows = _of_set(done, name)
         if reference in rows:
-            found = chance.against(runs, rows, reference, tuple(metrics))
+            found = chance.against(runs, rows, reference, TESTED)
             found.columns = pd.MultiIndex.from_tuples([(f"{name} {metric}", kind) for metric, kind in found.columns])
             parts.append(found)
     return pd.concat(parts, axis=1) if parts else pd.DataFrame()
@@ -182,7 +183,8 @@ def beside(
     table = report.compare(paper, ours, on="row", columns=columns, only_ours=[*defined.values(), *new])
     table = table.reindex([*paper["row"], *(row for row in table.index if row not in set(paper["row"]))])
     if clear is not None and len(clear.columns):
-        table = report.marked(table, clear, reference)
+        printed = clear[[column for column in clear.columns if column[0] in columns]]
+        table = report.marked(table, printed, reference)
     order = [name for column in columns for name in (column, *filter(None, [defined.get(column)]))] + new
     return table[[column for name in order for column in table.columns if column[0] == name]]
 
