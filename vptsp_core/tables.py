@@ -24,12 +24,6 @@ from vptsp_core.table_rows import Cells
 from vptsp_core.tuning import count_parameters
 
 TESTED = ("R@1", "MAP@R released")  # what differences are tested in: per-query values, beside the paper's columns
-SELECTION = {
-    "released": "each metric of its own best epoch ON THE TEST SET, as the paper's numbers (selection = released)",
-    "last": "the last epoch (selection = last)",
-    "validation": "the best epoch on held-out classes of the training set (selection = validation)",
-}
-
 
 @dataclass(frozen=True)
 class Done:
@@ -47,11 +41,6 @@ class Done:
         if self.runs and all(run.config.dataset == "glyphs" for run in self.runs):
             lines[0] += f" The glyphs stand in for {', '.join(sets)}."
         return "\n".join(lines + self.left_out)
-
-    def selection(self) -> str:
-        """How the epoch of the reported numbers was chosen, for the line under a table."""
-        kinds = dict.fromkeys(run.config.selection for run in self.runs)
-        return f"Ours: {'; '.join(SELECTION[kind] for kind in kinds)}." if kinds else "No runs of ours."
 
 
 def carry_out(
@@ -148,8 +137,7 @@ def against(done: Done, reference: str) -> pd.DataFrame:
         runs, rows = _of_set(done, name)
         if reference in rows:
             found = chance.against(runs, rows, reference, TESTED)
-            found.columns = pd.MultiIndex.from_tuples([(f"{name} {metric}", kind) for metric, kind in found.columns])
-            parts.append(found)
+            parts.append(found.rename(columns=lambda metric, name=name: f"{name} {metric}", level=0))
     return pd.concat(parts, axis=1) if parts else pd.DataFrame()
 
 
@@ -189,12 +177,6 @@ def beside(
     return table[[column for name in order for column in table.columns if column[0] == name]]
 
 
-def unclear(clear: pd.DataFrame) -> dict[str, set[str]]:
-    """Of `against`: {column: rows whose difference could be chance}, for `plots_tables.dots`."""
-    columns = dict.fromkeys(clear.columns.get_level_values(0))
-    return {column: set(clear.index[clear[column, "chance"].eq(True)]) for column in columns}
-
-
 def by_set(table: pd.DataFrame, sets: Sequence[str]) -> Iterator[pd.DataFrame]:
     """A wide table in parts that fit a page: the columns of each set, with the rows that have any number there."""
     for name in sets:
@@ -210,7 +192,7 @@ def agreement(table: pd.DataFrame) -> str:
             both = table[[(column, report.PAPER), (column, report.OURS)]].dropna()
             if len(both) > 2 and both.nunique().min() > 1:
                 rank = both.corr("spearman").iloc[0, 1]
-                lines.append(f"{column}: rank correlation of paper and ours over {len(both)} rows {rank:.2f}")
+                lines.append(f"{column!s}: rank correlation of paper and ours over {len(both)} rows {rank:.2f}")
     return "\n".join(lines)
 
 
