@@ -59,18 +59,22 @@ def carry_out(
         VptspError: a data set that is there and broken, or a run that failed.
     """
     absent: dict[str, str] = {}
-    refused: dict[tuple[str, str], str] = {}
+    refused: dict[tuple[str, str, bool], str] = {}
     rows: dict[str, list[str]] = {}  # of each reason why a backbone cannot be had
     cells: dict[tuple[str, str], RunConfig] = {}
     for cell, config in configs.items():
         if config.dataset not in absent:
             absent[config.dataset] = report.absent_data(config, data, notebook)
-        source = config.backbone, config.weights
-        if source not in refused and not _all_finished(config, seeds, results):
-            refused[source] = _refusal(config, weights_too=not absent[config.dataset])
-        if reason := refused.get(source):
+        here = not absent[config.dataset]
+        if here and _all_finished(config, seeds, results):
+            cells[cell] = config  # whatever has become of its weights
+            continue
+        source = config.backbone, config.weights, here
+        if source not in refused:
+            refused[source] = _refusal(config, weights_too=here)
+        if reason := refused[source]:
             rows.setdefault(reason, []).append(cell[0])
-        elif not absent[config.dataset]:
+        elif here:
             cells[cell] = config
     pairs = [(cell, seed) for cell in cells for seed in seeds]
     runs = [cells[cell].replace(seed=seed) for cell, seed in pairs]
@@ -137,7 +141,7 @@ def against(done: Done, reference: str) -> pd.DataFrame:
         runs, rows = _of_set(done, name)
         if reference in rows:
             found = chance.against(runs, rows, reference, TESTED)
-            parts.append(found.rename(columns=lambda metric, name=name: f"{name} {metric}", level=0))
+            parts.append(found.rename(columns={metric: f"{name} {metric}" for metric in TESTED}, level=0))
     return pd.concat(parts, axis=1) if parts else pd.DataFrame()
 
 
@@ -187,12 +191,12 @@ def by_set(table: pd.DataFrame, sets: Sequence[str]) -> Iterator[pd.DataFrame]:
 def agreement(table: pd.DataFrame) -> str:
     """A line for each column that both sides have at least three rows of: Spearman's rank correlation."""
     lines = []
-    for column in dict.fromkeys(table.columns.get_level_values(0)):
+    for column in map(str, table.columns.unique(0)):
         if (column, report.DIFFERENCE) in table:
             both = table[[(column, report.PAPER), (column, report.OURS)]].dropna()
             if len(both) > 2 and both.nunique().min() > 1:
-                rank = both.corr("spearman").iloc[0, 1]
-                lines.append(f"{column!s}: rank correlation of paper and ours over {len(both)} rows {rank:.2f}")
+                rank = both.iloc[:, 0].corr(both.iloc[:, 1], method="spearman")
+                lines.append(f"{column}: rank correlation of paper and ours over {len(both)} rows {rank:.2f}")
     return "\n".join(lines)
 
 
