@@ -142,7 +142,7 @@ def marked(table: pd.DataFrame, against: pd.DataFrame, reference: str) -> pd.Dat
         After each metric's columns one more, (metric, "vs <reference>"): text such as "-1.2 [-2.0, -0.4]", the
         difference in percent points and its 95 % interval, with "≈ " before it where the interval holds 0.
     """
-    out = {}
+    out: dict[tuple[str, str], pd.Series] = {}
     for metric in table.columns.unique(0):
         out |= {(metric, side): table[metric, side] for side in table[metric]}
         if metric in against:
@@ -216,6 +216,7 @@ def record_table(runs: Sequence[Run]) -> pd.DataFrame:
             "data checksum, test": record["data"]["test"],
             "epochs": run.config.epochs,
             "epoch reported": run.config.selection,
+            "training classes held out": record.get("held_out", {}).get("classes", 0),
             "run": record["hash"],
         }
         for key, value in fact.items():
