@@ -73,7 +73,7 @@ def test_executed_copies_show_a_figure_each_name_the_selection_and_are_quiet(smo
         assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
         assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
         printed = "".join(output.get("text", "") for output in outputs)
-        assert "best epoch on the test set" in printed and "The glyphs stand in for" in printed
+        assert "best epoch on the test set" in printed and "on the glyphs." in printed
         for kind in ("png", "pdf"):
             assert (smoke / "figures" / f"{name}.{kind}").stat().st_size > 5_000
         facts = table(smoke, f"{name}_record")["value"]

@@ -161,7 +161,7 @@ def test_absent_data_costs_its_own_cells_and_is_named_with_its_command(trained, 
     assert done.cells[:2] == [(rows.FULL, "CUB")] * 2 and [r.config.seed for r in done.runs[:2]] == [0, 1]
     assert len(done.left_out) == 1
     assert "data get cars196 --data DIR" in done.left_out[0] and "--only table4" in done.left_out[0]
-    assert done.summary().splitlines()[0] == "12 runs: 6 rows, seeds 0, 1."
+    assert done.summary().splitlines()[0] == "12 runs: 6 rows, seeds 0, 1, on CUB."
 
 
 def test_backbones_that_cannot_be_had_cost_their_own_rows_and_are_named_once(trained, monkeypatch, tmp_path):

@@ -36,10 +36,9 @@ class Done:
     def summary(self) -> str:
         """What there is and what is missing, for a notebook to print."""
         rows, sets = (list(dict.fromkeys(cell[at] for cell in self.cells)) for at in (0, 1))
-        seeds = dict.fromkeys(run.config.seed for run in self.runs)
-        lines = [f"{len(self.runs)} runs: {len(rows)} rows, seeds {', '.join(map(str, seeds))}."] if self.runs else []
-        if self.runs and all(run.config.dataset == "glyphs" for run in self.runs):
-            lines[0] += f" The glyphs stand in for {', '.join(sets)}."
+        seeds = ", ".join(map(str, dict.fromkeys(run.config.seed for run in self.runs)))
+        on = "the glyphs" if all(run.config.dataset == "glyphs" for run in self.runs) else ", ".join(sets)
+        lines = [f"{len(self.runs)} runs: {len(rows)} rows, seeds {seeds}, on {on}."] if self.runs else []
         return "\n".join(lines + self.left_out)
 
 
@@ -79,7 +78,7 @@ def carry_out(
     pairs = [(cell, seed) for cell in cells for seed in seeds]
     runs = [cells[cell].replace(seed=seed) for cell, seed in pairs]
     left_out = [line for line in absent.values() if line]
-    left_out += [f"Not run: {', '.join(dict.fromkeys(labels))}: {reason}" for reason, labels in rows.items()]
+    left_out += [f"Not run: {'; '.join(dict.fromkeys(labels))}: {reason}" for reason, labels in rows.items()]
     finished = many(runs, data=data, results=results, **options) if runs else []
     return Done(finished, [cell for cell, _ in pairs], left_out)
 
