@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,10 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vptsp_core.plots import BLACK, BLUE, GREY, LIGHT, ORANGE, _house
+from vptsp_core.plots import BLUE, GREY, LIGHT, ORANGE, RING, _house, _ring_entry
 from vptsp_core.report import OURS, PAPER
 
-CHANCE = "≈"
 ALONE = 0.8  # opacity of the paper's dots where ours have other panels
 
 
@@ -23,7 +22,7 @@ def dots(
     columns: Sequence[str],
     *,
     together: bool,
-    unclear: Mapping[str, set[str]] | None = None,
+    unclear: Mapping[str, Collection[str]] | None = None,
     reference: str = "",
 ) -> Figure:
     """Rows of a table from top to bottom, a panel a column; the paper lighter, ours full.
@@ -35,7 +34,7 @@ def dots(
         columns: which to draw, "<set> <metric>".
         together: both sides are of the same data: one panel for both, the difference a line between them. Else ours
             is of the glyphs, and each side has panels of its own, with its own scale.
-        unclear: {column: rows whose difference to ``reference`` could be chance}; marked with ≈.
+        unclear: {column: rows whose difference to ``reference`` could be chance} (`chance.unclear`): ringed.
         reference: the row whose value a dotted line carries down the panel.
     """
     ours = [column for column in columns if table[column, OURS].notna().any()]
@@ -52,16 +51,16 @@ def dots(
         name, metric = column.split(" ", 1)
         title = name if together or not ours else f"{sides[0]}, {name if sides[0] == PAPER else 'glyphs'}"
         ax.set(title=title, xlabel=f"{metric}, %")
-        _panel(ax, table.loc[rows, column], sides, (unclear or {}).get(column, set()), reference)
+        _panel(ax, table.loc[rows, column], sides, (unclear or {}).get(column, ()), reference)
     axes[0].set_yticks(range(len(rows)), rows)
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
     marked = any((unclear or {}).get(column) for column in ours)
     entries = _legend(panels, reference if reference in rows else "", marked)
-    fig.legend(handles=entries, loc="outside lower center", ncols=2)
+    fig.legend(handles=entries, loc="outside lower center", ncols=len(entries))
     return fig
 
 
-def _panel(ax: Axes, values: pd.DataFrame, sides: Sequence[str], unclear: set[str], reference: str) -> None:
+def _panel(ax: Axes, values: pd.DataFrame, sides: Sequence[str], unclear: Collection[str], reference: str) -> None:
     places = np.arange(len(values))
     if len(sides) == 2:
         ax.hlines(places, values[PAPER], values[OURS], color=GREY, linewidth=1.2, zorder=1)
@@ -72,11 +71,10 @@ def _panel(ax: Axes, values: pd.DataFrame, sides: Sequence[str], unclear: set[st
     if OURS in sides:
         half = values["±"].fillna(0) if "±" in values else None
         ax.errorbar(values[OURS], places, xerr=half, fmt="o", color=BLUE, capsize=3)
-        for place, row in enumerate(values.index):
-            if row in unclear and not np.isnan(values.loc[row, OURS]):
-                ax.annotate(CHANCE, (values.loc[row, OURS], place), xytext=(0, 5), textcoords="offset points",
-                            ha="center", va="bottom", color=BLACK)  # fmt: skip
-    ax.margins(x=0.12)
+        ringed = values[OURS].where(values.index.isin(list(unclear)))
+        if ringed.notna().any():
+            ax.plot(ringed, places, **RING)
+    ax.margins(x=0.14)
     ax.tick_params(axis="y", length=0)
     ax.locator_params(axis="x", nbins=5)
 
@@ -92,6 +90,5 @@ def _legend(panels: Sequence[tuple[str, Sequence[str]]], reference: str, marked:
     if OURS in sides and reference:
         entries.append(Line2D([], [], linestyle=":", color=BLUE, linewidth=1.2, label=f"our {reference}"))
     if marked:
-        text = f"difference to {reference} could be chance"
-        entries.append(Line2D([], [], linestyle="", marker=f"${CHANCE}$", color=BLACK, label=text))
+        entries.append(_ring_entry(reference))
     return entries

@@ -23,12 +23,7 @@ from vptsp_core.study import build_model, many
 from vptsp_core.table_rows import Cells
 from vptsp_core.tuning import count_parameters
 
-SELECTION = {
-    "released": "each metric of its own best epoch ON THE TEST SET, as the paper's numbers (selection = released)",
-    "last": "the last epoch (selection = last)",
-    "validation": "the best epoch on held-out classes of the training set (selection = validation)",
-}
-
+TESTED = ("R@1", "MAP@R released")  # what differences are tested in: per-query values, beside the paper's columns
 
 @dataclass(frozen=True)
 class Done:
@@ -41,16 +36,10 @@ class Done:
     def summary(self) -> str:
         """What there is and what is missing, for a notebook to print."""
         rows, sets = (list(dict.fromkeys(cell[at] for cell in self.cells)) for at in (0, 1))
-        seeds = dict.fromkeys(run.config.seed for run in self.runs)
-        lines = [f"{len(self.runs)} runs: {len(rows)} rows, seeds {', '.join(map(str, seeds))}."] if self.runs else []
-        if self.runs and all(run.config.dataset == "glyphs" for run in self.runs):
-            lines[0] += f" The glyphs stand in for {', '.join(sets)}."
+        seeds = ", ".join(map(str, dict.fromkeys(run.config.seed for run in self.runs)))
+        on = "the glyphs" if all(run.config.dataset == "glyphs" for run in self.runs) else ", ".join(sets)
+        lines = [f"{len(self.runs)} runs: {len(rows)} rows, seeds {seeds}, on {on}."] if self.runs else []
         return "\n".join(lines + self.left_out)
-
-    def selection(self) -> str:
-        """How the epoch of the reported numbers was chosen, for the line under a table."""
-        kinds = dict.fromkeys(run.config.selection for run in self.runs)
-        return f"Ours: {'; '.join(SELECTION[kind] for kind in kinds)}." if kinds else "No runs of ours."
 
 
 def carry_out(
@@ -69,23 +58,27 @@ def carry_out(
         VptspError: a data set that is there and broken, or a run that failed.
     """
     absent: dict[str, str] = {}
-    refused: dict[tuple[str, str], str] = {}
+    refused: dict[tuple[str, str, bool], str] = {}
     rows: dict[str, list[str]] = {}  # of each reason why a backbone cannot be had
     cells: dict[tuple[str, str], RunConfig] = {}
     for cell, config in configs.items():
         if config.dataset not in absent:
             absent[config.dataset] = report.absent_data(config, data, notebook)
-        source = config.backbone, config.weights
-        if source not in refused and not _all_finished(config, seeds, results):
-            refused[source] = _refusal(config, weights_too=not absent[config.dataset])
-        if reason := refused.get(source):
+        here = not absent[config.dataset]
+        if here and _all_finished(config, seeds, results):
+            cells[cell] = config  # whatever has become of its weights
+            continue
+        source = config.backbone, config.weights, here
+        if source not in refused:
+            refused[source] = _refusal(config, weights_too=here)
+        if reason := refused[source]:
             rows.setdefault(reason, []).append(cell[0])
-        elif not absent[config.dataset]:
+        elif here:
             cells[cell] = config
     pairs = [(cell, seed) for cell in cells for seed in seeds]
     runs = [cells[cell].replace(seed=seed) for cell, seed in pairs]
     left_out = [line for line in absent.values() if line]
-    left_out += [f"Not run: {', '.join(dict.fromkeys(labels))}: {reason}" for reason, labels in rows.items()]
+    left_out += [f"Not run: {'; '.join(dict.fromkeys(labels))}: {reason}" for reason, labels in rows.items()]
     finished = many(runs, data=data, results=results, **options) if runs else []
     return Done(finished, [cell for cell, _ in pairs], left_out)
 
@@ -140,15 +133,14 @@ def scores(done: Done, columns: Sequence[str]) -> pd.DataFrame:
     return pd.concat(parts, axis=1).reindex(order).reset_index() if parts else pd.DataFrame({"row": order})
 
 
-def against(done: Done, reference: str, metrics: Sequence[str] = ("R@1", "MAP@R released")) -> pd.DataFrame:
+def against(done: Done, reference: str) -> pd.DataFrame:
     """`chance.against` the row ``reference`` on the same queries, set by set: columns ("<set> <metric>", ...)."""
     parts = []
     for name in dict.fromkeys(name for _, name in done.cells):
         runs, rows = _of_set(done, name)
         if reference in rows:
-            found = chance.against(runs, rows, reference, tuple(metrics))
-            found.columns = pd.MultiIndex.from_tuples([(f"{name} {metric}", kind) for metric, kind in found.columns])
-            parts.append(found)
+            found = chance.against(runs, rows, reference, TESTED)
+            parts.append(found.rename(columns={metric: f"{name} {metric}" for metric in TESTED}, level=0))
     return pd.concat(parts, axis=1) if parts else pd.DataFrame()
 
 
@@ -182,15 +174,10 @@ def beside(
     table = report.compare(paper, ours, on="row", columns=columns, only_ours=[*defined.values(), *new])
     table = table.reindex([*paper["row"], *(row for row in table.index if row not in set(paper["row"]))])
     if clear is not None and len(clear.columns):
-        table = report.marked(table, clear, reference)
+        printed = clear[[column for column in clear.columns if column[0] in columns]]
+        table = report.marked(table, printed, reference)
     order = [name for column in columns for name in (column, *filter(None, [defined.get(column)]))] + new
     return table[[column for name in order for column in table.columns if column[0] == name]]
-
-
-def unclear(clear: pd.DataFrame) -> dict[str, set[str]]:
-    """Of `against`: {column: rows whose difference could be chance}, for `plots_tables.dots`."""
-    columns = dict.fromkeys(clear.columns.get_level_values(0))
-    return {column: set(clear.index[clear[column, "chance"].eq(True)]) for column in columns}
 
 
 def by_set(table: pd.DataFrame, sets: Sequence[str]) -> Iterator[pd.DataFrame]:
@@ -203,11 +190,11 @@ def by_set(table: pd.DataFrame, sets: Sequence[str]) -> Iterator[pd.DataFrame]:
 def agreement(table: pd.DataFrame) -> str:
     """A line for each column that both sides have at least three rows of: Spearman's rank correlation."""
     lines = []
-    for column in dict.fromkeys(table.columns.get_level_values(0)):
+    for column in map(str, table.columns.unique(0)):
         if (column, report.DIFFERENCE) in table:
             both = table[[(column, report.PAPER), (column, report.OURS)]].dropna()
             if len(both) > 2 and both.nunique().min() > 1:
-                rank = both.corr("spearman").iloc[0, 1]
+                rank = both.iloc[:, 0].corr(both.iloc[:, 1], method="spearman")
                 lines.append(f"{column}: rank correlation of paper and ours over {len(both)} rows {rank:.2f}")
     return "\n".join(lines)
 
