@@ -76,6 +76,29 @@ def test_styled_signs_differences_and_leaves_missing_cells_empty():
     assert table.index.name == "row"  # showing a table does not change it
 
 
+def test_marked_by_hand():
+    rows = pd.DataFrame({"row": ["a", "b", "c"], "R@1": [50.0, 60.0, 70.0], "MAP@R": 1.0})
+    table = report.compare(rows, rows, on="row", columns=["R@1"], only_ours=["MAP@R"])
+    columns = pd.MultiIndex.from_product([["R@1"], ["difference", "low", "high", "chance"]])
+    found = pd.DataFrame([[-1.23, -2.04, -0.4, False], [0.1, -0.26, 0.54, True]], ["b", "a"], columns)
+    out = report.marked(table, found, "c")
+    assert list(out["R@1", "vs c"]) == ["≈ +0.1 [-0.3, +0.5]", "-1.2 [-2.0, -0.4]", ""]
+    assert [column for column in out if column[0] == "MAP@R"] == [("MAP@R", "ours")]
+    pd.testing.assert_frame_equal(out.drop(columns=[("R@1", "vs c")]), table)
+    html = report.styled(out).to_html()
+    assert "≈ +0.1 [-0.3, +0.5]<" in html and "nan" not in html
+
+
+def test_selection_note():
+    runs = [fake_run(), fake_run(method="frozen", bitfit=False), fake_run(1)]
+    assert report.selection_note(runs) == (
+        "Epoch reported: each metric is that of its best epoch on the test set, as published."
+    )
+    mixed = report.selection_note([*runs, fake_run(selection="last")])
+    assert "published (2 run(s)); each metric is that of the last epoch (1 run(s))." in mixed
+    assert "no epoch was chosen" in report.selection_note(runs[1:2]) and report.selection_note([]) == ""
+
+
 def test_record_table_names_every_value_that_differs():
     table = report.record_table([fake_run(0), fake_run(1), fake_run(1, commit="def")])["value"]
     assert table["runs"] == "3" and table["seed"] == "0, 1" and table["commit"] == "abc, def"

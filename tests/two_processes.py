@@ -171,7 +171,8 @@ def cut_and_resume(folder: Path) -> dict[str, Any]:
     files.os.replace = replace
     left = sorted(path.name for path in done.path.iterdir())
     return {"raised": raised, "writes": writes, "files": left, "processes": done.record["processes"],
-            "loss": done.history["loss"].tolist(), "metrics": done.metrics, "found": torch.from_numpy(done.queries["R@1"])}  # fmt: skip
+            "loss": done.history["loss"].tolist(), "metrics": done.metrics,
+            "found": torch.from_numpy(done.queries["R@1"])}  # fmt: skip
 
 
 def bad_command() -> dict[str, Any]:
