@@ -175,6 +175,13 @@ def cut_and_resume(folder: Path) -> dict[str, Any]:
             "found": torch.from_numpy(done.queries["R@1"])}  # fmt: skip
 
 
+def validated(folder: Path) -> dict[str, Any]:
+    """A run whose epoch is chosen on held-out classes."""
+    done = vptsp_core.run(smoke_config().replace(selection="validation"), results=folder, progress=False)
+    history = done.history.drop(columns="seconds").fillna(-1)
+    return {"history": history.to_dict("list"), "queries": torch.from_numpy(done.queries["R@1"])}
+
+
 def bad_command() -> dict[str, Any]:
     """A command line that no process can run."""
     with contextlib.redirect_stderr(io.StringIO()) as said:
@@ -197,6 +204,7 @@ def main(folder: Path) -> None:
     found["gather"] = gather_gradient(*gather_inputs())
     found["embeddings"] = embeddings()
     found["resumed"] = cut_and_resume(folder / "results")
+    found["validated"] = validated(folder / "results")
     found["odd batch"] = refusal(folder / "odd", batch=9)
     found["bad command"] = bad_command()
     torch.save(found, folder / f"rank{distributed.rank()}.pt")

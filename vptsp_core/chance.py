@@ -91,8 +91,10 @@ def _bootstrap(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _mean(runs: Sequence[Run], labels: Sequence[str], label: str, metric: str) -> np.ndarray | None:
     """(N,) float64, the mean over a label's runs query by query; None where one of them has no such values."""
-    values = [(run.queries or {}).get(metric) for run, each in zip(runs, labels, strict=True) if each == label]
-    return None if any(each is None for each in values) else np.mean(values, axis=0, dtype=np.float64)
+    queries = [run.queries or {} for run, each in zip(runs, labels, strict=True) if each == label]
+    if not all(metric in each for each in queries):
+        return None
+    return np.stack([each[metric] for each in queries]).mean(axis=0, dtype=np.float64)
 
 
 def _same_queries(runs: Sequence[Run], labels: Sequence[str]) -> None:

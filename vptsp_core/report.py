@@ -27,6 +27,7 @@ _CELL = "padding: 0.25em 0.7em; text-align: right; font-variant-numeric: tabular
 _STYLE: list[Any] = [
     {"selector": "th", "props": _CELL},
     {"selector": "td", "props": _CELL},
+    {"selector": "caption", "props": "caption-side: bottom; text-align: left; padding: 0.5em 0.7em; max-width: 60em"},
     {"selector": "th.row_heading", "props": "text-align: left; font-weight: normal; white-space: nowrap"},
     {"selector": "th.col_heading.level0", "props": "text-align: center; border-bottom: 1px solid #999"},
 ]
@@ -142,7 +143,7 @@ def marked(table: pd.DataFrame, against: pd.DataFrame, reference: str) -> pd.Dat
         After each metric's columns one more, (metric, "vs <reference>"): text such as "-1.2 [-2.0, -0.4]", the
         difference in percent points and its 95 % interval, with "≈ " before it where the interval holds 0.
     """
-    out = {}
+    out: dict[tuple[str, str], pd.Series] = {}
     for metric in table.columns.unique(0):
         out |= {(metric, side): table[metric, side] for side in table[metric]}
         if metric in against:
@@ -153,7 +154,7 @@ def marked(table: pd.DataFrame, against: pd.DataFrame, reference: str) -> pd.Dat
 
 def _distance(row: Any) -> str:
     """Empty where there is no difference to tell."""
-    text = f"{row.difference:+.1f} [{row.low:+.1f}, {row.high:+.1f}]"
+    text = f"{row.difference:+z.1f} [{row.low:+z.1f}, {row.high:+z.1f}]"
     return "" if np.isnan(row.difference) else f"≈ {text}" if row.chance else text
 
 
@@ -216,6 +217,7 @@ def record_table(runs: Sequence[Run]) -> pd.DataFrame:
             "data checksum, test": record["data"]["test"],
             "epochs": run.config.epochs,
             "epoch reported": run.config.selection,
+            "training classes held out": record.get("held_out", {}).get("classes", 0),
             "run": record["hash"],
         }
         for key, value in fact.items():

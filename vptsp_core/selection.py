@@ -15,7 +15,7 @@ import pandas as pd
 
 from vptsp_core.metrics import Scores
 
-HELD_OUT = "validation "  # begins the names of metrics on held-out training classes
+HELD_OUT = "validation "  # begins the names of metrics on held-out training classes, in a run's history
 NOT_METRICS = ("epoch", "loss", "lr", "lr_proxy", "seconds")
 Row = dict[str, float]
 
@@ -23,6 +23,11 @@ Row = dict[str, float]
 def score(row: Row, selection: str) -> float:
     """What an epoch is chosen by; minus infinity where it was not evaluated."""
     return row.get(f"{HELD_OUT}R@1" if selection == "validation" else "R@1", -math.inf)
+
+
+def on_held_out(found: Mapping[str, float]) -> Row:
+    """Metrics of the held-out classes under the names that they have in a run's history."""
+    return {HELD_OUT + name: value for name, value in found.items()}
 
 
 def keep_queries(

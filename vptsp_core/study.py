@@ -15,10 +15,11 @@ import safetensors.torch
 import torch
 from tqdm.auto import tqdm
 
-from vptsp_core.backbone import load_backbone
+from vptsp_core.backbone import load_backbone, read_weights
 from vptsp_core.config import RunConfig, check_choice
 from vptsp_core.data import Benchmark, load_benchmark
 from vptsp_core.data.batches import cache_folder, decoded
+from vptsp_core.data.holdout import hold_out
 from vptsp_core.devices import autocast_dtype, pick_device
 from vptsp_core.distributed import from_main, is_main, launched, rank, start
 from vptsp_core.errors import ConfigError, VptspError
@@ -26,7 +27,8 @@ from vptsp_core.evaluate import evaluate
 from vptsp_core.files import writable_folder, write_bytes
 from vptsp_core.memory import out_of_memory_told
 from vptsp_core.runs import METRICS, Run, close_record, make_record, make_stretch, read_run, run_folder, write_run
-from vptsp_core.train import WEIGHTS, Row, Trainer
+from vptsp_core.selection import Row, on_held_out, score
+from vptsp_core.train import WEIGHTS, Trainer
 from vptsp_core.tuning import MetricModel, place_class_prompts
 
 
@@ -73,8 +75,11 @@ def run(
         return found
     benchmark = benchmark or _benchmark(config.dataset, place, allow_partial)
     target = pick_device(device)
-    model = build_model(config, benchmark.train.num_classes, target, class_table)
+    training, held_out = _validation(config, benchmark)
+    model = build_model(config, training.train.num_classes, target, class_table)
     record = make_record(config, benchmark, model, target)
+    if held_out is not None:
+        record["held_out"] = {"classes": held_out.test.num_classes, "images": len(held_out.test)}
     first = from_main(lambda: record)
     if (first["data"], first["weights"]) != (record["data"], record["weights"]):
         raise VptspError(f"process {rank()} has other images or weights than the first; give all machines the same")
@@ -105,8 +110,25 @@ def _history(
         return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["stretch"]()}], metrics.queries
     if config.epochs == 0:
         raise ConfigError("epochs = 0 trains nothing; use method = 'frozen' for the backbone as it is")
-    trainer = Trainer(model, benchmark.train, path, lambda m: evaluate(m, benchmark), **options)
-    return trainer.run(), trainer.stretches, trainer.queries
+    benchmark, held_out = _validation(config, benchmark)
+    if held_out is None:
+        trainer = Trainer(model, benchmark.train, path, lambda m: evaluate(m, benchmark), **options)
+        return trainer.run(), trainer.stretches, trainer.queries
+    trainer = Trainer(model, benchmark.train, path, lambda m: on_held_out(evaluate(m, held_out)), **options)
+    history = trainer.run()
+    model.load_state_dict(read_weights(path / WEIGHTS), strict=False)  # of the chosen epoch
+    with out_of_memory_told(model, "the evaluation"):
+        found = evaluate(model, benchmark)
+    max(history, key=lambda row: score(row, config.selection)).update(found)
+    trainer.stretches[-1] |= options["stretch"]()
+    return history, trainer.stretches, found.queries
+
+
+def _validation(config: RunConfig, benchmark: Benchmark) -> tuple[Benchmark, Benchmark | None]:
+    """What to train on and to test, and where the epoch is chosen by training classes, those (see `hold_out`)."""
+    if config.selection != "validation" or config.method == "frozen":
+        return benchmark, None
+    return hold_out(benchmark)
 
 
 def build_model(config: RunConfig, num_classes: int, device: torch.device, class_table: str = "auto") -> MetricModel:

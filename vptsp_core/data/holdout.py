@@ -45,11 +45,11 @@ class Subset(ImageSet):
 
 
 def hold_out(benchmark: Benchmark) -> tuple[Benchmark, Benchmark]:
-    """Two benchmarks with the same training set, which lacks every fifth class: tested as before, and tested on those.
+    """Two benchmarks whose training set lacks every fifth class: one tested as before, the other on those classes.
 
-    Held out are the classes 4, 9, 14, ... in the order of the labels (for CUB, Cars and iNaturalist that of the names or
-    numbers, in which alike classes are neighbours), the same for every seed. Their images are searched among themselves,
-    in benchmarks with a separate gallery too.
+    Held out are the classes 4, 9, 14, ... in the order of the labels (where that is the order of names, alike classes
+    are neighbours, and a fifth of each kind is held out), the same for every seed. Their images are searched among
+    themselves, in benchmarks with a separate gallery too.
 
     Raises:
         DataError: too few training classes.
