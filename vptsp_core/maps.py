@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 
 
 def umap_plane(vectors: np.ndarray, *, seed: int = 0, neighbours: int = 15) -> np.ndarray:
@@ -14,10 +15,14 @@ def umap_plane(vectors: np.ndarray, *, seed: int = 0, neighbours: int = 15) -> n
     """
     import umap  # slow to import, and only needed here
 
+    threads = torch.get_num_threads()
     fitted = umap.UMAP(
         metric="cosine", random_state=seed, n_neighbors=min(neighbours, len(vectors) - 1), n_jobs=1
     )  # with a seed UMAP runs in one thread; asking for one spares its warning
-    return np.asarray(fitted.fit_transform(vectors), dtype=np.float32)
+    try:
+        return np.asarray(fitted.fit_transform(vectors), dtype=np.float32)
+    finally:
+        torch.set_num_threads(threads)  # numba leaves one a core behind, for torch too
 
 
 def plane_with_proxies(

@@ -31,8 +31,8 @@ from vptsp_core.locks import locked
 from vptsp_core.memory import out_of_memory_told
 from vptsp_core.progress import end_progress, write_progress
 from vptsp_core.runs import METRICS, Run, close_record, make_record, make_stretch, read_run, run_folder, write_run
-from vptsp_core.selection import on_held_out, score
-from vptsp_core.train import WEIGHTS, Row, Trainer
+from vptsp_core.selection import Row, on_held_out, score
+from vptsp_core.train import WEIGHTS, Trainer
 from vptsp_core.tuning import MetricModel, place_class_prompts
 from vptsp_core.workers import Workers, check_workers, share_out
 
