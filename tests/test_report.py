@@ -1,5 +1,7 @@
 """Tables against hand-computed values."""
 
+import re
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from vptsp_core import report
 from vptsp_core.errors import ConfigError, VptspError
+from vptsp_core.evaluate import RECALL_AT
 from vptsp_core.maps import pick_points, proxy_cosines, short_name, spread_classes
 from vptsp_core.presets import preset
 from vptsp_core.runs import Run
@@ -27,6 +30,12 @@ def test_paper_table_reads_the_printed_numbers_and_lists_what_there_is():
     assert report.paper_table("table10_latency_ms").set_index("method").loc["VPTSP", "B=64"] == 260
     with pytest.raises(ConfigError, match="no table 'table99'.*table10_latency_ms, table1_peft"):
         report.paper_table("table99")
+
+
+def test_the_demo_has_every_recall_that_the_paper_reports():
+    files = (resources.files("vptsp_core") / "paper").iterdir()
+    asked = {int(k) for file in files if file.name.endswith(".csv") for k in re.findall(r"R@(\d+)", file.read_text())}
+    assert asked <= set(RECALL_AT["glyphs"]) and {1, 32, 100} <= asked
 
 
 def test_compare_by_hand():

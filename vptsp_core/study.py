@@ -21,7 +21,7 @@ from vptsp_core.backbone import load_backbone, read_weights
 from vptsp_core.config import RunConfig, check_choice
 from vptsp_core.data import Benchmark, load_benchmark
 from vptsp_core.data.batches import cache_folder, decoded
-from vptsp_core.data.holdout import hold_out
+from vptsp_core.data.holdout import for_selection
 from vptsp_core.devices import autocast_dtype, pick_device
 from vptsp_core.distributed import from_main, is_main, launched, rank, start
 from vptsp_core.errors import ConfigError, VptspError
@@ -80,7 +80,7 @@ def run(
         return found
     benchmark = benchmark or _benchmark(config.dataset, place, allow_partial)
     target = pick_device(device)
-    training, held_out = _validation(config, benchmark)
+    training, held_out = for_selection(benchmark, config)
     model = build_model(config, training.train.num_classes, target, class_table)
     record = make_record(config, benchmark, model, target)
     if held_out is not None:
@@ -150,7 +150,7 @@ def _history(
         return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["stretch"]()}], metrics.queries
     if config.epochs == 0:
         raise ConfigError("epochs = 0 trains nothing; use method = 'frozen' for the backbone as it is")
-    benchmark, held_out = _validation(config, benchmark)
+    benchmark, held_out = for_selection(benchmark, config)
     if held_out is None:
         trainer = Trainer(model, benchmark.train, path, lambda m: evaluate(m, benchmark), **options)
         return trainer.run(), trainer.stretches, trainer.queries
@@ -159,16 +159,9 @@ def _history(
     model.load_state_dict(read_weights(path / WEIGHTS), strict=False)  # of the chosen epoch
     with out_of_memory_told(model, "the evaluation"):
         found = evaluate(model, benchmark)
-    max(history, key=lambda row: score(row, config.selection)).update(found)
+    max(history, key=lambda row: score(row, config.selection)).update(found)  # the first of equals, as in `Trainer`
     trainer.stretches[-1] |= options["stretch"]()
     return history, trainer.stretches, found.queries
-
-
-def _validation(config: RunConfig, benchmark: Benchmark) -> tuple[Benchmark, Benchmark | None]:
-    """What to train on and to test, and where the epoch is chosen by training classes, those (see `hold_out`)."""
-    if config.selection != "validation" or config.method == "frozen":
-        return benchmark, None
-    return hold_out(benchmark)
 
 
 def build_model(config: RunConfig, num_classes: int, device: torch.device, class_table: str = "auto") -> MetricModel:

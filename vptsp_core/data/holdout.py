@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from vptsp_core.config import RunConfig
 from vptsp_core.data.base import Benchmark, ImageSet
 from vptsp_core.errors import DataError
 
@@ -42,6 +43,13 @@ class Subset(ImageSet):
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.whole.fingerprint().encode() + self.rows.tobytes()).hexdigest()[:16]
+
+
+def for_selection(benchmark: Benchmark, config: RunConfig) -> tuple[Benchmark, Benchmark | None]:
+    """What to train on and test; and, where the config's epoch is chosen by validation, what it is chosen on."""
+    if config.selection != "validation" or config.method == "frozen":
+        return benchmark, None
+    return hold_out(benchmark)
 
 
 def hold_out(benchmark: Benchmark) -> tuple[Benchmark, Benchmark]:
