@@ -85,6 +85,7 @@ def test_hash_is_stable_across_versions_of_the_project():
     """Finished runs are found by it: change it only together with what the runs compute."""
     assert preset("cub200-vits16", pipeline="classic").hash() == "064c051e2806"
     assert preset("cub200-vits16").hash() == "4c54db03ef64"
+    assert preset("cub200-vits16", selection="last").hash() == "77b1247fde32"
 
 
 def test_a_description_older_than_the_pipelines_is_a_classic_run():

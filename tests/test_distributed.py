@@ -13,7 +13,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from two_processes import CASES, IMAGES, coupled, embeddings, gather_inputs, noise_benchmark, smoke_config, train
+from two_processes import (
+    CASES,
+    IMAGES,
+    coupled,
+    embeddings,
+    gather_inputs,
+    noise_benchmark,
+    smoke_config,
+    train,
+    validated,
+)
 
 from vptsp_core import distributed, preset, run
 from vptsp_core.devices import pick_device
@@ -110,6 +120,17 @@ def test_a_run_that_one_process_could_not_save_goes_on(pair, tmp_path, monkeypat
         assert found["metrics"] == pytest.approx(one.metrics, abs=0.02), "71 queries: neighbours may change places"
         assert found["files"] == sorted(path.name for path in one.path.iterdir())
         assert (found["processes"], one.record["processes"]) == (2, 1)
+        assert len(found["found"]) == IMAGES and found["found"].mean().item() == pytest.approx(found["metrics"]["R@1"])
+
+
+def test_an_epoch_chosen_on_held_out_classes_is_chosen_by_all(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr("vptsp_core.study._benchmark", noise_benchmark)
+    one = validated(tmp_path)
+    first, second = (found["validated"] for found in pair)
+    assert first["history"] == second["history"] and torch.equal(first["queries"], second["queries"])
+    assert first["history"].keys() == one["history"].keys() and len(first["queries"]) == IMAGES
+    np.testing.assert_allclose(first["history"]["loss"], one["history"]["loss"], rtol=1e-5)
+    assert sum(value >= 0 for value in first["history"]["R@1"]) == 1
 
 
 def test_what_no_process_can_run_is_refused_by_all_and_told_by_one(pair):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import math
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
@@ -66,6 +67,51 @@ def test_separate_gallery_agrees_with_the_definitions(classes):
     args = (x[:100], labels[:100], x[100:], labels[100:])
     ours = retrieval_metrics(args[0], args[1], gallery=args[2], gallery_labels=args[3], ks=(1, 10, 50))
     assert ours == pytest.approx(reference(*args, ks=(1, 10, 50)), abs=1e-12)
+
+
+def test_each_query_by_hand():
+    """Classes 0 0 0 1 1 2 on a circle, at 0 10 50 21 24 95 degrees. The neighbours, in order, with hits marked:
+    0: 1* 3 4 2*;  1: 0* 3 4 2*;  2: 4 3 1* 5 0*;  3: 4* 1 0 2;  4: 3* 1 0 2;  5: no other of its class."""
+    x = torch.tensor([0.0, 10, 50, 21, 24, 95]).deg2rad()
+    found = retrieval_metrics(torch.stack([x.cos(), x.sin()], 1), torch.tensor([0, 0, 0, 1, 1, 2])).queries
+    nan = np.nan
+    expected = {
+        "R@1": [1, 1, 0, 1, 1, 0],
+        "MAP@R": [1 / 2, 1 / 2, 0, 1, 1, nan],
+        "MAP@R released": [1 / 3, 1 / 3, 1 / 9, 1 / 2, 1 / 2, nan],
+        "R-precision": [1 / 2, 1 / 2, 0, 1, 1, nan],
+    }
+    assert list(found) == list(expected)
+    for name, values in expected.items():
+        assert found[name].dtype == np.float32
+        np.testing.assert_allclose(found[name], values, rtol=1e-7)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_each_query_is_that_query_alone_and_a_metric_is_their_mean(separate):
+    x, labels = make(230, 6, 60)
+    queries = slice(0, 80 if separate else None)
+    gallery = dict(gallery=x[80:], gallery_labels=labels[80:]) if separate else {}
+    found = retrieval_metrics(x[queries], labels[queries], **gallery)
+    for name, values in found.queries.items():
+        assert np.nanmean(values, dtype=np.float64) == pytest.approx(found[name], rel=1e-6)
+    assert np.isnan(found.queries["MAP@R"]).any() and not np.isnan(found.queries["R@1"]).any()
+    owned = labels[80:] if separate else labels
+    for i in (0, 17, 79):  # against a gallery without the query itself, one query after another
+        others = torch.arange(80 if separate else 0, len(x)) != (-1 if separate else i)
+        items = x[80:] if separate else x[others]
+        alone = reference(x[i : i + 1], labels[i : i + 1], items, owned if separate else labels[others])
+        for name, values in found.queries.items():
+            if not np.isnan(values[i]):
+                assert values[i] == pytest.approx(alone[name], rel=1e-6), name
+
+
+def test_scores_are_a_plain_dict_to_others():
+    found = retrieval_metrics(torch.eye(3)[[0, 0, 1, 1]], torch.tensor([7, 7, 9, 9]), ks=(2,))
+    assert found == {"R@2": 1.0, "MAP@R": 1.0, "MAP@R released": 0.5, "R-precision": 1.0}
+    assert list(found.queries) == ["MAP@R", "MAP@R released", "R-precision"]
+    again = pickle.loads(pickle.dumps(found))  # how processes tell each other
+    assert again == found and again.queries.keys() == found.queries.keys()
 
 
 @pytest.mark.parametrize("separate", [False, True])

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from vptsp_core.notebooks import check_sources, run_notebooks
-from vptsp_core.rows import FROZEN, METHODS
+from vptsp_core.rows import BEST, FROZEN, METHODS
 
 NOTEBOOKS = ("fig3d_alpha", "fig4_embedding_space", "table1_peft_methods")
 FIGURES = ("fig3d_alpha", "fig4_proxies", "fig4_test", "table1_peft_methods")
@@ -58,6 +58,14 @@ def test_table1_has_values_for_every_method(smoke):
     assert found["R@1, paper"].notna().sum() == 11
     np.testing.assert_allclose(found["R@1, difference"], found["R@1, ours"] - found["R@1, paper"])
     assert found.loc["Full fine-tuning (PA)", "tunable, %, ours"] == 100
+    for metric in ("R@1", "MAP@R released"):
+        text = found.loc[run, f"{metric}, vs {BEST}"].drop(BEST)
+        numbers = text.str.extract(r"^(≈ )?([+-][\d.]+) \[([+-][\d.]+), ([+-][\d.]+)\]$")
+        clear, numbers = numbers[0].isna(), numbers[[1, 2, 3]].astype(float)
+        far = ours[f"{metric}, ours"] - ours.loc[BEST, f"{metric}, ours"]
+        np.testing.assert_allclose(numbers[1], far.drop(BEST), atol=0.051)
+        assert (numbers[2] <= numbers[1]).all() and (numbers[1] <= numbers[3]).all()
+        assert ((numbers[2] >= 0) | (numbers[3] <= 0))[clear].all(), "rounded to one decimal"
     order = found["tunable, M, ours"]
     assert order["Linear probing"] < order["VPT"] < order["VPTSP-M"] < order["VPTSP-G"] < order["Full fine-tuning (PA)"]
 

@@ -69,6 +69,32 @@ def test_curves_draw_every_point_and_the_band():
     assert len(plots.curves(ours[:0], paper, x="alpha", ys=["R@1"], series=["CUB"]).axes) == 1
 
 
+def rings(ax) -> list[tuple[float, float]]:
+    return [point for line in ax.lines if line.get_label() == "_ringed" for point in line.get_xydata().tolist()]
+
+
+def test_what_could_be_chance_is_ringed_and_the_legend_says_so():
+    ours = our_methods()
+    unclear = {"R@1": ["VPT", "Frozen backbone"], "MAP@R": {"VPTSP-G"}}
+    fig = plots.methods(ours, PAPER, x="M", ys=["R@1", "MAP@R"], unclear=unclear, reference="VPTSP-G + BitFit")
+    at = ours.set_index("label")
+    recall, _, precision, _ = (rings(ax) for ax in fig.axes)
+    assert recall == [[at.loc["VPT", "M"], at.loc["VPT", "R@1"]]]  # what is a line has no point to ring
+    assert precision == [[at.loc["VPTSP-G", "M"], at.loc["VPTSP-G", "MAP@R"]]]
+    assert not rings(fig.axes[1]) and not rings(fig.axes[3]), "nothing is known of the paper's queries"
+    text = "ringed: difference to\nVPTSP-G + BitFit\ncould be chance (95 %)"
+    assert fig.legends[0].get_texts()[-1].get_text() == text and inside(fig)
+    ring = next(line for line in fig.axes[0].lines if line.get_label() == "_ringed")
+    assert ring.get_markersize() > 13 and ring.get_markerfacecolor() == "none", "around a point, not instead of it"
+    points = pd.DataFrame({"alpha": [0.0, 0.5, 1.0], "R@1": [1.0, 3, 2]})
+    paper = paper_table("fig3_curves_R1").query("panel == 'd'").rename(columns={"x": "alpha"})
+    fig = plots.curves(points, paper, x="alpha", ys=["R@1"], series=["CUB"], unclear=[0.5], reference="alpha = 1")
+    assert rings(fig.axes[0]) == [[0.5, 3]] and not rings(fig.axes[1]) and inside(fig)
+    assert [t.get_text() for t in fig.legends[0].get_texts()][-1] == text.replace("VPTSP-G + BitFit", "alpha = 1")
+    fig = plots.curves(points, paper, x="alpha", ys=["R@1"], series=["CUB"])
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["CUB"]
+
+
 def test_maps_draw_every_image_once_and_the_proxies_of_shown_classes():
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(20), 5)

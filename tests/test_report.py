@@ -1,5 +1,7 @@
 """Tables against hand-computed values."""
 
+import re
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from vptsp_core import report
 from vptsp_core.errors import ConfigError, VptspError
+from vptsp_core.evaluate import RECALL_AT
 from vptsp_core.maps import pick_points, proxy_cosines, short_name, spread_classes
 from vptsp_core.presets import preset
 from vptsp_core.runs import Run
@@ -27,6 +30,12 @@ def test_paper_table_reads_the_printed_numbers_and_lists_what_there_is():
     assert report.paper_table("table10_latency_ms").set_index("method").loc["VPTSP", "B=64"] == 260
     with pytest.raises(ConfigError, match="no table 'table99'.*table10_latency_ms, table1_peft"):
         report.paper_table("table99")
+
+
+def test_the_demo_has_every_recall_that_the_paper_reports():
+    files = (resources.files("vptsp_core") / "paper").iterdir()
+    asked = {int(k) for file in files if file.name.endswith(".csv") for k in re.findall(r"R@(\d+)", file.read_text())}
+    assert asked <= set(RECALL_AT["glyphs"]) and {1, 32, 100} <= asked
 
 
 def test_compare_by_hand():
@@ -74,6 +83,29 @@ def test_styled_signs_differences_and_leaves_missing_cells_empty():
     html = report.styled(table).to_html()
     assert "+2.5<" in html and ">52.5<" in html and "nan" not in html
     assert table.index.name == "row"  # showing a table does not change it
+
+
+def test_marked_by_hand():
+    rows = pd.DataFrame({"row": ["a", "b", "c"], "R@1": [50.0, 60.0, 70.0], "MAP@R": 1.0})
+    table = report.compare(rows, rows, on="row", columns=["R@1"], only_ours=["MAP@R"])
+    columns = pd.MultiIndex.from_product([["R@1"], ["difference", "low", "high", "chance"]])
+    found = pd.DataFrame([[-1.23, -2.04, -0.4, False], [0.1, -0.26, 0.54, True]], ["b", "a"], columns)
+    out = report.marked(table, found, "c")
+    assert list(out["R@1", "vs c"]) == ["≈ +0.1 [-0.3, +0.5]", "-1.2 [-2.0, -0.4]", ""]
+    assert [column for column in out if column[0] == "MAP@R"] == [("MAP@R", "ours")]
+    pd.testing.assert_frame_equal(out.drop(columns=[("R@1", "vs c")]), table)
+    html = report.styled(out).to_html()
+    assert "≈ +0.1 [-0.3, +0.5]<" in html and "nan" not in html
+
+
+def test_selection_note():
+    runs = [fake_run(), fake_run(method="frozen", bitfit=False), fake_run(1)]
+    assert report.selection_note(runs) == (
+        "Epoch reported: each metric is that of its best epoch on the test set, as published."
+    )
+    mixed = report.selection_note([*runs, fake_run(selection="last")])
+    assert "published (2 run(s)); each metric is that of the last epoch (1 run(s))." in mixed
+    assert "no epoch was chosen" in report.selection_note(runs[1:2]) and report.selection_note([]) == ""
 
 
 def test_record_table_names_every_value_that_differs():

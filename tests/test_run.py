@@ -16,8 +16,9 @@ from vptsp_core.backbone import DEMO_VIT, load_backbone
 from vptsp_core.bench import compare_forms, measure_step
 from vptsp_core.data import load_benchmark
 from vptsp_core.errors import VptspError, WeightsError
+from vptsp_core.metrics import Scores
 from vptsp_core.presets import parse_change
-from vptsp_core.runs import run_folder
+from vptsp_core.runs import read_run, run_folder
 from vptsp_core.study import frame, over_seeds
 from vptsp_core.train import CHECKPOINT, Trainer
 
@@ -147,6 +148,10 @@ def assert_same_run(whole, resumed):
     pd.testing.assert_frame_equal(
         whole.history.drop(columns="seconds"), resumed.history.drop(columns="seconds"), check_exact=True
     )
+    assert whole.queries.keys() == resumed.queries.keys() == {"R@1", "MAP@R", "MAP@R released", "R-precision"}
+    for name, values in whole.queries.items():
+        np.testing.assert_array_equal(values, resumed.queries[name])
+        assert np.nanmean(values, dtype=np.float64) == pytest.approx(whole.metrics[name], rel=1e-6)
     ours, theirs = (load_file(r.path / "model.safetensors") for r in (whole, resumed))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
@@ -158,7 +163,7 @@ def test_a_finished_run_is_returned_and_not_repeated(tmp_path, monkeypatch):
     again = run(config, results=tmp_path, progress=False)
     assert again.metrics == first.metrics and again.path == first.path
     assert sorted(p.name for p in first.path.iterdir()) == [
-        "config.json", "history.csv", "metrics.json", "model.safetensors", "record.json",
+        "config.json", "history.csv", "metrics.json", "model.safetensors", "queries.npz", "record.json",
     ]  # fmt: skip
     record = first.record
     assert record["hash"] == config.hash() and record["versions"]["torch"] == torch.__version__
@@ -175,6 +180,34 @@ def test_selection(tmp_path, monkeypatch):
     assert best.metrics == {"R@1": 0.5, "MAP@R": 0.2, "epoch": 2}
     last = run(tiny(selection="last"), results=tmp_path, progress=False)
     assert last.metrics == {"R@1": 0.4, "MAP@R": 0.15, "epoch": 3}
+
+
+@pytest.mark.parametrize("selection", ["released", "last"])
+def test_queries_are_those_of_the_epoch_that_each_metric_is_of(tmp_path, monkeypatch, selection):
+    values = {"R@1": [[1, 0, 0], [1, 1, 0], [0, 1, 0]], "MAP@R": [[0.9, np.nan, 0], [0.1, np.nan, 0], [0.9, np.nan, 0]]}
+    epochs = iter(range(3))
+
+    def scores(model, benchmark):
+        epoch = next(epochs)
+        queries = {name: np.array(each[epoch], np.float32) for name, each in values.items()}
+        return Scores({name: float(np.nanmean(each)) for name, each in queries.items()}, queries)
+
+    monkeypatch.setattr("vptsp_core.study.evaluate", scores)
+    done = run(tiny(selection=selection), results=tmp_path, progress=False)
+    places = {"released": {"R@1": 1, "MAP@R": 0}, "last": {"R@1": 2, "MAP@R": 2}}[selection]
+    for name, epoch in places.items():
+        np.testing.assert_array_equal(done.queries[name], np.array(values[name][epoch], np.float32))
+        assert np.nanmean(done.queries[name]) == pytest.approx(done.metrics[name])
+
+
+def test_queries_of_older_and_damaged_runs(tmp_path):
+    done = run(tiny(epochs=1), results=tmp_path, progress=False)
+    file = done.path / "queries.npz"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(WeightsError, match="queries.npz: unreadable .*run it again"):
+        _ = read_run(done.path).queries
+    file.unlink()
+    assert read_run(done.path).queries is None
 
 
 def test_metrics_come_from_the_saved_weights(tmp_path, benchmark):

@@ -128,7 +128,7 @@ def embeddings() -> dict[str, Any]:
     model, many, one = tiny_model(), Noise(), Noise(1)
     found: dict[str, Any] = {"many": embed(model, many, 8), "one": embed(model, one)}
     found |= {"decoded": many.decoded, "decoded one": one.decoded}
-    return found | {"metrics": evaluate(model, Benchmark("noise", Noise(), Noise()))}
+    return found | {"metrics": dict(evaluate(model, Benchmark("noise", Noise(), Noise())))}
 
 
 def noise_benchmark(name: str, data: str | None, allow_partial: bool) -> Benchmark:
@@ -171,7 +171,15 @@ def cut_and_resume(folder: Path) -> dict[str, Any]:
     files.os.replace = replace
     left = sorted(path.name for path in done.path.iterdir())
     return {"raised": raised, "writes": writes, "files": left, "processes": done.record["processes"],
-            "loss": done.history["loss"].tolist(), "metrics": done.metrics}  # fmt: skip
+            "loss": done.history["loss"].tolist(), "metrics": done.metrics,
+            "found": torch.from_numpy(done.queries["R@1"])}  # fmt: skip
+
+
+def validated(folder: Path) -> dict[str, Any]:
+    """A run whose epoch is chosen on held-out classes."""
+    done = vptsp_core.run(smoke_config().replace(selection="validation"), results=folder, progress=False)
+    history = done.history.drop(columns="seconds").fillna(-1)
+    return {"history": history.to_dict("list"), "queries": torch.from_numpy(done.queries["R@1"])}
 
 
 def bad_command() -> dict[str, Any]:
@@ -196,6 +204,7 @@ def main(folder: Path) -> None:
     found["gather"] = gather_gradient(*gather_inputs())
     found["embeddings"] = embeddings()
     found["resumed"] = cut_and_resume(folder / "results")
+    found["validated"] = validated(folder / "results")
     found["odd batch"] = refusal(folder / "odd", batch=9)
     found["bad command"] = bad_command()
     torch.save(found, folder / f"rank{distributed.rank()}.pt")

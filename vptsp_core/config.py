@@ -81,7 +81,8 @@ class RunConfig:
     # cached: from images decoded once (shorter side `resize`), augmented on the device; classic: decoded each time
     pipeline: Literal["cached", "classic"] = "cached"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on a GPU that has it, else fp32
-    selection: Literal["released", "last"] = "released"  # released: best epoch ON THE TEST SET
+    # released: best epoch ON THE TEST SET; validation: best on every fifth training class, which is held out
+    selection: Literal["released", "last", "validation"] = "released"
     seed: int = 0
 
     def __post_init__(self) -> None:

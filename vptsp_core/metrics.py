@@ -6,9 +6,10 @@ beneath them, and what it promises on precision, ties and memory, is in `neighbo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,10 +17,23 @@ from vptsp_core.errors import VptspError
 from vptsp_core.faiss_index import check_backend
 from vptsp_core.neighbours import as_tensor, nearest_neighbours, positive, search, unit_rows
 
-__all__ = ["nearest_neighbours", "retrieval_metrics"]
+__all__ = ["Scores", "nearest_neighbours", "retrieval_metrics"]
 
 INSHOP_RANKS = 50  # the released In-Shop MAP looks at 50 ranks, the largest K of that benchmark
 OF_R = ("MAP@R", "MAP@R released", "R-precision")
+
+
+class Scores(dict[str, float]):
+    """Metrics by name, a dict as any other, and each query's own values.
+
+    Attributes:
+        queries: {"R@1" (where asked for), and the three of `OF_R`: (N,) float32}, in the order of the queries. A
+            metric is the mean of its values; NaN stands where R = 0, and is left out.
+    """
+
+    def __init__(self, metrics: Mapping[str, float], queries: dict[str, np.ndarray]) -> None:
+        super().__init__(metrics)
+        self.queries = queries
 
 
 def retrieval_metrics(
@@ -30,7 +44,7 @@ def retrieval_metrics(
     gallery_labels: Any = None,
     ks: Sequence[int] = (1, 2, 4, 8),
     backend: str = "torch",
-) -> dict[str, float]:
+) -> Scores:
     """How well items find others of their class; fractions in [0, 1].
 
     embeddings (N, d), of any precision, and labels (N,), whole numbers of any values: tensors on any device,
@@ -49,6 +63,7 @@ def retrieval_metrics(
       sum_{i<=50} P@i rel_i divided by the hits among those 50 ranks (0 without a hit), whatever ks are given
 
     Queries with R = 0 are left out of the three means that use R; where that leaves none, these are 0.0.
+    ``queries`` of what is returned holds the values that were averaged (see `Scores`).
     backend: "torch" or "faiss", what searches (see `nearest_neighbours`), by chunks in bounded memory.
     Raises VptspError for wrong shapes, lengths or types, no items, rows that hold NaN or infinity, and a
     backend that is unknown or not installed.
@@ -97,7 +112,9 @@ def retrieval_metrics(
     result = {name: b if name in OF_R else a for name, a, b in zip(names, over_all, over_answerable)}
     if alone:
         del result["MAP released"]
-    return result
+    kept = {name: each for name, each in zip(names, values) if name in ("R@1", *OF_R)}
+    kept |= {name: kept[name].where(relevant > 0, torch.nan) for name in OF_R}
+    return Scores(result, {name: each.float().cpu().numpy() for name, each in kept.items()})
 
 
 def _score(hits: Tensor, relevant: Tensor, ks: Sequence[int]) -> Tensor:

@@ -7,7 +7,7 @@ colour, the paper's series lighter. pyplot's list of open figures and the global
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,11 @@ FAMILIES = {  # of the methods in table 1: colour and marker; hollow without Bit
 }  # fmt: skip
 PROXIES = {"O": ("v", "original proxy O"), "P": ("s", "semantic proxy P"), "Q": ("*", "composed proxy Q")}
 LIGHT = 0.5  # opacity of the paper's series
+RING: Any = {
+    "linestyle": "", "marker": "o", "markersize": 19, "zorder": 3,
+    "markerfacecolor": "none", "markeredgecolor": BLACK, "markeredgewidth": 1.2,
+}  # fmt: skip
+Unclear = Collection[Any] | Mapping[str, Collection[Any]]
 STYLE: Any = {
     "font.family": "DejaVu Sans", "font.size": 11, "axes.titlesize": 12, "legend.fontsize": 10, "legend.frameon": False,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6",
@@ -73,20 +78,28 @@ def save_figure(fig: Figure, results: Path, name: str, alt: str = "") -> Image:
 
 
 @_house
-def methods(ours: pd.DataFrame, paper: pd.DataFrame, *, x: str, ys: Sequence[str]) -> Figure:
+def methods(
+    ours: pd.DataFrame, paper: pd.DataFrame, *, x: str, ys: Sequence[str],
+    unclear: Unclear = (), reference: str = "the reference",
+) -> Figure:  # fmt: skip
     """Retrieval against tunable parameters, a point a method: ours in the left panels, the paper's in the right.
 
     Args:
         ours, paper: columns ``label`` (see `rows.METHODS`), ``x`` in millions, ``ys`` in percent, for ours also
             ``<y> ±`` where there are intervals. A row without ``x`` or with 0 (nothing learns) becomes a dashed line.
             Without rows of ours there is no left panel.
+        unclear: labels, of all ``ys`` or {y: labels}, whose difference to the ``reference`` could be chance
+            (`chance.unclear`): their points are ringed, and the legend says what that means.
     """
     sides = [side for side in (("ours", ours, 1.0), ("paper, CUB-200", paper, LIGHT)) if len(side[1])]
     fig = Figure(figsize=(4.1 * len(sides) + 2.6, 3.2 * len(ys)), layout="constrained")
     grid = fig.subplots(len(ys), len(sides), squeeze=False, sharex="col")
     handles: dict[str, Line2D] = {}
+    ringed = False
     for axes, y in zip(grid, ys, strict=True):
         for ax, (title, table, opacity) in zip(axes, sides, strict=True):
+            if opacity == 1:
+                ringed |= _ring(ax, table[table["label"].isin(list(_unclear_of(unclear, y))) & (table[x] > 0)], x, y)
             for row in table.dropna(subset=[y]).to_dict("records"):
                 handle = _method(ax, row, x, y, opacity)
                 if row["label"] not in handles or opacity == 1:
@@ -98,8 +111,30 @@ def methods(ours: pd.DataFrame, paper: pd.DataFrame, *, x: str, ys: Sequence[str
             ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     fig.supxlabel("tunable parameters, millions, as the paper counts them (logarithmic)", fontsize=11)
     order = sorted(handles, key=list(METHODS).index)
-    fig.legend([handles[label] for label in order], order, loc="outside right center", title="hollow: no BitFit")
+    entries = [handles[label] for label in order]
+    if ringed:
+        entries.append(_ring_entry(reference))
+        order.append(str(entries[-1].get_label()))
+    fig.legend(entries, order, loc="outside right center", title="hollow: no BitFit")
     return fig
+
+
+def _unclear_of(unclear: Unclear, y: str) -> Collection[Any]:
+    return unclear.get(y, ()) if isinstance(unclear, Mapping) else unclear
+
+
+def _ring(ax: Axes, points: pd.DataFrame, x: str, y: str) -> bool:
+    """A ring around each point, wider than any marker and its error bar's caps; whether there was one."""
+    points = points.dropna(subset=[x, y])
+    if points.empty:
+        return False
+    ax.margins(x=0.12, y=0.12)
+    ax.plot(points[x], points[y], **RING, label="_ringed")
+    return True
+
+
+def _ring_entry(reference: str) -> Line2D:
+    return Line2D([], [], **RING, label=f"ringed: difference to\n{reference}\ncould be chance (95 %)")
 
 
 def _method(ax: Axes, row: Mapping[Any, Any], x: str, y: str, opacity: float) -> Line2D:
@@ -121,20 +156,24 @@ def _method(ax: Axes, row: Mapping[Any, Any], x: str, y: str, opacity: float) ->
 
 @_house
 def curves(
-    ours: pd.DataFrame, paper: pd.DataFrame, *, x: str, ys: Sequence[str], series: Sequence[str], label: str = ""
-) -> Figure:
+    ours: pd.DataFrame, paper: pd.DataFrame, *, x: str, ys: Sequence[str], series: Sequence[str], label: str = "",
+    unclear: Unclear = (), reference: str = "the reference",
+) -> Figure:  # fmt: skip
     """Our curves over ``x``, a panel a metric, with the 95 % band where there are seeds; beside them the paper's.
 
     Args:
         ours: columns ``x``, each of ``ys`` in percent and ``<y> ±`` (NaN: no band); no rows: the paper's panel only.
         paper: columns ``x`` and each of ``series``, R@1 in percent, which share one lighter panel with its own scale.
         label: of the x axis, if other than ``x``.
+        unclear: values of ``x``, of all ``ys`` or {y: values}, whose difference to the ``reference`` could be chance:
+            their points are ringed, and the legend says what that means.
     """
-    panels = list(ys) if len(ours) else []
+    panels, ringed = list(ys) if len(ours) else [], False
     fig = Figure(figsize=(3.7 * (len(panels) + 1), 3.5), layout="constrained")
     axes = fig.subplots(1, len(panels) + 1, squeeze=False)[0]
     for ax, y, colour in zip(axes, panels, (BLUE, VERMILION, GREEN)):
         ax.plot(ours[x], ours[y], "o-", color=colour)
+        ringed |= _ring(ax, ours[ours[x].isin(list(_unclear_of(unclear, y)))], x, y)
         if f"{y} ±" in ours:
             half = ours[f"{y} ±"].fillna(0)
             ax.fill_between(ours[x], ours[y] - half, ours[y] + half, color=colour, alpha=0.18, linewidth=0)
@@ -142,7 +181,8 @@ def curves(
     for name, colour, marker in zip(series, (BLUE, ORANGE, GREEN), "os^"):
         axes[-1].plot(paper[x], paper[name], marker + "--", color=colour, alpha=LIGHT, label=name)
     axes[-1].set(title="paper", ylabel="R@1, %", xlabel=label or x, xticks=paper[x])
-    fig.legend(*axes[-1].get_legend_handles_labels(), loc="outside right upper")
+    entries, _ = axes[-1].get_legend_handles_labels()
+    fig.legend(handles=[*entries, _ring_entry(reference)] if ringed else entries, loc="outside right upper")
     return fig
 
 

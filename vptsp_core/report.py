@@ -27,6 +27,7 @@ _CELL = "padding: 0.25em 0.7em; text-align: right; font-variant-numeric: tabular
 _STYLE: list[Any] = [
     {"selector": "th", "props": _CELL},
     {"selector": "td", "props": _CELL},
+    {"selector": "caption", "props": "caption-side: bottom; text-align: left; padding: 0.5em 0.7em; max-width: 60em"},
     {"selector": "th.row_heading", "props": "text-align: left; font-weight: normal; white-space: nowrap"},
     {"selector": "th.col_heading.level0", "props": "text-align: center; border-bottom: 1px solid #999"},
 ]
@@ -131,6 +132,50 @@ def compare(
     return pd.DataFrame(out, index=pd.Index(index, name=on))
 
 
+def marked(table: pd.DataFrame, against: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """``table`` with the distance of each row from the reference, where it can be told from chance and where not.
+
+    Args:
+        table: of `compare`, percent.
+        against: of `chance.against`; its rows are found by ``table``'s index.
+
+    Returns:
+        After each metric's columns one more, (metric, "vs <reference>"): text such as "-1.2 [-2.0, -0.4]", the
+        difference in percent points and its 95 % interval, with "≈ " before it where the interval holds 0.
+    """
+    out: dict[tuple[str, str], pd.Series] = {}
+    for metric in table.columns.unique(0):
+        out |= {(metric, side): table[metric, side] for side in table[metric]}
+        if metric in against:
+            found = against[metric].reindex(table.index)
+            out[metric, f"vs {reference}"] = pd.Series(map(_distance, found.itertuples()), table.index, dtype=object)
+    return pd.DataFrame(out, index=table.index)
+
+
+def _distance(row: Any) -> str:
+    """Empty where there is no difference to tell."""
+    text = f"{row.difference:+z.1f} [{row.low:+z.1f}, {row.high:+z.1f}]"
+    return "" if np.isnan(row.difference) else f"≈ {text}" if row.chance else text
+
+
+SELECTED = {
+    "released": "each metric is that of its best epoch on the test set, as published",
+    "last": "each metric is that of the last epoch",
+    "validation": "that with the best R@1 on held-out training classes; the test set was searched once, for it alone",
+    "frozen": "nothing is trained, so no epoch was chosen",
+}
+
+
+def selection_note(runs: Sequence[Run]) -> str:
+    """Which epoch the runs report, in one sentence; runs that differ in this are counted by kind."""
+    kinds = ["frozen" if run.config.method == "frozen" else run.config.selection for run in runs]
+    found = [kind for kind in SELECTED if kind in kinds]
+    if found != ["frozen"]:
+        found = [kind for kind in found if kind != "frozen"]  # says nothing beside the others
+    counted = [f"{SELECTED[kind]} ({kinds.count(kind)} run(s))" if found[1:] else SELECTED[kind] for kind in found]
+    return f"Epoch reported: {'; '.join(counted)}." if found else ""
+
+
 def styled(table: pd.DataFrame, formats: Mapping[Any, str] | None = None) -> Styler:
     """A table to look at: one decimal, signed differences, empty cells where there is no number.
 
@@ -172,6 +217,7 @@ def record_table(runs: Sequence[Run]) -> pd.DataFrame:
             "data checksum, test": record["data"]["test"],
             "epochs": run.config.epochs,
             "epoch reported": run.config.selection,
+            "training classes held out": record.get("held_out", {}).get("classes", 0),
             "run": record["hash"],
         }
         for key, value in fact.items():

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import platform
 import subprocess
 import time
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -23,11 +27,12 @@ from vptsp_core.data import Benchmark
 from vptsp_core.distributed import world_size
 from vptsp_core.errors import WeightsError
 from vptsp_core.files import write_bytes, write_json
+from vptsp_core.selection import reported
 from vptsp_core.train import CHECKPOINT
 from vptsp_core.tuning import MetricModel, count_parameters
 
 CONFIG, METRICS, HISTORY, RECORD = "config.json", "metrics.json", "history.csv", "record.json"
-NOT_METRICS = ("epoch", "loss", "lr", "lr_proxy", "seconds")
+QUERIES = "queries.npz"
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,23 @@ class Run:
     history: pd.DataFrame
     record: dict[str, Any]
 
+    @cached_property
+    def queries(self) -> dict[str, np.ndarray] | None:
+        """Each test query's own values, (N,) float32, of the epoch that their metric is reported from (see `Scores`);
+        None for a run that was finished before they were kept.
+
+        Raises:
+            WeightsError: the file is damaged.
+        """
+        path = self.path / QUERIES
+        if not path.exists():
+            return None
+        try:
+            with np.load(path) as file:
+                return {name: file[name] for name in file.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise WeightsError(f"{path}: unreadable ({error}); delete the folder and run it again") from error
+
 
 def run_folder(config: RunConfig, results: str | Path | None = None, benchmark: Benchmark | None = None) -> Path:
     """Where a run of this description lies, or will lie. A weights file counts by its content, not by its place.
@@ -66,12 +88,17 @@ def run_folder(config: RunConfig, results: str | Path | None = None, benchmark: 
     return root / "runs" / name
 
 
-def write_run(config: RunConfig, path: Path, history: pd.DataFrame, record: dict[str, Any]) -> Run:
+def write_run(
+    config: RunConfig, path: Path, history: pd.DataFrame, record: dict[str, Any], queries: Mapping[str, np.ndarray]
+) -> Run:
     """Put a finished run into its folder, whose checkpoint goes; metrics as the config's ``selection`` picks them."""
     write_json(path / CONFIG, config.to_dict())
     write_bytes(path / HISTORY, history.to_csv(index=False).encode())
     write_json(path / RECORD, record)
-    write_json(path / METRICS, _selected(history, config.selection))  # last: its presence says that the run is finished
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **queries)  # type: ignore[arg-type]  # names are no keyword of it
+    write_bytes(path / QUERIES, buffer.getvalue())
+    write_json(path / METRICS, reported(history, config.selection))  # last: its presence says that the run is finished
     (path / CHECKPOINT).unlink(missing_ok=True)
     return read_run(path)
 
@@ -91,15 +118,6 @@ def read_run(path: str | Path) -> Run:
     if not all(isinstance(part, dict) for part in (config, metrics, record)):
         raise WeightsError(f"{path} holds no finished run (not its files); delete the folder and run it again")
     return Run(RunConfig.from_dict(config), path, metrics, history, record)
-
-
-def _selected(history: pd.DataFrame, selection: str) -> dict[str, float]:
-    """released: each metric at its own best epoch on the test set, as the published numbers; last: the last epoch."""
-    evaluated = history.dropna(subset=["R@1"])
-    metrics = evaluated.drop(columns=[c for c in NOT_METRICS if c in evaluated])
-    place = int(evaluated["R@1"].to_numpy().argmax()) if selection == "released" else len(evaluated) - 1
-    chosen = metrics.max() if selection == "released" else metrics.iloc[-1]
-    return {**{str(k): float(v) for k, v in chosen.items()}, "epoch": int(evaluated["epoch"].iloc[place])}
 
 
 def make_record(config: RunConfig, benchmark: Benchmark, model: MetricModel, device: torch.device) -> dict[str, Any]:

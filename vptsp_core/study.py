@@ -7,28 +7,30 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
 from tqdm.auto import tqdm
 
-from vptsp_core.backbone import load_backbone
+from vptsp_core.backbone import load_backbone, read_weights
 from vptsp_core.config import RunConfig, check_choice
 from vptsp_core.data import Benchmark, load_benchmark
 from vptsp_core.data.batches import cache_folder, decoded
+from vptsp_core.data.holdout import for_selection
 from vptsp_core.devices import autocast_dtype, pick_device
 from vptsp_core.distributed import from_main, is_main, launched, rank, start
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.evaluate import evaluate
 from vptsp_core.files import writable_folder, write_bytes
-from vptsp_core.locks import locked
 from vptsp_core.memory import out_of_memory_told
-from vptsp_core.progress import end_progress, write_progress
+from vptsp_core.progress import at_work
 from vptsp_core.runs import METRICS, Run, close_record, make_record, make_stretch, read_run, run_folder, write_run
+from vptsp_core.selection import on_held_out, score
 from vptsp_core.train import WEIGHTS, Trainer
 from vptsp_core.tuning import MetricModel, place_class_prompts
 from vptsp_core.workers import Workers, check_workers, share_out
@@ -75,24 +77,28 @@ def run(
         return found
     benchmark = benchmark or _benchmark(config.dataset, place, allow_partial)
     target = pick_device(device)
-    model = build_model(config, benchmark.train.num_classes, target, class_table)
+    training, held_out = for_selection(benchmark, config)
+    model = build_model(config, training.train.num_classes, target, class_table)
     record = make_record(config, benchmark, model, target)
+    if held_out is not None:
+        record["held_out"] = {"classes": held_out.test.num_classes, "images": len(held_out.test)}
     first = from_main(lambda: record)
     if (first["data"], first["weights"]) != (record["data"], record["weights"]):
         raise VptspError(f"process {rank()} has other images or weights than the first; give all machines the same")
     from_main(lambda: writable_folder(path))
     try:
-        with _alone_with(path):
+        with at_work(path):
             if found := from_main(lambda: _finished(path)):  # by whom this process waited for
                 return found
             # After all that may be wrong with the run was looked at: decoding takes minutes.
             benchmark = decoded(benchmark, config, cache_folder(place, cache), progress=progress and is_main())
             begun = time.perf_counter()
-            history, stretches = _history(
+            history, stretches, queries = _history(
                 config, benchmark, model, path, progress=progress, checkpointing=checkpointing,
                 stretch=lambda: make_stretch(record, model, time.perf_counter() - begun),
             )  # fmt: skip
-            return from_main(lambda: write_run(config, path, pd.DataFrame(history), close_record(record, stretches)))
+            closed = close_record(record, stretches)
+            return from_main(lambda: write_run(config, path, pd.DataFrame(history), closed, queries))
     except VptspError:
         with contextlib.suppress(OSError):
             path.rmdir()  # only where nothing was learned: a checkpoint keeps the folder
@@ -116,33 +122,29 @@ def _finished(path: Path) -> Run | None:
     return read_run(path) if (path / METRICS).exists() else None
 
 
-@contextlib.contextmanager
-def _alone_with(path: Path) -> Iterator[None]:
-    """Two that train the same run would spoil each other's checkpoint: the second waits."""
-    if not is_main():
-        yield
-        return
-    with locked(path / "lock", f"{path.name}: another process trains it; waiting"):
-        write_progress(path, 0, 0)
-        try:
-            yield
-        finally:
-            end_progress(path)
-
-
 def _history(
     config: RunConfig, benchmark: Benchmark, model: MetricModel, path: Path, **options: Any
-) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
+) -> tuple[list[dict[str, float]], list[dict[str, Any]], dict[str, np.ndarray]]:
     if config.method == "frozen":
         model.vit.autocast = autocast_dtype(config.precision, next(model.parameters()).device)
         with out_of_memory_told(model, "the evaluation"):
             metrics = evaluate(model, benchmark)
         from_main(lambda: write_bytes(path / WEIGHTS, safetensors.torch.save({})))
-        return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["stretch"]()}]
+        return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["stretch"]()}], metrics.queries
     if config.epochs == 0:
         raise ConfigError("epochs = 0 trains nothing; use method = 'frozen' for the backbone as it is")
-    trainer = Trainer(model, benchmark.train, path, lambda m: evaluate(m, benchmark), **options)
-    return trainer.run(), trainer.stretches
+    benchmark, held_out = for_selection(benchmark, config)
+    if held_out is None:
+        trainer = Trainer(model, benchmark.train, path, lambda m: evaluate(m, benchmark), **options)
+        return trainer.run(), trainer.stretches, trainer.queries
+    trainer = Trainer(model, benchmark.train, path, lambda m: on_held_out(evaluate(m, held_out)), **options)
+    history = trainer.run()
+    model.load_state_dict(read_weights(path / WEIGHTS), strict=False)  # of the chosen epoch
+    with out_of_memory_told(model, "the evaluation"):
+        found = evaluate(model, benchmark)
+    max(history, key=lambda row: score(row, config.selection)).update(found)  # the first of equals, as in `Trainer`
+    trainer.stretches[-1] |= options["stretch"]()
+    return history, trainer.stretches, found.queries
 
 
 def build_model(config: RunConfig, num_classes: int, device: torch.device, class_table: str = "auto") -> MetricModel:

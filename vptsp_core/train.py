@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,10 @@ from vptsp_core.errors import VptspError, WeightsError
 from vptsp_core.files import write_bytes, write_torch
 from vptsp_core.memory import fit_step, out_of_memory_told
 from vptsp_core.progress import write_progress
+from vptsp_core.selection import Row, keep_queries, score
 from vptsp_core.tuning import MetricModel, make_optimizers
 
 CHECKPOINT, WEIGHTS = "checkpoint.pt", "model.safetensors"
-Row = dict[str, float]
 
 
 class Trainer:
@@ -48,6 +48,7 @@ class Trainer:
         images: the training set.
         folder: where checkpoint.pt and model.safetensors go.
         evaluate: metrics of the model as it is; called after the epochs that the config names and after the last.
+            Where it gives `Scores`, their per-query values are kept.
         progress: show a bar for each epoch's steps.
         checkpointing: of gradients, ``"on"`` or ``"off"``; ``"auto"``: on a GPU, where a step does not fit without.
         stretch: tells what the run is made with in this call and for how long by now, for its record.
@@ -55,6 +56,7 @@ class Trainer:
     Attributes:
         stretches: what ``stretch`` told last in every call that this run took, each with ``after_epochs``, the epochs
             that were finished before it; travels in the checkpoint.
+        queries: per-query values of each metric at the epoch that it is reported from; travel in the checkpoint.
 
     Raises:
         ConfigError: the processes cannot share the batch evenly.
@@ -66,7 +68,7 @@ class Trainer:
         model: MetricModel,
         images: ImageSet,
         folder: Path,
-        evaluate: Callable[[MetricModel], Row],
+        evaluate: Callable[[MetricModel], Mapping[str, float]],
         *,
         progress: bool = True,
         checkpointing: str = "auto",
@@ -90,6 +92,7 @@ class Trainer:
         ]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.model.vit.autocast is torch.float16)
         self.history: list[Row] = []
+        self.queries: dict[str, np.ndarray] = {}
         self.stretch, self.stretches = stretch, [{"after_epochs": 0, **stretch()}]
         self.best = -math.inf
 
@@ -109,7 +112,9 @@ class Trainer:
                 for schedule in self.schedules:
                     schedule.step()
                 if epoch >= self.config.eval_start or epoch == self.config.epochs - 1:
-                    row |= self.evaluate(self.model)
+                    found = self.evaluate(self.model)
+                    keep_queries(self.queries, found, self.history, self.config.selection)
+                    row |= found
             self.history.append(row)
             self._save(row)
         return self.history
@@ -181,9 +186,9 @@ class Trainer:
 
     def _save(self, row: Row) -> None:
         self.stretches[-1] |= self.stretch()
-        score = row.get("R@1", -math.inf)
-        better = self.config.selection == "last" or score > self.best
-        self.best = max(self.best, score)
+        found = score(row, self.config.selection)
+        better = self.config.selection == "last" or found > self.best
+        self.best = max(self.best, found)
         from_main(lambda: self._write(better))
 
     def _write(self, better: bool) -> None:
@@ -200,6 +205,7 @@ class Trainer:
                 "schedules": [schedule.state_dict() for schedule in self.schedules],
                 "scaler": self.scaler.state_dict(),
                 "history": self.history,
+                "queries": {name: torch.from_numpy(values) for name, values in self.queries.items()},
                 "best": self.best,
                 "stretches": self.stretches,
             },
@@ -238,5 +244,6 @@ class Trainer:
             schedule.load_state_dict(state)
         self.scaler.load_state_dict(saved["scaler"])
         self.history, self.best = saved["history"], saved["best"]
-        earlier = saved.get("stretches", [])  # older checkpoints tell of none
+        self.queries = {name: values.numpy().copy() for name, values in saved.get("queries", {}).items()}
+        earlier = saved.get("stretches", [])  # older checkpoints tell of neither
         self.stretches = [*earlier, {"after_epochs": len(self.history), **self.stretch()}]

@@ -50,6 +50,11 @@ class ImageSet(ABC):
         """Number of classes C."""
         return len(self.class_names)
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images lie in memory, as the array ``images``."""
+        return hasattr(self, "images")
+
     @abstractmethod
     def image(self, index: int) -> Image.Image:
         """Image ``index`` as RGB; raises `DataError` naming the file where it cannot be read."""

@@ -133,6 +133,6 @@ def _load(images: ImageSet, transform: Transform, items: list[Any], device: torc
 
 def _workers(images: ImageSet, batches: int) -> int:
     """Processes that decode: none for images that lie in memory, else one a core of this process's, up to eight."""
-    if hasattr(images, "images") or sys.platform != "linux" or batches < 4:
+    if images.in_memory or sys.platform != "linux" or batches < 4:
         return 0
     return max(1, min(8, len(os.sched_getaffinity(0)) // local_size()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,6 +28,12 @@ class PixelStore:
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    def part(self, rows: np.ndarray) -> PixelStore:
+        """The images ``rows`` (n,) of this store; no pixel is copied, on no device."""
+        some = copy.copy(self)
+        some.sizes, some.starts = self.sizes[rows], self.starts[rows]
+        return some
 
     def image(self, index: int) -> np.ndarray:
         """Image ``index``, (H, W, 3) uint8, a view."""

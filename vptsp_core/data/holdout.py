@@ -1,0 +1,79 @@
+"""Training classes held out for the choice of an epoch (`RunConfig.selection` = "validation")."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from vptsp_core.config import RunConfig
+from vptsp_core.data.base import Benchmark, ImageSet
+from vptsp_core.errors import DataError
+
+EVERY = 5  # the last of every five classes, in the order of the labels, is held out
+FEWEST = 10  # training classes, so that two are held out: among one alone nothing can be confused
+
+
+class Subset(ImageSet):
+    """Some classes of a set, a view: the same images, labels contiguous again, in the same order.
+
+    Args:
+        whole: the set; its decoded images, where it has some, serve here too.
+        classes: labels of ``whole`` to keep, ascending.
+    """
+
+    def __init__(self, whole: ImageSet, classes: Sequence[int], name: str) -> None:
+        self.whole, self.rows = whole, np.flatnonzero(np.isin(whole.labels, classes))
+        labels = np.searchsorted(classes, whole.labels[self.rows])
+        super().__init__(name, labels, [whole.class_names[label] for label in classes])
+        self.store = whole.store and whole.store.part(self.rows)
+
+    @property
+    def in_memory(self) -> bool:
+        return self.whole.in_memory
+
+    def image(self, index: int) -> Image.Image:
+        return self.whole.image(int(self.rows[index]))
+
+    def describe(self, index: int) -> str:
+        return self.whole.describe(int(self.rows[index]))
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.whole.fingerprint().encode() + self.rows.tobytes()).hexdigest()[:16]
+
+
+def for_selection(benchmark: Benchmark, config: RunConfig) -> tuple[Benchmark, Benchmark | None]:
+    """What to train on and test; and, where the config's epoch is chosen by validation, what it is chosen on."""
+    if config.selection != "validation" or config.method == "frozen":
+        return benchmark, None
+    return hold_out(benchmark)
+
+
+def hold_out(benchmark: Benchmark) -> tuple[Benchmark, Benchmark]:
+    """Two benchmarks whose training set lacks every fifth class: one tested as before, the other on those classes.
+
+    Held out are the classes 4, 9, 14, ... in the order of the labels (where that is the order of names, alike classes
+    are neighbours, and a fifth of each kind is held out), the same for every seed. Their images are searched among
+    themselves, in benchmarks with a separate gallery too.
+
+    Raises:
+        DataError: too few training classes.
+    """
+    train = benchmark.train
+    if train.num_classes < FEWEST:
+        raise DataError(
+            f"{train.name}: of {train.num_classes} classes too few could be held out, at least {FEWEST} are needed; "
+            "choose selection = 'last'"
+        )
+    held_out = np.arange(train.num_classes) % EVERY == EVERY - 1
+    rest, validation = (
+        Subset(train, np.flatnonzero(chosen).tolist(), f"{benchmark.name} {name}")
+        for chosen, name in ((~held_out, "train"), (held_out, "validation"))
+    )
+    return (
+        dataclasses.replace(benchmark, train=rest),
+        dataclasses.replace(benchmark, train=rest, test=validation, gallery=None),
+    )
