@@ -4,16 +4,21 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: ./run_all.sh [--profile demo|smoke|paper] [--data DIR] [--results DIR] [--only table1,fig3d] [--seeds 0,1,2]
+usage: ./run_all.sh [--profile demo|smoke|paper] [--data DIR] [--results DIR] [--only table1,fig3] [--seeds 0,1,2]
+                    [--workers N|gpus | --cluster tcp://HOST:PORT] [--set KEY=VALUE]...
        ./run_all.sh test
 
-Executes the notebooks and writes executed copies, HTML, figures and tables below the results folder.
+Executes the notebooks and writes executed copies, HTML, figures and tables below the results folder, and a page that
+shows all of it: index.html.
   --profile   demo (default): embedded data, no download, no GPU needed; smoke: the same, a handful of steps;
               paper: the real benchmarks and weights
   --data      folder with the real data sets (profile paper)
   --results   where to write (default: results/ in this checkout)
   --only      notebooks to run, by the beginnings of their names
   --seeds     seeds for the notebooks that take them
+  --workers   runs side by side on this machine: N processes, or gpus: one a GPU; default: one run after another
+  --cluster   runs side by side on a Dask cluster that is there already; results and data in folders that all see
+  --set       a key of RunConfig for every run, such as epochs=2; may be given several times
   test        lint, types and tests
 
 Uses the active environment (virtualenv, conda, python on PATH) where it has what pyproject.toml asks for; otherwise
@@ -29,15 +34,17 @@ root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 absolute() { case $1 in /*) printf '%s' "$1" ;; *) printf '%s' "$here/$1" ;; esac; }
 
 # ---- options ---------------------------------------------------------------------------------------------------
-mode=notebooks profile=demo data='' results=$root/results only='' seeds=''
+mode=notebooks profile=demo data='' results=$root/results only='' seeds='' workers='' cluster=''
+changes=()
 while (($#)); do
   option=$1 value=''
   shift
   case $option in
     -h | --help) usage; exit 0 ;;
     test) mode=test; continue ;;
-    --profile=* | --data=* | --results=* | --only=* | --seeds=*) value=${option#*=} option=${option%%=*} ;;
-    --profile | --data | --results | --only | --seeds)
+    --profile=* | --data=* | --results=* | --only=* | --seeds=* | --workers=* | --cluster=* | --set=*)
+      value=${option#*=} option=${option%%=*} ;;
+    --profile | --data | --results | --only | --seeds | --workers | --cluster | --set)
       (($#)) || fail "$option needs a value (see --help)"
       value=$1
       shift ;;
@@ -54,8 +61,15 @@ while (($#)); do
     --only) only=$value ;;
     --seeds) [[ $value =~ ^[0-9]+(,[0-9]+)*$ ]] || fail "--seeds takes numbers such as 0,1,2, not '$value'"
       seeds=$value ;;
+    --workers) [[ $value =~ ^([1-9][0-9]*|gpus)$ ]] || fail "--workers is a number from 1 or gpus, not '$value'"
+      workers=$value ;;
+    --cluster) [[ $value =~ ^tcp://.+:[0-9]+$ ]] || fail "--cluster takes tcp://HOST:PORT, not '$value'"
+      cluster=$value ;;
+    --set) [[ $value == ?*=* ]] || fail "--set takes KEY=VALUE, not '$value'"
+      changes+=("$value") ;;
   esac
 done
+[[ -z $workers || -z $cluster ]] || fail "--workers and --cluster exclude each other"
 [[ $mode != test || -z ${given:-} ]] || fail "test takes no options, but there is $given"
 
 # ---- environment -----------------------------------------------------------------------------------------------
@@ -158,8 +172,16 @@ if [[ $mode == test ]]; then
   exit "$status"
 fi
 
-set -- --profile "$profile" --results "$results"
+page=(--profile "$profile" --results "$results")
+set -- "${page[@]}"
 [[ -z $data ]] || set -- "$@" --data "$data"
 [[ -z $only ]] || set -- "$@" --only "$only"
 [[ -z $seeds ]] || set -- "$@" --seeds "$seeds"
-exec "$python" -m vptsp_core notebooks "$@"
+[[ -z $workers ]] || set -- "$@" --workers "$workers"
+[[ -z $cluster ]] || set -- "$@" --cluster "$cluster"
+for change in ${changes[@]+"${changes[@]}"}; do set -- "$@" --set "$change"; done
+status=0
+"$python" -m vptsp_core notebooks "$@" || status=$?
+# 0: all ran; 1: one failed, and the page shows the others; else nothing was begun, or Ctrl-C ended it
+((status > 1)) || "$python" -m vptsp_core report "${page[@]}" || note "the page was not made (see above)"
+exit "$status"

@@ -1,5 +1,8 @@
 """The notebook runner, on notebooks of a few cells."""
 
+import ast
+import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -14,6 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from vptsp_core import notebooks
 from vptsp_core.errors import VptspError
 from vptsp_core.notebook_sources import check_parameters, check_sources, declared_parameters, discover
+from vptsp_core.progress import write_progress
 
 PARAMETERS = 'profile = "demo"\ndata = None\nresults = "results"\nseeds = [0]'
 
@@ -67,6 +71,9 @@ def test_runs_all_goes_on_after_a_failure_and_reports_it(tmp_path, capfd):
         ('profile = "demo"\nresults = None', "'results' must default to a str, not None"),
         ('profile = "demo"\nresults = "r"\nseeds = [0.5]', "'seeds' must default to a list of int"),
         ('profile = "demo"\nresults = "r"\nseeds = list(range(3))', "name = literal"),
+        ('profile = "demo"\nresults = "r"\nworkers = True', "'workers' must default to an int, a str or None"),
+        ('profile = "demo"\nresults = "r"\nchanges = None', "'changes' must default to a dict"),
+        ('profile = "demo"\nresults = "r"\nchanges = {1: 2}', "'changes' must default to a dict"),
         ('import os\nprofile = "demo"', "name = literal.*import os"),
         ("profile = ", "name = literal"),
         (None, "0 cells are tagged"),
@@ -75,7 +82,9 @@ def test_runs_all_goes_on_after_a_failure_and_reports_it(tmp_path, capfd):
 def test_parameters_that_do_not_fit_are_refused_before_anything_runs(tmp_path, parameters, message):
     write(tmp_path, "a", "open('x')", parameters=parameters)
     with pytest.raises(VptspError, match=message):
-        notebooks.run_notebooks("demo", None, tmp_path / "results", (), [0], tmp_path)
+        notebooks.run_notebooks(
+            "demo", None, tmp_path / "results", (), [0], tmp_path, workers=2, changes={"epochs": 2}
+        )
     assert not (tmp_path / "results").exists()
 
 
@@ -88,6 +97,73 @@ def test_declared_parameters_and_what_is_passed_on(tmp_path):
     nbformat.write(new_notebook(cells=cells), tmp_path / "b.ipynb")
     with pytest.raises(VptspError, match="b.ipynb: 2 cells are tagged"):
         declared_parameters(tmp_path / "b.ipynb")
+
+
+def test_workers_and_changes_reach_the_notebooks_that_declare_them(tmp_path):
+    both = 'profile = "demo"\nresults = "r"\nworkers = None\nchanges = {}'
+    write(tmp_path, "a", "open(results + '/seen', 'w').write(repr((workers, changes)))", parameters=both)
+    write(tmp_path, "b", "profile", parameters='profile = "demo"\nresults = "r"')
+    given = dict(workers="tcp://host:8786", changes={"accumulator": "ema", "bitfit": False, "steps_per_epoch": None})
+    assert notebooks.run_notebooks("smoke", None, tmp_path / "out", folder=tmp_path, **given) == 0
+    assert ast.literal_eval((tmp_path / "out" / "seen").read_text()) == tuple(given.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], (None, {})),
+        (["--workers", "3"], (3, {})),
+        (["--workers=gpus", "--set", "epochs=2"], ("gpus", {"epochs": 2})),
+        (
+            ["--cluster", "tcp://h:1", "--set", "alpha=0.2", "--set", "accumulator=ema"],
+            ("tcp://h:1", {"alpha": 0.2, "accumulator": "ema"}),
+        ),
+    ],
+)
+def test_options_for_many_runs(options, expected, monkeypatch):
+    given = {}
+    monkeypatch.setattr(notebooks, "run_notebooks", lambda *args, **more: given.update(more) or 0)
+    assert notebooks.main(options) == 0
+    assert (given["workers"], given["changes"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--workers", "0"], "--workers: expected a number from 1 or gpus, not '0'"),
+        (["--workers", "tcp://h:1"], "--workers: expected a number"),
+        (["--cluster", "h:1"], "--cluster: expected tcp://HOST:PORT, not 'h:1'"),
+        (["--cluster", "tcp://h"], "workers = 'tcp://h' must be"),
+        (["--set", "epochs"], "--set epochs: write KEY=VALUE"),
+        (["--set", "epoch=2"], "epoch"),
+        (["--set", "epochs=two"], "epochs = 'two' must be of type int"),
+    ],
+)
+def test_wrong_options_for_many_runs_are_told_before_anything_starts(tmp_path, options, message):
+    with pytest.raises(VptspError, match=message):
+        notebooks.main(["--results", str(tmp_path / "out"), *options])
+    assert not (tmp_path / "out").exists()
+
+
+def test_workers_and_cluster_exclude_each_other(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        notebooks.main(["--workers", "2", "--cluster", "tcp://h:1"])
+    assert stopped.value.code == 2 and "not allowed with argument --workers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_sees_what_is_at_work_in_one_line(tmp_path, monkeypatch, terminal):
+    shown = io.StringIO()
+    shown.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setattr(notebooks, "every", lambda seconds, tell: contextlib.nullcontext(told.append(tell)))
+    told, runs = [], tmp_path / "runs"
+    with notebooks._told("table1", runs):
+        write_progress(runs / "glyphs-vptsp-1a2b3c", 1, 4)
+        for tell in told:
+            tell()
+    assert "\n" not in shown.getvalue()
+    assert ("\rtable1 0:00  vptsp-1a2b epoch 2/4 " in shown.getvalue()) == terminal == bool(shown.getvalue())
 
 
 def test_only_picks_by_the_beginning_of_the_name(tmp_path):
@@ -160,6 +236,7 @@ def test_check_sources_names_every_breach(tmp_path):
     write(tmp_path, "many", *["1"] * 15)
     write(tmp_path, "classy", "if True:\n    class A:\n        pass")
     write(tmp_path, "bare", parameters=None)
+    write(tmp_path, "trains", "runs = many(configs)", parameters=PARAMETERS + "\nchanges = {}")
     executed = new_code_cell("1", execution_count=1)
     nbformat.write(new_notebook(cells=[executed]), tmp_path / "executed.ipynb")
     assert [line.split(": ", 1) for line in check_sources(tmp_path)] == [
@@ -168,6 +245,7 @@ def test_check_sources_names_every_breach(tmp_path):
         ["executed.ipynb", "holds outputs or execution counts"],
         ["executed.ipynb", "0 cells are tagged 'parameters'; exactly one must be"],
         ["many.ipynb", "16 code cells, more than 15"],
+        ["trains.ipynb", "trains, and its parameters cell has no 'workers'"],
     ]
 
 

@@ -20,8 +20,11 @@ __all__ = ["Backend", "KilledWorker", "connected", "host_of_this_worker", "worke
 
 
 class Backend(DaskDistributedBackend):
-    """joblib's backend, which waits for ever for a task that the scheduler gave up (its worker died again and again,
-    or could not read it): it then sets the exception and calls nobody. Here whoever waits is told."""
+    """joblib's backend, mended in two places: of a cluster with one worker (for now) it would make no use, and for a
+    task that the scheduler gave up (its worker died again and again, or could not read it) it would wait for ever."""
+
+    def effective_n_jobs(self, n_jobs: int) -> int:
+        return max(2, super().effective_n_jobs(n_jobs))
 
     def submit(self, func: Any, callback: Callable[[Any], None] | None = None) -> Any:
         future = super().submit(func, callback)

@@ -6,7 +6,7 @@ types are checked here, before anything runs.
 
 import ast
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,18 @@ _PARAMETERS: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
     "results": ("a str", lambda value: isinstance(value, str), True),
     "data": ("a str or None", lambda value: isinstance(value, str | None), False),
     "seeds": ("a list of int or None", lambda value: value is None or _all_int(value), False),
+    "workers": ("an int, a str or None", lambda value: value is None or type(value) in (int, str), False),
+    "changes": ("a dict of keys to values", lambda value: isinstance(value, dict) and _all_str(value), False),
 }
+_OF_TRAINING = ("workers", "changes")  # what a notebook that trains must have besides
 
 
 def _all_int(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int for item in value)
+
+
+def _all_str(values: Iterable[Any]) -> bool:
+    return all(isinstance(item, str) for item in values)
 
 
 def discover(only: Sequence[str] = (), folder: Path = FOLDER) -> list[Path]:
@@ -73,7 +80,7 @@ def declared_parameters(path: Path) -> dict[str, Any]:
 
 def check_parameters(path: Path, values: dict[str, Any]) -> dict[str, Any]:
     """The part of `values` that this notebook takes; VptspError where one it must have is missing, or one has
-    another type. `profile` and `results` must be declared, `data` and `seeds` may be.
+    another type. `profile` and `results` must be declared, the others may be.
     """
     declared = declared_parameters(path)
     known = ", ".join(declared) or "none"
@@ -89,7 +96,8 @@ def check_parameters(path: Path, values: dict[str, Any]) -> dict[str, Any]:
 
 def check_sources(folder: Path = FOLDER) -> list[str]:
     """What is wrong with the notebook sources, a line each. Empty when they keep the rules: no outputs, no
-    execution counts, no class definitions, not too many code cells, parameters that a run can fill.
+    execution counts, no class definitions, not too many code cells, parameters that a run can fill, and where it
+    calls `many`, those that say how and what is trained.
     """
     wrong = []
     for path in sorted(folder.glob("*.ipynb")):
@@ -101,7 +109,10 @@ def check_sources(folder: Path = FOLDER) -> list[str]:
         if any(re.search(r"^\s*class\s+\w", cell.source, re.MULTILINE) for cell in code):
             wrong.append(f"{path.name}: defines a class")
         try:
-            check_parameters(path, dict.fromkeys(_PARAMETERS))
+            taken = check_parameters(path, dict.fromkeys(_PARAMETERS))
+            trains = any(re.search(r"\bmany\(", cell.source) for cell in code)
+            missing = [name for name in _OF_TRAINING if trains and name not in taken]
+            wrong += [f"{path.name}: trains, and its parameters cell has no {name!r}" for name in missing]
         except VptspError as error:
             wrong.append(str(error))
     return wrong

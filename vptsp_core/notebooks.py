@@ -10,10 +10,11 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ import nbformat
 from .errors import VptspError
 from .notebook_html import notebook_html
 from .notebook_sources import FOLDER, ROOT, check_parameters, check_sources, discover, read
+from .presets import parse_change
+from .progress import Watch, every
+from .rows import base_config
+from .workers import Workers, check_workers
 
 __all__ = ["check_sources", "main", "run_notebooks"]
 
@@ -35,15 +40,21 @@ def run_notebooks(
     only: Sequence[str] = (),
     seeds: Sequence[int] | None = None,
     folder: Path = FOLDER,
+    *,
+    workers: Workers = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> int:
     """Execute notebooks one after the other, in the repository's root. Returns 0, or 1 when any failed.
 
     Writes results/<profile>/notebooks/<name>.ipynb and .html; a failing one stays as <name>.failed.ipynb and
     does not stop the others. What can be checked is checked before the first starts (VptspError).
-    `data` and `seeds` go to the notebooks that declare them; None leaves the notebooks' own defaults.
+    `data`, `seeds`, `workers` (see `study.many`) and `changes` (keys of RunConfig, for every run) go to the notebooks
+    that declare them; None leaves the notebooks' own defaults. On a terminal a line tells what is at work.
     """
     if profile not in PROFILES:
         raise VptspError(f"unknown profile {profile!r}; one of: {', '.join(PROFILES)}")
+    base_config(profile, **(changes or {}))  # an unknown key or a wrong type is told now
+    check_workers(workers)
     if data is not None and not Path(data).is_dir():
         raise VptspError(f"--data: there is no folder {data}")
     values: dict[str, Any] = {"profile": profile, "results": _from_root(results)}
@@ -51,6 +62,10 @@ def run_notebooks(
         values["data"] = _from_root(data)
     if seeds is not None:
         values["seeds"] = list(seeds)
+    if workers is not None:
+        values["workers"] = workers
+    if changes:
+        values["changes"] = dict(changes)
     work = [(path, check_parameters(path, values)) for path in discover(only, folder)]
     out = Path(results).resolve() / profile / "notebooks"
     try:
@@ -65,7 +80,8 @@ def run_notebooks(
         for number, (path, given) in enumerate(work, start=1):
             print(f"[{number}/{len(work)}] {path.stem}", flush=True)
             start = time.perf_counter()
-            written, problem = _execute(path, out, given)
+            with _told(path.stem, out.parent / "runs"):
+                written, problem = _execute(path, out, given)
             seconds = time.perf_counter() - start
             table.append(f"{path.stem:<28} {'failed' if problem else 'ok':<7} {seconds:7.1f} s  {written}")
             if problem:
@@ -84,16 +100,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", metavar="DIR", default=ROOT / "results", help="default: results")
     parser.add_argument("--only", metavar="A,B", help="beginnings of notebook names, such as table1,fig3d")
     parser.add_argument("--seeds", metavar="N,N", help="such as 0,1,2; default: each notebook's own")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--workers", metavar="N|gpus", help="runs side by side: so many processes, or one a GPU")
+    where.add_argument("--cluster", metavar="tcp://HOST:PORT", help="runs side by side on this Dask cluster")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
+                        help="for every run, such as epochs=2; as often as need be")  # fmt: skip
     options = parser.parse_args(argv)
     if options.seeds is not None and not re.fullmatch(r"[0-9]+(,[0-9]+)*", options.seeds):
         raise VptspError(f"--seeds: expected numbers such as 0,1,2, not {options.seeds!r}")
     seeds = None if options.seeds is None else [int(seed) for seed in options.seeds.split(",")]
     only = [] if options.only is None else options.only.split(",")
+    changes = dict(parse_change(change) for change in options.changes)
     try:
-        return run_notebooks(options.profile, options.data, options.results, only, seeds)
+        workers = _workers(options.workers, options.cluster)
+        return run_notebooks(
+            options.profile, options.data, options.results, only, seeds, workers=workers, changes=changes
+        )
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _workers(workers: str | None, cluster: str | None) -> Workers:
+    """The two options as one parameter."""
+    if cluster is not None and not cluster.startswith("tcp://"):
+        raise VptspError(f"--cluster: expected tcp://HOST:PORT, not {cluster!r}")
+    if workers is not None and workers != "gpus" and not re.fullmatch(r"[1-9][0-9]*", workers):
+        raise VptspError(f"--workers: expected a number from 1 or gpus, not {workers!r}")
+    return int(workers) if workers is not None and workers != "gpus" else workers or cluster
+
+
+@contextlib.contextmanager
+def _told(name: str, runs: Path) -> Iterator[None]:
+    """Inside, a line on the terminal, written over and over: the notebook, its time, what is training."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    watch, start = Watch(lambda: runs.glob("*")), time.perf_counter()
+
+    def tell() -> None:
+        minutes, seconds = divmod(int(time.perf_counter() - start), 60)
+        line = "  ".join(filter(None, [f"{name} {minutes}:{seconds:02d}", watch.line()]))
+        width = shutil.get_terminal_size().columns - 1
+        print(f"\r{line[:width]:<{width}}", end="", file=sys.stderr, flush=True)
+
+    try:
+        with every(1, tell):
+            yield
+    finally:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _execute(path: Path, out: Path, values: dict[str, Any]) -> tuple[Path, str]:
@@ -114,7 +169,7 @@ def _execute(path: Path, out: Path, values: dict[str, Any]) -> tuple[Path, str]:
             kernel_name="python3",
             language="python",
             cwd=ROOT,
-            progress_bar={"desc": path.stem, "leave": False} if sys.stderr.isatty() else False,
+            progress_bar=False,
             shutdown_kernel="immediate",  # asking a busy kernel politely would hold up Ctrl-C
         )
         _tidy(partial, path)

@@ -8,7 +8,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from vptsp_core.distributed import is_main
 from vptsp_core.files import write_json
+from vptsp_core.locks import locked
 
 PROGRESS = "progress.json"
 _SHOWN = 4  # runs named in a line; of more, only how many
@@ -23,10 +25,23 @@ def write_progress(folder: Path, done: int, epochs: int) -> None:
     write_json(folder / PROGRESS, {"done": done, "epochs": epochs})
 
 
-def end_progress(folder: Path) -> None:
-    """The run of this folder does not go on."""
-    with contextlib.suppress(OSError):
-        (folder / PROGRESS).unlink()
+@contextlib.contextmanager
+def at_work(folder: Path) -> Iterator[None]:
+    """Inside, this run is this process's alone (of a group: its first one's), and seen to be under way.
+
+    Two that train the same run would spoil each other's checkpoint, so the second waits, and then looks what the first
+    left. The system gives the lock of a dead process free.
+    """
+    if not is_main():
+        yield
+        return
+    with locked(folder / "lock", f"{folder.name}: another process trains it; waiting"):
+        write_progress(folder, 0, 0)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                (folder / PROGRESS).unlink()
 
 
 class Watch:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,8 @@ from vptsp_core.distributed import from_main, is_main, launched, rank, start
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.evaluate import evaluate
 from vptsp_core.files import writable_folder, write_bytes
-from vptsp_core.locks import locked
 from vptsp_core.memory import out_of_memory_told
-from vptsp_core.progress import end_progress, write_progress
+from vptsp_core.progress import at_work
 from vptsp_core.runs import METRICS, Run, close_record, make_record, make_stretch, read_run, run_folder, write_run
 from vptsp_core.selection import Row, on_held_out, score
 from vptsp_core.train import WEIGHTS, Trainer
@@ -90,7 +89,7 @@ def run(
         raise VptspError(f"process {rank()} has other images or weights than the first; give all machines the same")
     from_main(lambda: writable_folder(path))
     try:
-        with _alone_with(path):
+        with at_work(path):
             if found := from_main(lambda: _finished(path)):  # by whom this process waited for
                 return found
             # After all that may be wrong with the run was looked at: decoding takes minutes.
@@ -100,8 +99,8 @@ def run(
                 config, benchmark, model, path, progress=progress, checkpointing=checkpointing, on_epoch=on_epoch,
                 stretch=lambda: make_stretch(record, model, time.perf_counter() - begun),
             )  # fmt: skip
-            done = close_record(record, stretches)
-            return from_main(lambda: write_run(config, path, pd.DataFrame(history), done, queries))
+            closed = close_record(record, stretches)
+            return from_main(lambda: write_run(config, path, pd.DataFrame(history), closed, queries))
     except VptspError:
         with contextlib.suppress(OSError):
             path.rmdir()  # only where nothing was learned: a checkpoint keeps the folder
@@ -123,20 +122,6 @@ def _data(data: str | Path | None) -> str | None:
 
 def _finished(path: Path) -> Run | None:
     return read_run(path) if (path / METRICS).exists() else None
-
-
-@contextlib.contextmanager
-def _alone_with(path: Path) -> Iterator[None]:
-    """Two that train the same run would spoil each other's checkpoint: the second waits."""
-    if not is_main():
-        yield
-        return
-    with locked(path / "lock", f"{path.name}: another process trains it; waiting"):
-        write_progress(path, 0, 0)
-        try:
-            yield
-        finally:
-            end_progress(path)
 
 
 def _history(

@@ -38,7 +38,9 @@ _claims: list[IO[bytes]] = []  # the lock file of this process's GPU, open for a
 
 
 class _Died(Exception):
-    """A process died, and others with it."""
+    """A process died and others with it, or so many that the scheduler gave up (``for_good``)."""
+
+    for_good = False
 
 
 @dataclass(frozen=True)
@@ -147,11 +149,11 @@ def _outcomes(
                     yield folder, outcome
         except _Died as error:
             deaths += 1
-            if deaths == _DEATHS:
+            if deaths == _DEATHS or error.for_good:
                 begun = [folder for folder in left if (folder / PROGRESS).exists()] or left
                 raise VptspError(
-                    f"{', '.join(folder.name for folder in begun)}: a process died {deaths} times and nothing was "
-                    "finished (short of memory?); give fewer workers, or none to see why"
+                    f"{', '.join(folder.name for folder in begun)}: the process died again and again (short of "
+                    "memory?); give fewer workers, or none to see why"
                 ) from error
 
 
@@ -200,7 +202,9 @@ def _cluster(address: str) -> Iterator[tuple[Any, dict[str, int]]]:
         try:
             yield cluster.Backend(client=client), cluster.workers_by_host(client)
         except cluster.KilledWorker as error:
-            raise _Died from error
+            died = _Died()
+            died.for_good = True
+            raise died from error
 
 
 def _visible_gpus() -> list[str]:
