@@ -239,13 +239,19 @@ def test_the_committed_demo_reads_back_within_rounding(tmp_path):
 
 
 def test_wide_tables_are_cut_between_groups_and_scroll(tmp_path):
-    names = [f"m{at}, {side}" for at in range(9) for side in ("paper", "ours", "difference")]
-    path = tmp_path / "a.csv"
-    pd.DataFrame([[1.0] * 27], columns=names, index=pd.Index(["row"], name="label")).to_csv(path)
-    html = table_html(read_table(path), "a")
-    assert html.count('<div class="scroll"') == html.count("<table>") == 3
-    (tmp_path / "t.html").write_text(html, encoding="utf-8")
-    assert [len(table[-1]) for table in Page(tmp_path / "t.html").tables] == [13, 13, 4]
+    def widths(names: list[str]) -> list[int]:
+        sided = [f"{name}, {side}" for name in names for side in ("paper", "ours", "difference")]
+        path = tmp_path / "a.csv"
+        pd.DataFrame([[1.0] * len(sided)], columns=sided, index=pd.Index(["row"], name="label")).to_csv(path)
+        html = table_html(read_table(path), "a")
+        (tmp_path / "t.html").write_text(html, encoding="utf-8")
+        tables = Page(tmp_path / "t.html").tables
+        assert html.count('<div class="scroll"') == len(tables)
+        return [len(table[-1]) for table in tables]
+
+    assert widths([f"m{at}" for at in range(9)]) == [13, 13, 4]
+    assert widths(["CUB a", "CUB b", "CUB c", "Cars a", "Cars b", "SOP a"]) == [10, 10]  # a data set stays together
+    assert widths([f"CUB {at}" for at in range(5)]) == [13, 4]
 
 
 def test_an_empty_folder_and_profile_paper_say_what_to_run(tmp_path, capsys):

@@ -24,7 +24,7 @@ _STAND_INS = """\
 - The data here are **glyphs**: drawn letters, made by the package, in place of photographs, and the backbone is a ViT
   of 0.7 M parameters. They stand beside the paper's CUB-200 column because something must; the *difference* then says
   nothing about the method. Only **orderings** could be compared (which method is ahead, where a curve has its maximum).
-- Other data sets of the paper have no stand-in: there *ours* is empty."""
+- The paper's other data sets have no stand-in: *ours* is empty there, or the glyphs have a row of their own."""
 _REAL = """\
 - Both sides are the same benchmarks, so the **difference** is meant to be read. The paper prints one number a row,
   without intervals."""

@@ -60,22 +60,23 @@ def _split(name: str) -> tuple[str, str]:
 
 def table_html(columns: Sequence[Column], label: str) -> str:
     """A table that scrolls in its own box, paper | ours | difference below each column's name; the first column names
-    the rows. One of more than `WIDE` columns becomes several, cut between groups.
+    the rows. One of more than `WIDE` columns becomes several, cut between groups, rather where the first word changes.
     """
-    index, rest = columns[0], columns[1:]
+    groups = [list(members) for _, members in groupby(columns[1:], key=lambda column: column.group)]
     parts: list[list[list[Column]]] = [[]]
-    for _, members in groupby(rest, key=lambda column: column.group):
-        group = list(members)
-        if parts[-1] and sum(map(len, parts[-1])) + len(group) > WIDE:
-            parts.append([])
-        parts[-1].append(group)
+    for _, alike in groupby(groups, key=lambda group: group[0].group.split(" ")[0]):  # such as one data set's metrics
+        together = list(alike)
+        for piece in [together] if sum(map(len, together)) <= WIDE else [[group] for group in together]:
+            if parts[-1] and sum(map(len, parts[-1] + piece)) > WIDE:
+                parts.append([])
+            parts[-1] += piece
     box = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">'
-    return "".join(f"{box}{_one_table(index, groups)}</div>\n" for groups in parts)
+    return "".join(f"{box}{_one_table(columns[0], part)}</div>\n" for part in parts)
 
 
 def _one_table(index: Column, groups: list[list[Column]]) -> str:
     two = any(column.side for group in groups for column in group)
-    name = "" if index.group in ("", "label", "fact") else index.group
+    name = "" if index.group in ("", "label", "row", "fact") else index.group
     tall = ' rowspan="2"' if two else ""
     top, below = [f'<th scope="col"{tall}>{escape(name)}</th>'], []
     for group in groups:
@@ -105,6 +106,8 @@ def _classes(column: Column, start: bool, cell: str = "") -> str:
         names.append("paper")
     if not column.numeric and not column.side:
         names.append("words")
+    if column.side.startswith("vs ") and not cell:
+        names.append("versus")
     if len(cell) > 40:
         names.append("long")
     if cell.startswith("≈"):
