@@ -54,21 +54,6 @@ def test_methods_without_ours_shows_the_paper():
     assert len(fig.axes) == 1 and len(labelled(fig.axes[0])) == len(PAPER)
 
 
-def test_curves_draw_every_point_and_the_band():
-    alphas = [0.0, 0.5, 1.0]
-    ours = pd.DataFrame({"alpha": alphas, "R@1": [1.0, 3, 2], "R@1 ±": [0.5, 0.5, 0.5], "MAP@R": [1.0, 1, 1]})
-    paper = paper_table("fig3_curves_R1").query("panel == 'd'")
-    paper = paper.rename(columns={"x": "alpha"})
-    fig = plots.curves(ours, paper, x="alpha", ys=["R@1", "MAP@R"], series=["CUB", "Cars"])
-    recall, precision, theirs = fig.axes
-    assert list(recall.lines[0].get_ydata()) == [1, 3, 2] and len(theirs.lines) == 2
-    assert len(theirs.lines[0].get_xdata()) == 6 and theirs.lines[0].get_alpha() == plots.LIGHT
-    band = recall.collections[0].get_paths()[0].vertices[:, 1]
-    assert (band.min(), band.max()) == (0.5, 3.5) and not precision.collections
-    assert inside(fig)
-    assert len(plots.curves(ours[:0], paper, x="alpha", ys=["R@1"], series=["CUB"]).axes) == 1
-
-
 def rings(ax) -> list[tuple[float, float]]:
     return [point for line in ax.lines if line.get_label() == "_ringed" for point in line.get_xydata().tolist()]
 
@@ -86,13 +71,6 @@ def test_what_could_be_chance_is_ringed_and_the_legend_says_so():
     assert fig.legends[0].get_texts()[-1].get_text() == text and inside(fig)
     ring = next(line for line in fig.axes[0].lines if line.get_label() == "_ringed")
     assert ring.get_markersize() > 13 and ring.get_markerfacecolor() == "none", "around a point, not instead of it"
-    points = pd.DataFrame({"alpha": [0.0, 0.5, 1.0], "R@1": [1.0, 3, 2]})
-    paper = paper_table("fig3_curves_R1").query("panel == 'd'").rename(columns={"x": "alpha"})
-    fig = plots.curves(points, paper, x="alpha", ys=["R@1"], series=["CUB"], unclear=[0.5], reference="alpha = 1")
-    assert rings(fig.axes[0]) == [[0.5, 3]] and not rings(fig.axes[1]) and inside(fig)
-    assert [t.get_text() for t in fig.legends[0].get_texts()][-1] == text.replace("VPTSP-G + BitFit", "alpha = 1")
-    fig = plots.curves(points, paper, x="alpha", ys=["R@1"], series=["CUB"])
-    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["CUB"]
 
 
 def test_maps_draw_every_image_once_and_the_proxies_of_shown_classes():

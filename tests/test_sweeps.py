@@ -119,6 +119,19 @@ def test_the_grid_draws_every_point_and_cuts_nothing_off():
     assert drawn.x0 >= 0 and drawn.y0 >= 0 and drawn.x1 <= canvas.x1 and drawn.y1 <= canvas.y1
 
 
+def test_a_single_panel_has_the_band_of_the_seeds_and_tells_of_the_ring():
+    panel = made_panel("d", "demo", chance=("0.5",))
+    recall, precision, paper = plots_sweeps.single(panel).axes
+    assert not recall.collections and len(paper.lines) == 2  # one seed: no band
+    panel.ours["R@1 ±"] = 0.5
+    fig = plots_sweeps.single(panel)
+    band = fig.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == (49.5, 54.5) and not fig.axes[1].collections
+    texts = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert texts[:2] == ["ours, R@1", "ours, MAP@R"] and texts[2].startswith("ringed") and "our highest" in texts[2]
+    assert len(plots_sweeps.single(made_panel("a")).legends[0].get_texts()) == 3  # the paper has no Cars there
+
+
 def test_tick_labels_do_not_touch():
     for panel in map(made_panel, sweeps.SWEEPS):
         fig = plots_sweeps.single(panel)

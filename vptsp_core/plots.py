@@ -173,38 +173,6 @@ def _method(ax: Axes, row: Mapping[Any, Any], x: str, y: str, opacity: float) ->
 
 
 @_house
-def curves(
-    ours: pd.DataFrame, paper: pd.DataFrame, *, x: str, ys: Sequence[str], series: Sequence[str], label: str = "",
-    unclear: Unclear = (), reference: str = "the reference",
-) -> Figure:  # fmt: skip
-    """Our curves over ``x``, a panel a metric, with the 95 % band where there are seeds; beside them the paper's.
-
-    Args:
-        ours: columns ``x``, each of ``ys`` in percent and ``<y> ±`` (NaN: no band); no rows: the paper's panel only.
-        paper: columns ``x`` and each of ``series``, R@1 in percent, which share one lighter panel with its own scale.
-        label: of the x axis, if other than ``x``.
-        unclear: values of ``x``, of all ``ys`` or {y: values}, whose difference to the ``reference`` could be chance:
-            their points are ringed, and the legend says what that means.
-    """
-    panels, ringed = list(ys) if len(ours) else [], False
-    fig = Figure(figsize=(3.7 * (len(panels) + 1), 3.5), layout="constrained")
-    axes = fig.subplots(1, len(panels) + 1, squeeze=False)[0]
-    for ax, y, colour in zip(axes, panels, (BLUE, VERMILION, GREEN)):
-        ax.plot(ours[x], ours[y], "o-", color=colour)
-        ringed |= _ring(ax, ours[ours[x].isin(list(_unclear_of(unclear, y)))], x, y)
-        if f"{y} ±" in ours:
-            half = ours[f"{y} ±"].fillna(0)
-            ax.fill_between(ours[x], ours[y] - half, ours[y] + half, color=colour, alpha=0.18, linewidth=0)
-        ax.set(title="ours", ylabel=f"{y}, %", xlabel=label or x, xticks=ours[x])
-    for name, colour, marker in zip(series, (BLUE, ORANGE, GREEN), "os^"):
-        axes[-1].plot(paper[x], paper[name], marker + "--", color=colour, alpha=LIGHT, label=name)
-    axes[-1].set(title="paper", ylabel="R@1, %", xlabel=label or x, xticks=paper[x])
-    entries, _ = axes[-1].get_legend_handles_labels()
-    fig.legend(handles=[*entries, _ring_entry(reference)] if ringed else entries, loc="outside right upper")
-    return fig
-
-
-@_house
 def maps(
     panels: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequence[str], shown: Sequence[int],
     proxies: Mapping[str, Mapping[str, np.ndarray]] | None = None,

@@ -133,8 +133,8 @@ def _entries(panels: Sequence[Panel], metrics: Sequence[str]) -> list[Line2D]:
             entries.append(Line2D([], [], color=colour, marker=marker, label=f"ours, {y}"))
     if any(panel.unclear for panel in panels):
         entries.append(_ring_entry("our highest R@1"))
-    if any(len(panel.paper) for panel in panels):
-        for name, (colour, marker) in PAPER.items():
+    for name, (colour, marker) in PAPER.items():
+        if any(panel.paper[name].notna().any() for panel in panels):
             theirs = Line2D([], [], color=colour, marker=marker, linestyle="--", label=f"paper, {name}")
             theirs.set(alpha=LIGHT, markersize=6)
             entries.append(theirs)
