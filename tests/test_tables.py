@@ -289,7 +289,7 @@ def test_dots_draw_both_sides_and_mark_chance():
     rings = [[line for line in ax.lines if line.get_markersize() == 19] for ax in together.axes]
     assert [len(found) for found in rings] == [1, 0]
     drawn = np.asarray(rings[0][0].get_xydata(), float)
-    np.testing.assert_allclose(drawn[~np.isnan(drawn[:, 0])], [[90, 1]])  # row b, and no other
+    np.testing.assert_allclose(drawn[~np.isnan(drawn[:, 0])], [[90, 1 - plots_tables.SHIFT]])  # row b, and no other
     assert [label.get_text() for label in apart.axes[0].get_yticklabels()] == ["a", "b"]
     assert apart.axes[0].get_ylim()[0] > apart.axes[0].get_ylim()[1]  # the first row on top
     bare = plots_tables.dots(tables.beside(paper, tables.Done([], [], [])), columns, together=True)
