@@ -83,7 +83,7 @@ def test_same_numbers_same_hash():
     assert frozen.hash() == frozen.replace(lr=1.0, epochs=3, batch=8).hash() != frozen.replace(resize=300).hash()
     adapter = base.replace(method="adapter")
     assert adapter.hash() == adapter.replace(prompts=3, accumulator="rnn").hash() != base.hash()
-    for key, value in dict(dim=8, layers=3, position="sequential", norm="after", init="bert").items():
+    for key, value in dict(dim=8, layers=3, position="sequential", norm="before", init="bert").items():
         assert adapter.hash() != adapter.replace(**{f"adapter_{key}": value}).hash()
         assert base.hash() == base.replace(**{f"adapter_{key}": value}).hash()
     sample = base.replace(proxy_source="sample")

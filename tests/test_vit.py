@@ -99,8 +99,8 @@ CASES = {
     "adapters, no bitfit": dict(method="adapter", bitfit=False),
     "adapters, last block alone": dict(method="adapter", adapter_layers=1),
     "adapters, sequential": dict(method="adapter", adapter_position="sequential"),
-    "adapters, norm after": dict(method="adapter", adapter_norm="after"),
-    "adapters, sequential, norm after": dict(method="adapter", adapter_position="sequential", adapter_norm="after"),
+    "adapters, norm before": dict(method="adapter", adapter_norm="before"),
+    "adapters, sequential, norm before": dict(method="adapter", adapter_position="sequential", adapter_norm="before"),
     "full": dict(method="full", bitfit=False),
 }
 
@@ -231,14 +231,14 @@ def test_embeddings_are_those_of_the_frozen_model_without_prompts():
 def test_loras_start_leaves_the_backbone_as_it_is():
     torch.manual_seed(8)
     backbone, images = tiny(), torch.randn(3, 3, 32, 32, dtype=torch.float64)
-    for changes in ({}, dict(adapter_position="sequential"), dict(adapter_norm="after")):
+    for changes in ({}, dict(adapter_position="sequential"), dict(adapter_norm="before")):
         torch.manual_seed(9)
         plain = make(backbone, method="linear")
         model = make(backbone, method="adapter", adapter_init="lora", **changes)
         model.vit.sample_head = plain.vit.sample_head
         assert torch.equal(model(images), plain(images))
         last = model.vit.adapters[-1]
-        torch.nn.init.normal_(last.norm.bias if changes.get("adapter_norm") == "after" else last.up.bias)
+        torch.nn.init.normal_(last.up.bias if "adapter_norm" in changes else last.norm.bias)
         assert not torch.allclose(model(images), plain(images))
 
 

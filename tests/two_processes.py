@@ -49,7 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
     "attention rowwise adamw": dict(**ADAMW, **ROWWISE, accumulator="attention"),
     "rnn of samples sgd": dict(**SGD, accumulator="rnn", proxy_source="sample", semantics="paper"),
     "gru of the encoder adamw": dict(**ADAMW, proxy_source="encoder"),
-    "adapter adamw": dict(**ADAMW, method="adapter", adapter_layers=2, adapter_dim=8),
+    "adapter adamw float64": dict(**ADAMW, method="adapter", adapter_layers=2, adapter_dim=8),
     "full adamw": dict(**ADAMW, method="full", bitfit=False),
     "gru rowwise adamw float64": dict(**ADAMW, **ROWWISE, gru_dropout=0.3),
     "ema dense sgd float64": dict(**SGD, **DENSE, accumulator="ema"),

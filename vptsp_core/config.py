@@ -56,7 +56,7 @@ class RunConfig:
     adapter_dim: int = 256  # width between the projections down and up
     adapter_layers: int = 12  # LAST blocks that have an adapter
     adapter_position: Literal["parallel", "sequential"] = "parallel"  # to the MLP
-    adapter_norm: Literal["before", "after"] = "before"  # LayerNorm before the projection down, or after that up
+    adapter_norm: Literal["before", "after"] = "after"  # LayerNorm before the projection down, or after the one up
     adapter_init: Literal["lora", "bert"] = "lora"  # lora: the projection up starts at zero
     proxy_source: ProxySource = "class_prompts"  # what semantic proxies are accumulated from (table 5)
     class_prompts: int = 3  # [m] a block and class, proxy tower
@@ -65,7 +65,7 @@ class RunConfig:
     class_optimizer: Literal["dense", "rowwise"] = "dense"  # rowwise: absent classes do not move
     accumulator: Accumulator = "gru"
     ema_keep: float = 0.8  # [lambda]
-    gru_dropout: float = 0.0
+    gru_dropout: float = 0.0  # of both GRUs
     alpha: float = 0.5  # share of the ordinary proxy O in Q
     loss_scale: float = 32.0
     loss_margin: float = 0.1

@@ -62,13 +62,14 @@ INTEGRATIONS = {
 #
 # paper: OURS, taken from within the search space of table 9; the paper prints only those of VPTSP-G + BitFit,
 #   which are the released preset. Fewer and fresher parameters take larger steps, the whole backbone smaller ones.
-# demo: chosen on the demo itself, by its test classes, as the paper chose; the smoke profile uses the same.
+# demo: chosen on the demo itself, by its test classes, as the paper chose; the smoke profile uses the same. (Adapter
+#   with lr 0.004, 0.008 and 0.02: R@1 62.7, 63.8 and 64.0, MAP@R 29.7, 30.4 and 29.8; it keeps the preset's 0.008.)
 RATES: dict[str, dict[str, dict[str, float]]] = {
     "paper": {
         "Full fine-tuning (PA)": dict(lr=0.001, lr_proxy=0.1),
         "Linear probing": dict(lr=0.05, lr_proxy=0.1),
         "BitFit": dict(lr=0.005, lr_proxy=0.1),
-        "Adapter": dict(lr=0.05, lr_proxy=0.1),
+        "Adapter": dict(lr=0.01, lr_proxy=0.1),
         "Adapter + BitFit": dict(lr=0.005, lr_proxy=0.1),
         "VPT": dict(lr=0.01, lr_proxy=0.1),
         "VPT + BitFit": dict(lr=0.005, lr_proxy=0.1),
