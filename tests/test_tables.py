@@ -257,6 +257,12 @@ def test_chance_is_looked_for_set_by_set():
     assert list(table["CUB R@1"].columns)[-1] == "vs a" and "InShop R@1" not in table
 
 
+def test_listing_names_the_data_and_leaves_out_what_is_not_read():
+    shown = tables.listing(TABLES[4]("demo"), ["method", "accumulator", "lr"])
+    assert list(shown.loc["VPT + BitFit (baseline), glyphs"]) == ["vpt", "", "0.008"]
+    assert shown.loc["VPTSP (EMA), glyphs", "accumulator"] == "ema"
+
+
 def test_agreement_by_hand():
     index = pd.Index(["a", "b", "c"], name="row")
     columns = [("CUB R@1", side) for side in ("paper", "ours", "difference")]
