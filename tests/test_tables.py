@@ -257,6 +257,12 @@ def test_chance_is_looked_for_set_by_set():
     assert list(table["CUB R@1"].columns)[-1] == "vs a" and "InShop R@1" not in table
 
 
+def test_listing_names_the_data_and_leaves_out_what_is_not_read():
+    shown = tables.listing(TABLES[4]("demo"), ["method", "accumulator", "lr"])
+    assert list(shown.loc["VPT + BitFit (baseline), glyphs"]) == ["vpt", "", "0.008"]
+    assert shown.loc["VPTSP (EMA), glyphs", "accumulator"] == "ema"
+
+
 def test_agreement_by_hand():
     index = pd.Index(["a", "b", "c"], name="row")
     columns = [("CUB R@1", side) for side in ("paper", "ours", "difference")]
@@ -289,7 +295,7 @@ def test_dots_draw_both_sides_and_mark_chance():
     rings = [[line for line in ax.lines if line.get_markersize() == 19] for ax in together.axes]
     assert [len(found) for found in rings] == [1, 0]
     drawn = np.asarray(rings[0][0].get_xydata(), float)
-    np.testing.assert_allclose(drawn[~np.isnan(drawn[:, 0])], [[90, 1]])  # row b, and no other
+    np.testing.assert_allclose(drawn[~np.isnan(drawn[:, 0])], [[90, 1 - plots_tables.SHIFT]])  # row b, and no other
     assert [label.get_text() for label in apart.axes[0].get_yticklabels()] == ["a", "b"]
     assert apart.axes[0].get_ylim()[0] > apart.axes[0].get_ylim()[1]  # the first row on top
     bare = plots_tables.dots(tables.beside(paper, tables.Done([], [], [])), columns, together=True)

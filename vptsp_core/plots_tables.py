@@ -14,6 +14,7 @@ from vptsp_core.plots import BLUE, GREY, LIGHT, ORANGE, RING, _house, _ring_entr
 from vptsp_core.report import OURS, PAPER
 
 ALONE = 0.8  # opacity of the paper's dots where ours have other panels
+SHIFT = 0.16  # of a row's height
 
 
 @_house
@@ -45,7 +46,7 @@ def dots(
         panels = [(column, (side,)) for side in (OURS, PAPER) for column in shown if table[column, side].notna().any()]
     rows = [row for row in table.index if table.loc[row, [(c, s) for c, sides in panels for s in sides]].notna().any()]
     width = 0.075 * max(len(row) for row in rows) + 2.7 * len(panels)
-    fig = Figure(figsize=(max(width, 6.5), 1.7 + 0.36 * len(rows)), layout="constrained")
+    fig = Figure(figsize=(max(width, 6.5), 1.7 + 0.4 * len(rows)), layout="constrained")
     axes = fig.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for ax, (column, sides) in zip(axes, panels, strict=True):
         name, metric = column.split(" ", 1)
@@ -61,19 +62,21 @@ def dots(
 
 
 def _panel(ax: Axes, values: pd.DataFrame, sides: Sequence[str], unclear: Collection[str], reference: str) -> None:
-    places = np.arange(len(values))
-    if len(sides) == 2:
-        ax.hlines(places, values[PAPER], values[OURS], color=GREY, linewidth=1.2, zorder=1)
+    both = len(sides) == 2
+    # Beside each other where they share a panel: ours a little above the line of its row, the paper below.
+    above, below = (np.arange(len(values)) + (shift if both else 0) for shift in (-SHIFT, SHIFT))
+    if both:
+        ax.plot([values[PAPER], values[OURS]], [below, above], color=GREY, linewidth=1.2, zorder=1)
     if reference in values.index and OURS in sides:
         ax.axvline(values[OURS][reference], color=BLUE, linestyle=":", linewidth=1.2, zorder=0)
     if PAPER in sides:
-        ax.plot(values[PAPER], places, "D", color=ORANGE, alpha=LIGHT if len(sides) == 2 else ALONE, markersize=7)
+        ax.plot(values[PAPER], below, "D", color=ORANGE, alpha=LIGHT if both else ALONE, markersize=7)
     if OURS in sides:
         half = values["±"].fillna(0) if "±" in values else None
-        ax.errorbar(values[OURS], places, xerr=half, fmt="o", color=BLUE, capsize=3)
+        ax.errorbar(values[OURS], above, xerr=half, fmt="o", color=BLUE, capsize=3)
         ringed = values[OURS].where(values.index.isin(list(unclear)))
         if ringed.notna().any():
-            ax.plot(ringed, places, **RING)
+            ax.plot(ringed, above, **RING)
     ax.margins(x=0.14)
     ax.tick_params(axis="y", length=0)
     ax.locator_params(axis="x", nbins=5)

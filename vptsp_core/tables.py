@@ -107,12 +107,12 @@ def listing(configs: Cells, keys: Sequence[str]) -> pd.DataFrame:
     """Settings of the cells to look at: a row a cell, ``keys`` of `RunConfig`, empty where unread."""
     semantic = {"accumulator", "proxy_source", "class_prompts"}
     table = pd.DataFrame({
-        f"{row}, {name}": {
+        f"{row}, {config.dataset}": {
             key: "" if key in semantic and config.method != "vptsp" else value
             for key, value in config.to_dict().items()
             if key in keys
         }
-        for (row, name), config in configs.items()
+        for (row, _), config in configs.items()
     }).T[list(keys)]  # fmt: skip
     for key in table.columns.intersection(["lr", "lr_proxy", "weight_decay"]):
         table[key] = table[key].map("{:g}".format)
