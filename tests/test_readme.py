@@ -16,8 +16,8 @@ def test_the_python_block_runs(tmp_path, monkeypatch, capsys):
     images = GlyphSet("test", images_per_class=1)
     for name, place in (("a", 0), ("b", 1), ("query", 1)):
         images.image(place).save(tmp_path / f"{name}.png")
-    small = vptsp_core.preset
-    monkeypatch.setattr(vptsp_core, "preset", lambda name, **changes: small(name, **changes, epochs=1, steps_per_epoch=2))
+    preset, short = vptsp_core.preset, {"epochs": 1, "steps_per_epoch": 2}
+    monkeypatch.setattr(vptsp_core, "preset", lambda name, **changes: preset(name, **changes, **short))
     monkeypatch.setenv("VPTSP_RESULTS", str(tmp_path / "results"))
     monkeypatch.chdir(tmp_path)
     names: dict = {}
