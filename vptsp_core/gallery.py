@@ -108,7 +108,7 @@ def thumbnail_map(points: np.ndarray, images: ImageSet, places: Sequence[int], *
     side = 0.022  # of the map's
     fig = Figure(figsize=(8.6, 8.6), layout="constrained")
     ax = fig.subplots()
-    ax.scatter(*unit.T, s=6, color="#BBBBBB", linewidth=0)
+    ax.scatter(unit[:, 0], unit[:, 1], s=6, color="#BBBBBB", linewidth=0)
     for at in apart(unit, side, limit):
         x, y = unit[at] - side / 2
         ax.imshow(thumbnail(images.image(places[at])), extent=(x, x + side, y, y + side), interpolation="nearest",

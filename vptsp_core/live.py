@@ -34,7 +34,7 @@ def training(history: pd.DataFrame, *, epochs: int, frozen: float | None = None)
     if "R@1" in history:
         seen = history.dropna(subset=["R@1"])
         recall.plot(seen["epoch"], 100 * seen["R@1"], "o-", color=VERMILION, label="this run")
-        recall.legend(loc="lower right")
+        recall.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
     recall.set(ylabel="R@1 on unseen classes, %")
     for ax in (loss, recall):
         ax.set(xlabel="epoch", xlim=(0.5, epochs + 0.5))
