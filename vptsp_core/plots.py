@@ -88,7 +88,7 @@ def _with_palette(png: io.BytesIO) -> io.BytesIO:
     small = io.BytesIO()
     picture, told = Image.open(png), PngInfo()
     for key, text in picture.info.items():
-        if isinstance(text, str):
+        if isinstance(key, str) and isinstance(text, str):
             told.add_text(key, text)
     quantised = picture.convert("RGB").quantize(256)
     quantised.save(small, "PNG", optimize=True, pnginfo=told, dpi=picture.info.get("dpi"))
