@@ -194,7 +194,8 @@ def test_what_always_kills_its_process_is_named(tmp_path, monkeypatch):
         share_out(shared_work.work, {tmp_path / n: (n, str(tmp_path)) for n in ("die", "sleep")}, 2, progress=False)
 
 
-def test_ctrl_c_ends_all_of_them_at_once(tmp_path):
+@pytest.mark.parametrize("how", ["ctrl-c", "kill -9"])
+def test_ctrl_c_ends_all_of_them_at_once(tmp_path, how):
     code = (
         "import pathlib, signal, sys, shared_work\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -208,7 +209,10 @@ def test_ctrl_c_ends_all_of_them_at_once(tmp_path):
     )  # fmt: skip
     until(lambda: len([*tmp_path.glob("[0-9]*")]) == 2, "both to begin")
     pids = [int(path.name) for path in tmp_path.glob("[0-9]*")]
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+    if how == "ctrl-c":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+    else:
+        process.kill()
     process.wait(60)  # they sleep for 300
     assert process.returncode != 0
 

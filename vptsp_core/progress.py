@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from vptsp_core.distributed import is_main
+from vptsp_core.distributed import from_main, is_main
 from vptsp_core.files import write_json
 from vptsp_core.locks import locked
 
@@ -32,16 +32,17 @@ def at_work(folder: Path) -> Iterator[None]:
     Two that train the same run would spoil each other's checkpoint, so the second waits, and then looks what the first
     left. The system gives the lock of a dead process free.
     """
-    if not is_main():
+    if is_main():
+        with locked(folder / "lock", f"{folder.name}: another process trains it; waiting"):
+            write_progress(folder, 0, 0)
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    (folder / PROGRESS).unlink()
+    else:
         yield
-        return
-    with locked(folder / "lock", f"{folder.name}: another process trains it; waiting"):
-        write_progress(folder, 0, 0)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                (folder / PROGRESS).unlink()
+    from_main(lambda: None)  # none of a group goes on before the folder is as it stays
 
 
 class Watch:

@@ -13,6 +13,7 @@ import re
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 Workers = int | str | None
 _DEATHS = 3  # in a row, with nothing finished between them: then something kills whoever tries
+_WATCH = "parent watch"
 _alone = threading.Lock()
 _claims: list[IO[bytes]] = []  # the lock file of this process's GPU, open for as long as the process lives
 
@@ -49,6 +51,7 @@ class _Place:
 
     sharers: Mapping[str, int]  # processes that share a machine's cores, by machine; "" is this one
     shared: Path  # a file that every process must see
+    parent: int | None = None  # the process that waits for what comes of it; a worker of a cluster has none
     gpus: tuple[Path, ...] = ()  # lock files named as CUDA_VISIBLE_DEVICES names the GPUs: each process takes one
 
     def settle(self) -> None:
@@ -69,6 +72,8 @@ class _Place:
             )
         cores = joblib.cpu_count(only_physical_cores=True)
         torch.set_num_threads(max(1, cores // self.sharers.get(host, 1)))
+        if self.parent is not None and not any(thread.name == _WATCH for thread in threading.enumerate()):
+            threading.Thread(target=_end_with, args=(self.parent,), name=_WATCH, daemon=True).start()
         if self.gpus and not _claims:
             _claims.append(_claimed(self.gpus))
 
@@ -185,7 +190,8 @@ def _processes(workers: int | str, folder: Path) -> Iterator[tuple[joblib.Parall
         gpus = tuple(locks / name for name in _visible_gpus()) if workers == "gpus" else ()
         count = len(gpus) or int(workers)
         try:
-            yield joblib.Parallel(n_jobs=count, backend="loky", **options), _Place({"": count}, shared, gpus)
+            place = _Place({"": count}, shared, os.getpid(), gpus)
+            yield joblib.Parallel(n_jobs=count, backend="loky", **options), place
         except BrokenProcessPool as error:
             raise _Died from error
         finally:
@@ -205,6 +211,13 @@ def _cluster(address: str) -> Iterator[tuple[Any, dict[str, int]]]:
             died = _Died()
             died.for_good = True
             raise died from error
+
+
+def _end_with(parent: int) -> None:
+    """Nobody waits for a process whose parent was killed: it goes too, and the checkpoint stays."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _visible_gpus() -> list[str]:
