@@ -41,7 +41,7 @@ def fake(monkeypatch, score=lambda config: config.alpha) -> list[RunConfig]:
     def run(config, **options):
         made.append(config)
         metrics = {"R@1": score(config)}
-        history = pd.DataFrame([metrics])
+        history = pd.DataFrame([{**metrics, "validation R@1": metrics["R@1"]}])
         path = Path("runs", config.hash())
         return SimpleNamespace(config=config, path=path, metrics=metrics, record={"seconds": 1.0}, history=history)
 
