@@ -41,7 +41,7 @@ def fake(monkeypatch, score=lambda config: config.alpha) -> list[RunConfig]:
     def run(config, **options):
         made.append(config)
         metrics = {"R@1": score(config)}
-        history = pd.DataFrame([metrics])
+        history = pd.DataFrame([{**metrics, "validation R@1": metrics["R@1"]}])
         path = Path("runs", config.hash())
         return SimpleNamespace(config=config, path=path, metrics=metrics, record={"seconds": 1.0}, history=history)
 
@@ -323,7 +323,7 @@ def test_no_trained_trial_no_best(tmp_path, monkeypatch):
     with pytest.raises(VptspError, match="no trained trial"):
         best_config(study)
     assert len(importance(study)) == 0
-    assert plots_search.importance(importance(study)).axes[0].texts
+    assert plots_search.importance(importance(study), 0).axes[0].texts
 
 
 # ---- what it found -------------------------------------------------------------------------------
@@ -336,7 +336,7 @@ def test_importance_names_the_key_that_matters(tmp_path, monkeypatch):
     assert shares.index[0] == "alpha" and shares.iloc[0] > 0.8
     assert set(shares.index) == study.user_attrs["space"].keys() and shares.sum() == pytest.approx(1)
     pd.testing.assert_series_equal(shares, importance(study))
-    ax = plots_search.importance(shares).axes[0]
+    ax = plots_search.importance(shares, 20).axes[0]
     assert [label.get_text() for label in ax.get_yticklabels()] == list(shares.index)
     assert [bar.get_width() for bar in ax.patches] == list(shares) and ax.yaxis_inverted()
 

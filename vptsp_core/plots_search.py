@@ -36,11 +36,12 @@ def history(trials: pd.DataFrame, judge: str, reference: float | None = None, la
 
 
 @_house
-def importance(shares: pd.Series) -> Figure:
+def importance(shares: pd.Series, trials: int) -> Figure:
     """Bars, the most important key on top.
 
     Args:
         shares: of `search_frames.importance`; no rows give an empty frame that says so.
+        trials: from how many they come.
     """
     fig = Figure(figsize=(7.0, 0.9 + 0.32 * max(len(shares), 3)), layout="constrained")
     ax = fig.subplots()
@@ -48,7 +49,7 @@ def importance(shares: pd.Series) -> Figure:
     ax.bar_label(ax.containers[0], fmt="%.2f", padding=3)  # type: ignore[arg-type]
     ax.invert_yaxis()
     ax.margins(x=0.12)
-    ax.set(xlabel="share of the variance of R@1 (fANOVA; all together 1)", xlim=(0, None))
+    ax.set(xlabel=f"share of the variance of R@1 (fANOVA of {trials} trials; all together 1)", xlim=(0, None))
     ax.grid(axis="y", visible=False)
     if not len(shares):
         ax.text(0.5, 0.5, "too few different results", transform=ax.transAxes, ha="center", va="center")
