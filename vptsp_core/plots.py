@@ -197,8 +197,8 @@ def maps(
         for label, colour in zip(shown, CLASS_COLOURS):
             ax.scatter(*points[labels == label].T, s=20, color=colour, alpha=0.75, linewidth=0)
             for name, where in marks.items():
-                size = 190 if name == "Q" else 75
-                ax.scatter(*where[label], s=size, marker=PROXIES[name][0], color=colour, edgecolor=BLACK, zorder=3)
+                size, over = (190, 3) if name == "Q" else (75, 4)  # the smaller ones lie on the larger
+                ax.scatter(*where[label], s=size, marker=PROXIES[name][0], color=colour, edgecolor=BLACK, zorder=over)
         ax.set(title=title, xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
         ax.grid(False)
     entries = [_entry(short_name(names[label]), "o", colour) for label, colour in zip(shown, CLASS_COLOURS)]
