@@ -79,8 +79,7 @@ class Trainer:
         config = self.config = model.config
         check_batch(config.batch, config.samples_per_class)
         self.model, self.images, self.folder, self.evaluate = model, images, folder, evaluate
-        self.progress, self.checkpointing = progress and is_main(), checkpointing
-        self.on_epoch = on_epoch if is_main() else None
+        self.progress, self.checkpointing, self.on_epoch = progress and is_main(), checkpointing, on_epoch
         if checkpointing != "auto":
             model.vit.checkpointing = checkpointing == "on"
         self.device = next(model.parameters()).device
@@ -120,7 +119,7 @@ class Trainer:
                     row |= found
             self.history.append(row)
             self._save(row)
-            if self.on_epoch is not None:
+            if self.on_epoch is not None and is_main():
                 self.on_epoch(self.history)
         return self.history
 
