@@ -161,13 +161,8 @@ class Trainer:
         self.model.train()
         part = own_share(self.config.batch)
         batches = train_batches(self.images, self.config, self.statistics, self.sampler, epoch, self.device, part)
-        bar = tqdm(
-            batches,
-            f"epoch {epoch + 1}/{self.config.epochs}",
-            len(self.sampler),
-            leave=False,
-            disable=not self.progress,
-        )
+        title, silent = f"epoch {epoch + 1}/{self.config.epochs}", not self.progress
+        bar = tqdm(batches, title, len(self.sampler), leave=False, disable=silent)
         start, losses = time.perf_counter(), []
         k, of_images = self.config.samples_per_class, self.images.labels
         schedule = [torch.from_numpy(of_images[batch[::k]]) for batch in self.sampler.epoch(epoch)]
