@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from vptsp_core import class_table, host_rows
-from vptsp_core.bench_table import compare_tables
+from vptsp_core.bench.table import compare_tables
 from vptsp_core.class_table import ClassPrompts
 from vptsp_core.config import RunConfig
 from vptsp_core.devices import to_device

@@ -11,8 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from vptsp_core import diagram, gallery, live, maps, plots
+from vptsp_core import maps, plots
 from vptsp_core.data import ImageSet
+from vptsp_core.plots import diagram, gallery, live
 
 
 class Flat(ImageSet):

@@ -3,9 +3,10 @@
 import pandas as pd
 import pytest
 
-from vptsp_core import bench, plots_latency
+from vptsp_core import bench
+from vptsp_core.bench.latency import latency_configs, measured_latency, paper_latency
 from vptsp_core.errors import ConfigError
-from vptsp_core.latency import latency_configs, measured_latency, paper_latency
+from vptsp_core.plots import latency as plots_latency
 
 
 def test_there_is_a_cell_for_every_one_of_the_papers():

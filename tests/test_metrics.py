@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from vptsp_core import bench_metrics, metrics, neighbours
+from vptsp_core import metrics, neighbours
+from vptsp_core.bench import metrics as bench_metrics
 from vptsp_core.errors import VptspError
 from vptsp_core.metrics import nearest_neighbours, retrieval_metrics
 

@@ -6,9 +6,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from vptsp_core import plots_gap
 from vptsp_core.maps import plane_with_proxies
 from vptsp_core.moments import learned_proxies, proxies_of, run_moments, untouched
+from vptsp_core.plots import gap as plots_gap
 from vptsp_core.presets import preset
 from vptsp_core.study import build_model, run
 from vptsp_core.train import WEIGHTS

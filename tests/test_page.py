@@ -17,11 +17,11 @@ from PIL import Image
 from vptsp_core import page, plots, report
 from vptsp_core.__main__ import main
 from vptsp_core.errors import VptspError
-from vptsp_core.notebook_html import notebook_html
 from vptsp_core.notebook_sources import FOLDER, discover, read
-from vptsp_core.page_facts import chapters
-from vptsp_core.page_html import small_png
-from vptsp_core.page_tables import read_table, table_html
+from vptsp_core.page.facts import chapters
+from vptsp_core.page.html import small_png
+from vptsp_core.page.notebook import notebook_html
+from vptsp_core.page.tables import read_table, table_html
 from vptsp_core.presets import preset
 
 EVIL = "<script>alert('x')</script> & \"co\""

@@ -18,15 +18,16 @@ import pytest
 from optuna.trial import TrialState
 
 import vptsp_core.search as search_module
-from vptsp_core import plots_search, preset
+from vptsp_core import preset
 from vptsp_core.__main__ import main
 from vptsp_core.config import RunConfig
 from vptsp_core.errors import ConfigError, TrainingError, VptspError
+from vptsp_core.plots import search as plots_search
 from vptsp_core.report import paper_table
 from vptsp_core.search import best_config, search, study_name, write_preset
-from vptsp_core.search_frames import importance, runs_of, trials_frame
-from vptsp_core.search_space import KEYS, check, fitting_space, paper_space
-from vptsp_core.search_study import open_study
+from vptsp_core.search.database import open_study
+from vptsp_core.search.frames import importance, runs_of, trials_frame
+from vptsp_core.search.space import KEYS, check, fitting_space, paper_space
 from vptsp_core.study import run
 
 BASE = preset("smoke", steps_per_epoch=1, selection="last")

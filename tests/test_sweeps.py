@@ -6,8 +6,9 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from vptsp_core import plots_sweeps, sweep_tables, sweeps
+from vptsp_core import sweep_tables, sweeps
 from vptsp_core.errors import ConfigError
+from vptsp_core.plots import sweeps as plots_sweeps
 from vptsp_core.report import paper_table
 from vptsp_core.rows import base_config, method_rows
 from vptsp_core.study import build_model

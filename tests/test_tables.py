@@ -9,10 +9,11 @@ import pytest
 import timm
 import torch
 
-from vptsp_core import chance, plots_tables, rows, table_rows, tables
+from vptsp_core import chance, rows, table_rows, tables
 from vptsp_core.backbone import check_supported, load_backbone, pooling
 from vptsp_core.bench import StepBench
 from vptsp_core.errors import ConfigError, WeightsError
+from vptsp_core.plots import tables as plots_tables
 from vptsp_core.presets import preset
 from vptsp_core.report import paper_table
 from vptsp_core.runs import METRICS, Run, run_folder

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if argv[0] in ("train", "evaluate"):
                 command = {"train": _train, "evaluate": _evaluate}[argv[0]]
                 return _together(command, argv[1:]) if "LOCAL_RANK" in os.environ else command(argv[1:])
-            modules = {"data": "data.command", "bench": "bench_command", "search": "search_command", "report": "page"}
+            modules = {"data": "data.command", "bench": "bench.command", "search": "search.command", "report": "page"}
             module = importlib.import_module(f"vptsp_core.{modules.get(argv[0], argv[0])}")
             return int(module.main(argv[1:]) or 0)
     except VptspError as error:

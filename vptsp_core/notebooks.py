@@ -21,8 +21,8 @@ from typing import Any
 import nbformat
 
 from .errors import VptspError
-from .notebook_html import notebook_html
 from .notebook_sources import FOLDER, ROOT, check_parameters, check_sources, discover, read
+from .page.notebook import notebook_html
 from .presets import parse_change
 from .progress import Watch, every
 from .rows import base_config

@@ -11,9 +11,9 @@ from pathlib import Path
 from vptsp_core.errors import VptspError
 from vptsp_core.files import write_bytes
 from vptsp_core.notebook_sources import FOLDER, ROOT
-from vptsp_core.page_facts import DEVICE, HASHES, RECORD, RUNS, SELECTION, Chapter, chapters, gathered, run_seconds
-from vptsp_core.page_html import document, figure_html, markdown
-from vptsp_core.page_tables import OURS, PAPER, Column, read_table, table_html
+from vptsp_core.page.facts import DEVICE, HASHES, RECORD, RUNS, SELECTION, Chapter, chapters, gathered, run_seconds
+from vptsp_core.page.html import document, figure_html, markdown
+from vptsp_core.page.tables import OURS, PAPER, Column, read_table, table_html
 
 PROFILES = {
     "demo": "embedded data, a small backbone, minutes on a CPU",

@@ -28,8 +28,8 @@ from vptsp_core.data.holdout import hold_out
 from vptsp_core.errors import ConfigError, TrainingError, VptspError
 from vptsp_core.files import writable_folder, write_json
 from vptsp_core.runs import Run
-from vptsp_core.search_space import Space, check, fitting_space
-from vptsp_core.search_study import AGAIN, counts, database, open_study, quiet
+from vptsp_core.search.database import AGAIN, counts, database, open_study, quiet
+from vptsp_core.search.space import Space, check, fitting_space
 from vptsp_core.selection import HELD_OUT
 from vptsp_core.study import run
 

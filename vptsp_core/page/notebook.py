@@ -10,7 +10,7 @@ from typing import Any
 
 from vptsp_core.errors import VptspError
 from vptsp_core.notebook_sources import read
-from vptsp_core.page_html import document, small_png
+from vptsp_core.page.html import document, small_png
 
 WIDTH = 1800  # pixels of the widest picture, about twice what it is shown at
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vptsp_core.bench import compare_forms
-from vptsp_core.bench_data import compare_pipelines, epoch_over_steps
-from vptsp_core.bench_metrics import SIZES, benchmark_metrics
-from vptsp_core.bench_table import compare_tables
+from vptsp_core.bench.data import compare_pipelines, epoch_over_steps
+from vptsp_core.bench.metrics import SIZES, benchmark_metrics
+from vptsp_core.bench.table import compare_tables
 from vptsp_core.data import load_benchmark
 from vptsp_core.data.batches import cache_folder
 from vptsp_core.errors import VptspError

@@ -12,7 +12,7 @@ from typing import Any
 
 from vptsp_core.errors import VptspError
 from vptsp_core.notebook_sources import discover, read
-from vptsp_core.page_tables import read_table
+from vptsp_core.page.tables import read_table
 
 RECORD = "_record"
 RUNS, HASHES, SECONDS, DEVICE, SELECTION = (

@@ -9,7 +9,7 @@ import pandas as pd
 from optuna.trial import TrialState
 
 from vptsp_core.runs import METRICS, Run, read_run
-from vptsp_core.search_study import quiet
+from vptsp_core.search.database import quiet
 
 STATES = {
     TrialState.COMPLETE: "trained", TrialState.PRUNED: "left out", TrialState.FAIL: "failed",
