@@ -103,7 +103,7 @@ def test_workers_and_changes_reach_the_notebooks_that_declare_them(tmp_path):
     both = 'profile = "demo"\nresults = "r"\nworkers = None\nchanges = {}'
     write(tmp_path, "a", "open(results + '/seen', 'w').write(repr((workers, changes)))", parameters=both)
     write(tmp_path, "b", "profile", parameters='profile = "demo"\nresults = "r"')
-    given = dict(workers="tcp://host:8786", changes={"augmentation": "base", "alpha": 0.2, "steps_per_epoch": None})
+    given = dict(workers=3, changes={"augmentation": "base", "alpha": 0.2, "steps_per_epoch": None})
     assert notebooks.run_notebooks("smoke", None, tmp_path / "out", folder=tmp_path, **given) == 0
     assert ast.literal_eval((tmp_path / "out" / "seen").read_text()) == tuple(given.values())
 
@@ -136,6 +136,8 @@ def test_options_for_many_runs(options, expected, monkeypatch):
         (["--cluster", "tcp://h"], "workers = 'tcp://h' must be"),
         (["--set", "epochs"], "--set epochs: write KEY=VALUE"),
         (["--set", "epoch=2"], "epoch"),
+        (["--cluster", "tcp://127.0.0.1:9"], "no Dask scheduler answers at tcp://127.0.0.1:9"),
+        (["--seeds", "0,1,0"], r"seeds = \[0, 1, 0\] name one twice"),
         (["--set", "epochs=two"], "epochs = 'two' must be of type int"),
         (["--set", "accumulator=ema"], r"changes \(--set\) hold accumulator, by which tables tell their rows apart"),
     ],

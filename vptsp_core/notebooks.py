@@ -26,7 +26,7 @@ from .page.notebook import notebook_html
 from .presets import parse_change
 from .progress import Watch, every
 from .rows import configured
-from .workers import Workers, check_workers
+from .workers import Workers, check_cluster, check_workers
 
 __all__ = ["check_sources", "main", "run_notebooks"]
 
@@ -54,7 +54,9 @@ def run_notebooks(
     if profile not in PROFILES:
         raise VptspError(f"unknown profile {profile!r}; one of: {', '.join(PROFILES)}")
     configured(profile, {}, changes or {})  # an unknown key or a wrong type is told now
-    check_workers(workers)
+    if seeds is not None and len(set(seeds)) < len(seeds):
+        raise VptspError(f"seeds = {list(seeds)} name one twice: its run would count twice; give each once")
+    check_cluster(check_workers(workers))
     if data is not None and not Path(data).is_dir():
         raise VptspError(f"--data: there is no folder {data}")
     values: dict[str, Any] = {"profile": profile, "results": _from_root(results)}

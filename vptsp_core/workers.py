@@ -97,6 +97,13 @@ def check_workers(workers: Workers) -> Workers:
     return None if workers == 1 or (workers == "gpus" and torch.cuda.device_count() == 1) else workers
 
 
+def check_cluster(workers: Workers) -> None:
+    """Raises VptspError where ``workers`` name a Dask cluster that does not answer or cannot be used."""
+    if isinstance(workers, str) and workers.startswith("tcp://"):
+        with _cluster(workers):
+            pass
+
+
 def share_out(
     work: Callable[[T], R], items: Mapping[Path, T], workers: Workers, progress: bool = True, *, already: int = 0
 ) -> dict[Path, R | VptspError]:
