@@ -37,6 +37,7 @@ class Sweep:
     Attributes:
         key: of `RunConfig`, what is varied.
         title, axis: what a figure writes above it and below it.
+        paper_axis: what it writes below the paper's curve, where that is not the same; empty where it is.
         claim: what the paper's curve shows.
         values: {profile: {value of key: the paper's x that it stands beside, None where the paper has no point}}.
             The value of table 1 is among them, so that its run is shared.
@@ -51,6 +52,7 @@ class Sweep:
     values: Mapping[str, Mapping[float, float | None]]
     row: str = BEST
     logarithmic: bool = False
+    paper_axis: str = ""
 
 
 def _same(*values: float) -> dict[float, float | None]:
@@ -68,6 +70,7 @@ SWEEPS: dict[str, Sweep] = {
             "demo": {0: 0, 1: None, 2: None, 4: None, 6: None},
             "smoke": {0: 0, 2: None},
         },
+        paper_axis="tunable parameters, thousands",
     ),
     "b": Sweep(
         "batch", "batch size", "images in a batch",
@@ -177,8 +180,8 @@ def left_out(panel: str, profile: str, **changes: Any) -> str:
     if not lost or "batch" in changes:
         return ""
     return (
-        f"Panel b without {', '.join(lost)}: {config.samples_per_class} images a class make batches of at most {most} "
-        f"with the {train_classes(config)} training classes of {config.dataset}."
+        f"Not run: panel b with batches of {', '.join(lost)}: {config.samples_per_class} images a class make batches "
+        f"of at most {most} with the {train_classes(config)} training classes of {config.dataset}."
     )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
 from vptsp_core.errors import VptspError
 from vptsp_core.files import write_bytes
 from vptsp_core.notebook_sources import FOLDER, ROOT
-from vptsp_core.page.facts import DEVICE, HASHES, RECORD, RUNS, SELECTION, Chapter, chapters, gathered, run_seconds
+from vptsp_core.page.facts import DEVICE, RECORD, RUNS, SELECTION, Chapter, chapters, gathered, run_seconds
 from vptsp_core.page.html import document, figure_html, markdown
 from vptsp_core.page.tables import OURS, PAPER, Column, read_table, table_html
 
@@ -20,6 +21,7 @@ PROFILES = {
     "smoke": "the demo with a handful of steps a run: shows that everything works, and nothing else",
     "paper": "the paper's benchmarks and backbones",
 }
+_PRINTED = "./run_all.sh --profile paper --data DIR"  # report.absent_data
 _STAND_INS = """\
 - The data here are **glyphs**: drawn letters, made by the package, in place of photographs, and the backbone is a ViT
   of 0.7 M parameters. They stand beside the paper's CUB-200 column because something must; the *difference* then says
@@ -52,6 +54,8 @@ def build(results: str | Path = ROOT / "results", profile: str = "demo", noteboo
     folder = Path(results).expanduser().resolve() / profile
     parts = chapters(folder, notebooks)
     command = "./run_all.sh" + _options(folder.parent, profile)
+    if profile == "paper":  # the commands that notebooks print do not name the place of the results
+        parts = [replace(p, absent=tuple(line.replace(_PRINTED, command) for line in p.absent)) for p in parts]
     title = f"VPTSP: the paper's tables and figures, profile {profile}"
     body = [f"<h1>{escape(title)}</h1>", _overview(folder, parts, profile, command), _missing(parts, command)]
     body += [_reading(profile), *(_section(part, command) for part in parts)]
@@ -83,9 +87,9 @@ def _state(part: Chapter) -> str:
         return "failed" if not part.there else "failed last time; shown is an earlier one"
     if not part.there:
         return "not run"
-    if part.absent:
-        return "run in part: data missing" if part.values(HASHES) else "data missing"
-    return "run"
+    if part.without_data:
+        return "ran without data"
+    return "run in part" if part.absent else "run"
 
 
 def _overview(folder: Path, parts: Sequence[Chapter], profile: str, command: str) -> str:
@@ -100,10 +104,13 @@ def _overview(folder: Path, parts: Sequence[Chapter], profile: str, command: str
         whole = [part.seconds for part in there if part.seconds is not None]
         took = f" The notebooks themselves took {_duration(sum(whole))}." if len(whole) == len(there) else ""
         counted = "" if once else ", runs that several notebooks share counted in each"
-        devices = "; ".join(gathered(there).get(DEVICE, ["unknown"]))
+        devices = "; ".join(gathered(there).get(DEVICE, []))
+        empty = sum(part.without_data for part in there)
+        without = f" Ran without data: {empty}." if empty else ""
         out.append(
-            f"<p>{len(there)} of {len(parts)} notebooks ran, with {runs} different training runs: {_duration(seconds)} "
-            f"of training and evaluation{counted}, on {escape(devices)}.{took}</p>"
+            f"<p>{len(there) - empty} of {len(parts)} notebooks ran, with {runs} different training runs: "
+            f"{_duration(seconds)} of training and evaluation{counted}{devices and ', on '}{escape(devices)}."
+            f"{without}{took}</p>"
         )
     out.append(_contents(parts))
     if there:
@@ -156,13 +163,17 @@ def _reading(profile: str) -> str:
 
 def _section(part: Chapter, command: str) -> str:
     out = [f'<section id="{escape(part.name)}"><h2>{escape(part.title)}</h2>', markdown(part.claim)]
+    if part.compared:
+        out.append(markdown(part.compared))
     if part.more:
-        out.append(f"<details><summary>what can be compared, and more</summary>{markdown(part.more)}</details>")
+        out.append(f"<details><summary>more about it</summary>{markdown(part.more)}</details>")
     if not part.there:
         why = f"It failed: {escape(part.failure)}." if part.failure else "It has not run."
         out.append(f"<p class='warn'>{why} <code>{escape(command)} --only {escape(part.only)}</code></p></section>")
         return "\n".join(out)
     out += [f"<p class='warn'>{escape(line)}</p>" for line in part.absent]
+    if part.record.get(SELECTION):
+        out.append(f'<p class="quiet">Model selection: {escape(part.record[SELECTION])}.</p>')
     for path in part.figures:
         out.append(_shown(path, lambda path: figure_html(path, _words(path, part) or part.title)))
     for path in part.tables:
