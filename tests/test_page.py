@@ -193,13 +193,14 @@ def test_overview_counts_shared_runs_once_where_it_can(folders):
 def test_what_is_missing_stands_there_with_its_command(folders):
     sources, results = folders
     shown = Page(page.build(results, "demo", sources))
-    command = f"./run_all.sh --results '{results.resolve()}' --only"
+    command = f"./run_all.sh --results '{results.resolve()}' --seeds 0,1 --only"
     assert f"table10_latency has not run: {command} table10" in shown.words
     assert f"tour has not run: {command} tour" in shown.words
     failed = f"fig3_ablations failed (ValueError: first line {EVIL}); see notebooks/fig3_ablations.failed.ipynb"
     assert failed in shown.words
     assert f"Again: {command} fig3" in shown.words
-    assert "table2_sota: No runs: cars is not here" in shown.words and "data get cars --data DIR" in shown.words
+    get = "cars is not here (no folder was given). To get it: python -m vptsp_core data get cars --data DIR, and then:"
+    assert f"{get} {command.replace('--only', '--data DIR --only')} table2" in shown.words
     listed = shown.words[shown.words.index("What is missing") : shown.words.index("How to read this")]
     assert "table4_components: table4_components.csv cannot be read" in listed and f"{command} table4)" in listed
     assert "table4_components_cars.png: not a readable picture" in shown.words
@@ -211,7 +212,10 @@ def test_a_notebook_without_any_run_is_said_to_have_run_without_data(tmp_path):
     folder = results / "paper" / "notebooks"
     folder.mkdir(parents=True)
     cars = report.absent_data(preset("cars196-vits16"), None, "table1")
-    said = {"table1_a": [cars], "table10_c": [], "table8_b": ["5 runs.", "Not run: DINO & co: no weights"]}
+    said = {
+        "table1_a": [cars], "table2_d": ["Not run: all of it"], "table3_e": [cars], "table10_c": [],
+        "table8_b": ["5 runs.", "Not run: DINO & co: no weights"],
+    }  # fmt: skip
     for name, lines in said.items():
         source(sources, name, f"# {name}")
         outputs = [new_output("stream", text="\n".join(lines) + "\n")]
@@ -219,20 +223,25 @@ def test_a_notebook_without_any_run_is_said_to_have_run_without_data(tmp_path):
         (folder / f"{name}.html").write_text(notebook_html(tmp_path / "x.ipynb", name), encoding="utf-8")
         report.save_table(pd.DataFrame({"R@1, paper": [86.6]}), results / "paper", name)
     report.save_table(report.record_table([]), results / "paper", "table1_a_record")
-    report.save_table(record("20d94c243a3a", ["aa1"], 60), results / "paper", "table8_b_record")
+    facts = record("20d94c243a3a", ["aa1"], 60)
+    facts.loc["device"] = "cpu, 2 threads, cpu, 1 threads"
+    report.save_table(facts, results / "paper", "table8_b_record")
     shown = Page(page.build(results, "paper", sources))
-    assert "2 of 3 notebooks ran, with 1 different training runs: 60 s" in shown.words
-    assert "on cpu, 2 threads. Ran without data: 1." in shown.words
+    text = (results / "paper" / "index.html").read_text(encoding="utf-8")
+    assert text.count("<code>python -m vptsp_core data get cars196 --data DIR</code>") == 3
+    assert "2 of 5 notebooks ran, with 1 different training runs: 60 s" in shown.words
+    assert "on cpu, 2 threads; cpu, 1 threads. Ran without data: 2. Ran without runs: 1." in shown.words
     states = {row[0]: row[1] for row in shown.tables[0]}
     assert states["table1_a"] == "ran without data" and states["table8_b"] == "run in part"
     assert states["table10_c"] == "run"  # nothing missing: it needs no runs
     assert shown.words.count("Not run: DINO & co: no weights") == 2  # listed, and in its section
-    assert shown.words.count(f"--data DIR --results {results.resolve()} --only table1") == 2
+    assert shown.words.count(f"--data DIR --results {results.resolve()} --seeds 0,1 --only table1,table3") == 1
+    assert shown.words.count("cars196 is not here") == 3  # once among what is missing, and in the two sections
     for part in ("table8_b", "table10_c"):
         (folder / f"{part}.html").unlink()
         [path.unlink() for path in (results / "paper" / "tables").glob(f"{part}*")]
     words = Page(page.build(results, "paper", sources)).words
-    assert "0 of 3 notebooks ran" in words and "unknown" not in words
+    assert "0 of 5 notebooks ran" in words and "unknown" not in words
 
 
 def test_tables_hold_the_numbers_of_the_files(folders):

@@ -61,7 +61,7 @@ def _same(*values: float) -> dict[float, float | None]:
 
 SWEEPS: dict[str, Sweep] = {
     "a": Sweep(
-        "class_prompts", "tunable parameters", "class-prompt parameters, thousands",
+        "class_prompts", "tunable parameters", "class-prompt parameters, K",
         "nearly flat: CUB 85.0 at 0, highest at 1,500 K (85.5), 84.5 from 2,500 K on",
         {
             # Class prompts of 100 classes in 12 blocks of width 384: 461 K for each m. The released m = 3 then lies at
@@ -70,7 +70,7 @@ SWEEPS: dict[str, Sweep] = {
             "demo": {0: 0, 1: None, 2: None, 4: None, 6: None},
             "smoke": {0: 0, 2: None},
         },
-        paper_axis="tunable parameters, thousands",
+        paper_axis="tunable parameters, K",
     ),
     "b": Sweep(
         "batch", "batch size", "images in a batch",
@@ -180,8 +180,8 @@ def left_out(panel: str, profile: str, **changes: Any) -> str:
     if not lost or "batch" in changes:
         return ""
     return (
-        f"Not run: panel b with batches of {', '.join(lost)}: {config.samples_per_class} images a class make batches "
-        f"of at most {most} with the {train_classes(config)} training classes of {config.dataset}."
+        f"Panel b without {', '.join(lost)}: {config.samples_per_class} images a class make batches of at most {most} "
+        f"with the {train_classes(config)} training classes of {config.dataset}."
     )
 
 

@@ -19,9 +19,9 @@ RUNS, HASHES, SECONDS, DEVICE, SELECTION = (
     "runs", "run", "seconds of training and evaluation, all runs", "device", "epoch reported",
 )  # fmt: skip
 # Printed by notebooks: report.absent_data, tables.carry_out, sweeps.left_out.
-_ABSENT = re.compile(r"^(?:<pre>)?((?:No runs|Not run): [^<\n]+)", re.MULTILINE)
+_ABSENT = re.compile(r"^(?:<pre>)?((?:No runs:|Not run:|Panel \w+ without) [^<\n]+)", re.MULTILINE)
 _COMPARED = "**What can be compared.**"  # how that paragraph begins
-_WHOLE = (DEVICE,)  # facts whose single value may hold a comma
+_COMMA = re.compile(r", (?!\d+ threads)")  # between values; the device "cpu, 2 threads" is one
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ class Chapter:
         return bool(self.tables or self.figures or self.record or self.page)
 
     @property
-    def without_data(self) -> bool:
-        """Whether it ran, but had nothing to run on: all that it shows is the paper's."""
+    def empty(self) -> bool:
+        """Whether it was executed, but could make no run at all: what it shows is the paper's alone."""
         return self.there and bool(self.absent) and not self.values(HASHES)
 
     def values(self, fact: str) -> list[str]:
         """A fact of the record, value for value."""
         text = self.record.get(fact, "")
-        return ([text] if fact in _WHOLE else text.split(", ")) if text else []
+        return _COMMA.split(text) if text else []
 
 
 def chapters(folder: Path, notebooks: Path) -> list[Chapter]:
