@@ -185,7 +185,9 @@ def _section(part: Chapter, command: str) -> str:
         why = f"It failed: {escape(part.failure)}." if part.failure else "It has not run."
         out.append(f"<p class='warn'>{why} <code>{escape(command)} --only {escape(part.only)}</code></p></section>")
         return "\n".join(out)
-    out += [f"<p class='warn'>{_COMMAND.sub(r'<code>\1</code>', escape(line))}</p>" for line in part.absent]
+    for line in part.absent:
+        told = _COMMAND.sub(r"<code>\1</code>", escape(line))
+        out.append(f"<p class='warn'>{told}</p>")
     if part.record.get(SELECTION):
         out.append(f'<p class="quiet">Model selection: {escape(part.record[SELECTION])}.</p>')
     for path in part.figures:
