@@ -103,7 +103,7 @@ def test_workers_and_changes_reach_the_notebooks_that_declare_them(tmp_path):
     both = 'profile = "demo"\nresults = "r"\nworkers = None\nchanges = {}'
     write(tmp_path, "a", "open(results + '/seen', 'w').write(repr((workers, changes)))", parameters=both)
     write(tmp_path, "b", "profile", parameters='profile = "demo"\nresults = "r"')
-    given = dict(workers="tcp://host:8786", changes={"accumulator": "ema", "bitfit": False, "steps_per_epoch": None})
+    given = dict(workers="tcp://host:8786", changes={"augmentation": "base", "alpha": 0.2, "steps_per_epoch": None})
     assert notebooks.run_notebooks("smoke", None, tmp_path / "out", folder=tmp_path, **given) == 0
     assert ast.literal_eval((tmp_path / "out" / "seen").read_text()) == tuple(given.values())
 
@@ -137,6 +137,7 @@ def test_options_for_many_runs(options, expected, monkeypatch):
         (["--set", "epochs"], "--set epochs: write KEY=VALUE"),
         (["--set", "epoch=2"], "epoch"),
         (["--set", "epochs=two"], "epochs = 'two' must be of type int"),
+        (["--set", "accumulator=ema"], r"changes \(--set\) hold accumulator, by which tables tell their rows apart"),
     ],
 )
 def test_wrong_options_for_many_runs_are_told_before_anything_starts(tmp_path, options, message):

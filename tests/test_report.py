@@ -23,7 +23,8 @@ def fake_run(seed: int = 0, recall: float = 0.5, commit: str = "abc", **changes)
         "parameters": {"tunable": 5, "tunable released": 4, "total": 9},
     }  # fmt: skip
     config = preset("smoke", seed=seed, **changes)
-    return Run(config, Path("runs"), {"R@1": recall, "MAP@R": recall / 2}, pd.DataFrame(), record)
+    path = Path("runs", f"{config.hash()}-{commit}")
+    return Run(config, path, {"R@1": recall, "MAP@R": recall / 2}, pd.DataFrame(), record)
 
 
 def test_paper_table_reads_the_printed_numbers_and_lists_what_there_is():
@@ -109,7 +110,8 @@ def test_selection_note():
 
 
 def test_record_table_names_every_value_that_differs():
-    table = report.record_table([fake_run(0), fake_run(1), fake_run(1, commit="def")])["value"]
+    runs = [fake_run(0), fake_run(1), fake_run(1, commit="def")]
+    table = report.record_table([*runs, runs[1]])["value"]  # which stands for two points, and counts once
     assert table["runs"] == "3" and table["seed"] == "0, 1" and table["commit"] == "abc, def"
     assert table["torch version"] == "2.12.0" and table["weights checksum"] == "w1" and table["device"] == "cpu"
     assert table["data checksum, train"] == "t1" and table["data checksum, test"] == "t2"
@@ -134,6 +136,9 @@ def test_absent_data_is_told_in_one_line(tmp_path):
     assert (
         "data get cub200 --data DIR" in line and "--profile paper --data DIR --only table1" in line and "\n" not in line
     )
+    assert line == report.absent_data(cub, None, "table1", report.place("results") / "paper")
+    elsewhere = report.absent_data(cub, None, "table1", report.place("some where") / "paper")
+    assert elsewhere == f"{line} --results 'some where'"
     assert "there is no cub200/" in report.absent_data(cub, tmp_path, "table1")
     (tmp_path / "cub200").mkdir()
     assert report.absent_data(cub, tmp_path, "table1") == ""  # there, if broken: loading it says what is wrong

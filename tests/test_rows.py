@@ -1,8 +1,13 @@
 """Every row of table 1 is a run that can be described, and finds its line in the paper's table."""
 
+import functools
+
 import pytest
 
+from vptsp_core import sweeps
+from vptsp_core.bench.latency import latency_configs
 from vptsp_core.errors import ConfigError
+from vptsp_core.presets import preset
 from vptsp_core.report import paper_table
 from vptsp_core.rows import (
     ADAPTERS,
@@ -13,11 +18,14 @@ from vptsp_core.rows import (
     METHODS,
     RATES,
     base_config,
+    check_changes,
+    configured,
     integration_rows,
     method_rows,
     paper_labels,
     proxy_source_rows,
 )
+from vptsp_core.table_rows import TABLES
 
 # Finished runs are found by these: they may change only together with what the runs compute.
 HASHES = {
@@ -111,6 +119,26 @@ def test_paper_labels_match_ours_but_for_the_frozen_backbone():
     assert set(paper["label"]) <= set(METHODS) and paper["label"].is_unique
     values = paper.set_index("label")["R@1"]
     assert (values[FULL], values["Linear probing"], values["VPT"], values[BEST]) == (85.5, 84.9, 85.1, 86.6)
+
+
+@pytest.mark.parametrize(
+    "key", ["dataset", "method", "bitfit", "accumulator", "proxy_source", "adapter_dim", "adapter_layers", "seed"]
+)
+def test_keys_that_say_which_run_a_row_is_are_refused_everywhere(key):
+    change = {key: getattr(preset("demo"), key)}
+    asked = [
+        lambda: check_changes(change), lambda: configured("demo", {}, change),
+        lambda: latency_configs("demo", **change), lambda: sweeps.points("d", "demo", **change),
+        *(functools.partial(cells, "demo", **change) for cells in TABLES.values()),
+    ]  # fmt: skip
+    for ask in asked:
+        with pytest.raises(ConfigError, match=rf"changes \(--set\) hold {key}\b.*; (leave it out|give seeds)"):
+            ask()
+
+
+def test_configured_applies_changes_last():
+    config = configured("demo", {"method": "vpt", "lr": 0.25, "seed": 3}, {"lr": 0.5})
+    assert (config.method, config.lr, config.seed) == ("vpt", 0.5, 3)
 
 
 def test_unknown_profile_is_refused_by_name():

@@ -261,6 +261,22 @@ def test_weights_file_counts_by_content_not_by_place(tmp_path):
         assert all(torch.equal(loaded[key], state[key]) for key in state)
 
 
+def test_a_run_cut_short_goes_on_when_its_weights_file_is_spelled_otherwise(tmp_path, monkeypatch):
+    save_file(load_backbone("demo_vit").state_dict(), tmp_path / "own.safetensors")
+    begun = tiny(weights=str(tmp_path / "own.safetensors"), epochs=2)
+
+    def stop(history):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(begun, results=tmp_path, progress=False, on_epoch=stop)
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    done = run(begun.replace(weights="own.safetensors"), results=tmp_path, progress=False, on_epoch=seen.append)
+    assert len(seen) == 1 and [s["after_epochs"] for s in done.record["stretches"]] == [0, 1]
+    assert done.path == run_folder(begun, tmp_path) and done.path.name.endswith(done.record["hash"])
+
+
 def test_seeds_are_averaged_with_students_interval():
     table = pd.DataFrame({"method": ["a", "a", "a", "b"], "R@1": [0.5, 0.6, 0.7, 0.4]})
     out = over_seeds(table, ["method"], ["R@1"])

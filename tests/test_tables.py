@@ -71,11 +71,29 @@ def test_settings_are_the_released_presets_and_rates_of_the_papers_space():
 
 
 def test_changes_come_last():
-    changed = dict(epochs=2, lr=0.5, embed_dim=64, seed=7)
+    changed = dict(epochs=2, lr=0.5, momentum=0.5)
     for number in TABLES:
         for profile in rows.BASE:
+            assert table_rows.left_out(number, changed) == ""
             for config in TABLES[number](profile, **changed).values():
                 assert {key: getattr(config, key) for key in changed} == changed
+
+
+@pytest.mark.parametrize("profile", rows.BASE)
+def test_another_backbone_leaves_out_the_tables_whose_rows_have_their_own(profile):
+    small = dict(backbone="vit_tiny_patch16_224.augreg_in21k", weights="random", embed_dim=192, epochs=2)
+    for number in TABLES:
+        cells, line = TABLES[number](profile, **small), table_rows.left_out(number, small)
+        if number in (4, 5, 7):
+            assert line == "" and len({config.hash() for config in cells.values()}) == len(cells) > 3
+            assert all(getattr(config, key) == value for config in cells.values() for key, value in small.items())
+            assert [*cells] == [*TABLES[number](profile)]
+        else:
+            assert line.startswith("No runs: changes (--set) hold backbone") and f"table {number} " in line
+            assert cells == {} and tables.listing(cells, ["lr", "epochs"]).empty
+            table = tables.beside(paper_rows(number), tables.Done([], [], []), extra=tables.parameters({}))
+            assert list(table.index) == list(paper_rows(number)["row"])
+    assert TABLES[3](profile, embed_dim=192) and TABLES[6](profile, weights="random")
 
 
 def test_table_8_starts_from_the_papers_weights():

@@ -169,6 +169,17 @@ def test_what_a_cluster_cannot_do_is_told_and_not_waited_for(cluster, tmp_path):
         share_out(shared_work.work, runs, cluster.address, progress=False)
 
 
+def test_a_scheduler_that_goes_away_is_told_in_one_line(cluster, tmp_path):
+    cluster.workers(1)
+    at_work = lambda: any(path.name.isdigit() for path in tmp_path.iterdir())  # noqa: E731
+    killer = threading.Thread(target=lambda: (until(at_work, "the work to begin"), cluster.processes[0].kill()))
+    killer.start()
+    with pytest.raises(VptspError, match="the cluster at tcp://127.0.0.1:.* went away; start it again") as caught:
+        share_out(shared_work.work, {tmp_path / "run": ("sleep", str(tmp_path))}, cluster.address, progress=False)
+    killer.join()
+    assert "\n" not in str(caught.value)
+
+
 # ---- processes of this machine -------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import nn
 
+from vptsp_core.config import RunConfig
 from vptsp_core.errors import ConfigError, WeightsError
 
 # The embedded ViT, small enough to be shipped and to be tuned in seconds on two cores (see pretrain).
@@ -194,6 +195,20 @@ def checksum(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def identity(config: RunConfig) -> str:
+    """The run's hash, in which a file of weights counts by its content, not by where it lies.
+
+    Raises:
+        WeightsError: no such file.
+    """
+    if config.weights in ("pretrained", "random"):
+        return config.hash()
+    file = Path(config.weights).expanduser()
+    if not file.is_file():
+        raise WeightsError(f"weights {config.weights}: no such file; give a .safetensors or .pth file")
+    return config.replace(weights="sha256:" + hashlib.sha256(file.read_bytes()).hexdigest()[:16]).hash()
 
 
 def _sorted_state(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -9,6 +9,7 @@ import contextlib
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from typing import Any
 
 from distributed import Client, KilledWorker, get_worker
@@ -47,7 +48,8 @@ def connected(address: str, patience: float = 10) -> Iterator[Client]:
     """A client of the scheduler at ``address``, which has workers that run one thing at a time.
 
     Raises:
-        VptspError: nobody answers within ``patience`` seconds, there are no workers, or one has several threads.
+        VptspError: nobody answers within ``patience`` seconds, there are no workers, or one has several threads; or,
+            from inside, the scheduler went away.
     """
     host, port = address.removeprefix("tcp://").rsplit(":", 1)
     try:
@@ -67,7 +69,12 @@ def connected(address: str, patience: float = 10) -> Iterator[Client]:
         for worker, threads in client.nthreads().items():
             if threads != 1:
                 raise VptspError(f"worker {worker} has {threads} threads, runs need one; start it with: {start}")
-        yield client
+        try:
+            yield client
+        except CancelledError as error:
+            raise VptspError(
+                f"the cluster at {address} went away; start it again: the same command goes on where runs were"
+            ) from error
 
 
 def workers_by_host(client: Client) -> dict[str, int]:

@@ -25,7 +25,7 @@ from .notebook_sources import FOLDER, ROOT, check_parameters, check_sources, dis
 from .page.notebook import notebook_html
 from .presets import parse_change
 from .progress import Watch, every
-from .rows import base_config
+from .rows import configured
 from .workers import Workers, check_workers
 
 __all__ = ["check_sources", "main", "run_notebooks"]
@@ -53,7 +53,7 @@ def run_notebooks(
     """
     if profile not in PROFILES:
         raise VptspError(f"unknown profile {profile!r}; one of: {', '.join(PROFILES)}")
-    base_config(profile, **(changes or {}))  # an unknown key or a wrong type is told now
+    configured(profile, {}, changes or {})  # an unknown key or a wrong type is told now
     check_workers(workers)
     if data is not None and not Path(data).is_dir():
         raise VptspError(f"--data: there is no folder {data}")

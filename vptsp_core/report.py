@@ -6,6 +6,8 @@ hold percent from then on.
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -40,18 +42,18 @@ def place(path: str | Path) -> Path:
     return (here.parent if here.name == "notebooks" else here) / Path(path).expanduser()
 
 
-def absent_data(config: RunConfig, data: str | Path | None, notebook: str) -> str:
+def absent_data(config: RunConfig, data: str | Path | None, notebook: str, folder: Path = Path("results/paper")) -> str:
     """Empty where the data set's folder is there (if it is broken, loading it says so), else one line: what is not
-    there, and the command that mends it."""
-    if config.dataset == "glyphs":
+    there, and the command that mends it. ``folder``: of the profile's results."""
+    own = CATALOG[config.dataset].folder if config.dataset in CATALOG else ""
+    if config.dataset == "glyphs" or (data is not None and (place(data) / own).is_dir()):
         return ""
-    folder = CATALOG[config.dataset].folder if config.dataset in CATALOG else ""
-    if data is not None and (place(data) / folder).is_dir():
-        return ""
-    where = "no folder was given" if data is None else f"there is no {folder}/ in {data}"
+    why = "no folder was given" if data is None else f"there is no {own}/ in {data}"
     get = f"python -m vptsp_core data get {config.dataset} --data DIR"
-    command = f"./run_all.sh --profile paper --data DIR --only {notebook}"
-    return f"No runs: {config.dataset} is not here ({where}). To get it: {get}, and then: {command}"
+    where = os.path.relpath(place(folder.parent), place(""))
+    run = f"./run_all.sh --profile paper --data DIR --only {notebook}"
+    run += f" --results {shlex.quote(where)}" if where != "results" else ""
+    return f"No runs: {config.dataset} is not here ({why}). To get it: {get}, and then: {run}"
 
 
 def watched() -> bool:
@@ -170,8 +172,7 @@ def selection_note(runs: Sequence[Run]) -> str:
     """Which epoch the runs report, in one sentence; runs that differ in this are counted by kind."""
     kinds = ["frozen" if run.config.method == "frozen" else run.config.selection for run in runs]
     found = [kind for kind in SELECTED if kind in kinds]
-    if found != ["frozen"]:
-        found = [kind for kind in found if kind != "frozen"]  # says nothing beside the others
+    found = [kind for kind in found if kind != "frozen"] or found  # says nothing beside the others
     counted = [f"{SELECTED[kind]} ({kinds.count(kind)} run(s))" if found[1:] else SELECTED[kind] for kind in found]
     return f"Epoch reported: {'; '.join(counted)}." if found else ""
 
@@ -188,8 +189,7 @@ def styled(table: pd.DataFrame, formats: Mapping[Any, str] | None = None) -> Sty
         form = (formats or {}).get(column, (formats or {}).get(first, "{:.1f}"))
         if pd.api.types.is_numeric_dtype(table[column]):
             chosen[column] = form.replace("{:", "{:+") if last == DIFFERENCE else form
-    table = table.rename_axis(None)
-    shown = table.style.format(chosen, na_rep="").set_table_styles(_STYLE)
+    shown = table.rename_axis(None).style.format(chosen, na_rep="").set_table_styles(_STYLE)
     shown = shown.format_index(lambda label: label if isinstance(label, str) else f"{label:g}")
     words = [at for at, kind in enumerate(table.dtypes) if not pd.api.types.is_numeric_dtype(kind)]
     left: list[Any] = [{"selector": f"td.col{at}", "props": "text-align: left"} for at in words]
@@ -202,6 +202,7 @@ def styled(table: pd.DataFrame, formats: Mapping[Any, str] | None = None) -> Sty
 
 def record_table(runs: Sequence[Run]) -> pd.DataFrame:
     """What the runs ran on: one row a fact, all its values (a single one, if the runs are comparable)."""
+    runs = list({run.path: run for run in runs}.values())  # one run may stand for several points
     facts: dict[str, dict[str, None]] = {"runs": {str(len(runs)): None}}  # dicts: sets that keep their order
     for run in runs:
         record = run.record
@@ -213,8 +214,7 @@ def record_table(runs: Sequence[Run]) -> pd.DataFrame:
             "backbone": f"{run.config.backbone} ({run.config.weights})",
             "weights checksum": record["weights"],
             "data": record["data"]["name"],
-            "data checksum, train": record["data"]["train"],
-            "data checksum, test": record["data"]["test"],
+            **{f"data checksum, {part}": record["data"][part] for part in ("train", "test")},
             "epochs": run.config.epochs,
             "epoch reported": run.config.selection,
             "training classes held out": record.get("held_out", {}).get("classes", 0),

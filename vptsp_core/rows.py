@@ -6,6 +6,7 @@ that the two can be joined.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -16,6 +17,12 @@ from vptsp_core.presets import preset
 
 # What each profile starts from. The paper's tables 1, 4, 5 and 7 and its figures are CUB-200 with ViT-S/16.
 BASE = {"demo": "demo", "smoke": "smoke", "paper": "cub200-vits16"}
+
+# What says which run a row is. Changes of all runs leave these alone: two rows would be one run under two names.
+ROW_KEYS = (
+    "dataset", "method", "bitfit", "accumulator", "proxy_source", "adapter_dim", "adapter_layers", "adapter_position",
+    "adapter_norm", "adapter_init",
+)  # fmt: skip
 
 # Table 1, in the paper's order.
 METHODS: dict[str, dict[str, Any]] = {
@@ -93,6 +100,31 @@ def base_config(profile: str, **changes: Any) -> RunConfig:
     if profile not in BASE:
         raise ConfigError(f"profile = {profile!r} must be one of {', '.join(BASE)}")
     return preset(BASE[profile], **changes)
+
+
+def check_changes(changes: Mapping[str, Any]) -> None:
+    """Refuse what cannot be changed for every run of a table.
+
+    Raises:
+        ConfigError: a key of `ROW_KEYS`, or the seed, which has a parameter of its own.
+    """
+    if "seed" in changes:
+        raise ConfigError("changes (--set) hold seed; give seeds (--seeds) instead")
+    if found := [key for key in ROW_KEYS if key in changes]:
+        raise ConfigError(
+            f"changes (--set) hold {', '.join(found)}, by which tables tell their rows apart; leave it out, or train "
+            "such a run by itself: python -m vptsp_core train --set"
+        )
+
+
+def configured(profile: str, row: Mapping[str, Any], changes: Mapping[str, Any]) -> RunConfig:
+    """The run of a row, with ``changes`` for every run applied last.
+
+    Raises:
+        ConfigError: see `base_config` and `check_changes`.
+    """
+    check_changes(changes)
+    return base_config(profile, **{**row, **changes})
 
 
 def method_rows(profile: str) -> dict[str, dict[str, Any]]:

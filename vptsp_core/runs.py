@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -21,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vptsp_core.backbone import checksum
+from vptsp_core.backbone import checksum, identity
 from vptsp_core.config import RunConfig
 from vptsp_core.data import Benchmark
 from vptsp_core.distributed import world_size
@@ -78,11 +77,8 @@ def run_folder(config: RunConfig, results: str | Path | None = None, benchmark: 
 
     ``benchmark`` tells apart what the description does not: images of one's own, and data sets that are not whole.
     """
-    identity = config
-    if config.weights not in ("pretrained", "random"):
-        identity = config.replace(weights="sha256:" + _file_digest(config.weights))
     root = Path(results or os.environ.get("VPTSP_RESULTS") or "results").expanduser()
-    name = f"{config.dataset}-{config.method}-{identity.hash()}"
+    name = f"{config.dataset}-{config.method}-{identity(config)}"
     if benchmark is not None and (benchmark.differences or config.dataset == "folder"):
         name += f"{'-partial' if benchmark.differences else ''}-{benchmark.fingerprint()[:8]}"
     return root / "runs" / name
@@ -123,7 +119,7 @@ def read_run(path: str | Path) -> Run:
 def make_record(config: RunConfig, benchmark: Benchmark, model: MetricModel, device: torch.device) -> dict[str, Any]:
     """What a run is made with: commit, versions, device, checksums of images and weights, parameters."""
     return {
-        "hash": config.hash(),
+        "hash": identity(config),
         **made_with(device),
         "processes": world_size(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -179,10 +175,3 @@ def _commit() -> str:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _file_digest(path: str) -> str:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise WeightsError(f"weights {path}: no such file; give a .safetensors or .pth file")
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]

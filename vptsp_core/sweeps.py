@@ -15,7 +15,7 @@ import torch
 from vptsp_core.config import RunConfig
 from vptsp_core.data.catalog import CATALOG
 from vptsp_core.errors import ConfigError
-from vptsp_core.rows import BEST, base_config, method_rows
+from vptsp_core.rows import BEST, configured, method_rows
 from vptsp_core.study import build_model
 
 WITHOUT_CLASS_PROMPTS = "VPT + BitFit"  # what is left of `BEST` when nobody has class prompts
@@ -149,35 +149,41 @@ def check_panels(panels: Sequence[str]) -> list[str]:
 def points(panel: str, profile: str, **changes: Any) -> list[Point]:
     """The runs of a panel, in the order of x; ``changes`` of the run description are applied last.
 
-    What the data have too few classes for is left out (`left_out` says so), and so is what ``changes`` make alike.
+    What the data have too few classes for is left out, and everything where ``changes`` hold the panel's own key
+    (`left_out` says so).
 
     Raises:
         ConfigError: no such profile, or changes that cannot run.
     """
     sweep, rows = SWEEPS[panel], method_rows(profile)
-    found: dict[str, Point] = {}
+    if sweep.key in changes:
+        return []
+    found = []
     scale = 1.0
     if panel == "a":
-        scale = class_prompt_parameters(base_config(profile, **{**rows[BEST], "class_prompts": 1, **changes})) / 1e3
+        scale = class_prompt_parameters(configured(profile, {**rows[BEST], "class_prompts": 1}, changes)) / 1e3
     for value, paper_x in sweep.values[profile].items():
         without = panel == "a" and value == 0
         row = rows[WITHOUT_CLASS_PROMPTS] if without else {**rows[sweep.row], sweep.key: value}
-        config = base_config(profile, **{**row, **changes})
+        config = configured(profile, row, changes)
         if config.batch // config.samples_per_class > train_classes(config):
             continue
         x = 0.0 if without else scale * getattr(config, sweep.key)
         beside = "" if paper_x is None or abs(paper_x - x) < 1e-9 else f" (paper: {paper_x:g})"
-        found.setdefault(config.hash(), Point(f"{x:g}{beside}", x, paper_x, config))
-    return list(found.values())
+        found.append(Point(f"{x:g}{beside}", x, paper_x, config))
+    return found
 
 
 def left_out(panel: str, profile: str, **changes: Any) -> str:
-    """Which values a panel lacks because a batch would draw more classes than the data have; empty for none."""
+    """Which values a panel lacks because a batch would draw more classes than the data have, or that it lacks all
+    because ``changes`` hold the key that it varies; empty for none."""
     sweep, row = SWEEPS[panel], method_rows(profile)[SWEEPS[panel].row]
-    config = base_config(profile, **{**row, **changes})
+    if sweep.key in changes:
+        return f"No runs: changes (--set) hold {sweep.key}, which panel {panel} varies; without it the panel is run"
+    config = configured(profile, row, changes)
     most = train_classes(config) * config.samples_per_class
     lost = [f"{value:g}" for value in sweep.values[profile] if panel == "b" and value > most]
-    if not lost or "batch" in changes:
+    if not lost:
         return ""
     return (
         f"Panel b without {', '.join(lost)}: {config.samples_per_class} images a class make batches of at most {most} "

@@ -7,7 +7,7 @@ presets; where it prints none they are ours, and it is said here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -16,7 +16,17 @@ from vptsp_core.config import RunConfig
 from vptsp_core.errors import ConfigError
 from vptsp_core.presets import preset
 from vptsp_core.report import paper_table
-from vptsp_core.rows import BEST, FULL, METHODS, base_config, integration_rows, method_rows, proxy_source_rows
+from vptsp_core.rows import (
+    BEST,
+    FULL,
+    METHODS,
+    base_config,
+    check_changes,
+    configured,
+    integration_rows,
+    method_rows,
+    proxy_source_rows,
+)
 
 Cells = dict[tuple[str, str], RunConfig]
 SETS = {"CUB": "cub200", "Cars": "cars196", "SOP": "sop", "InShop": "inshop", "iNaturalist": "inaturalist"}
@@ -57,34 +67,38 @@ def sota(profile: str, **changes: Any) -> Cells:
     and In-Shop have it: so it is done here."""
     rows = {"VPT-Base": "VPT", "VPTSP-M": "VPTSP-M", "VPTSP-G": BEST}
     cells: Cells = {}
+    if left_out(2, changes):
+        return cells
     for row, label in rows.items():
         for name in _sets(profile, "CUB", "Cars", "SOP", "InShop"):
             tuned = label if name == "CUB" or label == BEST else f"{label} + BitFit"
-            cells[f"{row}, ViT-S/16", name] = _cell(profile, name, tuned, **changes)
+            cells[f"{row}, ViT-S/16", name] = _cell(profile, name, tuned, changes)
     for name in _sets(profile, "CUB", "Cars", "SOP", "InShop"):
         # demo: the width of the heads is what of the larger model can be had in the embedded one
-        large = changes if profile == "paper" else {"embed_dim": 128, **changes}
-        cells["VPTSP-G, ViT-B/16", name] = _cell(profile, name, BEST, size="vitb16", **large)
+        large = {} if profile == "paper" else {"embed_dim": 128}
+        cells["VPTSP-G, ViT-B/16", name] = _cell(profile, name, BEST, changes, size="vitb16", **large)
     return cells
 
 
 def inaturalist(profile: str, **changes: Any) -> Cells:
     """Table 3; in demo and smoke a row of its own, on the glyphs, which are no iNaturalist."""
+    if left_out(3, changes):
+        return {}
     if profile != "paper":
-        return {(GLYPHS, "iNaturalist"): _cell(profile, "CUB", BEST, **changes)}
-    return {("VPTSP-G, ViT-B/16", "iNaturalist"): _cell(profile, "iNaturalist", BEST, size="vitb16", **changes)}
+        return {(GLYPHS, "iNaturalist"): _cell(profile, "CUB", BEST, changes)}
+    return {("VPTSP-G, ViT-B/16", "iNaturalist"): _cell(profile, "iNaturalist", BEST, changes, size="vitb16")}
 
 
 def components(profile: str, **changes: Any) -> Cells:
     """Table 4."""
     sets = _sets(profile, "CUB", "Cars")
-    return {(row, name): _cell(profile, name, label, **changes) for row, label in COMPONENTS.items() for name in sets}
+    return {(row, name): _cell(profile, name, label, changes) for row, label in COMPONENTS.items() for name in sets}
 
 
 def proxy_sources(profile: str, **changes: Any) -> Cells:
     """Table 5."""
     return {
-        (row, name): _cell(profile, name, BEST, **({"proxy_source": own["proxy_source"]} | changes))
+        (row, name): _cell(profile, name, BEST, changes, proxy_source=own["proxy_source"])
         for row, own in proxy_source_rows(profile).items()
         for name in _sets(profile, "CUB", "Cars")
     }
@@ -92,25 +106,27 @@ def proxy_sources(profile: str, **changes: Any) -> Cells:
 
 def cub200(profile: str, **changes: Any) -> Cells:
     """Table 6."""
-    rows = {f"{FULL}, ViT-S/16": FULL, "VPTSP, ViT-S/16": BEST}
-    return {(row, "CUB"): _cell(profile, "CUB", label, **changes) for row, label in rows.items()}
+    rows = {f"{FULL}, ViT-S/16": FULL, "VPTSP, ViT-S/16": BEST} if not left_out(6, changes) else {}
+    return {(row, "CUB"): _cell(profile, "CUB", label, changes) for row, label in rows.items()}
 
 
 def integration(profile: str, **changes: Any) -> Cells:
     """Table 7."""
     rows = integration_rows(profile)
-    return {(row, "CUB"): base_config(profile, **(own | changes)) for row, own in rows.items()}
+    return {(row, "CUB"): configured(profile, own, changes) for row, own in rows.items()}
 
 
 def pretraining(profile: str, **changes: Any) -> Cells:
     """Table 8: settings of the set's preset of ViT-S, for larger backbones of ViT-B; its R@1 are VPTSP-G's."""
+    if left_out(8, changes):
+        return {}
     if profile != "paper":
         weights = {DEMO_PRETRAINED: "pretrained", DEMO_RANDOM: "random"}
-        return {(row, "CUB"): _cell(profile, "CUB", BEST, **({"weights": w} | changes)) for row, w in weights.items()}
+        return {(row, "CUB"): _cell(profile, "CUB", BEST, changes, weights=w) for row, w in weights.items()}
     printed = dict(zip(paper_rows(8)["row"], paper_table("table8_pretraining_R1")["timm_name"], strict=True))
     return {
         (row, name): _cell(
-            profile, name, BEST, size="vits16" if "ViT-S" in row else "vitb16", **({"backbone": backbone} | changes)
+            profile, name, BEST, changes, size="vits16" if "ViT-S" in row else "vitb16", backbone=backbone
         )
         for row, backbone in {**printed, **NEWER}.items()
         for name in _sets(profile, "CUB", "Cars", "SOP", "InShop")
@@ -120,6 +136,19 @@ def pretraining(profile: str, **changes: Any) -> Cells:
 TABLES: dict[int, Callable[..., Cells]] = {
     2: sota, 3: inaturalist, 4: components, 5: proxy_sources, 6: cub200, 7: integration, 8: pretraining,
 }  # fmt: skip
+
+# Keys whose values rows of these tables have, or name, of their own; tables that are not here show any backbone.
+OWN_KEYS = {
+    2: ("backbone", "weights", "embed_dim"), 3: ("backbone",), 6: ("backbone",), 8: ("backbone", "weights", "embed_dim")
+}  # fmt: skip
+
+
+def left_out(number: int, changes: Mapping[str, Any]) -> str:
+    """Why nothing of a table is run with these changes, in a line; empty where its cells are."""
+    found = ", ".join(key for key in OWN_KEYS.get(number, ()) if key in changes)
+    rows = f"No runs: changes (--set) hold {found}, and the rows of table {number} stand for values of their own"
+    return f"{rows}; without it they are run" if found else ""
+
 
 # The packaged CSV of each table, and the set of columns that name none.
 _PRINTED = {
@@ -162,7 +191,10 @@ def _base(profile: str, name: str, size: str = "vits16", **changes: Any) -> RunC
     return preset(f"{SETS[name]}-{size}", **changes) if profile == "paper" else base_config(profile, **changes)
 
 
-def _cell(profile: str, name: str, label: str, *, size: str = "vits16", **changes: Any) -> RunConfig:
-    """A row of table 1 on one set, with learning rates of that set."""
-    own = method_rows(profile)[label] if name == "CUB" else {**METHODS[label], **RATES.get((name, label), {})}
-    return _base(profile, name, size, **(own | changes))
+def _cell(
+    profile: str, name: str, label: str, changes: Mapping[str, Any], *, size: str = "vits16", **own: Any
+) -> RunConfig:
+    """A row of table 1 on one set, with learning rates of that set and what is the cell's own; ``changes`` last."""
+    check_changes(changes)
+    row = method_rows(profile)[label] if name == "CUB" else {**METHODS[label], **RATES.get((name, label), {})}
+    return _base(profile, name, size, **{**row, **own, **changes})

@@ -63,7 +63,7 @@ def carry_out(
     cells: dict[tuple[str, str], RunConfig] = {}
     for cell, config in configs.items():
         if config.dataset not in absent:
-            absent[config.dataset] = report.absent_data(config, data, notebook)
+            absent[config.dataset] = report.absent_data(config, data, notebook, results)
         here = not absent[config.dataset]
         if here and _all_finished(config, seeds, results):
             cells[cell] = config  # whatever has become of its weights
@@ -113,7 +113,7 @@ def listing(configs: Cells, keys: Sequence[str]) -> pd.DataFrame:
             if key in keys
         }
         for (row, _), config in configs.items()
-    }).T[list(keys)]  # fmt: skip
+    }).T.reindex(columns=list(keys))  # fmt: skip
     for key in table.columns.intersection(["lr", "lr_proxy", "weight_decay"]):
         table[key] = table[key].map("{:g}".format)
     return table
@@ -207,7 +207,7 @@ def parameters(configs: Mapping[str, RunConfig], classes: int = 100) -> pd.DataF
         counts = count_parameters(model)
         of = {"parameters, M": counts["tunable released"] / 1e6, "learning, M": counts["tunable"] / 1e6}
         found.append({"row": row, **of})
-    return pd.DataFrame(found)
+    return pd.DataFrame(found, columns=["row", "parameters, M", "learning, M"])
 
 
 def _of_set(done: Done, name: str) -> tuple[list[Run], list[str]]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm.auto import tqdm
 
-from vptsp_core.backbone import normalisation
+from vptsp_core.backbone import identity, normalisation
 from vptsp_core.data import ImageSet
 from vptsp_core.data.batches import train_batches
 from vptsp_core.data.sampler import ClassBalancedSampler
@@ -87,6 +87,7 @@ class Trainer:
         self.sampler = ClassBalancedSampler(
             images.labels, config.batch, config.samples_per_class, config.seed, config.steps_per_epoch
         )
+        self.identity = identity(config)  # read once: the file of weights may go while the run lasts
         self.statistics = normalisation(model.vit.backbone)
         self.optimizers = make_optimizers(model)
         self.schedules = [
@@ -198,7 +199,7 @@ class Trainer:
         write_torch(
             self.folder / CHECKPOINT,
             {
-                "config": self.config.hash(),
+                "config": self.identity,
                 "learned": self.model.learned_state(),
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "schedules": [schedule.state_dict() for schedule in self.schedules],
@@ -227,7 +228,7 @@ class Trainer:
         try:
             # Mapped, not read: of the class prompts there is one copy, where they are put.
             saved: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-            same = saved["config"] == self.config.hash()
+            same = saved["config"] == self.identity
             if same:
                 self._restore(saved)
         except Exception as error:

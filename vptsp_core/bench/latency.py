@@ -12,7 +12,7 @@ from vptsp_core.config import RunConfig
 from vptsp_core.errors import ConfigError
 from vptsp_core.presets import preset
 from vptsp_core.report import paper_table
-from vptsp_core.rows import FULL, method_rows
+from vptsp_core.rows import FULL, check_changes, method_rows
 from vptsp_core.runs import made_with
 
 BASE = {"demo": "demo", "smoke": "smoke", "paper": "cars196-vits16"}  # the paper times Cars196, ViT-S/16
@@ -35,6 +35,7 @@ def latency_configs(profile: str, batches: Sequence[int] = BATCHES, **changes: A
     """
     if profile not in BASE:
         raise ConfigError(f"profile = {profile!r} must be one of {', '.join(BASE)}")
+    check_changes(changes)
     rows = method_rows(profile)
     return {
         (name, batch): preset(BASE[profile], **{**rows[label], **changes, "batch": batch, "weights": "random"})
