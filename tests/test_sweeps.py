@@ -110,7 +110,7 @@ def test_without_runs_a_panel_has_the_papers_side_alone():
 
 def test_maxima_name_the_place_and_what_is_not_clearly_below():
     found = sweep_tables.maxima([made_panel("d", chance=("0.8",)), made_panel("lambda")])
-    row = found.loc["d: share of the ordinary proxy"]
+    row = found.loc["d: weight of the ordinary proxy"]
     assert row.to_dict() == {
         "paper, CUB": "0.6 (86.8)", "paper, Cars": "0.8 (87.2)", "ours": "1 (56.0)", "not clearly below": "0.8",
     }  # fmt: skip

@@ -93,7 +93,7 @@ SWEEPS: dict[str, Sweep] = {
         logarithmic=True,
     ),
     "d": Sweep(
-        "alpha", "share of the ordinary proxy", "α, share of O in Q",
+        "alpha", "weight of the ordinary proxy", "α, weight of O in Q",
         "neither proxy alone is best: CUB 85.35 at 0, 86.75 at 0.6, 85.75 at 1; Cars 86.65, 87.25 at 0.8, 86.35",
         {
             "paper": {**_same(0.0, 0.2, 0.4), 0.5: None, **_same(0.6, 0.8, 1.0)},

@@ -40,7 +40,7 @@ _READING = """\
 - **MAP@R released** counts one rank too many, as the paper's published code does, and is what the paper's MAP@R
   compares with; **MAP@R** is the metric as defined by Musgrave et al. (2020).
 - A column **vs** *a method* is the paired difference on the same queries with its 95 % bootstrap interval; **≈** marks
-  one that could be chance.
+  one that could be chance. The interval is over queries alone: another seed may turn a difference that has no mark.
 - **Model selection** *released*: each metric from its best epoch on the test set, as the published numbers, so
   optimistic for both sides; *last*: the last epoch; *validation*: chosen on held-out training classes.
 - Times and memory belong to the machine named; the paper's to one RTX 3090."""
