@@ -74,4 +74,6 @@ def test_the_figure_has_every_cell_on_its_line():
         assert list(line.get_xdata()) == list(of_batch["ms"]) and first.containers[at].has_xerr
         assert [names[round(y)] for y in line.get_ydata()] == list(of_batch["method"])
         assert list(second.containers[at].lines[0].get_xdata()) == list(of_batch["ms"] / 2)
+    theirs, mine = (both.containers[at].lines[0].get_ydata() for at in (0, 2))
+    assert list(theirs - mine) == pytest.approx([plots_latency.BELOW] * 6)  # equal percentages do not hide each other
     assert len(both.containers) == 4 and isinstance(paper, pd.DataFrame)

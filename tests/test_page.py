@@ -88,9 +88,11 @@ def folders(tmp_path) -> tuple[Path, Path]:
     demo = results / "demo"
     sources.mkdir()
     source(sources, "table10_latency", "# Table 10: time")
-    source(sources, "fig3_ablations", "# Figure 3", "not this cell")
+    aside = "**What can be compared.** In the\nsecond cell."
+    source(sources, "fig3_ablations", "# Figure 3", f"not this\n\n{aside}\n\nnor that", f"{aside[:26]} Nor here")
     source(sources, "tour", "# Tour")
-    source(sources, "table2_sota", f"# Table 2: {EVIL}\n\n**Claim** {EVIL}:\n\n- R@1 86.6\n\nRest of it.")
+    rest = "Rest of it.\n\n**What can be compared.** Little."
+    source(sources, "table2_sota", f"# Table 2: {EVIL}\n\n**Claim** {EVIL}:\n\n- R@1 86.6\n\n{rest}")
     source(sources, "table4_components", "# Table 4\n\nClaim four.")
     columns = {
         ("R@1", "paper"): [86.6, 85.35, np.nan], ("R@1", "ours"): [61.7512, np.nan, 1 / 3],
@@ -156,8 +158,12 @@ def test_page_shows_everything_and_links_only_what_is_there(folders):
     assert {"notebooks/table2_sota.html", "figures/table2_sota.png"} <= set(shown.all("a", "href"))
     assert "table20_other" not in text and ".pdf" not in text
     assert EVIL in shown.words and shown.all("img", "alt") == [f"R@1, {EVIL}"]
-    assert "Claim four." in shown.words and "not this cell" not in shown.words
-    assert shown.words.index("R@1 86.6") < shown.words.index("what can be compared") < shown.words.index("Rest of it.")
+    assert "Claim four." in shown.words and "not this" not in shown.words and "nor that" not in shown.words
+    said = ("R@1 86.6", "What can be compared. Little.", "more about it", "Rest of it.")
+    places = [shown.words.index(each) for each in said]
+    assert places == sorted(places) and shown.words.count("Little.") == 1
+    assert "What can be compared. In the second cell." in shown.words
+    assert shown.words.count("Model selection: released.") == 2
     (picture,) = shown.all("img", "src")
     with Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))) as image:
         assert image.mode == "P" and image.size == (660, 330)  # 6 x 3 inches at 110 dpi
@@ -172,7 +178,7 @@ def test_overview_counts_shared_runs_once_where_it_can(folders):
     assert facts["commit"] == "20d94c243a3a, f00f00f00f00" and facts["seed"] == "0, 1"
     assert facts["data checksum, test"] == "bc815d89f283b139" and facts["epoch reported"] == "released"
     rows = {row[0]: row[1:] for row in shown.tables[0]}
-    assert rows[f"Table 2: {EVIL}"] == ["run in part: data missing", "2", "62 s", "0, 1", "released"]
+    assert rows[f"Table 2: {EVIL}"] == ["run in part", "2", "62 s", "0, 1", "released"]
     assert rows["Figure 3"] == ["failed", "", "", "", ""] and rows["Tour"][0] == "not run"
     for name, seconds in (("aa1", 20.4), ("bb2", 39.8)):
         run = results / "demo" / "runs" / f"glyphs-vpt-{name}"
@@ -187,16 +193,55 @@ def test_overview_counts_shared_runs_once_where_it_can(folders):
 def test_what_is_missing_stands_there_with_its_command(folders):
     sources, results = folders
     shown = Page(page.build(results, "demo", sources))
-    command = f"./run_all.sh --results '{results.resolve()}' --only"
+    command = f"./run_all.sh --results '{results.resolve()}' --seeds 0,1 --only"
     assert f"table10_latency has not run: {command} table10" in shown.words
     assert f"tour has not run: {command} tour" in shown.words
     failed = f"fig3_ablations failed (ValueError: first line {EVIL}); see notebooks/fig3_ablations.failed.ipynb"
     assert failed in shown.words
     assert f"Again: {command} fig3" in shown.words
-    assert "table2_sota: No runs: cars is not here" in shown.words and "data get cars --data DIR" in shown.words
+    get = "cars is not here (no folder was given). To get it: python -m vptsp_core data get cars --data DIR, and then:"
+    assert f"{get} {command.replace('--only', '--data DIR --only')} table2" in shown.words
     listed = shown.words[shown.words.index("What is missing") : shown.words.index("How to read this")]
     assert "table4_components: table4_components.csv cannot be read" in listed and f"{command} table4)" in listed
     assert "table4_components_cars.png: not a readable picture" in shown.words
+
+
+def test_a_notebook_without_any_run_is_said_to_have_run_without_data(tmp_path):
+    sources, results = tmp_path / "sources", tmp_path / "out"
+    sources.mkdir()
+    folder = results / "paper" / "notebooks"
+    folder.mkdir(parents=True)
+    cars = report.absent_data(preset("cars196-vits16"), None, "table1")
+    said = {
+        "table1_a": [cars], "table2_d": ["Not run: all of it"], "table3_e": [cars], "table10_c": [],
+        "table8_b": ["5 runs.", "Not run: DINO & co: no weights"],
+    }  # fmt: skip
+    for name, lines in said.items():
+        source(sources, name, f"# {name}")
+        outputs = [new_output("stream", text="\n".join(lines) + "\n")]
+        nbformat.write(new_notebook(cells=[new_code_cell("1", outputs=outputs)]), tmp_path / "x.ipynb")
+        (folder / f"{name}.html").write_text(notebook_html(tmp_path / "x.ipynb", name), encoding="utf-8")
+        report.save_table(pd.DataFrame({"R@1, paper": [86.6]}), results / "paper", name)
+    report.save_table(report.record_table([]), results / "paper", "table1_a_record")
+    facts = record("20d94c243a3a", ["aa1"], 60)
+    facts.loc["device"] = "cpu, 2 threads, cpu, 1 threads"
+    report.save_table(facts, results / "paper", "table8_b_record")
+    shown = Page(page.build(results, "paper", sources))
+    text = (results / "paper" / "index.html").read_text(encoding="utf-8")
+    assert text.count("<code>python -m vptsp_core data get cars196 --data DIR</code>") == 3
+    assert "2 of 5 notebooks ran, with 1 different training runs: 60 s" in shown.words
+    assert "on cpu, 2 threads; cpu, 1 threads. Ran without data: 2. Ran without runs: 1." in shown.words
+    states = {row[0]: row[1] for row in shown.tables[0]}
+    assert states["table1_a"] == "ran without data" and states["table8_b"] == "run in part"
+    assert states["table10_c"] == "run"  # nothing missing: it needs no runs
+    assert shown.words.count("Not run: DINO & co: no weights") == 2  # listed, and in its section
+    assert shown.words.count(f"--data DIR --results {results.resolve()} --seeds 0,1 --only table1,table3") == 1
+    assert shown.words.count("cars196 is not here") == 3  # once among what is missing, and in the two sections
+    for part in ("table8_b", "table10_c"):
+        (folder / f"{part}.html").unlink()
+        [path.unlink() for path in (results / "paper" / "tables").glob(f"{part}*")]
+    words = Page(page.build(results, "paper", sources)).words
+    assert "0 of 5 notebooks ran" in words and "unknown" not in words
 
 
 def test_tables_hold_the_numbers_of_the_files(folders):

@@ -77,6 +77,12 @@ def test_averaged_by_hand():
     assert table.loc["y", "R@1"] == pytest.approx(90) and np.isnan(table.loc["y", "R@1 ±"])
 
 
+def test_styled_has_no_negative_zero():
+    table = pd.DataFrame({("a", "difference"): [-0.2, -0.6]})
+    html = report.styled(table, formats={"a": "{:.0f}"}).to_html()
+    assert ">+0<" in html and ">-1<" in html and ">-0<" not in html
+
+
 def test_styled_signs_differences_and_leaves_missing_cells_empty():
     paper = pd.DataFrame({"row": ["a", "b"], "R@1": [50.0, 60.0]})
     ours = pd.DataFrame({"row": ["a"], "R@1": [52.46]})

@@ -110,7 +110,7 @@ def test_without_runs_a_panel_has_the_papers_side_alone():
 
 def test_maxima_name_the_place_and_what_is_not_clearly_below():
     found = sweep_tables.maxima([made_panel("d", chance=("0.8",)), made_panel("lambda")])
-    row = found.loc["d: share of the ordinary proxy"]
+    row = found.loc["d: weight of the ordinary proxy"]
     assert row.to_dict() == {
         "paper, CUB": "0.6 (86.8)", "paper, Cars": "0.8 (87.2)", "ours": "1 (56.0)", "not clearly below": "0.8",
     }  # fmt: skip
@@ -123,6 +123,8 @@ def test_the_grid_draws_every_point_and_cuts_nothing_off():
     axes = fig.get_axes()
     assert len(axes) == 2 * 6 + 1
     assert list(axes[0].lines[0].get_xdata()) == list(panels[0].ours["x"])
+    assert axes[0].get_xlabel() == "ours: class-prompt parameters, K"  # our reading of panel a
+    assert axes[1].get_xlabel() == "paper: tunable parameters, K" and not axes[2].get_xlabel()
     assert list(axes[1].lines[0].get_ydata()) == list(PAPER.query("panel == 'a'")["CUB"])
     share = next(ax for ax in axes if ax.get_xlim() == axes[7].get_xlim() and ax is not axes[7])
     assert share is axes[6]  # panel d: both from 0 to 1
@@ -142,6 +144,8 @@ def test_a_single_panel_has_the_band_of_the_seeds_and_tells_of_the_ring():
     assert (band.min(), band.max()) == (49.5, 54.5) and not fig.axes[1].collections
     texts = [text.get_text() for text in fig.legends[0].get_texts()]
     assert texts[:2] == ["ours, R@1", "ours, MAP@R"] and texts[2].startswith("ringed") and "our highest" in texts[2]
+    labels = [ax.get_xlabel().split()[0] for ax in plots_sweeps.single(made_panel("a")).axes]
+    assert labels == ["class-prompt", "class-prompt", "tunable"]
     assert len(plots_sweeps.single(made_panel("a")).legends[0].get_texts()) == 3  # the paper has no Cars there
 
 

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from vptsp_core import chance, rows, table_rows, tables
+from vptsp_core import chance, plots, rows, table_rows, tables
 from vptsp_core.backbone import check_supported, load_backbone, pooling
 from vptsp_core.bench import StepBench
 from vptsp_core.errors import ConfigError, WeightsError
@@ -311,6 +311,9 @@ def test_dots_draw_both_sides_and_mark_chance():
     assert [ax.get_title() for ax in together.axes] == ["CUB", "CUB"]  # nothing of ours on Cars
     assert [ax.get_title() for ax in apart.axes] == ["ours, glyphs"] * 2 + ["paper, CUB"] * 2
     assert [ax.get_xlabel() for ax in apart.axes] == ["R@1, %", "MAP@R released, %"] * 2
+    paler = {line.get_alpha() for fig in (together, apart) for ax in fig.axes for line in ax.lines
+             if line.get_marker() == "D"}  # fmt: skip
+    assert paler == {plots.LIGHT}  # the paper's dots, in panels of their own too
     rings = [[line for line in ax.lines if line.get_markersize() == 19] for ax in together.axes]
     assert [len(found) for found in rings] == [1, 0]
     drawn = np.asarray(rings[0][0].get_xydata(), float)

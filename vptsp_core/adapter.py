@@ -36,7 +36,8 @@ class Adapter(nn.Module):
         position: which of the two it is fed.
         norm: ``"before"``: s * up(relu(down(LN(x)))); ``"after"``: s * LN(up(relu(down(x)))).
         init: biases are zero; ``"lora"``: down Kaiming-uniform as `nn.Linear`'s own start, up zero; ``"bert"``: both
-            normal with standard deviation 0.02.
+            normal with standard deviation 0.02. With ``"after"`` the zero lasts one step: the LayerNorm then brings
+            whatever the projection has become to full size, 0.1 a number, however small the learning rate.
     """
 
     def __init__(

@@ -66,7 +66,7 @@ class RunConfig:
     accumulator: Accumulator = "gru"
     ema_keep: float = 0.8  # [lambda]
     gru_dropout: float = 0.0  # of both GRUs
-    alpha: float = 0.5  # share of the ordinary proxy O in Q
+    alpha: float = 0.5  # weight of the ordinary proxy O in Q
     loss_scale: float = 32.0
     loss_margin: float = 0.1
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"

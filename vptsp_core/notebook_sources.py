@@ -39,7 +39,7 @@ def _all_str(values: Iterable[Any]) -> bool:
 
 
 def discover(only: Sequence[str] = (), folder: Path = FOLDER) -> list[Path]:
-    """Notebooks in name order. An entry of `only` picks those that begin with it ("fig3": fig3d too, "table1"
+    """Notebooks in name order. An entry of `only` picks those that begin with it ("fig3": fig3_ablations; "table1":
     not table10; a leading "01_" may be left out); one that picks none is an error listing the known ones.
     """
     notebooks = sorted(folder.glob("*.ipynb"))

@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", choices=PROFILES, default="demo", help="default: demo")
     parser.add_argument("--data", metavar="DIR", help="folder with the real data sets")
     parser.add_argument("--results", metavar="DIR", default=ROOT / "results", help="default: results")
-    parser.add_argument("--only", metavar="A,B", help="beginnings of notebook names, such as table1,fig3d")
+    parser.add_argument("--only", metavar="A,B", help="beginnings of notebook names, such as table1,fig3")
     parser.add_argument("--seeds", metavar="N,N", help="such as 0,1,2; default: each notebook's own")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workers", metavar="N|gpus", help="runs side by side: so many processes, or one a GPU")

@@ -19,7 +19,7 @@ class SemanticProxies(nn.Module):
     Args:
         num_classes, embed_dim: C and d.
         accumulator: feeds the batch's class embeddings into P; None for methods without semantic proxies (Q = O).
-        alpha: share of O in Q.
+        alpha: weight of O in Q.
     """
 
     state: Tensor

@@ -188,7 +188,7 @@ def styled(table: pd.DataFrame, formats: Mapping[Any, str] | None = None) -> Sty
         first, last = (column[0], column[-1]) if isinstance(column, tuple) else (column, "")
         form = (formats or {}).get(column, (formats or {}).get(first, "{:.1f}"))
         if pd.api.types.is_numeric_dtype(table[column]):
-            chosen[column] = form.replace("{:", "{:+") if last == DIFFERENCE else form
+            chosen[column] = form.replace("{:", "{:+z") if last == DIFFERENCE else form
     shown = table.rename_axis(None).style.format(chosen, na_rep="").set_table_styles(_STYLE)
     shown = shown.format_index(lambda label: label if isinstance(label, str) else f"{label:g}")
     words = [at for at, kind in enumerate(table.dtypes) if not pd.api.types.is_numeric_dtype(kind)]

@@ -37,6 +37,7 @@ class Sweep:
     Attributes:
         key: of `RunConfig`, what is varied.
         title, axis: what a figure writes above it and below it.
+        paper_axis: what it writes below the paper's curve, where that is not the same; empty where it is.
         claim: what the paper's curve shows.
         values: {profile: {value of key: the paper's x that it stands beside, None where the paper has no point}}.
             The value of table 1 is among them, so that its run is shared.
@@ -51,6 +52,7 @@ class Sweep:
     values: Mapping[str, Mapping[float, float | None]]
     row: str = BEST
     logarithmic: bool = False
+    paper_axis: str = ""
 
 
 def _same(*values: float) -> dict[float, float | None]:
@@ -59,7 +61,7 @@ def _same(*values: float) -> dict[float, float | None]:
 
 SWEEPS: dict[str, Sweep] = {
     "a": Sweep(
-        "class_prompts", "tunable parameters", "class-prompt parameters, thousands",
+        "class_prompts", "tunable parameters", "class-prompt parameters, K",
         "nearly flat: CUB 85.0 at 0, highest at 1,500 K (85.5), 84.5 from 2,500 K on",
         {
             # Class prompts of 100 classes in 12 blocks of width 384: 461 K for each m. The released m = 3 then lies at
@@ -68,6 +70,7 @@ SWEEPS: dict[str, Sweep] = {
             "demo": {0: 0, 1: None, 2: None, 4: None, 6: None},
             "smoke": {0: 0, 2: None},
         },
+        paper_axis="tunable parameters, K",
     ),
     "b": Sweep(
         "batch", "batch size", "images in a batch",
@@ -90,7 +93,7 @@ SWEEPS: dict[str, Sweep] = {
         logarithmic=True,
     ),
     "d": Sweep(
-        "alpha", "share of the ordinary proxy", "α, share of O in Q",
+        "alpha", "weight of the ordinary proxy", "α, weight of O in Q",
         "neither proxy alone is best: CUB 85.35 at 0, 86.75 at 0.6, 85.75 at 1; Cars 86.65, 87.25 at 0.8, 86.35",
         {
             "paper": {**_same(0.0, 0.2, 0.4), 0.5: None, **_same(0.6, 0.8, 1.0)},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 from vptsp_core.errors import VptspError
 from vptsp_core.files import write_bytes
 from vptsp_core.notebook_sources import FOLDER, ROOT
-from vptsp_core.page.facts import DEVICE, HASHES, RECORD, RUNS, SELECTION, Chapter, chapters, gathered, run_seconds
+from vptsp_core.page.facts import DEVICE, RECORD, RUNS, SELECTION, Chapter, chapters, gathered, run_seconds
 from vptsp_core.page.html import document, figure_html, markdown
 from vptsp_core.page.tables import OURS, PAPER, Column, read_table, table_html
 
@@ -20,6 +22,9 @@ PROFILES = {
     "smoke": "the demo with a handful of steps a run: shows that everything works, and nothing else",
     "paper": "the paper's benchmarks and backbones",
 }
+_ABSENT = re.compile(r"No runs: (\S+) is not here (\(.*?\))\. To get it: (.+?), and then: ")  # report.absent_data
+_COMMAND = re.compile(r"(python -m vptsp_core [^,]+|\./run_all\.sh .+)")
+_NONE = "ran without"  # states of notebooks that made no run begin so
 _STAND_INS = """\
 - The data here are **glyphs**: drawn letters, made by the package, in place of photographs, and the backbone is a ViT
   of 0.7 M parameters. They stand beside the paper's CUB-200 column because something must; the *difference* then says
@@ -35,7 +40,7 @@ _READING = """\
 - **MAP@R released** counts one rank too many, as the paper's published code does, and is what the paper's MAP@R
   compares with; **MAP@R** is the metric as defined by Musgrave et al. (2020).
 - A column **vs** *a method* is the paired difference on the same queries with its 95 % bootstrap interval; **≈** marks
-  one that could be chance.
+  one that could be chance. The interval is over queries alone: another seed may turn a difference that has no mark.
 - **Model selection** *released*: each metric from its best epoch on the test set, as the published numbers, so
   optimistic for both sides; *last*: the last epoch; *validation*: chosen on held-out training classes.
 - Times and memory belong to the machine named; the paper's to one RTX 3090."""
@@ -52,6 +57,8 @@ def build(results: str | Path = ROOT / "results", profile: str = "demo", noteboo
     folder = Path(results).expanduser().resolve() / profile
     parts = chapters(folder, notebooks)
     command = "./run_all.sh" + _options(folder.parent, profile)
+    seeds = gathered(parts).get("seed", [])
+    command += f" --seeds {','.join(seeds)}" if seeds not in ([], ["0"]) else ""
     title = f"VPTSP: the paper's tables and figures, profile {profile}"
     body = [f"<h1>{escape(title)}</h1>", _overview(folder, parts, profile, command), _missing(parts, command)]
     body += [_reading(profile), *(_section(part, command) for part in parts)]
@@ -80,12 +87,12 @@ def _options(results: Path, profile: str) -> str:
 
 def _state(part: Chapter) -> str:
     if part.failure:
-        return "failed" if not part.there else "failed last time; shown is an earlier one"
+        return "failed last time; shown is an earlier one" if part.page else "failed"
     if not part.there:
         return "not run"
-    if part.absent:
-        return "run in part: data missing" if part.values(HASHES) else "data missing"
-    return "run"
+    if part.empty:
+        return f"{_NONE} data" if any(map(_ABSENT.match, part.absent)) else f"{_NONE} runs"
+    return "run in part" if part.absent else "run"
 
 
 def _overview(folder: Path, parts: Sequence[Chapter], profile: str, command: str) -> str:
@@ -100,10 +107,13 @@ def _overview(folder: Path, parts: Sequence[Chapter], profile: str, command: str
         whole = [part.seconds for part in there if part.seconds is not None]
         took = f" The notebooks themselves took {_duration(sum(whole))}." if len(whole) == len(there) else ""
         counted = "" if once else ", runs that several notebooks share counted in each"
-        devices = "; ".join(gathered(there).get(DEVICE, ["unknown"]))
+        devices = "; ".join(gathered(there).get(DEVICE, []))
+        empty = Counter(state for part in there if (state := _state(part)).startswith(_NONE))
+        without = "".join(f" {state.capitalize()}: {count}." for state, count in empty.items())
         out.append(
-            f"<p>{len(there)} of {len(parts)} notebooks ran, with {runs} different training runs: {_duration(seconds)} "
-            f"of training and evaluation{counted}, on {escape(devices)}.{took}</p>"
+            f"<p>{len(there) - empty.total()} of {len(parts)} notebooks ran, with {runs} different training runs: "
+            f"{_duration(seconds)} of training and evaluation{counted}{devices and ', on '}{escape(devices)}."
+            f"{without}{took}</p>"
         )
     out.append(_contents(parts))
     if there:
@@ -134,6 +144,7 @@ def _contents(parts: Sequence[Chapter]) -> str:
 def _missing(parts: Sequence[Chapter], command: str) -> str:
     """What is not there, and the command that makes it."""
     lines = []
+    data: dict[tuple[str, ...], list[str]] = {}  # of each data set that is not here, the notebooks that need it
     for part in parts:
         again = f"<code>{escape(command)} --only {escape(part.only)}</code>"
         name = f"<b>{escape(part.name)}</b>"
@@ -142,8 +153,18 @@ def _missing(parts: Sequence[Chapter], command: str) -> str:
             lines.append(f"{name} failed ({escape(part.failure)}); see {escape(copy)}. Again: {again}")
         elif not part.there:
             lines.append(f"{name} has not run: {again}")
-        lines += [f"{name}: {escape(line)}" for line in part.absent]
+        for line in part.absent:
+            if told := _ABSENT.match(line):
+                data.setdefault(told.groups(), []).append(part.only)
+            else:
+                lines.append(f"{name}: {escape(line)}")
         lines += [f"{name}: {escape(line)} ({again})" for line in part.broken]
+    rest = command if "--data" in command else f"{command} --data DIR"
+    lines += [
+        f"<b>{escape(dataset)}</b> is not here {escape(why)}. To get it: <code>{escape(get)}</code>, and then: "
+        f"<code>{escape(rest)} --only {escape(','.join(names))}</code>"
+        for (dataset, why, get), names in data.items()
+    ]
     if not lines:
         return ""
     return f"<section><h2>What is missing</h2><ul>{''.join(f'<li>{line}</li>' for line in lines)}</ul></section>"
@@ -156,13 +177,19 @@ def _reading(profile: str) -> str:
 
 def _section(part: Chapter, command: str) -> str:
     out = [f'<section id="{escape(part.name)}"><h2>{escape(part.title)}</h2>', markdown(part.claim)]
+    if part.compared:
+        out.append(markdown(part.compared))
     if part.more:
-        out.append(f"<details><summary>what can be compared, and more</summary>{markdown(part.more)}</details>")
+        out.append(f"<details><summary>more about it</summary>{markdown(part.more)}</details>")
     if not part.there:
         why = f"It failed: {escape(part.failure)}." if part.failure else "It has not run."
         out.append(f"<p class='warn'>{why} <code>{escape(command)} --only {escape(part.only)}</code></p></section>")
         return "\n".join(out)
-    out += [f"<p class='warn'>{escape(line)}</p>" for line in part.absent]
+    for line in part.absent:
+        told = _COMMAND.sub(r"<code>\1</code>", escape(line))
+        out.append(f"<p class='warn'>{told}</p>")
+    if part.record.get(SELECTION):
+        out.append(f'<p class="quiet">Model selection: {escape(part.record[SELECTION])}.</p>')
     for path in part.figures:
         out.append(_shown(path, lambda path: figure_html(path, _words(path, part) or part.title)))
     for path in part.tables:

@@ -18,8 +18,10 @@ RECORD = "_record"
 RUNS, HASHES, SECONDS, DEVICE, SELECTION = (
     "runs", "run", "seconds of training and evaluation, all runs", "device", "epoch reported",
 )  # fmt: skip
-_ABSENT = re.compile(r"^(?:<pre>)?(No runs: [^<\n]+)", re.MULTILINE)  # printed: report.absent_data
-_WHOLE = (DEVICE,)  # facts whose single value may hold a comma
+# Printed by notebooks: report.absent_data, tables.carry_out, sweeps.left_out.
+_ABSENT = re.compile(r"^(?:<pre>)?((?:No runs:|Not run:|Panel \w+ without) [^<\n]+)", re.MULTILINE)
+_COMPARED = "**What can be compared.**"  # how that paragraph begins
+_COMMA = re.compile(r", (?!\d+ threads)")  # between values; the device "cpu, 2 threads" is one
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class Chapter:
         only: the shortest ``--only`` that picks it.
         title, claim, more: its first heading, the paragraph after it (with its list), and the rest of the first cell;
             the latter two are Markdown.
+        compared: the paragraph "What can be compared", Markdown, in whichever cell it stands; "" where there is none.
         tables, figures: files in tables/ (without the record) and figures/.
         record: {fact: value} of tables/<name>_record.csv; empty where there is none.
         page: its executed copy as HTML, if there.
         seconds: of the whole notebook; None where unknown.
         failure: the error that ended its last execution; "" where that went well.
-        absent: what the notebook says of data that were not there, with the commands that get them.
+        absent: what the notebook says was not run, and why: data that were not there, with the commands that get
+            them, or backbones that cannot be had.
         broken: files that cannot be read, in a line each.
     """
 
@@ -44,6 +48,7 @@ class Chapter:
     only: str
     title: str
     claim: str
+    compared: str
     more: str
     tables: tuple[Path, ...]
     figures: tuple[Path, ...]
@@ -59,10 +64,15 @@ class Chapter:
         """Whether anything of it can be shown."""
         return bool(self.tables or self.figures or self.record or self.page)
 
+    @property
+    def empty(self) -> bool:
+        """Whether it was executed, but could make no run at all: what it shows is the paper's alone."""
+        return self.there and bool(self.absent) and not self.values(HASHES)
+
     def values(self, fact: str) -> list[str]:
         """A fact of the record, value for value."""
         text = self.record.get(fact, "")
-        return ([text] if fact in _WHOLE else text.split(", ")) if text else []
+        return _COMMA.split(text) if text else []
 
 
 def chapters(folder: Path, notebooks: Path) -> list[Chapter]:
@@ -86,7 +96,7 @@ def _shortest(name: str, names: Sequence[str]) -> str:
 
 def _chapter(folder: Path, source: Path, only: str) -> Chapter:
     name = source.stem
-    title, claim, more = _opening(source)
+    title, claim, compared, more = _opening(source)
     page = folder / "notebooks" / f"{name}.html"
     text = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
     took = re.search(r'<meta name="seconds" content="([0-9.]+)">', text)
@@ -104,7 +114,7 @@ def _chapter(folder: Path, source: Path, only: str) -> Chapter:
         except ValueError:  # not two columns
             broken.append(f"{path.name} is no record; run its notebook again")
     return Chapter(
-        name, only, title, claim, more,
+        name, only, title, claim, compared, more,
         tables=tuple(path for path in csvs if path.stem != name + RECORD),
         figures=tuple(_of(folder / "figures", source, ".png")),
         record=record,
@@ -124,13 +134,17 @@ def _of(folder: Path, source: Path, suffix: str) -> list[Path]:
     return sorted(place, key=lambda path: (path.stem != name, place[path] % (len(code) + 1), path.stem))  # -1: last
 
 
-def _opening(source: Path) -> tuple[str, str, str]:
-    """Title, claim and the rest of a notebook's first Markdown cell."""
-    text = next((str(cell.source) for cell in read(source).cells if cell.cell_type == "markdown"), "")
-    heading = re.match(r"\s*#+ +(.+)\n?", text)
-    blocks = re.split(r"\n\s*\n", text[heading.end() :].strip() if heading else text.strip())
-    first = 2 if len(blocks) > 1 and re.match(r"([-*]|\d+\.) ", blocks[1]) else 1
-    return (heading[1].strip() if heading else source.stem), "\n\n".join(blocks[:first]), "\n\n".join(blocks[first:])
+def _opening(source: Path) -> tuple[str, str, str, str]:
+    """Title and claim of a notebook's first Markdown cell, what can be compared, and the rest of that cell."""
+    texts = [str(cell.source) for cell in read(source).cells if cell.cell_type == "markdown"] or [""]
+    heading = re.match(r"\s*#+ +(.+)\n?", texts[0])
+    texts[0] = texts[0][heading.end() :] if heading else texts[0]
+    opening, *others = ([block.strip() for block in re.split(r"\n\s*\n", text.strip())] for text in texts)
+    first = 2 if len(opening) > 1 and re.match(r"([-*]|\d+\.) ", opening[1]) else 1
+    compared = [block for block in sum(others, opening) if block.startswith(_COMPARED)]
+    more = [block for block in opening[first:] if block not in compared]
+    title = heading[1].strip() if heading else source.stem
+    return title, "\n\n".join(opening[:first]), "\n\n".join(compared), "\n\n".join(more)
 
 
 def _failure(path: Path) -> str:

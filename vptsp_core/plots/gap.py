@@ -25,9 +25,12 @@ def gap(table: pd.DataFrame, epochs: Sequence[int]) -> Figure:
         own, other = (table[kind, name].to_numpy() for name in ("own centroid", "nearest other"))
         ax.plot(epochs, own, "o-", color=BLUE, label="own class's centroid")
         ax.plot(epochs, other, "s--", color=VERMILION, label="nearest other centroid")
-        ax.fill_between(epochs, own, other, where=own > other, color=BLUE, alpha=0.12, linewidth=0, interpolate=True)
+        ax.fill_between(
+            epochs, own, other, where=own > other, color=BLUE, alpha=0.12, linewidth=0, interpolate=True,
+            label="margin: own class nearer",
+        )  # fmt: skip
         ax.set(title=PROXIES[kind][1], xlabel="epochs of training", xticks=list(epochs))
         ax.margins(x=0.08)
     axes[0].set_ylabel("mean cosine of a proxy")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return fig

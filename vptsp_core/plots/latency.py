@@ -12,6 +12,7 @@ from vptsp_core.plots import BLUE, GREY, LIGHT, ORANGE, _house
 
 MARKERS = ("o", "s", "^", "D")  # a batch size each
 APART = 0.34  # between the batch sizes of one method, in rows
+BELOW = 0.13  # the paper's below ours where both share a panel
 
 
 @_house
@@ -28,7 +29,7 @@ def latency(ours: pd.DataFrame, paper: pd.DataFrame, where: str) -> Figure:
     first, second, both = fig.subplots(1, 3, sharey=True)
     _dots(first, ours, "ms", methods, batches, BLUE, 1.0, "ours")
     _dots(second, paper, "ms", methods, batches, ORANGE, LIGHT, "paper")
-    _dots(both, paper, "%", methods, batches, ORANGE, LIGHT, "_paper")
+    _dots(both, paper, "%", methods, batches, ORANGE, LIGHT, "_paper", BELOW)
     _dots(both, ours, "%", methods, batches, BLUE, 1.0, "_ours")
     both.axvline(100, color=GREY, linestyle=":", linewidth=1.2)
     first.set(title=f"ours: {where}", xlabel="milliseconds a step, median and quartiles")
@@ -45,11 +46,11 @@ def latency(ours: pd.DataFrame, paper: pd.DataFrame, where: str) -> Figure:
 
 def _dots(
     ax: Axes, table: pd.DataFrame, x: str, methods: Sequence[str], batches: Sequence[int], colour: str,
-    opacity: float, name: str,
+    opacity: float, name: str, shift: float = 0.0,
 ) -> None:  # fmt: skip
     for at, batch in enumerate(batches):
         rows = table[(table["batch"] == batch) & table["method"].isin(methods)]
-        place = [methods.index(method) + APART * (at - (len(batches) - 1) / 2) for method in rows["method"]]
+        place = [methods.index(method) + APART * (at - (len(batches) - 1) / 2) + shift for method in rows["method"]]
         error = None
         if x == "ms" and "ms 25 %" in rows:
             error = [rows["ms"] - rows["ms 25 %"], rows["ms 75 %"] - rows["ms"]]

@@ -43,7 +43,9 @@ def grid(panels: Sequence[Panel]) -> Figure:
         else:
             axes[0].set_title("no curve in the paper", color=GREY, fontsize=10)
         cell.suptitle(f"{'λ' if panel.name == 'lambda' else panel.name}: {panel.sweep.title}")
-        axes[-1].set_xlabel(panel.sweep.axis)
+        if panel.sweep.paper_axis:
+            axes[0].set_xlabel(f"ours: {panel.sweep.axis}")
+        axes[-1].set_xlabel(f"paper: {panel.sweep.paper_axis}" if panel.sweep.paper_axis else panel.sweep.axis)
     entries = _entries(panels, ["R@1"])
     if len(panels) < cells.size:
         cells.flat[-1].legend(handles=entries, loc="center", title="R@1, %, of unseen classes")
@@ -62,7 +64,8 @@ def single(panel: Panel) -> Figure:
             _paper(ax, panel)
         else:
             _ours(ax, panel, kind)
-        ax.set(xlabel=panel.sweep.axis, title="paper" if kind == "paper" else "ours")
+        axis = panel.sweep.paper_axis if kind == "paper" else ""
+        ax.set(xlabel=axis or panel.sweep.axis, title="paper" if kind == "paper" else "ours")
     fig.legend(handles=_entries([panel], list(OURS)), loc="outside lower center", ncols=5)
     return fig
 

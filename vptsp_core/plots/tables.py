@@ -13,7 +13,6 @@ from matplotlib.lines import Line2D
 from vptsp_core.plots import BLUE, GREY, LIGHT, ORANGE, RING, _house, _ring_entry
 from vptsp_core.report import OURS, PAPER
 
-ALONE = 0.8  # opacity of the paper's dots where ours have other panels
 SHIFT = 0.16  # of a row's height
 
 
@@ -70,7 +69,7 @@ def _panel(ax: Axes, values: pd.DataFrame, sides: Sequence[str], unclear: Collec
     if reference in values.index and OURS in sides:
         ax.axvline(values[OURS][reference], color=BLUE, linestyle=":", linewidth=1.2, zorder=0)
     if PAPER in sides:
-        ax.plot(values[PAPER], below, "D", color=ORANGE, alpha=LIGHT if both else ALONE, markersize=7)
+        ax.plot(values[PAPER], below, "D", color=ORANGE, alpha=LIGHT, markersize=7)
     if OURS in sides:
         half = values["±"].fillna(0) if "±" in values else None
         ax.errorbar(values[OURS], above, xerr=half, fmt="o", color=BLUE, capsize=3)
@@ -88,8 +87,7 @@ def _legend(panels: Sequence[tuple[str, Sequence[str]]], reference: str, marked:
     if OURS in sides:
         entries.append(Line2D([], [], linestyle="", marker="o", color=BLUE, label="ours"))
     if PAPER in sides:
-        light = LIGHT if any(len(shown) == 2 for _, shown in panels) else ALONE
-        entries.append(Line2D([], [], linestyle="", marker="D", color=ORANGE, alpha=light, markersize=7, label="paper"))
+        entries.append(Line2D([], [], linestyle="", marker="D", color=ORANGE, alpha=LIGHT, markersize=7, label="paper"))
     if OURS in sides and reference:
         entries.append(Line2D([], [], linestyle=":", color=BLUE, linewidth=1.2, label=f"our {reference}"))
     if marked:
