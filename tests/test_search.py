@@ -243,6 +243,28 @@ def test_a_trial_that_was_stopped_is_made_again(tmp_path, monkeypatch, error):
     assert made[1] == made[0] != made[2]
 
 
+def test_a_trial_may_be_stopped_as_often_as_one_likes(tmp_path, monkeypatch):
+    stops = [KeyboardInterrupt() for _ in range(5)]
+
+    def score(config):
+        if stops:
+            raise stops.pop()
+        return 0.5
+
+    made = fake(monkeypatch, score)
+    while stops:
+        with pytest.raises(KeyboardInterrupt):
+            search(BASE, 1, results=tmp_path)
+    search(BASE, 1, results=tmp_path)
+    assert made == 6 * [BASE]
+
+
+def test_full_fine_tuning_can_be_searched_from_any_preset(tmp_path, monkeypatch):
+    made = fake(monkeypatch)
+    assert main(["search", "--preset", "smoke", "--method", "full", "--trials", "1", "--results", str(tmp_path)]) == 0
+    assert made[0].method == "full" and not made[0].bitfit
+
+
 def test_a_worker_that_stood_still_loses_its_trial_and_goes_on(tmp_path, monkeypatch):
     calls = []
 

@@ -29,7 +29,7 @@ from vptsp_core.data.holdout import hold_out
 from vptsp_core.errors import ConfigError, TrainingError, VptspError
 from vptsp_core.files import writable_folder, write_json
 from vptsp_core.runs import Run
-from vptsp_core.search.database import AGAIN, choose, counts, database, open_study, quiet, tried, waited_for
+from vptsp_core.search.database import STOPPED, choose, counts, database, open_study, quiet, tried, waited_for
 from vptsp_core.search.processes import devices_of, side_by_side
 from vptsp_core.search.space import Space, check, fitting_space
 from vptsp_core.selection import HELD_OUT
@@ -152,7 +152,7 @@ def _work(
             lost = True  # this process stood still for so long that another took the trial; it finds the run done
             raise
         except (KeyboardInterrupt, VptspError):  # nothing that the choice is to blame for
-            AGAIN(study, study.get_trials(deepcopy=False)[trial.number])
+            STOPPED(study, study.get_trials(deepcopy=False)[trial.number])
             raise
 
     callbacks = [lambda _, trial: tell(told(trial))] if tell is not None else []

@@ -124,6 +124,7 @@ def quiet() -> Iterator[None]:
 
 with quiet():
     AGAIN = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
+    STOPPED = optuna.storages.RetryHeartbeatStaleTrialCallback()  # by hand: as often as one likes
 
 
 class _ByNumber(optuna.samplers.TPESampler):
