@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import numpy as np
 import optuna
 import pandas as pd
@@ -25,7 +26,7 @@ from vptsp_core.errors import ConfigError, TrainingError, VptspError
 from vptsp_core.plots import search as plots_search
 from vptsp_core.report import paper_table
 from vptsp_core.search import best_config, search, study_name, write_preset
-from vptsp_core.search.database import open_study
+from vptsp_core.search.database import open_study, quiet
 from vptsp_core.search.frames import importance, runs_of, trials_frame
 from vptsp_core.search.space import KEYS, check, fitting_space, paper_space
 from vptsp_core.study import run
@@ -132,7 +133,63 @@ def test_a_search_goes_on_and_makes_the_same_trials_as_in_one_go(tmp_path, monke
     assert tried(other) != tried(study)[:2]
     value = study.best_value
     assert best_config(study).alpha == value == max(config.alpha for config in made)
-    assert f"trial 0: R@1 {100 * made[12].alpha:.2f} %  optimizer={made[12].optimizer} lr=" in lines[0]
+    assert f"trial 1: R@1 {100 * made[13].alpha:.2f} %  optimizer={made[13].optimizer} lr=" in lines[1]
+
+
+def test_a_trial_cut_short_does_not_change_those_after_it(tmp_path, monkeypatch):
+    """Beyond the ten that are drawn at random, too: what TPE learns from is the same."""
+    stop = [11, 4]
+
+    def score(config):
+        if len(made) == stop[-1]:
+            stop.pop()
+            raise KeyboardInterrupt
+        return config.alpha / 2 + 0.01 * (config.optimizer == "adam")
+
+    made = fake(monkeypatch, lambda config: config.alpha / 2 + 0.01 * (config.optimizer == "adam"))
+    whole = tried(search(BASE, 13, results=tmp_path / "a", keep=FEW))
+    made = fake(monkeypatch, score)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            search(BASE, 13, results=tmp_path / "b", keep=FEW)
+    stop.append(0)
+    study = search(BASE, 13, results=tmp_path / "b", keep=FEW)
+    assert len(study.trials) == 15
+    assert [trial.params for trial in study.trials if trial.state == TrialState.COMPLETE] == whole
+
+
+@pytest.mark.parametrize(("batch", "outside"), [(32, "lr"), (16, "batch, lr")])
+def test_the_first_trial_is_the_start(tmp_path, monkeypatch, batch, outside):
+    """Where its values lie outside the space, too: then the best may be there."""
+    base = BASE.replace(batch=batch, samples_per_class=2, prompts=5, class_prompts=3, lr=0.008)
+    made = fake(monkeypatch, lambda config: 0.9 if config == base else 0.3 + config.alpha / 10)
+    study = search(base, 4, results=tmp_path)
+    assert made[0] == base and base not in made[1:]
+    assert best_config(study) == base
+    assert preset(str(write_preset(study, tmp_path / "best.json"))) == base
+    frame = trials_frame(study)
+    assert list(frame["outside"]) == [outside, "", "", ""]
+    assert {key: frame.loc[0, key] for key in study.user_attrs["space"]} == {
+        key: getattr(base, key) for key in study.user_attrs["space"]
+    }
+    assert "lr=0.008" in search_module.told(study.trials[0])
+    assert set(importance(study).index) == study.user_attrs["space"].keys()  # of the three in the space
+
+
+def test_the_start_is_made_again_when_it_was_cut_short(tmp_path, monkeypatch):
+    stop = [KeyboardInterrupt()]
+
+    def score(config):
+        if stop:
+            raise stop.pop()
+        return 0.5
+
+    made = fake(monkeypatch, score)
+    with pytest.raises(KeyboardInterrupt):
+        search(BASE, 2, results=tmp_path)
+    study = search(BASE, 2, results=tmp_path)
+    assert made[0] == made[1] == BASE != made[2]
+    assert list(trials_frame(study)["state"]) == ["failed", "trained", "trained"]
 
 
 def test_what_is_kept_is_not_searched(tmp_path, monkeypatch):
@@ -186,6 +243,28 @@ def test_a_trial_that_was_stopped_is_made_again(tmp_path, monkeypatch, error):
     assert made[1] == made[0] != made[2]
 
 
+def test_a_trial_may_be_stopped_as_often_as_one_likes(tmp_path, monkeypatch):
+    stops = [KeyboardInterrupt() for _ in range(5)]
+
+    def score(config):
+        if stops:
+            raise stops.pop()
+        return 0.5
+
+    made = fake(monkeypatch, score)
+    while stops:
+        with pytest.raises(KeyboardInterrupt):
+            search(BASE, 1, results=tmp_path)
+    search(BASE, 1, results=tmp_path)
+    assert made == 6 * [BASE]
+
+
+def test_full_fine_tuning_can_be_searched_from_any_preset(tmp_path, monkeypatch):
+    made = fake(monkeypatch)
+    assert main(["search", "--preset", "smoke", "--method", "full", "--trials", "1", "--results", str(tmp_path)]) == 0
+    assert made[0].method == "full" and not made[0].bitfit
+
+
 def test_a_worker_that_stood_still_loses_its_trial_and_goes_on(tmp_path, monkeypatch):
     calls = []
 
@@ -207,7 +286,8 @@ def test_validation_leaves_fewer_classes_to_draw_from(tmp_path, monkeypatch):
     fake(monkeypatch)
     monkeypatch.setattr(search_module, "judged", lambda done: 0.5)
     monkeypatch.setattr(search_module, "fitting_space", lambda base, classes: {"lr": [0.1 if classes == 80 else 1.0]})
-    assert search(BASE.replace(selection="validation"), 1, results=tmp_path).best_params == {"lr": 0.1}  # of 100
+    study = search(BASE.replace(selection="validation"), 2, results=tmp_path)
+    assert tried(study) == [{}, {"lr": 0.1}]  # 20 of 100 are held out; the start has another lr
 
 
 def test_validation_judges_by_held_out_classes():
@@ -271,6 +351,47 @@ def test_the_trial_of_a_killed_worker_is_made_again(tmp_path, monkeypatch):
     assert tried(study)[1] == tried(study)[0] and len(made) == 2
 
 
+def test_a_worker_that_died_before_its_first_sign_of_life_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    made, looks, lines = fake(monkeypatch), [], []
+    study = search(BASE, 2, results=tmp_path)
+    with quiet(), pytest.warns(UserWarning):
+        study.ask()  # and then nothing more
+
+    def sleep(seconds):
+        looks.append(seconds)
+        assert len(looks) < 4, "still waits"
+        stands_still(tmp_path / "search.db")
+
+    monkeypatch.setattr(search_module.time, "sleep", sleep)
+    study = search(BASE, 3, results=tmp_path, tell=lines.append)
+    states = [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+    assert [trial.state for trial in study.trials] == states and len(made) == 3
+    assert lines[0] == "waiting for trial 2, which another worker is at or was" and len(lines) == 2
+
+
+def test_a_worker_ends_with_a_killed_parent(tmp_path):
+    program = tmp_path / "hangs.py"
+    program.write_text(
+        "import os, time\n"
+        "from vptsp_core.search.processes import side_by_side\n"
+        "def hang(device, of):\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    side_by_side(hang, [None])\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, program], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    child = int(parent.stdout.readline())
+    parent.kill()
+    try:
+        parent.communicate(timeout=60)  # until nobody holds its output any more
+    except subprocess.TimeoutExpired:
+        os.kill(child, signal.SIGKILL)
+        pytest.fail("it outlives it")
+
+
 def test_workers_here_are_processes(tmp_path):
     study = search(BASE, 2, results=tmp_path, workers=2)
     assert 2 <= sum(trial.state == TrialState.COMPLETE for trial in study.trials) <= 3
@@ -325,6 +446,44 @@ def test_no_trained_trial_no_best(tmp_path, monkeypatch):
         best_config(study)
     assert len(importance(study)) == 0
     assert plots_search.importance(importance(study), 0).axes[0].texts
+
+
+# ---- its notebook --------------------------------------------------------------------------------
+
+
+def searched(monkeypatch, results: Path, **parameters) -> dict:
+    """The names that the notebook knows after its search, with runs that train nothing."""
+    fake(monkeypatch, lambda config: config.alpha)
+    monkeypatch.setattr("vptsp_core.study.many", lambda configs, **options: configs)
+    cells = {cell["id"]: cell["source"] for cell in nbformat.read(ROOT / "notebooks/table9_search.ipynb", 4).cells}
+    names: dict = {}
+    exec(cells["t9-01"], names)
+    names.update(profile="smoke", results=str(results), **parameters)
+    exec(cells["t9-02"], names)
+    exec(cells["t9-06"], names)
+    return names
+
+
+def test_notebook_says_that_a_cluster_is_not_used(tmp_path, monkeypatch, capsys):
+    names = searched(monkeypatch, tmp_path, workers="tcp://127.0.0.1:8786")
+    first, last = capsys.readouterr().out.splitlines()
+    assert "does not use the Dask cluster" in first and "database" in first and last.startswith("3 trials of study")
+    assert names["study"].best_value >= names["study"].trials[0].value == names["starts"][0].alpha
+
+
+def test_notebook_judges_by_what_the_runs_do_and_keeps_studies_apart(tmp_path, monkeypatch):
+    """One results folder: other changes or another selection are another study, the same ones the same."""
+    ways = [
+        ({}, "held-out training classes"), ({"changes": {"lr": 0.1}}, "held-out training classes"),
+        ({"changes": {"batch": 16}}, "held-out training classes"), ({"selection": "last"}, "test classes"),
+        ({"changes": {"selection": "released"}}, "test classes"), ({"selection": "released"}, "test classes"),
+        ({"changes": {"epochs": 2}}, "held-out training classes"),
+    ]  # fmt: skip
+    found = [(searched(monkeypatch, tmp_path, **parameters), judge) for parameters, judge in ways]
+    assert all(names["judge"] == judge for names, judge in found)
+    studies = [names["study"].study_name for names, _ in found]
+    assert studies[0] == study_name(found[0][0]["base"]) and studies[4] == studies[5]
+    assert len(set(studies)) == len(ways) - 1
 
 
 # ---- what it found -------------------------------------------------------------------------------

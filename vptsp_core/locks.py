@@ -42,11 +42,14 @@ def locked(path: Path, waiting: str) -> Iterator[None]:
 
 def _opened(path: Path) -> IO[bytes]:
     """A file left behind by another user can be locked through a handle that only reads."""
-    path.parent.mkdir(parents=True, exist_ok=True)  # who held it before may have removed an empty folder
-    try:
-        return open(path, "ab")
-    except PermissionError:
-        return open(path, "rb")
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)  # who held it before may have removed an empty folder,
+        try:
+            return open(path, "ab")
+        except FileNotFoundError:
+            continue  # just now, too
+        except PermissionError:
+            return open(path, "rb")
 
 
 def _in_place(file: IO[bytes], path: Path) -> bool:

@@ -72,8 +72,8 @@ class _Place:
             )
         cores = joblib.cpu_count(only_physical_cores=True)
         torch.set_num_threads(max(1, cores // self.sharers.get(host, 1)))
-        if self.parent is not None and not any(thread.name == _WATCH for thread in threading.enumerate()):
-            threading.Thread(target=_end_with, args=(self.parent,), name=_WATCH, daemon=True).start()
+        if self.parent is not None:
+            end_with(self.parent)
         if self.gpus and not _claims:
             _claims.append(_claimed(self.gpus))
 
@@ -220,8 +220,13 @@ def _cluster(address: str) -> Iterator[tuple[Any, dict[str, int]]]:
             raise died from error
 
 
-def _end_with(parent: int) -> None:
-    """Nobody waits for a process whose parent was killed: it goes too, and the checkpoint stays."""
+def end_with(parent: int) -> None:
+    """Nobody waits for a process whose parent was killed: from now on this one goes too, and the checkpoint stays."""
+    if not any(thread.name == _WATCH for thread in threading.enumerate()):
+        threading.Thread(target=_watch, args=(parent,), name=_WATCH, daemon=True).start()
+
+
+def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

@@ -1,6 +1,7 @@
 """Search for a configuration: table 9's space as an Optuna study, which lies in a database.
 
-Every trial is a run as any other, found again by its hash, so that what was trained once costs nothing again. The
+The first trial is the configuration that the search starts from, so that the best is never below it. Every trial is a
+run as any other, found again by its hash, so that what was trained once costs nothing again. The
 database says what was tried and what is being tried: `search` called again goes on, and called on several machines
 (or several times on one) with the same database it shares the work. A worker that dies costs its current trial,
 which another one makes again.
@@ -8,12 +9,12 @@ which another one makes again.
 
 from __future__ import annotations
 
-import multiprocessing
+import hashlib
+import json
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,7 +29,8 @@ from vptsp_core.data.holdout import hold_out
 from vptsp_core.errors import ConfigError, TrainingError, VptspError
 from vptsp_core.files import writable_folder, write_json
 from vptsp_core.runs import Run
-from vptsp_core.search.database import AGAIN, counts, database, open_study, quiet
+from vptsp_core.search.database import STOPPED, choose, counts, database, open_study, quiet, tried, waited_for
+from vptsp_core.search.processes import devices_of, side_by_side
 from vptsp_core.search.space import Space, check, fitting_space
 from vptsp_core.selection import HELD_OUT
 from vptsp_core.study import run
@@ -54,8 +56,9 @@ def search(
     """Look for the highest R@1 of `base` over table 9's space; returns the study once all its trials are made.
 
     Args:
-        base: what every trial starts from. With ``selection="validation"`` trials are judged by held-out training
-            classes; with any other one by the test classes, as the paper's were. Its seed is the search's, too.
+        base: the first trial, and what every other changes. With ``selection="validation"`` trials are judged by
+            held-out training classes; with any other one by the test classes, as the paper's were. Its seed is the
+            search's, too.
         trials: of the whole study, those of all workers and of earlier calls counted; the latest call's word holds.
             None: as many as it was told before, else 50.
         storage: SQLAlchemy URL; default the file search.db in the results folder. SQLite serves the processes of one
@@ -87,19 +90,23 @@ def search(
         with database(storage):
             _work(study, base, space, classes, tell, options)
     else:
-        _side_by_side(_devices(workers, options.get("device")), storage, name, base, space, classes, tell, options)
+        devices = devices_of(workers, options.get("device"))
+        side_by_side(_process, devices, storage, name, base, space, classes, tell, options)
         if counts(study)[0] < study.user_attrs["trials"]:
             raise VptspError(f"study {name}: its workers ended before its trials were made; the same call goes on")
     return study
 
 
-def study_name(base: RunConfig) -> str:
-    """Data set, backbone and method.
+def study_name(base: RunConfig, changes: Mapping[str, Any] | None = None) -> str:
+    """Data set, backbone and method; after them a hash that tells ``changes``, if there are any, from others.
 
     >>> study_name(RunConfig())
     'cub200-vit_small_patch16_224-vptsp'
     """
-    return f"{base.dataset}-{base.backbone.split('.')[0]}-{base.method}"
+    name = f"{base.dataset}-{base.backbone.split('.')[0]}-{base.method}"
+    if not changes:
+        return name
+    return f"{name}-{hashlib.sha256(json.dumps(changes, sort_keys=True, default=str).encode()).hexdigest()[:6]}"
 
 
 def results_folder(results: str | Path | None) -> Path:
@@ -114,7 +121,7 @@ def best_config(study: optuna.Study) -> RunConfig:
         VptspError: no trial of the study was trained.
     """
     try:
-        chosen = study.best_trial.params
+        chosen = tried(study.best_trial)
     except ValueError:
         raise VptspError(f"study {study.study_name} has no trained trial yet; make more of them") from None
     return RunConfig().replace(**study.user_attrs["base"], **chosen)
@@ -145,10 +152,11 @@ def _work(
             lost = True  # this process stood still for so long that another took the trial; it finds the run done
             raise
         except (KeyboardInterrupt, VptspError):  # nothing that the choice is to blame for
-            AGAIN(study, study.get_trials(deepcopy=False)[trial.number])
+            STOPPED(study, study.get_trials(deepcopy=False)[trial.number])
             raise
 
     callbacks = [lambda _, trial: tell(told(trial))] if tell is not None else []
+    awaited: set[int] = set()
     while True:
         with quiet():
             optuna.storages.fail_stale_trials(study)
@@ -157,6 +165,9 @@ def _work(
             if finished >= wanted:
                 return
             if finished + running >= wanted:
+                for number in waited_for(study, awaited):
+                    if tell is not None:
+                        tell(f"waiting for trial {number}, which another worker is at or was")
                 time.sleep(POLL)  # the others may yet die
                 continue
             lost = False
@@ -169,9 +180,8 @@ def _work(
 
 def _trained(trial: optuna.Trial, base: RunConfig, space: Space, classes: int, options: dict[str, Any]) -> Run:
     """The run of the choice that the sampler makes; a choice that cannot be run or trained is left out."""
-    chosen = {key: trial.suggest_categorical(key, values) for key, values in space.items()}
     try:
-        config = base.replace(**chosen)
+        config = base.replace(**choose(trial, base, space))
         check(config, classes)
     except ConfigError as error:
         _leave_out(trial, error)
@@ -197,39 +207,9 @@ def judged(done: Run) -> float:
 def told(trial: FrozenTrial) -> str:
     """One line: the trial's number, what came of it, what was tried."""
     seen = {TrialState.COMPLETE: lambda: f"R@1 {100 * trial.values[0]:.2f} %", TrialState.PRUNED: lambda: "left out"}
-    tried = " ".join(f"{key}={value}" for key, value in trial.params.items())
+    choice = " ".join(f"{key}={value}" for key, value in tried(trial).items())
     ending = trial.user_attrs.get("reason") or f"run {trial.user_attrs.get('run')}"
-    return f"trial {trial.number}: {seen.get(trial.state, lambda: 'failed')()}  {tried}  ({ending})"
-
-
-def _devices(workers: int | str, device: str | None) -> list[str | None]:
-    """One for each process."""
-    if workers == "gpus":
-        return [f"cuda:{at}" for at in range(torch.cuda.device_count())] or [device]
-    if not isinstance(workers, int) or workers < 1:
-        raise ConfigError(
-            f"workers = {workers!r} must be a number or 'gpus'; for several machines call the search on each, "
-            "with the same storage"
-        )
-    return [device] * workers
-
-
-def _side_by_side(devices: list[str | None], *work: Any) -> None:
-    """A process a device; one that dies does not stop the others, one that cannot go on says why on stderr."""
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=_process, args=(device, len(devices), *work)) for device in devices]
-    try:
-        for each in processes:
-            each.start()
-        for each in processes:
-            each.join()
-    except KeyboardInterrupt:
-        for each in processes:
-            if each.pid is not None and each.is_alive():
-                os.kill(each.pid, signal.SIGINT)
-        for each in processes:
-            each.join()
-        raise
+    return f"trial {trial.number}: {seen.get(trial.state, lambda: 'failed')()}  {choice}  ({ending})"
 
 
 def _process(

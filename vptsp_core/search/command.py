@@ -13,8 +13,8 @@ MACHINES = """\
 stopped, the same command goes on. Several workers: the same command again, here or on other machines, with the same
 --storage and a results folder that all see (or one each); SQLite serves one machine only:
   python -m vptsp_core search --preset cub200-vits16 --trials 200 --storage postgresql+psycopg://USER@HOST/DATABASE
-the best configuration, trained again:
-  python -m vptsp_core train --preset results/presets/STUDY.json
+the best configuration, trained on all training classes:
+  python -m vptsp_core train --preset results/presets/STUDY.json --set selection=released
 """
 
 
@@ -46,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
     changes = {"selection": "validation"} | dict(parse_change(change) for change in args.changes)
     if args.method is not None:
         changes["method"] = args.method
+    if changes.get("method") == "full":  # learns all of the backbone anyhow
+        changes.setdefault("bitfit", False)
     study = search(
         preset(args.preset, **changes), args.trials, storage=args.storage, name=args.study, results=args.results,
         data=args.data, device=args.device, keep=changes, tell=lambda line: print(line, flush=True),

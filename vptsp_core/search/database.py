@@ -38,7 +38,7 @@ def open_study(storage: str, name: str, base: RunConfig, space: Space, trials: i
     with database(storage):
         study = optuna.create_study(
             storage=_storage(storage), study_name=name, direction="maximize", load_if_exists=True,
-            sampler=_ByNumber(base.seed),
+            sampler=_ByNumber(base),
         )  # fmt: skip
         known = study.user_attrs
         if "space" not in known:
@@ -57,6 +57,42 @@ def counts(study: optuna.Study) -> tuple[int, int]:
     """Trials of a study that are finished, and those that a worker is at."""
     states = Counter(trial.state for trial in study.get_trials(deepcopy=False))
     return sum(states[state] for state in FINISHED), states[TrialState.RUNNING]
+
+
+def waited_for(study: optuna.Study, before: set[int]) -> list[int]:
+    """Numbers of the trials that other workers are at, without those that were waited for before; adds them there.
+
+    Each gets a sign of life: its worker may have died before it gave the first one, and Optuna takes a trial without
+    any for one that is alive, for ever.
+    """
+    storage: Any = study._storage
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    new = [trial for trial in running if trial.number not in before]
+    for trial in new:
+        storage.record_heartbeat(trial._trial_id)
+    before.update(trial.number for trial in new)
+    return [trial.number for trial in new]
+
+
+def choose(trial: optuna.Trial, base: RunConfig, space: Space) -> dict[str, Any]:
+    """A value for each key of the space. The first trial is `base` itself: where its values lie outside the space the
+    sampler does not learn of them, and the trial's attribute ``outside`` holds them."""
+    first = _origin(trial.study.get_trials(deepcopy=False)[trial.number]) == 0
+    own = {key: getattr(base, key) for key in space if first and getattr(base, key) not in space[key]}
+    if own:
+        trial.set_user_attr("outside", own)
+    return {key: own[key] if key in own else trial.suggest_categorical(key, space[key]) for key in space}
+
+
+def tried(trial: FrozenTrial) -> dict[str, Any]:
+    """What `choose` gave a trial."""
+    return {**trial.params, **trial.user_attrs.get("outside", {})}
+
+
+def _origin(trial: FrozenTrial) -> int:
+    """A trial's number, or that of the one which it makes again."""
+    again = optuna.storages.RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
+    return trial.number if again is None else again
 
 
 @contextlib.contextmanager
@@ -88,20 +124,28 @@ def quiet() -> Iterator[None]:
 
 with quiet():
     AGAIN = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
+    STOPPED = optuna.storages.RetryHeartbeatStaleTrialCallback()  # by hand: as often as one likes
 
 
 class _ByNumber(optuna.samplers.TPESampler):
-    """TPE that draws trial n from (seed, n): workers do not repeat each other, and a search by one worker makes the
-    same trials whether it was stopped in between or not."""
+    """TPE that begins with the search's base, and draws the n-th trial from (seed, n), those that make one again not
+    counted: workers do not repeat each other, and a search by one worker makes the same trials whether it was stopped
+    in between, or within a run, or not."""
 
-    def __init__(self, seed: int) -> None:
-        super().__init__(seed=seed)
-        self._of_search = seed
+    def __init__(self, base: RunConfig) -> None:
+        super().__init__(seed=base.seed)
+        self._start = base
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        mixed = np.random.SeedSequence([self._of_search, trial.number]).generate_state(1)[0]
-        super().__init__(seed=int(mixed))
+        earlier = study.get_trials(deepcopy=False)[: _origin(trial)]
+        at = sum(_origin(each) == each.number for each in earlier)
+        super().__init__(seed=int(np.random.SeedSequence([self._start.seed, at]).generate_state(1)[0]))
         super().before_trial(study, trial)
+
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: Any) -> Any:
+        if _origin(trial) == 0:
+            return getattr(self._start, name)
+        return super().sample_independent(study, trial, name, distribution)
 
 
 def _storage(url: str) -> optuna.storages.RDBStorage:

@@ -9,7 +9,7 @@ import pandas as pd
 from optuna.trial import TrialState
 
 from vptsp_core.runs import METRICS, Run, read_run
-from vptsp_core.search.database import quiet
+from vptsp_core.search.database import quiet, tried
 
 STATES = {
     TrialState.COMPLETE: "trained", TrialState.PRUNED: "left out", TrialState.FAIL: "failed",
@@ -23,8 +23,8 @@ def trials_frame(study: optuna.Study) -> pd.DataFrame:
     Returns:
         ``trial`` (its number), ``state`` (see `STATES`), in percent ``R@1``, which it is chosen by (`search.judged`),
         ``best so far`` and ``test R@1``, which its run reports (all NaN where nothing was trained), ``run`` (the hash
-        of its run), ``seconds`` that the run took, ``reason`` why it was left out, and a column for each key of the
-        space.
+        of its run), ``seconds`` that the run took, ``reason`` why it was left out, ``outside``, the keys whose value
+        is not in the space (the start's may be), and a column for each key of the space.
     """
     rows = [
         {
@@ -32,11 +32,12 @@ def trials_frame(study: optuna.Study) -> pd.DataFrame:
             "R@1": 100 * trial.value if trial.value is not None else float("nan"),
             "test R@1": 100 * trial.user_attrs.get("test", float("nan")),
             "run": trial.user_attrs.get("run", ""), "seconds": trial.user_attrs.get("seconds", float("nan")),
-            "reason": trial.user_attrs.get("reason", ""), **trial.params,
+            "reason": trial.user_attrs.get("reason", ""), "outside": ", ".join(trial.user_attrs.get("outside", {})),
+            **tried(trial),
         }
         for trial in study.get_trials(deepcopy=False)
     ]  # fmt: skip
-    columns = ["trial", "state", "R@1", "test R@1", "run", "seconds", "reason", *study.user_attrs["space"]]
+    columns = ["trial", "state", "R@1", "test R@1", "run", "seconds", "reason", "outside", *study.user_attrs["space"]]
     table = pd.DataFrame(rows, columns=columns)
     table.insert(3, "best so far", table["R@1"].cummax().ffill())
     return table
@@ -53,15 +54,16 @@ def importance(study: optuna.Study, seed: int = 0) -> pd.Series:
     """Share of the variance of R@1 over the space that each key explains alone or with others, the largest first.
 
     By fANOVA (Hutter, Hoos, Leyton-Brown, ICML 2014): of a random forest fitted to the trained trials, 64 trees, as
-    Optuna has it, shares made to sum to 1. With few trials the forest knows little, and so do the shares.
+    Optuna has it, shares made to sum to 1. With few trials the forest knows little, and so do the shares. A start that
+    lies outside the space is not among them.
 
     Returns:
         Indexed by key; no rows where fewer than two trials were trained, or where all scored the same.
     """
-    values = {trial.value for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))}
-    if len(values) < 2:
+    trained = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len({trial.value for trial in trained if "outside" not in trial.user_attrs}) < 2:
         return pd.Series(dtype=float, name="importance")
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seed)
+    evaluator, keys = optuna.importance.FanovaImportanceEvaluator(seed=seed), list(study.user_attrs["space"])
     with quiet():
-        shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+        shares = optuna.importance.get_param_importances(study, evaluator=evaluator, params=keys)
     return pd.Series(shares, name="importance").rename_axis("key").sort_values(ascending=False, kind="stable")
