@@ -12,7 +12,7 @@ import torch
 from vptsp_core import chance, plots, rows, table_rows, tables
 from vptsp_core.backbone import check_supported, load_backbone, pooling
 from vptsp_core.bench import StepBench
-from vptsp_core.errors import ConfigError, WeightsError
+from vptsp_core.errors import ConfigError, VptspError, WeightsError
 from vptsp_core.plots import tables as plots_tables
 from vptsp_core.presets import preset
 from vptsp_core.report import paper_table
@@ -202,6 +202,19 @@ def test_backbones_that_cannot_be_had_cost_their_own_rows_and_are_named_once(tra
     assert text.count("No runs: sop is not here") == 1
     assert {row for row, _ in done.cells} == {"DINO, ViT-S/16", "DeiT, ViT-S/16", AUGREG, "DINOv2, ViT-S/14"}
     assert len(trained) == 8
+
+
+def test_a_run_that_fails_costs_its_own_row(tmp_path):
+    cells = {
+        ("good", "CUB"): preset("smoke", steps_per_epoch=1, method="linear"),
+        ("bad", "CUB"): preset("smoke", method="vpt", prompt_layers=9),  # of a ViT with six
+    }
+    options = dict(data=None, results=tmp_path, notebook="table4", progress=False)
+    done = tables.carry_out(cells, [0], **options)
+    assert done.cells == [("good", "CUB")] and len(done.runs) == 1
+    assert len(done.left_out) == 1 and done.left_out[0].startswith("Not run: bad: ") and "\n" not in done.left_out[0]
+    with pytest.raises(VptspError, match="prompt_layers = 9"):
+        tables.carry_out({("bad", "CUB"): cells["bad", "CUB"]}, [0], **options)
 
 
 def test_finished_runs_need_no_weights(trained, monkeypatch, tmp_path):

@@ -166,6 +166,7 @@ def many(
     """`run` of each, side by side where ``workers`` says so; finished ones are found, and none is trained twice.
 
     A run that fails stops no other. A process that dies costs what its run did since its last epoch.
+    Numbers are the same to the last bit with the same threads a process; other counts of them round sums otherwise.
 
     Args:
         workers: None: in this process, one after another. A number: so many processes of this machine, each with its

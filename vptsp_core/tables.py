@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def carry_out(
         options: of `study.many`, such as ``workers`` and ``progress``.
 
     Raises:
-        VptspError: a data set that is there and broken, or a run that failed.
+        VptspError: a data set that is there and broken, or every run failed.
     """
     absent: dict[str, str] = {}
     refused: dict[tuple[str, str, bool], str] = {}
@@ -79,7 +80,16 @@ def carry_out(
     runs = [cells[cell].replace(seed=seed) for cell, seed in pairs]
     left_out = [line for line in absent.values() if line]
     left_out += [f"Not run: {'; '.join(dict.fromkeys(labels))}: {reason}" for reason, labels in rows.items()]
-    finished = many(runs, data=data, results=results, **options) if runs else []
+    try:
+        finished = many(runs, data=data, results=results, **options) if runs else []
+    except VptspError as error:  # the others are done, and found again
+        there = [_all_finished(run, [run.seed], results) for run in runs]
+        if not any(there):
+            raise
+        lost = dict.fromkeys(row for ((row, _), _), ok in zip(pairs, there, strict=True) if not ok)
+        left_out.append(f"Not run: {'; '.join(lost)}: {error}")
+        pairs, runs = list(compress(pairs, there)), list(compress(runs, there))
+        finished = many(runs, data=data, results=results, **options)
     return Done(finished, [cell for cell, _ in pairs], left_out)
 
 
