@@ -36,20 +36,33 @@ def open_study(storage: str, name: str, base: RunConfig, space: Space, trials: i
         raise ConfigError(f"study {name!r}: a name holds letters, digits, '.', '-' and '_' only")
     fixed = {key: value for key, value in base.to_dict().items() if key not in space}
     with database(storage):
-        study = optuna.create_study(
-            storage=_storage(storage), study_name=name, direction="maximize", load_if_exists=True,
-            sampler=_ByNumber(base),
-        )  # fmt: skip
-        known = study.user_attrs
-        if "space" not in known:
-            study.set_user_attr("base", fixed)
-            study.set_user_attr("space", space)
-        elif differing := _differing(known, fixed, space):
-            raise ConfigError(
-                f"study {name} in {_shown(storage)} has {differing}; give this one another name, or go on with that"
-            )
-        if trials is not None or "trials" not in known:
-            study.set_user_attr("trials", trials or TRIALS)
+        for wait in (0.5, 1, 2, 4, None):  # workers that begin at the same moment write the same rows: one is refused
+            try:
+                return _opened(storage, name, base, fixed, space, trials)
+            except (sqlalchemy.exc.IntegrityError, StorageInternalError) as error:
+                cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+                if wait is None or not isinstance(cause, sqlalchemy.exc.IntegrityError):
+                    raise
+                time.sleep(wait)
+    raise AssertionError("the last turn returns or raises")
+
+
+def _opened(
+    storage: str, name: str, base: RunConfig, fixed: dict[str, Any], space: Space, trials: int | None
+) -> optuna.Study:
+    study = optuna.create_study(
+        storage=_storage(storage), study_name=name, direction="maximize", load_if_exists=True, sampler=_ByNumber(base)
+    )
+    known = study.user_attrs
+    if "space" not in known:
+        study.set_user_attr("base", fixed)
+        study.set_user_attr("space", space)
+    elif differing := _differing(known, fixed, space):
+        raise ConfigError(
+            f"study {name} in {_shown(storage)} has {differing}; give this one another name, or go on with that"
+        )
+    if trials is not None or "trials" not in known:
+        study.set_user_attr("trials", trials or TRIALS)
     return study
 
 
