@@ -168,7 +168,8 @@ if [[ $mode == test ]]; then
   status=0
   "$python" -m ruff check . || status=1
   "$python" -m mypy vptsp_core || status=1
-  "$python" -m pytest -q || status=$?
+  # a file at a time to each of two processes: tests use one thread, and some share what their file made
+  "$python" -m pytest -q -n 2 --dist loadfile || status=$?
   exit "$status"
 fi
 
