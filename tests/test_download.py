@@ -107,7 +107,7 @@ def only(target):
     return target.read_bytes() == CONTENT and [path.name for path in target.parent.iterdir()] == ["file.zip"]
 
 
-@pytest.mark.parametrize("checksum", [MD5, SHA256, None])
+@pytest.mark.parametrize("checksum", [MD5, SHA256, None], ids=["md5", "sha256", "none"])
 def test_a_file_is_fetched_once(server, target, checksum):
     assert download([server.url], target, len(CONTENT), checksum) == target
     assert only(target) and len(server.seen) == 1
