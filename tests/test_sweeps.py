@@ -112,7 +112,7 @@ def test_maxima_name_the_place_and_what_is_not_clearly_below():
     found = sweep_tables.maxima([made_panel("d", chance=("0.8",)), made_panel("lambda")])
     row = found.loc["d: weight of the ordinary proxy"]
     assert row.to_dict() == {
-        "paper, CUB": "0.6 (86.8)", "paper, Cars": "0.8 (87.2)", "ours": "1 (56.0)", "not clearly below": "0.8",
+        "paper, CUB": "0.6 (86.75)", "paper, Cars": "0.8 (87.25)", "ours": "1 (56)", "not clearly below": "0.8",
     }  # fmt: skip
     assert found.iloc[1]["paper, CUB"] == "" and found.iloc[1]["ours"] == "0.99 (55.0)"
 

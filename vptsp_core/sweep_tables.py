@@ -82,7 +82,7 @@ def maxima(panels: Sequence[Panel]) -> pd.DataFrame:
             "paper, CUB": panel.paper.set_index("x")["CUB"], "paper, Cars": panel.paper.set_index("x")["Cars"],
             "ours": panel.ours.set_index("x")["R@1"],
         }  # fmt: skip
-        highest = {name: f"{c.idxmax():g} ({c.max():.1f})" if c.notna().any() else "" for name, c in curves.items()}
+        highest = {name: f"{c.idxmax():g} ({c.max():.4g})" if c.notna().any() else "" for name, c in curves.items()}
         doubtful = ", ".join(f"{x:g}" for x in panel.unclear)
         rows[f"{panel.name}: {panel.sweep.title}"] = {**highest, "not clearly below": doubtful}
     return pd.DataFrame(rows).T
