@@ -114,7 +114,7 @@ def test_maxima_name_the_place_and_what_is_not_clearly_below():
     assert row.to_dict() == {
         "paper, CUB": "0.6 (86.75)", "paper, Cars": "0.8 (87.25)", "ours": "1 (56)", "not clearly below": "0.8",
     }  # fmt: skip
-    assert found.iloc[1]["paper, CUB"] == "" and found.iloc[1]["ours"] == "0.99 (55.0)"
+    assert found.iloc[1]["paper, CUB"] == "" and found.iloc[1]["ours"] == "0.99 (55)"
 
 
 def test_the_grid_draws_every_point_and_cuts_nothing_off():
