@@ -124,13 +124,14 @@ def _train(argv: Sequence[str]) -> int:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     parser.add_argument("--class-table", default="auto", metavar="WHERE", help="auto, device or host: class prompts")
     parser.add_argument("--checkpointing", default="auto", metavar="WHEN", help="of gradients: auto, on or off")
+    parser.add_argument("--compile", default="auto", metavar="WHEN", help="the step: auto (on a GPU), on or off")
     args = parser.parse_args(argv)
     _join(args.device)
     config = preset(args.preset, **dict(parse_change(change) for change in args.changes))
     done = run(
         config, data=args.data, results=args.results, cache=args.cache, device=args.device,
         allow_partial=args.allow_partial, class_table=args.class_table, checkpointing=args.checkpointing,
-        progress=sys.stderr.isatty(),
+        compile=args.compile, progress=sys.stderr.isatty(),
     )  # fmt: skip
     print(done.history.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     print(f"{done.path}\n" + "  ".join(f"{k} {v:.4f}" for k, v in done.metrics.items() if k != "epoch"))

@@ -32,6 +32,7 @@ from vptsp_core.progress import at_work
 from vptsp_core.runs import METRICS, Run, close_record, make_record, make_stretch, read_run, run_folder, write_run
 from vptsp_core.selection import Row, on_held_out, score
 from vptsp_core.train import WEIGHTS, Trainer
+from vptsp_core.train_step import COMPILE
 from vptsp_core.tuning import MetricModel, place_class_prompts
 from vptsp_core.workers import Workers, check_workers, share_out
 
@@ -47,6 +48,7 @@ def run(
     device: str | None = None,
     class_table: str = "auto",
     checkpointing: str = "auto",
+    compile: str = "auto",
     progress: bool = True,
     allow_partial: bool = False,
     on_epoch: Callable[[list[Row]], None] | None = None,
@@ -63,6 +65,7 @@ def run(
         device: ``"cpu"``, ``"cuda"``, ...; default a GPU where there is one.
         class_table: where row-wise class prompts lie, ``"device"``, ``"host"`` or ``"auto"`` (`place_class_prompts`).
         checkpointing: of gradients, ``"on"``, ``"off"`` or ``"auto"`` (see `Trainer`). Neither changes the numbers.
+        compile: the training step, ``"on"``, ``"off"`` or ``"auto"`` (see `compiles`). Sums are then rounded otherwise.
         allow_partial: go on with a data set that is not whole; the run then lies apart, and its record says so.
         on_epoch: called after every epoch with the history so far (a finished run that is found trains none).
 
@@ -71,6 +74,7 @@ def run(
     """
     check_choice("class_table", class_table, ("auto", "device", "host"))
     check_choice("checkpointing", checkpointing, ("auto", "on", "off"))
+    check_choice("compile", compile, COMPILE)
     if launched():
         start(pick_device(device))
     place = _data(data)
@@ -96,7 +100,8 @@ def run(
             benchmark = decoded(benchmark, config, cache_folder(place, cache), progress=progress and is_main())
             begun = time.perf_counter()
             history, stretches, queries = _history(
-                config, benchmark, model, path, progress=progress, checkpointing=checkpointing, on_epoch=on_epoch,
+                config, benchmark, model, path, progress=progress, checkpointing=checkpointing, compile=compile,
+                on_epoch=on_epoch,
                 stretch=lambda: make_stretch(record, model, time.perf_counter() - begun),
             )  # fmt: skip
             closed = close_record(record, stretches)

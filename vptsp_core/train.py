@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm.auto import tqdm
 
@@ -35,6 +34,7 @@ from vptsp_core.files import write_bytes, write_torch
 from vptsp_core.memory import fit_step, out_of_memory_told
 from vptsp_core.progress import write_progress
 from vptsp_core.selection import Row, keep_queries, score
+from vptsp_core.train_step import TrainStep, compiles
 from vptsp_core.tuning import MetricModel, make_optimizers
 
 CHECKPOINT, WEIGHTS = "checkpoint.pt", "model.safetensors"
@@ -51,6 +51,7 @@ class Trainer:
             Where it gives `Scores`, their per-query values are kept.
         progress: show a bar for each epoch's steps.
         checkpointing: of gradients, ``"on"`` or ``"off"``; ``"auto"``: on a GPU, where a step does not fit without.
+        compile: steps run compiled, ``"on"`` or ``"off"``; ``"auto"``: on a GPU (`compiles`).
         on_epoch: called after every finished epoch with the history so far, in the first process; changes no number.
         stretch: tells what the run is made with in this call and for how long by now, for its record.
 
@@ -73,6 +74,7 @@ class Trainer:
         *,
         progress: bool = True,
         checkpointing: str = "auto",
+        compile: str = "auto",
         on_epoch: Callable[[list[Row]], None] | None = None,
         stretch: Callable[[], dict[str, Any]] = dict,
     ) -> None:
@@ -94,9 +96,12 @@ class Trainer:
             CosineAnnealingLR(optimizer, config.cosine_T, eta_min=config.cosine_min) for optimizer in self.optimizers
         ]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.model.vit.autocast is torch.float16)
+        self.step = TrainStep(
+            model, self.optimizers, self.scaler, compiled=compiles(compile, self.device), must=compile == "on"
+        )
         self.history: list[Row] = []
         self.queries: dict[str, np.ndarray] = {}
-        self.stretch, self.stretches = stretch, [{"after_epochs": 0, **stretch()}]
+        self.stretch, self.stretches = stretch, [{"after_epochs": 0, **stretch(), **self._compiled()}]
         self.best = -math.inf
 
     def run(self) -> list[Row]:
@@ -123,33 +128,6 @@ class Trainer:
             if self.on_epoch is not None and is_main():
                 self.on_epoch(self.history)
         return self.history
-
-    def step(
-        self, images: Tensor, labels: Tensor, classes: Tensor | None = None, upcoming: Tensor | None = None
-    ) -> Tensor:
-        """One optimiser step on one batch; the loss before it, still on the device.
-
-        Args:
-            classes, upcoming: (C',) int64 on the CPU, the classes of this batch and of the next (see
-                `ClassPrompts.swap_in`); without them they are read from the labels, and nothing is fetched ahead.
-        """
-        prompts, (optimizer, _) = self.model.class_prompts, self.optimizers
-        if classes is None:
-            classes = labels[:: self.config.samples_per_class]
-            classes = classes.cpu() if prompts is not None and prompts.on_host else classes
-        if prompts is not None:
-            prompts.swap_in(classes, optimizer, upcoming)
-        for each in self.optimizers:
-            each.zero_grad(set_to_none=True)
-        loss = self.model.loss(images, labels)
-        self.scaler.scale(loss).backward()
-        self.model.sum_gradients()
-        for each in self.optimizers:
-            self.scaler.step(each)  # with fp16 the host waits here, to learn whether the gradients are finite
-        self.scaler.update()
-        if prompts is not None:
-            prompts.swap_out(classes, optimizer)
-        return loss.detach()
 
     def train_epoch(self, epoch: int) -> Row:
         """All steps of one epoch, counted from 0; its row of the history.
@@ -181,11 +159,14 @@ class Trainer:
             "epoch": epoch + 1, "loss": mean, "lr": self._rate(0), "lr_proxy": self._rate(1), "seconds": seconds,
         }  # fmt: skip
 
+    def _compiled(self) -> dict[str, Any]:
+        return {"compiled": self.step.compiled, "compile_seconds": self.step.compile_seconds}
+
     def _rate(self, which: int) -> float:
         return float(self.optimizers[which].param_groups[0]["lr"])
 
     def _save(self, row: Row) -> None:
-        self.stretches[-1] |= self.stretch()
+        self.stretches[-1] |= {**self.stretch(), **self._compiled()}
         found = score(row, self.config.selection)
         better = self.config.selection == "last" or found > self.best
         self.best = max(self.best, found)
@@ -246,4 +227,4 @@ class Trainer:
         self.history, self.best = saved["history"], saved["best"]
         self.queries = {name: values.numpy().copy() for name, values in saved.get("queries", {}).items()}
         earlier = saved.get("stretches", [])  # older checkpoints tell of neither
-        self.stretches = [*earlier, {"after_epochs": len(self.history), **self.stretch()}]
+        self.stretches = [*earlier, {"after_epochs": len(self.history), **self.stretch(), **self._compiled()}]

@@ -156,19 +156,20 @@ def _adapters(config: RunConfig, width: int) -> list[Adapter]:
 
 
 def make_optimizers(model: MetricModel) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-    """Two optimisers of one kind: everything but O at ``lr``, O at ``lr_proxy`` (method.md, training protocol)."""
+    """Two optimisers of one kind: everything but O at ``lr``, O at ``lr_proxy`` (method.md, training protocol).
+
+    On a GPU each is one fused kernel a step, for whose parameters the model must lie there already; with fp16 it learns
+    on the device whether the gradients are finite, where others would wait for the host to know.
+    """
     assert model.proxies is not None
     config = model.config
     ordinary = model.proxies.bias
     rest = [p for p in model.parameters() if p.requires_grad and p is not ordinary]
+    options: dict[str, Any] = dict(weight_decay=config.weight_decay, fused=ordinary.device.type == "cuda")
     if config.optimizer == "sgd":
-        options: dict[str, Any] = dict(momentum=config.momentum, weight_decay=config.weight_decay)
-        return torch.optim.SGD(rest, lr=config.lr, **options), torch.optim.SGD(
-            [ordinary], lr=config.lr_proxy, **options
-        )
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    decay = config.weight_decay
-    return kind(rest, lr=config.lr, weight_decay=decay), kind([ordinary], lr=config.lr_proxy, weight_decay=decay)
+        options["momentum"] = config.momentum
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return kind(rest, lr=config.lr, **options), kind([ordinary], lr=config.lr_proxy, **options)
 
 
 def place_class_prompts(model: MetricModel, device: torch.device, where: str = "auto") -> None:
