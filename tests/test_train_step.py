@@ -140,16 +140,17 @@ def test_who_compiles(monkeypatch):
     have = {"triton": True, "g++": True}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: have.get(name) or None)
     monkeypatch.setattr(shutil, "which", lambda name: name if have.get(name) else None)
-    assert [compiles(word, gpu) for word in ("auto", "on", "off")] == [True, True, False]
-    assert [compiles(word, cpu) for word in ("auto", "on", "off")] == [False, True, False]
+    assert [compiles(word, gpu, 1000) for word in ("auto", "on", "off")] == [True, True, False]
+    assert [compiles(word, gpu, 999) for word in ("auto", "on", "off")] == [False, True, False]
+    assert [compiles(word, cpu, 1000) for word in ("auto", "on", "off")] == [False, True, False]
     have.clear()
-    assert not compiles("auto", gpu) and not compiles("off", gpu)
+    assert not compiles("auto", gpu, 1000) and not compiles("off", gpu, 1000)
     with pytest.raises(VptspError, match="compile = 'on' needs the package triton"):
-        compiles("on", gpu)
+        compiles("on", gpu, 1)
     with pytest.raises(VptspError, match="compile = 'on' needs a C.. compiler"):
-        compiles("on", cpu)
+        compiles("on", cpu, 1)
     with pytest.raises(ConfigError, match="compile = 'always' must be one of auto, on, off"):
-        compiles("always", cpu)
+        compiles("always", cpu, 1)
 
 
 @pytest.mark.parametrize("kind", ["gru", "linear", "full", "vpt", "adapter"])

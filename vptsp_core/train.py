@@ -51,7 +51,7 @@ class Trainer:
             Where it gives `Scores`, their per-query values are kept.
         progress: show a bar for each epoch's steps.
         checkpointing: of gradients, ``"on"`` or ``"off"``; ``"auto"``: on a GPU, where a step does not fit without.
-        compile: steps run compiled, ``"on"`` or ``"off"``; ``"auto"``: on a GPU (`compiles`).
+        compile: steps run compiled, ``"on"`` or ``"off"``; ``"auto"``: long runs on a GPU (`compiles`).
         on_epoch: called after every finished epoch with the history so far, in the first process; changes no number.
         stretch: tells what the run is made with in this call and for how long by now, for its record.
 
@@ -96,9 +96,8 @@ class Trainer:
             CosineAnnealingLR(optimizer, config.cosine_T, eta_min=config.cosine_min) for optimizer in self.optimizers
         ]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.model.vit.autocast is torch.float16)
-        self.step = TrainStep(
-            model, self.optimizers, self.scaler, compiled=compiles(compile, self.device), must=compile == "on"
-        )
+        compiled = compiles(compile, self.device, config.epochs * len(self.sampler))
+        self.step = TrainStep(model, self.optimizers, self.scaler, compiled=compiled, must=compile == "on")
         self.history: list[Row] = []
         self.queries: dict[str, np.ndarray] = {}
         self.stretch, self.stretches = stretch, [{"after_epochs": 0, **stretch(), **self._compiled()}]
