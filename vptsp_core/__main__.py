@@ -124,7 +124,7 @@ def _train(argv: Sequence[str]) -> int:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     parser.add_argument("--class-table", default="auto", metavar="WHERE", help="auto, device or host: class prompts")
     parser.add_argument("--checkpointing", default="auto", metavar="WHEN", help="of gradients: auto, on or off")
-    parser.add_argument("--compile", default="auto", metavar="WHEN", help="the step: auto (long runs on a GPU), on or off")
+    parser.add_argument("--compile", default="auto", metavar="WHEN", help="steps: auto (long runs on a GPU), on, off")
     args = parser.parse_args(argv)
     _join(args.device)
     config = preset(args.preset, **dict(parse_change(change) for change in args.changes))
