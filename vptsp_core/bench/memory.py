@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
@@ -61,7 +62,7 @@ def kept_bytes(
 def with_memory(make: Callable[[], B], device: torch.device) -> tuple[B, float]:
     """A bench that was made and has taken its first steps, and the peak of its memory in 10^6 bytes.
 
-    On a GPU the allocator's, beyond what others hold, from its making on (what compiling took is part of it); on a CPU
+    On a GPU the allocator's, beyond what others hold, in these steps (what compiling took is part of it); on a CPU
     `Bench.kept_bytes`, NaN where it cannot tell.
     """
     if device.type != "cuda":
@@ -70,8 +71,9 @@ def with_memory(make: Callable[[], B], device: torch.device) -> tuple[B, float]:
         kept = bench.kept_bytes()
         return bench, math.nan if kept is None else kept / 1e6
     others = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
     bench = make()
+    gc.collect()  # what its making alone needed
+    torch.cuda.reset_peak_memory_stats(device)
     for _ in range(3):  # a CUDA graph is recorded in the second or third
         bench.step()
     return bench, (torch.cuda.max_memory_allocated(device) - others) / 1e6
