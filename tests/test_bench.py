@@ -120,7 +120,7 @@ def test_the_table_tells_of_what_only_some_forms_have(clock):
     found["forms"]["released"] = {**found["forms"]["textbook"], "loss_difference": 2.3e-6}
     text = forms.table(found)
     assert "compiled: its first step took 12.3 s" in text
-    assert "released: before the first step losses agree to 2e-06" in text
+    assert "released: losses agree to 2e-06" in text
     assert next(line for line in text.splitlines() if line.startswith("compiled")).split()[7] == "-"
 
 

@@ -63,8 +63,8 @@ def compare_forms(
 
     Returns:
         ``forms``: for each ``ms`` and its `spread`, ``images/s``, ``memory_MB`` (`with_memory`), ``TFLOP/s`` (of the
-        useful operations, `step_flops`), ``share`` (of the product's rate), ``ratio`` to ours as it trains (the median
-        over turns of its ratio, with its spread), for the compiled one ``compile_s``, for the released ones
+        useful operations, `step_flops`), ``share`` (of the product's rate, the median over turns), ``ratio`` (to ours
+        as it trains, the median over turns, with its spread), for the compiled one ``compile_s``, for the released ones
         ``loss_difference``; ``base`` (what the ratios are to), ``GFLOP`` of a step, ``product_TFLOP/s``, ``steps``,
         ``turns``, and what all this ran on.
 
@@ -91,10 +91,10 @@ def compare_forms(
     found = {}
     for name, (bench, memory) in made.items():
         cost = spread([one for turn in times[name] for one in turn], "ms")
-        achieved = flops / cost["ms"] / 1e9
+        share = statistics.median(ratios(times[PRODUCT], times[name])) * flops / operations
         found[name] = {
             **cost, "images/s": 1000 * config.batch / cost["ms"], "memory_MB": None if math.isnan(memory) else memory,
-            "TFLOP/s": achieved, "share": achieved / rate, **spread(ratios(times[name], times[base]), "ratio"),
+            "TFLOP/s": flops / cost["ms"] / 1e9, "share": share, **spread(ratios(times[name], times[base]), "ratio"),
             **_own(bench),
         }  # fmt: skip
     dtype = str(eager.model.vit.autocast or torch.float32).removeprefix("torch.")
@@ -142,7 +142,8 @@ def table(found: Mapping[str, Any]) -> str:
         if "compile_s" in cost:
             lines.append(f"{name}: its first step took {cost['compile_s']:.1f} s")
         if "loss_difference" in cost:
-            lines.append(f"{name}: before the first step losses agree to {cost['loss_difference']:.0e}")
+            difference = cost["loss_difference"]
+            lines.append(f"{name}: losses agree to {f'{difference:.0e}' if difference else 'the last bit'}")
     return "\n".join(lines)
 
 
