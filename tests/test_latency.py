@@ -1,10 +1,11 @@
-"""Table 10: its cells, the turns they take, and shares of full fine-tuning."""
+"""Table 10: its cells, their forms, and shares of full fine-tuning."""
 
 import pandas as pd
 import pytest
 
 from vptsp_core import bench
-from vptsp_core.bench.latency import latency_configs, measured_latency, paper_latency
+from vptsp_core.bench import turns
+from vptsp_core.bench.latency import latency_benches, latency_configs, measured_latency, paper_latency
 from vptsp_core.errors import ConfigError
 from vptsp_core.plots import latency as plots_latency
 
@@ -21,44 +22,36 @@ def test_there_is_a_cell_for_every_one_of_the_papers():
         latency_configs("x")
 
 
-def test_cells_take_turns_and_the_warm_up_is_dropped():
-    order: list[str] = []
-
-    class Fake:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def milliseconds(self) -> float:
-            order.append(self.name)
-            return float(len(order))
-
-    times = bench._by_turns({"a": Fake("a"), "b": Fake("b")}, range(3), warmup=1)  # type: ignore[dict-item]
-    assert order == ["a", "b"] * 3 and times == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
-
-
 def test_steps_of_several_runs_are_measured(monkeypatch):
     configs = latency_configs("smoke", batches=[32])
     chosen = {key: configs[key] for key in [("Linear probing", 32), ("Full fine-tuning (PA)", 32)]}
+    benches = latency_benches(chosen)
+    assert [key[2] for key in benches] == ["eager", "textbook"] * 2
+    assert [key[2] for key in latency_benches(chosen, compiled=True)] == ["eager", "compiled", "textbook"] * 2
+    eager = {key: make for key, make in benches.items() if key[2] == "eager"}
     slow = iter([9.0, 9.0, 4.0, 40.0, 2.0, 20.0, 1.0, 10.0])
-    monkeypatch.setattr(bench.StepBench, "milliseconds", lambda self: next(slow))
-    found = bench.measure_steps(chosen, device="cpu", steps=3, warmup=1, progress=False)
+    monkeypatch.setattr(turns, "step_times", lambda step, device, count: [next(slow)])
+    found = bench.measure_steps(eager, device="cpu", steps=3, warmup=1, progress=False)
     probing, full = found.values()
-    assert list(found) == list(chosen)
+    assert list(found) == list(eager)
     assert (probing["ms"], probing["ms 25 %"], probing["ms 75 %"], probing["steps"]) == (2, 1.5, 3, 3)
     assert full["ms"] == 20 and full["memory_MB"] > 2 * probing["memory_MB"] > 0
     with pytest.raises(ConfigError, match="steps = 0"):
-        bench.measure_steps(chosen, steps=0)
+        bench.measure_steps(eager, device="cpu", steps=0)
 
 
 def test_shares_are_of_full_fine_tuning_at_the_same_batch():
     paper = paper_latency().set_index("row")
     assert paper.loc["VPTSP, 64", "%"] == pytest.approx(100 * 260 / 345)
     assert paper.loc["Linear probing, 32", "%"] == pytest.approx(100 * 115 / 191)
+    full = "Full fine-tuning (PA)"
     ours = measured_latency({
-        ("Full fine-tuning (PA)", 32): {"ms": 50.0}, ("VPT", 32): {"ms": 20.0},
-        ("Full fine-tuning (PA)", 64): {"ms": 80.0}, ("VPT", 64): {"ms": 60.0},
+        (full, 32, "eager"): {"ms": 50.0}, ("VPT", 32, "eager"): {"ms": 20.0}, (full, 32, "textbook"): {"ms": 100.0},
+        (full, 64, "eager"): {"ms": 80.0}, ("VPT", 64, "eager"): {"ms": 60.0}, ("VPT", 32, "textbook"): {"ms": 90.0},
     })  # fmt: skip
-    assert list(ours["%"]) == [100, 40, 100, 75] and ours["row"].iloc[1] == "VPT, 32"
+    eager, textbook = (ours[ours["form"] == form] for form in ("eager", "textbook"))
+    assert list(eager["%"]) == [100, 40, 100, 75] and eager["row"].iloc[1] == "VPT, 32"
+    assert list(textbook["%"]) == [100, 90], "each form by itself"
 
 
 def test_the_figure_has_every_cell_on_its_line():
@@ -77,3 +70,26 @@ def test_the_figure_has_every_cell_on_its_line():
     theirs, mine = (both.containers[at].lines[0].get_ydata() for at in (0, 2))
     assert list(theirs - mine) == pytest.approx([plots_latency.BELOW] * 6)  # equal percentages do not hide each other
     assert len(both.containers) == 4 and isinstance(paper, pd.DataFrame)
+
+
+def test_the_figure_of_forms_has_a_bar_for_everything_that_was_measured():
+    cells = [("VPT", 32, "eager"), ("VPT", 32, "released"), ("VPT", 64, "eager"), ("Adapter", 64, "eager")]
+    measured = pd.DataFrame(cells, columns=["method", "batch", "form"]).assign(
+        **{
+            "ms": [4.0, 8, 5, 6],
+            "ms 25 %": [3.0, 7, 4, 5],
+            "ms 75 %": [6.0, 9, 8, 7],
+            "memory_MB": [1.0, float("nan"), 2, 3],
+        }
+    )
+    fig = plots_latency.forms(measured, "here")
+    (first, _, second, memory) = fig.axes
+    assert [bar.get_width() for bar in first.patches] == [4, 8] and [bar.get_width() for bar in second.patches] == [
+        5,
+        6,
+    ]
+    assert [bar.get_width() for bar in memory.patches] == [2, 3]
+    assert [label.get_text() for label in second.get_yticklabels()] == ["VPT", "Adapter"]
+    (line,) = first.containers[1].errorbar.lines[2]
+    assert line.get_segments()[0][:, 0].tolist() == [3, 6], "quartiles"
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["eager", "released"]

@@ -8,7 +8,7 @@ NOTEBOOKS = ("fig3_ablations", "fig4_embedding_space", "table10_latency")
 PANELS = tuple(f"fig3_ablations_{panel}" for panel in SWEEPS)
 FIGURES = (
     "fig3_ablations", *PANELS, "fig4_embedding_space", "fig4_embedding_space_gap", "fig4_embedding_space_test",
-    "table10_latency",
+    "table10_latency", "table10_latency_forms",
 )  # fmt: skip
 
 
@@ -48,3 +48,6 @@ def test_table_10_times_every_cell(smoke):
     np.testing.assert_allclose(found["step, %, difference"], found["step, %, ours"] - found["step, %, paper"])
     assert (found["step, ms 25 %, ours"] <= found["step, ms, ours"]).all()
     assert (found["step, ms, ours"] <= found["step, ms 75 %, ours"]).all()
+    by_form = smoke.table("table10_latency_forms")
+    assert list(by_form.index) == list(smoke.table("table10_latency").index) and set(by_form) == {"eager", "textbook"}
+    np.testing.assert_allclose(by_form["eager"], found["step, ms, ours"])

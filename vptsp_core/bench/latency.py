@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
+from vptsp_core.bench.forms import make_forms
+from vptsp_core.bench.memory import Bench
+from vptsp_core.bench.released import check_released
 from vptsp_core.config import RunConfig
 from vptsp_core.errors import ConfigError
 from vptsp_core.presets import preset
@@ -44,16 +49,39 @@ def latency_configs(profile: str, batches: Sequence[int] = BATCHES, **changes: A
     }
 
 
+def latency_benches(
+    configs: Mapping[tuple[str, int], RunConfig], *, compiled: bool = False, reference: str | Path | None = None
+) -> dict[tuple[str, int, str], Callable[[], Bench]]:
+    """For `bench.measure_steps`: the cells of the table in each form, {(method, batch, form): what makes it}.
+
+    Args:
+        compiled: among our forms; each cell is compiled on its own, which may take a minute.
+        reference: the user's clone of the released implementation; adds its form where it has the method.
+    """
+    benches = {}
+    for (method, batch), config in configs.items():
+        clone = None
+        with contextlib.suppress(ConfigError):  # the adapter, and changes that were not released
+            check_released(config)
+            clone = reference
+        forms = ("eager", "compiled", "textbook") if compiled else ("eager", "textbook")
+        for form, make in make_forms(config, forms, clone).items():
+            benches[method, batch, form] = make
+    return benches
+
+
 def paper_latency() -> pd.DataFrame:
     """The paper's table 10, long: ``row``, ``method``, ``batch``, ``ms``."""
     table = paper_table("table10_latency_ms").melt("method", var_name="batch", value_name="ms")
     return _long(table.assign(batch=table["batch"].str.removeprefix("B=").astype(int)))
 
 
-def measured_latency(measured: dict[tuple[str, int], dict[str, float]]) -> pd.DataFrame:
-    """What `bench.measure_steps` found, long: ``row``, ``method``, ``batch`` and what was measured."""
-    rows = [{"method": name, "batch": batch, **costs} for (name, batch), costs in measured.items()]
-    return _long(pd.DataFrame(rows))
+def measured_latency(measured: Mapping[tuple[str, int, str], dict[str, float]]) -> pd.DataFrame:
+    """What `bench.measure_steps` found of `latency_benches`, long: ``row``, ``method``, ``batch``, ``form`` and what
+    was measured; percent are of full fine-tuning in the same form."""
+    rows = [{"method": name, "batch": batch, "form": form, **costs} for (name, batch, form), costs in measured.items()]
+    table = pd.DataFrame(rows)
+    return pd.concat([_long(of_form) for _, of_form in table.groupby("form", sort=False)], ignore_index=True)
 
 
 def _long(table: pd.DataFrame) -> pd.DataFrame:

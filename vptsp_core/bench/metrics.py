@@ -3,7 +3,8 @@
 The yardstick is a bare exact search: chunks of `q @ g.T` and `topk`, on rows that are unit rows already, with
 one k for all, the longest list that these metrics need (the largest K or class). Both are timed by turns in one
 process, so that a busy machine slows both; memory is measured in a fresh process for each, as the rise of its
-peak above what it held with the data in place.
+peak above what it held with the data in place. With a clone of the released implementation, its evaluation takes its
+turns beside them (`released_metrics`).
 """
 
 from __future__ import annotations
@@ -22,13 +23,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vptsp_core.bench.clone import clone_folder
+from vptsp_core.bench.released_metrics import released_metrics
 from vptsp_core.devices import pick_device
+from vptsp_core.errors import VptspError
 from vptsp_core.evaluate import RECALL_AT
 from vptsp_core.faiss_index import check_backend
 from vptsp_core.metrics import retrieval_metrics
 from vptsp_core.neighbours import positive, unit_rows
 
 BARE_ROWS = 512  # the product is at full speed from about 256 rows on
+BOUND = 1e-3  # of the difference to released metrics: rounding swaps a few neighbours that are all but equally near
 SPREAD = 2.0  # of the items about their class centre, in units of the spread of the centres
 
 
@@ -65,8 +70,9 @@ class Data(NamedTuple):
 
 
 def benchmark_metrics(
-    size: Size, device: str | None = "cpu", backend: str = "torch", repeats: int = 3
-) -> dict[str, Any]:
+    size: Size, device: str | None = "cpu", backend: str = "torch", repeats: int = 3,
+    reference: str | Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Seconds and peak memory of `retrieval_metrics` and of a bare exact search over the same made-up items.
 
     device: None for a GPU where there is one. backend: what searches for the metrics; the bare search is always
@@ -75,26 +81,35 @@ def benchmark_metrics(
     too), "bare_mib" and "metrics_mib" (rise of the peak of memory while it runs), "bare_peak_mib" and
     "metrics_peak_mib" (that peak itself, data and interpreter included; on a GPU, all four are of that GPU's), the
     "k" of the bare search, the "largest_class" searched in, the "R@1" found, and what all this ran on. The bare
-    search is given unit rows, which the metrics make for themselves. Raises VptspError for a device or a backend
-    that cannot be used here.
+    search is given unit rows, which the metrics make for themselves. reference: the user's clone of the released
+    implementation; adds "released_s", "released_ratio" (to ours, the median of each turn's), "released_mib",
+    "released_peak_mib" and "released_difference", the largest of any metric that both compute. Raises VptspError for a
+    device, a backend or a clone that cannot be used here, and where released metrics are other numbers than ours.
     """
     check_backend(backend)
+    if reference is not None:
+        clone_folder(reference)
     target = pick_device(device)
     device = "cpu" if target.type == "cpu" else str(target)
     data = clustered(size, device)
     bare_task, metrics_task = _bare_task(size, data), _metrics_task(size, data, backend)
+    released_task = None if reference is None else _released_task(size, data, reference)
     result: dict[str, float] = {}
-    bare, full = [], []
+    theirs: dict[str, float] = {}
+    bare, full, released = [], [], []
     for _ in range(positive("repeats", repeats)):
         bare.append(_seconds(bare_task, device))
         full.append(_seconds(lambda: result.update(metrics_task()), device))
+        if released_task is not None:
+            released.append(_seconds(lambda: theirs.update(released_task()), device))
+    difference = _difference(result, theirs)
     ratios = [b.wall / a.wall for a, b in zip(bare, full)]
 
     spawn, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
     rises: dict[str, float] = {}
-    for name in ("bare", "metrics"):
+    for name in ("bare", "metrics", *(["released"] if reference else [])):
         with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as process:
-            memory = process.submit(_memory_mib, name, size, device, backend, threads).result()
+            memory = process.submit(_memory_mib, name, size, device, backend, threads, reference).result()
             rises[f"{name}_mib"], rises[f"{name}_peak_mib"] = memory
     largest = int(data.owned.bincount().max())
     return {
@@ -105,6 +120,15 @@ def benchmark_metrics(
         "ratio": round(statistics.median(ratios), 3),
         "ratios": [round(ratio, 3) for ratio in ratios],
         "cpu_ratio": round(statistics.median(b.cpu / a.cpu for a, b in zip(bare, full)), 3),
+        **(
+            {}
+            if not released
+            else {
+                "released_s": round(statistics.median(t.wall for t in released), 3),
+                "released_ratio": round(statistics.median(c.wall / b.wall for b, c in zip(full, released)), 3),
+                "released_difference": difference,
+            }
+        ),
         **rises,
         "R@1": round(result["R@1"], 4),
         "device": "cpu" if device == "cpu" else torch.cuda.get_device_name(device),
@@ -160,6 +184,25 @@ def _metrics_task(size: Size, data: Data, backend: str) -> Callable[[], dict[str
     return lambda: retrieval_metrics(**data._asdict(), ks=size.ks, backend=backend)
 
 
+def _released_task(size: Size, data: Data, reference: str | Path) -> Callable[[], dict[str, float]]:
+    """On unit rows, which its model gives."""
+    rows = unit_rows("embeddings", data.embeddings)
+    gallery = None if data.gallery is None else unit_rows("gallery", data.gallery)
+    return released_metrics(reference, rows, data.labels, size.ks, gallery, data.gallery_labels)
+
+
+def _difference(ours: dict[str, float], theirs: dict[str, float]) -> float:
+    """The largest of what both computed; VptspError where the two are not the same metrics."""
+    far = {name: abs(value - ours[name]) for name, value in theirs.items()}
+    for name, value in far.items():
+        if not value <= BOUND:
+            raise VptspError(
+                f"reference: its {name} is {theirs[name]:.6f}, ours {ours[name]:.6f} on the same embeddings; "
+                "what computes another thing is not compared (is the clone as it was released?)"
+            )
+    return max(far.values(), default=0.0)
+
+
 class Seconds(NamedTuple):
     wall: float
     cpu: float  # of all threads of this process
@@ -175,11 +218,17 @@ def _seconds(task: Callable[[], Any], device: str) -> Seconds:
     return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def _memory_mib(name: str, size: Size, device: str, backend: str, threads: int) -> tuple[float, float]:
+def _memory_mib(
+    name: str, size: Size, device: str, backend: str, threads: int, reference: str | Path | None
+) -> tuple[float, float]:  # fmt: skip
     """Peak of memory while one task runs: its rise, and all of it; called in a process of its own."""
     torch.set_num_threads(threads)
     data = clustered(size, device)
-    task = _bare_task(size, data) if name == "bare" else _metrics_task(size, data, backend)
+    task: Callable[[], object]
+    if name == "released" and reference is not None:
+        task = _released_task(size, data, reference)
+    else:
+        task = _bare_task(size, data) if name == "bare" else _metrics_task(size, data, backend)
     del data  # the bare search needs its unit rows only
     before = _peak_bytes(device, reset=True)
     task()

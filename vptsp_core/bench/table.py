@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vptsp_core.bench import StepBench
+from vptsp_core.bench.turns import wait
 from vptsp_core.config import RunConfig
 from vptsp_core.data.catalog import CATALOG
 from vptsp_core.devices import pick_device
@@ -17,6 +18,12 @@ from vptsp_core.errors import ConfigError
 CLASSES = {name: known.counts["train"][0] for name, known in CATALOG.items()} | {"glyphs": 100}
 STEPS_A_TURN = 4  # between two waits for the device: only then can copies go on behind the next step
 ON_CPU = 256  # the default there: any table lies in host memory, and a row costs the same in a small one
+
+
+def training_classes(config: RunConfig, device: torch.device) -> int:
+    """The classes of a run's training set, on a CPU at most 256, and at least a batch's; 100 of a set unknown here."""
+    known = CLASSES.get(config.dataset, 100)
+    return max(min(known, ON_CPU) if device.type == "cpu" else known, config.batch // config.samples_per_class)
 
 
 def compare_tables(
@@ -44,8 +51,7 @@ def compare_tables(
     if classes is None:
         if config.dataset not in CLASSES:
             raise ConfigError(f"dataset = {config.dataset!r} has classes unknown here; give --classes")
-        known = CLASSES[config.dataset]
-        classes = min(known, ON_CPU) if pick_device(device).type == "cpu" else known
+        classes = training_classes(config, pick_device(device))
     if classes < count:
         raise ConfigError(f"--classes {classes} must be at least {count}, the classes of a batch")
     benches = {
@@ -58,12 +64,12 @@ def compare_tables(
     for turn in range(turns):
         of_turn = range(turn * STEPS_A_TURN, (turn + 1) * STEPS_A_TURN)
         for where, bench in benches.items():
-            bench.wait()
+            wait(bench.device)
             start = time.perf_counter()
             for i in of_turn:
                 bench.choose(batches[i], batches[i + 1])
                 bench.step()
-            bench.wait()
+            wait(bench.device)
             taken = 1000 * (time.perf_counter() - start) / STEPS_A_TURN
             if turn >= warmup:
                 times[where].append(taken)

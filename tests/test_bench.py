@@ -1,0 +1,173 @@
+"""`bench step` and `bench epoch`: turns, spreads, ratios, operations by hand, the table. No test asserts on a clock."""
+
+import json
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from vptsp_core import bench
+from vptsp_core.bench import command, forms, turns
+from vptsp_core.bench.epoch import measure_epoch
+from vptsp_core.bench.flops import PRODUCTS, product, step_flops
+from vptsp_core.data import load_benchmark
+from vptsp_core.errors import ConfigError, VptspError
+from vptsp_core.presets import preset
+
+CPU = torch.device("cpu")
+OURS = ("eager", "textbook")  # compiling takes a minute
+
+
+def test_forms_take_turns_and_the_warm_up_is_dropped():
+    order: list[str] = []
+    steps = {name: partial(order.append, name) for name in "ab"}
+    times = turns.by_turns(steps, CPU, range(3), warmup=1, count=2)
+    assert order == ["a", "a", "b", "b"] * 3
+    assert {name: [len(turn) for turn in of_name] for name, of_name in times.items()} == {"a": [2, 2], "b": [2, 2]}
+
+
+def test_spread_and_ratios():
+    assert turns.spread([4, 1, 2, 3, 9], "x") == {"x": 3, "x 25 %": 2, "x 75 %": 4, "x min": 1, "x max": 9}
+    assert turns.ratios([[2, 4], [9, 9]], [[1, 1], [3, 6]]) == [3, 2]
+
+
+@pytest.mark.parametrize(("steps", "a_turn", "kind"), [(7, 1, "cpu"), (7, 5, "cuda"), (3, 3, "cuda")])
+def test_a_turn_on_a_gpu_is_several_steps(monkeypatch, steps, a_turn, kind):
+    monkeypatch.setattr(turns, "step_times", lambda step, device, count: [1.0] * count)
+    taken = bench.timed_turns({"a": lambda: None}, torch.device(kind), steps, warmup=2, progress=False)["a"]
+    assert [len(turn) for turn in taken] == [a_turn] * math.ceil(steps / a_turn)
+
+
+def hand(config, classes: int, *, full: bool) -> int:
+    """Operations of a ViT, its head and Proxy-Anchor: 24 T D^2 + 4 T^2 D a block and image, backward twice that where
+    weights learn; nothing flows back into frozen blocks that have nothing to learn before them."""
+    width, depth, side, tokens, patch = 96, 6, 40, 26, 8
+    block = 24 * tokens * width**2 + 4 * tokens**2 * width
+    stem = 2 * (side // patch) ** 2 * (3 * patch**2) * width
+    head, loss = 2 * width * config.embed_dim, 2 * classes * config.embed_dim
+    trunk = 3 * depth * block + 2 * stem if full else depth * block + stem  # images need no gradient
+    return config.batch * (trunk + 3 * head + 3 * loss)
+
+
+@pytest.mark.parametrize("method", ["linear", "full"])
+def test_operations_are_those_of_the_formula(method):
+    config = preset("smoke", method=method, bitfit=False, pool="avg", batch=4)
+    made = bench.StepBench(config, device="cpu", classes=7)
+    assert step_flops(made.model, made.images, made.labels) == hand(config, 7, full=method == "full")
+    assert all(parameter.grad is None for parameter in made.model.parameters())
+
+
+def test_prompts_are_counted_as_keys_and_values_and_what_towers_share_once():
+    def forward(**changes) -> int:
+        config = preset("smoke", bitfit=False, pool="avg", batch=4, **changes)
+        model = bench.StepBench(config, device="cpu", classes=7).model
+        with FlopCounterMode(display=False) as counter, written_out():
+            model.towers(torch.zeros(4, 3, 40, 40), torch.arange(4))
+        return counter.get_total_flops()
+
+    written_out = partial(sdpa_kernel, SDPBackend.MATH)  # the counter does not know the CPU's own attention
+    width, tokens, depth, n, m = 96, 26, 6, 3, 2
+    plain, vpt = forward(method="linear"), forward(method="vpt", prompts=n)
+    assert vpt - plain == depth * (4 * n * width**2 + 4 * 4 * tokens * n * width)  # shared: projected once a batch
+    both = forward(method="vptsp", prompts=n, class_prompts=m)
+    block = 24 * tokens * width**2 + 4 * tokens**2 * width
+    head, own = 2 * width * 96, depth * (4 * m * width**2 + 4 * tokens * m * width)
+    shared = 6 * tokens * width**2  # QKV of the first block, and the stem, which `plain` has once
+    assert both - vpt == 4 * (depth * block - shared + head + own)
+
+
+def test_the_product_has_the_shape_of_the_mlp():
+    made = bench.StepBench(preset("smoke", batch=4), device="cpu", classes=7)
+    multiply, operations = product(made.model, made.images)
+    assert operations == 2 * (4 * 26) * 96 * 384 * PRODUCTS
+    with FlopCounterMode(display=False) as counter:
+        multiply()
+    assert counter.get_total_flops() == operations
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """What a step of eager, textbook and the product takes, in milliseconds: a warm-up turn and three more."""
+    taken = iter([1.0] * 3 + [10.0, 20.0, 0.5] + [20.0, 60.0, 0.5] + [10.0, 40.0, 0.5])
+    monkeypatch.setattr(turns, "step_times", lambda step, device, count: [next(taken)] * count)
+
+
+def test_forms_are_compared_within_each_turn(clock):
+    found = forms.compare_forms(preset("smoke"), device="cpu", steps=3, warmup=1, forms=OURS)
+    eager, textbook = found["forms"]["eager"], found["forms"]["textbook"]
+    assert (found["base"], found["steps"], found["turns"], found["classes"]) == ("eager", 3, 3, 100)
+    assert (eager["ms"], textbook["ms"], eager["ratio"]) == (10, 40, 1)
+    assert (textbook["ratio"], textbook["ratio min"], textbook["ratio max"]) == (3, 2, 4)
+    assert eager["images/s"] == 1600 and eager["memory_MB"] < textbook["memory_MB"]
+    rate = 2 * 16 * 26 * 96 * 384 * PRODUCTS / 0.5e-3 / 1e12
+    assert found["product_TFLOP/s"] == pytest.approx(rate)
+    assert eager["share"] == pytest.approx(found["GFLOP"] / 10 / rate)
+    assert textbook["share"] == pytest.approx(eager["share"] / 4), "the same useful work"
+    json.dumps(found)
+    text = forms.table(found).splitlines()
+    assert text[0].startswith("batches of 16, 100 classes, float32, cpu") and "3 steps of each in 3 turns" in text[0]
+    assert text[1].split()[:2] == ["ms", "25"] and len({len(line) for line in text[1:4]}) == 1
+    assert text[2].startswith("eager") and text[3].split()[-5:] == ["3.00", "2.50", "3.50", "2.00", "4.00"]
+    assert "to eager's" in text[4]
+
+
+def test_the_table_tells_of_what_only_some_forms_have(clock):
+    found = forms.compare_forms(preset("smoke"), device="cpu", steps=3, warmup=1, forms=OURS)
+    found["forms"]["compiled"] = {**found["forms"]["eager"], "memory_MB": None, "compile_s": 12.34}
+    found["forms"]["released"] = {**found["forms"]["textbook"], "loss_difference": 2.3e-6}
+    text = forms.table(found)
+    assert "compiled: its first step took 12.3 s" in text
+    assert "released: losses agree to 2e-06" in text
+    assert next(line for line in text.splitlines() if line.startswith("compiled")).split()[7] == "-"
+
+
+def test_a_form_that_could_not_be_compiled_is_left_out(clock, monkeypatch):
+    class FallsBack(bench.StepBench):
+        def __init__(self, config, form, *args, **options):
+            super().__init__(config, "eager" if form == "compiled" else form, *args, **options)
+            self.form = form
+
+    monkeypatch.setattr(forms, "StepBench", FallsBack)
+    found = forms.compare_forms(
+        preset("smoke"), device="cpu", steps=3, warmup=1, forms=("eager", "compiled", "textbook")
+    )
+    assert list(found["forms"]) == ["eager", "textbook"]
+
+
+def test_classes_are_those_of_the_training_set():
+    assert forms.training_classes(preset("sop-vits16"), torch.device("cuda")) == 11_318
+    assert forms.training_classes(preset("sop-vits16"), CPU) == 256
+    assert forms.training_classes(preset("smoke", batch=128), CPU) == 128
+
+
+def test_nothing_to_measure_is_refused():
+    with pytest.raises(ConfigError, match="method = 'frozen' trains nothing"):
+        forms.make_forms(preset("smoke", method="frozen", bitfit=False))
+    with pytest.raises(ConfigError, match="form = 'fast' must be one of eager, compiled, textbook"):
+        bench.StepBench(preset("smoke"), "fast")
+    with pytest.raises(VptspError, match="--steps 0 must be at least 1"):
+        command.main(["step", "--steps", "0"])
+    with pytest.raises(VptspError, match="reference nowhere: no such folder"):
+        command.main(["eval", "--reference", "nowhere", "--size", "inshop", "--device", "cpu", "--repeats", "1"])
+
+
+def test_the_command_prints_a_table_and_writes_json(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "compare_forms", partial(forms.compare_forms, forms=OURS))
+    file = tmp_path / "step.json"
+    assert command.main(["step", "--preset", "smoke", "--device", "cpu", "--steps", "1", "--json", str(file)]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == forms.table(json.loads(file.read_text()))
+
+
+def test_the_parts_of_an_epoch(tmp_path, monkeypatch):
+    from vptsp_core.bench import epoch
+
+    taken = iter([9.0, 3.0, 4.0, 2.0])  # the first steps, the steps alone, the epoch, the evaluation
+    monkeypatch.setattr(epoch, "_seconds", lambda task, device: (task(), next(taken))[1])
+    benchmark = load_benchmark("glyphs")
+    found = measure_epoch(preset("smoke"), benchmark, tmp_path, device="cpu")
+    assert (found["epoch s"], found["steps s"], found["data s"], found["evaluation s"]) == (6, 3, 1, 2)
+    assert found["compile s"] == 9 - epoch.FIRST * 1 and found["images/s"] == 3 * 16 / 4 and found["steps"] == 3
+    assert found["evaluated images/s"] == len(benchmark.test) / 2
