@@ -10,8 +10,8 @@ from vptsp_core.maps import plane_with_proxies
 from vptsp_core.moments import learned_proxies, proxies_of, run_moments, untouched
 from vptsp_core.plots import gap as plots_gap
 from vptsp_core.presets import preset
+from vptsp_core.runs import WEIGHTS
 from vptsp_core.study import build_model, run
-from vptsp_core.train import WEIGHTS
 
 
 def test_midway_is_the_first_half_of_the_whole_run(tmp_path):

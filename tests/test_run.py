@@ -17,13 +17,14 @@ from vptsp_core.__main__ import main
 from vptsp_core.backbone import DEMO_VIT, load_backbone
 from vptsp_core.bench import StepBench, measure_step
 from vptsp_core.bench.memory import with_memory
+from vptsp_core.checkpoints import CHECKPOINT, write_checkpoint
 from vptsp_core.data import load_benchmark
 from vptsp_core.errors import VptspError, WeightsError
 from vptsp_core.metrics import Scores
 from vptsp_core.presets import parse_change
 from vptsp_core.runs import read_run, run_folder
 from vptsp_core.study import frame, over_seeds
-from vptsp_core.train import CHECKPOINT, Trainer
+from vptsp_core.train import Trainer
 
 
 def tiny(**changes):
@@ -120,11 +121,11 @@ def test_the_record_tells_of_every_stretch(tmp_path, monkeypatch):
     monkeypatch.setattr("vptsp_core.runs.time.strftime", lambda *_: next(started))
     monkeypatch.setattr("vptsp_core.runs._commit", lambda: "old")
     cut(config, tmp_path, monkeypatch)
-    path = run_folder(config, tmp_path / "cut") / CHECKPOINT
-    saved = torch.load(path, weights_only=True)
+    folder = run_folder(config, tmp_path / "cut")
+    saved = torch.load(folder / CHECKPOINT, weights_only=True)
     assert 0 < saved["stretches"][0]["seconds"] < 3600
     saved["stretches"][0]["seconds"] = 3600.0
-    torch.save(saved, path)
+    write_checkpoint(folder, saved.pop("config"), saved)
     monkeypatch.setattr("vptsp_core.runs._commit", lambda: "new")
     record = run(config, results=tmp_path / "cut", progress=False, class_table="host", checkpointing="on").record
     first, second = record["stretches"]
@@ -137,16 +138,6 @@ def test_the_record_tells_of_every_stretch(tmp_path, monkeypatch):
     whole = run(config, results=tmp_path / "whole", progress=False).record
     assert [each["after_epochs"] for each in whole["stretches"]] == [0] and whole["started"] == "wednesday"
     assert whole["seconds"] == whole["stretches"][0]["seconds"] > 0
-
-
-def test_a_checkpoint_that_tells_of_no_stretch(tmp_path, monkeypatch):
-    cut(tiny(), tmp_path, monkeypatch)
-    path = run_folder(tiny(), tmp_path / "cut") / CHECKPOINT
-    saved = torch.load(path, weights_only=True)
-    del saved["stretches"]
-    torch.save(saved, path)
-    record = run(tiny(), results=tmp_path / "cut", progress=False).record
-    assert [each["after_epochs"] for each in record["stretches"]] == [2]
 
 
 def test_a_frozen_run_is_one_stretch(tmp_path):
@@ -288,22 +279,6 @@ def test_seeds_are_averaged_with_students_interval():
 def test_frame_holds_config_and_metrics(tmp_path):
     table = frame([run(tiny(), results=tmp_path, progress=False)])
     assert table.loc[0, "alpha"] == 0.5 and 0 <= table.loc[0, "R@1"] <= 1 and table.loc[0, "tunable"] > 0
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    with pytest.raises(VptspError, match="loss is not finite from step .* lower the learning rates"):
-        run(tiny(optimizer="sgd", lr=1e30, lr_proxy=1e30), results=tmp_path, progress=False)
-
-
-def test_a_foreign_or_broken_checkpoint_is_refused(tmp_path):
-    folder = run_folder(tiny(), tmp_path)
-    folder.mkdir(parents=True)
-    (folder / CHECKPOINT).write_bytes(b"PK\x03\x04 not a checkpoint")
-    with pytest.raises(WeightsError, match="unreadable; delete it"):
-        run(tiny(), results=tmp_path, progress=False)
-    torch.save({"config": "other"}, folder / CHECKPOINT)
-    with pytest.raises(WeightsError, match="of another run"):
-        run(tiny(), results=tmp_path, progress=False)
 
 
 def test_a_damaged_run_is_named_in_one_line(tmp_path):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import vptsp_core
 from vptsp_core import preset, run
 from vptsp_core.__main__ import main
+from vptsp_core.checkpoints import CHECKPOINT
 from vptsp_core.data import Benchmark, ImageSet
 from vptsp_core.data.batches import decoded, eval_batches
 from vptsp_core.data.holdout import hold_out
@@ -17,7 +18,7 @@ from vptsp_core.errors import DataError
 from vptsp_core.metrics import Scores
 from vptsp_core.report import record_table, selection_note
 from vptsp_core.runs import run_folder
-from vptsp_core.train import CHECKPOINT, Trainer
+from vptsp_core.train import Trainer
 
 CLASSES, EACH, SIDE = 21, 4, 40
 NAMES = ("R@1", "MAP@R", "MAP@R released", "R-precision")

@@ -24,7 +24,7 @@ from vptsp_core.errors import VptspError, WeightsError
 from vptsp_core.faiss_index import check_backend
 from vptsp_core.metrics import Scores, retrieval_metrics
 from vptsp_core.neighbours import nearest_neighbours
-from vptsp_core.train import WEIGHTS
+from vptsp_core.runs import WEIGHTS
 from vptsp_core.tuning import MetricModel
 
 RECALL_AT = {

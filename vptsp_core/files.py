@@ -10,14 +10,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from vptsp_core.errors import VptspError
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of ``path`` once it is whole and on the disk; folders are made."""
+def replacing(path: Path, earlier: Path | None = None) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of ``path`` once it is whole and on the disk; folders are made.
+
+    A process that is killed in it leaves a temporary file behind (see `remove_temporaries`).
+
+    Args:
+        earlier: where the file whose place is taken goes; without it, that is gone.
+
+    Raises:
+        VptspError: the place cannot be written; what lay there is there still.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,12 +32,31 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if earlier is not None and path.exists():
+            os.replace(path, earlier)
         os.replace(temporary, path)
+        _settle(path.parent)
     except OSError as error:
         raise VptspError(f"cannot write {path} ({error.strerror or error}); choose another folder") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _settle(folder: Path) -> None:
+    """Bring the names to the disk, too: after a power failure none may be missing that came before another."""
+    with contextlib.suppress(OSError):  # not every network file system can
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what writers that were killed left in a folder, in which nobody else may be writing."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -39,24 +65,13 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         VptspError: the place cannot be written.
     """
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(content)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """`write_bytes` of readable JSON."""
     write_bytes(path, (json.dumps(values, indent=2) + "\n").encode())
-
-
-def write_torch(path: Path, values: Mapping[str, Any]) -> None:
-    """Like `write_bytes`, what ``torch.load(..., weights_only=True)`` reads back; no second copy of it is made."""
-    with _replacing(path) as file:
-        try:
-            torch.save(dict(values), file)
-        except RuntimeError as error:  # torch closes its archive, fails again, and hides why
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
 
 
 def writable_folder(path: Path) -> Path:

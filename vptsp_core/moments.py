@@ -15,8 +15,8 @@ from torch import Tensor
 from vptsp_core.config import RunConfig
 from vptsp_core.devices import autocast_dtype, pick_device
 from vptsp_core.evaluate import Embedder
+from vptsp_core.runs import WEIGHTS
 from vptsp_core.study import build_model
-from vptsp_core.train import WEIGHTS
 
 START, MIDWAY, END = "start", "midway", "end"
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from vptsp_core.distributed import from_main, is_main
-from vptsp_core.files import write_json
+from vptsp_core.files import remove_temporaries, write_json
 from vptsp_core.locks import locked
 
-PROGRESS = "progress.json"
+PROGRESS, LOCK = "progress.json", "lock"
 _SHOWN = 4  # runs named in a line; of more, only how many
 
 
@@ -30,10 +30,11 @@ def at_work(folder: Path) -> Iterator[None]:
     """Inside, this run is this process's alone (of a group: its first one's), and seen to be under way.
 
     Two that train the same run would spoil each other's checkpoint, so the second waits, and then looks what the first
-    left. The system gives the lock of a dead process free.
+    left. The system gives the lock of a dead process free, and the temporary files that it left are deleted.
     """
     if is_main():
-        with locked(folder / "lock", f"{folder.name}: another process trains it; waiting"):
+        with locked(folder / LOCK, f"{folder.name}: another process trains it; waiting"):
+            remove_temporaries(folder)
             write_progress(folder, 0, 0)
             try:
                 yield

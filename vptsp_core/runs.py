@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -18,20 +19,23 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import safetensors.torch
 import torch
+from torch import Tensor
 
 from vptsp_core.backbone import checksum, identity
+from vptsp_core.checkpoints import remove_checkpoints
 from vptsp_core.config import RunConfig
 from vptsp_core.data import Benchmark
 from vptsp_core.distributed import world_size
 from vptsp_core.errors import WeightsError
 from vptsp_core.files import write_bytes, write_json
+from vptsp_core.progress import LOCK, PROGRESS
 from vptsp_core.selection import reported
-from vptsp_core.train import CHECKPOINT
 from vptsp_core.tuning import MetricModel, count_parameters
 
 CONFIG, METRICS, HISTORY, RECORD = "config.json", "metrics.json", "history.csv", "record.json"
-QUERIES = "queries.npz"
+QUERIES, WEIGHTS = "queries.npz", "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -85,18 +89,46 @@ def run_folder(config: RunConfig, results: str | Path | None = None, benchmark: 
 
 
 def write_run(
-    config: RunConfig, path: Path, history: pd.DataFrame, record: dict[str, Any], queries: Mapping[str, np.ndarray]
+    config: RunConfig,
+    path: Path,
+    history: pd.DataFrame,
+    record: dict[str, Any],
+    queries: Mapping[str, np.ndarray],
+    weights: Mapping[str, Tensor],
 ) -> Run:
-    """Put a finished run into its folder, whose checkpoint goes; metrics as the config's ``selection`` picks them."""
+    """Put a finished run into its folder, whose checkpoints go; metrics as the config's ``selection`` picks them.
+
+    Args:
+        weights: what was learned, on the CPU, of the epoch that R@1 is reported from.
+    """
     write_json(path / CONFIG, config.to_dict())
     write_bytes(path / HISTORY, history.to_csv(index=False).encode())
     write_json(path / RECORD, record)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **queries)  # type: ignore[arg-type]  # names are no keyword of it
     write_bytes(path / QUERIES, buffer.getvalue())
+    write_bytes(path / WEIGHTS, safetensors.torch.save({name: each.contiguous() for name, each in weights.items()}))
     write_json(path / METRICS, reported(history, config.selection))  # last: its presence says that the run is finished
-    (path / CHECKPOINT).unlink(missing_ok=True)
+    remove_checkpoints(path)
     return read_run(path)
+
+
+def finished_run(path: Path) -> Run | None:
+    """The run of a folder, or None while it is not finished.
+
+    A process that was killed when all was written, and only then, left more than the run: that is deleted.
+
+    Raises:
+        WeightsError: a file of it is damaged.
+    """
+    if not (path / METRICS).exists():
+        return None
+    done = read_run(path)
+    with contextlib.suppress(OSError):  # results that may only be read are read
+        remove_checkpoints(path)
+        for name in (PROGRESS, LOCK):
+            (path / name).unlink(missing_ok=True)
+    return done
 
 
 def read_run(path: str | Path) -> Run:

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import safetensors.torch
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from vptsp_core.backbone import load_backbone, read_weights
+from vptsp_core.backbone import load_backbone
 from vptsp_core.config import RunConfig, check_choice
 from vptsp_core.data import Benchmark, load_benchmark
 from vptsp_core.data.batches import cache_folder, decoded
@@ -26,12 +26,12 @@ from vptsp_core.devices import autocast_dtype, pick_device
 from vptsp_core.distributed import from_main, is_main, launched, rank, start
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.evaluate import evaluate
-from vptsp_core.files import writable_folder, write_bytes
+from vptsp_core.files import writable_folder
 from vptsp_core.memory import out_of_memory_told
 from vptsp_core.progress import at_work
-from vptsp_core.runs import METRICS, Run, close_record, make_record, make_stretch, read_run, run_folder, write_run
+from vptsp_core.runs import Run, close_record, finished_run, make_record, make_stretch, run_folder, write_run
 from vptsp_core.selection import Row, on_held_out, score
-from vptsp_core.train import WEIGHTS, Trainer
+from vptsp_core.train import Trainer
 from vptsp_core.train_step import COMPILE
 from vptsp_core.tuning import MetricModel, place_class_prompts
 from vptsp_core.workers import Workers, check_workers, share_out
@@ -79,7 +79,7 @@ def run(
         start(pick_device(device))
     place = _data(data)
     path, benchmark = _place(config, place, results, allow_partial)
-    if found := from_main(lambda: _finished(path)):
+    if found := from_main(lambda: finished_run(path)):
         return found
     benchmark = benchmark or _benchmark(config.dataset, place, allow_partial)
     target = pick_device(device)
@@ -94,18 +94,18 @@ def run(
     from_main(lambda: writable_folder(path))
     try:
         with at_work(path):
-            if found := from_main(lambda: _finished(path)):  # by whom this process waited for
+            if found := from_main(lambda: finished_run(path)):  # by whom this process waited for
                 return found
             # After all that may be wrong with the run was looked at: decoding takes minutes.
             benchmark = decoded(benchmark, config, cache_folder(place, cache), progress=progress and is_main())
             begun = time.perf_counter()
-            history, stretches, queries = _history(
+            history, stretches, queries, weights = _history(
                 config, benchmark, model, path, progress=progress, checkpointing=checkpointing, compile=compile,
                 on_epoch=on_epoch,
                 stretch=lambda: make_stretch(record, model, time.perf_counter() - begun),
             )  # fmt: skip
             closed = close_record(record, stretches)
-            return from_main(lambda: write_run(config, path, pd.DataFrame(history), closed, queries))
+            return from_main(lambda: write_run(config, path, pd.DataFrame(history), closed, queries, weights))
     except VptspError:
         with contextlib.suppress(OSError):
             path.rmdir()  # only where nothing was learned: a checkpoint keeps the folder
@@ -125,33 +125,29 @@ def _data(data: str | Path | None) -> str | None:
     return str(data or os.environ.get("VPTSP_DATA") or "") or None
 
 
-def _finished(path: Path) -> Run | None:
-    return read_run(path) if (path / METRICS).exists() else None
-
-
 def _history(
     config: RunConfig, benchmark: Benchmark, model: MetricModel, path: Path, **options: Any
-) -> tuple[list[dict[str, float]], list[dict[str, Any]], dict[str, np.ndarray]]:
+) -> tuple[list[Row], list[dict[str, Any]], dict[str, np.ndarray], dict[str, Tensor]]:
+    """A run's history, stretches, per-query values and weights (see `Trainer`)."""
     if config.method == "frozen":
         model.vit.autocast = autocast_dtype(config.precision, next(model.parameters()).device)
         with out_of_memory_told(model, "the evaluation"):
             metrics = evaluate(model, benchmark)
-        from_main(lambda: write_bytes(path / WEIGHTS, safetensors.torch.save({})))
-        return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["stretch"]()}], metrics.queries
+        return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["stretch"]()}], metrics.queries, {}
     if config.epochs == 0:
         raise ConfigError("epochs = 0 trains nothing; use method = 'frozen' for the backbone as it is")
     benchmark, held_out = for_selection(benchmark, config)
     if held_out is None:
         trainer = Trainer(model, benchmark.train, path, lambda m: evaluate(m, benchmark), **options)
-        return trainer.run(), trainer.stretches, trainer.queries
+        return trainer.run(), trainer.stretches, trainer.queries, trainer.weights
     trainer = Trainer(model, benchmark.train, path, lambda m: on_held_out(evaluate(m, held_out)), **options)
     history = trainer.run()
-    model.load_state_dict(read_weights(path / WEIGHTS), strict=False)  # of the chosen epoch
+    model.load_state_dict(trainer.weights, strict=False)  # of the chosen epoch
     with out_of_memory_told(model, "the evaluation"):
         found = evaluate(model, benchmark)
     max(history, key=lambda row: score(row, config.selection)).update(found)  # the first of equals, as in `Trainer`
     trainer.stretches[-1] |= options["stretch"]()
-    return history, trainer.stretches, found.queries
+    return history, trainer.stretches, found.queries, trainer.weights
 
 
 def build_model(config: RunConfig, num_classes: int, device: torch.device, class_table: str = "auto") -> MetricModel:
@@ -165,9 +161,7 @@ def build_model(config: RunConfig, num_classes: int, device: torch.device, class
         return model.to(device)
 
 
-def many(
-    configs: Iterable[RunConfig], *, workers: Workers = None, progress: bool = True, **options: Any
-) -> list[Run]:
+def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: bool = True, **options: Any) -> list[Run]:
     """`run` of each, side by side where ``workers`` says so; finished ones are found, and none is trained twice.
 
     A run that fails stops no other. A process that dies costs what its run did since its last epoch.
@@ -191,7 +185,7 @@ def many(
         return [run(config, progress=progress, **options) for config in tqdm(configs, "runs", disable=not progress)]
     data, results, partial = (options.get(key) for key in ("data", "results", "allow_partial"))
     paths = [_place(config, _data(data), results, bool(partial))[0] for config in configs]
-    done: dict[Path, Run | VptspError] = {path: found for path in paths if (found := _finished(path))}
+    done: dict[Path, Run | VptspError] = {path: found for path in paths if (found := finished_run(path))}
     todo = {path: config for path, config in zip(paths, configs, strict=True) if path not in done}
     if workers is not None:  # other processes may have another environment and working directory
         cache = cache_folder(_data(data), options.get("cache"))

@@ -2,8 +2,10 @@
 
 Resume order, so that a run cut short ends as if it had not been:
 1. the model is built from the seed, as at the first start;
-2. what was learned, both optimisers, both schedules, the history and the best epoch are read from checkpoint.pt;
-3. every epoch seeds its own sampler, augmentation and dropout from (seed, epoch): nothing else is carried over.
+2. the last whole checkpoint is looked for (`vptsp_core.checkpoints`), the one before it where that is damaged;
+3. what was learned, both optimisers, both schedules, the history and the best epoch, its weights and per-query values
+   included, are read from it: all that a run ends with comes from this one file, however much later it was cut;
+4. every epoch seeds its own sampler, augmentation and dropout from (seed, epoch): nothing else is carried over.
 
 Several processes (`vptsp_core.distributed`) take the same steps, each with its share of the images; the first one
 writes, all read the checkpoint, which has to lie where all machines see it.
@@ -11,6 +13,7 @@ writes, all read the checkpoint, which has to lie where all machines see it.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -18,26 +21,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm.auto import tqdm
 
 from vptsp_core.backbone import identity, normalisation
+from vptsp_core.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
 from vptsp_core.data import ImageSet
 from vptsp_core.data.batches import train_batches
 from vptsp_core.data.sampler import ClassBalancedSampler
 from vptsp_core.devices import autocast_dtype
 from vptsp_core.distributed import check_batch, from_main, is_main, own_share
-from vptsp_core.errors import TrainingError, VptspError, WeightsError
-from vptsp_core.files import write_bytes, write_torch
+from vptsp_core.errors import TrainingError, WeightsError
 from vptsp_core.memory import fit_step, out_of_memory_told
+from vptsp_core.numerics import all_learned, first_bad_loss, first_bad_tensor, last_change, listed
 from vptsp_core.progress import write_progress
 from vptsp_core.selection import Row, keep_queries, score
 from vptsp_core.train_step import TrainStep, compiles
 from vptsp_core.tuning import MetricModel, make_optimizers
-
-CHECKPOINT, WEIGHTS = "checkpoint.pt", "model.safetensors"
 
 
 class Trainer:
@@ -46,7 +48,7 @@ class Trainer:
     Args:
         model: on its device.
         images: the training set.
-        folder: where checkpoint.pt and model.safetensors go.
+        folder: where the checkpoints go.
         evaluate: metrics of the model as it is; called after the epochs that the config names and after the last.
             Where it gives `Scores`, their per-query values are kept.
         progress: show a bar for each epoch's steps.
@@ -59,6 +61,7 @@ class Trainer:
         stretches: what ``stretch`` told last in every call that this run took, each with ``after_epochs``, the epochs
             that were finished before it; travels in the checkpoint.
         queries: per-query values of each metric at the epoch that it is reported from; travel in the checkpoint.
+        weights: of the best epoch, what retrieval needs, on the CPU; travel in the checkpoint.
 
     Raises:
         ConfigError: the processes cannot share the batch evenly.
@@ -100,6 +103,7 @@ class Trainer:
         self.step = TrainStep(model, self.optimizers, self.scaler, compiled=compiled, must=compile == "on")
         self.history: list[Row] = []
         self.queries: dict[str, np.ndarray] = {}
+        self.weights: dict[str, Tensor] = {}
         self.stretch, self.stretches = stretch, [{"after_epochs": 0, **stretch(), **self._compiled()}]
         self.best = -math.inf
 
@@ -107,8 +111,10 @@ class Trainer:
         """Train to the last epoch, from the checkpoint where there is one; one row of history an epoch.
 
         Raises:
-            WeightsError: the checkpoint is unreadable or belongs to another run.
-            VptspError: the loss is not finite, the folder cannot be written, or the GPU's memory is full.
+            WeightsError: no checkpoint is whole, or they belong to another run.
+            TrainingError: the loss, a weight or an optimiser's state is not finite, or the GPU's memory is full; the
+                checkpoint of the epoch before stays.
+            VptspError: the folder cannot be written.
         """
         self._resume()
         if self.checkpointing == "auto" and self.device.type == "cuda":
@@ -132,7 +138,7 @@ class Trainer:
         """All steps of one epoch, counted from 0; its row of the history.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: the loss, a weight or an optimiser's state is not finite.
         """
         seed = int(np.random.SeedSequence([self.config.seed, epoch, 2]).generate_state(1)[0])
         torch.manual_seed(seed)
@@ -147,12 +153,7 @@ class Trainer:
         for (images, labels), classes, upcoming in zip(bar, schedule, [*schedule[1:], None], strict=True):
             losses.append(self.step(images, labels, classes, upcoming))
         mean = torch.stack(losses).mean().item()  # the only wait for the device in an epoch, but for fp16
-        if not math.isfinite(mean):
-            first = int((~torch.isfinite(torch.stack(losses))).float().argmax())
-            raise TrainingError(
-                f"the loss is not finite from step {first + 1} of epoch {epoch + 1} on "
-                f"(lr = {self._rate(0):g}, lr_proxy = {self._rate(1):g}); lower the learning rates"
-            )
+        self._check_finite(epoch, torch.stack(losses))
         seconds = time.perf_counter() - start
         return {
             "epoch": epoch + 1, "loss": mean, "lr": self._rate(0), "lr_proxy": self._rate(1), "seconds": seconds,
@@ -164,57 +165,58 @@ class Trainer:
     def _rate(self, which: int) -> float:
         return float(self.optimizers[which].param_groups[0]["lr"])
 
+    def _check_finite(self, epoch: int, losses: Tensor) -> None:
+        """Refuse an epoch with a loss (T,), or with a tensor after it, that is not finite (`vptsp_core.numerics`)."""
+        step, told = first_bad_loss(losses), "the loss is not finite from step {} of epoch {} on"
+        batches = self.sampler.epoch(epoch)
+        if step is None:
+            tensors = all_learned(self.model, self.optimizers)
+            name = first_bad_tensor(tensors)
+            if name is None:
+                return
+            told = f"{name} is not finite after step {{}} of epoch {{}}, though the losses are"
+            step = last_change(name, tensors[name], [self.images.labels[batch] for batch in batches])
+            batches = self.sampler.epoch(epoch)
+        images = listed([self.images.describe(int(i)) for i in next(itertools.islice(batches, step, None))])
+        raise TrainingError(
+            f"{told.format(step + 1, epoch + 1)} (lr = {self._rate(0):g}, lr_proxy = {self._rate(1):g}, "
+            f"images {images}); lower the learning rates{f'; the checkpoint of epoch {epoch} stays' if epoch else ''}"
+        )
+
     def _save(self, row: Row) -> None:
         self.stretches[-1] |= {**self.stretch(), **self._compiled()}
         found = score(row, self.config.selection)
-        better = self.config.selection == "last" or found > self.best
+        if self.config.selection == "last" or found > self.best or not self.weights:
+            state = self.model.learned_state(for_retrieval=True)
+            self.weights = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
         self.best = max(self.best, found)
-        from_main(lambda: self._write(better))
+        from_main(self._write)
 
-    def _write(self, better: bool) -> None:
-        """Weights first, checkpoint last: a run cut short between the two writes the same weights again."""
-        if better or not (self.folder / WEIGHTS).exists():
-            state = {k: v.detach().cpu().contiguous() for k, v in self.model.learned_state(for_retrieval=True).items()}
-            write_bytes(self.folder / WEIGHTS, safetensors.torch.save(state))
-        write_torch(
-            self.folder / CHECKPOINT,
-            {
-                "config": self.identity,
-                "learned": self.model.learned_state(),
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "schedules": [schedule.state_dict() for schedule in self.schedules],
-                "scaler": self.scaler.state_dict(),
-                "history": self.history,
-                "queries": {name: torch.from_numpy(values) for name, values in self.queries.items()},
-                "best": self.best,
-                "stretches": self.stretches,
-            },
-        )
+    def _write(self) -> None:
+        values = {
+            "learned": self.model.learned_state(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedules": [schedule.state_dict() for schedule in self.schedules],
+            "scaler": self.scaler.state_dict(),
+            "history": self.history,
+            "queries": {name: torch.from_numpy(values) for name, values in self.queries.items()},
+            "weights": self.weights,
+            "best": self.best,
+            "stretches": self.stretches,
+        }
+        write_checkpoint(self.folder, self.identity, values)
         write_progress(self.folder, len(self.history), self.config.epochs)
 
     def _resume(self) -> None:
-        path = self.folder / CHECKPOINT
-        if path.exists():
-            self._read(path)
-        begun, own = from_main(lambda: len(self.history)), len(self.history)
-        if begun != own:
-            raise VptspError(
-                f"checkpoint {path}: {own} epochs here, {begun} for the first process; "
-                "choose a results folder that all machines see"
-            )
-        from_main(lambda: write_progress(self.folder, begun, self.config.epochs))
-
-    def _read(self, path: Path) -> None:
-        try:
-            # Mapped, not read: of the class prompts there is one copy, where they are put.
-            saved: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-            same = saved["config"] == self.identity
-            if same:
+        found = from_main(lambda: find_checkpoint(self.folder))
+        if found is not None:
+            saved = read_checkpoint(self.folder, found, self.identity)
+            try:
                 self._restore(saved)
-        except Exception as error:
-            raise WeightsError(f"checkpoint {path}: unreadable; delete it to start this run again") from error
-        if not same:
-            raise WeightsError(f"checkpoint {path}: of another run; delete it, or choose another results folder")
+            except Exception as error:
+                path = self.folder / found.name
+                raise WeightsError(f"checkpoint {path}: does not fit; delete it to start this run again") from error
+        from_main(lambda: write_progress(self.folder, len(self.history), self.config.epochs))
 
     def _restore(self, saved: dict[str, Any]) -> None:
         self.model.load_state_dict(saved["learned"], strict=False)
@@ -224,6 +226,7 @@ class Trainer:
             schedule.load_state_dict(state)
         self.scaler.load_state_dict(saved["scaler"])
         self.history, self.best = saved["history"], saved["best"]
-        self.queries = {name: values.numpy().copy() for name, values in saved.get("queries", {}).items()}
-        earlier = saved.get("stretches", [])  # older checkpoints tell of neither
-        self.stretches = [*earlier, {"after_epochs": len(self.history), **self.stretch(), **self._compiled()}]
+        self.queries = {name: values.numpy().copy() for name, values in saved["queries"].items()}
+        self.weights = {name: value.clone() for name, value in saved["weights"].items()}  # the file goes
+        own = {"after_epochs": len(self.history), **self.stretch(), **self._compiled()}
+        self.stretches = [*saved["stretches"], own]
