@@ -1,0 +1,417 @@
+"""Kill training at random moments, resume it, compare: python tests/kill_resume.py --kills 50 [--seed N] [--cases A,B]
+
+For each case (another method, optimiser, pipeline or selection; real image files, drawn here) one run is left alone,
+as a real ``python -m vptsp_core train``. Then the same command is started again and again in fresh folders; its
+process group gets SIGKILL, once to three times, and after each kill the files that are left are read by means of their
+own: whatever bears its final name is whole. The last start runs to its end, and history (all but the seconds), metrics,
+per-query values, weights, description, names of all files, and the whole state of model, optimisers and schedules in
+the last checkpoint must be those of the run that was left alone, bit for bit.
+
+A kill is *timed* (at a random moment of the run) or *aimed* (before, after or in the middle of a random write,
+renaming, deletion or flush of a file); one in eight hits the main process alone, whose data workers live on for
+seconds. After every third kill a checkpoint is damaged, too: cut short, or one byte changed. The next start must then
+go on from the one before it and say so in one line or, where there is none, end with one line that says what to do;
+what it has to say is worked out from the files here, and it may say nothing else.
+
+Processes are forks of this one, which imported everything once: start-up is what 50 kills would spend their time on.
+The patches that aim and that keep the last checkpoint live in those forks only. Prints a line a case; ends with 1 on
+any difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import builtins
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import vptsp_core  # noqa: E402  (first: it lets timm import torchvision)
+
+# isort: split
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+from vptsp_core import files, study  # noqa: E402
+from vptsp_core.__main__ import main as command_line  # noqa: E402
+
+SHARED = ("dataset=folder", "weights=random", "batch=8", "samples_per_class=2", "steps_per_epoch=4", "epochs=4")
+CASES = {
+    "dense sgd gru": ("optimizer=sgd", "lr=0.01"),
+    "rowwise adamw gru dropout": ("class_optimizer=rowwise", "gru_dropout=0.3"),
+    "ema": ("accumulator=ema", "semantics=paper", "selection=last"),
+    "cached": ("pipeline=cached", "cosine_T=2"),
+    "validation": ("selection=validation", "class_optimizer=rowwise", "optimizer=sgd", "lr=0.01"),
+}
+CLASSES, EACH, SIDE = 24, 4, 40
+KINDS = ("write", "replace", "unlink", "fsync")
+FOREVER = 180.0  # seconds after which a process that still runs has hung
+
+
+@dataclasses.dataclass
+class Aim:
+    """Where a process kills its group: at its n-th doing of a kind, counted from 1; how: before, after or amid it."""
+
+    kind: str = ""
+    n: int = 0
+    how: str = "before"
+    counts: Counter = dataclasses.field(default_factory=Counter)
+
+    def wrap(self, kind: str, do: Any, half: Any = None) -> Any:
+        """``do``, counted, and the end of the process where it is aimed at; ``half`` does part of it."""
+
+        def wrapped(*args: Any, **options: Any) -> Any:
+            self.counts[kind] += 1
+            hit = (kind, self.counts[kind]) == (self.kind, self.n)
+            if hit and self.how == "amid" and half is not None:
+                half(*args)
+            if hit and self.how != "after":
+                os.killpg(0, signal.SIGKILL)
+            result = do(*args, **options)
+            if hit:
+                os.killpg(0, signal.SIGKILL)
+            return result
+
+        return wrapped
+
+    def arm(self) -> None:
+        """Count, and perhaps die, in whatever this process does to files from here on."""
+        for kind in KINDS[1:]:
+            setattr(os, kind, self.wrap(kind, getattr(os, kind)))
+
+        def opened(path: Any, mode: str) -> Any:
+            file = builtins.open(path, mode)
+            raw = file.write
+
+            def half(data: Any) -> None:
+                raw(memoryview(data).cast("B")[: memoryview(data).nbytes // 2])
+                file.flush()
+
+            return _Written(file, self.wrap("write", raw, half))
+
+        files.open = opened  # type: ignore[attr-defined]
+
+
+class _Written:
+    def __init__(self, file: Any, write: Any) -> None:
+        self.file, self.write = file, write
+        self.flush, self.fileno = file.flush, file.fileno
+
+    def __enter__(self) -> _Written:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.file.close()
+
+
+class Case:
+    """One command and the run that was left alone.
+
+    Args:
+        folder: for everything; images: the data set.
+    """
+
+    def __init__(self, name: str, changes: tuple[str, ...], folder: Path, images: Path) -> None:
+        self.name, self.folder, self.images = name, folder / name.replace(" ", "-"), images
+        self.changes = changes
+        self.rounds, self.found, self.spoilt = 0, Counter(), b""
+        place = self.folder / "whole"
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "vptsp_core", *self.command(place)], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        self.real_seconds = time.perf_counter() - started
+        # Once more as a fork: how long it takes, how often it touches files, and its last state.
+        started = time.perf_counter()
+        status = self.wait(self.start(self.folder / "counted", Aim()), FOREVER)
+        assert status == 0, (self.folder / "counted" / "said").read_text()
+        self.seconds = time.perf_counter() - started
+        self.counts = Counter(json.loads((self.folder / "counted" / "counts").read_text()))
+        assert set(KINDS) <= self.counts.keys(), "nothing to aim at"
+        self.whole = outcome(place) | {"state": outcome(self.folder / "counted")["state"]}
+        self.compare(self.folder / "counted")
+
+    def command(self, place: Path) -> list[str]:
+        """``train`` into the folder ``place``, its cache of decoded images among it."""
+        return ["train", "--preset", "smoke", "--data", str(self.images), "--results", str(place / "results"),
+                "--cache", str(place / "cache"), "--device", "cpu", "--set", *SHARED, *self.changes]  # fmt: skip
+
+    def start(self, place: Path, aim: Aim) -> int:
+        """The command in a process group of its own; its number."""
+        place.mkdir(parents=True, exist_ok=True)
+        pid = os.fork()
+        if pid:
+            return pid
+        status = 1
+        try:
+            os.setsid()
+            out = os.open(place / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(out, 1)
+            os.dup2(out, 2)
+            write_run = study.write_run
+
+            def kept(config: Any, path: Path, *rest: Any) -> Any:
+                shutil.copyfile(path / "checkpoint.pt", place / "state.pt")
+                return write_run(config, path, *rest)
+
+            study.write_run = kept
+            aim.arm()
+            status = command_line(self.command(place))
+            (place / "counts").write_text(json.dumps(aim.counts))
+            sys.stdout.flush()
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+
+    def wait(self, pid: int, seconds: float, *, alone: bool = False) -> int | None:
+        """Status of a process; None once it was killed, by itself or here after so many seconds.
+
+        Args:
+            alone: kill it, and not its group.
+        """
+        until, ended, status = time.perf_counter() + seconds, 0, 0
+        while not ended and time.perf_counter() < until:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            time.sleep(0.002)
+        if not ended:
+            (os.kill if alone else os.killpg)(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+        assert ended or seconds < FOREVER, f"{self.name}: still running after {FOREVER:g} s"
+        return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else None
+
+    def round(self, rng: random.Random, kills: int) -> int:
+        """A fresh run, killed up to ``kills`` times and then left to end; how often it was killed."""
+        self.rounds += 1
+        place = self.folder / f"killed{self.rounds}"
+        done, status = 0, None
+        while done < kills and status is None:
+            must = due(place)
+            how, status = self.kill(place, rng)
+            self.check(place, must, status)
+            if status is None:
+                done += 1
+                self.found[how] += 1
+                check_files(place, self.spoilt)
+                if rng.random() < 1 / 3:
+                    self.damage(place, rng)
+        while status != 0:
+            must = due(place)
+            self.found["between"] += "missing" in must
+            self.found["older used"] += "is used instead" in must
+            self.found["refused"] += must.startswith("error")
+            status = self.wait(self.start(place, Aim()), FOREVER)
+            self.check(place, must, status)
+            if status == 2:
+                run_folder(place).joinpath("checkpoint.pt").unlink()  # as it says: from the start
+        self.compare(place)
+        shutil.rmtree(place)
+        return done
+
+    def kill(self, place: Path, rng: random.Random) -> tuple[str, int | None]:
+        """Start the command, and kill it: the kind of kill and, where it had ended before, its status."""
+        if rng.random() < 0.5:
+            alone = rng.random() < 0.25
+            pid = self.start(place, Aim())
+            return ("alone" if alone else "timed"), self.wait(pid, rng.uniform(0, self.seconds), alone=alone)
+        kind = rng.choice(KINDS)
+        aim = Aim(kind, rng.randint(1, self.counts[kind]), rng.choice(["before", "amid", "after"]))
+        return "aimed", self.wait(self.start(place, aim), FOREVER)
+
+    def damage(self, place: Path, rng: random.Random) -> None:
+        """Spoil the last checkpoint, where there is one and the run is not finished."""
+        folder = run_folder(place)
+        if folder and (folder / "checkpoint.pt").exists() and not (folder / "metrics.json").exists():
+            self.spoilt = spoil(folder / "checkpoint.pt", rng)
+            self.found["damaged"] += 1
+
+    def check(self, place: Path, must: str, status: int | None) -> None:
+        """That the last process said what it had to, in one line, and nothing else; one that was killed may not have
+        come to it."""
+        said = [line for line in (place / "said").read_text().splitlines()
+                if line.startswith(("warning", "error", "Traceback"))]  # fmt: skip
+        assert (not said and (status is None or not must)) or (
+            len(said) == 1 and must and said[0].endswith(must.removeprefix("error: "))
+        ), f"{self.name}: it should say {must!r}, and said {said} ({place})"
+        assert status == (2 if must.startswith("error") else 0) or status is None, (place / "said").read_text()
+
+    def compare(self, place: Path) -> None:
+        """The run in ``place`` with the one that was left alone."""
+        ours = outcome(place)
+        for key, value in self.whole.items():
+            assert same(ours[key], value), f"{self.name}: {key} differs from the run that was left alone ({place})"
+        self.found["equal"] += 1
+
+
+def due(place: Path) -> str:
+    """The end of what the next start has to say about the checkpoints that lie there; empty for nothing."""
+    folder = run_folder(place)
+    if folder is None or (folder / "metrics.json").exists():
+        return ""
+    last, before = (is_whole(folder / f"checkpoint{name}.pt") for name in ("", ".previous"))
+    if last or (last is None and before is None):
+        return ""
+    if before:
+        fault = "missing" if last is None else ")"  # damaged (why)
+        return f"{fault}; checkpoint.previous.pt beside it is used instead"
+    return "error: and there is no other; delete it to start this run again"
+
+
+def is_whole(path: Path) -> bool | None:
+    """Whether the last line of a checkpoint fits its bytes; None where there is none."""
+    if not path.exists():
+        return None
+    content = path.read_bytes()
+    return content[-72:] == b"sha256 " + hashlib.sha256(content[:-72]).hexdigest().encode() + b"\n"
+
+
+def run_folder(place: Path) -> Path | None:
+    """The folder of the only run under ``place``, or None before it is made."""
+    found = list((place / "results" / "runs").glob("*"))
+    assert len(found) <= 1, found
+    return found[0] if found else None
+
+
+def outcome(place: Path) -> dict[str, Any]:
+    """What a finished run consists of, read by other means than the project's."""
+    path = run_folder(place)
+    assert path is not None
+    with np.load(path / "queries.npz") as file:
+        queries = {name: torch.from_numpy(file[name]) for name in file.files}
+    record = json.loads((path / "record.json").read_text())
+    state = place / "state.pt"
+    saved = torch.load(state, weights_only=True) if state.exists() else {}
+    return {
+        "files": sorted(each.name for each in path.iterdir()),
+        "folder": path.name,
+        "config": (path / "config.json").read_bytes(),
+        "metrics": (path / "metrics.json").read_bytes(),
+        "history": pd.read_csv(path / "history.csv", dtype=str).drop(columns="seconds").to_csv(),
+        "weights": load_file(path / "model.safetensors"),
+        "weights' bytes": (path / "model.safetensors").read_bytes(),
+        "queries": queries,
+        "record": {key: record[key] for key in ("hash", "versions", "device", "data", "weights", "parameters")},
+        "state": {key: saved.get(key) for key in ("learned", "optimizers", "schedules", "weights", "queries", "best")},
+    }
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal to the last bit, tensors with NaN in the same places included."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def check_files(place: Path, spoilt: bytes) -> None:
+    """After a kill: what bears its final name is whole, and a run that looks finished has all its files.
+
+    Args:
+        spoilt: content of a checkpoint that was damaged here, the only one that may be.
+    """
+    folder = run_folder(place)
+    if folder is None:
+        return
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        if path.suffix == ".json":
+            json.loads(content)
+        elif path.suffix == ".csv":
+            assert len(pd.read_csv(path)) == 4
+        elif path.suffix == ".npz":
+            np.load(path)["R@1"]
+        elif path.suffix == ".safetensors":
+            load_file(path)
+        elif path.suffix == ".pt":
+            assert content == spoilt or is_whole(path), f"{path} is not whole"
+        else:
+            assert path.name == "lock" or path.name.endswith(".tmp"), path
+    if (folder / "metrics.json").exists():
+        outcome(place)
+    for store in (place / "cache").glob("*[!l]") if (place / "cache").exists() else ():  # not *.partial
+        if store.is_dir():
+            sizes = np.load(store / "sizes.npy")
+            assert (store / "pixels.u8").stat().st_size == sizes.prod(1).sum() * 3
+
+
+def spoil(path: Path, rng: random.Random) -> bytes:
+    """Cut a file short, or change one of its bytes; what it holds then."""
+    content = bytearray(path.read_bytes())
+    place = rng.randrange(len(content))
+    if rng.random() < 0.5:
+        content = content[:place]
+    else:
+        content[place] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+    return bytes(content)
+
+
+def draw_images(folder: Path) -> None:
+    """A class folder each: noise around a colour."""
+    rng = np.random.default_rng(0)
+    for label in range(CLASSES):
+        place = folder / f"class{label:02}"
+        place.mkdir(parents=True)
+        colour = rng.integers(0, 256, 3)
+        for number in range(EACH):
+            pixels = (0.5 * colour + 0.5 * rng.integers(0, 256, (SIDE, SIDE, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(place / f"{number}.png")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", default=",".join(CASES), help="comma-separated: %(default)s")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rng, started = random.Random(args.seed), time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        draw_images(Path(folder) / "images")
+        names = args.cases.split(",")
+        cases = [Case(name, CASES[name], Path(folder), Path(folder) / "images") for name in names]
+        left = args.kills
+        try:
+            while left > 0:
+                for case in cases:
+                    left -= case.round(rng, min(left, rng.choice([1, 1, 2, 3]))) if left else 0
+        except AssertionError as error:
+            print(f"seed {args.seed}: {error}", file=sys.stderr)
+            return 1
+        finally:
+            columns = ("timed", "alone", "aimed", "damaged", "older used", "between", "refused", "equal")
+            table = pd.DataFrame({case.name: {c: case.found[c] for c in columns} for case in cases}).T
+            print(table.to_string())
+    seconds = time.perf_counter() - started
+    print(f"{args.kills} kills, {int(table['equal'].sum())} runs equal to those left alone, {seconds:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    vptsp_core.run  # noqa: B018  (imports what a fork would import)
+    sys.exit(main())
