@@ -30,7 +30,7 @@ from vptsp_core.data.partfile import amount
 from vptsp_core.data.store import PixelStore, image_starts, resized
 from vptsp_core.data.threads import Threads
 from vptsp_core.errors import DataError
-from vptsp_core.files import write_bytes
+from vptsp_core.files import remove_temporaries, write_bytes
 from vptsp_core.locks import locked
 
 FORMAT = 2  # of the files and the key; a change makes old stores unknown
@@ -125,6 +125,7 @@ def _build(jobs: dict[Path, FileSet], side: int, interpolation: str, threads: Th
 def _measured(images: FileSet, folder: Path, side: int, threads: Threads) -> int:
     """Have the sizes of all images in ``folder``; the bytes that its file still has to grow by."""
     folder.mkdir(exist_ok=True)
+    remove_temporaries(folder)
     sizes = _sizes(folder, len(images))
     if sizes is None:
         raw = np.empty((len(images), 2), np.int64)
