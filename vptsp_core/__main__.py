@@ -1,4 +1,4 @@
-"""python -m vptsp_core train|evaluate|search|data|bench|pretrain|notebooks|report: the command line."""
+"""python -m vptsp_core train|evaluate|tune|data|bench|pretrain|notebooks|report: the command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vptsp_core.errors import VptspError
 COMMANDS = {
     "train": "train one run, or find it finished",
     "evaluate": "metrics of a finished run",
-    "search": "search the space of the paper's table 9",
+    "tune": "search the space of the paper's table 9",
     "data": "get, check, describe or cache a data set",
     "bench": "measure the step or the metrics",
     "pretrain": "make the embedded demo ViT again",
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if argv[0] in ("train", "evaluate"):
                 command = {"train": _train, "evaluate": _evaluate}[argv[0]]
                 return _together(command, argv[1:]) if "LOCAL_RANK" in os.environ else command(argv[1:])
-            modules = {"data": "data.command", "bench": "bench.command", "search": "search.command", "report": "page"}
+            modules = {"data": "data.command", "bench": "bench.command", "tune": "tune.command", "report": "page"}
             module = importlib.import_module(f"vptsp_core.{modules.get(argv[0], argv[0])}")
             return int(module.main(argv[1:]) or 0)
     except VptspError as error:

@@ -18,18 +18,18 @@ import pandas as pd
 import pytest
 from optuna.trial import TrialState
 
-import vptsp_core.search as search_module
+import vptsp_core.tune as tune_module
 from vptsp_core import preset
 from vptsp_core.__main__ import main
 from vptsp_core.config import RunConfig
 from vptsp_core.errors import ConfigError, TrainingError, VptspError
-from vptsp_core.plots import search as plots_search
+from vptsp_core.plots import tune as plots_tune
 from vptsp_core.report import paper_table
-from vptsp_core.search import best_config, search, study_name, write_preset
-from vptsp_core.search.database import open_study, quiet
-from vptsp_core.search.frames import importance, runs_of, trials_frame
-from vptsp_core.search.space import KEYS, check, fitting_space, paper_space
 from vptsp_core.study import run
+from vptsp_core.tune import best_config, study_name, tune, write_preset
+from vptsp_core.tune.database import open_study, quiet
+from vptsp_core.tune.frames import importance, runs_of, trials_frame
+from vptsp_core.tune.space import KEYS, check, fitting_space, paper_space
 
 BASE = preset("smoke", steps_per_epoch=1, selection="last")
 FEW = ["batch", "samples_per_class", "prompt_layers", "prompts", "prompt_step", "class_layers"]  # kept: quicker
@@ -47,7 +47,7 @@ def fake(monkeypatch, score=lambda config: config.alpha) -> list[RunConfig]:
         path = Path("runs", config.hash())
         return SimpleNamespace(config=config, path=path, metrics=metrics, record={"seconds": 1.0}, history=history)
 
-    monkeypatch.setattr(search_module, "run", run)
+    monkeypatch.setattr(tune_module, "run", run)
     return made
 
 
@@ -118,18 +118,18 @@ def test_what_does_not_fit_is_left_out_by_rule():
 
 def test_a_search_goes_on_and_makes_the_same_trials_as_in_one_go(tmp_path, monkeypatch):
     made, lines = fake(monkeypatch), []
-    search(BASE, 12, results=tmp_path / "a", keep=FEW)
+    tune(BASE, 12, results=tmp_path / "a", keep=FEW)
     assert len(made) == 12
-    search(BASE, 5, results=tmp_path / "b", keep=FEW, tell=lines.append)
-    study = search(BASE, 12, results=tmp_path / "b", keep=FEW, tell=lines.append)
+    tune(BASE, 5, results=tmp_path / "b", keep=FEW, tell=lines.append)
+    study = tune(BASE, 12, results=tmp_path / "b", keep=FEW, tell=lines.append)
     whole = open_study(f"sqlite:///{tmp_path}/a/search.db", study_name(BASE), BASE, study.user_attrs["space"])
     assert len(made) == 24 and len(lines) == 12
     assert tried(study) == tried(whole)
     assert len({json.dumps(params) for params in tried(study)[:10]}) == 10  # drawn at random, of some 4,000
-    search(BASE, results=tmp_path / "b", keep=FEW)
-    search(BASE, 3, results=tmp_path / "b", keep=FEW)
+    tune(BASE, results=tmp_path / "b", keep=FEW)
+    tune(BASE, 3, results=tmp_path / "b", keep=FEW)
     assert len(made) == 24  # all its trials are there
-    other = search(BASE.replace(seed=1), 2, results=tmp_path / "b", keep=FEW, name="another")
+    other = tune(BASE.replace(seed=1), 2, results=tmp_path / "b", keep=FEW, name="another")
     assert tried(other) != tried(study)[:2]
     value = study.best_value
     assert best_config(study).alpha == value == max(config.alpha for config in made)
@@ -147,13 +147,13 @@ def test_a_trial_cut_short_does_not_change_those_after_it(tmp_path, monkeypatch)
         return config.alpha / 2 + 0.01 * (config.optimizer == "adam")
 
     made = fake(monkeypatch, lambda config: config.alpha / 2 + 0.01 * (config.optimizer == "adam"))
-    whole = tried(search(BASE, 13, results=tmp_path / "a", keep=FEW))
+    whole = tried(tune(BASE, 13, results=tmp_path / "a", keep=FEW))
     made = fake(monkeypatch, score)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            search(BASE, 13, results=tmp_path / "b", keep=FEW)
+            tune(BASE, 13, results=tmp_path / "b", keep=FEW)
     stop.append(0)
-    study = search(BASE, 13, results=tmp_path / "b", keep=FEW)
+    study = tune(BASE, 13, results=tmp_path / "b", keep=FEW)
     assert len(study.trials) == 15
     assert [trial.params for trial in study.trials if trial.state == TrialState.COMPLETE] == whole
 
@@ -163,7 +163,7 @@ def test_the_first_trial_is_the_start(tmp_path, monkeypatch, batch, outside):
     """Where its values lie outside the space, too: then the best may be there."""
     base = BASE.replace(batch=batch, samples_per_class=2, prompts=5, class_prompts=3, lr=0.008)
     made = fake(monkeypatch, lambda config: 0.9 if config == base else 0.3 + config.alpha / 10)
-    study = search(base, 4, results=tmp_path)
+    study = tune(base, 4, results=tmp_path)
     assert made[0] == base and base not in made[1:]
     assert best_config(study) == base
     assert preset(str(write_preset(study, tmp_path / "best.json"))) == base
@@ -172,7 +172,7 @@ def test_the_first_trial_is_the_start(tmp_path, monkeypatch, batch, outside):
     assert {key: frame.loc[0, key] for key in study.user_attrs["space"]} == {
         key: getattr(base, key) for key in study.user_attrs["space"]
     }
-    assert "lr=0.008" in search_module.told(study.trials[0])
+    assert "lr=0.008" in tune_module.told(study.trials[0])
     assert set(importance(study).index) == study.user_attrs["space"].keys()  # of the three in the space
 
 
@@ -186,21 +186,21 @@ def test_the_start_is_made_again_when_it_was_cut_short(tmp_path, monkeypatch):
 
     made = fake(monkeypatch, score)
     with pytest.raises(KeyboardInterrupt):
-        search(BASE, 2, results=tmp_path)
-    study = search(BASE, 2, results=tmp_path)
+        tune(BASE, 2, results=tmp_path)
+    study = tune(BASE, 2, results=tmp_path)
     assert made[0] == made[1] == BASE != made[2]
     assert list(trials_frame(study)["state"]) == ["failed", "trained", "trained"]
 
 
 def test_what_is_kept_is_not_searched(tmp_path, monkeypatch):
     made = fake(monkeypatch)
-    study = search(BASE.replace(lr=0.3), 3, results=tmp_path, keep=["lr", "batch"])
+    study = tune(BASE.replace(lr=0.3), 3, results=tmp_path, keep=["lr", "batch"])
     assert {(config.lr, config.batch) for config in made} == {(0.3, BASE.batch)}
     assert not {"lr", "batch"} & study.user_attrs["space"].keys()
     with pytest.raises(ConfigError, match="another space .batch, lr."):
-        search(BASE, 3, results=tmp_path)
+        tune(BASE, 3, results=tmp_path)
     with pytest.raises(ConfigError, match="leave some"):
-        search(preset("smoke", method="linear"), 1, results=tmp_path, keep=list(paper_space("linear")))
+        tune(preset("smoke", method="linear"), 1, results=tmp_path, keep=list(paper_space("linear")))
 
 
 def test_choices_that_cannot_be_trained_are_left_out_with_the_reason(tmp_path, monkeypatch):
@@ -210,7 +210,7 @@ def test_choices_that_cannot_be_trained_are_left_out_with_the_reason(tmp_path, m
         return config.alpha
 
     fake(monkeypatch, score)
-    frame = trials_frame(search(BASE, 8, results=tmp_path, keep=FEW))
+    frame = trials_frame(tune(BASE, 8, results=tmp_path, keep=FEW))
     of_sgd = frame["optimizer"] == "sgd"
     assert 0 < of_sgd.sum() < 8
     assert (frame.loc[of_sgd, "state"] == "left out").all() and (frame.loc[~of_sgd, "state"] == "trained").all()
@@ -221,7 +221,7 @@ def test_choices_that_cannot_be_trained_are_left_out_with_the_reason(tmp_path, m
     best = list(itertools.accumulate(frame["R@1"], np.fmax))
     np.testing.assert_array_equal(frame["best so far"], best)
     assert frame["best so far"].is_monotonic_increasing or np.isnan(best[0])
-    fig = plots_search.history(frame, "test classes", 50.0)
+    fig = plots_tune.history(frame, "test classes", 50.0)
     drawn = {str(line.get_label()): list(line.get_xdata()) for line in fig.axes[0].lines}
     assert drawn["trial"] == list(frame["trial"][~of_sgd]) and drawn["left out"] == list(frame["trial"][of_sgd])
 
@@ -237,8 +237,8 @@ def test_a_trial_that_was_stopped_is_made_again(tmp_path, monkeypatch, error):
 
     made = fake(monkeypatch, score)
     with pytest.raises(type(error)):
-        search(BASE, 2, results=tmp_path)
-    study = search(BASE, 2, results=tmp_path)
+        tune(BASE, 2, results=tmp_path)
+    study = tune(BASE, 2, results=tmp_path)
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
     assert made[1] == made[0] != made[2]
 
@@ -254,14 +254,14 @@ def test_a_trial_may_be_stopped_as_often_as_one_likes(tmp_path, monkeypatch):
     made = fake(monkeypatch, score)
     while stops:
         with pytest.raises(KeyboardInterrupt):
-            search(BASE, 1, results=tmp_path)
-    search(BASE, 1, results=tmp_path)
+            tune(BASE, 1, results=tmp_path)
+    tune(BASE, 1, results=tmp_path)
     assert made == 6 * [BASE]
 
 
 def test_full_fine_tuning_can_be_searched_from_any_preset(tmp_path, monkeypatch):
     made = fake(monkeypatch)
-    assert main(["search", "--preset", "smoke", "--method", "full", "--trials", "1", "--results", str(tmp_path)]) == 0
+    assert main(["tune", "--preset", "smoke", "--method", "full", "--trials", "1", "--results", str(tmp_path)]) == 0
     assert made[0].method == "full" and not made[0].bitfit
 
 
@@ -277,25 +277,25 @@ def test_a_worker_that_stood_still_loses_its_trial_and_goes_on(tmp_path, monkeyp
         return 0.5
 
     made = fake(monkeypatch, score)
-    study = search(BASE, 2, results=tmp_path)
+    study = tune(BASE, 2, results=tmp_path)
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
     assert made[1] == made[0]
 
 
 def test_validation_leaves_fewer_classes_to_draw_from(tmp_path, monkeypatch):
     fake(monkeypatch)
-    monkeypatch.setattr(search_module, "judged", lambda done: 0.5)
-    monkeypatch.setattr(search_module, "fitting_space", lambda base, classes: {"lr": [0.1 if classes == 80 else 1.0]})
-    study = search(BASE.replace(selection="validation"), 2, results=tmp_path)
+    monkeypatch.setattr(tune_module, "judged", lambda done: 0.5)
+    monkeypatch.setattr(tune_module, "fitting_space", lambda base, classes: {"lr": [0.1 if classes == 80 else 1.0]})
+    study = tune(BASE.replace(selection="validation"), 2, results=tmp_path)
     assert tried(study) == [{}, {"lr": 0.1}]  # 20 of 100 are held out; the start has another lr
 
 
 def test_validation_judges_by_held_out_classes():
     history = pd.DataFrame({"R@1": [np.nan, 0.9], "validation R@1": [0.3, 0.4]})
     done = SimpleNamespace(config=SimpleNamespace(selection="validation"), metrics={"R@1": 0.9}, history=history)
-    assert search_module.judged(done) == 0.4
+    assert tune_module.judged(done) == 0.4
     done.config.selection = "released"
-    assert search_module.judged(done) == 0.9
+    assert tune_module.judged(done) == 0.9
 
 
 # ---- several workers -----------------------------------------------------------------------------
@@ -309,7 +309,7 @@ def stands_still(database: Path) -> None:
 
 def worker(tmp_path: Path, trials: int, code: str = "") -> subprocess.Popen:
     """The command in a process of its own, ``code`` before it."""
-    argv = ["search", "--preset", "smoke", "--set", "steps_per_epoch=1", "selection=last", "--trials", str(trials)]
+    argv = ["tune", "--preset", "smoke", "--set", "steps_per_epoch=1", "selection=last", "--trials", str(trials)]
     argv += ["--results", str(tmp_path)]
     program = f"{code}\nfrom vptsp_core.__main__ import main\nraise SystemExit(main({argv}))"
     return subprocess.Popen(
@@ -339,21 +339,21 @@ def test_two_processes_share_the_trials_of_one_database(tmp_path):
 
 
 def test_the_trial_of_a_killed_worker_is_made_again(tmp_path, monkeypatch):
-    hangs = "import time, vptsp_core.search as s\ns.run = lambda *a, **k: (print('at it', flush=True), time.sleep(600))"
+    hangs = "import time, vptsp_core.tune as s\ns.run = lambda *a, **k: (print('at it', flush=True), time.sleep(600))"
     dies = worker(tmp_path, 2, hangs)
     assert dies.stdout.readline() == "at it\n", dies.communicate()
     dies.send_signal(signal.SIGKILL)
     dies.communicate()
     stands_still(tmp_path / "search.db")
     made = fake(monkeypatch)
-    study = search(BASE, 2, results=tmp_path)
+    study = tune(BASE, 2, results=tmp_path)
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
     assert tried(study)[1] == tried(study)[0] and len(made) == 2
 
 
 def test_a_worker_that_died_before_its_first_sign_of_life_is_not_waited_for_for_ever(tmp_path, monkeypatch):
     made, looks, lines = fake(monkeypatch), [], []
-    study = search(BASE, 2, results=tmp_path)
+    study = tune(BASE, 2, results=tmp_path)
     with quiet(), pytest.warns(UserWarning):
         study.ask()  # and then nothing more
 
@@ -362,8 +362,8 @@ def test_a_worker_that_died_before_its_first_sign_of_life_is_not_waited_for_for_
         assert len(looks) < 4, "still waits"
         stands_still(tmp_path / "search.db")
 
-    monkeypatch.setattr(search_module.time, "sleep", sleep)
-    study = search(BASE, 3, results=tmp_path, tell=lines.append)
+    monkeypatch.setattr(tune_module.time, "sleep", sleep)
+    study = tune(BASE, 3, results=tmp_path, tell=lines.append)
     states = [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
     assert [trial.state for trial in study.trials] == states and len(made) == 3
     assert lines[0] == "waiting for trial 2, which another worker is at or was" and len(lines) == 2
@@ -373,7 +373,7 @@ def test_a_worker_ends_with_a_killed_parent(tmp_path):
     program = tmp_path / "hangs.py"
     program.write_text(
         "import os, time\n"
-        "from vptsp_core.search.processes import side_by_side\n"
+        "from vptsp_core.tune.processes import side_by_side\n"
         "def hang(device, of):\n"
         "    print(os.getpid(), flush=True)\n"
         "    time.sleep(600)\n"
@@ -393,14 +393,14 @@ def test_a_worker_ends_with_a_killed_parent(tmp_path):
 
 
 def test_workers_here_are_processes(tmp_path):
-    study = search(BASE, 2, results=tmp_path, workers=2)
+    study = tune(BASE, 2, results=tmp_path, workers=2)
     assert 2 <= sum(trial.state == TrialState.COMPLETE for trial in study.trials) <= 3
     found = {done.config.hash(): done for done in runs_of(study, tmp_path)}
     for row in trials_frame(study).to_dict("records"):
         assert row["R@1"] == row["test R@1"] == 100 * found.pop(row["run"]).metrics["R@1"]
     assert not found
     with pytest.raises(ConfigError, match="workers = 'tcp://host:1' must be a number or 'gpus'"):
-        search(BASE, 2, results=tmp_path, workers="tcp://host:1")
+        tune(BASE, 2, results=tmp_path, workers="tcp://host:1")
 
 
 # ---- what is refused -----------------------------------------------------------------------------
@@ -429,9 +429,9 @@ def test_refused_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     (tmp_path / "text.db").write_text("not a database, but a text that is longer than its header" * 20)
     (tmp_path / "unknown.json").write_text('{"alhpa": 0.2}')
     (tmp_path / "list.json").write_text("[1]")
-    search(preset("smoke", selection="validation"), 1, results=tmp_path)  # the command's default
+    tune(preset("smoke", selection="validation"), 1, results=tmp_path)  # the command's default
     arguments = [part.format(here=tmp_path) for part in arguments]
-    assert main(["search", "--preset", "smoke", "--trials", "1", "--results", str(tmp_path), *arguments]) == 2
+    assert main(["tune", "--preset", "smoke", "--trials", "1", "--results", str(tmp_path), *arguments]) == 2
     errors = capsys.readouterr().err
     assert errors.startswith("error: ") and message in errors and errors.count("\n") == 1 and "secret" not in errors
 
@@ -441,11 +441,11 @@ def test_no_trained_trial_no_best(tmp_path, monkeypatch):
         raise TrainingError("it does not fit")
 
     fake(monkeypatch, score)
-    study = search(BASE, 2, results=tmp_path)
+    study = tune(BASE, 2, results=tmp_path)
     with pytest.raises(VptspError, match="no trained trial"):
         best_config(study)
     assert len(importance(study)) == 0
-    assert plots_search.importance(importance(study), 0).axes[0].texts
+    assert plots_tune.importance(importance(study), 0).axes[0].texts
 
 
 # ---- its notebook --------------------------------------------------------------------------------
@@ -491,12 +491,12 @@ def test_notebook_judges_by_what_the_runs_do_and_keeps_studies_apart(tmp_path, m
 
 def test_importance_names_the_key_that_matters(tmp_path, monkeypatch):
     fake(monkeypatch, lambda config: config.alpha / 2 + 0.01 * (config.optimizer == "adam"))
-    study = search(BASE, 20, results=tmp_path, keep=FEW)
+    study = tune(BASE, 20, results=tmp_path, keep=FEW)
     shares = importance(study)
     assert shares.index[0] == "alpha" and shares.iloc[0] > 0.8
     assert set(shares.index) == study.user_attrs["space"].keys() and shares.sum() == pytest.approx(1)
     pd.testing.assert_series_equal(shares, importance(study))
-    ax = plots_search.importance(shares, 20).axes[0]
+    ax = plots_tune.importance(shares, 20).axes[0]
     assert [label.get_text() for label in ax.get_yticklabels()] == list(shares.index)
     assert [bar.get_width() for bar in ax.patches] == list(shares) and ax.yaxis_inverted()
 
@@ -506,5 +506,5 @@ def test_a_preset_file_may_hold_some_keys_only(tmp_path, monkeypatch):
     file.write_text('{"alpha": 0.2, "dataset": "glyphs"}')
     assert preset(str(file), epochs=3) == RunConfig(alpha=0.2, dataset="glyphs", epochs=3)
     fake(monkeypatch)
-    study = search(BASE, 2, results=tmp_path)
+    study = tune(BASE, 2, results=tmp_path)
     assert preset(str(write_preset(study, tmp_path / "deep" / "best.json"))) == best_config(study)

@@ -24,7 +24,7 @@ def devices_of(workers: int | str, device: str | None) -> list[str | None]:
         return [f"cuda:{at}" for at in range(torch.cuda.device_count())] or [device]
     if not isinstance(workers, int) or workers < 1:
         raise ConfigError(
-            f"workers = {workers!r} must be a number or 'gpus'; for several machines call the search on each, "
+            f"workers = {workers!r} must be a number or 'gpus'; for several machines call `tune` on each, "
             "with the same storage"
         )
     return [device] * workers

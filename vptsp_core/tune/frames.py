@@ -9,7 +9,7 @@ import pandas as pd
 from optuna.trial import TrialState
 
 from vptsp_core.runs import METRICS, Run, read_run
-from vptsp_core.search.database import quiet, tried
+from vptsp_core.tune.database import quiet, tried
 
 STATES = {
     TrialState.COMPLETE: "trained", TrialState.PRUNED: "left out", TrialState.FAIL: "failed",
@@ -21,7 +21,7 @@ def trials_frame(study: optuna.Study) -> pd.DataFrame:
     """One row a trial, in order.
 
     Returns:
-        ``trial`` (its number), ``state`` (see `STATES`), in percent ``R@1``, which it is chosen by (`search.judged`),
+        ``trial`` (its number), ``state`` (see `STATES`), in percent ``R@1``, which it is chosen by (`tune.judged`),
         ``best so far`` and ``test R@1``, which its run reports (all NaN where nothing was trained), ``run`` (the hash
         of its run), ``seconds`` that the run took, ``reason`` why it was left out, ``outside``, the keys whose value
         is not in the space (the start's may be), and a column for each key of the space.

@@ -1,4 +1,4 @@
-"""python -m vptsp_core search: the space of table 9 from the command line."""
+"""python -m vptsp_core tune: the space of table 9 from the command line."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vptsp_core.presets import PRESETS, parse_change, preset
-from vptsp_core.search import best_config, results_folder, search, told, write_preset
+from vptsp_core.tune import best_config, results_folder, told, tune, write_preset
 
 MACHINES = """\
 stopped, the same command goes on. Several workers: the same command again, here or on other machines, with the same
 --storage and a results folder that all see (or one each); SQLite serves one machine only:
-  python -m vptsp_core search --preset cub200-vits16 --trials 200 --storage postgresql+psycopg://USER@HOST/DATABASE
+  python -m vptsp_core tune --preset cub200-vits16 --trials 200 --storage postgresql+psycopg://USER@HOST/DATABASE
 the best configuration, trained on all training classes:
   python -m vptsp_core train --preset results/presets/STUDY.json --set selection=released
 """
@@ -21,7 +21,7 @@ the best configuration, trained on all training classes:
 def main(argv: Sequence[str]) -> int:
     """Search, a line a trial, and write the best configuration as a preset. Returns the exit status."""
     parser = argparse.ArgumentParser(
-        "python -m vptsp_core search",
+        "python -m vptsp_core tune",
         description="search the space of the paper's table 9",
         epilog=MACHINES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         changes["method"] = args.method
     if changes.get("method") == "full":  # learns all of the backbone anyhow
         changes.setdefault("bitfit", False)
-    study = search(
+    study = tune(
         preset(args.preset, **changes), args.trials, storage=args.storage, name=args.study, results=args.results,
         data=args.data, device=args.device, keep=changes, tell=lambda line: print(line, flush=True),
     )  # fmt: skip

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vptsp_core.config import RunConfig
 from vptsp_core.errors import ConfigError, VptspError
-from vptsp_core.search.space import Space
+from vptsp_core.tune.space import Space
 
 BEAT, GRACE = 20, 90  # seconds between a worker's signs of life, and without one until its trial is taken from it
 RETRIES = 3  # of one trial whose workers died: it may be what kills them

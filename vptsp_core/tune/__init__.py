@@ -2,7 +2,7 @@
 
 The first trial is the configuration that the search starts from, so that the best is never below it. Every trial is a
 run as any other, found again by its hash, so that what was trained once costs nothing again. The
-database says what was tried and what is being tried: `search` called again goes on, and called on several machines
+database says what was tried and what is being tried: `tune` called again goes on, and called on several machines
 (or several times on one) with the same database it shares the work. A worker that dies costs its current trial,
 which another one makes again.
 """
@@ -29,18 +29,18 @@ from vptsp_core.data.holdout import hold_out
 from vptsp_core.errors import ConfigError, TrainingError, VptspError
 from vptsp_core.files import writable_folder, write_json
 from vptsp_core.runs import Run
-from vptsp_core.search.database import STOPPED, choose, counts, database, open_study, quiet, tried, waited_for
-from vptsp_core.search.processes import devices_of, side_by_side
-from vptsp_core.search.space import Space, check, fitting_space
 from vptsp_core.selection import HELD_OUT
 from vptsp_core.study import run
+from vptsp_core.tune.database import STOPPED, choose, counts, database, open_study, quiet, tried, waited_for
+from vptsp_core.tune.processes import devices_of, side_by_side
+from vptsp_core.tune.space import Space, check, fitting_space
 
 POLL = 1.0  # seconds between looks at what the other workers still do
 
 Tell = Callable[[str], None]
 
 
-def search(
+def tune(
     base: RunConfig,
     trials: int | None = None,
     *,
