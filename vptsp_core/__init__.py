@@ -13,7 +13,7 @@ from vptsp_core._torchvision import prepare as _prepare_torchvision
 
 if TYPE_CHECKING:
     from vptsp_core.config import RunConfig
-    from vptsp_core.evaluate import Embedder, load
+    from vptsp_core.embedder import Embedder, load
     from vptsp_core.metrics import retrieval_metrics
     from vptsp_core.presets import PRESETS, preset
     from vptsp_core.runs import Run
@@ -25,7 +25,7 @@ __all__ = ["PRESETS", "Embedder", "Run", "RunConfig", "load", "preset", "retriev
 _prepare_torchvision()
 
 _HOME = {
-    "RunConfig": "config", "Embedder": "evaluate", "load": "evaluate", "retrieval_metrics": "metrics",
+    "RunConfig": "config", "Embedder": "embedder", "load": "embedder", "retrieval_metrics": "metrics",
     "PRESETS": "presets", "preset": "presets", "Run": "runs", "run": "study",
 }  # fmt: skip
 

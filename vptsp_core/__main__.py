@@ -1,4 +1,4 @@
-"""python -m vptsp_core train|evaluate|tune|data|bench|pretrain|notebooks|report: the command line."""
+"""python -m vptsp_core COMMAND: the command line (`COMMANDS`)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from vptsp_core.errors import VptspError
 COMMANDS = {
     "train": "train one run, or find it finished",
     "evaluate": "metrics of a finished run",
+    "export": "take a trained model away as one file: what was learned, ONNX or torch.export",
+    "index": "embed a folder of images, or bring its index up to date",
+    "search": "find the images of an index that are nearest to others",
     "tune": "search the space of the paper's table 9",
     "data": "get, check, describe or cache a data set",
     "bench": "measure the step or the metrics",
@@ -47,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if argv[0] in ("train", "evaluate"):
                 command = {"train": _train, "evaluate": _evaluate}[argv[0]]
                 return _together(command, argv[1:]) if "LOCAL_RANK" in os.environ else command(argv[1:])
-            modules = {"data": "data.command", "bench": "bench.command", "tune": "tune.command", "report": "page"}
+            modules = {
+                "data": "data.command", "bench": "bench.command", "tune": "tune.command", "report": "page",
+                "index": "image_index.command", "search": "image_index.search",
+            }  # fmt: skip
             module = importlib.import_module(f"vptsp_core.{modules.get(argv[0], argv[0])}")
             return int(module.main(argv[1:]) or 0)
     except VptspError as error:
@@ -140,11 +146,12 @@ def _train(argv: Sequence[str]) -> int:
 
 def _evaluate(argv: Sequence[str]) -> int:
     from vptsp_core.data import load_benchmark
-    from vptsp_core.evaluate import evaluate, load
+    from vptsp_core.embedder import load
+    from vptsp_core.evaluate import evaluate
     from vptsp_core.faiss_index import BACKENDS
 
     parser = argparse.ArgumentParser("python -m vptsp_core evaluate", description=COMMANDS["evaluate"])
-    parser.add_argument("run", help="folder of a finished run")
+    parser.add_argument("run", help="folder of a finished run, or a saved embedder")
     parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets")
     parser.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")

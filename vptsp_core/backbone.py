@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -188,10 +188,12 @@ def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...
     return tuple(config["mean"]), tuple(config["std"])
 
 
-def checksum(model: nn.Module) -> str:
-    """SHA-256 over the names and bytes of all tensors, first sixteen hex digits; for the run's record."""
+def checksum(model: nn.Module, names: Collection[str] | None = None) -> str:
+    """SHA-256 over the names and bytes of all tensors, or of those of these names, first sixteen hex digits."""
     digest = hashlib.sha256()
     for name, value in _sorted_state(model):
+        if names is not None and name not in names:
+            continue
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vptsp_core.config import RunConfig
 from vptsp_core.devices import autocast_dtype, pick_device
-from vptsp_core.evaluate import Embedder
+from vptsp_core.embedder import Embedder
 from vptsp_core.runs import WEIGHTS
 from vptsp_core.study import build_model
 

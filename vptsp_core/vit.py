@@ -141,7 +141,7 @@ class PromptedViT(nn.Module):
         proxy_head: give class embeddings a head of their own; needed with class prompts.
         pool: ``"auto"``, ``"cls"`` or ``"avg"`` (see `vptsp_core.backbone.pooling`).
 
-    The trunk runs in `autocast` (a dtype, None for float32); heads, and all that follows, stay in float32.
+    The trunk runs in `autocast` (a dtype, None for float32), heads and all that follows in float32.
     """
 
     def __init__(
@@ -194,28 +194,32 @@ class PromptedViT(nn.Module):
             (B, d) and (B, d) or None, float32, L2-normalised.
         """
         with torch.autocast(images.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            towers = [self._prompt_kvs(self.prompts, self.prompt_counts)]
+            towers = [self.prompt_kvs(self.prompts, self.prompt_counts)]
             if class_prompts is not None:
                 assert self.class_prompt_counts is not None
-                towers.append(self._prompt_kvs(class_prompts.unbind(1), self.class_prompt_counts))
-            pooled = self._pooled(images, towers)
+                towers.append(self.prompt_kvs(class_prompts.unbind(1), self.class_prompt_counts))
+            pooled = self.pooled(images, towers)
         halves = (pooled if self.autocast is None else pooled.float()).chunk(len(towers))
-        embeddings = halves[0].mean(1) if self.sample_head is None else self.sample_head(halves[0])
-        embeddings = F.normalize(embeddings, dim=-1)
+        embeddings = self.embedding(halves[0])
         if class_prompts is None and source in (None, "sample"):
             return embeddings, None if source is None else embeddings
         assert self.proxy_head is not None
         read = halves[-1].detach() if source == "fixed_encoder" else halves[-1]
         return embeddings, F.normalize(self.proxy_head(read), dim=-1)
 
-    def _prompt_kvs(self, prompts: Tensor | tuple[Tensor, ...] | None, counts: list[int]) -> list[Tensor | None]:
+    def embedding(self, pooled: Tensor) -> Tensor:
+        """Of the sample tower: (B, pooled tokens, D) -> (B, d), L2-normalised."""
+        return F.normalize(pooled.mean(1) if self.sample_head is None else self.sample_head(pooled), dim=-1)
+
+    def prompt_kvs(self, prompts: Tensor | tuple[Tensor, ...] | None, counts: list[int]) -> list[Tensor | None]:
+        """Each block's prompts as keys and values (see `with_prompts`), None where it has none."""
         kvs: list[Tensor | None] = [None] * len(self.backbone.blocks)
         if prompts is not None:
             for i, (block, of_block, count) in enumerate(zip(self.backbone.blocks, prompts, counts, strict=False)):
                 kvs[i] = keys_and_values(block.attn, block.norm1(of_block[..., :count, :]))
         return kvs
 
-    def _pooled(self, images: Tensor, towers: list[list[Tensor | None]]) -> Tensor:
+    def pooled(self, images: Tensor, towers: list[list[Tensor | None]]) -> Tensor:
         """(towers * B, pooled tokens, D) after the final norm."""
         trunk = self.backbone
         x = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))

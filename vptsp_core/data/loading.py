@@ -119,7 +119,7 @@ def _load(images: ImageSet, transform: Transform, items: list[Any], device: torc
     loader = DataLoader(
         _Augmented(images, transform),
         batch_sampler=items,
-        num_workers=_workers(images, len(items)),
+        num_workers=0 if images.in_memory else decoders(len(items)),
         pin_memory=device.type == "cuda",
     )
     try:
@@ -131,8 +131,8 @@ def _load(images: ImageSet, transform: Transform, items: list[Any], device: torc
         ) from None
 
 
-def _workers(images: ImageSet, batches: int) -> int:
-    """Processes that decode: none for images that lie in memory, else one a core of this process's, up to eight."""
-    if images.in_memory or sys.platform != "linux" or batches < 4:
+def decoders(batches: int) -> int:
+    """Processes that decode files: one a core of this process's, up to eight; none for a few batches."""
+    if sys.platform != "linux" or batches < 4:
         return 0
     return max(1, min(8, len(os.sched_getaffinity(0)) // local_size()))

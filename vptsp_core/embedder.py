@@ -1,0 +1,144 @@
+"""A trained model for use: images in, embeddings out; kept as one file with only what was learned."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vptsp_core.backbone import checksum, normalisation
+from vptsp_core.config import RunConfig
+from vptsp_core.data import ImageSet
+from vptsp_core.data.folder import read_image, to_rgb
+from vptsp_core.data.loading import Transform, eval_transform
+from vptsp_core.devices import autocast_dtype, pick_device
+from vptsp_core.embedder_file import exact_names, preprocessing, read_saved, rebuild, write_embedder
+from vptsp_core.errors import VptspError
+from vptsp_core.evaluate import embed
+from vptsp_core.neighbours import nearest_neighbours
+from vptsp_core.tuning import MetricModel
+
+Images = ImageSet | Tensor | Sequence[Image.Image | str | Path] | Image.Image | str | Path
+
+
+class Embedder:
+    """A trained model for use.
+
+    >>> embedder = load("results/demo/runs/...")                            # doctest: +SKIP
+    >>> scores, places = embedder.index(folder_of_paths).search(query, k=5)  # doctest: +SKIP
+    >>> embedder.save("bird.safetensors")                                    # doctest: +SKIP
+
+    Attributes:
+        model: in eval mode; one that was loaded has no proxy tower, and a method that says so.
+        config: the description of the run that made it (default: the model's own).
+        run: that run's hash; None for a model that no run has made.
+        metrics: what that run reports, fractions in [0, 1].
+    """
+
+    def __init__(
+        self,
+        model: MetricModel,
+        config: RunConfig | None = None,
+        *,
+        run: str | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        self.model, self.config = model.eval(), config or model.config
+        self.run, self.metrics = run, dict(metrics or {})
+        self._gallery: Tensor | None = None
+
+    @property
+    def transform(self) -> Transform:
+        """From a PIL image in RGB to (3, H, W) normalised: shorter side, centre crop, mean and deviation."""
+        return eval_transform(self.model.config, *normalisation(self.model.vit.backbone))
+
+    def checksum(self) -> str:
+        """Sixteen hex digits that are the same for embedders that give the same embeddings, wherever they are kept."""
+        made = [checksum(self.model, exact_names(self.model)), self.model.vit.pool, preprocessing(self.model)]
+        return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16]
+
+    def embed(self, images: Images) -> np.ndarray:
+        """(N, d) float32, L2-normalised.
+
+        Args:
+            images: a data set; or N images as paths or PIL images (one alone will do); or (N, 3, H, W) normalised.
+
+        Raises:
+            DataError: naming the file that cannot be read.
+        """
+        if isinstance(images, ImageSet):
+            return embed(self.model, images).cpu().numpy()
+        device = next(self.model.parameters()).device
+        if isinstance(images, Tensor):
+            parts: Iterable[Tensor] = images.to(device).split(self.model.config.batch)
+        else:
+            parts = self._batches([images] if isinstance(images, Image.Image | str | Path) else list(images))
+        with torch.inference_mode():
+            found = [self.model(part.to(device)).cpu() for part in parts]
+        if not found:
+            raise VptspError("no images to embed; give at least one")
+        return torch.cat(found).numpy()
+
+    def index(self, images: Images) -> Embedder:
+        """Embed a gallery and keep it for `search`; returns itself. Of a folder, for good: `vptsp_core.image_index`."""
+        self._gallery = torch.from_numpy(self.embed(images))
+        return self
+
+    def search(self, images: Images, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest of the gallery for each image: cosines (N, k) float32 and places (N, k) int64.
+
+        Raises:
+            VptspError: nothing was indexed yet.
+        """
+        if self._gallery is None:
+            raise VptspError("nothing to search in; call index(images) first")
+        scores, places = nearest_neighbours(torch.from_numpy(self.embed(images)), self._gallery, k)
+        return scores.numpy(), places.numpy()
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file that `load` reads: what was learned, and a JSON header that names the rest.
+
+        Proxies, class prompts and the tower that only training uses are left out, and so is the backbone's frozen
+        part: the header has its timm name and checksum. With ``method="full"`` all of the backbone was learned, and
+        the file is as large as it is. A backbone that came from ``weights=FILE`` keeps that path in the header.
+
+        Raises:
+            VptspError: another suffix, or the place cannot be written.
+        """
+        write_embedder(Path(path), self.model, self.config, self.run, self.metrics)
+        return Path(path)
+
+    def _batches(self, images: Sequence[Image.Image | str | Path]) -> Iterable[Tensor]:
+        transform = self.transform
+        for start in range(0, len(images), self.model.config.batch):
+            some = images[start : start + self.model.config.batch]
+            decoded = [to_rgb(i) if isinstance(i, Image.Image) else read_image(Path(i)) for i in some]
+            yield torch.stack([transform(image) for image in decoded])
+
+
+def load(path: str | Path, device: str | torch.device | None = None, *, weights: str | Path | None = None) -> Embedder:
+    """The model of a finished run.
+
+    Args:
+        path: the run's folder, or what `Embedder.save` has written.
+        device: None for a GPU where there is one.
+        weights: the file of the backbone's weights, where it lies elsewhere than when the run was made. It has to be
+            the same by content.
+
+    Raises:
+        WeightsError: no finished run and no saved embedder there, its parts do not fit together, or the backbone's
+            weights cannot be had or are not those that it was trained on.
+    """
+    saved = read_saved(Path(path))
+    model, target = rebuild(saved, weights), pick_device(device)
+    model.vit.autocast = autocast_dtype(saved.config.precision, target)
+    config = saved.config
+    if config.method != "full":  # whose backbone came from nowhere
+        config = config.replace(weights=model.config.weights)  # where they were found
+    return Embedder(model.to(target), config, run=saved.run, metrics=saved.metrics)

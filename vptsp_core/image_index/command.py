@@ -1,0 +1,55 @@
+"""python -m vptsp_core index: make the index of a folder of images, or bring it up to date."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+
+from vptsp_core.embedder import load
+from vptsp_core.image_index import read_index
+from vptsp_core.image_index.update import Counts, update
+
+PLACE = "vptsp-index"
+LISTED = 20
+
+
+def main(argv: Sequence[str]) -> int:
+    """Index, and say what was done. Returns the exit status; files that cannot be read do not change it."""
+    parser = argparse.ArgumentParser(
+        "python -m vptsp_core index",
+        description="embed a folder of images, at any depth, for `search`; called again, only what is new or changed",
+    )
+    parser.add_argument("directory", metavar="DIR", help="the images")
+    parser.add_argument("--model", metavar="RUN", help="folder of a finished run, or a saved embedder (default: that "
+                        "of the index, where there is one)")  # fmt: skip
+    parser.add_argument("--weights", metavar="FILE", help="the backbone's, where they lie elsewhere by now")
+    parser.add_argument("--to", metavar="INDEX", default=PLACE, help=f"folder of the index (default: {PLACE})")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    args = parser.parse_args(argv)
+    model, weights = args.model, args.weights
+    if model is None:
+        kept = read_index(args.to).model
+        model, weights = kept["path"], weights or kept["weights"]
+    embedder = load(model, args.device, weights=weights)
+    index, counts = update(
+        args.directory, args.to, embedder, model=model, weights=weights, progress=sys.stderr.isatty()
+    )  # fmt: skip
+    if counts.unreadable:
+        warnings.warn(_left_out(counts), stacklevel=2)
+    print(
+        f"{args.to}: {len(index.names):,} images, {counts.embedded:,} embedded now, {counts.kept:,} kept, "
+        f"{counts.removed:,} removed"
+    )
+    if index.searched:
+        print(
+            f"searched by graph: recall@10 {index.searched['recall']:.4f} of exact search (ef {index.searched['ef']})"
+        )
+    return 0
+
+
+def _left_out(counts: Counts) -> str:
+    shown = list(counts.unreadable.values())[:LISTED]
+    more = len(counts.unreadable) - len(shown)
+    return f"{len(counts.unreadable)} left out: {'; '.join(shown)}{f'; and {more} more' if more else ''}"

@@ -1,0 +1,86 @@
+"""python -m vptsp_core search: the images of an index that are nearest to some others, as a picture and a table."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vptsp_core.embedder import load
+from vptsp_core.errors import DataError, VptspError
+from vptsp_core.files import write_bytes
+from vptsp_core.image_index import ImageIndex, read_index, same_model
+from vptsp_core.image_index.command import PLACE
+from vptsp_core.image_index.update import images_in
+from vptsp_core.neighbours import positive
+from vptsp_core.plots.found import found_images
+
+OF_TUNE = ("--preset", "--trials", "--storage", "--study", "--best", "--method", "--set", "--data", "--results")
+DRAWN, DRAWN_EACH = 10, 30  # queries in the picture, and neighbours of each; the table has them all
+
+
+def main(argv: Sequence[str]) -> int:
+    """Search, print what was found, write the answer as PNG and CSV. Returns the exit status."""
+    if any(word.split("=")[0] in OF_TUNE for word in argv):
+        raise VptspError("search finds images; for hyper-parameters use: python -m vptsp_core tune --preset ...")
+    parser = argparse.ArgumentParser(
+        "python -m vptsp_core search", description="find the images of an index that are nearest to others"
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="what to search for: images, or folders of them")
+    parser.add_argument("-k", type=int, default=10, help="neighbours of each (default: 10)")
+    parser.add_argument("--index", metavar="INDEX", default=PLACE, help=f"made by `index` (default: {PLACE})")
+    parser.add_argument("--model", metavar="RUN", help="where the index's model lies by now (default: where it was)")
+    parser.add_argument("--weights", metavar="FILE", help="the backbone's, where they lie elsewhere by now")
+    parser.add_argument("--to", metavar="NAME", default="search", help="writes NAME.png and NAME.csv (default: search)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    args = parser.parse_args(argv)
+    positive("k", args.k)
+    index, queries = read_index(args.index), _queries(args.images)
+    embedder = load(args.model or index.model["path"], args.device, weights=args.weights or index.model["weights"])
+    same_model(index, embedder.checksum(), args.index)
+    table = found(index, queries, *index.search(embedder.embed(queries), args.k))
+    for query, rows in table.groupby("query", sort=False):
+        print(query)
+        for row in rows.itertuples():
+            print(f"  {row.rank:3d}  {row.cosine:.4f}  {row.path}")
+    drawn = table[table["query"].isin([str(query) for query in queries[:DRAWN]]) & (table["rank"] <= DRAWN_EACH)]
+    picture = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of names in other scripts: a box each
+        found_images(drawn, Path(index.root)).savefig(picture, format="png", dpi=120, facecolor="white")
+    png, csv = (Path(f"{args.to}.{kind}").expanduser() for kind in ("png", "csv"))
+    write_bytes(png, picture.getvalue())
+    write_bytes(csv, table.to_csv(index=False, float_format="%.6f").encode(errors="backslashreplace"))
+    print(f"{png}{'' if len(drawn) == len(table) else f' ({len(drawn)} of {len(table)} rows)'}\n{csv}")
+    return 0
+
+
+def found(index: ImageIndex, queries: Sequence[Path], scores: np.ndarray, places: np.ndarray) -> pd.DataFrame:
+    """A row a neighbour: ``query`` and ``path`` (under the indexed folder), ``rank`` from 1, ``cosine``."""
+    rows = [
+        (str(query), rank, index.names[place], float(score))
+        for query, of_query, at in zip(queries, scores, places, strict=True)
+        for rank, (score, place) in enumerate(zip(of_query, at, strict=True), 1)
+        if place >= 0
+    ]
+    return pd.DataFrame(rows, columns=["query", "rank", "path", "cosine"])
+
+
+def _queries(given: Sequence[str]) -> list[Path]:
+    """Images, and those in folders; each once.
+
+    Raises:
+        DataError: a path that does not exist, or a folder without images.
+    """
+    paths: dict[Path, None] = {}
+    for path in (Path(name).expanduser() for name in given):
+        inside = [path / name for name in images_in(path)] if path.is_dir() else [path]
+        if not inside:
+            raise DataError(f"{path} holds no images; name another folder, or images")
+        paths |= dict.fromkeys(inside)
+    return list(paths)
