@@ -17,8 +17,9 @@ from vptsp_core.errors import VptspError
 BOUND = 1e-4
 
 
-def embedder(backbone=None, **changes) -> Embedder:
-    model = make(backbone or tiny(), image_size=32, resize=32, **changes).float()
+def embedder(backbone: dict, **changes) -> Embedder:
+    short = dict(image_size=32, resize=32, prompt_layers=2, class_layers=2, adapter_layers=1)
+    model = make(tiny(depth=2, **backbone), **short | changes).float()
     return Embedder(model, run="0123456789ab", metrics={"R@1": 0.5})
 
 
@@ -28,13 +29,13 @@ def reference(made: Embedder, images: torch.Tensor) -> torch.Tensor:
     prompts = [vit.prompts[i][None, :n] for i, n in enumerate(vit.prompt_counts)] if vit.prompts is not None else []
     with torch.inference_mode():
         tokens = textbook.pooled_tokens(vit.backbone, (images - 0.5) / 0.5, prompts, vit.pool, list(vit.adapters))
-        out = tokens.mean(1) if vit.sample_head is None else textbook.embedding(vit.sample_head, tokens)
+        out = sum(tokens) / len(tokens) if vit.sample_head is None else textbook.embedding(vit.sample_head, tokens)
     return torch.nn.functional.normalize(out, dim=-1)
 
 
 KINDS = {
-    "vptsp": (dict(), {}),
-    "fewer prompts a block": (dict(), dict(prompts=4, prompt_step=1)),
+    "vptsp, fewer prompts a block": (dict(), dict(prompts=4, prompt_step=1)),
+    "a block without prompts": (dict(), dict(prompt_layers=1)),
     "vpt, average": (dict(global_pool="avg"), dict(method="vpt", pool="avg")),
     "registers, norms of q and k, scales": (dict(reg_tokens=2, qk_norm=True, init_values=0.1), dict(method="vpt")),
     "two tokens": (dict(distilled=True), dict(method="vpt")),
@@ -48,7 +49,7 @@ KINDS = {
 
 @pytest.mark.parametrize(("backbone", "changes"), KINDS.values(), ids=KINDS.keys())
 def test_tower_and_program_are_the_model(backbone, changes):
-    made = embedder(tiny(**backbone), **changes)
+    made = embedder(backbone, **changes)
     program = export.export_program(made)
     assert len(program.graph_signature.user_inputs) == 1
     assert not [name for name in program.state_dict if "prompts" in name and not name.startswith("prompts_")]
@@ -61,7 +62,7 @@ def test_tower_and_program_are_the_model(backbone, changes):
 
 
 def test_pt2_is_read_without_this_package(tmp_path):
-    made, images = embedder(), torch.rand(3, 3, 32, 32)
+    made, images = embedder({}), torch.rand(3, 3, 32, 32)
     export.write_pt2(tmp_path / "bird.pt2", made)
     about = {"about.json": ""}
     program = torch.export.load(tmp_path / "bird.pt2", extra_files=about)
@@ -69,12 +70,12 @@ def test_pt2_is_read_without_this_package(tmp_path):
     assert json.loads(about["about.json"])["backbone"] == made.config.backbone
 
 
-@pytest.mark.parametrize("kind", ["vptsp", "two tokens", "vpt, average", "adapter"])
+@pytest.mark.parametrize("kind", ["vptsp, fewer prompts a block", "two tokens", "adapter"])
 def test_onnx_is_the_model(tmp_path, kind):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra: export)")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra: export)")
     backbone, changes = KINDS[kind]
-    made = embedder(tiny(**backbone), **changes)
+    made = embedder(backbone, **changes)
     export.write_onnx(tmp_path / "bird.onnx", made)
     session = onnxruntime.InferenceSession(str(tmp_path / "bird.onnx"), providers=["CPUExecutionProvider"])
     assert [(i.name, i.type, i.shape[1:]) for i in session.get_inputs()] == [("images", "tensor(float)", [3, 32, 32])]
@@ -102,7 +103,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch, package):
     monkeypatch.setattr("vptsp_core.export.importlib.import_module", without)
     monkeypatch.setitem(__import__("sys").modules, "onnx", object())
     with pytest.raises(VptspError, match=f"ONNX needs {package}; pip install"):
-        export.write_onnx(tmp_path / "bird.onnx", embedder())
+        export.write_onnx(tmp_path / "bird.onnx", embedder({}))
     assert not list(tmp_path.iterdir())
 
 

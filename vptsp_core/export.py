@@ -38,12 +38,16 @@ class SampleTower(nn.Module):
     resizing and cropping are not (S is the size that is embedded, see ``preprocessing`` in the file's metadata).
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, embedder: Embedder) -> None:
         super().__init__()
         model = copy.deepcopy(embedder.model).cpu().float().eval().requires_grad_(False)
         self.vit = model.vit
         for i, kv in enumerate(self.vit.prompt_kvs(self.vit.prompts, self.vit.prompt_counts)):
-            self.register_buffer(f"prompts_{i}", kv)
+            if kv is not None:  # torch.export counts an absent one among the inputs
+                self.register_buffer(f"prompts_{i}", kv)
         self.vit.prompts = self.vit.proxy_head = self.vit.autocast = None
         prepared = preprocessing(model)
         self.size = int(prepared["crop"])
@@ -51,7 +55,7 @@ class SampleTower(nn.Module):
             self.register_buffer(name, torch.tensor(prepared[name]).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        kvs = [getattr(self, f"prompts_{i}") for i in range(len(self.vit.backbone.blocks))]
+        kvs = [getattr(self, f"prompts_{i}", None) for i in range(len(self.vit.backbone.blocks))]
         return self.vit.embedding(self.vit.pooled((images - self.mean) / self.std, [kvs]))
 
 
