@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
+import gc
 import re
 import sys
 import tempfile
@@ -42,7 +44,10 @@ SHOWN = 12  # rows of the table of samples
 
 
 def sample() -> dict[str, float]:
-    """This process and its children now, by /proc; memory that they share counts once."""
+    """This process and its children now, by /proc: memory that they share counts once, and what the C library only
+    keeps for the next allocation not at all (where it can give that back, as glibc's can)."""
+    gc.collect()
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)(0)
     own, every = Path("/proc/self").resolve(), {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended just now

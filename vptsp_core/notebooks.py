@@ -214,8 +214,7 @@ def _own_kernel() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="vptsp-jupyter-", ignore_cleanup_errors=True) as folder:
         search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        # No warning, kernel for kernel, that loopback is not encrypted, and no traceback of one that was stopped; what
-        # happens in a notebook is told by its copy.
+        # no warning, kernel for kernel, that loopback is not encrypted, and no traceback of one that was stopped
         argv.append("--log-level=CRITICAL")
         spec = {"argv": argv, "display_name": "Python 3", "language": "python", "env": {"PYTHONPATH": search}}
         kernel = Path(folder, "kernels", "python3")

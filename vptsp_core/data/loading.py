@@ -117,10 +117,12 @@ def eval_batches(
 
 
 def _load(images: ImageSet, transform: Transform, items: list[Any], device: torch.device) -> Iterator[Tensor]:
+    workers = _workers(images, len(items))
     loader = DataLoader(
         _Augmented(images, transform),
         batch_sampler=items,
-        num_workers=_workers(images, len(items)),
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,  # joblib's processes have another default, which fails
         pin_memory=device.type == "cuda",
     )
     try:
