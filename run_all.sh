@@ -21,6 +21,12 @@ shows all of it: index.html.
   --set       a key of RunConfig for every run, such as epochs=2; may be given several times
   test        lint, types and tests
 
+A second call does only what is missing: runs are found by the hash of their description, and a notebook that was
+finished with the same source, parameters and package, and whose results are all there, is not executed again; delete
+its copy in <results>/<profile>/notebooks/ to have it again. Ctrl-C and SIGTERM stop within seconds, and the same call
+goes on. Two calls at once share the work. Status: 0; 1: a notebook failed (the end says which, and where its copy is);
+2: wrong options; 130 and 143: stopped.
+
 Uses the active environment (virtualenv, conda, python on PATH) where it has what pyproject.toml asks for; otherwise
 makes .venv in this checkout with Python 3.11 or 3.12 and installs the pinned requirements once.
 TEXT
@@ -173,16 +179,11 @@ if [[ $mode == test ]]; then
   exit "$status"
 fi
 
-page=(--profile "$profile" --results "$results")
-set -- "${page[@]}"
+set -- --profile "$profile" --results "$results"
 [[ -z $data ]] || set -- "$@" --data "$data"
 [[ -z $only ]] || set -- "$@" --only "$only"
 [[ -z $seeds ]] || set -- "$@" --seeds "$seeds"
 [[ -z $workers ]] || set -- "$@" --workers "$workers"
 [[ -z $cluster ]] || set -- "$@" --cluster "$cluster"
 for change in ${changes[@]+"${changes[@]}"}; do set -- "$@" --set "$change"; done
-status=0
-"$python" -m vptsp_core notebooks "$@" || status=$?
-# 0: all ran; 1: one failed, and the page shows the others; else nothing was begun, or Ctrl-C ended it
-((status > 1)) || "$python" -m vptsp_core report "${page[@]}" || note "the page was not made (see above)"
-exit "$status"
+exec "$python" -m vptsp_core notebooks "$@" # in this shell's place: a SIGTERM sent to it has to arrive

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from vptsp_core import notebooks
 from vptsp_core.errors import VptspError
-from vptsp_core.notebook_sources import check_parameters, check_sources, declared_parameters, discover
+from vptsp_core.executed import is_finished, made_from, mark
+from vptsp_core.notebook_sources import check_parameters, check_sources, declared_parameters, discover, read
 from vptsp_core.progress import write_progress
 
 PARAMETERS = 'profile = "demo"\ndata = None\nresults = "results"\nseeds = [0]'
@@ -49,7 +51,7 @@ def test_runs_all_goes_on_after_a_failure_and_reports_it(tmp_path, capfd):
     names = {"a_fails.failed.ipynb", "b_runs.ipynb", "b_runs.html", "c_plain.ipynb", "c_plain.html"}
     assert {path.name for path in out.iterdir()} == names
     assert "In [3], line 2: math.sqrt(-1) -> ValueError" in printed
-    assert "2 of 3 notebooks ran" in printed
+    assert "2 of 3 notebooks are there" in printed
     ran = nbformat.read(out / "b_runs.ipynb", as_version=4)
     shown = ran.cells[3].outputs[0]["data"]["text/plain"]
     assert all(repr(part) in shown for part in ("smoke", [3, 4], str(notebooks.ROOT), sys.executable))
@@ -82,9 +84,7 @@ def test_runs_all_goes_on_after_a_failure_and_reports_it(tmp_path, capfd):
 def test_parameters_that_do_not_fit_are_refused_before_anything_runs(tmp_path, parameters, message):
     write(tmp_path, "a", "open('x')", parameters=parameters)
     with pytest.raises(VptspError, match=message):
-        notebooks.run_notebooks(
-            "demo", None, tmp_path / "results", (), [0], tmp_path, workers=2, changes={"epochs": 2}
-        )
+        notebooks.run_notebooks("demo", None, tmp_path / "results", (), [0], tmp_path, workers=2, changes={"epochs": 2})
     assert not (tmp_path / "results").exists()
 
 
@@ -120,11 +120,17 @@ def test_workers_and_changes_reach_the_notebooks_that_declare_them(tmp_path):
         ),
     ],
 )
-def test_options_for_many_runs(options, expected, monkeypatch):
+def test_options_for_many_runs(options, expected, monkeypatch, capsys):
     given = {}
-    monkeypatch.setattr(notebooks, "run_notebooks", lambda *args, **more: given.update(more) or 0)
-    assert notebooks.main(options) == 0
+    monkeypatch.setattr(notebooks, "run_notebooks", lambda *args, **more: given.update(more) or 1)
+    monkeypatch.setattr(notebooks, "build", page)
+    assert notebooks.main(options) == 1  # a notebook failed: the page shows the others
     assert (given["workers"], given["changes"]) == expected
+    assert "the page was not made: the disk is full" in capsys.readouterr().err
+
+
+def page(results, profile):
+    raise VptspError("the disk is full")
 
 
 @pytest.mark.parametrize(
@@ -204,18 +210,20 @@ def test_what_cannot_work_is_one_error_line(tmp_path):
         notebooks.run_notebooks(results=tmp_path / "results", folder=tmp_path)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
-def test_ctrl_c_stops_promptly(tmp_path):
-    write(tmp_path, "a", "open(results + '/started', 'w').close()\nimport time\ntime.sleep(600)")
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_stop_promptly_and_the_kernel_lets_go_of_what_it_holds(tmp_path, number, status):
+    sleeps = "try:\n    time.sleep(600)\nfinally:\n    open(results + '/let_go', 'w').close()"
+    write(tmp_path, "a", f"import time\nopen(results + '/started', 'w').close()\n{sleeps}")
     write(tmp_path, "b", "1")
     code = (
         "import signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where a shell runs us with &
         "from pathlib import Path\n"
-        "from vptsp_core import notebooks\n"
+        "from vptsp_core import __main__, notebooks\n"
         "folder = Path(sys.argv[1])\n"
         "notebooks.run_notebooks.__defaults__ = (*notebooks.run_notebooks.__defaults__[:-1], folder)\n"
-        "sys.exit(notebooks.main(['--results', str(folder / 'results')]))\n"
+        "sys.exit(__main__.main(['notebooks', '--results', str(folder / 'results')]))\n"
     )
     (tmp_path / "results").mkdir()
     process = subprocess.Popen(
@@ -224,13 +232,48 @@ def test_ctrl_c_stops_promptly(tmp_path):
     until = time.monotonic() + 60
     while not (tmp_path / "results" / "started").exists() and time.monotonic() < until:
         time.sleep(0.1)
-    start = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    _, printed = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert time.monotonic() - start < 10
-    assert printed.strip().splitlines()[-1] == "interrupted"
+    process.send_signal(number)
+    _, printed = process.communicate(timeout=120)  # it would sleep for 600
+    assert process.returncode == status
+    assert printed.splitlines() == ["stopped; the same command goes on where it was"]
+    assert (tmp_path / "results" / "let_go").exists()
     assert list((tmp_path / "results" / "demo" / "notebooks").iterdir()) == []
+
+
+def test_what_a_finished_notebook_is(tmp_path):
+    """The same source, parameters and package; its page, its results, its runs; nothing failed or absent since."""
+    source, folder = write(tmp_path, "a", "1"), tmp_path / "results"
+    given = {"profile": "smoke", "results": "r", "seeds": [0], "workers": 2}
+    made = made_from(source, given)
+    assert made == made_from(source, given | {"results": "elsewhere", "workers": None})
+    assert made != made_from(source, given | {"seeds": [1]})
+    copy, page = folder / "notebooks" / "a.ipynb", folder / "notebooks" / "a.html"
+    kept = ["tables/a.csv", "tables/a_record.csv", "figures/a_1.png", "runs/glyphs-vpt-0123abcd/metrics.json"]
+    for name in kept:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("fact,value\nrun,0123abcd\n")
+    copy.parent.mkdir()
+    shutil.copy(source, copy)
+    assert not is_finished(folder, source, made)  # executed before copies said what they were made from
+    mark(copy, folder, source, made)
+    assert not is_finished(folder, source, made), "no page"
+    page.write_text("<p>fine")
+    assert is_finished(folder, source, made) and not is_finished(folder, source, made[::-1])
+    assert sorted(read(copy).metadata["vptsp"]["results"]) == sorted(kept)
+    for path in [copy, page, *(folder / name for name in kept)]:
+        content = path.read_bytes()
+        path.unlink()
+        assert not is_finished(folder, source, made), path
+        path.write_bytes(content)
+    assert is_finished(folder, source, made)
+    page.write_text("<pre>No runs: cub200 is not here (no folder). To get it: ask, and then: again\n")
+    assert not is_finished(folder, source, made), "the data may be there now"
+    page.write_text("<p>fine")
+    shutil.copy(source, copy.with_name("a.failed.ipynb"))
+    assert not is_finished(folder, source, made)
+    copy.with_name("a.failed.ipynb").unlink()
+    write(tmp_path, "a", "2")
+    assert made_from(source, given) != made
 
 
 def test_check_sources_names_every_breach(tmp_path):

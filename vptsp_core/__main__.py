@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from vptsp_core.errors import VptspError
+from vptsp_core.signals import Terminated, sigterm_as_ctrl_c
 
 COMMANDS = {
     "train": "train one run, or find it finished",
@@ -45,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.suppress(AttributeError):  # names of files may be no text; a captured stream may have no such thing
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        with warnings.catch_warnings():
+        # torchrun ends its processes itself, which may wait for one another where no signal is heard
+        stop = contextlib.nullcontext() if "LOCAL_RANK" in os.environ else sigterm_as_ctrl_c()
+        with stop, warnings.catch_warnings():
             warnings.showwarning = _one_line  # type: ignore[assignment]  # takes whatever comes
             if argv[0] in ("train", "evaluate"):
                 command = {"train": _train, "evaluate": _evaluate}[argv[0]]
@@ -66,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as error:
         print(error.args[0] if error.args else "stopped; the same command goes on where it was", file=sys.stderr)
-        return 130
+        return 143 if isinstance(error, Terminated) else 130
 
 
 def _together(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
@@ -108,6 +111,7 @@ def _one_line(message: Warning | str, *place: object) -> None:
 
 
 def _train(argv: Sequence[str]) -> int:
+    from vptsp_core.deterministic import fix_cublas
     from vptsp_core.presets import PRESETS, parse_change, preset
     from vptsp_core.study import run
 
@@ -131,13 +135,16 @@ def _train(argv: Sequence[str]) -> int:
     parser.add_argument("--class-table", default="auto", metavar="WHERE", help="auto, device or host: class prompts")
     parser.add_argument("--checkpointing", default="auto", metavar="WHEN", help="of gradients: auto, on or off")
     parser.add_argument("--compile", default="auto", metavar="WHEN", help="steps: auto (long runs on a GPU), on, off")
+    parser.add_argument("--deterministic", action="store_true", help="the same numbers twice on a GPU, more slowly")
     args = parser.parse_args(argv)
+    if args.deterministic:
+        fix_cublas(args.device)  # to join a group starts CUDA
     _join(args.device)
     config = preset(args.preset, **dict(parse_change(change) for change in args.changes))
     done = run(
         config, data=args.data, results=args.results, cache=args.cache, device=args.device,
         allow_partial=args.allow_partial, class_table=args.class_table, checkpointing=args.checkpointing,
-        compile=args.compile, progress=sys.stderr.isatty(),
+        compile=args.compile, deterministic=args.deterministic, progress=sys.stderr.isatty(),
     )  # fmt: skip
     print(done.history.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     print(f"{done.path}\n" + "  ".join(f"{k} {v:.4f}" for k, v in done.metrics.items() if k != "epoch"))

@@ -8,6 +8,7 @@ copy half way looks like one that finished.
 import argparse
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -18,10 +19,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from .errors import VptspError
-from .notebook_sources import FOLDER, ROOT, check_parameters, check_sources, discover, read
+from .executed import is_finished, made_from, mark
+from .locks import locked
+from .notebook_sources import FOLDER, ROOT, check_parameters, check_sources, discover
+from .page import build
 from .page.notebook import notebook_html
 from .presets import parse_change
 from .progress import Watch, every
@@ -31,6 +33,8 @@ from .workers import Workers, check_cluster, check_workers
 __all__ = ["check_sources", "main", "run_notebooks"]
 
 PROFILES = ("demo", "smoke", "paper")
+_WHAT = """Execute the notebooks, and build the page of the results. One that was finished with the same source,
+parameters and package, and whose results are there, is left as it is: delete its executed copy to have it again."""
 
 
 def run_notebooks(
@@ -47,7 +51,8 @@ def run_notebooks(
     """Execute notebooks one after the other, in the repository's root. Returns 0, or 1 when any failed.
 
     Writes results/<profile>/notebooks/<name>.ipynb and .html; a failing one stays as <name>.failed.ipynb and
-    does not stop the others. What can be checked is checked before the first starts (VptspError).
+    does not stop the others. One that is finished (`executed.is_finished`) is not executed again. Two calls at once
+    wait for each other, notebook by notebook. What can be checked is checked before the first starts (VptspError).
     `data`, `seeds`, `workers` (see `study.many`) and `changes` (keys of RunConfig, for every run) go to the notebooks
     that declare them; None leaves the notebooks' own defaults. On a terminal a line tells what is at work.
     """
@@ -82,21 +87,28 @@ def run_notebooks(
         for number, (path, given) in enumerate(work, start=1):
             print(f"[{number}/{len(work)}] {path.stem}", flush=True)
             start = time.perf_counter()
-            with _told(path.stem, out.parent / "runs"):
-                written, problem = _execute(path, out, given)
+            with locked(out / f".{path.stem}.lock", f"{path.stem}: another call executes it; waiting"):
+                made = made_from(path, given)
+                there = is_finished(out.parent, path, made)
+                if there:
+                    written, problem = out / path.name, ""
+                else:
+                    with _told(path.stem, out.parent / "runs"):
+                        written, problem = _execute(path, out, given, made)
             seconds = time.perf_counter() - start
-            table.append(f"{path.stem:<28} {'failed' if problem else 'ok':<7} {seconds:7.1f} s  {written}")
+            state = "there" if there else "failed" if problem else "ok"
+            table.append(f"{path.stem:<28} {state:<7} {seconds:7.1f} s  {written}")
             if problem:
                 failures += 1
                 table.append(f"    {problem}")
     print("", *table, sep="\n")
-    print(f"{len(work) - failures} of {len(work)} notebooks ran; results: {out.parent}", flush=True)
+    print(f"{len(work) - failures} of {len(work)} notebooks are there; results: {out.parent}", flush=True)
     return int(failures > 0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m vptsp_core notebooks`. Returns the exit status: 0, 1 (a notebook failed) or 130 (Ctrl-C)."""
-    parser = argparse.ArgumentParser("python -m vptsp_core notebooks", description="Execute the notebooks.")
+    """`python -m vptsp_core notebooks`. Returns the exit status: 0, or 1 where a notebook failed."""
+    parser = argparse.ArgumentParser("python -m vptsp_core notebooks", description=_WHAT)
     parser.add_argument("--profile", choices=PROFILES, default="demo", help="default: demo")
     parser.add_argument("--data", metavar="DIR", help="folder with the real data sets")
     parser.add_argument("--results", metavar="DIR", default=ROOT / "results", help="default: results")
@@ -113,14 +125,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     seeds = None if options.seeds is None else [int(seed) for seed in options.seeds.split(",")]
     only = [] if options.only is None else options.only.split(",")
     changes = dict(parse_change(change) for change in options.changes)
+    workers = _workers(options.workers, options.cluster)
+    status = run_notebooks(
+        options.profile, options.data, options.results, only, seeds, workers=workers, changes=changes
+    )
     try:
-        workers = _workers(options.workers, options.cluster)
-        return run_notebooks(
-            options.profile, options.data, options.results, only, seeds, workers=workers, changes=changes
-        )
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        print(build(options.results, options.profile))
+    except VptspError as error:  # the notebooks' own results are there all the same
+        print(f"the page was not made: {error}", file=sys.stderr)
+    return status
 
 
 def _workers(workers: str | None, cluster: str | None) -> Workers:
@@ -153,7 +166,7 @@ def _told(name: str, runs: Path) -> Iterator[None]:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def _execute(path: Path, out: Path, values: dict[str, Any]) -> tuple[Path, str]:
+def _execute(path: Path, out: Path, values: dict[str, Any], made: str) -> tuple[Path, str]:
     """Run one notebook: (what was written, "" or what went wrong in a line). While it runs, its copy has
     another name, so that <name>.ipynb is always one that finished.
     """
@@ -172,9 +185,9 @@ def _execute(path: Path, out: Path, values: dict[str, Any]) -> tuple[Path, str]:
             language="python",
             cwd=ROOT,
             progress_bar=False,
-            shutdown_kernel="immediate",  # asking a busy kernel politely would hold up Ctrl-C
+            shutdown_kernel="graceful",  # interrupted first, so that it lets go of what it holds; killed after 5 s
         )
-        _tidy(partial, path)
+        mark(partial, out.parent, path, made)
         html = notebook_html(partial, path.stem)
         os.replace(partial, done)
         partial.write_text(html, encoding="utf-8")
@@ -183,9 +196,12 @@ def _execute(path: Path, out: Path, values: dict[str, Any]) -> tuple[Path, str]:
         return done, ""
     except Exception as error:  # whatever a notebook raises is its own failure and not the end of the series
         if partial.exists():
-            _tidy(partial, path)
+            mark(partial, out.parent, path, made)
             os.replace(partial, failed)
         return failed, _describe(error)
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").disabled = True  # of the cell that was cut short nobody asks the outcome
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -198,7 +214,8 @@ def _own_kernel() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="vptsp-jupyter-", ignore_cleanup_errors=True) as folder:
         search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        argv.append("--log-level=ERROR")  # no warning, kernel for kernel, that loopback is not encrypted
+        # no warning, kernel for kernel, that loopback is not encrypted, and no traceback of one that was stopped
+        argv.append("--log-level=CRITICAL")
         spec = {"argv": argv, "display_name": "Python 3", "language": "python", "env": {"PYTHONPATH": search}}
         kernel = Path(folder, "kernels", "python3")
         kernel.mkdir(parents=True)
@@ -212,13 +229,6 @@ def _own_kernel() -> Iterator[None]:
         finally:
             os.environ.clear()
             os.environ.update(before)
-
-
-def _tidy(copy: Path, source: Path) -> None:
-    """Executed copies are meant to be shown: keep this machine's folders out of papermill's notes in them."""
-    notebook = read(copy)
-    notebook.metadata.setdefault("papermill", {}).update(input_path=source.name, output_path=source.name)
-    nbformat.write(notebook, copy)
 
 
 def _describe(error: Exception) -> str:

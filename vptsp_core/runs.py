@@ -154,6 +154,7 @@ def make_record(config: RunConfig, benchmark: Benchmark, model: MetricModel, dev
         "hash": identity(config),
         **made_with(device),
         "processes": world_size(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "data": benchmark.record(),
         "weights": checksum(model.vit.backbone),
@@ -175,7 +176,7 @@ def made_with(device: torch.device) -> dict[str, Any]:
 
 def make_stretch(record: dict[str, Any], model: MetricModel, seconds: float) -> dict[str, Any]:
     """The part of a record that may be another after a run was cut short, with the seconds that this part took."""
-    kept = {key: record[key] for key in ("started", "processes", "device", "class_table", "commit")}
+    kept = {key: record[key] for key in ("started", "processes", "device", "class_table", "commit", "deterministic")}
     return {**kept, "checkpointing": model.vit.checkpointing, "seconds": round(seconds, 2)}
 
 

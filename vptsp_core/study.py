@@ -22,6 +22,8 @@ from vptsp_core.config import RunConfig, check_choice
 from vptsp_core.data import Benchmark, load_benchmark
 from vptsp_core.data.batches import cache_folder, decoded
 from vptsp_core.data.holdout import for_selection
+from vptsp_core.data.loading import deaths_told
+from vptsp_core.deterministic import where_asked
 from vptsp_core.devices import autocast_dtype, pick_device
 from vptsp_core.distributed import from_main, is_main, launched, rank, start
 from vptsp_core.errors import ConfigError, VptspError
@@ -39,6 +41,7 @@ from vptsp_core.workers import Workers, check_workers, share_out
 _NAMED = 5  # failed runs in an error
 
 
+@where_asked
 def run(
     config: RunConfig,
     *,
@@ -49,6 +52,7 @@ def run(
     class_table: str = "auto",
     checkpointing: str = "auto",
     compile: str = "auto",
+    deterministic: bool = False,
     progress: bool = True,
     allow_partial: bool = False,
     on_epoch: Callable[[list[Row]], None] | None = None,
@@ -66,6 +70,7 @@ def run(
         class_table: where row-wise class prompts lie, ``"device"``, ``"host"`` or ``"auto"`` (`place_class_prompts`).
         checkpointing: of gradients, ``"on"``, ``"off"`` or ``"auto"`` (see `Trainer`). Neither changes the numbers.
         compile: the training step, ``"on"``, ``"off"`` or ``"auto"`` (see `compiles`). Sums are then rounded otherwise.
+        deterministic: a GPU gives the same numbers twice (`deterministic_algorithms`); on a CPU it changes none.
         allow_partial: go on with a data set that is not whole; the run then lies apart, and its record says so.
         on_epoch: called after every epoch with the history so far (a finished run that is found trains none).
 
@@ -93,7 +98,7 @@ def run(
         raise VptspError(f"process {rank()} has other images or weights than the first; give all machines the same")
     from_main(lambda: writable_folder(path))
     try:
-        with at_work(path):
+        with at_work(path), deaths_told():
             if found := from_main(lambda: finished_run(path)):  # by whom this process waited for
                 return found
             # After all that may be wrong with the run was looked at: decoding takes minutes.

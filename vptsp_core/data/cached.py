@@ -140,10 +140,15 @@ def _augmented(
         for i in part:
             _normalise(out[i].copy_(resize_one(pixels, *images[i], size, mode)), mean, std)
 
-    threads = torch.get_num_threads()
+    own, threads = torch.get_num_threads(), _threads()
     list(_pool(threads).map(work, (range(i, len(boxes), threads) for i in range(threads))))
-    torch.set_num_threads(threads)  # the pool's threads told torch otherwise, for themselves and those made later
+    torch.set_num_threads(own)  # the pool's threads told torch otherwise, for themselves and those made later
     return out
+
+
+def _threads() -> int:
+    """Threads that augment: as many as torch has. Their number changes no pixel."""
+    return torch.get_num_threads()
 
 
 @functools.cache

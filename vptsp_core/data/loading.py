@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -116,19 +117,40 @@ def eval_batches(
 
 
 def _load(images: ImageSet, transform: Transform, items: list[Any], device: torch.device) -> Iterator[Tensor]:
+    workers = 0 if images.in_memory else decoders(len(items))
     loader = DataLoader(
         _Augmented(images, transform),
         batch_sampler=items,
-        num_workers=0 if images.in_memory else decoders(len(items)),
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,  # joblib's processes have another default, which fails
         pin_memory=device.type == "cuda",
     )
     try:
-        for pixels in loader:
-            yield pixels.to(device, non_blocking=True)
+        with deaths_told():
+            for pixels in loader:
+                yield pixels.to(device, non_blocking=True)
     except DataError as error:  # from a worker it comes back with its traceback in the message
         raise DataError(
             str(error).strip().splitlines()[-1].removeprefix(f"{DataError.__module__}.DataError: ")
         ) from None
+
+
+@contextlib.contextmanager
+def deaths_told() -> Iterator[None]:
+    """Inside, a data worker that dies (torch notices it at once, wherever the main thread is) is one line.
+
+    Raises:
+        DataError: one did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DataError(
+            f"{' '.join(str(error).split())} (short of memory, or of room in /dev/shm?); the same command goes on from "
+            "the last epoch; with pipeline=cached no worker is needed"
+        ) from error
 
 
 def decoders(batches: int) -> int:

@@ -80,7 +80,7 @@ def chapters(folder: Path, notebooks: Path) -> list[Chapter]:
     profile's and may lack anything."""
     sources = sorted(discover((), notebooks), key=lambda path: _order(path.stem))
     names = [path.stem for path in sources]
-    return [_chapter(folder, path, _shortest(path.stem, names)) for path in sources]
+    return [chapter(folder, path, _shortest(path.stem, names)) for path in sources]
 
 
 def _order(name: str) -> tuple[int, int, str]:
@@ -94,7 +94,8 @@ def _shortest(name: str, names: Sequence[str]) -> str:
     return first if alike == [name] else name
 
 
-def _chapter(folder: Path, source: Path, only: str) -> Chapter:
+def chapter(folder: Path, source: Path, only: str = "") -> Chapter:
+    """One notebook's; ``folder`` is one profile's and may lack anything."""
     name = source.stem
     title, claim, compared, more = _opening(source)
     page = folder / "notebooks" / f"{name}.html"

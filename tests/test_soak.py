@@ -1,0 +1,50 @@
+"""The long run's own test: what grows is noticed, in made-up samples and in a short real run that leaks."""
+
+import os
+
+import determinism
+import numpy as np
+import pandas as pd
+import pytest
+import soak
+
+
+@pytest.mark.parametrize(
+    ("name", "grown", "noticed"),
+    [
+        ("memory, MiB", lambda step: np.minimum(step, 4000) * 0.1, False),  # the warm-up
+        ("memory, MiB", lambda step: step * 0.0009, False),
+        ("memory, MiB", lambda step: step * 0.0012, True),
+        ("open files", lambda step: step // 100 % 2 * 6, False),  # they come and go
+        ("open files", lambda step: step // 400, True),
+        ("threads", lambda step: step // 900, True),
+        ("processes", lambda step: step // 900, True),
+    ],
+)
+def test_growth_above_the_bound_is_noticed(name, grown, noticed):
+    steps = np.arange(50, 20_001, 50)
+    flat = {"memory, MiB": 500 + np.random.default_rng(0).normal(0, 0.2, len(steps)), "open files": 6.0, "threads": 2.0}
+    samples = pd.DataFrame({**flat, "processes": 1.0}, index=steps)
+    samples[name] += grown(steps)
+    found = soak.growth(samples)["grows"]
+    assert list(found.index[found.astype(bool)]) == ([name] if noticed else [])
+
+
+def test_a_leak_in_a_real_run_is_noticed_and_no_other(tmp_path):
+    held = []
+
+    def leak():
+        held.append((os.dup(0), np.ones(2**19)))  # a file and 4 MiB
+
+    data = determinism.write_images(tmp_path)
+    try:
+        found = soak.growth(soak.train(24, 1, data, epoch=8, leak=leak))
+    finally:
+        for file, _ in held:
+            os.close(file)
+    assert found["grows"].to_dict() == {"memory, MiB": True, "open files": True, "threads": False, "processes": False}
+    assert 2000 < found.loc["memory, MiB", "in 1,000 steps"] < 8000
+    assert 800 < found.loc["open files", "in 1,000 steps"] < 3200  # children inherit them
+    clean = soak.growth(soak.train(24, 1, data, epoch=8))
+    assert not clean.loc[["open files", "threads", "processes"], "grows"].any()
+    assert clean.loc["memory, MiB", "in 1,000 steps"] < 2000

@@ -1,0 +1,88 @@
+"""The same numbers twice on a GPU, where sums may otherwise be made in any order. On a CPU they are the same anyway.
+
+Not measured on a GPU. What is set is what PyTorch documents (its note on reproducibility); an operation without a
+deterministic form raises an error, and is not taken in silence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vptsp_core.errors import VptspError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_VARIABLE, _FIXED = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")  # the two that cuBLAS documents
+# Their backward passes have a fixed order; of the others' PyTorch says less.
+_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+
+
+@contextlib.contextmanager
+def deterministic_algorithms(device: str | None = None) -> Iterator[None]:
+    """Inside, torch computes in a fixed order; afterwards all is as it was but the variable of `fix_cublas`, for
+    without it a second run of this process would be refused.
+
+    Args:
+        device: of the run, as `pick_device` takes it.
+
+    Raises:
+        VptspError: CUDA was started in this process without that variable, or it has another value.
+    """
+    import torch._inductor.config as inductor
+
+    fix_cublas(device)
+    cudnn, mode = torch.backends.cudnn, torch.get_deterministic_debug_mode()
+    before = cudnn.deterministic, cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    try:
+        torch.use_deterministic_algorithms(True)
+        cudnn.deterministic, cudnn.benchmark = True, False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # we read none
+        with sdpa_kernel(_ATTENTION), inductor.patch(deterministic=True):
+            yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        cudnn.deterministic, cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory = before  # type: ignore[attr-defined]
+
+
+def fix_cublas(device: str | None = None) -> None:
+    """Set the variable that cuBLAS reads when CUDA starts, unless the run is on a CPU.
+
+    Raises:
+        VptspError: see `deterministic_algorithms`.
+    """
+    if str(device).startswith("cpu"):
+        return
+    given = os.environ.get(_VARIABLE)
+    if given in _FIXED:
+        return
+    if given is not None:
+        raise VptspError(
+            f"deterministic: {_VARIABLE}={given} is not {' or '.join(_FIXED)}; unset it or set one of these"
+        )
+    if torch.cuda.is_initialized():
+        raise VptspError(
+            f"deterministic: CUDA was started in this process without {_VARIABLE}; set it to {_FIXED[0]} before Python "
+            "starts, or call this first"
+        )
+    os.environ[_VARIABLE] = _FIXED[0]
+
+
+def where_asked(function: Callable[P, R]) -> Callable[P, R]:
+    """``function``, which has the keywords ``deterministic`` and ``device``, with the former carried out around it."""
+
+    @functools.wraps(function)
+    def carried_out(*args: P.args, **options: P.kwargs) -> R:
+        if not options.get("deterministic"):
+            return function(*args, **options)
+        device = options.get("device")
+        with deterministic_algorithms(None if device is None else str(device)):
+            return function(*args, **options)
+
+    return carried_out
