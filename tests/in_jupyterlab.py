@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -86,6 +87,7 @@ def server(folder: Path):
         sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.root_dir={folder}",
         "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
         f"--IdentityProvider.token={token}", "--ServerApp.terminals_enabled=False",
+        "--LabApp.expose_app_in_browser=True",  # to ask it whether the kernel is connected
     ]  # fmt: skip
     with _own_kernel(), (folder / "server.log").open("w") as log:
         place = {"JUPYTER_CONFIG_DIR": str(home), "JUPYTERLAB_SETTINGS_DIR": str(home / "lab" / "user-settings"),
@@ -154,8 +156,16 @@ class Page:
 
     def open(self, address: str, token: str, name: str) -> None:
         self.driver.get(f"{address}/tree/notebooks/{name}.ipynb?reset&token={token}")
-        status = ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook-ExecutionIndicator[data-status=idle]"
-        self.until("a kernel that is idle", lambda: self.all(status) or self._dismiss(), 120)
+        self.until("a kernel that is connected and idle", lambda: self._idle(name) or self._dismiss(), 180)
+
+    def _idle(self, name: str) -> bool:
+        """Before the kernel is connected the page looks idle, too, and Run All Cells would run none."""
+        return self.js(
+            "const panel = window.jupyterapp?.shell?.currentWidget, kernel = panel?.sessionContext?.session?.kernel;"
+            "return Boolean(panel?.context?.isReady && panel.context.path.endsWith(`/${arguments[0]}.ipynb`)"
+            " && kernel?.status === 'idle' && kernel.connectionStatus === 'connected')",
+            name,
+        )
 
     def _dismiss(self) -> None:
         for button in self.all(".jp-Dialog .jp-mod-accept"):
@@ -231,7 +241,7 @@ def try_explorer(page: Page, image: Path) -> None:
         return page.all(".vptsp-said")[0].text
 
     def changed(what: str, before: str, now) -> str:
-        page.until(f"{what} to change what is shown", lambda: now() != before, 30)
+        page.until(f"{what} to change what is shown", lambda: now() != before, 90)
         return now()
 
     def into_view(node):
@@ -287,7 +297,7 @@ def try_explorer(page: Page, image: Path) -> None:
         page.until("a picture", lambda cell=cell: cell.find_elements("css selector", "img"))
         before = page.js(picture, cell)
         Select(chosen).select_by_index(1)
-        page.until("a choice to change the picture", lambda c=cell, b=before: page.js(picture, c) != b, 60)
+        page.until("a choice to change the picture", lambda c=cell, b=before: page.js(picture, c) != b, 180)
 
 
 def check(
@@ -295,24 +305,30 @@ def check(
     seconds: float = 900, say=print,
 ) -> list[str]:  # fmt: skip
     """Run notebooks in JupyterLab; what is wrong, a line each."""
+    from selenium.common.exceptions import WebDriverException
+
     paths, problems = discover(only), []
     with tempfile.TemporaryDirectory(prefix="vptsp-lab-", ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary)
-        copies(paths, folder, {"profile": profile, "results": str((results or folder / "results").resolve())})
+        out = (results or folder / "results").resolve()
+        copies(paths, folder, {"profile": profile, "results": str(out)})
         image = folder / "own.png"
         GlyphSet("test", images_per_class=1).image(3).save(image)
         with server(folder) as (address, token), browser() as page:
             for path in paths:
                 start, bars, wrong = time.monotonic(), 0, []
+                before = len(list(out.glob("*/runs/*/metrics.json")))
                 try:
                     page.open(address, token, path.stem)
                     bars = page.run_all(seconds)
                     wrong = page.wrong()
+                    if not bars and len(list(out.glob("*/runs/*/metrics.json"))) > before:
+                        wrong.append("it trained, and no progress bar was seen")
                     if path.stem == "explore" and not wrong:
                         try_explorer(page, image)
                         wrong = page.wrong()
-                except (TimeoutError, AssertionError) as error:
-                    wrong = [*wrong, f"{type(error).__name__}: {error}"]
+                except (TimeoutError, AssertionError, WebDriverException) as error:
+                    wrong = [*wrong, " ".join(f"{type(error).__name__}: {error}".split())[:300]]
                 if pictures:
                     page.screenshots(pictures, path.stem)
                 took = time.monotonic() - start
@@ -338,6 +354,7 @@ def main(argv: list[str] | None = None) -> int:
     if lacking := missing():
         print(f"error: {lacking}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that server and browser end, too
     only = list(filter(None, options.only.split(",")))
     sys.stdout.reconfigure(line_buffering=True)  # a notebook takes minutes, also where a file is written
     problems = check(only, options.profile, options.results, options.screenshots, options.seconds)

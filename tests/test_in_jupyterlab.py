@@ -9,7 +9,7 @@ from vptsp_core.notebook_sources import declared_parameters, discover
 
 @pytest.mark.skipif(bool(in_jupyterlab.missing()), reason=in_jupyterlab.missing())
 def test_notebooks_run_as_for_a_person_and_the_explorer_answers_clicks(smoke_results):
-    assert in_jupyterlab.check(["explore", "table7"], results=smoke_results) == []
+    assert in_jupyterlab.check(["explore", "table3"], results=smoke_results) == []
 
 
 def test_what_is_missing_is_said_in_a_line(monkeypatch, capsys):
