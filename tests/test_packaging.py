@@ -55,10 +55,11 @@ def tracked() -> list[Path]:
 def test_requirements_pin_what_pyproject_asks_for():
     run, dev = pins("requirements.txt"), pins("requirements-dev.txt")
     extras = project()["optional-dependencies"]
-    users = [line for name, lines in extras.items() if name not in ("dev", "export") for line in lines]
+    users = [line for name, lines in extras.items() if name not in ("dev", "export", "browser") for line in lines]
     for extra in ("cluster", "export"):  # whose tests need them
         assert set(extras[extra]) <= set(extras["dev"])
-    extra = {Requirement(line).name for line in extras["dev"]} - {Requirement(line).name for line in users}
+    extra = {Requirement(line).name for line in extras["dev"] + extras["browser"]}
+    extra -= {Requirement(line).name for line in users}
     assert set(run) == set(ranges()) - extra
     assert set(dev) == extra
     for name, version in (run | dev).items():

@@ -57,8 +57,9 @@ def contact_sheet(sets: Mapping[str, ImageSet], classes: Mapping[str, Sequence[i
 
 @_house
 def retrieval_grid(
-    queries: ImageSet, gallery: ImageSet, asked: Mapping[str, Sequence[int]], found: Mapping[str, np.ndarray]
-) -> Figure:
+    queries: ImageSet, gallery: ImageSet, asked: Mapping[str, Sequence[int]], found: Mapping[str, np.ndarray],
+    *, cosines: Mapping[str, np.ndarray] | None = None, marked: bool = True, asking: str = "query",
+) -> Figure:  # fmt: skip
     """Queries and what was found for them: a row a query, a block of neighbours for each model, best first.
 
     Under every neighbour a sign and the frame's colour say whether it is of the query's class: a tick on blue, a cross
@@ -67,6 +68,9 @@ def retrieval_grid(
     Args:
         asked: {heading: places of queries}, the headings written above their rows.
         found: {model: (N, k) int}, the k places in the gallery found for each of the N queries, in one order for all.
+        cosines: {model: (N, k)}, written under the neighbours.
+        asking: what stands above the queries.
+        marked: whether right and wrong are told; False for queries whose class nobody knows.
     """
     k = min(places.shape[1] for places in found.values())
     room = _room(queries.class_names[queries.labels[query]] for places in asked.values() for query in places)
@@ -74,7 +78,7 @@ def retrieval_grid(
     width, rows = starts[-1] + k, sum(1.28 * len(places) + 0.7 for places in asked.values()) + 0.3
     fig = Figure(figsize=(0.5 * (width + room), 0.5 * rows), layout="constrained")
     ax = fig.subplots()
-    ax.text(0.5, 0.1, "query", ha="center", va="bottom", fontsize=11)
+    ax.text(0.5, 0.1, asking, ha="center", va="bottom", fontsize=11)
     for start, title in zip(starts, found):
         ax.text(start, 0.1, title, ha="left", va="bottom", fontsize=11)
     y = 0.3
@@ -85,11 +89,14 @@ def retrieval_grid(
             label = queries.labels[query]
             _put(ax, queries, query, 0, y, BLACK)
             ax.text(-0.15, y + 0.5, short_name(queries.class_names[label]), ha="right", va="center", fontsize=9)
-            for start, neighbours in zip(starts, found.values()):
+            for start, (model, neighbours) in zip(starts, found.items()):
                 for rank, place in enumerate(neighbours[query, :k]):
                     sign, colour = RIGHT if gallery.labels[place] == label else WRONG
+                    sign, colour = (sign, colour) if marked else ("", GREY)
                     _put(ax, gallery, int(place), start + rank, y, colour)
-                    ax.text(start + rank + 0.5, y + 1.0, sign, color=colour, ha="center", va="top", fontsize=10)
+                    told = sign if cosines is None else f"{sign} {cosines[model][query, rank]:.2f}".strip()
+                    ax.text(start + rank + 0.5, y + 1.0, told, color=colour, ha="center", va="top",
+                            fontsize=10 if cosines is None else 8)  # fmt: skip
             y += 1.28
     _sheet(ax, -room, width, y)
     return fig
