@@ -125,6 +125,12 @@ def _load(images: ImageSet, transform: Transform, items: list[Any], device: torc
     try:
         for pixels in loader:
             yield pixels.to(device, non_blocking=True)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DataError(
+            f"{images.name}: a process that decodes images died (short of memory?); see to free memory and start again"
+        ) from error
     except DataError as error:  # from a worker it comes back with its traceback in the message
         raise DataError(
             str(error).strip().splitlines()[-1].removeprefix(f"{DataError.__module__}.DataError: ")
