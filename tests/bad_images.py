@@ -28,7 +28,9 @@ def everywhere(desk: Desk, make: Callable[[Path], Made]) -> str:
     name, expected, off = make(folder)
     path = Path(os.fsdecode(os.path.join(os.fsencode(folder), os.fsencode(name))))
     if expected is None:
-        said = {desk.refused(*desk.train(f"pipeline={pipeline}")) for pipeline in ("classic", "cached")}
+        said = {
+            desk.refused(*desk.train("method=linear", f"pipeline={pipeline}")) for pipeline in ("classic", "cached")
+        }
         assert not desk.results.exists() or not [p for p in desk.results.rglob("*") if p.is_file()]
         status, out, err = desk.command("data", "check", "folder", "--decode", "--data", desk.data)
         assert (status, err) == (2, "error: folder: 1 image(s) cannot be read, as listed above; replace the files\n")
@@ -37,7 +39,7 @@ def everywhere(desk: Desk, make: Callable[[Path], Made]) -> str:
         (message,) = said
         return message
     warned: set[str] = set()
-    for command in (desk.train(), desk.train("pipeline=cached"),
+    for command in (desk.train("method=linear"), desk.train("method=linear", "pipeline=cached"),
                     ("data", "check", "folder", "--decode", "--data", desk.data)):  # fmt: skip
         status, _, err = desk.command(*command)
         assert status == 0, err

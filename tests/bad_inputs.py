@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (messages, word for word)
 """Bad and odd input as one table: what is given, to which command, and what is said, word for word.
 
 `python tests/bad_inputs.py` writes docs/bad_input.md from it; tests/test_bad_inputs.py does what every line says.

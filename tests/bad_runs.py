@@ -353,7 +353,6 @@ def file_size_limit(desk: Desk) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "vptsp_core", *map(str, desk.train())], cwd=ROOT, capture_output=True, text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert not [p for p in desk.results.rglob("*") if p.is_file()], "nothing half-written"

@@ -13,7 +13,9 @@ from vptsp_core.data.folder import FileSet, read_image
 from vptsp_core.evaluate import Embedder
 from vptsp_core.study import build_model
 
-CASES = [pytest.param(case, id=f"{group}: {case.given}, {case.call}") for group, cases in TABLE.items() for case in cases]
+CASES = [
+    pytest.param(case, id=f"{group}: {case.given}, {case.call}") for group, cases in TABLE.items() for case in cases
+]
 
 
 @pytest.fixture(scope="module")

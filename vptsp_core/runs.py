@@ -168,8 +168,9 @@ def _table(path: Path, keys: Mapping[str, type | tuple[type, ...]]) -> dict[str,
     for key, kind in keys.items():
         if not isinstance(values.get(key), kind):
             raise WeightsError(f"{path}: {key!r} is missing or no {_KINDS[kind]} (of another version?); {_AGAIN}")
-    if path.name == METRICS and (wrong := [key for key, value in values.items() if not isinstance(value, _NUMBER)]):
-        raise WeightsError(f"{path}: {wrong[0]!r} is no number; {_AGAIN}")
+    for key, value in values.items() if path.name == METRICS else ():
+        if not isinstance(value, _NUMBER) or abs(value) > 2**53:  # no fraction, no epoch
+            raise WeightsError(f"{path}: {key!r} is no number; {_AGAIN}")
     return values
 
 
