@@ -197,7 +197,7 @@ TABLE: dict[str, list[Case]] = {
     ],
     "Checkpoints": [
         Case("cut short", "`train`, once more", runs.checkpoint(runs.halve),
-             "checkpoint DIR/results/runs/RUN/checkpoint.pt: unreadable; delete it to start this run again"),
+             "checkpoint DIR/results/runs/RUN/checkpoint.pt: damaged (cut short, or of an older version), and there is no other; delete it to start this run again"),
         Case("pickled code", "`train`, once more", runs.checkpoint(runs.explode),
              "checkpoint DIR/results/runs/RUN/checkpoint.pt: unreadable; delete it to start this run again"),
         Case("of another backbone", "`train`, once more", runs.checkpoint(runs.foreign(image_size=32)),
@@ -293,7 +293,7 @@ TABLE: dict[str, list[Case]] = {
         Case("no space left for the checkpoint", "`train`", runs.full_disk,
              "cannot write DIR/results/runs/RUN/checkpoint.pt (No space left on device); choose another folder"),
         Case("file size limit (RLIMIT_FSIZE), in a process of its own", "`train`", runs.file_size_limit,
-             "cannot write DIR/results/runs/RUN/model.safetensors (File too large); choose another folder"),
+             "cannot write DIR/results/runs/RUN/checkpoint.pt (File too large); choose another folder"),
         Case("no space left for decoded images", "`train`, cached pipeline", runs.full_cache,
              "cache DIR/cache: No space left on device; give another folder with --cache or VPTSP_CACHE, or set "
              "pipeline=classic to go without"),
