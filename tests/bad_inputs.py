@@ -240,7 +240,7 @@ TABLE: dict[str, list[Case]] = {
     ],
     "Results": [
         Case("no run there", "`evaluate`", runs.no_run,
-             "DIR/results holds no finished run (config.json is missing); give the folder of one"),
+             "DIR/results holds no finished run (config.json is missing); give the folder of one, or a saved embedder"),
         Case("config.json with a key of another version", "`train`, once more",
              runs.results("config.json", lambda v: {**v, "prompt_mode": 1}),
              "DIR/results/runs/RUN/config.json: unknown key 'prompt_mode'; did you mean prompt_step, prompts, prompt_layers? "
@@ -269,7 +269,7 @@ TABLE: dict[str, list[Case]] = {
         Case("model.safetensors cut short", "`evaluate`", runs.short_model,
              "weights DIR/results/runs/RUN/model.safetensors: unreadable (cut short or damaged); get the file again"),
         Case("model.safetensors of another run", "`evaluate`", runs.other_model,
-             "DIR/results/runs/RUN/model.safetensors: vit.prompts does not fit the config beside it; run it again"),
+             "DIR/results/runs/RUN/model.safetensors: vit.prompts does not fit the config beside it; run it again, or get it again"),
         Case("decoded cache with pickled code", "`train`, once more", runs.cache,
              "cache DIR/cache/STORE: not whole; delete the folder, it will be made again"),
     ],

@@ -185,7 +185,7 @@ def csv(folder: Path) -> Target:
 
 
 def weights(folder: Path) -> Target:
-    """Files of weights, a run's weights and queries, and checkpoints (a run that goes on)."""
+    """Files of weights, a run's weights and queries, saved embedders, and checkpoints (a run that goes on)."""
     model = load_backbone("demo_vit", "random")
     state = {key: value for key, value in model.state_dict().items() if "blocks" not in key}
     small = torch.nn.Module()
@@ -195,7 +195,8 @@ def weights(folder: Path) -> Target:
     torch.save(small.state_dict(), buffer)
     files = {"w.safetensors": save(dict(small.state_dict())), "w.pth": buffer.getvalue()}
     done = _trained(folder)
-    kept = {name: (done / name).read_bytes() for name in ("model.safetensors", "queries.npz")}
+    vptsp_core.load(done, "cpu").save(done / "embedder.safetensors")
+    kept = {name: (done / name).read_bytes() for name in ("model.safetensors", "embedder.safetensors", "queries.npz")}
     begun, checkpoint = _begun(folder)
 
     def once(rng: np.random.Generator, place: Path) -> None:
@@ -205,10 +206,13 @@ def weights(folder: Path) -> Target:
             (place / name).write_bytes(_in_header(files[name], rng, list(files.values())))
             load_weights(small, place / name)
         elif kind < 19:
-            name = list(kept)[kind % 2]
+            name = list(kept)[kind % 3]
             (done / name).write_bytes(_in_header(kept[name], rng, list(kept.values())))
             try:
-                _ = vptsp_core.load(done, "cpu") if name == "model.safetensors" else read_run(done).queries
+                if name == "queries.npz":
+                    _ = read_run(done).queries
+                else:
+                    vptsp_core.load(done if name == "model.safetensors" else done / name, "cpu")
             finally:
                 (done / name).write_bytes(kept[name])
         else:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vptsp_core import preset
 from vptsp_core.data.folder import FileSet, read_image
-from vptsp_core.evaluate import Embedder
+from vptsp_core.embedder import Embedder
 from vptsp_core.study import build_model
 
 CASES = [
