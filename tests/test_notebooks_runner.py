@@ -277,19 +277,22 @@ def test_what_a_finished_notebook_is(tmp_path):
 
 
 def test_check_sources_names_every_breach(tmp_path):
-    write(tmp_path, "good", "1")
+    checked = "from vptsp_core.notebook_sources import check_given\ncheck_given()"
+    write(tmp_path, "good", checked)
     assert check_sources(tmp_path) == []
-    write(tmp_path, "many", *["1"] * 15)
-    write(tmp_path, "classy", "if True:\n    class A:\n        pass")
-    write(tmp_path, "bare", parameters=None)
-    write(tmp_path, "trains", "runs = many(configs)", parameters=PARAMETERS + "\nchanges = {}")
+    write(tmp_path, "late", "1", checked)
+    write(tmp_path, "many", checked, *["1"] * 14)
+    write(tmp_path, "classy", checked, "if True:\n    class A:\n        pass")
+    write(tmp_path, "bare", checked, parameters=None)
+    write(tmp_path, "trains", checked, "runs = many(configs)", parameters=PARAMETERS + "\nchanges = {}")
     executed = new_code_cell("1", execution_count=1)
-    nbformat.write(new_notebook(cells=[executed]), tmp_path / "executed.ipynb")
+    nbformat.write(new_notebook(cells=[executed, new_code_cell(checked)]), tmp_path / "executed.ipynb")
     assert [line.split(": ", 1) for line in check_sources(tmp_path)] == [
         ["bare.ipynb", "0 cells are tagged 'parameters'; exactly one must be"],
         ["classy.ipynb", "defines a class"],
         ["executed.ipynb", "holds outputs or execution counts"],
         ["executed.ipynb", "0 cells are tagged 'parameters'; exactly one must be"],
+        ["late.ipynb", "does not call check_given() after its parameters"],
         ["many.ipynb", "16 code cells, more than 15"],
         ["trains.ipynb", "trains, and its parameters cell has no 'workers'"],
     ]

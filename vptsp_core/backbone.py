@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import math
+import re
 from collections.abc import Collection, Iterator
 from importlib import resources
 from pathlib import Path
@@ -121,7 +122,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     embeddings of another image size are resampled, as timm does with the weights it downloads.
 
     Raises:
-        WeightsError: no such file, unreadable, missing or unknown keys, another shape.
+        WeightsError: no such file, unreadable, missing or unknown keys, another shape, numbers that are none.
     """
     state = read_weights(path)
     own = model.state_dict()
@@ -154,30 +155,37 @@ def _resampled(positions: torch.Tensor, model: VisionTransformer) -> torch.Tenso
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors, .pth, .pt or .bin file by name.
+    """The tensors of a .safetensors, .pth, .pt or .bin file by name. Nothing in the file is executed.
 
     Raises:
-        WeightsError: no such file, another suffix, or unreadable.
+        WeightsError: no such file, another suffix, unreadable, code in it, or values that are not finite numbers.
     """
     if not path.is_file():
         raise WeightsError(f"weights {path}: no such file; give a .safetensors or .pth file")
+    if path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
+        raise WeightsError(f"weights {path}: unknown kind {path.suffix!r}; give .safetensors, .pth, .pt or .bin")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        if path.suffix in (".pth", ".pt", ".bin"):
+            state: Any = load_file(path)
+        else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else state
-            if isinstance(state, dict) and all(
-                isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
-            ):
-                return state
-            raise WeightsError(f"weights {path}: holds no table of tensors; save model.state_dict()")
-    except WeightsError:
-        raise
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if code := re.search(r"GLOBAL (\S+)", str(error)):  # of torch's text, which advises to trust the file
+            raise WeightsError(
+                f"weights {path}: holds {code[1]} besides tensors, and no code of a file is executed; "
+                "save model.state_dict() alone"
+            ) from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "cut short or damaged"
         raise WeightsError(f"weights {path}: unreadable ({reason}); get the file again") from error
-    raise WeightsError(f"weights {path}: unknown kind {path.suffix!r}; give .safetensors, .pth, .pt or .bin")
+    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise WeightsError(f"weights {path}: holds no table of tensors; save model.state_dict()")
+    for key, value in state.items():
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.layout != torch.strided:
+            raise WeightsError(f"weights {path}: {key} is no table of floating-point numbers; save model.state_dict()")
+        if not value.isfinite().all():
+            raise WeightsError(f"weights {path}: {key} holds values that are no finite numbers; get the file again")
+    return state
 
 
 def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -11,9 +11,10 @@ import json
 import types
 import typing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from vptsp_core.errors import ConfigError
+from vptsp_core.errors import ConfigError, WeightsError
 
 Method = Literal["frozen", "full", "linear", "adapter", "vpt", "vptsp"]
 Accumulator = Literal["gru", "gru_tanh", "ema", "rnn", "lstm", "attention"]
@@ -24,6 +25,7 @@ _PROMPT_KEYS = ("prompts", "prompt_layers", "prompt_step")
 _ADAPTER_KEYS = ("adapter_dim", "adapter_layers", "adapter_position", "adapter_norm", "adapter_init")
 _CLASS_PROMPT_KEYS = ("class_prompts", "class_layers", "class_step", "class_optimizer")
 _SEMANTIC_KEYS = (*_CLASS_PROMPT_KEYS, "accumulator", "ema_keep", "gru_dropout", "alpha", "proxy_source")
+_LATER_KEYS = ("pipeline", "proxy_source", *_ADAPTER_KEYS)  # than the first version
 _TRAINING_KEYS = (
     "embed_dim", "loss_scale", "loss_margin", "optimizer", "lr", "lr_proxy", "weight_decay", "momentum", "epochs",
     "eval_start", "cosine_T", "cosine_min", "steps_per_epoch", "batch", "samples_per_class", "augmentation",
@@ -125,7 +127,7 @@ class RunConfig:
 
     def _require(self, key: str, ok: bool, rule: str) -> None:
         if not ok:
-            raise ConfigError(f"{key} = {getattr(self, key)!r} {rule}")
+            raise ConfigError(f"{key} = {_shown(getattr(self, key))} {rule}")
 
     @property
     def has_class_prompts(self) -> bool:
@@ -140,7 +142,7 @@ class RunConfig:
         for key in keys:
             self._require(key, getattr(self, key) <= depth, f"must be at most {depth}, the blocks of {self.backbone}")
 
-    def replace(self, **changes: Any) -> RunConfig:
+    def replace(self, /, **changes: Any) -> RunConfig:
         """A changed copy; an unknown key is refused with the nearest known ones."""
         _refuse_unknown(changes)
         return dataclasses.replace(self, **changes)
@@ -151,9 +153,28 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
-        """The inverse of `to_dict`; unknown keys are refused. What lacks ``pipeline`` is older than it: classic."""
+        """The inverse of `to_dict`; unknown keys are refused, and so is one that is missing, but for those that older
+        versions did not write: their default is what those versions did. What lacks ``pipeline`` is classic."""
         _refuse_unknown(values)
+        for field in dataclasses.fields(cls):
+            if field.name not in values and field.name not in _LATER_KEYS:
+                raise ConfigError(f"key {field.name!r} is missing")
         return cls(**{"pipeline": "classic"} | values)
+
+    @classmethod
+    def from_file(cls, path: Path) -> RunConfig:
+        """`from_dict` of the config.json of a run.
+
+        Raises:
+            WeightsError: unreadable, or of another version of this project.
+        """
+        again = "delete the folder and run it again"
+        try:
+            return cls.from_dict(dict(json.loads(path.read_text(encoding="utf-8"))))
+        except ConfigError as error:
+            raise WeightsError(f"{path}: {error} (of another version?); use that one, or {again}") from error
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise WeightsError(f"{path}: unreadable (cut short or damaged); {again}") from error
 
     def hash(self) -> str:
         """Twelve hex digits, the same for two descriptions that must give the same numbers.
@@ -207,7 +228,7 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
     if typing.get_origin(hint) is Literal:
         allowed = typing.get_args(hint)
         if value not in allowed:
-            raise ConfigError(f"{key} = {value!r} must be one of {', '.join(map(repr, allowed))}")
+            raise ConfigError(f"{key} = {_shown(value)} must be one of {', '.join(map(repr, allowed))}")
         return value
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and type(None) in options:
@@ -216,7 +237,13 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**1023 else float("inf")
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        raise ConfigError(f"{key} = {value!r} must be of type {wanted.__name__}, not {type(value).__name__}")
+        raise ConfigError(f"{key} = {_shown(value)} must be of type {wanted.__name__}, not {type(value).__name__}")
     if wanted is float and not (value == value and abs(value) != float("inf")):
-        raise ConfigError(f"{key} = {value!r} must be a finite number")
+        raise ConfigError(f"{key} = {_shown(value)} must be a finite number")
     return value
+
+
+def _shown(value: Any) -> str:
+    """As it is written in Python, cut where it would fill the screen."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

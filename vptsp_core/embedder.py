@@ -19,7 +19,7 @@ from vptsp_core.data.folder import read_image, to_rgb
 from vptsp_core.data.loading import Transform, eval_transform
 from vptsp_core.devices import autocast_dtype, pick_device
 from vptsp_core.embedder_file import exact_names, preprocessing, read_saved, rebuild, write_embedder
-from vptsp_core.errors import VptspError
+from vptsp_core.errors import DataError, VptspError
 from vptsp_core.evaluate import embed
 from vptsp_core.neighbours import nearest_neighbours
 from vptsp_core.tuning import MetricModel
@@ -67,15 +67,23 @@ class Embedder:
         """(N, d) float32, L2-normalised.
 
         Args:
-            images: a data set; or N images as paths or PIL images (one alone will do); or (N, 3, H, W) normalised.
+            images: a data set; or N images as paths or PIL images (one alone will do), which are taken as a viewer
+                shows them (`read_image`); or (N, 3, H, W) normalised.
 
         Raises:
-            DataError: naming the file that cannot be read.
+            DataError: naming the file that cannot be read, or what is no image.
         """
         if isinstance(images, ImageSet):
             return embed(self.model, images).cpu().numpy()
         device = next(self.model.parameters()).device
         if isinstance(images, Tensor):
+            side = self.model.config.image_size
+            if images.dim() != 4 or images.shape[1:] != (3, side, side) or not images.is_floating_point():
+                kind = f"{images.dtype}".removeprefix("torch.")
+                raise DataError(
+                    f"images of shape {tuple(images.shape)} and type {kind}; the model takes (N, 3, {side}, {side}) "
+                    "floating point, normalised"
+                )
             parts: Iterable[Tensor] = images.to(device).split(self.model.config.batch)
         else:
             parts = self._batches([images] if isinstance(images, Image.Image | str | Path) else list(images))
@@ -118,8 +126,15 @@ class Embedder:
         transform = self.transform
         for start in range(0, len(images), self.model.config.batch):
             some = images[start : start + self.model.config.batch]
-            decoded = [to_rgb(i) if isinstance(i, Image.Image) else read_image(Path(i)) for i in some]
-            yield torch.stack([transform(image) for image in decoded])
+            yield torch.stack([transform(_decoded(image)) for image in some])
+
+
+def _decoded(image: Image.Image | str | Path) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return to_rgb(image, as_shown=True)
+    if not isinstance(image, str | Path):
+        raise DataError(f"{type(image).__name__} is no image; give paths, PIL images, or one (N, 3, H, W) tensor")
+    return read_image(Path(image), as_shown=True)
 
 
 def load(path: str | Path, device: str | torch.device | None = None, *, weights: str | Path | None = None) -> Embedder:

@@ -110,13 +110,13 @@ def read_saved(path: Path) -> Saved:
             raise WeightsError(
                 f"{path} holds no finished run ({name} is missing); give the folder of one, or a saved embedder"
             )
+    config = RunConfig.from_file(path / CONFIG)
     found: dict[str, dict[str, Any]] = {}
-    for name in (CONFIG, METRICS, RECORD):
+    for name in (METRICS, RECORD):
         try:
             found[name] = dict(json.loads((path / name).read_text())) if (path / name).is_file() else {}
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise WeightsError(f"{path / name}: unreadable; delete the folder and run it again") from error
-    config = RunConfig.from_dict(found[CONFIG])
     run = found[RECORD].get("hash")
     return Saved(path, config, read_weights(path / WEIGHTS), run, found[METRICS])
 
@@ -164,7 +164,7 @@ def rebuild(saved: Saved, weights: str | Path | None = None) -> MetricModel:
     slim = config
     if config.method == "vptsp":
         slim = config.replace(method="vpt" if config.prompts and config.prompt_layers else "linear")
-    classes = len(saved.learned.get("proxies.bias", [0]))
+    classes = max(1, *saved.learned["proxies.bias"].shape[:1]) if "proxies.bias" in saved.learned else 1
     try:
         with torch.device("meta"):
             _check(saved, MetricModel(slim, load_backbone(slim.backbone, "random", slim.image_size), classes))

@@ -6,7 +6,7 @@ What is tried are the towers and the optimiser state, nearly all there is. Left 
 - the decoded training set, where it is kept on the GPU: up to a quarter of what is free by then (`data.store`);
 - of several processes, the copy of all gradients in one row that they send (`distributed.sum_gradients`);
 - what evaluation holds: embeddings and a part of their products.
-Where these are too much, or nothing was tried, `out_of_memory_told` says in one line what helps.
+Where these are too much, or nothing was tried, `failures_told` says in one line what helps.
 """
 
 from __future__ import annotations
@@ -71,19 +71,29 @@ def fit_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) ->
 
 
 @contextlib.contextmanager
-def out_of_memory_told(model: MetricModel, when: str) -> Iterator[None]:
-    """What is done inside ends with one line where the GPU's memory is full.
+def failures_told(model: MetricModel, when: str) -> Iterator[None]:
+    """What is done inside ends with one line where memory is full, or the GPU fails or is gone.
 
     Args:
         when: at what, for the message: "epoch 3".
 
     Raises:
-        TrainingError: the memory is full.
+        TrainingError: one of the three; what the epochs before left lies in the run's folder.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise TrainingError(f"the GPU's memory is full in {when}; {_mend(model)}") from error
+        raise TrainingError(f"the GPU's memory is full in {when}; {_mend(model)}, or --device cpu") from error
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, MemoryError) or "can't allocate memory" in reason:  # of the CPU, by NumPy or by torch
+            raise TrainingError(f"the memory of this machine is full in {when}; lower batch") from error
+        if isinstance(error, torch.AcceleratorError) or reason.startswith("CUDA error"):
+            raise TrainingError(
+                f"the GPU failed in {when} ({reason}); the same command goes on after the last finished epoch: start "
+                "it again, or with --device cpu"
+            ) from error
+        raise
 
 
 def _mend(model: MetricModel) -> str:

@@ -5,6 +5,7 @@ types are checked here, before anything runs.
 """
 
 import ast
+import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import nbformat
 
-from .errors import VptspError
+from .errors import ConfigError, VptspError
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
@@ -27,6 +28,7 @@ _PARAMETERS: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
     "workers": ("an int, a str or None", lambda value: value is None or type(value) in (int, str), False),
     "changes": ("a dict of keys to values", lambda value: isinstance(value, dict) and _all_str(value), False),
 }
+_INJECTED = "# Parameters\n"  # how papermill begins the cell that it puts after the parameters
 _OF_TRAINING = ("workers", "changes")  # what a notebook that trains must have besides
 
 
@@ -62,20 +64,24 @@ def declared_parameters(path: Path) -> dict[str, Any]:
     if len(cells) != 1:
         raise VptspError(f"{path.name}: {len(cells)} cells are tagged 'parameters'; exactly one must be")
     try:
-        declared = {}
-        for statement in ast.parse(cells[0].source).body:
-            match statement:
-                case (
-                    ast.Assign(targets=[ast.Name(id=name)], value=value)
-                    | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
-                ):
-                    declared[name] = ast.literal_eval(value)
-                case _:
-                    raise ValueError(ast.unparse(statement))
-        return declared
+        return _assigned(cells[0].source)
     except (SyntaxError, ValueError) as error:
         why = " ".join(str(error).split())
         raise VptspError(f"{path.name}: write its parameters as name = literal, one a line: {why}") from None
+
+
+def _assigned(source: str) -> dict[str, Any]:
+    assigned = {}
+    for statement in ast.parse(source).body:
+        match statement:
+            case (
+                ast.Assign(targets=[ast.Name(id=name)], value=value)
+                | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
+            ):
+                assigned[name] = ast.literal_eval(value)
+            case _:
+                raise ValueError(ast.unparse(statement))
+    return assigned
 
 
 def check_parameters(path: Path, values: dict[str, Any]) -> dict[str, Any]:
@@ -94,10 +100,45 @@ def check_parameters(path: Path, values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in declared}
 
 
+def check_given() -> None:
+    """For a notebook's first cell after its parameters: refuse what papermill put in their place, where the notebook
+    has no parameter of that name, or one of another type. Without papermill there is nothing to refuse.
+
+    Raises:
+        ConfigError: naming the parameter.
+    """
+    from IPython.core.getipython import get_ipython
+
+    shell = get_ipython()
+    cells: list[str] = shell.user_ns["In"][1:3] if shell is not None else []  # the two that were executed first
+    if len(cells) == 2 and cells[1].startswith(_INJECTED):
+        declared, given = (_assigned(cell) for cell in cells)
+        refuse_unfit(given, declared)
+
+
+def refuse_unfit(given: dict[str, Any], declared: dict[str, Any]) -> None:
+    """Raises ConfigError where a parameter is given that is not declared, or is of another type than its default.
+
+    >>> refuse_unfit({"seeds": [0, 1], "steps": 3}, {"seeds": [0], "steps": 5, "data": None})
+    """
+    for name, value in given.items():
+        if name not in declared:
+            near = difflib.get_close_matches(name, declared, n=3) or declared
+            raise ConfigError(f"unknown parameter {name!r}; did you mean {', '.join(near)}?")
+        default = declared[name]
+        if name in _PARAMETERS:
+            kind, fits, _ = _PARAMETERS[name]
+            fit = fits(value)
+        else:
+            kind, fit = f"of type {type(default).__name__}", default is None or type(value) is type(default)
+        if not fit:
+            raise ConfigError(f"parameter {name!r} must be {kind}, not {value!r}")
+
+
 def check_sources(folder: Path = FOLDER) -> list[str]:
     """What is wrong with the notebook sources, a line each. Empty when they keep the rules: no outputs, no
-    execution counts, no class definitions, not too many code cells, parameters that a run can fill, and where it
-    calls `many`, those that say how and what is trained.
+    execution counts, no class definitions, `check_given` called, not too many code cells, parameters that a run can
+    fill, and where it calls `many`, those that say how and what is trained.
     """
     wrong = []
     for path in sorted(folder.glob("*.ipynb")):
@@ -108,6 +149,8 @@ def check_sources(folder: Path = FOLDER) -> list[str]:
             wrong.append(f"{path.name}: {len(code)} code cells, more than {MAX_CODE_CELLS}")
         if any(re.search(r"^\s*class\s+\w", cell.source, re.MULTILINE) for cell in code):
             wrong.append(f"{path.name}: defines a class")
+        if not any(re.search(r"^check_given\(\)$", cell.source, re.MULTILINE) for cell in code[:2]):
+            wrong.append(f"{path.name}: does not call check_given() after its parameters")
         try:
             taken = check_parameters(path, dict.fromkeys(_PARAMETERS))
             trains = any(re.search(r"\bmany\(", cell.source) for cell in code)

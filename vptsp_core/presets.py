@@ -59,7 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 PRESETS["smoke"] = dict(PRESETS["demo"], epochs=1, steps_per_epoch=3)
 
 
-def preset(name: str, **changes: Any) -> RunConfig:
+def preset(name: str, /, **changes: Any) -> RunConfig:
     """The run called ``name`` (one of `PRESETS`, or a .json file of `RunConfig` keys), with ``changes``.
 
     Raises:
@@ -80,8 +80,9 @@ def preset(name: str, **changes: Any) -> RunConfig:
 def _from_file(path: str) -> dict[str, Any]:
     try:
         values = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"preset {path}: unreadable ({error}); give a file that a search has written") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else error
+        raise ConfigError(f"preset {path}: unreadable ({reason}); give a file that a search has written") from error
     if not isinstance(values, dict):
         raise ConfigError(f"preset {path}: holds no keys and values; give a file that a search has written")
     return values
@@ -104,5 +105,5 @@ def parse_change(text: str) -> tuple[str, Any]:
         return key, python[value]
     try:
         return key, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return key, value

@@ -189,8 +189,9 @@ def styled(table: pd.DataFrame, formats: Mapping[Any, str] | None = None) -> Sty
         form = (formats or {}).get(column, (formats or {}).get(first, "{:.1f}"))
         if pd.api.types.is_numeric_dtype(table[column]):
             chosen[column] = form.replace("{:", "{:+z") if last == DIFFERENCE else form
-    shown = table.rename_axis(None).style.format(chosen, na_rep="").set_table_styles(_STYLE)
-    shown = shown.format_index(lambda label: label if isinstance(label, str) else f"{label:g}")
+    shown = table.rename_axis(None).style.format(chosen, na_rep="", escape="html").format_index(escape="html", axis=1)
+    shown = shown.format_index(lambda label: label if isinstance(label, str) else f"{label:g}", escape="html")
+    shown = shown.set_table_styles(_STYLE)
     words = [at for at, kind in enumerate(table.dtypes) if not pd.api.types.is_numeric_dtype(kind)]
     left: list[Any] = [{"selector": f"td.col{at}", "props": "text-align: left"} for at in words]
     shown = shown.set_table_styles(left, overwrite=False)

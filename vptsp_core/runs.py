@@ -9,7 +9,6 @@ import os
 import platform
 import subprocess
 import time
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -36,6 +35,15 @@ from vptsp_core.tuning import MetricModel, count_parameters
 
 CONFIG, METRICS, HISTORY, RECORD = "config.json", "metrics.json", "history.csv", "record.json"
 QUERIES, WEIGHTS = "queries.npz", "model.safetensors"
+_UNREADABLE, _AGAIN = "unreadable (cut short or damaged)", "delete the folder and run it again"
+_NUMBER = (int, float)
+_KINDS: dict[type | tuple[type, ...], str] = {str: "text", dict: "table", _NUMBER: "number"}
+# What the code reads of a run's files; more may stand there.
+_METRICS: dict[str, type | tuple[type, ...]] = {"R@1": _NUMBER}
+_RECORD: dict[str, type | tuple[type, ...]] = {
+    "hash": str, "commit": str, "device": str, "weights": str, "versions": dict, "data": dict, "parameters": dict,
+    "seconds": _NUMBER,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,10 +78,10 @@ class Run:
         if not path.exists():
             return None
         try:
-            with np.load(path) as file:
+            with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise WeightsError(f"{path}: unreadable ({error}); delete the folder and run it again") from error
+        except Exception as error:  # numpy and zipfile raise what they meet; of a .npy it makes no table
+            raise WeightsError(f"{path}: {_UNREADABLE}; {_AGAIN}") from error
 
 
 def run_folder(config: RunConfig, results: str | Path | None = None, benchmark: Benchmark | None = None) -> Path:
@@ -138,14 +146,32 @@ def read_run(path: str | Path) -> Run:
         WeightsError: the folder holds none.
     """
     path = Path(path)
+    for name in (CONFIG, METRICS, RECORD, HISTORY):
+        if not (path / name).is_file():
+            raise WeightsError(f"{path} holds no finished run ({name} is missing); {_AGAIN}")
+    config = RunConfig.from_file(path / CONFIG)
+    metrics, record = (_table(path / name, keys) for name, keys in ((METRICS, _METRICS), (RECORD, _RECORD)))
     try:
-        config, metrics, record = (json.loads((path / name).read_text()) for name in (CONFIG, METRICS, RECORD))
         history = pd.read_csv(path / HISTORY)
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} holds no finished run ({error}); delete the folder and run it again") from error
-    if not all(isinstance(part, dict) for part in (config, metrics, record)):
-        raise WeightsError(f"{path} holds no finished run (not its files); delete the folder and run it again")
-    return Run(RunConfig.from_dict(config), path, metrics, history, record)
+        history["epoch"].astype(int)  # no such column, no numbers
+    except (OSError, ValueError, KeyError, OverflowError) as error:
+        raise WeightsError(f"{path / HISTORY}: {_UNREADABLE}; {_AGAIN}") from error
+    return Run(config, path, metrics, history, record)
+
+
+def _table(path: Path, keys: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    """The values in a file of a run; what is read of them is there, as what it is read as."""
+    try:
+        values: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise WeightsError(f"{path}: {_UNREADABLE}; {_AGAIN}") from error
+    for key, kind in keys.items():
+        if not isinstance(values.get(key), kind):
+            raise WeightsError(f"{path}: {key!r} is missing or no {_KINDS[kind]} (of another version?); {_AGAIN}")
+    for key, value in values.items() if path.name == METRICS else ():
+        if not isinstance(value, _NUMBER) or abs(value) > 2**53:  # no fraction, no epoch
+            raise WeightsError(f"{path}: {key!r} is no number; {_AGAIN}")
+    return values
 
 
 def make_record(config: RunConfig, benchmark: Benchmark, model: MetricModel, device: torch.device) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from vptsp_core.distributed import from_main, is_main, launched, rank, start
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.evaluate import evaluate
 from vptsp_core.files import writable_folder
-from vptsp_core.memory import out_of_memory_told
+from vptsp_core.memory import failures_told
 from vptsp_core.progress import at_work
 from vptsp_core.runs import Run, close_record, finished_run, make_record, make_stretch, run_folder, write_run
 from vptsp_core.selection import Row, on_held_out, score
@@ -136,7 +136,7 @@ def _history(
     """A run's history, stretches, per-query values and weights (see `Trainer`)."""
     if config.method == "frozen":
         model.vit.autocast = autocast_dtype(config.precision, next(model.parameters()).device)
-        with out_of_memory_told(model, "the evaluation"):
+        with failures_told(model, "the evaluation"):
             metrics = evaluate(model, benchmark)
         return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["stretch"]()}], metrics.queries, {}
     if config.epochs == 0:
@@ -148,7 +148,7 @@ def _history(
     trainer = Trainer(model, benchmark.train, path, lambda m: on_held_out(evaluate(m, held_out)), **options)
     history = trainer.run()
     model.load_state_dict(trainer.weights, strict=False)  # of the chosen epoch
-    with out_of_memory_told(model, "the evaluation"):
+    with failures_told(model, "the evaluation"):
         found = evaluate(model, benchmark)
     max(history, key=lambda row: score(row, config.selection)).update(found)  # the first of equals, as in `Trainer`
     trainer.stretches[-1] |= options["stretch"]()
@@ -162,7 +162,7 @@ def build_model(config: RunConfig, num_classes: int, device: torch.device, class
     torch.manual_seed(config.seed)  # again: what starts beside the backbone is the same whatever its weights are
     model = MetricModel(config, backbone, num_classes)
     place_class_prompts(model, device, class_table)
-    with out_of_memory_told(model, "moving the model there"):
+    with failures_told(model, "moving the model there"):
         return model.to(device)
 
 

@@ -34,7 +34,7 @@ from vptsp_core.data.sampler import ClassBalancedSampler
 from vptsp_core.devices import autocast_dtype
 from vptsp_core.distributed import check_batch, from_main, is_main, own_share
 from vptsp_core.errors import TrainingError, WeightsError
-from vptsp_core.memory import fit_step, out_of_memory_told
+from vptsp_core.memory import failures_told, fit_step
 from vptsp_core.numerics import all_learned, first_bad_loss, first_bad_tensor, last_change, listed
 from vptsp_core.progress import write_progress
 from vptsp_core.selection import Row, keep_queries, score
@@ -120,7 +120,7 @@ class Trainer:
         if self.checkpointing == "auto" and self.device.type == "cuda":
             fit_step(self.model, self.optimizers)
         for epoch in range(len(self.history), self.config.epochs):
-            with out_of_memory_told(self.model, f"epoch {epoch + 1}"):
+            with failures_told(self.model, f"epoch {epoch + 1}"):
                 row = self.train_epoch(epoch)
                 for schedule in self.schedules:
                     schedule.step()

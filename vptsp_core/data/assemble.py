@@ -71,7 +71,8 @@ def _fileset(name: str, split: str, listing: Listing, rows: Rows, numbering: Row
     numbers = {label: number for number, label in enumerate(dict.fromkeys(label for _, label in numbering))}
     paths = [listing.root / path for path, _ in rows]
     labels = np.array([numbers[label] for _, label in rows], dtype=np.int64)
-    return FileSet(f"{name} {split}", paths, labels, list(numbers), shared=numbering is not rows)
+    shared = numbering is not rows
+    return FileSet(f"{name} {split}", paths, labels, list(numbers), shared, as_shown=listing.as_shown)
 
 
 def _missing(root: str, paths: Iterable[str]) -> set[str]:

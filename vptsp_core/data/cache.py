@@ -25,7 +25,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
 from vptsp_core.data.base import ImageSet
-from vptsp_core.data.folder import FileSet, read_image
+from vptsp_core.data.folder import TURNED, FileSet, orientation, read_image
 from vptsp_core.data.partfile import amount
 from vptsp_core.data.store import PixelStore, image_starts, resized
 from vptsp_core.data.threads import Threads
@@ -132,7 +132,7 @@ def _measured(images: FileSet, folder: Path, side: int, threads: Threads) -> int
 
         def measure(chunk: range) -> None:
             for i in chunk:
-                raw[i] = _header(images.paths[i])
+                raw[i] = _header(images.paths[i], images.as_shown)
 
         threads.run(measure, len(images), f"{images.name}: reading sizes")
         sizes = resized(raw, side)
@@ -211,16 +211,19 @@ def _decode(image: Image.Image, side: int, interpolation: str) -> np.ndarray:
     return np.asarray(resize(image, [side], InterpolationMode(interpolation)))
 
 
-def _header(path: Path) -> tuple[int, int]:
-    """Height and width, of the header alone where that can be read."""
+def _header(path: Path, as_shown: bool) -> tuple[int, int]:
+    """Height and width, of the header alone where that tells."""
     with contextlib.suppress(Exception), Image.open(path) as image:
-        return image.height, image.width
-    whole = read_image(path)  # raises, and says why
+        if not as_shown or orientation(image) not in TURNED:
+            return image.height, image.width
+        if image.format != "TIFF":  # of which Pillow tells the turned size at once, or later
+            return image.width, image.height
+    whole = read_image(path, as_shown)  # raises, and says why
     return whole.height, whole.width
 
 
 def _name(images: FileSet, side: int, interpolation: str) -> str:
-    digest = hashlib.sha256(f"{FORMAT}\n".encode())
+    digest = hashlib.sha256(f"{FORMAT}{' as shown' if images.as_shown else ''}\n".encode())
     for path, name in zip(images.paths, images.relative_names(), strict=True):
         try:
             found = path.stat()

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -117,15 +118,16 @@ def _unreadable(benchmark: Benchmark) -> list[str]:
     """What is wrong with each image that cannot be decoded, in their order."""
     sets = [images for images in _splits(benchmark).values() if isinstance(images, FileSet)]
     paths = [path for images in sets for path in images.paths]
+    why = partial(_why_unreadable, as_shown=any(images.as_shown for images in sets))
     with ProcessPoolExecutor() as pool:
-        found = tqdm(pool.map(_why_unreadable, paths, chunksize=64), "decoding", len(paths), unit=" images",
+        found = tqdm(pool.map(why, paths, chunksize=64), "decoding", len(paths), unit=" images",
                      disable=not sys.stderr.isatty())  # fmt: skip
         return [reason for reason in found if reason]
 
 
-def _why_unreadable(path: Path) -> str:
+def _why_unreadable(path: Path, as_shown: bool) -> str:
     try:
-        read_image(path)
+        read_image(path, as_shown)
     except DataError as error:
         return str(error)
     return ""

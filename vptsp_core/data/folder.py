@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vptsp_core.data.base import ImageSet
 from vptsp_core.errors import DataError
 
+TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif")
 
 
@@ -21,17 +22,25 @@ class FileSet(ImageSet):
 
     Args:
         paths: N files, in the order of the labels.
+        as_shown: read them as a viewer shows them (see `read_image`).
     """
 
     def __init__(
-        self, name: str, paths: Sequence[Path], labels: np.ndarray, class_names: Sequence[str], shared: bool = False
+        self,
+        name: str,
+        paths: Sequence[Path],
+        labels: np.ndarray,
+        class_names: Sequence[str],
+        shared: bool = False,
+        *,
+        as_shown: bool = False,
     ) -> None:
         super().__init__(name, labels, class_names, shared)
-        self.paths = list(paths)
+        self.paths, self.as_shown = list(paths), as_shown
 
     def image(self, index: int) -> Image.Image:
         """Image ``index`` as RGB; grayscale, palette, CMYK and alpha are converted, of several frames the first."""
-        return read_image(self.paths[index])
+        return read_image(self.paths[index], self.as_shown)
 
     def describe(self, index: int) -> str:
         """The image's path."""
@@ -44,7 +53,7 @@ class FileSet(ImageSet):
 
     def fingerprint(self) -> str:
         """Over labels, paths and file sizes: quick, and blind to nothing but edits of equal length."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(b"as shown\n" if self.as_shown else b"")
         for path, name, label in zip(self.paths, self.relative_names(), self.labels, strict=True):
             try:
                 size = path.stat().st_size
@@ -54,28 +63,51 @@ class FileSet(ImageSet):
         return digest.hexdigest()[:16]
 
 
-def read_image(path: Path) -> Image.Image:
-    """Decode one file to RGB.
+def read_image(path: Path, as_shown: bool = False) -> Image.Image:
+    """Decode one file to RGB; of several frames the first.
+
+    Args:
+        as_shown: as a viewer shows it (`to_rgb`): one's own photographs. The benchmarks' images are read as the
+            paper's loaders read them, which know of neither orientation nor transparency.
 
     Raises:
         DataError: missing, truncated, not an image, or too large to be one; the message names the file.
     """
+    name = f"image {path}"
     try:
         with Image.open(path) as image:
-            return to_rgb(image, f"image {path}")
+            return to_rgb(image, name, as_shown)
     except FileNotFoundError as error:
-        raise DataError(f"image {path}: no such file; get the data set again") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"image {path}: unreadable ({reason}); replace the file") from error
+        raise DataError(f"{name}: no such file; get the data set again") from error
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's plugins raise what they meet: OSError, SyntaxError, struct.error, ...
+        raise DataError(f"{name}: unreadable ({_reason(error)}); replace the file") from error
 
 
-def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
+def _reason(error: Exception) -> str:
+    """Why Pillow gave up, in one line; not where, which the message tells anyhow."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image of a known kind"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def to_rgb(image: Image.Image, name: str = "image", as_shown: bool = False) -> Image.Image:
     """Pillow's conversion, which cuts numbers beyond 255 off: 16 bits are brought to 8 first.
+
+    Args:
+        as_shown: turned as its EXIF orientation says, what is transparent over white. Without, the pixels as they are
+            stored, and the colours that lie hidden below full transparency.
 
     Raises:
         DataError: pixels whose range is not known, under the image's ``name``.
     """
+    if as_shown:
+        image.load()  # turns a TIFF by itself
+        if orientation(image) != 1:
+            image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.min(initial=0) < 0 or values.max(initial=0) > 0xFFFF:
@@ -83,7 +115,21 @@ def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
         image = Image.fromarray((values >> 8).astype(np.uint8))
     elif image.mode == "F":
         raise DataError(f"{name}: floating-point pixels have no known range; convert it to 8 bits a channel")
-    return image.convert("RGB")
+    elif as_shown and image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    found = image.convert("RGB")
+    found.info.clear()  # it is as it is meant to be: nobody who reads it again shall turn it again
+    return found
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation from 1 to 8; 1, upright, where none is noted or what is noted cannot be read."""
+    try:
+        noted = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # viewers show such images all the same
+        return 1
+    return noted if 1 <= noted <= 8 else 1
 
 
 def class_folders(folder: Path, name: str) -> tuple[dict[str, list[str]], list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 import re
 import warnings
@@ -31,6 +32,7 @@ class Listing:
         uncertain: the split rests on the order of the classes, so that nothing may be missing.
         classes_of_one: ``fine``, as in a benchmark's list, where they count as misses; ``told`` in a warning, or
             ``refused``, whatever else is waved through.
+        as_shown: images are read as a viewer shows them (`folder.read_image`).
     """
 
     source: Path
@@ -39,6 +41,7 @@ class Listing:
     notes: list[str] = field(default_factory=list)
     uncertain: bool = False
     classes_of_one: str = "fine"
+    as_shown: bool = False
 
 
 Reader = Callable[[Path, str], Listing]  # (the data set's folder, the name that messages begin with)
@@ -76,7 +79,8 @@ def own_images(folder: Path, name: str) -> Listing:
             warnings.warn(f"{name}: {len(ignored)} thing(s) in {folder} are ignored, being no images or folders of "
                           f"them, the first {ignored[0]}".translate(LINE_ENDS), stacklevel=4)  # fmt: skip
         classes = {label: images for label, images in classes.items() if images}
-        return _classes(folder, classes, list(classes)[: math.ceil(len(classes) / 2)])
+        listing = _classes(folder, classes, list(classes)[: math.ceil(len(classes) / 2)])
+        return dataclasses.replace(listing, as_shown=True)
     splits: dict[str, Rows] = {}
     for number, path, label, split in _own_rows(table, name):
         if not path or not label or split not in ("train", "test", "query", "gallery"):
@@ -90,7 +94,7 @@ def own_images(folder: Path, name: str) -> Listing:
     if set(splits) not in ({"train", "test"}, {"train", "query", "gallery"}):
         found = ", ".join(splits) or "none"
         raise DataError(f"{name}: {table} has the splits {found}; it must have train, and test or query and gallery")
-    return Listing(table, folder, splits, classes_of_one="told")
+    return Listing(table, folder, splits, classes_of_one="told", as_shown=True)
 
 
 def _own_rows(table: Path, name: str) -> Iterator[tuple[int, str, str, str]]:

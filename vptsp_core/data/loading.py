@@ -117,7 +117,7 @@ def eval_batches(
 
 
 def _load(images: ImageSet, transform: Transform, items: list[Any], device: torch.device) -> Iterator[Tensor]:
-    workers = 0 if images.in_memory else decoders(len(items))
+    workers = _workers(images, len(items))
     loader = DataLoader(
         _Augmented(images, transform),
         batch_sampler=items,
@@ -151,6 +151,10 @@ def deaths_told() -> Iterator[None]:
             f"{' '.join(str(error).split())} (short of memory, or of room in /dev/shm?); the same command goes on from "
             "the last epoch; with pipeline=cached no worker is needed"
         ) from error
+
+
+def _workers(images: ImageSet, batches: int) -> int:
+    return 0 if images.in_memory else decoders(batches)
 
 
 def decoders(batches: int) -> int:

@@ -159,7 +159,7 @@ class _Files(Dataset):
 
     def __getitem__(self, at: int) -> Tensor | str:
         try:
-            return self.transform(read_image(self.paths[at]))
+            return self.transform(read_image(self.paths[at], as_shown=True))
         except DataError as error:
             return " ".join(str(error).split())
 

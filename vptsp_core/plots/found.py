@@ -64,7 +64,7 @@ def short(name: str, letters: int = LETTERS) -> str:
 def _picture(ax: Axes, path: Path, x: float, y: float, told: list[str], framed: bool = False) -> None:
     gap, side = 0.03, 0.94
     try:
-        shown = thumbnail(read_image(path), SIDE)
+        shown = thumbnail(read_image(path, as_shown=True), SIDE)
     except DataError:
         shown = np.full((SIDE, SIDE, 3), 224, np.uint8)
         ax.text(x + 0.5, y + 0.5, "cannot be read", ha="center", va="center", fontsize=8, zorder=3)

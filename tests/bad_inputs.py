@@ -1,0 +1,350 @@
+# ruff: noqa: E501  (messages, word for word)
+"""Bad and odd input as one table: what is given, to which command, and what is said, word for word.
+
+`python tests/bad_inputs.py` writes docs/bad_input.md from it; tests/test_bad_inputs.py does what every line says.
+In messages DIR is the user's folder and RUN a run's folder name, which ends with the run's hash.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import bad_images as images
+import bad_runs as runs
+import bad_sets as sets
+
+from vptsp_core.config import RunConfig
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "bad_input.md"
+WORKS = "works: "
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table.
+
+    Attributes:
+        given: what it is, for people.
+        call: the command, or the Python call, for people.
+        do: makes it and calls; gives what was said, without "error: ". Where it works it compares with what is expected
+            and gives what it warned of.
+        message: what is to be said; or "works: " and how it is taken, in words, ``warning`` being what is said then.
+    """
+
+    given: str
+    call: str
+    do: Callable
+    message: str
+    warning: str = ""
+
+
+ALL = "`train` (both pipelines), `data check --decode`, `embed`"
+
+
+def image(given: str, make: Callable, message: str) -> Case:
+    return Case(given, ALL, lambda desk: images.everywhere(desk, make), message)
+
+
+TABLE: dict[str, list[Case]] = {
+    "Images": [
+        image("JPEG cut short", images.truncated_jpeg,
+              "image DIR/data/b/odd.jpg: unreadable (image file is truncated (267 bytes not processed)); replace the file"),
+        image("PNG cut short", images.truncated_png,
+              "image DIR/data/b/odd.png: unreadable (image file is truncated); replace the file"),
+        image("no bytes", images.empty, "image DIR/data/b/odd.jpg: unreadable (not an image of a known kind); replace "
+              "the file"),
+        image("a web page named .jpg", images.web_page,
+              "image DIR/data/b/odd.jpg: unreadable (not an image of a known kind); replace the file"),
+        image("decompression bomb: 1 kB of PNG that says 60,000 x 60,000 pixels", images.bomb,
+              "image DIR/data/b/odd.png: unreadable (Image size (3600000000 pixels) exceeds limit of 178956970 pixels, "
+              "could be decompression bomb DOS attack.); replace the file"),
+        image("floating-point TIFF", images.floats, "image DIR/data/b/odd.tif: floating-point pixels have no known "
+              "range; convert it to 8 bits a channel"),
+        image("32 bits, values above 65,535", images.large_numbers,
+              "image DIR/data/b/odd.tif: its values do not fit into 16 bits; convert it to 8 bits a channel"),
+        Case("a strip of 1 x 60,000 pixels", "`train`, cached pipeline", images.strip,
+             "image DIR/data/b/odd.png: 60000 x 1 pixels would take 288.0 MB with a shorter side of 40; leave it out, or "
+             "set pipeline=classic"),
+        Case("a folder named .jpg", "`embed`", images.folder_embedded,
+             "image DIR/data/b/odd.jpg: unreadable (Is a directory); replace the file"),
+        Case("a folder named .jpg, among one's images", "`train`", images.folder_trained,
+             WORKS + "it is left out, with a warning",
+             "warning: folder: 1 thing(s) in DIR/data are ignored, being no images or folders of them, the first "
+             "b/odd.jpg"),
+        Case("no such file", "`embed`", images.absent, "image DIR/none.jpg: no such file; get the data set again"),
+        Case("something else than an image", "`embed`", images.number,
+             "int is no image; give paths, PIL images, or one (N, 3, H, W) tensor"),
+        Case("nothing", "`embed`", images.nothing, "no images to embed; give at least one"),
+        Case("a tensor of another shape", "`embed`", images.wrong_tensor,
+             "images of shape (1, 3, 8, 8) and type float32; the model takes (N, 3, 40, 40) floating point, normalised"),
+        image("greyscale", images.grey, WORKS + "the same value in all three channels"),
+        image("1 bit", images.one_bit, WORKS + "black and white"),
+        image("palette", images.palette, WORKS + "each pixel its palette's colour"),
+        image("palette with a transparent entry", images.clear_palette, WORKS + "over white, as a viewer shows it"),
+        image("CMYK", images.cmyk, WORKS + "(255 - C)(255 - K) / 255 and so on; colour profiles are not applied"),
+        image("16 bits, greyscale", images.grey16, WORKS + "the upper 8 bits"),
+        image("16 bits a channel, colour", images.colour16, WORKS + "the upper 8 bits"),
+        image("with alpha", images.alpha, WORKS + "over white, as a viewer shows it (in a published benchmark as the "
+              "paper's loaders do: alpha is left aside)"),
+        image("greyscale with alpha", images.grey_alpha, WORKS + "over white, as a viewer shows it"),
+        image("animated", images.animated, WORKS + "its first frame"),
+        image("photograph turned by its EXIF orientation (6)", images.turned, WORKS + "upright, as a viewer shows it "
+              "(in a published benchmark as the paper's loaders do: as it is stored)"),
+        Case("EXIF that cannot be read", ALL, lambda desk: images.everywhere(desk, images.broken_exif),
+             WORKS + "as it is stored, with Pillow's warning",
+             "warning: Corrupt EXIF data.  Expecting to read 12 bytes but only got 2."),
+        image("PNG named .jpg", images.misnamed, WORKS + "the content counts, not the suffix"),
+        image("odd name: accents, a snowman, right-to-left, a line end", images.odd_name,
+              WORKS + "any name that the file system takes"),
+        image("a name that is no UTF-8", images.name_of_bytes, WORKS + "any name that the file system takes"),
+    ],
+    "Data sets": [
+        Case("no folder given", "`data check cub200`", sets.no_folder,
+             "cub200: which folder? give --data DIR, or set VPTSP_DATA"),
+        Case("no such folder", "`data check cub200`", sets.absent_folder,
+             "cub200: no folder DIR/cub200/images; unpack the data set there, or name its parent with --data"),
+        Case("unknown name", "`train`", sets.unknown_name, "data set 'cub' cannot be read by this version; known: "
+             "glyphs, cub200, cars196, sop, inshop, inaturalist, folder"),
+        Case("missing list, SOP", "`data check sop`", sets.no_list("sop"),
+             "sop: no Info_Files/Ebay_train.txt or Ebay_train.txt in DIR/online_products; python -m vptsp_core data get "
+             "sop says how to get it"),
+        Case("missing list, In-Shop", "`data check inshop`", sets.no_list("inshop"),
+             "inshop: no list_eval_partition.txt in DIR/inshop; python -m vptsp_core data get inshop says how to get it"),
+        Case("missing list, iNaturalist", "`data check inaturalist`", sets.no_list("inaturalist"),
+             "inaturalist: no Inaturalist_train_set1.txt in DIR/inaturalist; python -m vptsp_core data get inaturalist "
+             "says how to get it"),
+        Case("wrong counts", "`data check cub200`", sets.wrong_counts,
+             "cub200: DIR/cub200/images holds 1 training classes instead of 100, 2 training images instead of 5864, 1 "
+             "test classes instead of 100, 2 test images instead of 5924; make it whole, or go on knowingly with "
+             "--allow-partial"),
+        Case("empty class of a benchmark", "`data check cub200`", sets.empty_class,
+             "cub200: DIR/cub200/images holds 1 training classes instead of 100, 2 training images instead of 5864, 1 "
+             "test classes instead of 100, 2 test images instead of 5924, 1 class folder(s) without images, the first "
+             "002.empty; make it whole, or go on knowingly with --allow-partial"),
+        Case("empty class among one's own", "`data check folder`", sets.own_empty_class,
+             WORKS + "it is left out, with a warning",
+             "warning: folder: 1 thing(s) in DIR/data are ignored, being no images or folders of them, the first "
+             "empty/ without images"),
+        Case("class of one image", "`data check folder`", sets.class_of_one,
+             "class DIR/data/one has 1 image(s), at least 2 are needed; add or remove it"),
+        Case("path listed twice", "`data check folder`", sets.split("a/0.png,a,train", "a/./0.png,b,test"),
+             "folder: DIR/data/split.csv lists a/./0.png twice; keep one of the two lines"),
+        Case("class both for training and for testing", "`data check folder`",
+             sets.split("a/0.png,a,train", "a/1.png,a,test"),
+             "folder: DIR/data/split.csv has 1 class(es) both for training and for testing, the first a; testing needs "
+             "unseen classes, leave each on one side"),
+        Case("path that leaves the folder", "`data check folder`", sets.split("../x.png,a,train", "b/0.png,b,test"),
+             "folder: DIR/data/split.csv lists ../x.png, which is not inside DIR/data; write it so"),
+        Case("listed file that is not there", "`data check folder`",
+             sets.split("a/0.png,a,train", "a/9.png,a,train", "b/0.png,b,test", "b/1.png,b,test"),
+             "folder: DIR/data/split.csv holds 1 of 4 listed images not, the first DIR/data/a/9.png; make it whole, or "
+             "go on knowingly with --allow-partial"),
+        Case("unknown split", "`data check folder`", sets.split("a/0.png,a,training"),
+             "folder: DIR/data/split.csv, line 2: each line is path,class,split, split one of train, test, query, "
+             "gallery"),
+        Case("other header", "`data check folder`", sets.split("a/0.png,a,train", header="file,label,split"),
+             "folder: DIR/data/split.csv must begin with the header path,class,split"),
+        Case("list not in UTF-8", "`data check folder`", sets.split("a/\udcff.png,a,train"),
+             "folder: DIR/data/split.csv is not in UTF-8 (invalid start byte); save it as UTF-8"),
+        Case("quote that is not closed", "`data check folder`", sets.split('"a/0.png,a,train'),
+             "folder: DIR/data/split.csv is unreadable (unexpected end of data); look for a quote that is not closed"),
+        Case("labels out of range", "`FileSet(name, paths, labels, class_names)`", sets.labels,
+             "mine: labels must run from 0 to 1 without gaps; found 2 different ones; give every class at least one "
+             "image"),
+        Case("batch of more classes than there are", "`train`", sets.large_batch,
+             "a batch draws 64 classes, the training set has 1; lower batch or raise samples_per_class"),
+    ],
+    "Weights": [
+        Case("no such file", "`train`", runs.weights("none.pth", None),
+             "weights DIR/none.pth: no such file; give a .safetensors or .pth file"),
+        Case("another kind of file", "`train`", runs.weights("w.onnx", runs.junk),
+             "weights DIR/w.onnx: unknown kind '.onnx'; give .safetensors, .pth, .pt or .bin"),
+        Case(".safetensors cut short", "`train`", runs.weights("w.safetensors", runs.cut),
+             "weights DIR/w.safetensors: unreadable (cut short or damaged); get the file again"),
+        Case(".pth cut short", "`train`", runs.weights("w.pth", runs.cut),
+             "weights DIR/w.pth: unreadable (cut short or damaged); get the file again"),
+        Case("a text named .pth", "`train`", runs.weights("w.pth", runs.junk),
+             "weights DIR/w.pth: unreadable (cut short or damaged); get the file again"),
+        Case("pickled code", "`train`", runs.weights("w.pth", runs.bomb),
+             "weights DIR/w.pth: holds io.open besides tensors, and no code of a file is executed; save "
+             "model.state_dict() alone"),
+        Case("pickled code named .safetensors", "`train`", runs.weights("w.safetensors", runs.bomb),
+             "weights DIR/w.safetensors: unreadable (cut short or damaged); get the file again"),
+        Case("no table", "`train`", runs.weights("w.pth", runs.no_table),
+             "weights DIR/w.pth: holds no table of tensors; save model.state_dict()"),
+        Case("whole numbers", "`train`", runs.weights("w.safetensors", runs.whole_numbers),
+             "weights DIR/w.safetensors: norm.bias is no table of floating-point numbers; save model.state_dict()"),
+        Case("infinite values", "`train`", runs.weights("w.safetensors", runs.infinite),
+             "weights DIR/w.safetensors: norm.bias holds values that are no finite numbers; get the file again"),
+        Case("a tensor of another shape", "`train`", runs.weights("w.safetensors", runs.other_shape),
+             "weights DIR/w.safetensors: norm.bias has shape (7,), the model needs (96,); give a file saved for this "
+             "backbone and image size"),
+        Case("a tensor too few", "`train`", runs.weights("w.safetensors", runs.too_few),
+             "weights DIR/w.safetensors: lacks norm.bias (1 missing, 0 unknown keys); give a file saved for this very "
+             "backbone"),
+        Case("of another backbone", "`train`", runs.weights("w.safetensors", runs.other_backbone),
+             "weights DIR/w.safetensors: has blocks.6.attn.proj.bias, which the model does not (0 missing, 12 unknown "
+             "keys); give a file saved for this very backbone"),
+        Case("position embedding of whole numbers in a strange shape", "`train`",
+             runs.weights("w.safetensors", runs.strange_positions),
+             "weights DIR/w.safetensors: pos_embed has shape (1, 6, 96), the model needs (1, 26, 96); give a file saved "
+             "for this backbone and image size"),
+    ],
+    "Checkpoints": [
+        Case("cut short", "`train`, once more", runs.checkpoint(runs.halve),
+             "checkpoint DIR/results/runs/RUN/checkpoint.pt: damaged (cut short, or of an older version), and there is no other; delete it to start this run again"),
+        Case("pickled code", "`train`, once more", runs.checkpoint(runs.explode),
+             "checkpoint DIR/results/runs/RUN/checkpoint.pt: unreadable; delete it to start this run again"),
+        Case("of another backbone", "`train`, once more", runs.checkpoint(runs.foreign(image_size=32)),
+             "checkpoint DIR/results/runs/RUN/checkpoint.pt: of another run; delete it, or choose another results "
+             "folder"),
+        Case("from another semantics", "`train`, once more", runs.checkpoint(runs.foreign(semantics="paper")),
+             "checkpoint DIR/results/runs/RUN/checkpoint.pt: of another run; delete it, or choose another results "
+             "folder"),
+    ],
+    "Configurations": [
+        Case("unknown key", "`train --set alhpa=1`", runs.config("alhpa=1"),
+             "unknown key 'alhpa'; did you mean alpha?"),
+        Case("wrong type", "`train --set epochs=many`", runs.config("epochs=many"),
+             "epochs = 'many' must be of type int, not str"),
+        Case("wrong type, a list", "`train --set alpha=[0.5]`", runs.config("alpha=[0.5]"),
+             "alpha = [0.5] must be of type float, not list"),
+        Case("not one of the choices", "`train --set method=vpsp`", runs.config("method=vpsp"),
+             "method = 'vpsp' must be one of 'frozen', 'full', 'linear', 'adapter', 'vpt', 'vptsp'"),
+        Case("impossible value", "`train --set alpha=2`", runs.config("alpha=2"), "alpha = 2.0 must lie in [0, 1]"),
+        Case("no number", "`train --set lr=NaN`", runs.config("lr=NaN"), "lr = nan must be a finite number"),
+        Case("impossible pair", "`train --set batch=7 samples_per_class=2`", runs.config("batch=7", "samples_per_class=2"),
+             "batch = 7 must be a multiple of samples_per_class = 2"),
+        Case("no key=value", "`train --set alpha`", runs.config("alpha"), "--set alpha: write KEY=VALUE"),
+        Case("a key that Python would trip over", "`train --set self=1`", runs.config("self=1"),
+             f"unknown key 'self'; did you mean {', '.join(f.name for f in fields(RunConfig))}?"),
+        Case("value nested too deep", "`train --set alpha=[[[...`", runs.config("alpha=" + "[" * 100_000),
+             "alpha = '" + 76 * "[" + "... must be of type float, not str"),
+        Case("unknown preset", "`train --preset cub`", runs.preset("cub", None),
+             "unknown preset 'cub'; known: cub200-vits16, cub200-vitb16, cars196-vits16, cars196-vitb16, sop-vits16, "
+             "sop-vitb16, inshop-vits16, inshop-vitb16, inaturalist-vitb16, demo, smoke, or a .json file"),
+        Case("preset that is no JSON", "`train --preset p.json`", runs.preset("p.json", "{alpha: 1}"),
+             "preset DIR/p.json: unreadable (Expecting property name enclosed in double quotes: line 1 column 2 (char "
+             "1)); give a file that a search has written"),
+        Case("preset without keys", "`train --preset p.json`", runs.preset("p.json", "[1]"),
+             "preset DIR/p.json: holds no keys and values; give a file that a search has written"),
+        Case("preset nested too deep", "`train --preset p.json`", runs.preset("p.json", "[" * 100_000),
+             "preset DIR/p.json: unreadable (nested too deep); give a file that a search has written"),
+        Case("preset with an unknown key", "`train --preset p.json`", runs.preset("p.json", '{"alhpa": 1}'),
+             "unknown key 'alhpa'; did you mean alpha?"),
+    ],
+    "Results": [
+        Case("no run there", "`evaluate`", runs.no_run,
+             "DIR/results holds no finished run (config.json is missing); give the folder of one, or a saved embedder"),
+        Case("config.json with a key of another version", "`train`, once more",
+             runs.results("config.json", lambda v: {**v, "prompt_mode": 1}),
+             "DIR/results/runs/RUN/config.json: unknown key 'prompt_mode'; did you mean prompt_step, prompts, prompt_layers? "
+             "(of another version?); use that one, or delete the folder and run it again"),
+        Case("config.json that lacks a key", "`train`, once more",
+             runs.results("config.json", lambda v: {k: v[k] for k in v if k != "alpha"}),
+             "DIR/results/runs/RUN/config.json: key 'alpha' is missing (of another version?); use that one, or delete "
+             "the folder and run it again"),
+        Case("config.json cut short", "`evaluate`", runs.evaluated("config.json", lambda v: None),
+             "DIR/results/runs/RUN/config.json: unreadable (cut short or damaged); delete the folder and run it again"),
+        Case("metrics.json without record.json", "`train`, once more", runs.without("record.json"),
+             "DIR/results/runs/RUN holds no finished run (record.json is missing); delete the folder and run it again"),
+        Case("record.json of a version that noted less", "`train`, once more",
+             runs.results("record.json", lambda v: {k: v[k] for k in v if k != "seconds"}),
+             "DIR/results/runs/RUN/record.json: 'seconds' is missing or no number (of another version?); delete the "
+             "folder and run it again"),
+        Case("metrics.json without R@1", "`train`, once more", runs.results("metrics.json", lambda v: {"epoch": 1}),
+             "DIR/results/runs/RUN/metrics.json: 'R@1' is missing or no number (of another version?); delete the folder "
+             "and run it again"),
+        Case("metrics.json with text", "`train`, once more", runs.results("metrics.json", lambda v: {**v, "MAP@R": "?"}),
+             "DIR/results/runs/RUN/metrics.json: 'MAP@R' is no number; delete the folder and run it again"),
+        Case("history.csv without epochs", "`train`, once more", runs.text("history.csv", "loss\n1\n"),
+             "DIR/results/runs/RUN/history.csv: unreadable (cut short or damaged); delete the folder and run it again"),
+        Case("queries.npz with pickled code", "`Run.queries`", runs.queries,
+             "DIR/results/runs/RUN/queries.npz: unreadable (cut short or damaged); delete the folder and run it again"),
+        Case("model.safetensors cut short", "`evaluate`", runs.short_model,
+             "weights DIR/results/runs/RUN/model.safetensors: unreadable (cut short or damaged); get the file again"),
+        Case("model.safetensors of another run", "`evaluate`", runs.other_model,
+             "DIR/results/runs/RUN/model.safetensors: vit.prompts does not fit the config beside it; run it again, or get it again"),
+        Case("decoded cache with pickled code", "`train`, once more", runs.cache,
+             "cache DIR/cache/STORE: not whole; delete the folder, it will be made again"),
+    ],
+    "Devices and disks": [
+        Case("no such device", "`train --device banana`", runs.device("--device", "banana"),
+             "device 'banana' cannot be used here; choose cpu, or cuda where there is a GPU"),
+        Case("half precision without a GPU", "`train --set precision=fp16`", runs.half,
+             "precision = 'fp16' needs a GPU, the device is cpu; use 'auto', 'bf16' or 'fp32'"),
+        Case("GPU memory full in a step", "`train`", runs.failing("step", runs.full_gpu),
+             "the GPU's memory is full in epoch 2; choose --checkpointing on, or lower batch, or --device cpu"),
+        Case("GPU memory full in the evaluation", "`train`", runs.failing("evaluate", runs.full_gpu),
+             "the GPU's memory is full in epoch 2; choose --checkpointing on, or lower batch, or --device cpu"),
+        Case("GPU gone", "`train`", runs.failing("step", runs.lost_gpu),
+             "the GPU failed in epoch 2 (CUDA error: unspecified launch failure); the same command goes on after the "
+             "last finished epoch: start it again, or with --device cpu"),
+        Case("GPU gone, as older versions of torch tell it", "`train`", runs.failing("step", runs.lost_gpu_of_old),
+             "the GPU failed in epoch 2 (CUDA error: no CUDA-capable device is detected); the same command goes on "
+             "after the last finished epoch: start it again, or with --device cpu"),
+        Case("memory of the machine full", "`train`", runs.failing("step", runs.full_machine),
+             "the memory of this machine is full in epoch 2; lower batch"),
+        Case("no space left for the checkpoint", "`train`", runs.full_disk,
+             "cannot write DIR/results/runs/RUN/checkpoint.pt (No space left on device); choose another folder"),
+        Case("file size limit (RLIMIT_FSIZE), in a process of its own", "`train`", runs.file_size_limit,
+             "cannot write DIR/results/runs/RUN/checkpoint.pt (File too large); choose another folder"),
+        Case("no space left for decoded images", "`train`, cached pipeline", runs.full_cache,
+             "cache DIR/cache: No space left on device; give another folder with --cache or VPTSP_CACHE, or set "
+             "pipeline=classic to go without"),
+        Case("results folder below a file", "`train`", runs.below_a_file,
+             "cannot write DIR/file/results/runs/RUN (Not a directory); choose another folder"),
+        Case("read-only results folder", "`train`", runs.read_only,
+             "cannot write DIR/results/runs/RUN (Permission denied); choose another folder"),
+    ],
+    "Notebooks": [
+        Case("unknown key for every run", "`notebooks --set alhpa=1`", runs.notebooks("--set", "alhpa=1"),
+             "unknown key 'alhpa'; did you mean alpha?"),
+        Case("wrong type for every run", "`notebooks --set epochs=many`", runs.notebooks("--set", "epochs=many"),
+             "epochs = 'many' must be of type int, not str"),
+        Case("seeds that are none", "`notebooks --seeds a`", runs.notebooks("--seeds", "a"),
+             "--seeds: expected numbers such as 0,1,2, not 'a'"),
+        Case("a seed twice", "`notebooks --seeds 1,1`", runs.notebooks("--seeds", "1,1"),
+             "seeds = [1, 1] name one twice: its run would count twice; give each once"),
+        Case("no such notebook", "`notebooks --only table11`", runs.notebooks("--only", "table11"),
+             "--only: no notebook begins with 'table11'; known: fig3_ablations, fig4_embedding_space, table10_latency, "
+             "table1_peft_methods, table2_sota, table3_inaturalist, table4_components, table5_proxy_source, "
+             "table6_cub200, table7_integration, table8_pretraining, table9_search, tour"),
+        Case("unknown parameter", "`papermill tour.ipynb out.ipynb -p sedes 1`", runs.papermill(sedes=1),
+             "unknown parameter 'sedes'; did you mean seeds?"),
+        Case("parameter of another type", "`papermill tour.ipynb out.ipynb -p seeds 1`", runs.papermill(seeds=1),
+             "parameter 'seeds' must be a list of int or None, not 1"),
+        Case("notebook's own parameter of another type", "`papermill tour.ipynb out.ipynb -p queries many`",
+             runs.papermill(queries="many"), "parameter 'queries' must be of type int, not 'many'"),
+    ],
+}  # fmt: skip
+
+
+def page() -> str:
+    """The table as Markdown."""
+    out = [
+        "# Bad and odd input\n",
+        "What is said where something is wrong, word for word; tests do what every line says. Made from the table in",
+        "tests/bad_inputs.py by `python tests/bad_inputs.py`.\n",
+        "On the command line a message follows `error: `, is one line, and the exit status is 2; in Python it is the",
+        "text of a `vptsp_core.errors.VptspError`. `DIR` is your folder, `RUN` a run's folder name (`<dataset>-<method>-",
+        "<hash>`), `STORE` that of a decoded data set. Images of one's own (`dataset=folder`, `embed`) are read as a",
+        "viewer shows them; those of the published benchmarks as the paper's loaders read them, `convert('RGB')` alone.",
+    ]
+    for group, cases in TABLE.items():
+        out += [f"\n## {group}\n", "| given | to | said |", "|---|---|---|"]
+        for case in cases:
+            said = f"*{case.message}*" if case.message.startswith(WORKS) else f"`{case.message}`"
+            said += f" `{case.warning}`" if case.warning else ""
+            out.append(f"| {case.given} | {case.call} | {said} |")
+    return "\n".join(out) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"{PAGE.name}: {sum(map(len, TABLE.values()))} cases")

@@ -1,0 +1,189 @@
+"""Nothing executes what a file or a name holds: the source is walked for what could, pages escape what they show."""
+
+import ast
+import inspect
+import pickle
+from pathlib import Path
+
+import bad_runs
+import nbformat
+import pandas as pd
+import pytest
+from timm.models import _hub, load_state_dict
+
+from vptsp_core import page, report
+from vptsp_core.notebook_sources import FOLDER, read
+from vptsp_core.page.notebook import notebook_html
+
+ROOT = Path(__file__).resolve().parents[1]
+EVIL = "<script>alert('x')</script>"
+# Modules whose loading runs what a file says, calls of any object by their last name, and built-in functions.
+MODULES = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "dill",
+    "cloudpickle",
+    "shelve",
+    "marshal",
+    "jsonpickle",
+    "yaml",
+    "runpy",
+    "code",
+}
+CALLS = {
+    "read_pickle", "to_pickle", "extractall", "system", "popen", "unsafe_load", "full_load", "load_module",
+    "exec_module", "run_cell", "run_path", "run_module", "execute_notebook", "import_module", "Parallel", "Client",
+}  # fmt: skip
+BUILTINS = {"eval", "exec", "compile", "__import__", "input"}
+AUDITED = {
+    ("vptsp_core/notebooks.py", "execute_notebook"): "our own notebooks, whose sources lie in the checkout",
+    ("vptsp_core/__main__.py", "import_module"): "of a fixed list of commands",
+    ("vptsp_core/__init__.py", "import_module"): "of a fixed list of our own names",
+    ("vptsp_core/faiss_index.py", "import_module"): "of one fixed name",
+    ("vptsp_core/image_index/graph.py", "import_module"): "of one fixed name",
+    ("vptsp_core/export.py", "import_module"): "of fixed names",
+    (
+        "vptsp_core/bench/clone.py",
+        "import_module",
+    ): "the released code in a clone that the user names: run, to be measured",
+    (
+        "vptsp_core/workers.py",
+        "Parallel",
+    ): "joblib pickles between processes that this one starts, or of a Dask cluster "
+    "that the user names and has to trust; no file is read so",
+    ("vptsp_core/cluster.py", "Client"): "the same",
+}
+
+
+def refused(tree: ast.AST) -> set[str]:
+    """Names of what is not to be in the source without an audit."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] in MODULES}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in MODULES:
+            found.add(node.module)
+        elif isinstance(node, ast.Call):
+            given = {keyword.arg: getattr(keyword.value, "value", keyword.value) for keyword in node.keywords}
+            if given.get("shell", False) is not False:
+                found.add("shell=True")
+            if given.get("allow_pickle", False) is not False:
+                found.add("allow_pickle=True")
+            if isinstance(node.func, ast.Name) and node.func.id in BUILTINS:
+                found.add(node.func.id)
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            of = node.func.value.id if isinstance(getattr(node.func, "value", None), ast.Name) else ""
+            if name in CALLS and not (name == "compile" or (name == "system" and of == "platform")):
+                found.add(name)
+            if name == "load" and of in ("torch", "joblib", "hub") and given.get("weights_only") is not True:
+                found.add(f"{of}.load")
+            if name == "extract" and "filter" not in given and of in ("tar", "archive", "tarfile", "zip"):
+                found.add("extract")
+    return found
+
+
+def test_the_source_holds_nothing_that_executes_data():
+    found = {}
+    for path in (ROOT / "vptsp_core").rglob("*.py"):
+        name = path.relative_to(ROOT).as_posix()
+        found |= {(name, what): 1 for what in refused(ast.parse(path.read_text(encoding="utf-8")))}
+    for path in FOLDER.glob("*.ipynb"):
+        code = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "code")
+        found |= {(path.name, what): 1 for what in refused(ast.parse(code))}
+    assert found.keys() == AUDITED.keys()
+
+
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [
+        ("import pickle", "pickle"), ("from cloudpickle import loads", "cloudpickle"), ("import yaml", "yaml"),
+        ("torch.load(p)", "torch.load"), ("torch.load(p, weights_only=False)", "torch.load"),
+        ("torch.load(p, weights_only=safe)", "torch.load"), ("joblib.load(p)", "joblib.load"),
+        ("np.load(p, allow_pickle=True)", "allow_pickle=True"), ("np.load(p, allow_pickle=x)", "allow_pickle=True"),
+        ("eval(t)", "eval"), ("exec(t)", "exec"), ("subprocess.run(c, shell=True)", "shell=True"),
+        ("os.system(c)", "system"), ("tar.extractall(p)", "extractall"), ("pd.read_pickle(p)", "read_pickle"),
+    ],
+)  # fmt: skip
+def test_the_walk_sees_what_it_is_to_refuse(code, what):
+    assert refused(ast.parse(code)) == {what}
+
+
+def test_the_walk_leaves_alone_what_is_safe():
+    safe = (
+        "model.eval(); torch.load(p, weights_only=True); np.load(p); json.load(f); subprocess.run([a]); re.compile(a)"
+    )
+    assert refused(ast.parse(safe)) == set()
+
+
+def test_the_bomb_of_the_table_would_go_off(tmp_path):
+    """tests/bad_inputs.py gives it as weights, checkpoint, queries and decoded cache, where it must not."""
+    pickle.loads(pickle.dumps(bad_runs.Bomb(tmp_path / "ran")))
+    assert (tmp_path / "ran").exists()
+
+
+def test_a_finished_run_is_json_csv_and_tensors(tmp_path, monkeypatch):
+    """No file of a results folder begins as a pickle does, alone or in an archive."""
+    import zipfile
+
+    from desk import Desk
+
+    desk = Desk(tmp_path, monkeypatch, None)
+    assert desk.command(*desk.train())[0] == 0
+    kinds = {path.name: path.read_bytes() for path in desk.run_folder().iterdir()}
+    assert kinds.keys() == {
+        "config.json",
+        "history.csv",
+        "metrics.json",
+        "model.safetensors",
+        "queries.npz",
+        "record.json",
+    }
+    assert not [name for name, content in kinds.items() if content[:1] == b"\x80"]
+    with zipfile.ZipFile(desk.run_folder() / "queries.npz") as archive:
+        assert all(archive.read(name)[:6] == b"\x93NUMPY" and b"'O'" not in archive.read(name)[:200]
+                   for name in archive.namelist())  # fmt: skip
+
+
+@pytest.mark.parametrize("loader", [load_state_dict, _hub.load_state_dict_from_hf])
+def test_timm_reads_downloaded_weights_without_executing_them(loader):
+    assert inspect.signature(loader).parameters["weights_only"].default is True
+
+
+# ---- pages ---------------------------------------------------------------------------------------
+
+
+def test_tables_of_a_notebook_escape_names(tmp_path):
+    """Class names, file names and configuration values come from users' folders and files."""
+    table = pd.DataFrame({EVIL: [1.0], "words": [f"weights={EVIL}.pth"]}, index=[EVIL])
+    for shown in (report.styled(table).to_html(), table._repr_html_()):
+        assert "<script" not in shown and shown.count("&lt;script&gt;") == 3
+    output = nbformat.v4.new_output("stream", text=f"No runs: {EVIL} is not here\n")
+    table_output = nbformat.v4.new_output("display_data", data={"text/html": report.styled(table).to_html()})
+    error = nbformat.v4.new_output("error", ename="DataError", evalue=EVIL, traceback=[EVIL])
+    cell = nbformat.v4.new_code_cell(f"# {EVIL}", outputs=[output, table_output, error])
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "n.ipynb")
+    shown = notebook_html(tmp_path / "n.ipynb", f"n{EVIL}")
+    assert "<script" not in shown and shown.count("alert(") >= 6
+
+
+def test_the_results_page_escapes_what_runs_and_folders_are_called(tmp_path):
+    (tmp_path / "sources").mkdir()
+    parameters = nbformat.v4.new_code_cell('profile = "demo"\nresults = "r"', metadata={"tags": ["parameters"]})
+    source = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Table 1"), parameters])
+    nbformat.write(source, tmp_path / "sources" / "table1_x.ipynb")
+    demo = tmp_path / "demo"
+    record = pd.DataFrame(
+        {"value": [EVIL] * 4}, index=pd.Index(["device", "backbone", "commit", "epoch reported"], name="fact")
+    )
+    report.save_table(record, demo, "table1_x_record")
+    report.save_table(pd.DataFrame({EVIL: [EVIL]}, index=[EVIL]), demo, "table1_x")
+    (demo / "tables" / "table1_x_<script>.csv").write_text(f"a,b\n{EVIL},1\n")
+    (demo / "figures").mkdir()
+    (demo / "figures" / "table1_x_<script>.png").write_bytes(b"no picture")
+    error = nbformat.v4.new_output("error", ename="DataError", evalue=EVIL, traceback=[])
+    failed = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[error])])
+    (demo / "notebooks").mkdir()
+    nbformat.write(failed, demo / "notebooks" / "table1_x.failed.ipynb")
+    shown = page.build(tmp_path, "demo", tmp_path / "sources").read_text(encoding="utf-8")
+    assert "<script" not in shown and shown.count("&lt;script&gt;") > 6
