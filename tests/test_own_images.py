@@ -247,6 +247,8 @@ def test_a_folder_is_trained_compared_and_used(tmp_path, capsys, monkeypatch):
     assert main([*command, "--set", *SHORT]) == 0
     assert capsys.readouterr().out == said and (trained.path / "metrics.json").stat().st_mtime_ns == before
     (plan_file,) = (tmp_path / "out" / "plans").iterdir()
+    assert main([*command, "--data", str(tmp_path)]) == 2
+    assert "leave it out" in capsys.readouterr().err
     plan_file.write_text("{")
     assert main([*command, "--set", *SHORT]) == 2
     assert f"{plan_file}: no plan can be read" in capsys.readouterr().err

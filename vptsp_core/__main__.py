@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from vptsp_core.errors import VptspError
+from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.signals import Terminated, sigterm_as_ctrl_c
 
 COMMANDS = {
@@ -149,6 +149,8 @@ def _train(argv: Sequence[str]) -> int:
         deterministic=args.deterministic, progress=sys.stderr.isatty(),
     )  # fmt: skip
     if args.data_folder:
+        if args.data:
+            raise ConfigError(f"--data {args.data} has no part in --data-folder {args.data_folder}; leave it out")
         train_folder(args.data_folder, changes, **options)
         return 0
     done = run(preset(args.preset, **changes), data=args.data, **options)
