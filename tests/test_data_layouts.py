@@ -133,7 +133,7 @@ def test_the_counts_add_up_to_the_published_totals():
         for part in known.parts:
             kind, _, digits = (part.checksum or "md5:" + "0" * 32).partition(":")
             assert len(digits) == {"md5": 32, "sha256": 64}[kind]
-    assert DATASETS == ("glyphs", *CATALOG, "folder")
+    assert DATASETS == ("glyphs", *CATALOG, "folder", "own")
 
 
 # ---- the layouts ---------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from vptsp_core.errors import VptspError
+from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.signals import Terminated, sigterm_as_ctrl_c
 
 COMMANDS = {
@@ -112,6 +112,7 @@ def _one_line(message: Warning | str, *place: object) -> None:
 
 def _train(argv: Sequence[str]) -> int:
     from vptsp_core.deterministic import fix_cublas
+    from vptsp_core.own_images import train_folder
     from vptsp_core.presets import PRESETS, parse_change, preset
     from vptsp_core.study import run
 
@@ -121,9 +122,10 @@ def _train(argv: Sequence[str]) -> int:
         epilog=SEVERAL,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--preset", default="demo", help=f"one of {', '.join(PRESETS)}, or a .json file (default: demo)"
-    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--preset", default="demo", help=f"one of {', '.join(PRESETS)}, or a .json file (default: demo)")
+    which.add_argument("--data-folder", metavar="DIR", help="your own images, <class>/<image> or split.csv: all is "
+                       "chosen from them, and the gain over the frozen backbone told")  # fmt: skip
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", dest="changes", help="e.g. alpha=0.2 seed=1"
     )
@@ -140,12 +142,18 @@ def _train(argv: Sequence[str]) -> int:
     if args.deterministic:
         fix_cublas(args.device)  # to join a group starts CUDA
     _join(args.device)
-    config = preset(args.preset, **dict(parse_change(change) for change in args.changes))
-    done = run(
-        config, data=args.data, results=args.results, cache=args.cache, device=args.device,
-        allow_partial=args.allow_partial, class_table=args.class_table, checkpointing=args.checkpointing,
-        compile=args.compile, deterministic=args.deterministic, progress=sys.stderr.isatty(),
+    changes = dict(parse_change(change) for change in args.changes)
+    options = dict(
+        results=args.results, cache=args.cache, device=args.device, allow_partial=args.allow_partial,
+        class_table=args.class_table, checkpointing=args.checkpointing, compile=args.compile,
+        deterministic=args.deterministic, progress=sys.stderr.isatty(),
     )  # fmt: skip
+    if args.data_folder:
+        if args.data:
+            raise ConfigError(f"--data {args.data} has no part in --data-folder {args.data_folder}; leave it out")
+        train_folder(args.data_folder, changes, **options)
+        return 0
+    done = run(preset(args.preset, **changes), data=args.data, **options)
     print(done.history.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     print(f"{done.path}\n" + "  ".join(f"{k} {v:.4f}" for k, v in done.metrics.items() if k != "epoch"))
     return 0

@@ -69,9 +69,23 @@ def _create(name: str, *, pretrained: bool, image_size: int | None) -> VisionTra
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
-            f"pretrained weights of {name} cannot be had ({reason}); give the file with weights=PATH, "
-            f"or allow the download"
+            f"pretrained weights of {name} cannot be had ({reason}); give the file with weights=FILE, allow the "
+            "download, or take the one in the package, backbone=demo_vit"
         ) from error
+
+
+def shape(name: str) -> tuple[int, int, int]:
+    """Blocks, width and pixels a side of a patch, of the backbone called ``name``; without its weights.
+
+    Raises:
+        ConfigError: as `load_backbone`.
+    """
+    if name != "demo_vit":
+        with contextlib.redirect_stdout(io.StringIO()), torch.device("meta"):
+            model = _create(name, pretrained=False, image_size=None)
+        check_supported(model, name)
+        return len(model.blocks), model.embed_dim, model.patch_embed.patch_size[0]
+    return DEMO_VIT["depth"], DEMO_VIT["embed_dim"], DEMO_VIT["patch_size"]
 
 
 def _family(name: str) -> type[nn.Module]:

@@ -213,6 +213,17 @@ def check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{option} = {value!r} must be one of {', '.join(allowed)}")
 
 
+def checked_changes(changes: dict[str, Any]) -> dict[str, Any]:
+    """The changes with values of the types that their keys have; whether they go together, `RunConfig` says.
+
+    Raises:
+        ConfigError: an unknown key, or a wrong type.
+    """
+    _refuse_unknown(changes)
+    hints = typing.get_type_hints(RunConfig)
+    return {key: _checked(key, value, hints[key]) for key, value in changes.items()}
+
+
 def _refuse_unknown(values: dict[str, Any]) -> None:
     import difflib
 

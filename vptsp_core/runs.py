@@ -25,7 +25,7 @@ from torch import Tensor
 from vptsp_core.backbone import checksum, identity
 from vptsp_core.checkpoints import remove_checkpoints
 from vptsp_core.config import RunConfig
-from vptsp_core.data import Benchmark
+from vptsp_core.data import OWN, Benchmark
 from vptsp_core.distributed import world_size
 from vptsp_core.errors import WeightsError
 from vptsp_core.files import write_bytes, write_json
@@ -91,7 +91,7 @@ def run_folder(config: RunConfig, results: str | Path | None = None, benchmark: 
     """
     root = Path(results or os.environ.get("VPTSP_RESULTS") or "results").expanduser()
     name = f"{config.dataset}-{config.method}-{identity(config)}"
-    if benchmark is not None and (benchmark.differences or config.dataset == "folder"):
+    if benchmark is not None and (benchmark.differences or config.dataset in OWN):
         name += f"{'-partial' if benchmark.differences else ''}-{benchmark.fingerprint()[:8]}"
     return root / "runs" / name
 

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from vptsp_core.backbone import load_backbone
 from vptsp_core.config import RunConfig, check_choice
-from vptsp_core.data import Benchmark, load_benchmark
+from vptsp_core.data import OWN, Benchmark, load_benchmark
 from vptsp_core.data.batches import cache_folder, decoded
 from vptsp_core.data.holdout import for_selection
 from vptsp_core.data.loading import deaths_told
@@ -121,7 +121,7 @@ def _place(
     config: RunConfig, data: str | None, results: str | Path | None, allow_partial: bool
 ) -> tuple[Path, Benchmark | None]:
     """A run's folder; the benchmark too, where its images decide, too, which run it is."""
-    images_decide = config.dataset == "folder" or allow_partial
+    images_decide = config.dataset in OWN or allow_partial
     benchmark = _benchmark(config.dataset, data, allow_partial) if images_decide else None
     return run_folder(config, results, benchmark), benchmark
 

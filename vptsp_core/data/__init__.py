@@ -7,16 +7,18 @@ from pathlib import Path
 from vptsp_core.data.base import Benchmark, ImageSet
 from vptsp_core.errors import DataError
 
-DATASETS = ("glyphs", "cub200", "cars196", "sop", "inshop", "inaturalist", "folder")
-__all__ = ["DATASETS", "Benchmark", "ImageSet", "load_benchmark"]
+DATASETS = ("glyphs", "cub200", "cars196", "sop", "inshop", "inaturalist", "folder", "own")
+OWN = ("folder", "own")  # anyone's images, which a name alone does not tell
+__all__ = ["DATASETS", "OWN", "Benchmark", "ImageSet", "load_benchmark"]
 
 
 def load_benchmark(name: str, data: str | Path | None = None, allow_partial: bool = False) -> Benchmark:
     """The train and test splits of a data set.
 
     Args:
-        name: one of `DATASETS`; ``"folder"`` is anyone's images (see `layouts.own_images`).
-        data: folder that holds the data sets, or the images themselves for ``"folder"``; the embedded glyphs need
+        name: one of `DATASETS`; ``"folder"`` is anyone's images (see `layouts.own_images`), ``"own"`` the same
+            with every fifth class for testing (`own.every_fifth`).
+        data: folder that holds the data sets, or the images themselves for these; the embedded glyphs need
             none.
         allow_partial: go on where the published data set is not whole, with one warning that lists the
             differences; ``Benchmark.differences`` keeps them.
@@ -33,12 +35,14 @@ def load_benchmark(name: str, data: str | Path | None = None, allow_partial: boo
     from vptsp_core.data.assemble import assemble
     from vptsp_core.data.catalog import CATALOG
     from vptsp_core.data.layouts import own_images
+    from vptsp_core.data.own import every_fifth
 
     if data is None:
-        inside = "<class>/<image>" if name == "folder" else f"{CATALOG[name].folder}/"
+        inside = "<class>/<image>" if name in OWN else f"{CATALOG[name].folder}/"
         raise DataError(f"{name}: where are the images? give the folder that holds {inside} with --data DIR")
     root = Path(data).expanduser()
-    if name == "folder":
-        return assemble(name, own_images(root, name), {}, allow_partial)
+    if name in OWN:
+        reader = own_images if name == "folder" else every_fifth
+        return assemble(name, reader(root, name), {}, allow_partial)
     known = CATALOG[name]
     return assemble(name, known.reader(root / known.folder, name), known.counts, allow_partial)

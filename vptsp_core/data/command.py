@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vptsp_core.data import DATASETS, Benchmark, load_benchmark
+from vptsp_core.data import DATASETS, OWN, Benchmark, load_benchmark
 from vptsp_core.data.base import ImageSet
 from vptsp_core.data.catalog import CATALOG, DataSet
 from vptsp_core.data.fetch import get, steps
@@ -139,9 +139,10 @@ def _info(args: argparse.Namespace) -> int:
             there = "" if not args.data else "folder there" if (_folder(args) / known.folder).is_dir() else "no folder"
             images = sum(images for _, images in known.counts.values())
             print(f"{known.name:12} {known.title:40} {images:8,} images  {there}".rstrip())
-        print("glyphs       embedded, drawn when it is asked for; folder: your own images, see data info folder")
-    elif args.name == "folder":
-        print("Your own images: DIR/<class>/<image>; the first half of the classes in name order is for training.\n"
+        print("glyphs       embedded, drawn when it is asked for; folder, own: your own images, see data info folder")
+    elif args.name in OWN:
+        rest = "the first half of the classes in name order is for training; data set own: four fifths"
+        print(f"Your own images: DIR/<class>/<image>; {rest}.\n"
               f"An image's name ends with one of {' '.join(IMAGE_SUFFIXES)}; other files are ignored, with a warning.\n"
               "Or DIR/split.csv with the header path,class,split (train, and test or query and gallery).")  # fmt: skip
     elif args.name == "glyphs":

@@ -149,6 +149,11 @@ def class_folders(folder: Path, name: str) -> tuple[dict[str, list[str]], list[s
         classes[label], others = _entries(folder / label, _is_image)
         ignored += [f"{label}/{other}" for other in others]
     if not any(classes.values()):
+        if count := sum(file.lower().endswith(IMAGE_SUFFIXES) for file in ignored if "/" not in file):
+            raise DataError(
+                f"{name}: {count} image(s) lie in {folder} itself, and no class folders with images; make a sub-folder "
+                "for each class, or write split.csv"
+            )
         raise DataError(f"{name}: no class folders with images in {folder}; it must hold <class>/<image>.jpg")
     return classes, ignored
 

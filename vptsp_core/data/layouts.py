@@ -7,9 +7,10 @@ import dataclasses
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vptsp_core.data.folder import class_folders
 from vptsp_core.errors import DataError
@@ -82,7 +83,7 @@ def own_images(folder: Path, name: str) -> Listing:
         listing = _classes(folder, classes, list(classes)[: math.ceil(len(classes) / 2)])
         return dataclasses.replace(listing, as_shown=True)
     splits: dict[str, Rows] = {}
-    for number, path, label, split in _own_rows(table, name):
+    for number, path, label, split in csv_rows(table, name, ("path", "class", "split")):
         if not path or not label or split not in ("train", "test", "query", "gallery"):
             raise DataError(
                 f"{name}: {table}, line {number}: each line is path,class,split, split one of train, test, query, "
@@ -97,16 +98,19 @@ def own_images(folder: Path, name: str) -> Listing:
     return Listing(table, folder, splits, classes_of_one="told", as_shown=True)
 
 
-def _own_rows(table: Path, name: str) -> Iterator[tuple[int, str, str, str]]:
-    """Line number, path, class and split of each row."""
+def csv_rows(table: Path, name: str, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """Line number and the columns, stripped, of each row.
+
+    Raises:
+        DataError: unreadable, or a column is missing in the header.
+    """
     try:
         with open(table, encoding="utf-8-sig", newline="") as file:  # a quoted name may hold line ends
             reader = csv.DictReader(file, strict=True)
-            if not {"path", "class", "split"} <= set(reader.fieldnames or ()):
-                raise DataError(f"{name}: {table} must begin with the header path,class,split")
+            if not set(columns) <= set(reader.fieldnames or ()):
+                raise DataError(f"{name}: {table} must begin with the header {','.join(columns)}")
             for row in reader:
-                path, label, split = (str(row[key] or "").strip() for key in ("path", "class", "split"))
-                yield reader.line_num, path, label, split
+                yield reader.line_num, *(str(row[key] or "").strip() for key in columns)
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: {table} is not in UTF-8 ({error.reason}); save it as UTF-8") from error
     except (OSError, csv.Error) as error:

@@ -1,0 +1,308 @@
+"""One's own images: how they are split, what is planned for them, what is told in the end."""
+
+import json
+import random
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+from PIL import Image, ImageDraw
+
+from vptsp_core import own_images
+from vptsp_core.__main__ import main
+from vptsp_core.config import RunConfig
+from vptsp_core.data import load_benchmark
+from vptsp_core.data.holdout import hold_out
+from vptsp_core.data.sampler import ClassBalancedSampler
+from vptsp_core.errors import ConfigError, DataError, VptspError
+from vptsp_core.own_plan import DENSE_CLASSES, Machine, plan
+from vptsp_core.runs import read_run
+
+VIT_S = (12, 384, 16)
+GB = 1e9
+
+
+def machine(gpu=True, memory=80 * GB, host=128 * GB, disk=1e13, processes=1):
+    return Machine(gpu, memory, host, disk, processes)
+
+
+def put(root, sizes, side=24):
+    """Folders of drawn shapes; the class decides colour and shape, the image where it lies."""
+    draw = random.Random(0)
+    for number, (label, count) in enumerate(sizes.items()):
+        (root / label).mkdir(parents=True)
+        colour = tuple(int(40 + 50 * (number // 4**digit % 4)) for digit in range(3))
+        for i in range(count):
+            image = Image.new("RGB", (side, side), "white")
+            x, y = draw.randrange(10), draw.randrange(10)
+            shape = ImageDraw.Draw(image).ellipse if number % 2 else ImageDraw.Draw(image).rectangle
+            shape((x, y, x + 12, y + 12), fill=colour)
+            image.save(root / label / f"{i}.png")
+    return root
+
+
+TWELVE = {f"class {i:02}": 3 for i in range(12)}
+
+
+# ---- the split -----------------------------------------------------------------------------------
+
+
+def test_every_fifth_class_is_tested_and_the_fifth_of_the_rest_chooses(tmp_path):
+    benchmark = load_benchmark("own", put(tmp_path, TWELVE))
+    assert benchmark.test.class_names == ("class 04", "class 09")
+    training, validation = hold_out(benchmark)
+    assert validation.test.class_names == ("class 05", "class 11")
+    sets = [set(each.class_names) for each in (training.train, validation.test, benchmark.test)]
+    assert sum(map(len, sets)) == 12 == len(set.union(*sets)), "three groups that share no class"
+
+
+def test_classes_of_one_image_are_trained_on_and_never_tested(tmp_path):
+    put(tmp_path, {f"{i:02}": 1 if i == 4 else 2 for i in range(11)})
+    with pytest.warns(UserWarning, match="1 class.es. of one image are trained on and never tested"):
+        benchmark = load_benchmark("own", tmp_path)
+    assert benchmark.test.class_names == ("05", "10") and "04" in benchmark.train.class_names
+
+
+def test_a_table_of_paths_and_classes_is_split_like_folders(tmp_path):
+    folders = load_benchmark("own", put(tmp_path, TWELVE))
+    rows = [f"{label}/{i}.png,{label}" for label in reversed(TWELVE) for i in range(3)]
+    (tmp_path / "split.csv").write_text("\n".join(["path,class", *rows]))
+    table = load_benchmark("own", tmp_path)
+    assert table.test.class_names == folders.test.class_names and table.train.paths == folders.train.paths
+
+
+def test_a_table_with_a_split_decides(tmp_path):
+    put(tmp_path, {"a": 2, "b": 2, "c": 2})
+    rows = [f"{label}/{i}.png,{label},{'test' if label == 'a' else 'train'}" for label in "abc" for i in range(2)]
+    (tmp_path / "split.csv").write_text("\n".join(["path,class,split", *rows]))
+    benchmark = load_benchmark("own", tmp_path)
+    assert benchmark.test.class_names == ("a",) and benchmark.train.class_names == ("b", "c")
+
+
+def test_what_is_left_out_is_named(tmp_path):
+    put(tmp_path, TWELVE)
+    for name in "abcd":
+        (tmp_path / f"empty {name}").mkdir()
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.warns(UserWarning) as caught:
+        assert load_benchmark("own", tmp_path).test.class_names == ("class 04", "class 09")
+    told = "\n".join(str(each.message) for each in caught)
+    assert "4 class folder(s) without images are left out: empty a, empty b, empty c and 1 more" in told
+    assert "1 thing(s) that are no images or folders of them are ignored: notes.txt" in told
+
+
+def nine(root):
+    put(root, {f"{i}": 2 for i in range(9)} | {"single": 1})
+
+
+def loose(root):
+    Image.new("RGB", (8, 8)).save(root / "a.png")
+
+
+def table(text):
+    return lambda root: (root / "split.csv").write_text(text)
+
+
+MISTAKES = {
+    "too few": (nine, "holds 9 class(es) of two or more images, at least 10 are needed"),
+    "no folders": (loose, "1 image(s) lie in"),
+    "nothing": (lambda root: None, "no class folders with images"),
+    "header": (table("file,class\n"), "must begin with the header path,class,split"),
+    "row": (table("path,class\na.png,\n"), "line 2: each line is path,class"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistakes_are_one_line(make, message, tmp_path, capsys):
+    make(tmp_path)
+    assert main(["train", "--data-folder", str(tmp_path), "--results", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+# ---- the plan ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+@pytest.mark.parametrize("memory", [4, 16, 80])
+@pytest.mark.parametrize("count", [10, 50, 1_000, 100_000])
+def test_plans_fit_classes_and_memory(count, memory, gpu):
+    remaining = count - count // 5
+    found = plan(np.full(remaining, 6), 2, machine(gpu, memory * GB, memory * GB), VIT_S, {})
+    config = found.config
+    trained = remaining - remaining // 5 if config.selection == "validation" else remaining
+    assert config.selection == ("validation" if count > 10 else "last")
+    assert f"{trained:,} classes are trained on" in found.reasons[0]
+    assert config.class_optimizer == ("rowwise" if count == 100_000 else "dense")
+    table = trained * config.class_layers * config.class_prompts * 384 * 4
+    assert table * 3 <= memory * GB / 2
+    assert config.batch // config.samples_per_class <= trained and 2 <= config.batch <= 64
+    assert 100 * 196 * 384 * 12 * config.batch <= memory * GB / 2, "a step takes half of the memory at most"
+    assert config.epochs * config.steps_per_epoch <= (20_000 if gpu else 600)
+    assert config.pipeline == "cached"
+
+
+def test_few_images_are_not_learned_by_heart_and_many_end():
+    few = plan(np.full(8, 5), 10, machine(), VIT_S, {}).config
+    assert few.epochs * few.steps_per_epoch == 100 and few.batch == 40
+    many = plan(np.full(500_000, 20), 10, machine(disk=100 * GB), VIT_S, {}).config
+    assert many.epochs * many.steps_per_epoch == 20_000 and many.pipeline == "classic"
+
+
+def test_any_sizes_make_a_run_whose_batches_can_be_drawn():
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        count = int(np.exp(rng.uniform(np.log(8), np.log(3_000))))
+        classes = rng.integers(1, int(np.exp(rng.uniform(0.7, 4))) + 1, count)
+        processes = int(rng.integers(1, 9))
+        here = machine(bool(rng.integers(2)), rng.uniform(1, 80) * GB, rng.uniform(1, 200) * GB, 1e11, processes)
+        small = bool(rng.integers(2))
+        changes = {"backbone": "demo_vit"} if small else {}
+        found = plan(classes, 10, here, (6, 96, 8) if small else VIT_S, changes)
+        assert found == plan(classes.copy(), 10, here, (6, 96, 8) if small else VIT_S, changes)
+        config = found.config
+        config.check_depth(6 if small else 12)
+        kept = classes[np.arange(count) % 5 != 4] if config.selection == "validation" else classes
+        labels = np.repeat(np.arange(len(kept)), kept)
+        sampler = ClassBalancedSampler(labels, config.batch, config.samples_per_class, 0, 1)
+        assert len(next(sampler.epoch(0))) == config.batch
+        drawn = config.batch // config.samples_per_class
+        assert drawn % processes == 0 or drawn < processes
+        assert (config.class_optimizer == "rowwise") >= (len(kept) > DENSE_CLASSES)
+
+
+def test_what_is_set_stays_set():
+    for changes in (
+        {"batch": 24}, {"batch": 30, "samples_per_class": 3}, {"image_size": 320}, {"method": "full"}, {"epochs": 3},
+        {"augmentation": "adv"}, {"selection": "released"}, {"alpha": 0.1, "lr": 0.01, "optimizer": "sgd"},
+        {"class_prompts": 7}, {"samples_per_class": 4},
+    ):  # fmt: skip
+        found = plan(np.full(40, 10), 10, machine(), VIT_S, changes)
+        assert {key: getattr(found.config, key) for key in changes} == changes
+        assert all(f"{key}={value}" in found.reasons[-1] for key, value in changes.items())
+    assert (
+        "tested classes choose the epoch"
+        in plan(np.full(40, 2), 9, machine(), VIT_S, {"selection": "released"}).reasons[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"dataset": "sop"}, "leave it out"), ({"method": "frozen"}, "leave it out"), ({"batch": "x"}, "batch = 'x'"),
+     ({"bathc": 3}, "did you mean batch"), ({"batch": 0}, "batch = 0"), ({"samples_per_class": 0}, "must be at least"),
+     ({"image_size": 0}, "image_size = 0")],
+)  # fmt: skip
+def test_what_cannot_be_set_is_named(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        plan(np.full(40, 10), 10, machine(), VIT_S, changes)
+
+
+def test_one_class_cannot_be_trained_on():
+    with pytest.raises(ConfigError, match="at least 2"):
+        plan(np.full(1, 10), 10, machine(), VIT_S, {})
+
+
+# ---- a whole run ---------------------------------------------------------------------------------
+
+SHORT = ["backbone=demo_vit", "epochs=2", "steps_per_epoch=3"]
+
+
+def test_a_folder_is_trained_compared_and_used(tmp_path, capsys, monkeypatch):
+    put(tmp_path / "images", TWELVE)
+    command = [
+        "train",
+        "--data-folder",
+        str(tmp_path / "images"),
+        "--results",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+    ]
+    assert main([*command, "--set", *SHORT]) == 0
+    said = capsys.readouterr().out
+    assert "2 classes of 6 images are kept for testing\n8 classes are trained on; 2 others choose the epoch" in said
+    assert "6 query images of 2 classes that were not trained on" in said and "other classes may differ" in said
+    path = re.search(r"The model lies in (.*)\. To use it", said)[1]
+    trained, record = read_run(path), json.loads((tmp_path / path / own_images.SUMMARY).read_text())
+    frozen = read_run(trained.path.with_name(record["frozen"]))
+    assert frozen.config.method == "frozen" and trained.config.selection == "validation"
+    assert "validation R@1" in trained.history and trained.record["held_out"]["classes"] == 2
+    for metric, row in record["gain"].items():
+        ours, theirs = trained.queries[metric], frozen.queries[metric]
+        assert row["difference"] == pytest.approx(100 * (ours.mean(dtype=float) - theirs.mean(dtype=float)), abs=1e-4)
+        assert row["difference"] == pytest.approx(row["trained"] - row["frozen"], abs=1e-3)
+        assert row["low"] <= row["difference"] <= row["high"]
+        assert f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]: {row['verdict']}" in said
+    (tmp_path / "images" / "class 00" / "0.png").rename(tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec("\n".join(said.split("To use it:\n")[1].split("\n")[i].strip() for i in range(2)), names)
+    assert names["embeddings"].shape == (1, 96)
+    (tmp_path / "image.jpg").rename(tmp_path / "images" / "class 00" / "0.png")
+    before = (trained.path / "metrics.json").stat().st_mtime_ns
+    monkeypatch.setattr(own_images, "machine", lambda *_: machine(memory=1.0))  # the plan of the first call is kept
+    assert main([*command, "--set", *SHORT]) == 0
+    assert capsys.readouterr().out == said and (trained.path / "metrics.json").stat().st_mtime_ns == before
+    (plan_file,) = (tmp_path / "out" / "plans").iterdir()
+    assert main([*command, "--data", str(tmp_path)]) == 2
+    assert "leave it out" in capsys.readouterr().err
+    plan_file.write_text("{")
+    assert main([*command, "--set", *SHORT]) == 2
+    assert f"{plan_file}: no plan can be read" in capsys.readouterr().err
+
+
+def test_an_unreadable_image_is_named(tmp_path):
+    put(tmp_path / "images", TWELVE)
+    (tmp_path / "images" / "class 03" / "1.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="images/class 03/1.png: unreadable"):
+        own_images.train_folder(tmp_path / "images", dict(backbone="demo_vit", epochs=1, steps_per_epoch=1),
+                                results=tmp_path / "out", device="cpu", progress=False, say=lambda _: None)  # fmt: skip
+
+
+def test_without_weights_it_is_said_where_to_get_some(tmp_path, monkeypatch):
+    put(tmp_path / "images", TWELVE)
+    create = timm.create_model
+
+    def offline(name, pretrained=False, **options):
+        if pretrained:
+            raise OSError("no network\nat all")
+        return create(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(
+        VptspError, match=r"\(no network\); give the file with weights=FILE.* backbone=demo_vit"
+    ) as caught:
+        own_images.train_folder(tmp_path / "images", dict(backbone="vit_tiny_patch16_224"),
+                                results=tmp_path / "out", device="cpu", progress=False, say=lambda _: None)  # fmt: skip
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "out").rglob("runs/*"))
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "words"),
+    [(("better", "better"), "Training helped: "), (("better", "no clear difference"), "Training helped: "),
+     (("no clear difference",) * 2, "no clear difference: the interval holds 0"),
+     (("worse", "no clear difference"), "made it WORSE"), (("worse", "worse"), "made it WORSE"),
+     (("better", "worse"), "helped by one measure and harmed by the other")],
+)  # fmt: skip
+def test_the_summary_says_it_in_words(verdicts, words, tmp_path):
+    queries = {"R@1": np.zeros(1234, np.float32)}
+
+    class Fake:
+        config, path, record = (
+            RunConfig(dataset="own", selection="released"),
+            tmp_path,
+            {"seconds": 61.2, "device": "x"},
+        )
+        metrics = {"epoch": 3}
+
+    Fake.queries = queries
+    gain = pd.DataFrame({"frozen": 50.0, "trained": 60.0, "difference": 10.0, "low": 1.0, "high": 20.0,
+                         "verdict": verdicts}, index=["R@1", "MAP@R"])  # fmt: skip
+    text = own_images.summary(Fake, Fake, gain, 40)
+    assert words in text and "1,234 query images of 40 classes" in text and "+10.0 [+1.0, +20.0]" in text
+    assert "Trained in 1 min 2 s on x" in text and "optimistic" in text and "other classes may" not in text
+    assert ("frozen backbone lies in" in text) == ("worse" in verdicts)

@@ -1,0 +1,176 @@
+"""A folder of one's own images: planned, trained, and compared with the frozen backbone on unseen classes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from vptsp_core.backbone import shape
+from vptsp_core.chance import against
+from vptsp_core.config import RunConfig
+from vptsp_core.data import Benchmark, load_benchmark
+from vptsp_core.data.batches import cache_folder
+from vptsp_core.devices import pick_device
+from vptsp_core.distributed import from_main, local_size
+from vptsp_core.errors import ConfigError, VptspError
+from vptsp_core.files import write_json
+from vptsp_core.host_rows import available_host_memory
+from vptsp_core.own_plan import Machine, Plan, plan
+from vptsp_core.presets import PRESETS
+from vptsp_core.runs import Run, run_folder
+from vptsp_core.study import run
+
+SUMMARY = "own_images.json"  # in the run's folder: the plan's reasons, the comparison, the text
+METRICS = ("R@1", "MAP@R")
+FEW_CLASSES = 20  # held out; below, other classes could well show something else
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `train_folder` made.
+
+    Attributes:
+        run: the trained model's; ``frozen``: the same backbone as it came.
+        gain: a row a metric, in percent points: ``frozen``, ``trained``, ``difference``, ``low`` and ``high`` of its
+            95 % interval over the queries, and ``verdict``, "better", "worse" or "no clear difference".
+        summary: all that in words.
+    """
+
+    run: Run
+    frozen: Run
+    gain: pd.DataFrame
+    summary: str
+
+
+def train_folder(
+    folder: str | Path,
+    changes: dict[str, Any] | None = None,
+    *,
+    results: str | Path | None = None,
+    cache: str | Path | None = None,
+    device: str | None = None,
+    allow_partial: bool = False,
+    say: Callable[[str], object] = print,
+    **options: Any,
+) -> Trained:
+    """Train on the images of a folder, and find out what that gained.
+
+    The first call writes its plan to ``results/plans``, so that the same call goes on with the same run although the
+    memory that is free is another by then.
+
+    Args:
+        folder: ``<class>/<image>`` or ``split.csv`` (see `data.own.every_fifth`).
+        changes: keys of `RunConfig` that hold whatever is planned.
+        say: told the plan before, and the summary after the training.
+        options: as all others, go to `run`.
+
+    Raises:
+        VptspError: whatever the user can mend, in one line.
+    """
+    folder, changes = Path(folder).expanduser(), changes or {}
+    benchmark = load_benchmark("own", folder, allow_partial)
+    planned = from_main(lambda: _planned(benchmark, folder, changes, results, cache, device))
+    say(f"{benchmark.test.num_classes:,} classes of {len(benchmark.test):,} images are kept for testing\n"
+        + "\n".join(planned.reasons))  # fmt: skip
+    config = planned.config
+    options |= dict(data=folder, results=results, cache=cache, device=device, allow_partial=allow_partial)
+    frozen = run(config.replace(method="frozen", bitfit=False), **options)
+    trained = run(config, **options)
+    gain = compare(frozen, trained)
+    text = summary(frozen, trained, gain, benchmark.test.num_classes)
+    record = {"reasons": planned.reasons, "frozen": frozen.path.name, "gain": gain.to_dict("index"), "summary": text}
+    from_main(lambda: write_json(trained.path / SUMMARY, record))
+    say(text)
+    return Trained(trained, frozen, gain, text)
+
+
+def _planned(
+    benchmark: Benchmark, folder: Path, changes: dict[str, Any], results: Any, cache: Any, device: str | None
+) -> Plan:
+    """The plan of an earlier call with these images, changes and kind of device, or a new one, which is kept."""
+    target = pick_device(device)
+    known = json.dumps([benchmark.fingerprint(), changes, target.type], sort_keys=True)
+    root = run_folder(RunConfig(dataset="own"), results, benchmark).parents[1]
+    path = root / "plans" / f"own-{hashlib.sha256(known.encode()).hexdigest()[:12]}.json"
+    if path.exists():
+        try:
+            kept = json.loads(path.read_text())
+            return Plan(RunConfig.from_dict(kept["config"]), tuple(kept["reasons"]))
+        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+            raise VptspError(f"{path}: no plan can be read ({error}); delete the file") from error
+    backbone = changes.get("backbone", PRESETS["cub200-vits16"]["backbone"])
+    classes = np.bincount(benchmark.train.labels)
+    made = plan(classes, len(benchmark.test), machine(target, cache_folder(folder, cache)), shape(backbone), changes)
+    write_json(path, {"config": made.config.to_dict(), "reasons": made.reasons})
+    return made
+
+
+def machine(device: torch.device, cache: Path) -> Machine:
+    """What is free now, on this machine, for a run on ``device`` that decodes images into the folder ``cache``."""
+    host = available_host_memory()
+    gpu = device.type == "cuda"
+    there = next((place for place in (cache.absolute(), *cache.absolute().parents) if place.exists()), Path.cwd())
+    memory = float(torch.cuda.mem_get_info(device)[0]) if gpu else host / local_size()
+    return Machine(gpu, memory, host, shutil.disk_usage(there).free, local_size())
+
+
+def compare(frozen: Run, trained: Run) -> pd.DataFrame:
+    """`Trained.gain` of two runs on the same queries.
+
+    Raises:
+        DataError: they were tested on other queries.
+    """
+    found = against([frozen, trained], ["frozen", "trained"], "frozen", METRICS)
+    rows = {}
+    for metric in METRICS:
+        columns = found[metric][["difference", "low", "high"]]
+        difference, low, high = columns.loc["trained"].to_numpy(dtype=np.float64).tolist()
+        verdict = "better" if low > 0 else "worse" if high < 0 else "no clear difference"
+        before = {name: 100 * each.metrics[metric] for name, each in (("frozen", frozen), ("trained", trained))}
+        rows[metric] = {**before, "difference": difference, "low": low, "high": high, "verdict": verdict}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def summary(frozen: Run, trained: Run, gain: pd.DataFrame, classes: int) -> str:
+    """The comparison in plain words, for people who have not read the paper."""
+    queries = len((trained.queries or {}).get("R@1", ()))
+    lines = [f"{queries:,} query images of {classes:,} classes that were not trained on:"]
+    lines.append(f"{'':8}{'frozen':>8}{'trained':>9}  difference [95 % interval]")
+    for metric, row in gain.iterrows():
+        interval = f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"
+        lines.append(f"{metric:8}{row['frozen']:8.1f}{row['trained']:9.1f}  {interval}: {row['verdict']}")
+    lines.append(_in_words(set(gain["verdict"])))
+    if trained.config.selection == "released":
+        lines.append("The epoch was chosen on these very queries, so that the trained numbers are optimistic.")
+    if classes < FEW_CLASSES:
+        lines.append(f"The interval is for other images of these {classes} classes; other classes may differ by more.")
+    seconds = math.ceil(trained.record["seconds"])
+    lines.append(f"Trained in {seconds // 60} min {seconds % 60} s on {trained.record['device']}; "
+                 f"epoch {trained.metrics['epoch']:.0f} of {trained.config.epochs} (counted from 0).")  # fmt: skip
+    lines += [f"The model lies in {trained.path}. To use it:", "  from vptsp_core import load",
+              f'  embeddings = load("{trained.path}").embed(["image.jpg"])']  # fmt: skip
+    if "worse" in gain["verdict"].to_numpy():
+        lines.append(f"The frozen backbone lies in {frozen.path} and is used the same way.")
+    return "\n".join(lines)
+
+
+def _in_words(verdicts: set[str]) -> str:
+    if verdicts == {"no clear difference"}:
+        return ("Training made no clear difference: the interval holds 0. More held-out images would show smaller "
+                "differences; more epochs (--set epochs=N) may make a larger one.")  # fmt: skip
+    if "worse" not in verdicts:
+        return "Training helped: the trained model finds better than the frozen backbone."
+    if "better" in verdicts:
+        return "Training helped by one measure and harmed by the other: choose by the one that you need."
+    return ("Training made it WORSE: use the frozen backbone, or train longer (--set epochs=N), more carefully (--set "
+            "lr=...), or on more classes.")  # fmt: skip
