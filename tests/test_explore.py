@@ -18,8 +18,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vptsp_core import preset
 from vptsp_core.data import Benchmark, ImageSet
+from vptsp_core.embedder import Embedder
 from vptsp_core.errors import DataError, VptspError
-from vptsp_core.evaluate import Embedder
 from vptsp_core.explore import Opened, attention, finished_runs, open_run, proxies, retrieval, widgets
 from vptsp_core.plots import explore, gallery, zoom
 from vptsp_core.study import build_model, run

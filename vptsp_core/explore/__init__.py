@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from vptsp_core.data import Benchmark, ImageSet, load_benchmark
+from vptsp_core.embedder import Embedder, load
 from vptsp_core.errors import VptspError
-from vptsp_core.evaluate import Embedder, load
 from vptsp_core.runs import METRICS, Run, read_run
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from vptsp_core.backbone import normalisation
 from vptsp_core.data import ImageSet
 from vptsp_core.data.loading import eval_transform
+from vptsp_core.embedder import Embedder
 from vptsp_core.errors import VptspError
-from vptsp_core.evaluate import Embedder
 from vptsp_core.vit import PromptedViT, keys_and_values, run_block, with_prompts
 
 

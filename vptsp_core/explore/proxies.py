@@ -12,7 +12,7 @@ from vptsp_core.backbone import read_weights
 from vptsp_core.maps import proxy_cosines
 from vptsp_core.moments import proxies_of
 from vptsp_core.neighbours import nearest_neighbours
-from vptsp_core.train import WEIGHTS
+from vptsp_core.runs import WEIGHTS
 
 
 def kept_proxies(path: Path, alpha: float) -> dict[str, np.ndarray]:

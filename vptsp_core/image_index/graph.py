@@ -21,7 +21,8 @@ import torch
 from vptsp_core.errors import DataError
 from vptsp_core.neighbours import nearest_neighbours
 
-EXACT_UP_TO = 200_000  # images; an exact search of so many takes a busy core 2 s for one query, 41 ms each for 64 (d = 192)
+# images; an exact search of so many takes a busy core 2 s for one query, 41 ms each for 64 (d = 192)
+EXACT_UP_TO = 200_000
 LINKS, BUILD_EF = 32, 200  # links of a node, and how widely its neighbours are looked for
 WIDTHS = (64, 128, 256, 512, 1024)
 ENOUGH, ASKED, K = 0.99, 256, 10  # recall to reach, of so many queries and neighbours
