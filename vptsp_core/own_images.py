@@ -21,7 +21,7 @@ from vptsp_core.config import RunConfig
 from vptsp_core.data import Benchmark, load_benchmark
 from vptsp_core.data.batches import cache_folder
 from vptsp_core.devices import pick_device
-from vptsp_core.distributed import from_main, local_size
+from vptsp_core.distributed import from_main, launched, local_size, start, world_size
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.files import write_json
 from vptsp_core.host_rows import available_host_memory
@@ -78,6 +78,8 @@ def train_folder(
         VptspError: whatever the user can mend, in one line.
     """
     folder, changes = Path(folder).expanduser(), changes or {}
+    if launched():
+        start(pick_device(device))  # the first process plans for all
     benchmark = load_benchmark("own", folder, allow_partial)
     planned = from_main(lambda: _planned(benchmark, folder, changes, results, cache, device))
     say(f"{benchmark.test.num_classes:,} classes of {len(benchmark.test):,} images are kept for testing\n"
@@ -121,7 +123,7 @@ def machine(device: torch.device, cache: Path) -> Machine:
     gpu = device.type == "cuda"
     there = next((place for place in (cache.absolute(), *cache.absolute().parents) if place.exists()), Path.cwd())
     memory = float(torch.cuda.mem_get_info(device)[0]) if gpu else host / local_size()
-    return Machine(gpu, memory, host, shutil.disk_usage(there).free, local_size())
+    return Machine(gpu, memory, host, shutil.disk_usage(there).free, world_size())
 
 
 def compare(frozen: Run, trained: Run) -> pd.DataFrame:
@@ -156,7 +158,7 @@ def summary(frozen: Run, trained: Run, gain: pd.DataFrame, classes: int) -> str:
         lines.append(f"The interval is for other images of these {classes} classes; other classes may differ by more.")
     seconds = math.ceil(trained.record["seconds"])
     lines.append(f"Trained in {seconds // 60} min {seconds % 60} s on {trained.record['device']}; "
-                 f"epoch {trained.metrics['epoch']:.0f} of {trained.config.epochs} (counted from 0).")  # fmt: skip
+                 f"epoch {trained.metrics['epoch']:.0f} of {trained.config.epochs}.")  # fmt: skip
     lines += [f"The model lies in {trained.path}. To use it:", "  from vptsp_core import load",
               f'  embeddings = load("{trained.path}").embed(["image.jpg"])']  # fmt: skip
     if "worse" in gain["verdict"].to_numpy():

@@ -30,7 +30,7 @@ STEP_BYTES = 100  # an image, token, channel and block, both towers in float32 (
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run may use: bytes of memory where it computes, of host memory and of disk; processes that share it."""
+    """What a run may use: bytes where each process computes, of host memory, of disk; the number of processes."""
 
     gpu: bool
     memory: float
