@@ -73,6 +73,12 @@ def test_a_table_of_paths_and_classes_is_split_like_folders(tmp_path):
     assert table.test.class_names == folders.test.class_names and table.train.paths == folders.train.paths
 
 
+def test_images_are_read_as_a_viewer_shows_them(tmp_path):
+    put(tmp_path, TWELVE)
+    Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(tmp_path / "class 00" / "0.png")
+    assert load_benchmark("own", tmp_path).train.image(0).getpixel((3, 3)) == (255, 255, 255), "over white"
+
+
 def test_a_table_with_a_split_decides(tmp_path):
     put(tmp_path, {"a": 2, "b": 2, "c": 2})
     rows = [f"{label}/{i}.png,{label},{'test' if label == 'a' else 'train'}" for label in "abc" for i in range(2)]

@@ -55,7 +55,9 @@ def every_fifth(folder: Path, name: str) -> Listing:
     def rows(test: bool) -> Rows:
         return [(image, label) for label, images in classes.items() if (label in tested) is test for image in images]
 
-    return Listing(table if table.is_file() else folder, folder, {"train": rows(False), "test": rows(True)})
+    return Listing(
+        table if table.is_file() else folder, folder, {"train": rows(False), "test": rows(True)}, as_shown=True
+    )
 
 
 def _has_split(table: Path) -> bool:
