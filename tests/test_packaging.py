@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +30,7 @@ def pins(name: str) -> dict[str, Version]:
         if not line.startswith("-r "):
             pin = re.fullmatch(r"([a-z0-9-]+)==([0-9.]+)", line)
             assert pin, f"{name}: {line!r} is not of the form name==version"
+            assert pin[1] not in found, f"{name}: {pin[1]} is there twice"
             found[pin[1]] = Version(pin[2])
     return found
 
@@ -66,6 +68,14 @@ def test_requirements_pin_what_pyproject_asks_for():
         assert ranges()[name].specifier.contains(version), f"{name} {version}"
 
 
+def test_a_requirement_that_stands_twice_says_the_same():
+    extras = project()["optional-dependencies"]
+    lines = [line for part in (project()["dependencies"], *extras.values()) for line in part]
+    assert len({Requirement(line).name for line in lines}) == len(set(lines))
+    assert all(len(set(part)) == len(part) for part in (project()["dependencies"], *extras.values()))
+    assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text().splitlines()  # `pins` leaves it out
+
+
 def test_conda_environment_agrees_with_the_pins():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert set(environment["channels"]) <= {"conda-forge", "pytorch", "nodefaults"}
@@ -76,9 +86,10 @@ def test_conda_environment_agrees_with_the_pins():
         if name == "pip":
             continue
         if name == "python":
-            assert spec == "=3.12"
+            assert spec == "=3.12" and SpecifierSet(project()["requires-python"]).contains("3.12")
             continue
         pinned = every[CONDA.get(name, name)]
+        assert CONDA.get(name, name) not in seen, f"environment.yml: {name} is there twice"
         seen.add(CONDA.get(name, name))
         if name == "faiss-gpu":  # its versions on conda are not those on PyPI
             assert Requirement(f"faiss{spec}").specifier == ranges()["faiss-cpu"].specifier

@@ -90,7 +90,8 @@ class ClassPrompts(nn.Module):
 
     @torch.no_grad()
     def swap_out(self, classes: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """After the optimiser's step: put the rows of ``classes`` and their state back (rowwise; else nothing)."""
+        """After the optimiser's step: put the rows of ``classes`` ((C',) int64) and their state back (rowwise; else
+        nothing)."""
         if not self.rowwise:
             return
         slots = self._slots(optimizer)

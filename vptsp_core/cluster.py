@@ -25,9 +25,11 @@ class Backend(DaskDistributedBackend):
     task that the scheduler gave up (its worker died again and again, or could not read it) it would wait for ever."""
 
     def effective_n_jobs(self, n_jobs: int) -> int:
+        """How many tasks joblib may have at work: at least two."""
         return max(2, super().effective_n_jobs(n_jobs))
 
     def submit(self, func: Any, callback: Callable[[Any], None] | None = None) -> Any:
+        """Send a task off; ``callback`` is told of its result, or of the exception that ended it."""
         future = super().submit(func, callback)
 
         def told(done: Any) -> None:
@@ -38,6 +40,7 @@ class Backend(DaskDistributedBackend):
         return future
 
     def retrieve_result_callback(self, out: Any) -> Any:
+        """The result that the callback was told of; raises what it was told of instead."""
         if isinstance(out, BaseException):
             raise out
         return super().retrieve_result_callback(out)

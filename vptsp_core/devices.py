@@ -43,7 +43,10 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor on the device. The host does not wait for a GPU, as it would for a copy out of pageable memory."""
+    """A small tensor of any shape on the device.
+
+    The host does not wait for a GPU, as it would for a copy out of pageable memory.
+    """
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -98,7 +98,8 @@ def own_share(n: int) -> slice:
 
 
 def own_rows(rows: Tensor) -> Tensor:
-    """`own_share` of the rows of a tensor; without a group the tensor itself, whose gradient is then not copied."""
+    """`own_share` of the rows of a tensor (n, ...); without a group the tensor itself, whose gradient is
+    then not copied."""
     return rows[own_share(len(rows))] if joined() else rows
 
 

@@ -55,6 +55,7 @@ class SampleTower(nn.Module):
             self.register_buffer(name, torch.tensor(prepared[name]).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) in [0, 1] -> (B, d)."""
         kvs = [getattr(self, f"prompts_{i}", None) for i in range(len(self.vit.backbone.blocks))]
         return self.vit.embedding(self.vit.pooled((images - self.mean) / self.std, [kvs]))
 

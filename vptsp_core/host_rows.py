@@ -34,6 +34,9 @@ def own_pages(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Ten
 
     The pages are shared with child processes: a fork must not move, by copy on write, what a GPU is reading.
 
+    Args:
+        shape: of the table, (rows, ...).
+
     Raises:
         VptspError: more than there is.
     """
@@ -54,7 +57,7 @@ def own_pages(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Ten
 
 
 def pin(table: Tensor, device: torch.device) -> int:
-    """Register a table's memory with CUDA as it lies, and give its address for `unpin`.
+    """Register the memory of a table (rows, ...) with CUDA as it lies, and give its address for `unpin`.
 
     ``Tensor.pin_memory`` would copy it, into an allocation rounded up to a power of two.
 
@@ -103,14 +106,15 @@ class DirectCopier:
     """Copies at once: the device is the host."""
 
     def submit(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Copy now: pairs of target and source, each of one shape (...)."""
         for target, source in pairs:
             target.copy_(source)
 
     def wait(self, ticket: None) -> None:
-        pass
+        """Nothing: it is copied."""
 
     def finish(self) -> None:
-        pass
+        """Nothing: all is copied."""
 
 
 class StreamCopier:
@@ -120,6 +124,7 @@ class StreamCopier:
         self.device, self.stream = device, torch.cuda.Stream(device)
 
     def submit(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> torch.cuda.Event:
+        """Begin to copy once what the current stream has been given is done; pairs of one shape (...) each."""
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
             for target, source in pairs:
@@ -127,9 +132,11 @@ class StreamCopier:
         return self.stream.record_event()
 
     def wait(self, ticket: torch.cuda.Event) -> None:
+        """Let the current stream, not the host, wait for the event."""
         torch.cuda.current_stream(self.device).wait_event(ticket)
 
     def finish(self) -> None:
+        """Let the host wait for all copies."""
         self.stream.synchronize()
 
 
@@ -181,7 +188,8 @@ class HostRows:
         self._announced = order, ticket
 
     def take(self, classes: Tensor, targets: Mapping[str, Tensor]) -> None:
-        """Put the rows of ``classes`` into the targets, by name of the table; announced or not."""
+        """Put the rows of ``classes`` ((C',) int64 on the CPU) into the targets, (C', ...) by name of the table;
+        announced or not."""
         if self._announced is None or self._announced[0] != self._order(classes):
             self.announce(classes)
         assert self._announced is not None
@@ -196,7 +204,8 @@ class HostRows:
         self._announced = None
 
     def give(self, classes: Tensor, sources: Mapping[str, Tensor]) -> None:
-        """Begin to write the sources back as the rows of ``classes``; the sources may change at once."""
+        """Begin to write the sources, (C', ...) by name of the table, back as the rows of ``classes`` ((C',) int64 on
+        the CPU); the sources may change at once."""
         order = self._order(classes)
         if self._written is not None:
             self.copier.wait(self._written.ticket)

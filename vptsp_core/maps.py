@@ -45,7 +45,8 @@ def spread_classes(num_classes: int, count: int) -> list[int]:
 
 
 def pick_points(labels: np.ndarray, shown: list[int], limit: int, seed: int = 0) -> np.ndarray:
-    """Places of at most ``limit`` images, sorted: those of the classes ``shown`` first of all, then any others."""
+    """Places of at most ``limit`` images, (n,) int64, sorted: those of the classes ``shown`` first of all, then any
+    others. labels (N,) are the images' classes."""
     order = np.random.default_rng(seed).permutation(len(labels))
     first = np.isin(labels[order], shown)
     return np.sort(np.concatenate([order[first], order[~first]])[:limit])

@@ -174,6 +174,11 @@ def _complete_ties(scores: Tensor, best: Tensor, found: Tensor) -> Tensor:
 
 
 def positive(name: str, value: Any) -> int:
+    """``value`` as a whole number of at least 1.
+
+    Raises:
+        VptspError: naming the argument, where it is none.
+    """
     try:
         if (number := operator.index(value)) >= 1:
             return number
@@ -183,6 +188,11 @@ def positive(name: str, value: Any) -> int:
 
 
 def as_tensor(name: str, data: Any) -> Tensor:
+    """A tensor or array of any shape as a tensor without gradient, its memory shared where it may be written to.
+
+    Raises:
+        VptspError: naming the argument, where torch cannot read it.
+    """
     try:
         if getattr(getattr(data, "flags", None), "writeable", True) is False:
             data = data.copy()  # a memory-mapped or frozen array, of which torch would warn
@@ -192,7 +202,11 @@ def as_tensor(name: str, data: Any) -> Tensor:
 
 
 def unit_rows(name: str, data: Any, like: Tensor | None = None) -> Tensor:
-    """data (n, d) as float32 rows of L2 norm 1 (zeros stay zeros), a copy, on the device of like."""
+    """data (n, d) as float32 rows of L2 norm 1 (zeros stay zeros), a copy, on the device of like (m, d).
+
+    Raises:
+        VptspError: naming the argument: another shape, another d, or rows that hold NaN or infinity.
+    """
     x = as_tensor(name, data)
     if x.dim() != 2 or 0 in x.shape or x.is_complex():
         raise VptspError(f"{name}: {x.dtype} of shape {tuple(x.shape)}; give one real vector a row, (n, d)")

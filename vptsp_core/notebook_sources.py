@@ -42,7 +42,10 @@ def _all_str(values: Iterable[Any]) -> bool:
 
 def discover(only: Sequence[str] = (), folder: Path = FOLDER) -> list[Path]:
     """Notebooks in name order. An entry of `only` picks those that begin with it ("fig3": fig3_ablations; "table1":
-    not table10; a leading "01_" may be left out); one that picks none is an error listing the known ones.
+    not table10; a leading "01_" may be left out).
+
+    Raises:
+        VptspError: no notebooks, or an entry that picks none, with the known ones.
     """
     notebooks = sorted(folder.glob("*.ipynb"))
     if not notebooks:
@@ -59,7 +62,11 @@ def discover(only: Sequence[str] = (), folder: Path = FOLDER) -> list[Path]:
 
 
 def declared_parameters(path: Path) -> dict[str, Any]:
-    """Names and defaults in the one cell tagged `parameters`, which holds assignments of literals only."""
+    """Names and defaults in the one cell tagged `parameters`, which holds assignments of literals only.
+
+    Raises:
+        VptspError: no such cell, several, or another thing in it.
+    """
     cells = [cell for cell in read(path).cells if "parameters" in cell.metadata.get("tags", [])]
     if len(cells) != 1:
         raise VptspError(f"{path.name}: {len(cells)} cells are tagged 'parameters'; exactly one must be")
@@ -85,8 +92,10 @@ def _assigned(source: str) -> dict[str, Any]:
 
 
 def check_parameters(path: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """The part of `values` that this notebook takes; VptspError where one it must have is missing, or one has
-    another type. `profile` and `results` must be declared, the others may be.
+    """The part of `values` that this notebook takes. `profile` and `results` must be declared, the others may be.
+
+    Raises:
+        VptspError: one that it must have is missing, or one has another type.
     """
     declared = declared_parameters(path)
     known = ", ".join(declared) or "none"
@@ -162,6 +171,11 @@ def check_sources(folder: Path = FOLDER) -> list[str]:
 
 
 def read(path: Path) -> Any:
+    """A notebook in format 4.
+
+    Raises:
+        VptspError: unreadable.
+    """
     try:
         return nbformat.read(path, as_version=4)
     except (OSError, ValueError) as error:  # nbformat's own errors are ValueErrors

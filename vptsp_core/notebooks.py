@@ -52,9 +52,12 @@ def run_notebooks(
 
     Writes results/<profile>/notebooks/<name>.ipynb and .html; a failing one stays as <name>.failed.ipynb and
     does not stop the others. One that is finished (`executed.is_finished`) is not executed again. Two calls at once
-    wait for each other, notebook by notebook. What can be checked is checked before the first starts (VptspError).
+    wait for each other, notebook by notebook. What can be checked is checked before the first starts.
     `data`, `seeds`, `workers` (see `study.many`) and `changes` (keys of RunConfig, for every run) go to the notebooks
     that declare them; None leaves the notebooks' own defaults. On a terminal a line tells what is at work.
+
+    Raises:
+        VptspError: an option, a notebook's parameters or a folder that cannot be used; nothing has run then.
     """
     if profile not in PROFILES:
         raise VptspError(f"unknown profile {profile!r}; one of: {', '.join(PROFILES)}")
@@ -107,7 +110,11 @@ def run_notebooks(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m vptsp_core notebooks`. Returns the exit status: 0, or 1 where a notebook failed."""
+    """`python -m vptsp_core notebooks`. Returns the exit status: 0, or 1 where a notebook failed.
+
+    Raises:
+        VptspError: see `run_notebooks`.
+    """
     parser = argparse.ArgumentParser("python -m vptsp_core notebooks", description=_WHAT)
     parser.add_argument("--profile", choices=PROFILES, default="demo", help="default: demo")
     parser.add_argument("--data", metavar="DIR", help="folder with the real data sets")

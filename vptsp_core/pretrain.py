@@ -142,7 +142,7 @@ def initialise(model: VisionTransformer) -> None:
 
 
 def template_anchors(width: int) -> torch.Tensor:
-    """(base classes, width): where the classifier starts, the principal components of the letters' templates.
+    """(C, width) of the C base classes: where the classifier starts, the principal components of letters' templates.
 
     Letters that look alike start close together, so the first steps already say what to look at.
     """

@@ -212,7 +212,7 @@ class PromptedViT(nn.Module):
         return F.normalize(pooled.mean(1) if self.sample_head is None else self.sample_head(pooled), dim=-1)
 
     def prompt_kvs(self, prompts: Tensor | tuple[Tensor, ...] | None, counts: list[int]) -> list[Tensor | None]:
-        """Each block's prompts as keys and values (see `with_prompts`), None where it has none."""
+        """Each block's prompts, (..., N, D), as keys and values (see `with_prompts`), None where it has none."""
         kvs: list[Tensor | None] = [None] * len(self.backbone.blocks)
         if prompts is not None:
             for i, (block, of_block, count) in enumerate(zip(self.backbone.blocks, prompts, counts, strict=False)):
@@ -220,7 +220,7 @@ class PromptedViT(nn.Module):
         return kvs
 
     def pooled(self, images: Tensor, towers: list[list[Tensor | None]]) -> Tensor:
-        """(towers * B, pooled tokens, D) after the final norm."""
+        """(towers * B, T, D): the T pooled tokens of each image after the final norm."""
         trunk = self.backbone
         x = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
         one_batch = images.device.type != "cpu" if self.one_batch is None else self.one_batch

@@ -88,7 +88,7 @@ class TextbookStep:
         self.model, self.optimizers, self.scaler = model, optimizers, scaler
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The textbook loss in the trunk's precision."""
+        """The textbook loss in the trunk's precision, a scalar: images (B, 3, H, W), labels (B,)."""
         dtype = self.model.vit.autocast
         with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
             return textbook.loss(self.model, images, labels)
@@ -96,7 +96,7 @@ class TextbookStep:
     def __call__(
         self, images: Tensor, labels: Tensor, classes: Tensor, upcoming: Tensor | None = None
     ) -> Tensor:  # fmt: skip
-        """One step; the loss before it."""
+        """One step on images (B, 3, H, W); the loss before it, a scalar. The rest as for `TrainStep`."""
         prompts = self.model.class_prompts
         if prompts is not None:
             prompts.swap_in(classes, self.optimizers[0], upcoming)

@@ -23,7 +23,11 @@ from vptsp_core.presets import parse_change, preset
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; prints a table and, with ``--json``, writes it too."""
+    """The command line; prints a table and, with ``--json``, writes it too.
+
+    Raises:
+        VptspError: no turns or steps at all, or what the measurement itself raises.
+    """
     parser = argparse.ArgumentParser("python -m vptsp_core bench", description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
     step = kinds.add_parser("step", help="our step as written, compiled, textbook and as released, by turns")

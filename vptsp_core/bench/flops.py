@@ -23,6 +23,9 @@ def step_flops(model: MetricModel, images: Tensor, labels: Tensor) -> int:
     nothing twice. Every form's rate is worked out from this one number, whatever the form itself computes besides.
 
     The accumulated proxies move on, as in any step; gradients are gone afterwards.
+
+    Args:
+        images, labels: (B, 3, H, W) and (B,), as for `MetricModel.loss`.
     """
     checkpointing, model.vit.checkpointing = model.vit.checkpointing, False
     # The counter knows attention's products on all devices only where they are written out.

@@ -65,7 +65,7 @@ class Data(NamedTuple):
 
     @property
     def owned(self) -> Tensor:
-        """Labels of the items searched in."""
+        """Labels of the items searched in: (M,) int64."""
         return self.labels if self.gallery_labels is None else self.gallery_labels
 
 
@@ -204,6 +204,8 @@ def _difference(ours: dict[str, float], theirs: dict[str, float]) -> float:
 
 
 class Seconds(NamedTuple):
+    """How long a task took."""
+
     wall: float
     cpu: float  # of all threads of this process
 

@@ -101,7 +101,7 @@ class ReleasedBench:
             model.bank_prompt_p_save()
 
     def loss(self) -> Tensor:
-        """Its forward pass and loss; like its loader, it has the labels in host memory."""
+        """Its forward pass and loss, a scalar (); like its loader, it has the labels in host memory."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of checkpointing without its newer arguments
             out = self.model(x=self.images, labels=self.labels.to(self.device), anchor=None)

@@ -63,7 +63,7 @@ class Ready(nn.Module):
 
 
 class Loader:
-    """Stands for its data loader: batches of labels, images and places."""
+    """Stands for its data loader: batches of labels (b,), images, which are rows (b, d), and places."""
 
     def __init__(self, rows: Tensor, labels: Tensor) -> None:
         self.rows, self.labels = rows, labels.cpu()

@@ -22,6 +22,7 @@ class FileSet(ImageSet):
 
     Args:
         paths: N files, in the order of the labels.
+        labels: (N,) whole numbers, class of every image.
         as_shown: read them as a viewer shows them (see `read_image`).
     """
 
@@ -52,7 +53,11 @@ class FileSet(ImageSet):
         return [os.path.relpath(path, common) for path in self.paths]
 
     def fingerprint(self) -> str:
-        """Over labels, paths and file sizes: quick, and blind to nothing but edits of equal length."""
+        """Over labels, paths and file sizes: quick, and blind to nothing but edits of equal length.
+
+        Raises:
+            DataError: naming a file that is gone.
+        """
         digest = hashlib.sha256(b"as shown\n" if self.as_shown else b"")
         for path, name, label in zip(self.paths, self.relative_names(), self.labels, strict=True):
             try:

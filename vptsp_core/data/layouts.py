@@ -71,6 +71,9 @@ def own_images(folder: Path, name: str) -> Listing:
     The first half of the classes in name order, rounded up, is for training; what is ignored is told in one warning.
     ``split.csv`` has the header ``path,class,split``; split is train, and test or else query and gallery. Classes of
     one image are refused in folders, where nothing says that they are meant, and told in a warning in ``split.csv``.
+
+    Raises:
+        DataError: no classes, or a ``split.csv`` that is not as said, with file and line.
     """
     table = folder / "split.csv"
     if not table.is_file():
@@ -118,7 +121,11 @@ def csv_rows(table: Path, name: str, columns: Sequence[str]) -> Iterator[tuple[A
 
 
 def online_products(folder: Path, name: str) -> Listing:
-    """SOP: ``Info_Files/Ebay_{train,test}.txt`` and ``images/``; or all in the folder itself, as in its archive."""
+    """SOP: ``Info_Files/Ebay_{train,test}.txt`` and ``images/``; or all in the folder itself, as in its archive.
+
+    Raises:
+        DataError: a list that is missing or not as said, with file and line.
+    """
     splits, header = {}, "image_id class_id super_class_id path"
     inside = "images/" if (folder / "images").is_dir() else ""
     for split in ("train", "test"):
@@ -132,7 +139,11 @@ def online_products(folder: Path, name: str) -> Listing:
 
 
 def inshop(folder: Path, name: str) -> Listing:
-    """In-Shop: ``list_eval_partition.txt`` (number of rows, header, rows) and ``img/``; queries have a gallery."""
+    """In-Shop: ``list_eval_partition.txt`` (number of rows, header, rows) and ``img/``; queries have a gallery.
+
+    Raises:
+        DataError: the list is missing or not as said, with file and line.
+    """
     path = _find(folder, name, "list_eval_partition.txt")
     lines = [line for line in _lines(path, name) if line.strip()]
     header = "image_name item_id evaluation_status"
@@ -150,7 +161,11 @@ def inshop(folder: Path, name: str) -> Listing:
 
 
 def inaturalist(folder: Path, name: str) -> Listing:
-    """iNaturalist 2018: lists of ``train_val2018/<kind>/<species>/<image>``, whatever stands before that."""
+    """iNaturalist 2018: lists of ``train_val2018/<kind>/<species>/<image>``, whatever stands before that.
+
+    Raises:
+        DataError: a list that is missing or not as said, with file and line.
+    """
     splits, top = {}, "train_val2018/"
     for split in ("train", "test"):
         path = _find(folder, name, f"Inaturalist_{split}_set1.txt")

@@ -41,8 +41,8 @@ class PixelStore:
         return self.pixels[start : start + height * width * 3].reshape(height, width, 3)
 
     def resident(self, device: torch.device) -> Tensor | None:
-        """The flat pixels where the device can reach them: as they are for the CPU, a copy on a GPU with room for
-        them (`RESIDENT_SHARE`), kept for the life of the store; None where there is too little room."""
+        """The flat pixels, (bytes,) uint8, where the device can reach them: as they are for the CPU, a copy on a GPU
+        with room for them (`RESIDENT_SHARE`), kept for the life of the store; None where there is too little room."""
         if device.type == "cpu":
             return torch.from_numpy(self.pixels)
         if device not in self._resident:

@@ -102,7 +102,7 @@ def confusions(labels: np.ndarray, first: np.ndarray, names: tuple[str, ...]) ->
     """Pairs of classes by how many first neighbours of the one are of the other, most first.
 
     Args:
-        labels, first, names: as for `by_class`.
+        labels, first, names: as for `by_class`; labels and first (N,).
 
     Returns:
         One row a pair with at least one: ``a`` and ``b`` (labels, a < b), their names ``class`` and ``other class``,
@@ -120,7 +120,7 @@ def confusions(labels: np.ndarray, first: np.ndarray, names: tuple[str, ...]) ->
 
 def examples(pair: tuple[int, int], labels: np.ndarray, first: np.ndarray, count: int) -> np.ndarray:
     """Places of at most ``count`` queries of either class of a pair whose first neighbour is of the other: from both
-    directions in turn, as long as both have some."""
+    directions in turn, as long as both have some. labels and first (N,) as for `confusions`; (n,) int64."""
     ways = [np.flatnonzero((labels == here) & (first == there)) for here, there in (pair, pair[::-1])]
     turns = np.concatenate([np.arange(len(way)) for way in ways])
     return np.concatenate(ways)[np.argsort(turns, kind="stable")][:count]

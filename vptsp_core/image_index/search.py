@@ -25,7 +25,11 @@ DRAWN, DRAWN_EACH = 10, 30  # queries in the picture, and neighbours of each; th
 
 
 def main(argv: Sequence[str]) -> int:
-    """Search, print what was found, write the answer as PNG and CSV. Returns the exit status."""
+    """Search, print what was found, write the answer as PNG and CSV. Returns the exit status.
+
+    Raises:
+        VptspError: options of `tune`, an index or images that cannot be read, or another model than the index's.
+    """
     if any(word.split("=")[0] in OF_TUNE for word in argv):
         raise VptspError("search finds images; for hyper-parameters use: python -m vptsp_core tune --preset ...")
     parser = argparse.ArgumentParser(
@@ -61,7 +65,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def found(index: ImageIndex, queries: Sequence[Path], scores: np.ndarray, places: np.ndarray) -> pd.DataFrame:
-    """A row a neighbour: ``query`` and ``path`` (under the indexed folder), ``rank`` from 1, ``cosine``."""
+    """A row a neighbour: ``query`` and ``path`` (under the indexed folder), ``rank`` from 1, ``cosine``.
+
+    scores and places, (queries, k), are what `ImageIndex.search` gives.
+    """
     rows = [
         (str(query), rank, index.names[place], float(score))
         for query, of_query, at in zip(queries, scores, places, strict=True)

@@ -34,6 +34,7 @@ class Column:
 
     @property
     def numeric(self) -> bool:
+        """Whether every cell that is not empty is a number."""
         return all(_number(cell) is not None for cell in self.cells if cell)
 
 

@@ -159,7 +159,10 @@ def first_right(embeddings: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def worst(ranks: np.ndarray, labels: np.ndarray, count: int) -> list[int]:
-    """The ``count`` queries whose first right neighbour comes last, one a class, equal ranks in their order."""
+    """The ``count`` queries whose first right neighbour comes last, one a class, equal ranks in their order.
+
+    ranks and labels (N,): of `first_right`, and the queries' classes.
+    """
     chosen: dict[int, int] = {}
     for at in np.argsort(-ranks, kind="stable"):
         chosen.setdefault(int(labels[at]), int(at))

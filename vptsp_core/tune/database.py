@@ -110,7 +110,11 @@ def _origin(trial: FrozenTrial) -> int:
 
 @contextlib.contextmanager
 def database(url: str) -> Iterator[None]:
-    """What the database does not do is said in one line, without its password; Optuna is quiet."""
+    """What the database does not do is said in one line, without its password; Optuna is quiet.
+
+    Raises:
+        VptspError: in place of the database's own errors.
+    """
     try:
         with quiet():
             yield

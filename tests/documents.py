@@ -1,0 +1,139 @@
+"""For tests of README.md and docs/*.md: their code blocks, what these would call, and the real parsers for it."""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch.distributed.run
+from documents_stub import write_stubs
+
+from vptsp_core import __main__ as command_line
+from vptsp_core.data import DATASETS
+from vptsp_core.notebook_sources import discover
+from vptsp_core.presets import parse_change, preset
+from vptsp_core.rows import configured
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHERS = {"conda", "jupyter", "srun", "scontrol", "hostname", "sleep", "pip"}  # not ours to parse
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """Fenced code of a page in these languages, in order."""
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text("utf-8"), re.S | re.M)
+    return [code for language, code in found if language in languages]
+
+
+def spans(text: str) -> list[str]:
+    """Inline code outside of blocks, each on one line."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
+
+
+class Parsed(Exception):
+    """In place of what a command would do: what it was told."""
+
+    def __init__(self, options):
+        self.options = options
+
+
+def parse_ours(monkeypatch, words: list[str]) -> argparse.Namespace:
+    """The options of `python -m vptsp_core WORDS`, by its own parser; whatever can be looked at of them is valid."""
+    original = argparse.ArgumentParser.parse_args
+
+    def parse_args(parser, *given, **named):
+        raise Parsed(original(parser, *given, **named))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        patch.delenv("LOCAL_RANK", raising=False)
+        try:
+            status = command_line.main(words)
+        except SystemExit as ended:
+            assert ended.code == 0 and {"-h", "--help"} & set(words), f"{shlex.join(words)} is refused"
+            return argparse.Namespace()
+        except Parsed as parsed:
+            options = parsed.options
+        else:
+            raise AssertionError(f"{shlex.join(words)} parses nothing: status {status}")
+    check(words[0], options)
+    return options
+
+
+def check(command: str, options: argparse.Namespace) -> None:
+    """What argparse leaves to the commands themselves."""
+    changes = dict(map(parse_change, getattr(options, "changes", [])))
+    if command == "notebooks":
+        configured(options.profile, {}, changes)
+        assert options.only is None or discover(options.only.split(","))
+    elif hasattr(options, "preset"):
+        if getattr(options, "method", None):
+            changes["method"] = options.method
+        preset("cub200-vits16" if options.preset.endswith(".json") else options.preset, **changes)
+    for name in ("class_table", "checkpointing", "compile"):
+        allowed = ("auto", "device", "host") if name == "class_table" else ("auto", "on", "off")
+        assert getattr(options, name, "auto") in allowed
+    if command == "data" and options.name not in (None, "NAME"):
+        assert options.name in DATASETS
+
+
+def called(monkeypatch, words: list[str]) -> argparse.Namespace | None:
+    """The options of a whole command as a shell would call it, by the parser that it has; None where it has none."""
+    program, *rest = words
+    if program in ("python", "python3") and rest[:2] == ["-m", "vptsp_core"]:
+        return parse_ours(monkeypatch, rest[2:])
+    if program in ("python", "python3"):
+        assert (ROOT / rest[0]).is_file(), f"no script {rest[0]}"
+        return None
+    if program == "torchrun":
+        options = torch.distributed.run.get_args_parser().parse_args(rest)
+        assert options.module and options.training_script == "vptsp_core"
+        return parse_ours(monkeypatch, options.training_script_args)
+    if program == "dask":
+        from distributed.cli import dask_scheduler, dask_worker
+
+        main = {"scheduler": dask_scheduler.main, "worker": dask_worker.main}[rest[0]]
+        context = main.make_context(f"dask {rest[0]}", rest[1:])
+        assert not [word for word in main.make_parser(context).parse_args(rest[1:])[1] if word.startswith("-")]
+        return None
+    assert program in OTHERS, f"nobody here knows {program}"
+    files = [word for word in rest if word.endswith((".yml", ".ipynb"))]
+    assert all((ROOT / word).is_file() for word in files)
+    return None
+
+
+def calls_of(script: str, folder: Path) -> list[list[str]]:
+    """Run a block with stand-ins for all programs that it calls, in a checkout that holds run_all.sh alone.
+
+    Returns:
+        What was called, in words after the shell has had its say; `./run_all.sh` as the python that it calls.
+    """
+    bash = shutil.which("bash")
+    assert bash, "needs bash"
+    checkout, record = folder / "vptsp", folder / "calls"
+    (checkout / "vptsp_core").mkdir(parents=True)
+    for name in ("run_all.sh", "pyproject.toml", "requirements.txt", "requirements-dev.txt"):
+        shutil.copy(ROOT / name, checkout)
+    for place in ("DIR", "SHARED/data", "SHARED/results"):
+        (checkout / place).mkdir(parents=True)
+    (folder / "data").mkdir()
+    write_stubs(folder / "stubs" / "bin")
+    record.touch()
+    environment = {
+        "PATH": f"{folder / 'stubs' / 'bin'}{os.pathsep}{os.environ['PATH']}", "HOME": str(folder),
+        "VIRTUAL_ENV": str(folder / "stubs"), "CALLS": str(record), "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_CPUS_PER_TASK": "8",
+    }  # fmt: skip
+    subprocess.run([bash, "-n"], input=script, text=True, check=True)
+    done = subprocess.run(
+        [bash, "-euo", "pipefail"], input=script + "\nwait\n", cwd=checkout, env=environment, text=True,
+        capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, f"status {done.returncode}: {done.stdout}{done.stderr}"
+    lines = record.read_text().splitlines()
+    return [words for words in map(json.loads, lines) if words[1:2] != ["-"]]  # run_all.sh looks at its environment

@@ -1,0 +1,98 @@
+"""docs/reproducing.md against the code: every switch it names exists, every row it lists is the row that is run."""
+
+import dataclasses
+import re
+
+import pytest
+from documents import ROOT, parse_ours, spans
+
+from vptsp_core import RunConfig, preset
+from vptsp_core.__main__ import COMMANDS
+from vptsp_core.notebook_sources import discover
+from vptsp_core.presets import parse_change
+from vptsp_core.rows import INTEGRATIONS, PROXY_SOURCES, method_rows
+from vptsp_core.sweeps import SWEEPS
+from vptsp_core.table_rows import RATES
+
+PAGE = ROOT / "docs" / "reproducing.md"
+TEXT = PAGE.read_text("utf-8")
+SWITCH = re.compile(r"[A-Za-z_]+=\S+( [A-Za-z_]+=\S+)*")
+
+
+def values(span: str) -> dict:
+    return dict(parse_change(word) for word in span.split())
+
+
+def tables() -> list[list[list[str]]]:
+    """Of every table its rows, of every row its cells; the heading first."""
+    found = re.findall(r"(?:^\|.*\|\n)+", TEXT, re.M)
+    split = [[[cell.strip() for cell in line.strip("|\n ").split(" | ")] for line in table.splitlines()]
+             for table in found]  # fmt: skip
+    return [[table[0], *table[2:]] for table in split]
+
+
+SWITCHES = [span for span in spans(TEXT) if SWITCH.fullmatch(span)]
+OPTIONS = [span for span in spans(TEXT) if span.split()[0] in COMMANDS and " --" in span]
+
+
+@pytest.mark.parametrize("span", sorted(set(SWITCHES)))
+def test_keys_and_values_are_those_of_a_run(span):
+    given = values(span)
+    config = preset("cub200-vits16", **given)
+    assert all(getattr(config, key) == value for key, value in given.items())
+
+
+@pytest.mark.parametrize("span", sorted(set(OPTIONS)))
+def test_options_are_those_of_a_command(span, monkeypatch):
+    parse_ours(monkeypatch, span.split())
+
+
+def test_what_is_called_the_default_is_it():
+    defaults = re.findall(r"`([a-zA-Z_]+=\S+)` \(default\)", TEXT)
+    assert len(set(defaults)) > 12
+    for span in defaults:
+        ((key, value),) = values(span).items()
+        assert getattr(RunConfig(), key) == value, span
+
+
+def test_every_difference_has_its_four_sides():
+    differences, readings, _ = tables()
+    assert len(differences) > 25
+    for point, paper, released, ours, switch in differences[1:]:
+        assert all((point, paper, released, ours))
+        named = spans(switch)
+        assert switch.startswith("none") or named, point
+        assert all(SWITCH.fullmatch(span) or span in OPTIONS for span in named) or switch.startswith("none"), switch
+    assert all(len(row) == 4 for row in readings)
+
+
+def test_keys_that_select_a_side_are_all_there():
+    """A key of the run's description whose values have names is a switch: each value stands on the page."""
+    named = {(key, value) for span in SWITCHES for key, value in values(span).items()}
+    for field in dataclasses.fields(RunConfig):
+        if field.name in ("pool", "method", "optimizer"):  # told by rows and presets, no matter of paper and code
+            continue
+        for value in re.findall(r"'([a-z0-9_]+)'|\"([a-z0-9_]+)\"", str(field.type)):
+            assert (field.name, "".join(value)) in named, (field.name, value)
+    aliases = {"Accumulator": set(INTEGRATIONS.values()) | {"ema"}, "ProxySource": set(PROXY_SOURCES.values())}
+    for key, wanted in (("accumulator", aliases["Accumulator"]), ("proxy_source", aliases["ProxySource"])):
+        assert {value for name, value in named if name == key} == wanted
+
+
+def test_rows_of_table_1_are_the_rows_that_are_run():
+    rows = tables()[2][1:]
+    written = {label.removesuffix(" (ours only)"): values(changes.strip("`")) for label, changes in rows}
+    assert written == method_rows("paper")
+
+
+def test_rates_and_panels_are_those_of_the_code():
+    assert RATES == {("Cars", "Full fine-tuning (PA)"): values("lr=0.0001 lr_proxy=0.01")}
+    section = TEXT.split("### Figure 3")[1].split("###")[0]
+    assert all(f"`{sweep.key}`" in section for sweep in SWEEPS.values())
+
+
+def test_every_table_and_figure_has_its_command():
+    only = re.findall(r"^\./run_all.sh --profile paper --data DIR --only (\S+)$", TEXT, re.M)
+    assert sorted(only) == sorted(path.stem for path in discover() if path.stem not in ("tour", "explore"))
+    titles = re.findall(r"^### (?:Table|Figure) (\d+)", TEXT, re.M)
+    assert titles == [*map(str, range(1, 11)), "3", "4"]
