@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from functools import partial
 
 import pytest
@@ -32,11 +33,20 @@ def test_forms_take_turns_and_the_warm_up_is_dropped():
 def test_spread_and_ratios():
     assert turns.spread([4, 1, 2, 3, 9], "x") == {"x": 3, "x 25 %": 2, "x 75 %": 4, "x min": 1, "x max": 9}
     assert turns.ratios([[2, 4], [9, 9]], [[1, 1], [3, 6]]) == [3, 2]
+    of_turns, base = [turns.Turn([1], 30), turns.Turn([1], 8)], [turns.Turn([9], 10), turns.Turn([9], 16)]
+    assert turns.cpu_ratios(of_turns, base) == [3, 0.5]
+    assert turns.cpu_ratios([turns.Turn([1])], [turns.Turn([1])]) == [], "a GPU"
+
+
+def test_processor_time_is_this_processes_own():
+    asleep = turns.step_times(partial(time.sleep, 0.2), CPU)
+    busy = turns.step_times(lambda: sum(range(3_000_000)), CPU)
+    assert len(asleep) == 1 and asleep[0] >= 200 and asleep.cpu < asleep[0] / 2 < 2 * busy.cpu
 
 
 @pytest.mark.parametrize(("steps", "a_turn", "kind"), [(7, 1, "cpu"), (7, 5, "cuda"), (3, 3, "cuda")])
 def test_a_turn_on_a_gpu_is_several_steps(monkeypatch, steps, a_turn, kind):
-    monkeypatch.setattr(turns, "step_times", lambda step, device, count: [1.0] * count)
+    monkeypatch.setattr(turns, "step_times", lambda step, device, count: turns.Turn([1.0] * count))
     taken = bench.timed_turns({"a": lambda: None}, torch.device(kind), steps, warmup=2, progress=False)["a"]
     assert [len(turn) for turn in taken] == [a_turn] * math.ceil(steps / a_turn)
 
@@ -92,7 +102,7 @@ def test_the_product_has_the_shape_of_the_mlp():
 def clock(monkeypatch):
     """What a step of eager, textbook and the product takes, in milliseconds: a warm-up turn and three more."""
     taken = iter([1.0] * 3 + [10.0, 20.0, 0.5] + [20.0, 60.0, 0.5] + [10.0, 40.0, 0.5])
-    monkeypatch.setattr(turns, "step_times", lambda step, device, count: [next(taken)] * count)
+    monkeypatch.setattr(turns, "step_times", lambda step, device, count: turns.Turn([next(taken)] * count))
 
 
 def test_forms_are_compared_within_each_turn(clock):
@@ -111,7 +121,10 @@ def test_forms_are_compared_within_each_turn(clock):
     assert text[0].startswith("batches of 16, 100 classes, float32, cpu") and "3 steps of each in 3 turns" in text[0]
     assert text[1].split()[:2] == ["ms", "25"] and len({len(line) for line in text[1:4]}) == 1
     assert text[2].startswith("eager") and text[3].split()[-5:] == ["3.00", "2.50", "3.50", "2.00", "4.00"]
-    assert "to eager's" in text[4]
+    assert "to eager's" in text[4] and "CPU ratio" not in eager
+    eager |= turns.spread([1.0], "CPU ratio")
+    textbook |= turns.spread([1.0, 1.25, 1.5], "CPU ratio")
+    assert "processor time, and its quartiles: eager 1.00 (1.00 to 1.00), textbook 1.25 (1.12 to 1.38)" in forms.table(found)
 
 
 def test_the_table_tells_of_what_only_some_forms_have(clock):

@@ -30,7 +30,7 @@ def test_steps_of_several_runs_are_measured(monkeypatch):
     assert [key[2] for key in latency_benches(chosen, compiled=True)] == ["eager", "compiled", "textbook"] * 2
     eager = {key: make for key, make in benches.items() if key[2] == "eager"}
     slow = iter([9.0, 9.0, 4.0, 40.0, 2.0, 20.0, 1.0, 10.0])
-    monkeypatch.setattr(turns, "step_times", lambda step, device, count: [next(slow)])
+    monkeypatch.setattr(turns, "step_times", lambda step, device, count: turns.Turn([next(slow)]))
     found = bench.measure_steps(eager, device="cpu", steps=3, warmup=1, progress=False)
     probing, full = found.values()
     assert list(found) == list(eager)

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from vptsp_core import textbook
 from vptsp_core.bench.memory import Bench, kept_bytes, with_memory
-from vptsp_core.bench.turns import STEPS_A_TURN, K, by_turns, spread, step_times
+from vptsp_core.bench.turns import STEPS_A_TURN, K, Turn, by_turns, spread, step_times
 from vptsp_core.config import RunConfig, check_choice
 from vptsp_core.devices import autocast_dtype, pick_device, to_device
 from vptsp_core.errors import ConfigError
@@ -173,7 +173,7 @@ def measure_steps(
 
 def timed_turns(
     steps: Mapping[K, Callable[[], object]], device: torch.device, count: int, warmup: int, progress: bool
-) -> dict[K, list[list[float]]]:
+) -> dict[K, list[Turn]]:
     """`by_turns` of at least ``count`` timed steps of each.
 
     Raises:

@@ -16,7 +16,7 @@ from vptsp_core.bench.flops import product, step_flops
 from vptsp_core.bench.memory import Bench, with_memory
 from vptsp_core.bench.released import ReleasedBench
 from vptsp_core.bench.table import training_classes
-from vptsp_core.bench.turns import ratios, spread
+from vptsp_core.bench.turns import cpu_ratios, ratios, spread
 from vptsp_core.config import RunConfig
 from vptsp_core.devices import pick_device
 
@@ -64,7 +64,8 @@ def compare_forms(
     Returns:
         ``forms``: for each ``ms`` and its `spread`, ``images/s``, ``memory_MB`` (`with_memory`), ``TFLOP/s`` (of the
         useful operations, `step_flops`), ``share`` (of the product's rate, the median over turns), ``ratio`` (to ours
-        as it trains, the median over turns, with its spread), for the compiled one ``compile_s``, for the released ones
+        as it trains, the median over turns, with its spread), on a CPU ``CPU ratio`` likewise (of processor time, which
+        other processes on a busy machine take no part in), for the compiled one ``compile_s``, for the released ones
         ``loss_difference``; ``base`` (what the ratios are to), ``GFLOP`` of a step, ``product_TFLOP/s``, ``steps``,
         ``turns``, and what all this ran on.
 
@@ -95,7 +96,7 @@ def compare_forms(
         found[name] = {
             **cost, "images/s": 1000 * config.batch / cost["ms"], "memory_MB": None if math.isnan(memory) else memory,
             "TFLOP/s": flops / cost["ms"] / 1e9, "share": share, **spread(ratios(times[name], times[base]), "ratio"),
-            **_own(bench),
+            **_cpu_ratio(cpu_ratios(times[name], times[base])), **_own(bench),
         }  # fmt: skip
     dtype = str(eager.model.vit.autocast or torch.float32).removeprefix("torch.")
     return {
@@ -114,6 +115,10 @@ def _fell_back(bench: Bench) -> bool:
 
 def _median(turns: Sequence[Sequence[float]]) -> float:
     return statistics.median(one for turn in turns for one in turn)
+
+
+def _cpu_ratio(found: Sequence[float]) -> dict[str, float]:
+    return spread(found, "CPU ratio") if found else {}
 
 
 def _own(bench: Bench) -> dict[str, float]:
@@ -138,6 +143,10 @@ def table(found: Mapping[str, Any]) -> str:
     lines.append(f"ratio: of a turn's time to {found['base']}'s, the median over turns and its spread; TFLOP/s: of the "
                  f"{found['GFLOP']:.1f} GFLOP a step needs; a matrix product of its size runs at "
                  f"{found['product_TFLOP/s']:.3g} TFLOP/s")  # fmt: skip
+    if any("CPU ratio" in cost for cost in forms.values()):
+        told = (f"{name} {cost['CPU ratio']:.2f} ({cost['CPU ratio 25 %']:.2f} to {cost['CPU ratio 75 %']:.2f})"
+                for name, cost in forms.items())  # fmt: skip
+        lines.append(f"the same ratio of processor time, and its quartiles: {', '.join(told)}")
     for name, cost in forms.items():
         if "compile_s" in cost:
             lines.append(f"{name}: its first step took {cost['compile_s']:.1f} s")

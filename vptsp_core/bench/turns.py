@@ -17,7 +17,20 @@ Step = Callable[[], Any]
 STEPS_A_TURN = {"cuda": 5}  # between two waits for the device, so that the host can run ahead as it does in training
 
 
-def step_times(step: Step, device: torch.device, count: int = 1) -> list[float]:
+class Turn(list[float]):
+    """Milliseconds of the steps of a turn.
+
+    Attributes:
+        cpu: milliseconds of processor time that the turn took, of all threads of this process: what other processes
+            take from a busy machine is not among it. (Threads that wait for others by spinning are.)
+    """
+
+    def __init__(self, times: Iterable[float], cpu: float = 0.0) -> None:
+        super().__init__(times)
+        self.cpu = cpu
+
+
+def step_times(step: Step, device: torch.device, count: int = 1) -> Turn:
     """Milliseconds of each of ``count`` steps in a row.
 
     On a GPU between its own events, after one step more that nobody times and that gives it work ahead: the host waits
@@ -25,24 +38,25 @@ def step_times(step: Step, device: torch.device, count: int = 1) -> list[float]:
     """
     wait(device)
     if device.type != "cuda":
-        moments = [time.perf_counter()]
+        cpu, moments = time.process_time(), [time.perf_counter()]
         for _ in range(count):
             step()
             moments.append(time.perf_counter())
-        return [1000 * (after - before) for before, after in itertools.pairwise(moments)]
+        cpu = 1000 * (time.process_time() - cpu)
+        return Turn((1000 * (after - before) for before, after in itertools.pairwise(moments)), cpu)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
     for event in events:
         step()
         event.record(torch.cuda.current_stream(device))
     wait(device)
-    return [before.elapsed_time(after) for before, after in itertools.pairwise(events)]
+    return Turn(before.elapsed_time(after) for before, after in itertools.pairwise(events))
 
 
 def by_turns(
     steps: Mapping[K, Step], device: torch.device, turns: Iterable[int], warmup: int, count: int = 1
-) -> dict[K, list[list[float]]]:
+) -> dict[K, list[Turn]]:
     """Milliseconds of ``count`` steps of each a turn, a list a turn; the first ``warmup`` turns are dropped."""
-    times: dict[K, list[list[float]]] = {name: [] for name in steps}
+    times: dict[K, list[Turn]] = {name: [] for name in steps}
     for turn in turns:
         for name, step in steps.items():
             taken = step_times(step, device, count)
@@ -60,6 +74,11 @@ def spread(values: Sequence[float], name: str) -> dict[str, float]:
 def ratios(times: Sequence[Sequence[float]], base: Sequence[Sequence[float]]) -> list[float]:
     """Of each turn: how many times the ``base``'s time."""
     return [sum(one) / sum(other) for one, other in zip(times, base, strict=True)]
+
+
+def cpu_ratios(turns: Sequence[Turn], base: Sequence[Turn]) -> list[float]:
+    """`ratios` of processor time; none where it was not taken (a GPU)."""
+    return [one.cpu / other.cpu for one, other in zip(turns, base, strict=True) if one.cpu and other.cpu]
 
 
 def wait(device: torch.device) -> None:
