@@ -102,6 +102,6 @@ def test_links_and_paths_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         assert target.startswith("https://") or (page.parent / target).exists(), target
     for span in spans(text):
-        if re.fullmatch(r"(vptsp_core|tests|docs|notebooks|results)/[\w./-]*", span):
+        if re.fullmatch(r"(vptsp_core|tests|docs|notebooks)/[\w./-]*", span):
             assert (ROOT / span).exists(), span
     assert documents.ROOT == ROOT and not re.search(r"[ \t]+$", text, re.M)

@@ -154,7 +154,11 @@ class RunConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
         """The inverse of `to_dict`; unknown keys are refused, and so is one that is missing, but for those that older
-        versions did not write: their default is what those versions did. What lacks ``pipeline`` is classic."""
+        versions did not write: their default is what those versions did. What lacks ``pipeline`` is classic.
+
+        Raises:
+            ConfigError: naming the key.
+        """
         _refuse_unknown(values)
         for field in dataclasses.fields(cls):
             if field.name not in values and field.name not in _LATER_KEYS:
