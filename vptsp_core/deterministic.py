@@ -40,15 +40,16 @@ def deterministic_algorithms(device: str | None = None) -> Iterator[None]:
     fix_cublas(device)
     cudnn, mode = torch.backends.cudnn, torch.get_deterministic_debug_mode()
     before = cudnn.deterministic, cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    try:
-        torch.use_deterministic_algorithms(True)
-        cudnn.deterministic, cudnn.benchmark = True, False
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # we read none
-        with sdpa_kernel(_ATTENTION), inductor.patch(deterministic=True):
+    # torch sets the compiler's switch together with its own, and does not take it back: so that is restored last
+    with inductor.patch(deterministic=True), sdpa_kernel(_ATTENTION):
+        try:
+            torch.use_deterministic_algorithms(True)
+            cudnn.deterministic, cudnn.benchmark = True, False
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # we read none
             yield
-    finally:
-        torch.set_deterministic_debug_mode(mode)
-        cudnn.deterministic, cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory = before  # type: ignore[attr-defined]
+        finally:
+            torch.set_deterministic_debug_mode(mode)
+            cudnn.deterministic, cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory = before  # type: ignore[attr-defined]
 
 
 def fix_cublas(device: str | None = None) -> None:
