@@ -121,7 +121,7 @@ def test_forms_are_compared_within_each_turn(clock):
     assert text[0].startswith("batches of 16, 100 classes, float32, cpu") and "3 steps of each in 3 turns" in text[0]
     assert text[1].split()[:2] == ["ms", "25"] and len({len(line) for line in text[1:4]}) == 1
     assert text[2].startswith("eager") and text[3].split()[-5:] == ["3.00", "2.50", "3.50", "2.00", "4.00"]
-    assert "to eager's" in text[4] and "CPU ratio" not in eager
+    assert "to eager's" in text[5] and "CPU ratio" not in eager
     eager |= turns.spread([1.0], "CPU ratio")
     textbook |= turns.spread([1.0, 1.25, 1.5], "CPU ratio")
     told = "processor time, and its quartiles: eager 1.00 (1.00 to 1.00), textbook 1.25 (1.12 to 1.38)"
@@ -131,10 +131,10 @@ def test_forms_are_compared_within_each_turn(clock):
 def test_the_table_tells_of_what_only_some_forms_have(clock):
     found = forms.compare_forms(preset("smoke"), device="cpu", steps=3, warmup=1, forms=OURS)
     found["forms"]["compiled"] = {**found["forms"]["eager"], "memory_MB": None, "compile_s": 12.34}
-    found["forms"]["released"] = {**found["forms"]["textbook"], "loss_difference": 2.3e-6}
+    found["forms"]["released"] = {**found["forms"]["textbook"], "loss_difference": 2.3e-6, "precision": "float32"}
     text = forms.table(found)
     assert "compiled: its first step took 12.3 s" in text
-    assert "released: losses agree to 2e-06" in text
+    assert "released: computed in float32; losses agree to 2e-06" in text
     assert next(line for line in text.splitlines() if line.startswith("compiled")).split()[7] == "-"
 
 

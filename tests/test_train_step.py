@@ -118,7 +118,7 @@ def failing_on_the_way_back(monkeypatch):
     monkeypatch.setattr(train_step, "compiled_loss", lambda model: lambda *batch: Broken.apply(model.loss(*batch)))
 
 
-@pytest.mark.parametrize("kind", ["gru", "lstm", "rowwise"])
+@pytest.mark.parametrize("kind", ["gru", "gru, dropout", "lstm", "rowwise"])
 def test_what_cannot_be_compiled_is_told_and_run_as_written(monkeypatch, kind):
     _, losses, state = trained(make(**KINDS[kind]))
     failing_on_the_way_back(monkeypatch)
@@ -131,8 +131,52 @@ def test_what_cannot_be_compiled_is_told_and_run_as_written(monkeypatch, kind):
 
 def test_what_must_be_compiled_and_cannot_is_an_error(monkeypatch):
     failing_on_the_way_back(monkeypatch)
-    with pytest.raises(VptspError, match=r"^a training step cannot be compiled here \(no backend\); leave --compile"):
+    with pytest.raises(VptspError, match=r"^a training step cannot be compiled here \(no backend\); choose --compile off"):
         trained(make(), compiled=True, must=True)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_graphs_that_fail_when_they_are_recorded_are_told_too(monkeypatch, at):
+    _, losses, state = trained(make(**KINDS["gru, dropout"]))
+    calls = []
+
+    def compiled_loss(model):
+        def loss(images, labels):
+            calls.append(labels)
+            found = model.loss(images, labels)
+            if len(calls) == at + 1:
+                raise RuntimeError("cannot be recorded")
+            return found
+
+        return loss
+
+    monkeypatch.setattr(train_step, "compiled_loss", compiled_loss)
+    with pytest.warns(UserWarning, match=r"cannot be compiled here \(cannot be recorded\): steps run as written"):
+        step, fallen, fallen_state = trained(make(**KINDS["gru, dropout"]), compiled=True)
+    assert not step.compiled and len(calls) == at + 1 and torch.equal(fallen, losses)
+    assert all(torch.equal(fallen_state[name], value) for name, value in state.items())
+
+
+def test_a_device_that_fails_is_no_compiler_that_does(monkeypatch):
+    def compiled_loss(model):
+        def loss(images, labels):
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+        return loss
+
+    monkeypatch.setattr(train_step, "compiled_loss", compiled_loss)
+    with pytest.raises(torch.AcceleratorError):
+        trained(make(), compiled=True)
+
+
+def test_as_many_models_as_one_likes_are_compiled(monkeypatch):
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda fn, *, fullgraph, dynamic, options: real(
+        fn, fullgraph=fullgraph, dynamic=dynamic, backend="eager"))  # fmt: skip
+    torch._dynamo.reset()
+    for count in range(10):  # torch's limit of forms of one code object is 8
+        step, _, _ = trained(make(embed_dim=8 + count), steps=1, compiled=True, must=True)
+        assert step.compiled
 
 
 def test_who_compiles(monkeypatch):
@@ -203,9 +247,9 @@ def test_nothing_in_a_step_waits_for_the_device(monkeypatch, kind):
             waits()
 
 
-def test_optimisers_are_fused_on_a_gpu_only():
-    for kind in ("gru", "vpt", "rowwise"):
-        model = make(**KINDS[kind])
+def test_optimisers_are_fused_on_a_gpu_only_and_not_with_fp16():
+    for kind, precision in (("gru", "auto"), ("vpt", "bf16"), ("rowwise", "fp32"), ("gru", "fp16")):
+        model = make(**KINDS[kind], precision=precision)
         assert all(optimizer.defaults["fused"] is False for optimizer in make_optimizers(model))
         with FakeTensorMode():  # tensors that claim to be on one
             for module in model.modules():
@@ -213,7 +257,8 @@ def test_optimisers_are_fused_on_a_gpu_only():
                     if value is not None:
                         moved = torch.empty(value.shape, device="cuda")
                         module._parameters[name] = torch.nn.Parameter(moved, value.requires_grad)
-            assert all(optimizer.defaults["fused"] is True for optimizer in make_optimizers(model))
+            groups = [group for optimizer in make_optimizers(model) for group in optimizer.param_groups]
+            assert all(group["fused"] is (precision != "fp16") for group in groups)
 
 
 def test_linear_probing_keeps_nothing_of_the_trunk():

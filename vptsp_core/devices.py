@@ -16,7 +16,10 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
         VptspError: half precision was asked for on a device without it.
     """
     if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+        if device.type != "cuda":
+            return None
+        with torch.cuda.device(device):  # emulated it would be slower than float32
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     if precision == "fp16" and device.type != "cuda":
         raise VptspError(f"precision = 'fp16' needs a GPU, the device is {device}; use 'auto', 'bf16' or 'fp32'")
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -152,7 +152,7 @@ class Trainer:
         schedule = [torch.from_numpy(of_images[batch[::k]]) for batch in self.sampler.epoch(epoch)]
         for (images, labels), classes, upcoming in zip(bar, schedule, [*schedule[1:], None], strict=True):
             losses.append(self.step(images, labels, classes, upcoming))
-        mean = torch.stack(losses).mean().item()  # the only wait for the device in an epoch, but for fp16
+        mean = torch.stack(losses).mean().item()  # but for fp16, and the check below, the only wait for the device
         self._check_finite(epoch, torch.stack(losses))
         seconds = time.perf_counter() - start
         return {
@@ -221,6 +221,8 @@ class Trainer:
     def _restore(self, saved: dict[str, Any]) -> None:
         self.model.load_state_dict(saved["learned"], strict=False)
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
+                group["fused"] = own["fused"]  # this device's, whatever the run was begun on
             optimizer.load_state_dict(state)
         for schedule, state in zip(self.schedules, saved["schedules"], strict=True):
             schedule.load_state_dict(state)

@@ -27,6 +27,7 @@ from vptsp_core.vit import PromptedViT
 
 COMPILE = ("auto", "on", "off")
 ENOUGH_STEPS = 1000  # compiling takes about a minute, which shorter runs do not win back
+GUARDED = 3  # steps in which compiling may fail: the graphs of a GPU are recorded in the second and third
 
 
 class TrainStep:
@@ -38,7 +39,8 @@ class TrainStep:
         optimizers: from `make_optimizers`; the first holds the class prompts' rows.
         scaler: of fp16's gradients; None scales nothing.
         compiled: see `compiles`.
-        must: a graph that cannot be compiled is an error; else one line warns, and steps go on as written.
+        must: a graph that cannot be compiled is an error; else one line warns, and steps go on as written. Of several
+            processes none can go on alone, so there it is an error always.
 
     Attributes:
         compiled: whether steps run compiled (False from the moment that compiling failed).
@@ -55,7 +57,8 @@ class TrainStep:
         compiled: bool,
         must: bool = False,
     ) -> None:
-        self.model, self.optimizers, self.must = model, optimizers, must
+        self.model, self.optimizers, self.must = model, optimizers, must or world_size() > 1
+        self.taken = 0
         self.device = next(model.parameters()).device
         self.scaler = scaler or torch.amp.GradScaler(self.device.type, enabled=False)
         hold_frozen(model.vit)
@@ -84,8 +87,9 @@ class TrainStep:
             prompts.swap_in(classes, optimizer, upcoming)
         for each in self.optimizers:
             each.zero_grad(set_to_none=True)
-        first = self.compiled and self.compile_seconds is None
-        loss = self._first(images, labels) if first else self._forward_backward(images, labels)
+        guarded = self.compiled and self.taken < GUARDED
+        loss = self._guarded(images, labels) if guarded else self._forward_backward(images, labels)
+        self.taken += 1
         self.model.sum_gradients()
         for each in self.optimizers:
             self.scaler.step(each)
@@ -101,28 +105,33 @@ class TrainStep:
         self.scaler.scale(loss).backward()
         return loss.detach().clone()  # a replayed graph writes the next step's loss into the same memory
 
-    def _first(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The first compiled step; where it fails, all is as it was before, and the step is taken as written."""
-        proxies = self.model.proxies
+    def _guarded(self, images: Tensor, labels: Tensor) -> Tensor:
+        """A compiled step; where it fails, all is put back as it was before, and the step is taken as written."""
+        proxies, on_gpu = self.model.proxies, self.device.type == "cuda"
         before = {} if proxies is None else {name: value.clone() for name, value in proxies.named_buffers()}
+        random = torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if on_gpu else None
         start = time.perf_counter()
         try:
             loss = self._forward_backward(images, labels)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except Exception as error:  # the compilers raise what they like
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             if self.must:
-                raise VptspError(f"a training step cannot be compiled here ({reason}); leave --compile away") from error
+                raise VptspError(f"a training step cannot be compiled here ({reason}); choose --compile off") from error
             warnings.warn(f"a training step cannot be compiled here ({reason}): steps run as written", stacklevel=3)
-            self.compiled, self._loss = False, self.model.loss
+            self.compiled, self.compile_seconds, self._loss = False, None, self.model.loss
             for optimizer in self.optimizers:
                 optimizer.zero_grad(set_to_none=True)
             with torch.no_grad():
                 for name, value in before.items():
                     self.model.get_buffer(f"proxies.{name}").copy_(value)
+            torch.set_rng_state(random[0])
+            if random[1] is not None:
+                torch.cuda.set_rng_state(random[1], self.device)
             return self._forward_backward(images, labels)
-        self.compile_seconds = time.perf_counter() - start
+        if self.compile_seconds is None:
+            self.compile_seconds = time.perf_counter() - start
         return loss
 
 
@@ -163,7 +172,13 @@ def compiled_loss(model: MetricModel) -> Callable[[Tensor, Tensor], Tensor]:
     options: dict[str, str | int | bool | Callable[..., object]] = {"fallback_random": True}
     if alone and next(model.parameters()).device.type == "cuda":
         options["triton.cudagraphs"] = True
-    return torch.compile(model.loss, fullgraph=alone, dynamic=False, options=options)
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        return model.loss(images, labels)
+
+    # torch keeps what it compiled by code object, eight forms of each: a model needs one of its own.
+    loss.__code__ = loss.__code__.replace()
+    return torch.compile(loss, fullgraph=alone, dynamic=False, options=options)
 
 
 def hold_frozen(vit: PromptedViT) -> None:
@@ -171,7 +186,8 @@ def hold_frozen(vit: PromptedViT) -> None:
 
     Autocast rounds a weight each time it is used, and keeps no rounded copy of one without gradient: a pass over all
     weights for every tower and step, and twice the memory. Norms, embeddings and whatever learns stay in float32, as
-    do heads, prompts, proxies and accumulators, which are computed in it.
+    do heads, prompts, proxies and accumulators, which are computed in it. The model is for training and measuring from
+    here on: what is taken away is loaded from the run's folder, and with it the weights as they were.
     """
     if vit.autocast is None:
         return

@@ -158,14 +158,15 @@ def _adapters(config: RunConfig, width: int) -> list[Adapter]:
 def make_optimizers(model: MetricModel) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """Two optimisers of one kind: everything but O at ``lr``, O at ``lr_proxy`` (method.md, training protocol).
 
-    On a GPU each is one fused kernel a step, for whose parameters the model must lie there already; with fp16 it learns
-    on the device whether the gradients are finite, where others would wait for the host to know.
+    On a GPU each is one fused kernel a step, for whose parameters the model must lie there already. Not so with fp16:
+    where the first gradients overflow, torch's fused SGD leaves its momentum as it found the memory.
     """
     assert model.proxies is not None
     config = model.config
     ordinary = model.proxies.bias
     rest = [p for p in model.parameters() if p.requires_grad and p is not ordinary]
-    options: dict[str, Any] = dict(weight_decay=config.weight_decay, fused=ordinary.device.type == "cuda")
+    fused = ordinary.device.type == "cuda" and config.precision != "fp16"
+    options: dict[str, Any] = dict(weight_decay=config.weight_decay, fused=fused)
     if config.optimizer == "sgd":
         options["momentum"] = config.momentum
     kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]

@@ -15,7 +15,7 @@ from vptsp_core.config import RunConfig, check_choice
 from vptsp_core.devices import autocast_dtype, pick_device, to_device
 from vptsp_core.errors import ConfigError
 from vptsp_core.study import build_model
-from vptsp_core.train_step import TrainStep
+from vptsp_core.train_step import TrainStep, compiles
 from vptsp_core.tuning import MetricModel, make_optimizers
 
 FORMS = ("eager", "compiled", "textbook")
@@ -156,19 +156,32 @@ def measure_steps(
         steps: timed steps of each (on a GPU rounded up to whole turns of several), after ``warmup`` untimed turns.
 
     Returns:
-        For each ``ms`` (median) with its `spread`, ``steps`` and ``memory_MB`` (`with_memory`).
+        For each ``ms`` (median) with its `spread`, ``steps`` and ``memory_MB`` (`with_memory`). A compiled one that
+        could not be compiled, of which `TrainStep` has warned, is left out.
 
     Raises:
         ConfigError: a method that trains nothing, or no step to measure.
     """
     target = pick_device(device)
     made = {name: with_memory(make, target) for name, make in benches.items()}
+    made = {name: (bench, memory) for name, (bench, memory) in made.items() if not fell_back(bench)}
     times = timed_turns({name: bench.step for name, (bench, _) in made.items()}, target, steps, warmup, progress)
     found: dict[K, dict[str, float]] = {}
     for name, turns in times.items():
         taken = [one for turn in turns for one in turn]
         found[name] = {**spread(taken, "ms"), "steps": len(taken), "memory_MB": made[name][1]}
     return found
+
+
+def fell_back(bench: Bench) -> bool:
+    """Whether it was to be compiled and could not be, of which `TrainStep` has warned."""
+    return isinstance(bench, StepBench) and bench.form == "compiled" and bench.train_step.compile_seconds is None
+
+
+def as_trains(config: RunConfig, images: int, device: torch.device) -> str:
+    """``"on"`` or ``"off"``: whether a whole run of the config, on so many training images, compiles its steps."""
+    steps = config.steps_per_epoch or images // config.batch
+    return "on" if compiles("auto", device, config.epochs * steps) else "off"
 
 
 def timed_turns(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vptsp_core.backbone import normalisation
-from vptsp_core.bench import check_trains
+from vptsp_core.bench import as_trains, check_trains
 from vptsp_core.config import RunConfig
 from vptsp_core.data import Benchmark
 from vptsp_core.data.batches import decoded, train_batches
@@ -90,28 +90,31 @@ def epoch_over_steps(
     """
     check_trains(config)
     target = pick_device(device)
-    config = config.replace(steps_per_epoch=steps)
     images = decoded(benchmark, config, cache).train
+    how = as_trains(config, len(images), target)
+    config = config.replace(steps_per_epoch=steps)
     model = build_model(config.replace(weights="random"), images.num_classes, target)
     times: dict[str, list[float]] = {"epoch": [], "steps": []}
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(model, images, Path(folder), lambda _: {}, progress=False)
+        trainer = Trainer(model, images, Path(folder), lambda _: {}, progress=False, compile=how)
         statistics_ = normalisation(model.vit.backbone)
         batch = next(iter(train_batches(images, config, statistics_, trainer.sampler, 0, target)))
+        classes = batch[1][:: config.samples_per_class].cpu()
         for turn in range(turns + 1):
             start = time.perf_counter()
             trainer.train_epoch(turn)
             _wait(target)
             middle = time.perf_counter()
             for _ in range(steps):
-                trainer.step(*batch)
+                trainer.step(*batch, classes, classes)
             _wait(target)
             if turn:  # the first warms up
                 times["epoch"].append(middle - start)
                 times["steps"].append(time.perf_counter() - middle)
     ratios = sorted(a / b for a, b in zip(times["epoch"], times["steps"], strict=True))
     medians = {f"{name} s": round(statistics.median(values), 3) for name, values in times.items()}
-    return {**medians, **_spread(ratios), "steps": steps, "device": str(target)}
+    return {**medians, **_spread(ratios), "steps": steps, "compiled": trainer.step.compiled,
+            "device": str(target)}  # fmt: skip
 
 
 def _spread(ratios: Sequence[float]) -> dict[str, Any]:

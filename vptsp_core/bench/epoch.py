@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from vptsp_core.backbone import normalisation
-from vptsp_core.bench import check_trains
+from vptsp_core.bench import as_trains, check_trains
 from vptsp_core.bench.turns import wait
 from vptsp_core.config import RunConfig
 from vptsp_core.data import Benchmark
@@ -34,7 +34,8 @@ def measure_epoch(
         ``epoch s``: training and evaluation; of these ``steps s``: as many steps on one batch that is there already;
         ``data s``: what training from the images took beyond them (about 0 where loading hides behind the steps);
         ``evaluation s``: embedding the test set, and the gallery, and the metrics. Apart from them, once a run and not
-        once an epoch, ``compile s``: what the first three steps took beyond later ones. ``images/s`` of training and
+        once an epoch, ``compile s``: what the first three steps took beyond later ones, where a whole run of the config
+        has them ``compiled``. ``images/s`` of training and
         ``evaluated images/s``; ``steps``, ``device`` and ``threads``.
 
     Raises:
@@ -46,16 +47,18 @@ def measure_epoch(
     data = decoded(benchmark, config, cache)
     model = build_model(config.replace(weights="random"), data.train.num_classes, target)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(model, data.train, Path(folder), lambda _: {}, progress=False)
+        how = as_trains(config, len(data.train), target)
+        trainer = Trainer(model, data.train, Path(folder), lambda _: {}, progress=False, compile=how)
         statistics = normalisation(model.vit.backbone)
         batch = next(iter(train_batches(data.train, config, statistics, trainer.sampler, 0, target)))
+        classes = batch[1][:: config.samples_per_class].cpu()
         steps = len(trainer.sampler)
         alone = min(steps, ALONE)
 
         def some(count: int) -> Callable[[], None]:
             def take() -> None:
                 for _ in range(count):
-                    trainer.step(*batch)
+                    trainer.step(*batch, classes, classes)
 
             return take
 
@@ -67,12 +70,15 @@ def measure_epoch(
     evaluated = len(data.test) + (len(data.gallery) if data.gallery is not None else 0)
     seconds = {
         "epoch s": training + evaluation, "steps s": a_step * steps, "data s": training - a_step * steps,
-        "evaluation s": evaluation, "compile s": first - FIRST * a_step,
+        "evaluation s": evaluation,
     }  # fmt: skip
+    if trainer.step.compiled:
+        seconds["compile s"] = first - FIRST * a_step
     return {
         **{name: round(value, 3) for name, value in seconds.items()},
         "images/s": round(steps * config.batch / training, 1), "evaluated images/s": round(evaluated / evaluation, 1),
-        "steps": steps, "device": "cpu" if target.type == "cpu" else torch.cuda.get_device_name(target),
+        "steps": steps, "compiled": trainer.step.compiled,
+        "device": "cpu" if target.type == "cpu" else torch.cuda.get_device_name(target),
         "threads": torch.get_num_threads(),
     }  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vptsp_core.bench import FORMS, StepBench, check_trains, timed_turns
+from vptsp_core.bench import FORMS, StepBench, check_trains, fell_back, timed_turns
 from vptsp_core.bench.flops import product, step_flops
 from vptsp_core.bench.memory import Bench, with_memory
 from vptsp_core.bench.released import ReleasedBench
@@ -77,7 +77,7 @@ def compare_forms(
     made = {
         name: with_memory(make, target) for name, make in make_forms(config, forms, reference, device).items()
     }  # fmt: skip
-    made = {name: (bench, memory) for name, (bench, memory) in made.items() if not _fell_back(bench)}
+    made = {name: (bench, memory) for name, (bench, memory) in made.items() if not fell_back(bench)}
     benches = {name: bench for name, (bench, _) in made.items()}
     eager = benches["eager"]
     assert isinstance(eager, StepBench)
@@ -108,11 +108,6 @@ def compare_forms(
     }  # fmt: skip
 
 
-def _fell_back(bench: Bench) -> bool:
-    """Whether it was to be compiled and could not be, of which `TrainStep` has warned: that form is then left out."""
-    return isinstance(bench, StepBench) and bench.form == "compiled" and bench.train_step.compile_seconds is None
-
-
 def _median(turns: Sequence[Sequence[float]]) -> float:
     return statistics.median(one for turn in turns for one in turn)
 
@@ -121,9 +116,9 @@ def _cpu_ratio(found: Sequence[float]) -> dict[str, float]:
     return spread(found, "CPU ratio") if found else {}
 
 
-def _own(bench: Bench) -> dict[str, float]:
+def _own(bench: Bench) -> dict[str, Any]:
     if isinstance(bench, ReleasedBench):
-        return {"loss_difference": bench.difference}
+        return {"loss_difference": bench.difference, "precision": bench.precision}
     seconds = bench.train_step.compile_seconds if isinstance(bench, StepBench) else None
     return {} if seconds is None else {"compile_s": seconds}
 
@@ -140,6 +135,7 @@ def table(found: Mapping[str, Any]) -> str:
     lines.insert(0, f"batches of {found['batch']}, {found['classes']} classes, {found['precision']}, "
                     f"{found['device']}, {found['threads']} threads, torch {found['torch']}: "
                     f"{found['steps']} steps of each in {found['turns']} turns")  # fmt: skip
+    lines.append("MB: on a GPU the allocator's peak; on a CPU weights, gradients, optimisers, what the way back needs")
     lines.append(f"ratio: of a turn's time to {found['base']}'s, the median over turns and its spread; TFLOP/s: of the "
                  f"{found['GFLOP']:.1f} GFLOP a step needs; a matrix product of its size runs at "
                  f"{found['product_TFLOP/s']:.3g} TFLOP/s")  # fmt: skip
@@ -152,7 +148,8 @@ def table(found: Mapping[str, Any]) -> str:
             lines.append(f"{name}: its first step took {cost['compile_s']:.1f} s")
         if "loss_difference" in cost:
             difference = cost["loss_difference"]
-            lines.append(f"{name}: losses agree to {f'{difference:.0e}' if difference else 'the last bit'}")
+            agree = f"{difference:.0e}" if difference else "the last bit"
+            lines.append(f"{name}: computed in {cost['precision']}; losses agree to {agree}")
     return "\n".join(lines)
 
 
