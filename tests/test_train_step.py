@@ -131,7 +131,7 @@ def test_what_cannot_be_compiled_is_told_and_run_as_written(monkeypatch, kind):
 
 def test_what_must_be_compiled_and_cannot_is_an_error(monkeypatch):
     failing_on_the_way_back(monkeypatch)
-    with pytest.raises(VptspError, match=r"^a training step cannot be compiled here \(no backend\); choose --compile off"):
+    with pytest.raises(VptspError, match=r"^a training step cannot be compiled here \(no backend\); choose --comp"):
         trained(make(), compiled=True, must=True)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 import pickle
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 from timm.models import _hub, load_state_dict
 
 from vptsp_core import page, report
+from vptsp_core.data.folder import read_image
+from vptsp_core.errors import DataError
 from vptsp_core.notebook_sources import FOLDER, read
 from vptsp_core.page.notebook import notebook_html
 
@@ -187,3 +190,23 @@ def test_the_results_page_escapes_what_runs_and_folders_are_called(tmp_path):
     nbformat.write(failed, demo / "notebooks" / "table1_x.failed.ipynb")
     shown = page.build(tmp_path, "demo", tmp_path / "sources").read_text(encoding="utf-8")
     assert "<script" not in shown and shown.count("&lt;script&gt;") > 6
+
+
+def test_a_file_that_is_a_program_is_no_image(tmp_path, monkeypatch):
+    """Pillow hands EPS, whatever its name, to Ghostscript."""
+    program, ran = tmp_path / "bin" / "gs", tmp_path / "ran"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    picture = tmp_path / "a.jpg"
+    picture.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(DataError, match=r"image .*a.jpg: unreadable \(not an image of a known kind\); replace"):
+        read_image(picture)
+    assert not ran.exists()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match=r"image .*a.jpg: no regular file; replace it"):
+        read_image(tmp_path / "a.jpg")

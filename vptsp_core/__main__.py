@@ -148,7 +148,10 @@ def _train(argv: Sequence[str]) -> int:
         class_table=args.class_table, checkpointing=args.checkpointing, compile=args.compile,
         deterministic=args.deterministic, progress=sys.stderr.isatty(),
     )  # fmt: skip
-    if args.data_folder:
+    for option in ("data", "data_folder", "results", "cache", "device"):
+        if getattr(args, option) == "":  # a shell variable that is not set
+            raise ConfigError(f"--{option.replace('_', '-')} is empty; name one, or leave it out")
+    if args.data_folder is not None:
         if args.data:
             raise ConfigError(f"--data {args.data} has no part in --data-folder {args.data_folder}; leave it out")
         train_folder(args.data_folder, changes, **options)

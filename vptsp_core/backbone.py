@@ -197,6 +197,10 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     for key, value in state.items():
         if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.layout != torch.strided:
             raise WeightsError(f"weights {path}: {key} is no table of floating-point numbers; save model.state_dict()")
+        # Few bytes may claim to be many numbers; of eight bits each, torch knows no arithmetic.
+        whole = value.device.type == "cpu" and value.untyped_storage().nbytes() >= value.nbytes and value.itemsize > 1
+        if not whole:
+            raise WeightsError(f"weights {path}: {key} is no plain table of 16, 32 or 64 bits; save model.state_dict()")
         if not value.isfinite().all():
             raise WeightsError(f"weights {path}: {key} holds values that are no finite numbers; get the file again")
     return state

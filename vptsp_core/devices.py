@@ -32,7 +32,9 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
         VptspError: no such device, none that works here, or one GPU for all processes.
     """
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name is None else name)
+        if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
+            raise RuntimeError("another kind of device")
         if device.type == "cuda" and launched():
             if device.index not in (None, local_rank()):
                 raise VptspError(f"device {str(name)!r}: each process has a GPU of its own; use cuda")

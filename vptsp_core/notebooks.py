@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
                         help="for every run, such as epochs=2; as often as need be")  # fmt: skip
     options = parser.parse_args(argv)
-    if options.seeds is not None and not re.fullmatch(r"[0-9]+(,[0-9]+)*", options.seeds):
+    if options.seeds is not None and not re.fullmatch(r"[0-9]{1,18}(,[0-9]{1,18})*", options.seeds):
         raise VptspError(f"--seeds: expected numbers such as 0,1,2, not {options.seeds!r}")
     seeds = None if options.seeds is None else [int(seed) for seed in options.seeds.split(",")]
     only = [] if options.only is None else options.only.split(",")

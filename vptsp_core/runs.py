@@ -127,11 +127,16 @@ def finished_run(path: Path) -> Run | None:
     A process that was killed when all was written, and only then, left more than the run: that is deleted.
 
     Raises:
-        WeightsError: a file of it is damaged.
+        WeightsError: a file of it is damaged or missing, or they are another run's than the folder's name says.
     """
     if not (path / METRICS).exists():
         return None
     done = read_run(path)
+    if not (path / WEIGHTS).is_file():
+        raise WeightsError(f"{path} holds no finished run ({WEIGHTS} is missing); {_AGAIN}")
+    own = done.config.hash() if done.config.weights in ("pretrained", "random") else done.record.get("hash")
+    if f"-{own}" not in path.name or done.record.get("hash") != own:
+        raise WeightsError(f"{path}: {CONFIG} and {RECORD} are not those of this folder's run; {_AGAIN}")
     with contextlib.suppress(OSError):  # results that may only be read are read
         remove_checkpoints(path)
         for name in (PROGRESS, LOCK):
@@ -154,6 +159,8 @@ def read_run(path: str | Path) -> Run:
     try:
         history = pd.read_csv(path / HISTORY)
         history["epoch"].astype(int)  # no such column, no numbers
+        if history.empty or history.select_dtypes(exclude="number").size:
+            raise ValueError("no rows, or no numbers")
     except (OSError, ValueError, KeyError, OverflowError) as error:
         raise WeightsError(f"{path / HISTORY}: {_UNREADABLE}; {_AGAIN}") from error
     return Run(config, path, metrics, history, record)
@@ -169,8 +176,8 @@ def _table(path: Path, keys: Mapping[str, type | tuple[type, ...]]) -> dict[str,
         if not isinstance(values.get(key), kind):
             raise WeightsError(f"{path}: {key!r} is missing or no {_KINDS[kind]} (of another version?); {_AGAIN}")
     for key, value in values.items() if path.name == METRICS else ():
-        if not isinstance(value, _NUMBER) or abs(value) > 2**53:  # no fraction, no epoch
-            raise WeightsError(f"{path}: {key!r} is no number; {_AGAIN}")
+        if type(value) not in _NUMBER or not 0 <= value <= (2**53 if key == "epoch" else 1):  # NaN is not, either
+            raise WeightsError(f"{path}: {key!r} is no {'epoch' if key == 'epoch' else 'fraction'}; {_AGAIN}")
     return values
 
 

@@ -178,9 +178,10 @@ class Trainer:
             step = last_change(name, tensors[name], [self.images.labels[batch] for batch in batches])
             batches = self.sampler.epoch(epoch)
         images = listed([self.images.describe(int(i)) for i in next(itertools.islice(batches, step, None))])
+        mend = "lower the learning rates" if epoch or step else "look at the images, loss_scale and loss_margin"
         raise TrainingError(
             f"{told.format(step + 1, epoch + 1)} (lr = {self._rate(0):g}, lr_proxy = {self._rate(1):g}, "
-            f"images {images}); lower the learning rates{f'; the checkpoint of epoch {epoch} stays' if epoch else ''}"
+            f"images {images}); {mend}{f'; the checkpoint of epoch {epoch} stays' if epoch else ''}"
         )
 
     def _save(self, row: Row) -> None:

@@ -25,7 +25,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
 from vptsp_core.data.base import ImageSet
-from vptsp_core.data.folder import TURNED, FileSet, orientation, read_image
+from vptsp_core.data.folder import FORMATS, TURNED, FileSet, orientation, read_image
 from vptsp_core.data.partfile import amount
 from vptsp_core.data.store import PixelStore, image_starts, resized
 from vptsp_core.data.threads import Threads
@@ -213,7 +213,7 @@ def _decode(image: Image.Image, side: int, interpolation: str) -> np.ndarray:
 
 def _header(path: Path, as_shown: bool) -> tuple[int, int]:
     """Height and width, of the header alone where that tells."""
-    with contextlib.suppress(Exception), Image.open(path) as image:
+    with contextlib.suppress(Exception), Image.open(path, formats=FORMATS) as image:
         if not as_shown or orientation(image) not in TURNED:
             return image.height, image.width
         if image.format != "TIFF":  # of which Pillow tells the turned size at once, or later

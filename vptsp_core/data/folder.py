@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from vptsp_core.errors import DataError
 
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif")
+# What a file is told by its content, and Pillow knows kinds that are programs (EPS, which it hands to Ghostscript).
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 
 
 class FileSet(ImageSet):
@@ -80,7 +83,9 @@ def read_image(path: Path, as_shown: bool = False) -> Image.Image:
     """
     name = f"image {path}"
     try:
-        with Image.open(path) as image:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():  # a pipe would be waited for
+            raise DataError(f"{name}: no regular file; replace it")
+        with Image.open(path, formats=FORMATS) as image:
             return to_rgb(image, name, as_shown)
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such file; get the data set again") from error

@@ -20,6 +20,7 @@ import pandas as pd
 from PIL import Image
 
 from vptsp_core.data import DATASETS
+from vptsp_core.data.folder import FORMATS, read_image, to_rgb
 from vptsp_core.errors import VptspError
 from vptsp_core.explore import Opened, finished_runs
 from vptsp_core.explore.retrieval import Found, neighbours
@@ -157,8 +158,6 @@ class QueryExplorer:
     def _picture(self, query: int | Path | Image.Image) -> Image.Image:
         if isinstance(query, int):
             return self.opened.found_in.image(query)
-        from vptsp_core.data.folder import read_image, to_rgb
-
         return read_image(query) if isinstance(query, Path) else to_rgb(query)
 
     def _named(self, path: str) -> None:
@@ -169,7 +168,7 @@ class QueryExplorer:
         if not files:
             return
         try:
-            picture = Image.open(io.BytesIO(bytes(files[-1]["content"])))
+            picture = Image.open(io.BytesIO(bytes(files[-1]["content"])), formats=FORMATS)
             picture.load()
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             self.said.value = f"<b>{escape(files[-1]['name'])} is no readable image ({escape(str(error))})</b>"
