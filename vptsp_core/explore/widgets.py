@@ -159,7 +159,7 @@ class QueryExplorer:
             return self.opened.found_in.image(query)
         from vptsp_core.data.folder import read_image, to_rgb
 
-        return read_image(query) if isinstance(query, Path) else to_rgb(query)
+        return read_image(query, as_shown=True) if isinstance(query, Path) else to_rgb(query, as_shown=True)
 
     def _named(self, path: str) -> None:
         if path:
