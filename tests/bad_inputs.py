@@ -109,7 +109,7 @@ TABLE: dict[str, list[Case]] = {
         Case("no such folder", "`data check cub200`", sets.absent_folder,
              "cub200: no folder DIR/cub200/images; unpack the data set there, or name its parent with --data"),
         Case("unknown name", "`train`", sets.unknown_name, "data set 'cub' cannot be read by this version; known: "
-             "glyphs, cub200, cars196, sop, inshop, inaturalist, folder"),
+             "glyphs, cub200, cars196, sop, inshop, inaturalist, folder, own"),
         Case("missing list, SOP", "`data check sop`", sets.no_list("sop"),
              "sop: no Info_Files/Ebay_train.txt or Ebay_train.txt in DIR/online_products; python -m vptsp_core data get "
              "sop says how to get it"),
@@ -312,7 +312,7 @@ TABLE: dict[str, list[Case]] = {
         Case("a seed twice", "`notebooks --seeds 1,1`", runs.notebooks("--seeds", "1,1"),
              "seeds = [1, 1] name one twice: its run would count twice; give each once"),
         Case("no such notebook", "`notebooks --only table11`", runs.notebooks("--only", "table11"),
-             "--only: no notebook begins with 'table11'; known: fig3_ablations, fig4_embedding_space, table10_latency, "
+             "--only: no notebook begins with 'table11'; known: explore, fig3_ablations, fig4_embedding_space, table10_latency, "
              "table1_peft_methods, table2_sota, table3_inaturalist, table4_components, table5_proxy_source, "
              "table6_cub200, table7_integration, table8_pretraining, table9_search, tour"),
         Case("unknown parameter", "`papermill tour.ipynb out.ipynb -p sedes 1`", runs.papermill(sedes=1),

@@ -14,13 +14,12 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import sys
 import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -287,11 +286,21 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
 }  # fmt: skip
 
 
+@contextlib.contextmanager
+def _small_pictures() -> Iterator[None]:
+    """Inside, what is large and allowed is refused: it takes minutes and finds nothing."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, 1_000_000
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
 def fuzz(name: str, seed: int, *, seconds: float = 0, executions: int = 0, first: int = 0) -> tuple[int, list[str]]:
     """Executions of one target, for so long or so many: how many there were, and what else than `VptspError` came."""
     failures: list[str] = []
     end, number = time.monotonic() + seconds, first
-    with tempfile.TemporaryDirectory(prefix="vptsp-fuzz-") as folder, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory(prefix="vptsp-fuzz-") as folder, warnings.catch_warnings(), _small_pictures():
         warnings.simplefilter("ignore")
         once = TARGETS[name](Path(folder))
         place = Path(folder) / "place"
@@ -321,9 +330,6 @@ def main() -> int:
     names = args.only.split(",")
     if unknown := [name for name in names if name not in TARGETS]:
         parser.error(f"no target {unknown[0]!r}; there are {', '.join(TARGETS)}")
-    torch.set_num_threads(1)
-    Image.MAX_IMAGE_PIXELS = 1_000_000  # what is large and allowed takes minutes and finds nothing
-    os.environ["TQDM_DISABLE"] = "1"
     found = 0
     for name in names:
         if args.number is None:

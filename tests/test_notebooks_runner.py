@@ -276,6 +276,31 @@ def test_what_a_finished_notebook_is(tmp_path):
     assert made_from(source, given) != made
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"sedes": [1]}, "unknown parameter 'sedes'; did you mean seeds?"),
+        ({"seeds": [1, 2], "data": "d"}, None),
+    ],
+)
+def test_papermill_itself_is_refused_what_no_notebook_takes(tmp_path, given, message):
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    source = write(tmp_path, "a", "from vptsp_core.notebook_sources import check_given\n\ncheck_given()")
+    with notebooks._own_kernel(), contextlib.ExitStack() as stack:
+        caught = stack.enter_context(pytest.raises(PapermillExecutionError)) if message else None
+        papermill.execute_notebook(
+            str(source),
+            str(tmp_path / "out.ipynb"),
+            given,
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+        )
+    assert caught is None or (caught.value.ename, caught.value.evalue) == ("ConfigError", message)
+
+
 def test_check_sources_names_every_breach(tmp_path):
     checked = "from vptsp_core.notebook_sources import check_given\ncheck_given()"
     write(tmp_path, "good", checked)

@@ -36,7 +36,7 @@ class OwnImages(ImageSet):
 
     def __init__(self, images: dict[str, Image.Image]) -> None:
         super().__init__("own images", np.arange(len(images)), list(images))
-        self._images = [to_rgb(image) for image in images.values()]
+        self._images = [to_rgb(image, as_shown=True) for image in images.values()]
 
     def image(self, index: int) -> Image.Image:
         """Image ``index`` as RGB."""

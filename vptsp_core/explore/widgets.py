@@ -158,7 +158,7 @@ class QueryExplorer:
     def _picture(self, query: int | Path | Image.Image) -> Image.Image:
         if isinstance(query, int):
             return self.opened.found_in.image(query)
-        return read_image(query) if isinstance(query, Path) else to_rgb(query)
+        return read_image(query, as_shown=True) if isinstance(query, Path) else to_rgb(query, as_shown=True)
 
     def _named(self, path: str) -> None:
         if path:
