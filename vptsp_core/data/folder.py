@@ -17,7 +17,7 @@ from vptsp_core.errors import DataError
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif")
 # What a file is told by its content, and Pillow knows kinds that are programs (EPS, which it hands to Ghostscript).
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 
 
 class FileSet(ImageSet):
