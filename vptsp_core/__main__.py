@@ -60,12 +60,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             module = importlib.import_module(f"vptsp_core.{modules.get(argv[0], argv[0])}")
             return int(module.main(argv[1:]) or 0)
     except VptspError as error:
-        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)  # names of files may hold line ends
+        # Names of files may hold line ends, and what a terminal would obey.
+        line = " ".join(str(error).splitlines())
+        print("error:", "".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr)
         return 2
     except OSError as error:
         if error.filename is None:
             raise
         print(f"error: {error.filename}: {error.strerror}; mend it, or name another place", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if "home directory" not in str(error):
+            raise
+        print("error: a path begins with ~ and a name that is no user's; write it in full", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(error.args[0] if error.args else "stopped; the same command goes on where it was", file=sys.stderr)

@@ -20,6 +20,8 @@ Method = Literal["frozen", "full", "linear", "adapter", "vpt", "vptsp"]
 Accumulator = Literal["gru", "gru_tanh", "ema", "rnn", "lstm", "attention"]
 ProxySource = Literal["class_prompts", "sample", "encoder", "fixed_encoder"]
 
+MOST = 1_000_000  # of any whole number but the seed
+
 # Keys that only these methods read; elsewhere they take no part in the run's identity.
 _PROMPT_KEYS = ("prompts", "prompt_layers", "prompt_step")
 _ADAPTER_KEYS = ("adapter_dim", "adapter_layers", "adapter_position", "adapter_norm", "adapter_init")
@@ -107,6 +109,10 @@ class RunConfig:
         ):  # fmt: skip
             self._require(key, getattr(self, key) >= 0, "must not be negative")
         self._require("seed", self.seed < 2**63, "must be below 2 ** 63")
+        for key in hints:
+            value = getattr(self, key)
+            if key != "seed" and isinstance(value, int) and not isinstance(value, bool):  # beyond, memory or time ends
+                self._require(key, value <= MOST, f"must be at most {MOST:,}")
         for key in ("alpha", "ema_keep"):
             self._require(key, 0 <= getattr(self, key) <= 1, "must lie in [0, 1]")
         for key in ("gru_dropout", "momentum"):

@@ -89,7 +89,14 @@ def run(
     benchmark = benchmark or _benchmark(config.dataset, place, allow_partial)
     target = pick_device(device)
     training, held_out = for_selection(benchmark, config)
-    model = build_model(config, training.train.num_classes, target, class_table)
+    try:
+        model = build_model(config, training.train.num_classes, target, class_table)
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise VptspError(
+            "the model is too large for this machine's memory; lower embed_dim, prompts or class_prompts"
+        ) from error
     record = make_record(config, benchmark, model, target)
     if held_out is not None:
         record["held_out"] = {"classes": held_out.test.num_classes, "images": len(held_out.test)}

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -119,10 +120,13 @@ def _unreadable(benchmark: Benchmark) -> list[str]:
     sets = [images for images in _splits(benchmark).values() if isinstance(images, FileSet)]
     paths = [path for images in sets for path in images.paths]
     why = partial(_why_unreadable, as_shown=any(images.as_shown for images in sets))
-    with ProcessPoolExecutor() as pool:
-        found = tqdm(pool.map(why, paths, chunksize=64), "decoding", len(paths), unit=" images",
-                     disable=not sys.stderr.isatty())  # fmt: skip
-        return [reason for reason in found if reason]
+    try:
+        with ProcessPoolExecutor() as pool:
+            found = tqdm(pool.map(why, paths, chunksize=64), "decoding", len(paths), unit=" images",
+                         disable=not sys.stderr.isatty())  # fmt: skip
+            return [reason for reason in found if reason]
+    except BrokenProcessPool as error:
+        raise DataError("a process that decodes images died (short of memory?); free some and check again") from error
 
 
 def _why_unreadable(path: Path, as_shown: bool) -> str:
