@@ -1,5 +1,7 @@
 """Two notebooks in a real JupyterLab, clicked through in Chromium; all of them: python tests/in_jupyterlab.py."""
 
+import os
+
 import in_jupyterlab
 import nbformat
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from vptsp_core.notebook_sources import declared_parameters, discover
 
 
+@pytest.mark.skipif("VPTSP_BROWSER" not in os.environ, reason="takes minutes: set VPTSP_BROWSER=1")
 @pytest.mark.skipif(bool(in_jupyterlab.missing()), reason=in_jupyterlab.missing())
 def test_notebooks_run_as_for_a_person_and_the_explorer_answers_clicks(smoke_results):
     assert in_jupyterlab.check(["explore", "table3"], results=smoke_results) == []
