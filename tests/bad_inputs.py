@@ -263,7 +263,7 @@ TABLE: dict[str, list[Case]] = {
              "DIR/results/runs/RUN/metrics.json: 'R@1' is missing or no number (of another version?); delete the folder "
              "and run it again"),
         Case("metrics.json with text", "`train`, once more", runs.results("metrics.json", lambda v: {**v, "MAP@R": "?"}),
-             "DIR/results/runs/RUN/metrics.json: 'MAP@R' is no number; delete the folder and run it again"),
+             "DIR/results/runs/RUN/metrics.json: 'MAP@R' is no fraction; delete the folder and run it again"),
         Case("history.csv without epochs", "`train`, once more", runs.text("history.csv", "loss\n1\n"),
              "DIR/results/runs/RUN/history.csv: unreadable (cut short or damaged); delete the folder and run it again"),
         Case("queries.npz with pickled code", "`Run.queries`", runs.queries,
