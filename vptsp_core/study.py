@@ -33,7 +33,6 @@ from vptsp_core.memory import failures_told
 from vptsp_core.progress import at_work
 from vptsp_core.runs import Run, close_record, finished_run, make_record, make_stretch, run_folder, write_run
 from vptsp_core.selection import Row, on_held_out, score
-from vptsp_core.start import start_from_data
 from vptsp_core.train import Trainer
 from vptsp_core.train_step import COMPILE
 from vptsp_core.tuning import MetricModel, place_class_prompts
@@ -142,14 +141,14 @@ def _history(
     config: RunConfig, benchmark: Benchmark, model: MetricModel, path: Path, **options: Any
 ) -> tuple[list[Row], list[dict[str, Any]], dict[str, np.ndarray], dict[str, Tensor]]:
     """A run's history, stretches, per-query values and weights (see `Trainer`)."""
-    benchmark, held_out = for_selection(benchmark, config)
-    if config.method == "frozen" or config.epochs == 0:
+    if config.method == "frozen":
         model.vit.autocast = autocast_dtype(config.precision, next(model.parameters()).device)
         with failures_told(model, "the evaluation"):
-            weights = {} if config.method == "frozen" else _started(config, benchmark, model)
-            row = on_held_out(evaluate(model, held_out)) if held_out is not None else {}
             metrics = evaluate(model, benchmark)
-        return [{"epoch": 0, **row, **metrics}], [{"after_epochs": 0, **options["stretch"]()}], metrics.queries, weights
+        return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["stretch"]()}], metrics.queries, {}
+    if config.epochs == 0:
+        raise ConfigError("epochs = 0 trains nothing; use method = 'frozen' for the backbone as it is")
+    benchmark, held_out = for_selection(benchmark, config)
     if held_out is None:
         trainer = Trainer(model, benchmark.train, path, lambda m: evaluate(m, benchmark), **options)
         return trainer.run(), trainer.stretches, trainer.queries, trainer.weights
@@ -161,14 +160,6 @@ def _history(
     max(history, key=lambda row: score(row, config.selection)).update(found)  # the first of equals, as in `Trainer`
     trainer.stretches[-1] |= options["stretch"]()
     return history, trainer.stretches, found.queries, trainer.weights
-
-
-def _started(config: RunConfig, benchmark: Benchmark, model: MetricModel) -> dict[str, Tensor]:
-    """The weights of a run without a step: what its start has made of the training images."""
-    if config.start == "released":
-        raise ConfigError("epochs = 0 trains nothing; use method = 'frozen' for the backbone as it is, or a start")
-    start_from_data(model, benchmark.train)
-    return {name: value.cpu() for name, value in model.learned_state(for_retrieval=True).items()}
 
 
 def build_model(config: RunConfig, num_classes: int, device: torch.device, class_table: str = "auto") -> MetricModel:

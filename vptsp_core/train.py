@@ -38,7 +38,6 @@ from vptsp_core.memory import failures_told, fit_step
 from vptsp_core.numerics import all_learned, first_bad_loss, first_bad_tensor, last_change, listed
 from vptsp_core.progress import write_progress
 from vptsp_core.selection import Row, keep_queries, score
-from vptsp_core.start import start_from_data
 from vptsp_core.train_step import TrainStep, compiles
 from vptsp_core.tuning import MetricModel, make_optimizers
 
@@ -118,8 +117,6 @@ class Trainer:
             VptspError: the folder cannot be written.
         """
         self._resume()
-        if not self.history:
-            start_from_data(self.model, self.images)
         if self.checkpointing == "auto" and self.device.type == "cuda":
             fit_step(self.model, self.optimizers)
         for epoch in range(len(self.history), self.config.epochs):
