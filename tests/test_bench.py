@@ -10,8 +10,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vptsp_core import bench
-from vptsp_core.bench import command, forms, turns
+from vptsp_core import bench, train_step
+from vptsp_core.bench import command, epoch, forms, turns
 from vptsp_core.bench.epoch import measure_epoch
 from vptsp_core.bench.flops import PRODUCTS, product, step_flops
 from vptsp_core.data import load_benchmark
@@ -175,13 +175,17 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path, monkeypatch, capsy
     assert capsys.readouterr().out.rstrip("\n") == forms.table(json.loads(file.read_text()))
 
 
-def test_the_parts_of_an_epoch(tmp_path, monkeypatch):
-    from vptsp_core.bench import epoch
-
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_parts_of_an_epoch(tmp_path, monkeypatch, compiled):
+    if compiled:  # what a long run on a GPU does; compiling itself takes a minute
+        monkeypatch.setattr(epoch, "as_trains", lambda *run: "on")
+        monkeypatch.setattr(train_step, "_missing_compiler", lambda device: "")
+        monkeypatch.setattr(train_step, "compiled_loss", lambda model: model.loss)
     taken = iter([9.0, 3.0, 4.0, 2.0])  # the first steps, the steps alone, the epoch, the evaluation
     monkeypatch.setattr(epoch, "_seconds", lambda task, device: (task(), next(taken))[1])
     benchmark = load_benchmark("glyphs")
     found = measure_epoch(preset("smoke"), benchmark, tmp_path, device="cpu")
     assert (found["epoch s"], found["steps s"], found["data s"], found["evaluation s"]) == (6, 3, 1, 2)
-    assert found["compile s"] == 9 - epoch.FIRST * 1 and found["images/s"] == 3 * 16 / 4 and found["steps"] == 3
+    assert found["compiled"] == compiled and found.get("compile s") == (9 - epoch.FIRST * 1 if compiled else None)
+    assert found["images/s"] == 3 * 16 / 4 and found["steps"] == 3
     assert found["evaluated images/s"] == len(benchmark.test) / 2

@@ -15,7 +15,7 @@ from determinism import METHODS, WAYS, Pair, compare, differences, outcome
 from vptsp_core import __main__, preset, run
 from vptsp_core.data import cached, loading
 from vptsp_core.deterministic import deterministic_algorithms, fix_cublas, where_asked
-from vptsp_core.errors import DataError, VptspError
+from vptsp_core.errors import DataError, TrainingError, VptspError
 from vptsp_core.train_step import TrainStep
 
 VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
@@ -170,5 +170,6 @@ def test_a_thread_that_fails_ends_the_run(images, tmp_path, monkeypatch):
     monkeypatch.setattr(cached, "_threads", lambda: 2)
     monkeypatch.setattr(cached, "resize_one", broken)
     config = Pair("EMA", "cached", "again", 0).config()
-    with pytest.raises(MemoryError, match="no room for a crop"):
+    with pytest.raises(TrainingError, match="the memory of this machine is full in epoch 1; lower batch") as caught:
         run(config, data=images, results=tmp_path, cache=tmp_path / "cache", device="cpu", progress=False)
+    assert str(caught.value.__cause__) == "no room for a crop"

@@ -60,9 +60,9 @@ def build(embeddings: np.ndarray) -> tuple[Any, dict[str, Any]]:
 
 def search(made: Any, queries: np.ndarray, k: int, ef: int) -> tuple[np.ndarray, np.ndarray]:
     """Cosines (Q, k) and places (Q, k), best first; places are -1 where fewer were found."""
-    faiss = importlib.import_module("faiss")
-    options = faiss.SearchParametersHNSW(efSearch=max(ef, 2 * k))
-    scores, places = made.search(np.ascontiguousarray(queries, np.float32), k, params=options)
+    # not by search(params=...): whoever imported faiss.contrib.torch_utils has a search without it
+    made.hnsw.efSearch = max(ef, 2 * k)
+    scores, places = made.search(np.ascontiguousarray(queries, np.float32), k)
     return scores, places
 
 
