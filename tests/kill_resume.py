@@ -254,7 +254,7 @@ class Case:
                 if line.startswith(("warning", "error", "Traceback"))]  # fmt: skip
         assert (not said and (status is None or not must)) or (
             len(said) == 1 and must and said[0].endswith(must.removeprefix("error: "))
-        ), f"{self.name}: it should say {must!r}, and said {said} ({place})"
+        ), f"{self.name}: it should say {must!r}, and said\n{(place / 'said').read_text()}\n({place})"
         assert status == (2 if must.startswith("error") else 0) or status is None, (place / "said").read_text()
 
     def compare(self, place: Path) -> None:
