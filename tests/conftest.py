@@ -1,5 +1,7 @@
 """Shared by all tests: one thread, so that small tensors are quick and results do not depend on the machine."""
 
+import os
+
 import pandas as pd
 import pytest
 import torch
@@ -42,7 +44,9 @@ class Executed:
 
 @pytest.fixture(scope="session")
 def smoke_results(tmp_path_factory):
-    return tmp_path_factory.mktemp("results")
+    """One for all of pytest's processes: two calls at once on one folder share the work."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "smoke-results"
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vptsp_core import bench, train_step
-from vptsp_core.bench import command, epoch, forms, turns
+from vptsp_core.bench import command, epoch, forms, terminal, turns
 from vptsp_core.bench.epoch import measure_epoch
 from vptsp_core.bench.flops import PRODUCTS, product, step_flops
 from vptsp_core.data import load_benchmark
@@ -189,3 +189,39 @@ def test_the_parts_of_an_epoch(tmp_path, monkeypatch, compiled):
     assert found["compiled"] == compiled and found.get("compile s") == (9 - epoch.FIRST * 1 if compiled else None)
     assert found["images/s"] == 3 * 16 / 4 and found["steps"] == 3
     assert found["evaluated images/s"] == len(benchmark.test) / 2
+
+
+def test_searches_are_a_row_each(tmp_path, monkeypatch, capsys):
+    found = {
+        "items": 60502, "bare_s": 20.0, "metrics_s": 25.0, "ratio": 1.25, "ratios": [1.2, 1.3], "cpu_ratio": 1.1,
+        "bare_mib": 400.0, "metrics_mib": 500.0, "bare_peak_mib": 800.5, "metrics_peak_mib": 1000.0,
+    }  # fmt: skip
+    monkeypatch.setattr(command, "benchmark_metrics", lambda *given: found)
+    file = tmp_path / "eval.json"
+    assert command.main(["eval", "--json", str(file)]) == 0
+    assert json.loads(file.read_text()) == found
+    ours = [
+        "                   seconds  MiB more  MiB in all  times ours",
+        "bare exact search       20       400       800.5         0.8",
+        "our metrics             25       500       1,000           1",
+    ]
+    told = "our metrics take 1.25 times the bare search, 1.10 by processor time"
+    assert capsys.readouterr().out.splitlines() == [*ours, told, "items   60,502", "ratios  1.2 to 1.3"]
+    theirs = {"released_s": 62.5, "released_ratio": 2.5, "released_mib": 1.0, "released_peak_mib": 9.0}
+    row = terminal.searches({**found, **theirs}).splitlines()[3]
+    assert row == "released metrics      62.5         1           9         2.5"
+
+
+def test_a_listing_says_each_figure_once():
+    times = {"host": 2.0, "device": 1234.56}
+    found = {"ms": times, "ratio": 0.123456, "turns": [2.5, 1.25], "classes": 12000, "gpu": True}
+    assert terminal.listing(found).splitlines() == [
+        "ms, host    2", "ms, device  1,235", "ratio       0.1235", "turns       1.25 to 2.5", "classes     12,000",
+        "gpu         True",
+    ]  # fmt: skip
+
+
+def test_parts_of_an_epoch_are_listed(monkeypatch, capsys):
+    monkeypatch.setattr(command, "measure_epoch", lambda *given, device: {"epoch s": 6.0, "compiled": False})
+    assert command.main(["epoch", "--preset", "smoke", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == "epoch s   6\ncompiled  False\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from vptsp_core.bench.epoch import measure_epoch
 from vptsp_core.bench.forms import compare_forms, table
 from vptsp_core.bench.metrics import SIZES, benchmark_metrics
 from vptsp_core.bench.table import compare_tables
+from vptsp_core.bench.terminal import listing, searches
 from vptsp_core.data import load_benchmark
 from vptsp_core.data.batches import cache_folder
 from vptsp_core.errors import VptspError
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(args, turns, 1) < 1:
             raise VptspError(f"--{turns} {getattr(args, turns)} must be at least 1")
     found = _measured(args)
-    print(table(found) if args.kind == "step" else json.dumps(found, indent=2))
+    print({"step": table, "eval": searches}.get(args.kind, listing)(found))
     if args.json:
         write_json(args.json, found)
     return 0

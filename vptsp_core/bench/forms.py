@@ -16,6 +16,7 @@ from vptsp_core.bench.flops import product, step_flops
 from vptsp_core.bench.memory import Bench, with_memory
 from vptsp_core.bench.released import ReleasedBench
 from vptsp_core.bench.table import training_classes
+from vptsp_core.bench.terminal import columns
 from vptsp_core.bench.turns import cpu_ratios, ratios, spread
 from vptsp_core.config import RunConfig
 from vptsp_core.devices import pick_device
@@ -130,8 +131,7 @@ def table(found: Mapping[str, Any]) -> str:
     for name, cost in forms.items():
         row = [name, *(_cell(key, cost[key]) for key in COLUMNS)]
         rows.append(row + [_cell("ratio", cost[f"ratio {part}"]) for part in ("25 %", "75 %", "min", "max")])
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    lines = ["  ".join(c.rjust(w) if at else c.ljust(w) for at, (c, w) in enumerate(zip(row, widths))) for row in rows]
+    lines = columns(rows)
     lines.insert(0, f"batches of {found['batch']}, {found['classes']} classes, {found['precision']}, "
                     f"{found['device']}, {found['threads']} threads, torch {found['torch']}: "
                     f"{found['steps']} steps of each in {found['turns']} turns")  # fmt: skip
