@@ -13,7 +13,8 @@ from vptsp_core.rows import BASE, BEST, LORA, base_config, method_rows
 
 NOTEBOOKS = ("beyond_paper",)  # what the fixture `smoke` executes
 BUDGET = ("dataset", "backbone", "weights", "epochs", "steps_per_epoch", "batch", "samples_per_class", "image_size",
-          "augmentation", "prompts", "class_prompts", "embed_dim", "optimizer")  # fmt: skip
+          "augmentation", "prompts", "class_prompts", "embed_dim")  # fmt: skip
+UNTRAINED = "... without training"
 
 
 @pytest.mark.parametrize("profile", BASE)
@@ -21,25 +22,32 @@ def test_rows_have_one_budget_and_are_distinct_and_chosen_by_validation(profile)
     rows = beyond.rows(profile)
     configs = {label: base_config(profile, **row) for label, row in rows.items()}
     for key in BUDGET:
-        assert len({getattr(config, key) for label, config in configs.items() if label != beyond.RECIPE}) == 1, key
+        assert len({getattr(config, key) for label, config in configs.items() if label != UNTRAINED}) == 1, key
     assert len({config.hash() for config in configs.values()}) == len(configs)
     assert (LORA in rows) == has_peft()
     assert {config.selection for config in beyond.cells(profile).values()} == {"validation"}
     assert configs[beyond.REFERENCE] == base_config(profile, **method_rows(profile)[BEST])
 
 
-def test_the_recipe_is_its_preset_and_takes_no_step():
+def test_the_recipe_is_its_preset_and_each_other_row_of_its_lacks_one_part():
     for profile, name in beyond.RECIPES.items():
-        recipe = base_config(profile, **beyond.rows(profile)[beyond.RECIPE])
-        assert recipe == preset(name, steps_per_epoch=recipe.steps_per_epoch)
-        assert (recipe.epochs, recipe.method, recipe.start) == (0, "linear", "heads")
+        configs = {row: config.to_dict() for (row, _), config in beyond.cells(profile).items()}
+        recipe = configs[beyond.RECIPE]
+        assert recipe == preset(name, **{key: recipe[key] for key in ("epochs", "steps_per_epoch")}).to_dict()
+        parts = {
+            "... without proxies from the data": {"start": "heads"},
+            "... without a start from the data": {"start": "released"},
+            "... without BitFit": {"bitfit": False},
+            UNTRAINED: {"bitfit": False, "start": "heads", "epochs": 0},
+        }
+        assert {row: configs[row] for row in parts} == {row: recipe | part for row, part in parts.items()}
     longer = beyond.cells("demo", epochs=7)
-    assert {row: config.epochs for (row, _), config in longer.items() if config.epochs != 7} == {beyond.RECIPE: 0}
+    assert {row: config.epochs for (row, _), config in longer.items() if config.epochs != 7} == {UNTRAINED: 0}
 
 
 def test_newer_backbones_stand_in_the_profile_paper_unless_one_is_named():
     labels = [row for row, _ in beyond.cells("paper")]
-    assert all(name in labels and f"{name}, started from the data" in labels for name in beyond.NEWER)
+    assert all(name in labels and f"{name}, the recipe" in labels for name in beyond.NEWER)
     assert not any(name in row for row, _ in beyond.cells("paper", backbone="demo_vit") for name in beyond.NEWER)
     assert not any(name in row for row, _ in beyond.cells("demo") for name in beyond.NEWER)
     with pytest.raises(ConfigError, match="hold start"):

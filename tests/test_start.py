@@ -2,6 +2,7 @@
 
 import json
 
+import determinism
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from vptsp_core.data.holdout import first_of_each, of_classes
 from vptsp_core.errors import ConfigError
 from vptsp_core.presets import PRESETS
 from vptsp_core.start import KEEP, PER_CLASS, class_means, discriminant, start_from_data
+from vptsp_core.train import Trainer
 from vptsp_core.tuning import MetricModel
 
 CLASSES = 12
@@ -154,7 +156,7 @@ def test_embeddings_wider_than_the_tokens_are_refused(images):
 
 @pytest.mark.parametrize("selection", ["released", "validation"])
 def test_a_run_without_a_step_is_its_start(tmp_path, selection):
-    config = preset("demo-best", selection=selection)
+    config = preset("demo", method="linear", bitfit=False, start="heads", epochs=0, selection=selection)
     done = run(config, results=tmp_path, progress=False)
     assert done.metrics["epoch"] == 0 and done.queries["R@1"].shape == (2000,)
     assert ("validation R@1" in done.history) == (selection == "validation")
@@ -165,9 +167,50 @@ def test_a_run_without_a_step_is_its_start(tmp_path, selection):
     assert done.metrics["R@1"] > frozen.metrics["R@1"] + 0.05  # on classes that the head has not seen
 
 
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    return determinism.write_images(tmp_path_factory.mktemp("letters"))
+
+
+def short(letters, folder, **changes):
+    config = preset("demo", **determinism.SHORT | dict(epochs=2, eval_start=0) | changes)
+    return run(config, data=letters, results=folder, progress=False)
+
+
+def test_what_it_is_before_its_first_step_is_epoch_0_and_may_be_the_best(letters, tmp_path):
+    """A rate that ruins all leaves the start standing, with its weights and its queries."""
+    started = dict(start="heads", selection="validation")
+    ruined = short(letters, tmp_path, **started, lr=5.0, lr_proxy=5.0)
+    assert ruined.history["epoch"].tolist() == [0, 1, 2] and ruined.metrics["epoch"] == 0
+    assert ruined.history.loc[0, ["loss", "lr", "seconds"]].isna().all()
+    alone = short(letters, tmp_path, **started, epochs=0)
+    for name, value in alone.metrics.items():
+        assert ruined.metrics[name] == value, name
+    assert np.array_equal(ruined.queries["R@1"], alone.queries["R@1"])
+    kept, head = load(ruined.path, "cpu"), load(alone.path, "cpu")
+    image = load_benchmark("glyphs").test.image(0)
+    assert np.array_equal(kept.embed([image]), head.embed([image]))
+    released = short(letters, tmp_path)
+    assert released.history["epoch"].tolist() == [1, 2], "the paper's start has no such row"
+
+
+def test_cut_short_before_its_first_step_it_starts_once(letters, tmp_path, monkeypatch):
+    changes = dict(start="all", class_optimizer="rowwise")
+    whole = short(letters, tmp_path / "whole", **changes)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_epoch", lambda self, epoch: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            short(letters, tmp_path / "cut", **changes)
+    monkeypatch.setattr("vptsp_core.train.start_from_data", lambda *given: pytest.fail("started again"))
+    again = short(letters, tmp_path / "cut", **changes)
+    assert again.metrics == whole.metrics and [s["after_epochs"] for s in again.record["stretches"]] == [0, 0]
+    timeless = [history.drop(columns="seconds") for history in (again.history, whole.history)]
+    assert timeless[0].equals(timeless[1])
+
+
 def test_without_a_step_and_without_a_start_nothing_is_run(tmp_path):
     with pytest.raises(ConfigError, match="epochs = 0 trains nothing"):
-        run(preset("demo-best", start="released"), results=tmp_path, progress=False)
+        run(preset("demo-best", start="released", epochs=0), results=tmp_path, progress=False)
     assert not list(tmp_path.rglob("*.json"))
 
 

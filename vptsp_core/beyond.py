@@ -10,40 +10,45 @@ from typing import Any
 
 from vptsp_core.config import RunConfig
 from vptsp_core.lora import has_peft
-from vptsp_core.presets import PRESETS, STARTED, preset
+from vptsp_core.presets import PRESETS, preset
+from vptsp_core.presets import RECIPE as SETTINGS
+from vptsp_core.presets import RECIPE_RATES as RATES
 from vptsp_core.rows import BEST, LORA, base_config, check_changes, method_rows
 
 REFERENCE = f"{BEST}, as released"
-RECIPE = "heads from the data, no step"
+RECIPE = "the recipe: BitFit, heads and proxies from the data"
 RECIPES = {"demo": "demo-best", "smoke": "demo-best", "paper": "cub200-vits16-best"}
 NEWER = [name for name in PRESETS if any(each in name for each in ("dinov2", "siglip2", "tips"))]
 
 
 def rows(profile: str) -> dict[str, dict[str, Any]]:
-    """{label: changes to `base_config`}: the paper's best row, the same started from the data part by part, the recipe
-    (which takes no step at all), others with the same heads and proxies; LoRA where peft is installed.
+    """{label: changes to `base_config`}: the paper's best row, the same started from the data part by part; the recipe
+    and what it is without each of its parts, training included; LoRA where peft is installed.
 
     Raises:
         ConfigError: no such profile.
     """
     base_config(profile)
     known = method_rows(profile)
+    bitfit = {**known["BitFit"], **RATES}
     out = {
         REFERENCE: known[BEST],
         "+ heads from the data": {**known[BEST], "start": "heads"},
         "+ proxies from the data": {**known[BEST], "start": "proxies"},
         "+ prompts from the data": {**known[BEST], "start": "all"},
-        RECIPE: STARTED,
-        "BitFit": known["BitFit"],
-        "BitFit, heads and proxies from the data": {**known["BitFit"], "start": "proxies"},
+        RECIPE: {**bitfit, "start": "proxies"},
+        "... without proxies from the data": {**bitfit, "start": "heads"},
+        "... without a start from the data": bitfit,
+        "... without BitFit": {**bitfit, "bitfit": False, "start": "proxies"},
+        "... without training": {**bitfit, "bitfit": False, "start": "heads", "epochs": 0},
     }
     if has_peft():
-        out |= {LORA: known[LORA], "LoRA, heads and proxies from the data": {**known[LORA], "start": "proxies"}}
+        out |= {LORA: known[LORA], f"{LORA}, as the recipe starts": {**known[LORA], "start": "proxies"}}
     return out
 
 
 def cells(profile: str, **changes: Any) -> dict[tuple[str, str], RunConfig]:
-    """The rows as runs; in the profile paper the newer backbones too, each as released and by the recipe.
+    """The rows as runs; in the profile paper the newer backbones too, each as its preset and by the recipe.
 
     Raises:
         ConfigError: see `vptsp_core.rows.configured`.
@@ -57,5 +62,5 @@ def cells(profile: str, **changes: Any) -> dict[tuple[str, str], RunConfig]:
     if profile == "paper" and not {"backbone", "weights", "embed_dim"} & changes.keys():
         for name in NEWER:
             found[name, "CUB"] = preset(name, **judged)
-            found[f"{name}, started from the data", "CUB"] = preset(name, **{"start": "all", **judged})
+            found[f"{name}, the recipe", "CUB"] = preset(name, **{**SETTINGS, **RATES, **judged})
     return found

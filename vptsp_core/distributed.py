@@ -187,7 +187,7 @@ def from_main(make: Callable[[], T]) -> T:
 
 
 def from_first(tensor: Tensor) -> Tensor:
-    """The first process's tensor, a scalar or of any shape (A, ...), in place in all of them, which hold one of that shape on their device."""
+    """The first process's tensor (any shape), in place in all of them, which hold one of that shape on their device."""
     if joined():
         tensor = tensor.contiguous()
         dist.broadcast(tensor, src=0)
