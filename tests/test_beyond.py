@@ -35,10 +35,12 @@ def test_the_recipe_is_its_preset_and_each_other_row_of_its_lacks_one_part():
         recipe = configs[beyond.RECIPE]
         assert recipe == preset(name, **{key: recipe[key] for key in ("epochs", "steps_per_epoch")}).to_dict()
         parts = {
+            "... with a GRU": {"accumulator": "gru"},
+            "... with prompts from the data": {"start": "all"},
             "... without proxies from the data": {"start": "heads"},
             "... without a start from the data": {"start": "released"},
-            "... without BitFit": {"bitfit": False},
-            UNTRAINED: {"bitfit": False, "start": "heads", "epochs": 0},
+            "... without prompts (BitFit)": {"method": "linear"},
+            UNTRAINED: {"method": "linear", "bitfit": False, "start": "heads", "epochs": 0},
         }
         assert {row: configs[row] for row in parts} == {row: recipe | part for row, part in parts.items()}
     longer = beyond.cells("demo", epochs=7)

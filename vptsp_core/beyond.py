@@ -16,34 +16,33 @@ from vptsp_core.presets import RECIPE_RATES as RATES
 from vptsp_core.rows import BEST, LORA, base_config, check_changes, method_rows
 
 REFERENCE = f"{BEST}, as released"
-RECIPE = "the recipe: BitFit, heads and proxies from the data"
+RECIPE = "the recipe: VPTSP-M + BitFit, heads and proxies from the data"
 RECIPES = {"demo": "demo-best", "smoke": "demo-best", "paper": "cub200-vits16-best"}
 NEWER = [name for name in PRESETS if any(each in name for each in ("dinov2", "siglip2", "tips"))]
 
 
 def rows(profile: str) -> dict[str, dict[str, Any]]:
-    """{label: changes to `base_config`}: the paper's best row, the same started from the data part by part; the recipe
-    and what it is without each of its parts, training included; LoRA where peft is installed.
+    """{label: changes to `base_config`}: the paper's best row; the recipe, and what it is without each of its parts,
+    training included; LoRA where peft is installed.
 
     Raises:
         ConfigError: no such profile.
     """
     base_config(profile)
     known = method_rows(profile)
-    bitfit = {**known["BitFit"], **RATES}
+    recipe = {**known["VPTSP-M + BitFit"], **RATES, "start": "proxies"}
     out = {
         REFERENCE: known[BEST],
-        "+ heads from the data": {**known[BEST], "start": "heads"},
-        "+ proxies from the data": {**known[BEST], "start": "proxies"},
-        "+ prompts from the data": {**known[BEST], "start": "all"},
-        RECIPE: {**bitfit, "start": "proxies"},
-        "... without proxies from the data": {**bitfit, "start": "heads"},
-        "... without a start from the data": bitfit,
-        "... without BitFit": {**bitfit, "bitfit": False, "start": "proxies"},
-        "... without training": {**bitfit, "bitfit": False, "start": "heads", "epochs": 0},
+        RECIPE: recipe,
+        "... with a GRU": {**recipe, "accumulator": "gru"},
+        "... with prompts from the data": {**recipe, "start": "all"},
+        "... without proxies from the data": {**recipe, "start": "heads"},
+        "... without a start from the data": {**recipe, "start": "released"},
+        "... without prompts (BitFit)": {**recipe, "method": "linear"},
+        "... without training": {**recipe, "method": "linear", "bitfit": False, "start": "heads", "epochs": 0},
     }
     if has_peft():
-        out |= {LORA: known[LORA], f"{LORA}, as the recipe starts": {**known[LORA], "start": "proxies"}}
+        out |= {LORA: known[LORA], f"{LORA}, as the recipe": {**known[LORA], **RATES, "start": "proxies"}}
     return out
 
 

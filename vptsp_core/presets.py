@@ -67,9 +67,9 @@ PRESETS |= {
     "cub200-siglip2-vitb16": _CUB_B | dict(backbone="vit_base_patch16_siglip_gap_224.v2_webli"),
     "cub200-tipsv2-vitb14": _CUB_B | dict(backbone="vit_base_patch14_reg1_tipsv2.webli"),
 }
-# Beyond the paper, the recipe (docs/beyond.md): heads and proxies from the data (`vptsp_core.start`), then biases
-# learn at rates that suit them; held-out classes choose the epoch, the one before any step included.
-RECIPE: dict[str, Any] = dict(method="linear", bitfit=True, start="proxies", selection="validation")
+# Beyond the paper, the recipe (docs/beyond.md): VPTSP-M with BitFit, its heads and proxies from the data
+# (`vptsp_core.start`); held-out classes choose the epoch, the one before any step included.
+RECIPE: dict[str, Any] = dict(method="vptsp", bitfit=True, accumulator="ema", start="proxies", selection="validation")
 RECIPE_RATES: dict[str, Any] = dict(optimizer="adamw", lr=1e-3, lr_proxy=0.05)
 PRESETS |= {f"{name}-best": PRESETS[name] | RECIPE | RECIPE_RATES for name in ("cub200-vits16", "demo")}
 PRESETS["smoke"] = dict(PRESETS["demo"], epochs=1, steps_per_epoch=3)
