@@ -215,7 +215,7 @@ TABLE: dict[str, list[Case]] = {
         Case("wrong type, a list", "`train --set alpha=[0.5]`", runs.config("alpha=[0.5]"),
              "alpha = [0.5] must be of type float, not list"),
         Case("not one of the choices", "`train --set method=vpsp`", runs.config("method=vpsp"),
-             "method = 'vpsp' must be one of 'frozen', 'full', 'linear', 'adapter', 'vpt', 'vptsp'"),
+             "method = 'vpsp' must be one of 'frozen', 'full', 'linear', 'adapter', 'lora', 'vpt', 'vptsp'"),
         Case("impossible value", "`train --set alpha=2`", runs.config("alpha=2"), "alpha = 2.0 must lie in [0, 1]"),
         Case("no number", "`train --set lr=NaN`", runs.config("lr=NaN"), "lr = nan must be a finite number"),
         Case("impossible pair", "`train --set batch=7 samples_per_class=2`", runs.config("batch=7", "samples_per_class=2"),
@@ -227,7 +227,9 @@ TABLE: dict[str, list[Case]] = {
              "alpha = '" + 76 * "[" + "... must be of type float, not str"),
         Case("unknown preset", "`train --preset cub`", runs.preset("cub", None),
              "unknown preset 'cub'; known: cub200-vits16, cub200-vitb16, cars196-vits16, cars196-vitb16, sop-vits16, "
-             "sop-vitb16, inshop-vits16, inshop-vitb16, inaturalist-vitb16, demo, smoke, or a .json file"),
+             "sop-vitb16, inshop-vits16, inshop-vitb16, inaturalist-vitb16, demo, cub200-dinov2-vits14, "
+             "cub200-dinov2reg-vits14, cub200-dinov2reg-vitb14, cub200-siglip2-vitb16, cub200-tipsv2-vitb14, "
+             "cub200-vits16-best, demo-best, smoke, or a .json file"),
         Case("preset that is no JSON", "`train --preset p.json`", runs.preset("p.json", "{alpha: 1}"),
              "preset DIR/p.json: unreadable (Expecting property name enclosed in double quotes: line 1 column 2 (char "
              "1)); give a file that a search has written"),
@@ -312,8 +314,8 @@ TABLE: dict[str, list[Case]] = {
         Case("a seed twice", "`notebooks --seeds 1,1`", runs.notebooks("--seeds", "1,1"),
              "seeds = [1, 1] name one twice: its run would count twice; give each once"),
         Case("no such notebook", "`notebooks --only table11`", runs.notebooks("--only", "table11"),
-             "--only: no notebook begins with 'table11'; known: explore, fig3_ablations, fig4_embedding_space, table10_latency, "
-             "table1_peft_methods, table2_sota, table3_inaturalist, table4_components, table5_proxy_source, "
+             "--only: no notebook begins with 'table11'; known: beyond_paper, explore, fig3_ablations, fig4_embedding_space, "
+             "table10_latency, table1_peft_methods, table2_sota, table3_inaturalist, table4_components, table5_proxy_source, "
              "table6_cub200, table7_integration, table8_pretraining, table9_search, tour"),
         Case("unknown parameter", "`papermill tour.ipynb out.ipynb -p sedes 1`", runs.papermill(sedes=1),
              "unknown parameter 'sedes'; did you mean seeds?"),

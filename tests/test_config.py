@@ -20,7 +20,10 @@ BAD = [
     ({"lr": "fast"}, "lr = 'fast' must be of type float, not str"),
     ({"lr": -1}, "lr = -1.0 must not be negative"),
     ({"epochs": None}, "epochs = None must be of type int, not NoneType"),
-    ({"method": "lora"}, "method = 'lora' must be one of 'frozen', 'full', 'linear', 'adapter', 'vpt', 'vptsp'"),
+    (
+        {"method": "dora"},
+        "method = 'dora' must be one of 'frozen', 'full', 'linear', 'adapter', 'lora', 'vpt', 'vptsp'",
+    ),
     ({"semantics": "mine"}, "semantics = 'mine' must be one of 'released', 'paper'"),
     ({"accumulator": "mean"}, "accumulator = 'mean' must be one of"),
     ({"class_prompts": 0}, "class_prompts = 0 must be at least 1 for method = 'vptsp'"),

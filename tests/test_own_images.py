@@ -195,6 +195,17 @@ def test_what_is_set_stays_set():
     )
 
 
+def test_learning_begins_from_the_images_where_the_head_is_no_wider_than_the_backbone():
+    def start(**changes):
+        found = plan(np.full(40, 10), 10, machine(), VIT_S, changes)
+        return found.config.start, [line for line in found.reasons if line.startswith("learning begins")]
+
+    kept = "; where no epoch is better than that, it is kept"
+    told = "learning begins from what the frozen backbone makes of your images (start=proxies)"
+    assert start() == ("proxies", [told + kept]) and start(selection="last") == ("proxies", [told])
+    assert start(embed_dim=385) == ("released", []) and start(start="released") == ("released", [])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"dataset": "sop"}, "leave it out"), ({"method": "frozen"}, "leave it out"), ({"batch": "x"}, "batch = 'x'"),
@@ -311,4 +322,6 @@ def test_the_summary_says_it_in_words(verdicts, words, tmp_path):
     text = own_images.summary(Fake, Fake, gain, 40)
     assert words in text and "1,234 query images of 40 classes" in text and "+10.0 [+1.0, +20.0]" in text
     assert "Trained in 1 min 2 s on x" in text and "optimistic" in text and "other classes may" not in text
-    assert ("frozen backbone lies in" in text) == ("worse" in verdicts)
+    assert ("frozen backbone lies in" in text) == ("worse" in verdicts) and "it is kept" not in text
+    Fake.metrics = {"epoch": 0}
+    assert "No epoch was better than the start" in own_images.summary(Fake, Fake, gain, 40)

@@ -64,6 +64,7 @@ METHODS = {
     "fixed encoder": dict(proxy_source="fixed_encoder"),
     "full": dict(method="full", bitfit=False),
     "cached": dict(pipeline="cached"),
+    "start": dict(start="all", class_optimizer="rowwise"),
 }
 
 

@@ -45,6 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
     "ema rowwise sgd": dict(**SGD, **ROWWISE, accumulator="ema"),
     "ema rowwise adamw": dict(**ADAMW, **ROWWISE, accumulator="ema", semantics="paper"),
     "gru rowwise adamw cached": dict(**ADAMW, **ROWWISE, pipeline="cached"),
+    "started gru rowwise sgd": dict(**SGD, **ROWWISE, start="all"),
     "lstm dense adamw": dict(**ADAMW, **DENSE, accumulator="lstm"),
     "attention rowwise adamw": dict(**ADAMW, **ROWWISE, accumulator="attention"),
     "rnn of samples sgd": dict(**SGD, accumulator="rnn", proxy_source="sample", semantics="paper"),

@@ -7,7 +7,7 @@ import hashlib
 import io
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import nn
 
 from vptsp_core.config import RunConfig
 from vptsp_core.errors import ConfigError, WeightsError
+from vptsp_core.lora import is_lora, plain_name
 
 # The embedded ViT, small enough to be shipped and to be tuned in seconds on two cores (see pretrain).
 DEMO_VIT: dict[str, Any] = dict(img_size=40, patch_size=8, embed_dim=96, depth=6, num_heads=3, num_classes=0)
@@ -215,11 +216,15 @@ def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...
 
 
 def checksum(model: nn.Module, names: Collection[str] | None = None) -> str:
-    """SHA-256 over the names and bytes of all tensors, or of those of these names, first sixteen hex digits."""
+    """SHA-256 over names and bytes, first sixteen hex digits: of the tensors of these names, or of a backbone as it was
+    before LoRA, whose factors are then left out and whose names are those without it.
+    """
+    if names is None:
+        state = {plain_name(name): value for name, value in model.state_dict().items() if not is_lora(name)}
+    else:
+        state = {name: value for name, value in model.state_dict().items() if name in names}
     digest = hashlib.sha256()
-    for name, value in _sorted_state(model):
-        if names is not None and name not in names:
-            continue
+    for name, value in sorted(state.items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -237,7 +242,3 @@ def identity(config: RunConfig) -> str:
     if not file.is_file():
         raise WeightsError(f"weights {config.weights}: no such file; give a .safetensors or .pth file")
     return config.replace(weights="sha256:" + hashlib.sha256(file.read_bytes()).hexdigest()[:16]).hash()
-
-
-def _sorted_state(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from sorted(model.state_dict().items())

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from vptsp_core.errors import ConfigError, WeightsError
 
-Method = Literal["frozen", "full", "linear", "adapter", "vpt", "vptsp"]
+Method = Literal["frozen", "full", "linear", "adapter", "lora", "vpt", "vptsp"]
 Accumulator = Literal["gru", "gru_tanh", "ema", "rnn", "lstm", "attention"]
 ProxySource = Literal["class_prompts", "sample", "encoder", "fixed_encoder"]
 
@@ -25,13 +25,14 @@ MOST = 1_000_000  # of any whole number but the seed
 # Keys that only these methods read; elsewhere they take no part in the run's identity.
 _PROMPT_KEYS = ("prompts", "prompt_layers", "prompt_step")
 _ADAPTER_KEYS = ("adapter_dim", "adapter_layers", "adapter_position", "adapter_norm", "adapter_init")
+_LORA_KEYS = ("lora_rank", "lora_alpha")
 _CLASS_PROMPT_KEYS = ("class_prompts", "class_layers", "class_step", "class_optimizer")
 _SEMANTIC_KEYS = (*_CLASS_PROMPT_KEYS, "accumulator", "ema_keep", "gru_dropout", "alpha", "proxy_source")
-_LATER_KEYS = ("pipeline", "proxy_source", *_ADAPTER_KEYS)  # than the first version
+_LATER_KEYS = ("pipeline", "proxy_source", *_ADAPTER_KEYS, "lora_rank", "lora_alpha", "start")  # than the first version
 _TRAINING_KEYS = (
     "embed_dim", "loss_scale", "loss_margin", "optimizer", "lr", "lr_proxy", "weight_decay", "momentum", "epochs",
     "eval_start", "cosine_T", "cosine_min", "steps_per_epoch", "batch", "samples_per_class", "augmentation",
-    "pipeline", "selection",
+    "pipeline", "selection", "start",
 )  # fmt: skip
 
 
@@ -62,6 +63,8 @@ class RunConfig:
     adapter_position: Literal["parallel", "sequential"] = "parallel"  # to the MLP
     adapter_norm: Literal["before", "after"] = "after"  # LayerNorm before the projection down, or after the one up
     adapter_init: Literal["lora", "bert"] = "lora"  # lora: the projection up starts at zero
+    lora_rank: int = 8  # beyond the paper (vptsp_core.lora)
+    lora_alpha: int = 16  # scale: lora_alpha / lora_rank
     proxy_source: ProxySource = "class_prompts"  # what semantic proxies are accumulated from (table 5)
     class_prompts: int = 3  # [m] a block and class, proxy tower
     class_layers: int = 12
@@ -94,6 +97,8 @@ class RunConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on a GPU that has it, else fp32
     # released: best epoch ON THE TEST SET; validation: best on every fifth training class, which is held out
     selection: Literal["released", "last", "validation"] = "released"
+    # beyond the paper: which parts start from the training images, each with those before it (vptsp_core.start)
+    start: Literal["released", "heads", "proxies", "all"] = "released"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -101,7 +106,10 @@ class RunConfig:
         for field in dataclasses.fields(self):
             value = _checked(field.name, getattr(self, field.name), hints[field.name])
             object.__setattr__(self, field.name, value)
-        for key in ("embed_dim", "batch", "samples_per_class", "image_size", "resize", "cosine_T", "adapter_dim"):
+        for key in (
+            "embed_dim", "batch", "samples_per_class", "image_size", "resize", "cosine_T", "adapter_dim", "lora_rank",
+            "lora_alpha",
+        ):  # fmt: skip
             self._require(key, getattr(self, key) >= 1, "must be at least 1")
         for key in (
             "prompts", "prompt_layers", "prompt_step", "adapter_layers", "class_prompts", "class_layers", "class_step",
@@ -201,6 +209,8 @@ class RunConfig:
             unread += ("proxy_source",) if self.has_class_prompts else _CLASS_PROMPT_KEYS  # runs older than it: same
         if self.method != "adapter":
             unread += _ADAPTER_KEYS
+        if self.method != "lora":
+            unread += _LORA_KEYS
         if self.method not in ("vpt", "vptsp"):
             unread += _PROMPT_KEYS
         if self.optimizer != "sgd":
@@ -209,6 +219,8 @@ class RunConfig:
             unread += _TRAINING_KEYS
         elif self.pipeline == "classic":
             unread += ("pipeline",)  # runs made before there was another keep their hash
+        if self.start == "released":
+            unread += ("start",)  # likewise
         kept = {key: value for key, value in sorted(values.items()) if key not in unread}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -186,6 +186,14 @@ def from_main(make: Callable[[], T]) -> T:
     return told[0]
 
 
+def from_first(tensor: Tensor) -> Tensor:
+    """The first process's tensor (any shape), in place in all of them, which hold one of that shape on their device."""
+    if joined():
+        tensor = tensor.contiguous()
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
 def first_to_fail() -> bool:
     """Whether no other process of the group has called this before: the one that says what is wrong."""
     return _store is None or _store.add("failed", 1) == 1

@@ -152,6 +152,8 @@ def summary(frozen: Run, trained: Run, gain: pd.DataFrame, classes: int) -> str:
         interval = f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"
         lines.append(f"{metric:8}{row['frozen']:8.1f}{row['trained']:9.1f}  {interval}: {row['verdict']}")
     lines.append(_in_words(set(gain["verdict"])))
+    if trained.metrics["epoch"] == 0:
+        lines.append("No epoch was better than the start, which was made of your images without training: it is kept.")
     if trained.config.selection == "released":
         lines.append("The epoch was chosen on these very queries, so that the trained numbers are optimistic.")
     if classes < FEW_CLASSES:

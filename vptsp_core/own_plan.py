@@ -121,6 +121,7 @@ def _choose_preset(draft: _Draft, count: int, machine: Machine, shape: tuple[int
     for key in ("prompt_layers", "class_layers", "adapter_layers"):
         draft.settle(**{key: min(depth, draft.values[key])})
     draft.settle(embed_dim=min(width, 512))
+    draft.settle(start="proxies" if draft.values["embed_dim"] <= width else "released")
     image_size = draft.values["image_size"]
     draft.settle(resize=image_size if small else round(image_size * 8 / 7))
     draft.settle(bitfit=draft.values["method"] != "full")
@@ -134,6 +135,10 @@ def _choose_preset(draft: _Draft, count: int, machine: Machine, shape: tuple[int
         if not small and draft.free("optimizer", "accumulator"):
             text += "; AdamW and a running average in place of SGD and GRU, which start slowly"
     draft.reasons.append(text)
+    if draft.values["start"] != "released":
+        chosen = "; where no epoch is better than that, it is kept" * (draft.values["selection"] != "last")
+        draft.reasons.append(f"learning begins from what the frozen backbone makes of your images "
+                             f"(start={draft.values['start']}){chosen}")  # fmt: skip
 
 
 def _fit_table(draft: _Draft, count: int, machine: Machine, width: int) -> int:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from vptsp_core.config import RunConfig
 from vptsp_core.errors import ConfigError
+from vptsp_core.lora import has_peft
 from vptsp_core.presets import preset
 
 # What each profile starts from. The paper's tables 1, 4, 5 and 7 and its figures are CUB-200 with ViT-S/16.
@@ -21,7 +22,7 @@ BASE = {"demo": "demo", "smoke": "smoke", "paper": "cub200-vits16"}
 # What says which run a row is. Changes of all runs leave these alone: two rows would be one run under two names.
 ROW_KEYS = (
     "dataset", "method", "bitfit", "accumulator", "proxy_source", "adapter_dim", "adapter_layers", "adapter_position",
-    "adapter_norm", "adapter_init",
+    "adapter_norm", "adapter_init", "lora_rank", "lora_alpha", "start",
 )  # fmt: skip
 
 # Table 1, in the paper's order.
@@ -32,6 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "BitFit": dict(method="linear", bitfit=True),
     "Adapter": dict(method="adapter", bitfit=False),
     "Adapter + BitFit": dict(method="adapter", bitfit=True),
+    "LoRA (beyond the paper)": dict(method="lora", bitfit=False),  # where peft is installed
     "VPT": dict(method="vpt", bitfit=False),
     "VPT + BitFit": dict(method="vpt", bitfit=True),
     "VPTSP-M": dict(method="vptsp", accumulator="ema", bitfit=False),
@@ -40,6 +42,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "VPTSP-G + BitFit": dict(method="vptsp", accumulator="gru", bitfit=True),
 }
 FROZEN, FULL, BEST = "Frozen backbone", "Full fine-tuning (PA)", "VPTSP-G + BitFit"
+LORA = "LoRA (beyond the paper)"
 
 # Adapters, as table 1 prints them: 7 of 12 blocks without BitFit, one with it. The demo ViT has 6 blocks, 96 wide.
 ADAPTERS: dict[str, dict[str, dict[str, int]]] = {
@@ -77,6 +80,7 @@ RATES: dict[str, dict[str, dict[str, float]]] = {
         "Linear probing": dict(lr=0.05, lr_proxy=0.1),
         "BitFit": dict(lr=0.005, lr_proxy=0.1),
         "Adapter": dict(lr=0.01, lr_proxy=0.1),
+        LORA: dict(lr=0.01, lr_proxy=0.1),
         "Adapter + BitFit": dict(lr=0.005, lr_proxy=0.1),
         "VPT": dict(lr=0.01, lr_proxy=0.1),
         "VPT + BitFit": dict(lr=0.005, lr_proxy=0.1),
@@ -128,7 +132,8 @@ def configured(profile: str, row: Mapping[str, Any], changes: Mapping[str, Any])
 
 
 def method_rows(profile: str) -> dict[str, dict[str, Any]]:
-    """Table 1: {label: changes to `base_config`} of every method that can be run, in the paper's order.
+    """Table 1: {label: changes to `base_config`} of every method that can be run, in the paper's order; LoRA, which is
+    not the paper's, where peft is installed.
 
     Raises:
         ConfigError: no such profile.
@@ -139,7 +144,9 @@ def method_rows(profile: str) -> dict[str, dict[str, Any]]:
     base_config(profile)
     of = "paper" if profile == "paper" else "demo"
     return {
-        label: {**row, **ADAPTERS[of].get(label, {}), **RATES[of].get(label, {})} for label, row in METHODS.items()
+        label: {**row, **ADAPTERS[of].get(label, {}), **RATES[of].get(label, {})}
+        for label, row in METHODS.items()
+        if label != LORA or has_peft()
     }
 
 

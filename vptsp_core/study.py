@@ -146,8 +146,8 @@ def _history(
         with failures_told(model, "the evaluation"):
             metrics = evaluate(model, benchmark)
         return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["stretch"]()}], metrics.queries, {}
-    if config.epochs == 0:
-        raise ConfigError("epochs = 0 trains nothing; use method = 'frozen' for the backbone as it is")
+    if config.epochs == 0 and config.start == "released":
+        raise ConfigError("epochs = 0 trains nothing; use method = 'frozen' for the backbone as it is, or a start")
     benchmark, held_out = for_selection(benchmark, config)
     if held_out is None:
         trainer = Trainer(model, benchmark.train, path, lambda m: evaluate(m, benchmark), **options)

@@ -190,6 +190,14 @@ def beside(
     return table[[column for name in order for column in table.columns if column[0] == name]]
 
 
+def ours(done: Done, columns: Sequence[str], reference: str) -> pd.DataFrame:
+    """A table without the paper, indexed by row: `scores` and, where tested, the distance from ``reference``."""
+    found, clear = scores(done, columns).set_index("row"), against(done, reference)
+    sides = {column: "±" if column.endswith(" ±") else report.OURS for column in map(str, found)}
+    table = pd.DataFrame({(column.removesuffix(" ±"), side): found[column] for column, side in sides.items()})
+    return report.marked(table.dropna(axis=1, how="all"), clear, reference) if len(clear.columns) else table
+
+
 def by_set(table: pd.DataFrame, sets: Sequence[str]) -> Iterator[pd.DataFrame]:
     """A wide table in parts that fit a page: the columns of each set, with the rows that have any number there."""
     for name in sets:

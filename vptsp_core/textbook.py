@@ -15,9 +15,9 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from vptsp_core.adapter import SCALE, Adapter
+from vptsp_core.head import Head
 from vptsp_core.losses import proxy_anchor
 from vptsp_core.tuning import MetricModel
-from vptsp_core.vit import Head
 
 
 def pooled_tokens(

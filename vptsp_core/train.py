@@ -38,6 +38,7 @@ from vptsp_core.memory import failures_told, fit_step
 from vptsp_core.numerics import all_learned, first_bad_loss, first_bad_tensor, last_change, listed
 from vptsp_core.progress import write_progress
 from vptsp_core.selection import Row, keep_queries, score
+from vptsp_core.start import start_from_data
 from vptsp_core.train_step import TrainStep, compiles
 from vptsp_core.tuning import MetricModel, make_optimizers
 
@@ -107,8 +108,14 @@ class Trainer:
         self.stretch, self.stretches = stretch, [{"after_epochs": 0, **stretch(), **self._compiled()}]
         self.best = -math.inf
 
+    @property
+    def finished(self) -> int:
+        """Epochs that are."""
+        return int(self.history[-1]["epoch"]) if self.history else 0
+
     def run(self) -> list[Row]:
-        """Train to the last epoch, from the checkpoint where there is one; one row of history an epoch.
+        """Train to the last epoch, from the checkpoint where there is one; one row of history an epoch. What starts
+        from the data is evaluated before its first step too, as epoch 0, and may be the best.
 
         Raises:
             WeightsError: no checkpoint is whole, or they belong to another run.
@@ -117,9 +124,11 @@ class Trainer:
             VptspError: the folder cannot be written.
         """
         self._resume()
-        if self.checkpointing == "auto" and self.device.type == "cuda":
+        if not self.history and self.config.start != "released":
+            self._start()
+        if self.checkpointing == "auto" and self.device.type == "cuda" and self.finished < self.config.epochs:
             fit_step(self.model, self.optimizers)
-        for epoch in range(len(self.history), self.config.epochs):
+        for epoch in range(self.finished, self.config.epochs):
             with failures_told(self.model, f"epoch {epoch + 1}"):
                 row = self.train_epoch(epoch)
                 for schedule in self.schedules:
@@ -133,6 +142,14 @@ class Trainer:
             if self.on_epoch is not None and is_main():
                 self.on_epoch(self.history)
         return self.history
+
+    def _start(self) -> None:
+        with failures_told(self.model, "the start from the data"):
+            start_from_data(self.model, self.images)
+            found = self.evaluate(self.model)
+        keep_queries(self.queries, found, self.history, self.config.selection)
+        self.history.append({"epoch": 0, **found})
+        self._save(self.history[0])
 
     def train_epoch(self, epoch: int) -> Row:
         """All steps of one epoch, counted from 0; its row of the history.
@@ -206,7 +223,7 @@ class Trainer:
             "stretches": self.stretches,
         }
         write_checkpoint(self.folder, self.identity, values)
-        write_progress(self.folder, len(self.history), self.config.epochs)
+        write_progress(self.folder, self.finished, self.config.epochs)
 
     def _resume(self) -> None:
         found = from_main(lambda: find_checkpoint(self.folder))
@@ -217,7 +234,7 @@ class Trainer:
             except Exception as error:
                 path = self.folder / found.name
                 raise WeightsError(f"checkpoint {path}: does not fit; delete it to start this run again") from error
-        from_main(lambda: write_progress(self.folder, len(self.history), self.config.epochs))
+        from_main(lambda: write_progress(self.folder, self.finished, self.config.epochs))
 
     def _restore(self, saved: dict[str, Any]) -> None:
         self.model.load_state_dict(saved["learned"], strict=False)
@@ -231,5 +248,5 @@ class Trainer:
         self.history, self.best = saved["history"], saved["best"]
         self.queries = {name: values.numpy().copy() for name, values in saved["queries"].items()}
         self.weights = {name: value.clone() for name, value in saved["weights"].items()}  # the file goes
-        own = {"after_epochs": len(self.history), **self.stretch(), **self._compiled()}
+        own = {"after_epochs": self.finished, **self.stretch(), **self._compiled()}
         self.stretches = [*saved["stretches"], own]

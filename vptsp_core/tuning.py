@@ -15,6 +15,7 @@ from vptsp_core.config import RunConfig
 from vptsp_core.distributed import gather_rows, local_size, own_rows, sum_gradients
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.host_rows import available_host_memory
+from vptsp_core.lora import add_lora, is_lora
 from vptsp_core.losses import proxy_anchor
 from vptsp_core.proxies import SemanticProxies
 from vptsp_core.vit import PromptedViT, prompt_counts
@@ -29,12 +30,13 @@ class MetricModel(nn.Module):
     frozen    nothing: the backbone's own pooled features
     linear    head and proxies O
     adapter   also the adapters of the last blocks (`vptsp_core.adapter`)
+    lora      also LoRA's factors of every block's QKV projection (`vptsp_core.lora`); not in the paper
     vpt       head, proxies O and the prompts of the sample tower
     vptsp     also the proxy tower: class prompts, its head, the accumulator; proxies are Q
     full      head, proxies O and every parameter of the backbone
     ========  =================================================================================
 
-    ``bitfit`` adds every bias of the backbone (Ben Zaken et al., ACL 2022) to linear, adapter, vpt and vptsp.
+    ``bitfit`` adds every bias of the backbone (Ben Zaken et al., ACL 2022) to all but frozen and full.
 
     Table 5 gives vptsp other class embeddings p to accumulate (``proxy_source``). The paper does not say how its
     variants are made, nor are they in the released code; ours, with z the pooled tokens of the sample tower:
@@ -53,6 +55,7 @@ class MetricModel(nn.Module):
 
     Raises:
         ConfigError: more prompt layers than blocks, or a pooling that the backbone does not have.
+        VptspError: lora, and peft is not installed.
     """
 
     def __init__(self, config: RunConfig, backbone: VisionTransformer, num_classes: int) -> None:
@@ -87,8 +90,10 @@ class MetricModel(nn.Module):
                 accumulator=make_accumulator(config) if semantic else None,
                 alpha=config.alpha,
             )
+        if config.method == "lora":
+            add_lora(backbone, config.lora_rank, config.lora_alpha)
         for name, parameter in backbone.named_parameters():
-            parameter.requires_grad_(config.method == "full" or (config.bitfit and "bias" in name))
+            parameter.requires_grad_(config.method == "full" or (config.bitfit and "bias" in name) or is_lora(name))
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings for retrieval, sample tower only: (B, 3, H, W) -> (B, d) float32, L2-normalised."""

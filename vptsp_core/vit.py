@@ -20,6 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vptsp_core.adapter import Adapter
 from vptsp_core.backbone import pooling
+from vptsp_core.head import Head
+from vptsp_core.lora import project
 
 
 def prompt_counts(count: int, layers: int, step: int) -> list[int]:
@@ -37,8 +39,7 @@ def keys_and_values(attention: Attention, normed: Tensor) -> Tensor:
 
     A is the attention width (heads times head size, usually D).
     """
-    width, bias = attention.num_heads * attention.head_dim, attention.qkv.bias
-    return F.linear(normed, attention.qkv.weight[width:], None if bias is None else bias[width:])
+    return project(attention.qkv, normed, slice(attention.num_heads * attention.head_dim, None))
 
 
 def attend(attention: Attention, q: Tensor, kv: Tensor) -> Tensor:
@@ -84,14 +85,12 @@ def run_block(
         (B or 2B, T or rows, D).
     """
     attention, normed = block.attn, block.norm1(x)
-    weight, bias = attention.qkv.weight, attention.qkv.bias
-    width = attention.num_heads * attention.head_dim
     # Two projections, not one: the keys and values are copied behind the prompts', and a joint output would be
     # kept whole for the backward pass only because the queries lie in it.
     kv = keys_and_values(attention, normed)
     if rows is not None:
         x, normed = x[:, :rows], normed[:, :rows]
-    q = F.linear(normed, weight[:width], None if bias is None else bias[:width])
+    q = project(attention.qkv, normed, slice(attention.num_heads * attention.head_dim))
     if all(prompt_kv is None for prompt_kv in prompt_kvs):
         attended = attend(attention, q, kv)
     elif len(prompt_kvs) == 1:
@@ -104,29 +103,6 @@ def run_block(
     x = x + block.ls1(attention.proj(attended))
     mlp = block.ls2(block.mlp(block.norm2(x)))
     return x + mlp if adapter is None else x + mlp + adapter(x, mlp)
-
-
-class Head(nn.Module):
-    """LayerNorm, then Linear(D, d); a distilled ViT's two tokens have one each, averaged (the released code)."""
-
-    def __init__(self, width: int, embed_dim: int, tokens: int = 1) -> None:
-        super().__init__()
-        self.norm, self.fc = nn.LayerNorm(width), _xavier_linear(width, embed_dim)
-        if tokens == 2:
-            self.dist_norm, self.dist_fc = nn.LayerNorm(width), _xavier_linear(width, embed_dim)
-        self.tokens = tokens
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """(B, tokens, D) -> (B, d), not normalised."""
-        out = self.fc(self.norm(pooled[:, 0]))
-        return out if self.tokens == 1 else (out + self.dist_fc(self.dist_norm(pooled[:, 1]))) / 2
-
-
-def _xavier_linear(width: int, embed_dim: int) -> nn.Linear:
-    linear = nn.Linear(width, embed_dim)
-    nn.init.xavier_uniform_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear
 
 
 class PromptedViT(nn.Module):
@@ -221,8 +197,7 @@ class PromptedViT(nn.Module):
 
     def pooled(self, images: Tensor, towers: list[list[Tensor | None]]) -> Tensor:
         """(towers * B, T, D): the T pooled tokens of each image after the final norm."""
-        trunk = self.backbone
-        x = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
+        trunk, x = self.backbone, self.stem(images)
         one_batch = images.device.type != "cpu" if self.one_batch is None else self.one_batch
         run = run_block
         if self.checkpointing and torch.is_grad_enabled():  # nothing in a block is random: no generator to set back
@@ -246,7 +221,18 @@ class PromptedViT(nn.Module):
             x = torch.cat(halves)
         elif len(towers) == 2 and not forked:
             x = torch.cat([x, x])
-        x = trunk.norm(x)
+        return self.pool_tokens(x)
+
+    def stem(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, n, D), the input of the first block."""
+        trunk = self.backbone
+        return trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
+
+    def pool_tokens(self, x: Tensor) -> Tensor:
+        """The last block's output, or its first rows where they are pooled, (B, n, D) -> (B, T, D), see `pooled`."""
+        trunk, x = self.backbone, self.backbone.norm(x)
         if self.pool == "avg":
             x = x[:, 0 if trunk.pool_include_prefix else trunk.num_prefix_tokens :].mean(1, keepdim=True)
+        else:
+            x = x[:, : self.pooled_tokens]
         return trunk.fc_norm(x)

@@ -17,18 +17,20 @@ EVERY = 5  # the last of every five classes, in the order of the labels, is held
 FEWEST = 10  # training classes, so that two are held out: among one alone nothing can be confused
 
 
-class Subset(ImageSet):
-    """Some classes of a set, a view: the same images, labels contiguous again, in the same order.
+class Rows(ImageSet):
+    """Some images of a set, a view; its decoded images, where it has some, serve here too.
 
     Args:
-        whole: the set; its decoded images, where it has some, serve here too.
-        classes: labels of ``whole`` to keep, ascending.
+        whole: the set.
+        rows: (n,) which of its images.
+        labels, class_names: theirs here, contiguous again.
     """
 
-    def __init__(self, whole: ImageSet, classes: Sequence[int], name: str) -> None:
-        self.whole, self.rows = whole, np.flatnonzero(np.isin(whole.labels, classes))
-        labels = np.searchsorted(classes, whole.labels[self.rows])
-        super().__init__(name, labels, [whole.class_names[label] for label in classes])
+    def __init__(
+        self, whole: ImageSet, rows: np.ndarray, name: str, labels: np.ndarray, class_names: Sequence[str]
+    ) -> None:
+        self.whole, self.rows = whole, rows
+        super().__init__(name, labels, class_names)
         self.store = whole.store and whole.store.part(self.rows)
 
     @property
@@ -43,6 +45,21 @@ class Subset(ImageSet):
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.whole.fingerprint().encode() + self.rows.tobytes()).hexdigest()[:16]
+
+
+def of_classes(whole: ImageSet, classes: Sequence[int], name: str) -> Rows:
+    """The images of some classes, labels ascending, in the order of the whole set."""
+    rows = np.flatnonzero(np.isin(whole.labels, classes))
+    labels = np.searchsorted(classes, whole.labels[rows])
+    return Rows(whole, rows, name, labels, [whole.class_names[label] for label in classes])
+
+
+def first_of_each(whole: ImageSet, count: int) -> Rows:
+    """The first ``count`` images of every class, or all it has, class by class."""
+    order = np.argsort(whole.labels, kind="stable")
+    labels = whole.labels[order]
+    within = np.arange(len(labels)) - np.searchsorted(labels, labels)
+    return Rows(whole, order[within < count], whole.name, labels[within < count], whole.class_names)
 
 
 def for_selection(benchmark: Benchmark, config: RunConfig) -> tuple[Benchmark, Benchmark | None]:
@@ -70,7 +87,7 @@ def hold_out(benchmark: Benchmark) -> tuple[Benchmark, Benchmark]:
         )
     held_out = np.arange(train.num_classes) % EVERY == EVERY - 1
     rest, validation = (
-        Subset(train, np.flatnonzero(chosen).tolist(), f"{benchmark.name} {name}")
+        of_classes(train, np.flatnonzero(chosen).tolist(), f"{benchmark.name} {name}")
         for chosen, name in ((~held_out, "train"), (held_out, "validation"))
     )
     return (

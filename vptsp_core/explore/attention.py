@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from timm.models.vision_transformer import Attention
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from vptsp_core.data import ImageSet
 from vptsp_core.data.loading import eval_transform
 from vptsp_core.embedder import Embedder
 from vptsp_core.errors import VptspError
+from vptsp_core.lora import project
 from vptsp_core.vit import PromptedViT, keys_and_values, run_block, with_prompts
 
 
@@ -67,17 +67,16 @@ def class_token(vit: PromptedViT, images: Tensor) -> Looked:
     if vit.pool != "cls":
         raise VptspError(f"this model pools by {vit.pool!r}: there is no class token whose attention could be shown")
     trunk = vit.backbone
-    x = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
+    x = vit.stem(images)
     counts = [*vit.prompt_counts, *[0] * (len(trunk.blocks) - len(vit.prompt_counts))]
     weights, plain = [], len(trunk.blocks) - len(vit.adapters)
     for i, (block, count) in enumerate(zip(trunk.blocks, counts, strict=True)):
         attention, normed = block.attn, block.norm1(x)
-        width, bias = attention.num_heads * attention.head_dim, attention.qkv.bias
         prompt_kv = None
         if count:
             assert vit.prompts is not None
             prompt_kv = keys_and_values(attention, block.norm1(vit.prompts[i, :count]))
-        q = F.linear(normed[:, :1], attention.qkv.weight[:width], None if bias is None else bias[:width])
+        q = project(attention.qkv, normed[:, :1], slice(attention.num_heads * attention.head_dim))
         kv = with_prompts(prompt_kv, keys_and_values(attention, normed))
         weights.append(attention_weights(attention, q, kv)[:, :, 0].mean(1).cpu().numpy())
         x = run_block(block, x, [prompt_kv], adapter=None if i < plain else vit.adapters[i - plain])

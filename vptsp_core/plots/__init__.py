@@ -35,7 +35,8 @@ CLASS_COLOURS = (
 )  # fmt: skip
 FAMILIES = {  # of the methods in table 1: colour and marker; hollow without BitFit
     "Full fine-tuning (PA)": (BLACK, "s"), "Linear probing": (SKY, "o"), "BitFit": (SKY, "o"),
-    "Adapter": (GREEN, "D"), "VPT": (BLUE, "^"), "VPTSP-M": (ORANGE, "v"), "VPTSP-G": (VERMILION, "*"),
+    "Adapter": (GREEN, "D"), "LoRA (beyond the paper)": (PURPLE, "P"), "VPT": (BLUE, "^"),
+    "VPTSP-M": (ORANGE, "v"), "VPTSP-G": (VERMILION, "*"),
 }  # fmt: skip
 PROXIES = {"O": ("v", "original proxy O"), "P": ("s", "semantic proxy P"), "Q": ("*", "composed proxy Q")}
 LIGHT = 0.5  # opacity of the paper's series
