@@ -271,6 +271,12 @@ TABLE: dict[str, list[Case]] = {
         Case("model.safetensors cut short", "`evaluate`", runs.short_model,
              "weights DIR/results/runs/RUN/model.safetensors: unreadable (cut short or damaged); get the file again"),
         Case("model.safetensors of another run", "`evaluate`", runs.other_model,
+             "DIR/results/runs/RUN/model.safetensors: not what record.json has the checksum of (damaged, or another run's); "
+             "delete the folder and run it again"),
+        Case("model.safetensors with one bit changed", "`evaluate`", runs.changed_model,
+             "DIR/results/runs/RUN/model.safetensors: not what record.json has the checksum of (damaged, or another run's); "
+             "delete the folder and run it again"),
+        Case("model.safetensors and record.json of another run", "`evaluate`", runs.other_model_and_record,
              "DIR/results/runs/RUN/model.safetensors: vit.prompts does not fit the config beside it; run it again, or get it again"),
         Case("decoded cache with pickled code", "`train`, once more", runs.cache,
              "cache DIR/cache/STORE: not whole; delete the folder, it will be made again"),

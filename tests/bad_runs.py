@@ -252,12 +252,25 @@ def short_model(desk: Desk) -> str:
     return desk.refused("evaluate", path, "--data", desk.data)
 
 
-def other_model(desk: Desk) -> str:
+def changed_model(desk: Desk) -> str:
+    path = _finished(desk)
+    content = bytearray((path / "model.safetensors").read_bytes())
+    content[-1] ^= 1  # of the last number: nothing else would notice
+    (path / "model.safetensors").write_bytes(content)
+    return desk.refused("evaluate", path, "--data", desk.data)
+
+
+def other_model(desk: Desk, *files: str) -> str:
     path = _finished(desk)
     shutil.move(path, desk.root / "first")
     other = _finished(desk, "prompts=3")
-    shutil.copy(desk.root / "first" / "model.safetensors", other)
+    for name in ("model.safetensors", *files):
+        shutil.copy(desk.root / "first" / name, other)
     return desk.refused("evaluate", other, "--data", desk.data)
+
+
+def other_model_and_record(desk: Desk) -> str:
+    return other_model(desk, "record.json")
 
 
 def cache(desk: Desk) -> str:

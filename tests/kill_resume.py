@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import builtins
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -158,13 +159,18 @@ class Case:
     def start(self, place: Path, aim: Aim) -> int:
         """The command in a process group of its own; its number."""
         place.mkdir(parents=True, exist_ok=True)
+        said = place / "said"
+        said.unlink(missing_ok=True)  # workers that outlive a killed process may still write to the file of old
+        said.touch()
         pid = os.fork()
         if pid:
+            with contextlib.suppress(OSError):  # both do it: neither has to wait for the other
+                os.setpgid(pid, pid)
             return pid
         status = 1
         try:
-            os.setsid()
-            out = os.open(place / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.setpgid(0, 0)
+            out = os.open(said, os.O_WRONLY)
             os.dup2(out, 1)
             os.dup2(out, 2)
             write_run = study.write_run

@@ -6,6 +6,7 @@ import json
 import re
 from html import unescape
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from vptsp_core.embedder import Embedder
 from vptsp_core.errors import DataError, VptspError
 from vptsp_core.explore import Opened, attention, finished_runs, open_run, proxies, retrieval, widgets
 from vptsp_core.plots import explore, gallery, zoom
+from vptsp_core.runs import WEIGHTS
 from vptsp_core.study import build_model, run
 from vptsp_core.vit import PromptedViT
 
@@ -260,7 +262,7 @@ def test_a_run_is_opened_with_the_numbers_of_its_record(finished):
     with pytest.raises(VptspError, match="where are the images"):
         open_run(done.path, dataset="cub200")
 
-    kept = proxies.kept_proxies(done.path, done.config.alpha)
+    kept = proxies.kept_proxies(done)
     assert list(kept) == ["O", "P", "Q"]
     pixels, pictures = attention.as_seen(found.embedder, found.benchmark.test, [0, 5])
     np.testing.assert_allclose(found.embedder.embed(pixels), found.queries[[0, 5]], atol=1e-5)
@@ -271,11 +273,11 @@ def test_a_run_is_opened_with_the_numbers_of_its_record(finished):
 def test_methods_without_semantic_proxies_keep_o_or_none(tmp_path):
     from safetensors.torch import save_file
 
-    save_file({"proxies.bias": torch.tensor([[3.0, 4.0]])}, tmp_path / "learned.safetensors")
-    (tmp_path / "learned.safetensors").rename(tmp_path / proxies.WEIGHTS)
-    np.testing.assert_allclose(proxies.kept_proxies(tmp_path, 0.5)["O"], [[0.6, 0.8]], rtol=1e-6)
-    save_file({}, tmp_path / proxies.WEIGHTS)
-    assert proxies.kept_proxies(tmp_path, 0.5) == {}
+    older = SimpleNamespace(path=tmp_path, record={})  # runs before it have no checksum of what was learned
+    save_file({"proxies.bias": torch.tensor([[3.0, 4.0]])}, tmp_path / WEIGHTS)
+    np.testing.assert_allclose(proxies.kept_proxies(older)["O"], [[0.6, 0.8]], rtol=1e-6)
+    save_file({}, tmp_path / WEIGHTS)
+    assert proxies.kept_proxies(older) == {}
 
 
 def test_images_nearest_to_proxies_and_their_summary():

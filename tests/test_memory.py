@@ -2,6 +2,7 @@
 
 import warnings
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -145,7 +146,13 @@ def test_the_trainer_probes_on_a_gpu_and_only_where_it_may_choose(monkeypatch, t
     images = SimpleNamespace(labels=np.arange(20).repeat(2))
     trainer = Trainer(model, images, tmp_path, lambda model: {}, checkpointing=asked)
     trainer.device = torch.device(kind)
-    trainer.history = [{}] * model.config.epochs  # nothing left to train
+    last = model.config.epochs
+    trainer.history = [{"epoch": last}]  # nothing left to train, nothing to fit
     trainer.run()
+    assert probed == []
+    trainer.history = [{"epoch": last - 1}]
+    monkeypatch.setattr(trainer, "train_epoch", Mock(side_effect=EOFError))  # as far as the first step
+    with pytest.raises(EOFError):
+        trainer.run()
     assert probed == ([2] if kind == "cuda" and asked == "auto" else [])
     assert model.vit.checkpointing is (asked == "on")

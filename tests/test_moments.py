@@ -23,7 +23,7 @@ def test_midway_is_the_first_half_of_the_whole_run(tmp_path):
     pd.testing.assert_frame_equal(midway.history[first], end.history[first][:2], check_exact=True)
     assert end.history["lr"].is_monotonic_decreasing and end.history["lr"].nunique() == 4  # the schedule moves
     kept = safetensors.torch.load_file(midway.path / WEIGHTS)
-    proxies = learned_proxies(midway.path, config.alpha)
+    proxies = learned_proxies(midway)
     np.testing.assert_allclose(proxies["P"], kept["proxies.state"].numpy(), atol=1e-6)
     _, start = untouched(config, 100)
     assert np.abs(start["O"] - proxies["O"]).max() > 1e-3  # two steps have moved it

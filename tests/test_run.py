@@ -119,21 +119,22 @@ def cut(config, tmp_path, monkeypatch, **options):
 def test_the_record_tells_of_every_stretch(tmp_path, monkeypatch):
     """Cut after two epochs and gone on with elsewhere: the first stretch took an hour, as its checkpoint says."""
     config, started = tiny(class_optimizer="rowwise"), iter(["monday", "tuesday", "wednesday"])
-    monkeypatch.setattr("vptsp_core.runs.time.strftime", lambda *_: next(started))
-    monkeypatch.setattr("vptsp_core.runs._commit", lambda: "old")
+    monkeypatch.setattr("vptsp_core.record.time.strftime", lambda *_: next(started))
+    monkeypatch.setattr("vptsp_core.record._commit", lambda: "old")
     cut(config, tmp_path, monkeypatch)
     folder = run_folder(config, tmp_path / "cut")
     saved = torch.load(folder / CHECKPOINT, weights_only=True)
     assert 0 < saved["stretches"][0]["seconds"] < 3600
     saved["stretches"][0]["seconds"] = 3600.0
     write_checkpoint(folder, saved.pop("config"), saved)
-    monkeypatch.setattr("vptsp_core.runs._commit", lambda: "new")
+    monkeypatch.setattr("vptsp_core.record._commit", lambda: "new")
     record = run(config, results=tmp_path / "cut", progress=False, class_table="host", checkpointing="on").record
     first, second = record["stretches"]
     told = ("after_epochs", "started", "commit", "class_table", "checkpointing", "processes")
     assert [first[key] for key in told] == [0, "monday", "old", "device", False, 1]
     assert [second[key] for key in told] == [2, "tuesday", "new", "host", True, 1]
-    assert first["device"] == second["device"] == record["device"]
+    for key in ("device", "versions", "data", "weights"):
+        assert first[key] == second[key] == record[key]
     assert record["started"] == "monday" and record["commit"] == "new" and second["seconds"] > 0
     assert record["seconds"] == pytest.approx(3600 + second["seconds"], abs=0.01)
     whole = run(config, results=tmp_path / "whole", progress=False).record
@@ -286,6 +287,11 @@ def test_a_damaged_run_is_named_in_one_line(tmp_path):
     done = run(tiny(epochs=1), results=tmp_path, progress=False)
     weights = load_file(done.path / "model.safetensors")
     save_file(weights | {"proxies.bias": torch.zeros(3, 3)}, done.path / "model.safetensors")
+    with pytest.raises(WeightsError, match="has the checksum of"):
+        vptsp_core.load(done.path, "cpu")
+    record = json.loads((done.path / "record.json").read_text())
+    del record["learned"]  # of runs before it
+    (done.path / "record.json").write_text(json.dumps(record))
     with pytest.raises(WeightsError, match="proxies.bias does not fit"):
         vptsp_core.load(done.path, "cpu")
     (done.path / "config.json").write_text("[1")

@@ -3,6 +3,8 @@
 In float64, where two ways to the same number agree to 1e-9 and nothing hides behind rounding; then in float32.
 """
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from timm.models.deit import VisionTransformerDistilled
@@ -304,9 +306,11 @@ def test_unsupported_backbones_are_refused_by_name(options, word):
         check_supported(VisionTransformer(**TINY | options), "custom")
 
 
-def test_other_families_are_refused_by_class():
-    with pytest.raises(ConfigError, match="ResNet"):
-        load_backbone("resnet18", "random")
+def test_other_families_are_refused_by_class(monkeypatch):
+    for weights in ("random", "pretrained"):  # the latter before anything is downloaded
+        with monkeypatch.context() as offline, pytest.raises(ConfigError, match="ResNet"):
+            offline.setattr("socket.socket.connect", Mock(side_effect=AssertionError("a download")))
+            load_backbone("resnet18", weights)
     with pytest.raises(ConfigError, match="no timm model"):
         load_backbone("vit_smal_patch16", "random")
     with pytest.raises(ConfigError, match="no such pretrained tag"):

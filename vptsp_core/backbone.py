@@ -41,6 +41,8 @@ def load_backbone(name: str, weights: str = "pretrained", image_size: int | None
         ConfigError: the name is unknown, names a tag that does not exist, or names another family of model.
         WeightsError: the weights cannot be had, read or fitted.
     """
+    if weights == "pretrained":
+        shape(name)  # what is refused is refused before its weights are downloaded
     model = _create(name, pretrained=weights == "pretrained", image_size=image_size)
     check_supported(model, name)
     if name == "demo_vit" and weights == "pretrained":

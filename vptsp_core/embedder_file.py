@@ -26,7 +26,7 @@ from vptsp_core.config import RunConfig
 from vptsp_core.data.loading import interpolation_name
 from vptsp_core.errors import ConfigError, VptspError, WeightsError
 from vptsp_core.files import write_bytes
-from vptsp_core.runs import CONFIG, METRICS, RECORD, WEIGHTS
+from vptsp_core.runs import CONFIG, METRICS, RECORD, WEIGHTS, learned_weights
 from vptsp_core.tuning import MetricModel
 
 FORMAT, HEADER = 1, "vptsp_embedder"  # version of the header, and the key it lies under
@@ -118,7 +118,7 @@ def read_saved(path: Path) -> Saved:
         except (ValueError, TypeError, RecursionError) as error:
             raise WeightsError(f"{path / name}: unreadable; delete the folder and run it again") from error
     run = found[RECORD].get("hash")
-    return Saved(path, config, read_weights(path / WEIGHTS), run, found[METRICS])
+    return Saved(path, config, learned_weights(path, found[RECORD]), run, found[METRICS])
 
 
 def _read_file(path: Path) -> Saved:

@@ -6,16 +6,13 @@ The learning rate's cosine does not depend on ``epochs`` (``cosine_T`` sets it),
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import safetensors.torch
 from torch import Tensor
 
 from vptsp_core.config import RunConfig
 from vptsp_core.devices import autocast_dtype, pick_device
 from vptsp_core.embedder import Embedder
-from vptsp_core.runs import WEIGHTS
+from vptsp_core.runs import Run, learned_weights
 from vptsp_core.study import build_model
 
 START, MIDWAY, END = "start", "midway", "end"
@@ -38,9 +35,13 @@ def untouched(config: RunConfig, num_classes: int) -> tuple[Embedder, dict[str, 
     return Embedder(model), proxies_of(model.learned_state(for_retrieval=True), config.alpha)
 
 
-def learned_proxies(path: Path, alpha: float) -> dict[str, np.ndarray]:
-    """The proxies (`proxies_of`) that a finished run of vptsp keeps in its folder ``path``."""
-    return proxies_of(safetensors.torch.load_file(path / WEIGHTS), alpha)
+def learned_proxies(run: Run) -> dict[str, np.ndarray]:
+    """The proxies (`proxies_of`) that a finished run of vptsp keeps in its folder.
+
+    Raises:
+        WeightsError: as `learned_weights`.
+    """
+    return proxies_of(learned_weights(run.path, run.record), run.config.alpha)
 
 
 def proxies_of(state: dict[str, Tensor], alpha: float) -> dict[str, np.ndarray]:

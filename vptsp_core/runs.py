@@ -1,37 +1,31 @@
-"""A finished run as files: where it lies, what is in its folder, and the record of what made it."""
+"""A finished run as files: where it lies, and what is in its folder."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
-import platform
-import subprocess
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from importlib.metadata import version
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import safetensors.torch
-import torch
 from torch import Tensor
 
-from vptsp_core.backbone import checksum, identity
+from vptsp_core.backbone import identity, read_weights
 from vptsp_core.checkpoints import remove_checkpoints
 from vptsp_core.config import RunConfig
 from vptsp_core.data import OWN, Benchmark
-from vptsp_core.distributed import world_size
 from vptsp_core.errors import WeightsError
 from vptsp_core.files import write_bytes, write_json
 from vptsp_core.progress import LOCK, PROGRESS
 from vptsp_core.selection import reported
-from vptsp_core.tuning import MetricModel, count_parameters
 
 CONFIG, METRICS, HISTORY, RECORD = "config.json", "metrics.json", "history.csv", "record.json"
 QUERIES, WEIGHTS = "queries.npz", "model.safetensors"
@@ -57,7 +51,7 @@ class Run:
         history: one row an epoch: loss, learning rates, seconds of training, metrics where evaluated.
         record: what it ran on: commit, versions, device, checksums of data and weights, parameters, times. Of a run
             that was cut short and gone on with, ``started`` and ``seconds`` are those of the whole, ``stretches`` tells
-            what each part was made with (see `make_stretch`), and the rest is that of the last part.
+            what each part was made with (see `vptsp_core.record`), and the rest is that of the last part.
     """
 
     config: RunConfig
@@ -111,11 +105,12 @@ def write_run(
     """
     write_json(path / CONFIG, config.to_dict())
     write_bytes(path / HISTORY, history.to_csv(index=False).encode())
-    write_json(path / RECORD, record)
+    learned = safetensors.torch.save({name: each.contiguous() for name, each in weights.items()})
+    write_json(path / RECORD, {**record, "learned": hashlib.sha256(learned).hexdigest()})
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **queries)  # type: ignore[arg-type]  # names are no keyword of it
     write_bytes(path / QUERIES, buffer.getvalue())
-    write_bytes(path / WEIGHTS, safetensors.torch.save({name: each.contiguous() for name, each in weights.items()}))
+    write_bytes(path / WEIGHTS, learned)
     write_json(path / METRICS, reported(history, config.selection))  # last: its presence says that the run is finished
     remove_checkpoints(path)
     return read_run(path)
@@ -166,6 +161,20 @@ def read_run(path: str | Path) -> Run:
     return Run(config, path, metrics, history, record)
 
 
+def learned_weights(path: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What a finished run learned, by name, from its folder ``path``.
+
+    Raises:
+        WeightsError: unreadable, or not what ``record`` has the checksum of (none of runs before they had one).
+    """
+    learned = read_weights(path / WEIGHTS)
+    kept = record.get("learned")
+    if kept is not None and kept != hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest():
+        fault = f"not what {RECORD} has the checksum of (damaged, or another run's)"
+        raise WeightsError(f"{path / WEIGHTS}: {fault}; {_AGAIN}")
+    return learned
+
+
 def _table(path: Path, keys: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
     """The values in a file of a run; what is read of them is there, as what it is read as."""
     try:
@@ -179,65 +188,3 @@ def _table(path: Path, keys: Mapping[str, type | tuple[type, ...]]) -> dict[str,
         if type(value) not in _NUMBER or not 0 <= value <= (2**53 if key == "epoch" else 1):  # NaN is not, either
             raise WeightsError(f"{path}: {key!r} is no {'epoch' if key == 'epoch' else 'fraction'}; {_AGAIN}")
     return values
-
-
-def make_record(config: RunConfig, benchmark: Benchmark, model: MetricModel, device: torch.device) -> dict[str, Any]:
-    """What a run is made with: commit, versions, device, checksums of images and weights, parameters."""
-    return {
-        "hash": identity(config),
-        **made_with(device),
-        "processes": world_size(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "data": benchmark.record(),
-        "weights": checksum(model.vit.backbone),
-        "parameters": count_parameters(model),
-        "class_table": None if model.class_prompts is None else "host" if model.class_prompts.on_host else "device",
-    }
-
-
-def made_with(device: torch.device) -> dict[str, Any]:
-    """The code and the machine: ``commit``, ``versions`` of the packages that numbers depend on, and ``device``."""
-    cpu = f"cpu, {torch.get_num_threads()} threads"
-    packages = ("torch", "torchvision", "timm", "numpy", "vptsp-core")
-    return {
-        "commit": _commit(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-    }
-
-
-def make_stretch(record: dict[str, Any], model: MetricModel, seconds: float) -> dict[str, Any]:
-    """The part of a record that may be another after a run was cut short, with the seconds that this part took."""
-    kept = {key: record[key] for key in ("started", "processes", "device", "class_table", "commit", "deterministic")}
-    return {**kept, "checkpointing": model.vit.checkpointing, "seconds": round(seconds, 2)}
-
-
-def close_record(record: dict[str, Any], stretches: list[dict[str, Any]]) -> dict[str, Any]:
-    """The record of a finished run: ``started`` of the first part, ``seconds`` of all of them, and the parts."""
-    seconds = round(sum(each["seconds"] for each in stretches), 2)
-    ends = {"started": stretches[0]["started"], "checkpointing": stretches[-1]["checkpointing"]}
-    return {**record, **ends, "seconds": seconds, "stretches": stretches}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except Exception:  # not installed as a distribution: run from the source tree
-        return "source tree"
-
-
-@lru_cache
-def _commit() -> str:
-    """Commit of the source tree, with + where tracked files differ from it; "unknown" outside of git."""
-    here = Path(__file__).resolve().parent
-
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *args], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno", ".") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -31,7 +31,8 @@ from vptsp_core.evaluate import evaluate
 from vptsp_core.files import writable_folder
 from vptsp_core.memory import failures_told
 from vptsp_core.progress import at_work
-from vptsp_core.runs import Run, close_record, finished_run, make_record, make_stretch, run_folder, write_run
+from vptsp_core.record import close_record, make_record, make_stretch
+from vptsp_core.runs import Run, finished_run, run_folder, write_run
 from vptsp_core.selection import Row, on_held_out, score
 from vptsp_core.train import Trainer
 from vptsp_core.train_step import COMPILE

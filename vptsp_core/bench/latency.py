@@ -16,9 +16,9 @@ from vptsp_core.bench.released import check_released
 from vptsp_core.config import RunConfig
 from vptsp_core.errors import ConfigError
 from vptsp_core.presets import preset
+from vptsp_core.record import made_with
 from vptsp_core.report import paper_table
 from vptsp_core.rows import FULL, check_changes, method_rows
-from vptsp_core.runs import made_with
 
 BASE = {"demo": "demo", "smoke": "smoke", "paper": "cars196-vits16"}  # the paper times Cars196, ViT-S/16
 # The paper's names, and the rows of table 1 that we take them for: it does not say whether biases learn in VPT and

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import torch
 
-from vptsp_core.backbone import read_weights
 from vptsp_core.maps import proxy_cosines
 from vptsp_core.moments import proxies_of
 from vptsp_core.neighbours import nearest_neighbours
-from vptsp_core.runs import WEIGHTS
+from vptsp_core.runs import Run, learned_weights
 
 
-def kept_proxies(path: Path, alpha: float) -> dict[str, np.ndarray]:
+def kept_proxies(run: Run) -> dict[str, np.ndarray]:
     """The proxies that a finished run keeps, of length 1: O, P and Q (`proxies_of`) of vptsp, O alone of the other
-    methods that train, none of the frozen backbone: {name: (C, d)}."""
-    state = read_weights(path / WEIGHTS)
+    methods that train, none of the frozen backbone: {name: (C, d)}.
+
+    Raises:
+        WeightsError: as `learned_weights`.
+    """
+    state = learned_weights(run.path, run.record)
     if "proxies.state" in state:
-        return proxies_of(state, alpha)
+        return proxies_of(state, run.config.alpha)
     if "proxies.bias" not in state:
         return {}
     return {"O": torch.nn.functional.normalize(state["proxies.bias"], dim=1).numpy()}
