@@ -22,6 +22,7 @@ from vptsp_core.data.sampler import ClassBalancedSampler
 from vptsp_core.devices import to_device
 from vptsp_core.distributed import local_size
 from vptsp_core.errors import DataError
+from vptsp_core.signals import ctrl_c_waits
 
 Transform = Callable[[Image.Image], Tensor]
 # RandomResizedCrop's scale and ratio: the library's own, and crops that cut no accent off a letter.
@@ -127,7 +128,9 @@ def _load(images: ImageSet, transform: Transform, items: list[Any], device: torc
     )
     try:
         with deaths_told():
-            for pixels in loader:
+            with ctrl_c_waits():  # workers are forked here
+                batches = iter(loader)
+            for pixels in batches:
                 yield pixels.to(device, non_blocking=True)
     except DataError as error:  # from a worker it comes back with its traceback in the message
         raise DataError(
