@@ -270,6 +270,9 @@ TABLE: dict[str, list[Case]] = {
              "DIR/results/runs/RUN/queries.npz: unreadable (cut short or damaged); delete the folder and run it again"),
         Case("model.safetensors cut short", "`evaluate`", runs.short_model,
              "weights DIR/results/runs/RUN/model.safetensors: unreadable (cut short or damaged); get the file again"),
+        Case("model.safetensors with a bit changed", "`train`, once more", runs.changed_model_trained,
+             "DIR/results/runs/RUN/model.safetensors: not what record.json has the checksum of (damaged, or another run's); "
+             "delete the folder and run it again"),
         Case("model.safetensors of another run", "`evaluate`", runs.other_model,
              "DIR/results/runs/RUN/model.safetensors: not what record.json has the checksum of (damaged, or another run's); "
              "delete the folder and run it again"),

@@ -114,6 +114,9 @@ def test_the_command_exports_a_saved_embedder(tmp_path, capsys):
     file = made.save(tmp_path / "bird.safetensors")
     assert main(["export", str(file), "--to", str(tmp_path / "bird.pt2")]) == 0
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'bird.pt2'}  ")
+    kept = file.read_bytes()
+    assert main(["export", str(file), "--to", str(file)]) == 2 and file.read_bytes() == kept
+    assert capsys.readouterr().err.endswith("whose files must stay as they are; name another place\n")
     images = torch.rand(2, 3, 40, 40)
     found = torch.export.load(tmp_path / "bird.pt2").module()(images)
     torch.testing.assert_close(found, reference(made, images), atol=BOUND, rtol=0)

@@ -1,6 +1,8 @@
 """The index of a folder: made, brought up to date, stopped and gone on with, searched; by graph where it is large."""
 
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -76,6 +78,17 @@ def test_index_then_search(folder, model, tmp_path, capsys, monkeypatch):
     assert pd.read_csv("out/all.csv").groupby("query").size().tolist() == [13] * 6
     with Image.open("out/all.png") as picture:
         assert picture.height > 3 * picture.width, "every query and neighbour is drawn"
+    for name in ("mine.png", "mine.csv"):  # not a search's: kept
+        shutil.copy("letters/a/04.png", name)
+        kept = Path(name).read_bytes()
+        assert main(["search", "letters/a/04.png", "--to", "mine"]) == 2
+        assert capsys.readouterr().err == (
+            f"error: {name} is there already and no search wrote it; name another place with --to\n"
+        )
+        assert Path(name).read_bytes() == kept
+        os.remove(name)
+    assert main(["search", "letters/a/04.png"]) == 0, "its own may be replaced"
+    capsys.readouterr()
     os.remove(folder / "b" / "03.png")  # gone since: drawn as such, and still in the table
     assert main(["search", "letters/copy of 03 ü.PNG", "-k", "2"]) == 0
 
@@ -173,7 +186,7 @@ def test_what_cannot_be_indexed_or_searched_is_named(tmp_path, model, capsys, mo
     place.mkdir(exist_ok=True)
     for content in (b"", b"\x80\x04pickle", b"\xff" * 999):
         (place / image_index.FILE).write_bytes(content)
-        with pytest.raises(DataError, match=f"index {place}.*unreadable .*delete {place} and make it again"):
+        with pytest.raises(DataError, match=f"index {place}.*unreadable .*delete that file and call index again"):
             read_index(place)
 
 
@@ -240,5 +253,5 @@ def test_an_index_whose_parts_do_not_fit_is_refused(tmp_path):
         image_index.ImageIndex("r", made.names, made.stats, rows, {"path": "m"}),
     ):
         image_index.write_rows(tmp_path / image_index.FILE, wrong)
-        with pytest.raises(VptspError, match="unreadable .*make it again"):
+        with pytest.raises(VptspError, match="unreadable .*call index again"):
             read_index(tmp_path)

@@ -324,4 +324,7 @@ def test_the_summary_says_it_in_words(verdicts, words, tmp_path):
     assert "Trained in 1 min 2 s on x" in text and "optimistic" in text and "other classes may" not in text
     assert ("frozen backbone lies in" in text) == ("worse" in verdicts) and "it is kept" not in text
     Fake.metrics = {"epoch": 0}
-    assert "No epoch was better than the start" in own_images.summary(Fake, Fake, gain, 40)
+    text = own_images.summary(Fake, Fake, gain, 40)
+    assert "No epoch was better than the start" in text and "Training" not in text, "what is kept was not trained"
+    finds = {"better": "is better", "no clear difference": "is not clearly different"}.get(verdicts[0], "is WORSE")
+    assert ("by one measure" if verdicts == ("better", "worse") else finds) in text

@@ -140,9 +140,11 @@ def export(source: str | Path, to: str | Path, weights: str | Path | None = None
     """A run's folder or a saved embedder as the kind of file that the suffix of ``to`` names (`KINDS`).
 
     Raises:
-        VptspError: another suffix; what `load`, `Embedder.save` or `write_onnx` raise.
+        VptspError: another suffix, a place in the run itself; what `load`, `Embedder.save` or `write_onnx` raise.
     """
-    to = Path(to).expanduser()
+    to, source = Path(to).expanduser(), Path(source).expanduser()
+    if source.resolve() in (to.resolve(), to.resolve().parent):
+        raise VptspError(f"{to} is or lies in what is exported, whose files must stay as they are; name another place")
     if to.suffix not in KINDS:
         raise VptspError(f"{to}: unknown kind {to.suffix!r}; give {', '.join(KINDS)}")
     embedder = load(source, "cpu", weights=weights)

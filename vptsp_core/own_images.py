@@ -22,7 +22,7 @@ from vptsp_core.data import Benchmark, load_benchmark
 from vptsp_core.data.batches import cache_folder
 from vptsp_core.devices import pick_device
 from vptsp_core.distributed import from_main, launched, local_size, start, world_size
-from vptsp_core.errors import ConfigError, VptspError
+from vptsp_core.errors import ConfigError, VptspError, WeightsError
 from vptsp_core.files import write_json
 from vptsp_core.host_rows import available_host_memory
 from vptsp_core.own_plan import Machine, Plan, plan
@@ -131,7 +131,12 @@ def compare(frozen: Run, trained: Run) -> pd.DataFrame:
 
     Raises:
         DataError: they were tested on other queries.
+        WeightsError: one lacks a metric.
     """
+    for each in (frozen, trained):
+        if missing := [metric for metric in METRICS if metric not in each.metrics]:
+            fault = f"{missing[0]!r} is missing; delete the folder and run it again"
+            raise WeightsError(f"{each.path / 'metrics.json'}: {fault}")
     found = against([frozen, trained], ["frozen", "trained"], "frozen", METRICS)
     rows = {}
     for metric in METRICS:
@@ -151,9 +156,8 @@ def summary(frozen: Run, trained: Run, gain: pd.DataFrame, classes: int) -> str:
     for metric, row in gain.iterrows():
         interval = f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"
         lines.append(f"{metric:8}{row['frozen']:8.1f}{row['trained']:9.1f}  {interval}: {row['verdict']}")
-    lines.append(_in_words(set(gain["verdict"])))
-    if trained.metrics["epoch"] == 0:
-        lines.append("No epoch was better than the start, which was made of your images without training: it is kept.")
+    verdicts = set(gain["verdict"])
+    lines.append(_start_in_words(verdicts) if trained.metrics["epoch"] == 0 else _in_words(verdicts))
     if trained.config.selection == "released":
         lines.append("The epoch was chosen on these very queries, so that the trained numbers are optimistic.")
     if classes < FEW_CLASSES:
@@ -166,6 +170,19 @@ def summary(frozen: Run, trained: Run, gain: pd.DataFrame, classes: int) -> str:
     if "worse" in gain["verdict"].to_numpy():
         lines.append(f"The frozen backbone lies in {frozen.path} and is used the same way.")
     return "\n".join(lines)
+
+
+def _start_in_words(verdicts: set[str]) -> str:
+    if verdicts == {"no clear difference"}:
+        found = "not clearly different from the frozen backbone"
+    elif "worse" not in verdicts:
+        found = "better than the frozen backbone"
+    elif "better" in verdicts:
+        found = "better than the frozen backbone by one measure and worse by the other"
+    else:
+        found = "WORSE than the frozen backbone, which should be used"
+    return ("No epoch was better than the start, which was made of your images without training: it is kept. "
+            f"It is {found}.")  # fmt: skip
 
 
 def _in_words(verdicts: set[str]) -> str:

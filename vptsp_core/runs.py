@@ -129,6 +129,7 @@ def finished_run(path: Path) -> Run | None:
     done = read_run(path)
     if not (path / WEIGHTS).is_file():
         raise WeightsError(f"{path} holds no finished run ({WEIGHTS} is missing); {_AGAIN}")
+    learned_weights(path, done.record)
     own = done.config.hash() if done.config.weights in ("pretrained", "random") else done.record.get("hash")
     if f"-{own}" not in path.name or done.record.get("hash") != own:
         raise WeightsError(f"{path}: {CONFIG} and {RECORD} are not those of this folder's run; {_AGAIN}")

@@ -135,7 +135,7 @@ def read_rows(path: Path) -> ImageIndex:
         raise
     except Exception as error:  # of a library in Rust, of JSON, of what the header lacks
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"index {path}: unreadable ({reason}); delete {path.parent} and make it again") from error
+        raise DataError(f"index {path}: unreadable ({reason}); delete that file and call index again") from error
     return index
 
 

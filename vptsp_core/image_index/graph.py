@@ -84,5 +84,5 @@ def read(path: Path, shape: tuple[int, ...]) -> Any:
             raise ValueError(f"it holds {made.ntotal} rows of {made.d}")
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"graph {path}: unreadable ({reason}); delete {path.parent} and make it again") from error
+        raise DataError(f"graph {path}: unreadable ({reason}); delete that file and call index again") from error
     return made

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from vptsp_core.embedder import load
 from vptsp_core.errors import DataError, VptspError
@@ -21,6 +22,8 @@ from vptsp_core.neighbours import positive
 from vptsp_core.plots.found import found_images
 
 OF_TUNE = ("--preset", "--trials", "--storage", "--study", "--best", "--method", "--set", "--data", "--results")
+COLUMNS = ["query", "rank", "path", "cosine"]
+MADE_BY = "vptsp_core search"  # in the picture's metadata: a later search may replace it
 DRAWN, DRAWN_EACH = 10, 30  # queries in the picture, and neighbours of each; the table has them all
 
 
@@ -28,7 +31,8 @@ def main(argv: Sequence[str]) -> int:
     """Search, print what was found, write the answer as PNG and CSV. Returns the exit status.
 
     Raises:
-        VptspError: options of `tune`, an index or images that cannot be read, or another model than the index's.
+        VptspError: options of `tune`, an index or images that cannot be read, another model than the index's, or an
+            answer that would replace another file.
     """
     if any(word.split("=")[0] in OF_TUNE for word in argv):
         raise VptspError("search finds images; for hyper-parameters use: python -m vptsp_core tune --preset ...")
@@ -44,6 +48,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     args = parser.parse_args(argv)
     positive("k", args.k)
+    png, csv = (Path(f"{args.to}.{kind}").expanduser() for kind in ("png", "csv"))
+    _may_write(png, csv)
     index, queries = read_index(args.index), _queries(args.images)
     embedder = load(args.model or index.model["path"], args.device, weights=args.weights or index.model["weights"])
     same_model(index, embedder.checksum(), args.index)
@@ -56,8 +62,8 @@ def main(argv: Sequence[str]) -> int:
     picture = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # of names in other scripts: a box each
-        found_images(drawn, Path(index.root)).savefig(picture, format="png", dpi=120, facecolor="white")
-    png, csv = (Path(f"{args.to}.{kind}").expanduser() for kind in ("png", "csv"))
+        found_images(drawn, Path(index.root)).savefig(picture, format="png", dpi=120, facecolor="white",
+                                                                metadata={"Software": MADE_BY})
     write_bytes(png, picture.getvalue())
     write_bytes(csv, table.to_csv(index=False, float_format="%.6f").encode(errors="backslashreplace"))
     print(f"{png}{'' if len(drawn) == len(table) else f' ({len(drawn)} of {len(table)} rows)'}\n{csv}")
@@ -75,7 +81,29 @@ def found(index: ImageIndex, queries: Sequence[Path], scores: np.ndarray, places
         for rank, (score, place) in enumerate(zip(of_query, at, strict=True), 1)
         if place >= 0
     ]
-    return pd.DataFrame(rows, columns=["query", "rank", "path", "cosine"])
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _may_write(png: Path, csv: Path) -> None:
+    """Refuse to replace what no search wrote, a photograph of that name above all.
+
+    Raises:
+        VptspError: one of them is such a file.
+    """
+    for path in (png, csv):
+        if not path.exists():
+            continue
+        try:
+            if path == png:
+                with Image.open(path) as picture:
+                    ours = picture.info.get("Software") == MADE_BY
+            else:
+                with path.open(encoding="utf-8") as file:
+                    ours = file.readline().strip() == ",".join(COLUMNS)
+        except (OSError, ValueError):
+            ours = False
+        if not ours:
+            raise VptspError(f"{path} is there already and no search wrote it; name another place with --to")
 
 
 def _queries(given: Sequence[str]) -> list[Path]:

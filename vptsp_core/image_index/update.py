@@ -22,6 +22,7 @@ from vptsp_core.errors import DataError, VptspError
 from vptsp_core.files import writable_folder
 from vptsp_core.image_index import FILE, ImageIndex, read_rows, same_model, write_rows
 from vptsp_core.locks import locked
+from vptsp_core.signals import ctrl_c_waits
 
 PART = 2048  # images between two writings of what is embedded: what a call that is stopped loses at most
 
@@ -176,10 +177,12 @@ def _embedded(
     """The new images, ``part`` at a time, those that are done also when the work is stopped."""
     batch, names = embedder.config.batch, list(new)
     loader: Callable[..., DataLoader] = DataLoader
-    batches = loader(
+    files = loader(
         _Files([root / name for name in names], embedder.transform), batch_size=batch, collate_fn=list,
         num_workers=decoders(-(-len(names) // batch)),
     )  # fmt: skip
+    with ctrl_c_waits():  # workers are forked here
+        batches: Iterator[list[Tensor | str]] = iter(files) if names else iter(())
     done: list[str] = []
     vectors: list[np.ndarray] = []
 
@@ -190,7 +193,7 @@ def _embedded(
     start = 0
     bar = tqdm(total=len(names), unit="image", disable=not progress)
     try:
-        for items in batches if names else []:
+        for items in batches:
             some, start = names[start : start + batch], start + batch
             good = [(name, item) for name, item in zip(some, items, strict=True) if isinstance(item, Tensor)]
             counts.unreadable |= {name: item for name, item in zip(some, items, strict=True) if isinstance(item, str)}
