@@ -26,8 +26,15 @@ from vptsp_core.study import frame, over_seeds
 
 PAPER, OURS, DIFFERENCE = "paper", "ours", "difference"
 _CELL = "padding: 0.25em 0.7em; text-align: right; font-variant-numeric: tabular-nums"
-# Above so many columns a table is set smaller (font, padding), to fit into JupyterLab beside its file browser.
-_NARROW = {14: ("0.66em", "0.25em 0.2em"), 7: ("0.75em", "0.25em 0.3em")}
+
+
+def _smaller(font: str, padding: str) -> list[Any]:
+    cells: list[Any] = [{"selector": cell, "props": f"padding: {padding}"} for cell in ("th", "td")]
+    return [{"selector": "", "props": f"font-size: {font}"}, *cells]
+
+
+# Above so many columns a table is set smaller, to fit into JupyterLab beside its file browser.
+_SMALLER = {14: _smaller("0.66em", "0.25em 0.2em"), 7: _smaller("0.75em", "0.25em 0.3em")}
 _STYLE: list[Any] = [
     {"selector": "th", "props": _CELL},
     {"selector": "td", "props": _CELL},
@@ -193,11 +200,8 @@ def styled(table: pd.DataFrame, formats: Mapping[Any, str] | None = None) -> Sty
             chosen[column] = form.replace("{:", "{:+z") if last == DIFFERENCE else form
     shown = table.rename_axis(None).style.format(chosen, na_rep="", escape="html").format_index(escape="html", axis=1)
     shown = shown.format_index(lambda label: label if isinstance(label, str) else f"{label:g}", escape="html")
-    narrow: list[Any] = []
-    for size, padding in [small for many, small in _NARROW.items() if len(table.columns) > many][:1]:
-        narrow = [{"selector": "", "props": f"font-size: {size}"}]
-        narrow += [{"selector": cell, "props": f"padding: {padding}"} for cell in ("th", "td")]
-    shown = shown.set_table_styles([*_STYLE, *narrow])
+    smaller = next((styles for many, styles in _SMALLER.items() if len(table.columns) > many), [])
+    shown = shown.set_table_styles([*_STYLE, *smaller])
     words = [at for at, kind in enumerate(table.dtypes) if not pd.api.types.is_numeric_dtype(kind)]
     left: list[Any] = [{"selector": f"td.col{at}", "props": "text-align: left"} for at in words]
     shown = shown.set_table_styles(left, overwrite=False)

@@ -129,7 +129,7 @@ def finished_run(path: Path) -> Run | None:
     done = read_run(path)
     if not (path / WEIGHTS).is_file():
         raise WeightsError(f"{path} holds no finished run ({WEIGHTS} is missing); {_AGAIN}")
-    learned_weights(path, done.record)
+    _check_learned(path, done.record)
     own = done.config.hash() if done.config.weights in ("pretrained", "random") else done.record.get("hash")
     if f"-{own}" not in path.name or done.record.get("hash") != own:
         raise WeightsError(f"{path}: {CONFIG} and {RECORD} are not those of this folder's run; {_AGAIN}")
@@ -166,14 +166,19 @@ def learned_weights(path: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
     """What a finished run learned, by name, from its folder ``path``.
 
     Raises:
-        WeightsError: unreadable, or not what ``record`` has the checksum of (none of runs before they had one).
+        WeightsError: unreadable, or not what ``record`` has the checksum of; runs from before it was kept have none.
     """
     learned = read_weights(path / WEIGHTS)
-    kept = record.get("learned")
-    if kept is not None and kept != hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest():
+    _check_learned(path, record)
+    return learned
+
+
+def _check_learned(path: Path, record: Mapping[str, Any]) -> None:
+    with (path / WEIGHTS).open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if record.get("learned", found) != found:
         fault = f"not what {RECORD} has the checksum of (damaged, or another run's)"
         raise WeightsError(f"{path / WEIGHTS}: {fault}; {_AGAIN}")
-    return learned
 
 
 def _table(path: Path, keys: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
