@@ -38,8 +38,16 @@ def test_one_that_comes_in_the_hooks_of_a_fork_is_not_lost(tmp_path):
     assert done.stderr == ""
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own handler, which a shell's & takes away."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_waits_and_then_is_raised_once(number):
+def test_it_waits_and_then_is_raised_once(number, ctrl_c):
     done = []
     before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c():
@@ -49,6 +57,13 @@ def test_it_waits_and_then_is_raised_once(number):
             done.append("all of it")
         done.append("more")
     assert done == ["all of it"] and signal.getsignal(number) == before
+
+
+def test_what_is_ignored_stays_ignored(ctrl_c):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with ctrl_c_waits():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 def test_elsewhere_than_in_the_main_thread_nothing_changes():
