@@ -15,9 +15,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import bad_images as images
+import bad_models as models
 import bad_runs as runs
 import bad_sets as sets
 
+from vptsp_core import __version__ as VERSION
 from vptsp_core.config import RunConfig
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "bad_input.md"
@@ -269,20 +271,51 @@ TABLE: dict[str, list[Case]] = {
         Case("queries.npz with pickled code", "`Run.queries`", runs.queries,
              "DIR/results/runs/RUN/queries.npz: unreadable (cut short or damaged); delete the folder and run it again"),
         Case("model.safetensors cut short", "`evaluate`", runs.short_model,
-             "weights DIR/results/runs/RUN/model.safetensors: unreadable (cut short or damaged); get the file again"),
+             "DIR/results/runs/RUN/model.safetensors: not what record.json has the checksum of (damaged, edited, or another "
+             "run's); delete the folder and run it again"),
         Case("model.safetensors with a bit changed", "`train`, once more", runs.changed_model_trained,
-             "DIR/results/runs/RUN/model.safetensors: not what record.json has the checksum of (damaged, or another run's); "
-             "delete the folder and run it again"),
+             "DIR/results/runs/RUN/model.safetensors: not what record.json has the checksum of (damaged, edited, or another "
+             "run's); delete the folder and run it again"),
         Case("model.safetensors of another run", "`evaluate`", runs.other_model,
-             "DIR/results/runs/RUN/model.safetensors: not what record.json has the checksum of (damaged, or another run's); "
-             "delete the folder and run it again"),
+             "DIR/results/runs/RUN/model.safetensors: not what record.json has the checksum of (damaged, edited, or another "
+             "run's); delete the folder and run it again"),
         Case("model.safetensors with one bit changed", "`evaluate`", runs.changed_model,
-             "DIR/results/runs/RUN/model.safetensors: not what record.json has the checksum of (damaged, or another run's); "
-             "delete the folder and run it again"),
+             "DIR/results/runs/RUN/model.safetensors: not what record.json has the checksum of (damaged, edited, or another "
+             "run's); delete the folder and run it again"),
         Case("model.safetensors and record.json of another run", "`evaluate`", runs.other_model_and_record,
+             "DIR/results/runs/RUN/config.json: not what record.json has the checksum of (damaged, edited, or another "
+             "run's); delete the folder and run it again"),
+        Case("the same, its checksums made to fit", "`evaluate`", runs.other_model_resealed,
              "DIR/results/runs/RUN/model.safetensors: vit.prompts does not fit the config beside it; run it again, or get it again"),
+        Case("config.json with one bit changed: another resize", "`evaluate`", runs.bit("config.json", "evaluate"),
+             "DIR/results/runs/RUN/config.json: not what record.json has the checksum of (damaged, edited, or another "
+             "run's); delete the folder and run it again"),
+        Case("record.json with one bit changed: of another torch", "`train`, once more", runs.bit("record.json", "train"),
+             "DIR/results/runs/RUN/record.json: its content does not fit its checksum (damaged or edited); delete the folder and run it again"),
+        Case("history.csv with one bit changed: another loss", "`train`, once more", runs.bit("history.csv", "train"),
+             "DIR/results/runs/RUN/history.csv: not what record.json has the checksum of (damaged, edited, or another "
+             "run's); delete the folder and run it again"),
+        Case("metrics.json with a better R@1", "`train`, once more", runs.results("metrics.json", lambda v: {**v, "R@1": 1.0}),
+             "DIR/results/runs/RUN/metrics.json: not what record.json has the checksum of (damaged, edited, or another "
+             "run's); delete the folder and run it again"),
+        Case("decoded cache with one bit changed", "`train`, once more", runs.cache_bit,
+             "cache DIR/cache/STORE: damaged (an image does not fit its checksum); delete the folder, it will be made again"),
         Case("decoded cache with pickled code", "`train`, once more", runs.cache,
              "cache DIR/cache/STORE: not whole; delete the folder, it will be made again"),
+    ],
+    "Embedders and indexes": [
+        Case("saved embedder with one bit of a weight changed", "`evaluate`", models.saved(lambda path: models.flip(path, -1)),
+             "DIR/bird.safetensors: damaged (its tensors do not fit their checksum); get the file again"),
+        Case("saved embedder with one bit of its header changed: another resize", "`evaluate`", models.saved(models.header_bit),
+             "DIR/bird.safetensors: damaged (its content does not fit its checksum); get the file again"),
+        Case("saved embedder of an older version", "`evaluate`", models.saved(models.old_format),
+             "DIR/bird.safetensors: format 1 is not known here; save it again from its run, or use the version that wrote "
+             f"it ({VERSION})"),
+        Case("another kind of file", "`evaluate bird.onnx`", models.saved(lambda path: None, "bird.onnx"),
+             "DIR/bird.onnx is no saved embedder; give a run's folder, or what `Embedder.save` has written"),
+        Case("index with one bit of a name changed", "`search`", models.index(-1),
+             "index DIR/index/index.safetensors: unreadable (its tensors do not fit their checksum); delete that file and "
+             "call index again"),
     ],
     "Devices and disks": [
         Case("no such device", "`train --device banana`", runs.device("--device", "banana"),

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from desk import Desk
+from reseal import reseal_run
 from safetensors.torch import save_file
 
 from vptsp_core.backbone import DEMO_VIT, load_backbone
@@ -241,6 +242,7 @@ def queries(desk: Desk) -> str:
     path = _finished(desk)
     content = np.array([Bomb(desk.root / "ran")], dtype=object)
     np.savez(path / "queries.npz", **{"R@1": content})
+    reseal_run(path)  # by somebody who means it
     said = desk.told(lambda: read_run(path).queries)
     assert not (desk.root / "ran").exists()
     return said
@@ -282,6 +284,26 @@ def other_model_and_record(desk: Desk) -> str:
     return other_model(desk, "record.json")
 
 
+def other_model_resealed(desk: Desk) -> str:
+    other_model(desk, "record.json")
+    reseal_run(desk.run_folder())
+    return desk.refused("evaluate", desk.run_folder(), "--data", desk.data)
+
+
+def bit(name: str, command: str) -> Do:
+    """One bit of one file of a run is another, so that all of it is still valid."""
+
+    def do(desk: Desk) -> str:
+        path = _finished(desk)
+        before = {"config.json": b'"resize": ', "record.json": b'"torch": "', "history.csv": b"\n1,"}[name]
+        content = bytearray((path / name).read_bytes())
+        content[content.index(before) + len(before)] ^= 1  # a digit is the next one, or the one before
+        (path / name).write_bytes(content)
+        return desk.refused(*(desk.train() if command == "train" else (command, path, "--data", desk.data)))
+
+    return do
+
+
 def cache(desk: Desk) -> str:
     _finished(desk, "pipeline=cached")
     for path in desk.cache.glob("folder-test-*/sizes.npy"):
@@ -289,6 +311,15 @@ def cache(desk: Desk) -> str:
     said = desk.refused(*desk.train("pipeline=cached", "seed=1"))
     assert not (desk.root / "ran").exists()
     return said
+
+
+def cache_bit(desk: Desk) -> str:
+    _finished(desk, "pipeline=cached")
+    (path,) = desk.cache.glob("folder-train-*/pixels.u8")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return desk.refused(*desk.train("pipeline=cached", "seed=1"))
 
 
 # ---- devices and disks ---------------------------------------------------------------------------

@@ -189,7 +189,7 @@ def test_marks_without_their_pixels_count_for_nothing(images, tmp_path, monkeypa
             patch.setattr(FileSet, "image", cut)
             build(images, tmp_path / "cache", workers=1)
         (partial,) = (tmp_path / "cache").glob("*.partial")
-        assert (partial / module.DONE).exists()
+        assert (partial / module.SUMS).exists()
         tidy(partial / module.PIXELS)
         store = build(images, tmp_path / "cache")
         assert all(np.array_equal(store.image(i), picture) for i, picture in enumerate(expected))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import safetensors
 import torch
+from reseal import rewrite_header
 from safetensors.torch import load_file, save, save_file
 
 import vptsp_core
@@ -14,7 +15,7 @@ from vptsp_core.__main__ import main
 from vptsp_core.backbone import load_backbone
 from vptsp_core.data.glyphs import GlyphSet
 from vptsp_core.embedder import Embedder
-from vptsp_core.embedder_file import HEADER
+from vptsp_core.embedder_file import HEADER, read_saved
 from vptsp_core.errors import WeightsError
 from vptsp_core.tuning import MetricModel
 
@@ -42,13 +43,6 @@ def pictures():
 def header_of(path) -> dict:
     with safetensors.safe_open(path, "np") as file:
         return json.loads(file.metadata()[HEADER])
-
-
-def rewrite(path, change) -> None:
-    """The same tensors under another header."""
-    header = header_of(path)
-    change(header)
-    path.write_bytes(save(load_file(path), {HEADER: json.dumps(header)}))
 
 
 METHODS = {
@@ -163,8 +157,8 @@ def test_full_fine_tuning_needs_no_other_file(tmp_path, pictures, monkeypatch):
 
 DAMAGE = {
     "format": (lambda h: h.update(format=99), "format 99 is not known here"),
-    "no config": (lambda h: h.pop("config"), "header is damaged .no 'config'"),
-    "config is no table": (lambda h: h.update(config=3), "header is damaged"),
+    "no config": (lambda h: h.pop("config"), "damaged .no 'config'"),
+    "config is no table": (lambda h: h.update(config=3), "damaged"),
     "unknown key": (lambda h: h["config"].update(evil=1), "header cannot be used .unknown key 'evil'"),
     "wrong type": (lambda h: h["config"].update(batch="64"), "batch = '64' must be of type int"),
     "foreign backbone": (lambda h: h["config"].update(backbone="hf-hub:a/b"), "'hf-hub:a/b' is no timm model"),
@@ -176,7 +170,7 @@ DAMAGE = {
     "huge images": (lambda h: h["config"].update(image_size=10**7), "image_size = 10+ must be at most 1,000,000"),
     "too deep": (lambda h: h["config"].update(prompt_layers=99), "prompt_layers = 99"),
     "weights": (lambda h: h["config"].update(weights="/no/such/file.pth"), "weights are not at .no.such.file.pth"),
-    "metrics": (lambda h: h.update(metrics={"R@1": [1]}), "header is damaged"),
+    "metrics": (lambda h: h.update(metrics={"R@1": [1]}), "damaged"),
     "normalisation": (lambda h: h["preprocessing"].update(mean=[0, 0, 0]), "images are prepared otherwise"),
     "checksum": (lambda h: h.update(frozen="0" * 16), "not those it was trained on"),
 }
@@ -185,10 +179,23 @@ DAMAGE = {
 @pytest.mark.parametrize(("change", "message"), DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_header_is_not_believed(tmp_path, capsys, change, message):
     path = learned(method="vpt").save(tmp_path / "bird.safetensors")
-    rewrite(path, change)
+    rewrite_header(path, HEADER, change)
     with pytest.raises(WeightsError, match=message) as caught:
         vptsp_core.load(path, "cpu")
     assert "bird.safetensors" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_flipped_bit_goes_unnoticed(tmp_path):
+    path = learned(method="vpt").save(tmp_path / "bird.safetensors")
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for at in [*rng.integers(0, len(whole), 200), *range(len(whole) - 3, len(whole))]:
+        content = bytearray(whole)
+        content[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match="bird.safetensors"):
+            read_saved(path)
+    path.write_bytes(whole)
+    assert read_saved(path).metrics == METRICS
 
 
 def test_damaged_and_foreign_files_are_named_in_one_line(tmp_path, capsys):
@@ -203,10 +210,13 @@ def test_damaged_and_foreign_files_are_named_in_one_line(tmp_path, capsys):
     with pytest.raises(WeightsError, match="is no saved embedder"):
         vptsp_core.load(path)
     path.write_bytes(save({}, {HEADER: "[" * 100_000}))
-    with pytest.raises(WeightsError, match="header is damaged"):
+    with pytest.raises(WeightsError, match="damaged"):
         vptsp_core.load(path)
     with pytest.raises(WeightsError, match="holds no finished run"):
         vptsp_core.load(tmp_path / "nowhere")
+    (tmp_path / "bird.onnx").write_bytes(whole)
+    with pytest.raises(WeightsError, match="bird.onnx is no saved embedder; give a run's folder"):
+        vptsp_core.load(tmp_path / "bird.onnx")
     for to, message in (("bird.pkl", "unknown kind '.pkl'"), ("bird", "unknown kind ''")):
         assert main(["export", str(tmp_path), "--to", to]) == 2
         assert message in capsys.readouterr().err

@@ -229,6 +229,22 @@ def test_a_graph_finds_nearly_what_exact_search_does(tmp_path, monkeypatch):
         read_index(tmp_path).search(queries, 3)
 
 
+def test_a_graph_with_a_flipped_bit_is_refused_and_made_again(folder, model, tmp_path, monkeypatch):
+    pytest.importorskip("faiss", reason="faiss is not installed")
+    monkeypatch.setattr(graph, "EXACT_UP_TO", 5)
+    embedder = vptsp_core.load(model, "cpu")
+    made, _ = update(folder, tmp_path / "index", embedder, model=model)
+    path = tmp_path / "index" / made.searched["file"]
+    whole, queries = path.read_bytes(), made.embeddings[:2]
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(DataError, match="does not fit its checksum.*delete that file and call index again"):
+        read_index(tmp_path / "index").search(queries, 3)
+    path.unlink()
+    again, counts = update(folder, tmp_path / "index", embedder, model=model)
+    assert counts.embedded == 0 and (tmp_path / "index" / again.searched["file"]).is_file()
+    assert (read_index(tmp_path / "index").search(queries, 3)[1][:, 0] >= 0).all()
+
+
 def test_without_faiss_search_is_exact_and_says_so_once(tmp_path, monkeypatch):
     monkeypatch.setattr(graph, "EXACT_UP_TO", 100)
     monkeypatch.setattr(graph, "installed", lambda: False)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from reseal import reseal_run
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 
@@ -207,9 +208,15 @@ def test_queries_of_older_and_damaged_runs(tmp_path):
     done = run(tiny(epochs=1), results=tmp_path, progress=False)
     file = done.path / "queries.npz"
     file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(WeightsError, match="queries.npz: not what record.json has the checksum of .*run it again"):
+        _ = read_run(done.path).queries
+    reseal_run(done.path)
     with pytest.raises(WeightsError, match="queries.npz: unreadable .*run it again"):
         _ = read_run(done.path).queries
     file.unlink()
+    with pytest.raises(WeightsError, match="queries.npz is missing"):
+        _ = read_run(done.path).queries
+    reseal_run(done.path)  # as of a run from before they were kept
     assert read_run(done.path).queries is None
 
 
@@ -289,9 +296,7 @@ def test_a_damaged_run_is_named_in_one_line(tmp_path):
     save_file(weights | {"proxies.bias": torch.zeros(3, 3)}, done.path / "model.safetensors")
     with pytest.raises(WeightsError, match="has the checksum of"):
         vptsp_core.load(done.path, "cpu")
-    record = json.loads((done.path / "record.json").read_text())
-    del record["learned"]  # of runs before it
-    (done.path / "record.json").write_text(json.dumps(record))
+    reseal_run(done.path)
     with pytest.raises(WeightsError, match="proxies.bias does not fit"):
         vptsp_core.load(done.path, "cpu")
     (done.path / "config.json").write_text("[1")

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ class Embedder:
         config: the description of the run that made it (default: the model's own).
         run: that run's hash; None for a model that no run has made.
         metrics: what that run reports, fractions in [0, 1].
+        data: the name of that run's data set and a fingerprint of each split (`Benchmark.record`).
     """
 
     def __init__(
@@ -48,9 +50,10 @@ class Embedder:
         *,
         run: str | None = None,
         metrics: Mapping[str, float] | None = None,
+        data: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.config = model.eval(), config or model.config
-        self.run, self.metrics = run, dict(metrics or {})
+        self.run, self.metrics, self.data = run, dict(metrics or {}), data
         self._gallery: Tensor | None = None
 
     @property
@@ -119,7 +122,7 @@ class Embedder:
         Raises:
             VptspError: another suffix, or the place cannot be written.
         """
-        write_embedder(Path(path), self.model, self.config, self.run, self.metrics)
+        write_embedder(Path(path), self.model, self.config, self.run, self.metrics, self.data)
         return Path(path)
 
     def _batches(self, images: Sequence[Image.Image | str | Path]) -> Iterable[Tensor]:
@@ -156,4 +159,4 @@ def load(path: str | Path, device: str | torch.device | None = None, *, weights:
     config = saved.config
     if config.method != "full":  # whose backbone came from nowhere
         config = config.replace(weights=model.config.weights)  # where they were found
-    return Embedder(model.to(target), config, run=saved.run, metrics=saved.metrics)
+    return Embedder(model.to(target), config, run=saved.run, metrics=saved.metrics, data=saved.data)

@@ -4,7 +4,8 @@ The file's tensors are what `MetricModel.learned_state` gives, without proxies, 
 training uses. Everything else is JSON in its header, under one key: the run's description, its hash and metrics, the
 backbone's timm name with a checksum of the part that stayed frozen, and how images are prepared. Nothing is executed
 on reading, and nothing in the header is believed: the description passes `RunConfig`, names and shapes of tensors are
-held against a model without memory before one is made, and the checksum against the backbone that was found.
+held against a model without memory before one is made, the checksum of the backbone against the one that was found, and
+header and tensors against the checksums that they carry (`vptsp_core.seals`).
 """
 
 from __future__ import annotations
@@ -26,22 +27,27 @@ from vptsp_core.config import RunConfig
 from vptsp_core.data.loading import interpolation_name
 from vptsp_core.errors import ConfigError, VptspError, WeightsError
 from vptsp_core.files import write_bytes
-from vptsp_core.runs import CONFIG, METRICS, RECORD, WEIGHTS, learned_weights
+from vptsp_core.runs import CONFIG, HISTORY, METRICS, RECORD, WEIGHTS, learned_weights, read_run
+from vptsp_core.seals import check_tensors, sealed_header, unsealed
 from vptsp_core.tuning import MetricModel
 
-FORMAT, HEADER = 1, "vptsp_embedder"  # version of the header, and the key it lies under
+FORMAT, HEADER = 2, "vptsp_embedder"  # version of the header, and the key it lies under
 ONLY_TRAINING = ("proxies.", "class_prompts.", "vit.proxy_head.")
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A trained model as read: ``frozen`` and ``preprocessing`` are None for a run's folder, which has neither."""
+    """A trained model as read: ``frozen`` and ``preprocessing`` are None for a run's folder, which has neither.
+
+    ``data`` is what the run's record says of its images.
+    """
 
     path: Path
     config: RunConfig
     learned: dict[str, Tensor]
     run: str | None
     metrics: dict[str, float]
+    data: dict[str, Any] | None
     frozen: str | None = None
     preprocessing: dict[str, Any] | None = None
 
@@ -70,9 +76,14 @@ def exact_names(model: MetricModel) -> set[str]:
 
 
 def write_embedder(
-    path: Path, model: MetricModel, config: RunConfig, run: str | None, metrics: Mapping[str, float]
+    path: Path,
+    model: MetricModel,
+    config: RunConfig,
+    run: str | None,
+    metrics: Mapping[str, float],
+    data: Mapping[str, Any] | None,
 ) -> None:
-    """Write the file; ``config``, ``run`` and ``metrics`` tell of the run that made the model.
+    """Write the file; ``config``, ``run``, ``metrics`` and ``data`` tell of the run that made the model.
 
     Raises:
         VptspError: another suffix than .safetensors, or the place cannot be written.
@@ -90,11 +101,12 @@ def write_embedder(
         "config": config.to_dict(),
         "run": run,
         "metrics": dict(metrics),
+        "data": None if data is None else dict(data),
         "backbone": config.backbone,
         "frozen": _frozen(model),
         "preprocessing": preprocessing(model),
     }
-    write_bytes(path, safetensors.torch.save(learned, {HEADER: json.dumps(header)}))
+    write_bytes(path, safetensors.torch.save(learned, {HEADER: json.dumps(sealed_header(header, learned))}))
 
 
 def read_saved(path: Path) -> Saved:
@@ -105,45 +117,46 @@ def read_saved(path: Path) -> Saved:
     """
     if path.is_file():
         return _read_file(path)
-    for name in (CONFIG, WEIGHTS, METRICS):
+    for name in (CONFIG, RECORD, HISTORY, WEIGHTS, METRICS):
         if not (path / name).is_file():
             raise WeightsError(
                 f"{path} holds no finished run ({name} is missing); give the folder of one, or a saved embedder"
             )
-    config = RunConfig.from_file(path / CONFIG)
-    found: dict[str, dict[str, Any]] = {}
-    for name in (METRICS, RECORD):
-        try:
-            found[name] = dict(json.loads((path / name).read_text())) if (path / name).is_file() else {}
-        except (ValueError, TypeError, RecursionError) as error:
-            raise WeightsError(f"{path / name}: unreadable; delete the folder and run it again") from error
-    run = found[RECORD].get("hash")
-    return Saved(path, config, learned_weights(path, found[RECORD]), run, found[METRICS])
+    run = read_run(path)
+    return Saved(
+        path, run.config, learned_weights(path, run.record), run.record["hash"], run.metrics, run.record["data"]
+    )
 
 
 def _read_file(path: Path) -> Saved:
+    fault = f"{path} is no saved embedder; give a run's folder, or what `Embedder.save` has written"
+    if path.suffix != ".safetensors":
+        raise WeightsError(fault)
     try:
         with safetensors.safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(HEADER)
     except Exception as error:  # of a library in Rust: no types of its own worth naming
         raise WeightsError(f"{path}: unreadable ({' '.join(str(error).split())}); get the file again") from error
     if text is None:
-        raise WeightsError(f"{path} is no saved embedder; give a run's folder, or what `Embedder.save` has written")
+        raise WeightsError(fault)
+    learned = read_weights(path)
     try:
         header = dict(json.loads(text))
         version = header["format"]
         if version != FORMAT:
-            raise WeightsError(f"{path}: format {version!r} is not known here; use the version that wrote it "
-                               f"({header.get('vptsp_core')}), or a later one")  # fmt: skip
+            raise WeightsError(f"{path}: format {version!r} is not known here; save it again from its run, or use the "
+                               f"version that wrote it ({header.get('vptsp_core')})")  # fmt: skip
+        check_tensors(unsealed(header), learned)
         config = RunConfig.from_dict(dict(header["config"]))
         metrics = {str(key): float(value) for key, value in dict(header["metrics"]).items()}
+        data = None if header["data"] is None else dict(header["data"])
         run, frozen, prepared = header["run"], header["frozen"], dict(header["preprocessing"])
     except ConfigError as error:
         raise WeightsError(f"{path}: its header cannot be used ({error}); get the file again") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise WeightsError(f"{path}: its header is damaged ({reason}); get the file again") from error
-    return Saved(path, config, read_weights(path), run, metrics, frozen, prepared)
+        raise WeightsError(f"{path}: damaged ({reason}); get the file again") from error
+    return Saved(path, config, learned, run, metrics, data, frozen, prepared)
 
 
 def rebuild(saved: Saved, weights: str | Path | None = None) -> MetricModel:

@@ -69,9 +69,14 @@ def write_bytes(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def as_json(values: Mapping[str, Any]) -> bytes:
+    """Readable JSON."""
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """`write_bytes` of readable JSON."""
-    write_bytes(path, (json.dumps(values, indent=2) + "\n").encode())
+    """`write_bytes` of `as_json`."""
+    write_bytes(path, as_json(values))
 
 
 def writable_folder(path: Path) -> Path:

@@ -28,6 +28,7 @@ from vptsp_core.host_rows import available_host_memory
 from vptsp_core.own_plan import Machine, Plan, plan
 from vptsp_core.presets import PRESETS
 from vptsp_core.runs import Run, run_folder
+from vptsp_core.seals import sealed, unsealed
 from vptsp_core.study import run
 
 SUMMARY = "own_images.json"  # in the run's folder: the plan's reasons, the comparison, the text
@@ -106,14 +107,14 @@ def _planned(
     path = root / "plans" / f"own-{hashlib.sha256(known.encode()).hexdigest()[:12]}.json"
     if path.exists():
         try:
-            kept = json.loads(path.read_text())
-            return Plan(RunConfig.from_dict(kept["config"]), tuple(kept["reasons"]))
-        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+            kept = unsealed(dict(json.loads(path.read_text())))
+            return Plan(RunConfig.from_dict(kept["config"]), tuple(map(str, kept["reasons"])))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
             raise VptspError(f"{path}: no plan can be read ({error}); delete the file") from error
     backbone = changes.get("backbone", PRESETS["cub200-vits16"]["backbone"])
     classes = np.bincount(benchmark.train.labels)
     made = plan(classes, len(benchmark.test), machine(target, cache_folder(folder, cache)), shape(backbone), changes)
-    write_json(path, {"config": made.config.to_dict(), "reasons": made.reasons})
+    write_json(path, sealed({"config": made.config.to_dict(), "reasons": made.reasons}))
     return made
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -23,8 +22,9 @@ from vptsp_core.checkpoints import remove_checkpoints
 from vptsp_core.config import RunConfig
 from vptsp_core.data import OWN, Benchmark
 from vptsp_core.errors import WeightsError
-from vptsp_core.files import write_bytes, write_json
+from vptsp_core.files import as_json, write_bytes, write_json
 from vptsp_core.progress import LOCK, PROGRESS
+from vptsp_core.seals import SEAL, digest, sealed, unsealed
 from vptsp_core.selection import reported
 
 CONFIG, METRICS, HISTORY, RECORD = "config.json", "metrics.json", "history.csv", "record.json"
@@ -69,6 +69,7 @@ class Run:
             WeightsError: the file is damaged.
         """
         path = self.path / QUERIES
+        verify(self.path, self.record, QUERIES)
         if not path.exists():
             return None
         try:
@@ -103,15 +104,19 @@ def write_run(
     Args:
         weights: what was learned, on the CPU, of the epoch that R@1 is reported from.
     """
-    write_json(path / CONFIG, config.to_dict())
-    write_bytes(path / HISTORY, history.to_csv(index=False).encode())
-    learned = safetensors.torch.save({name: each.contiguous() for name, each in weights.items()})
-    write_json(path / RECORD, {**record, "learned": hashlib.sha256(learned).hexdigest()})
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **queries)  # type: ignore[arg-type]  # names are no keyword of it
-    write_bytes(path / QUERIES, buffer.getvalue())
-    write_bytes(path / WEIGHTS, learned)
-    write_json(path / METRICS, reported(history, config.selection))  # last: its presence says that the run is finished
+    contents = {
+        CONFIG: as_json(config.to_dict()),
+        HISTORY: history.to_csv(index=False).encode(),
+        QUERIES: buffer.getvalue(),
+        WEIGHTS: safetensors.torch.save({name: each.contiguous() for name, each in weights.items()}),
+        METRICS: as_json(reported(history, config.selection)),  # last: its presence says that the run is finished
+    }
+    files = {name: digest(content) for name, content in contents.items()}
+    write_json(path / RECORD, sealed({**record, "files": files}))
+    for name, content in contents.items():
+        write_bytes(path / name, content)
     remove_checkpoints(path)
     return read_run(path)
 
@@ -129,7 +134,7 @@ def finished_run(path: Path) -> Run | None:
     done = read_run(path)
     if not (path / WEIGHTS).is_file():
         raise WeightsError(f"{path} holds no finished run ({WEIGHTS} is missing); {_AGAIN}")
-    _check_learned(path, done.record)
+    verify(path, done.record, WEIGHTS, QUERIES)
     own = done.config.hash() if done.config.weights in ("pretrained", "random") else done.record.get("hash")
     if f"-{own}" not in path.name or done.record.get("hash") != own:
         raise WeightsError(f"{path}: {CONFIG} and {RECORD} are not those of this folder's run; {_AGAIN}")
@@ -144,7 +149,8 @@ def read_run(path: str | Path) -> Run:
     """A finished run from its folder.
 
     Raises:
-        WeightsError: the folder holds none.
+        WeightsError: the folder holds none, or a file of it is damaged or was edited: each has its checksum in the
+            record, and the record its own. Runs from before these were kept are read without.
     """
     path = Path(path)
     for name in (CONFIG, METRICS, RECORD, HISTORY):
@@ -159,6 +165,12 @@ def read_run(path: str | Path) -> Run:
             raise ValueError("no rows, or no numbers")
     except (OSError, ValueError, KeyError, OverflowError) as error:
         raise WeightsError(f"{path / HISTORY}: {_UNREADABLE}; {_AGAIN}") from error
+    if SEAL in record or "files" in record:
+        try:
+            record = unsealed(record)
+        except ValueError as error:
+            raise WeightsError(f"{path / RECORD}: {error} (damaged or edited); {_AGAIN}") from error
+    verify(path, record, CONFIG, METRICS, HISTORY)
     return Run(config, path, metrics, history, record)
 
 
@@ -168,17 +180,25 @@ def learned_weights(path: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         WeightsError: unreadable, or not what ``record`` has the checksum of; runs from before it was kept have none.
     """
-    learned = read_weights(path / WEIGHTS)
-    _check_learned(path, record)
-    return learned
+    verify(path, record, WEIGHTS)
+    return read_weights(path / WEIGHTS)
 
 
-def _check_learned(path: Path, record: Mapping[str, Any]) -> None:
-    with (path / WEIGHTS).open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if record.get("learned", found) != found:
-        fault = f"not what {RECORD} has the checksum of (damaged, or another run's)"
-        raise WeightsError(f"{path / WEIGHTS}: {fault}; {_AGAIN}")
+def verify(path: Path, record: Mapping[str, Any], *names: str) -> None:
+    """Hold files of the run in ``path`` against their checksums in its record.
+
+    Raises:
+        WeightsError: one is missing, or not what the run wrote.
+    """
+    for name in names:
+        kept = dict(record.get("files", {})).get(name)
+        if kept is None:  # of a run from before they were kept
+            continue
+        if not (path / name).is_file():
+            raise WeightsError(f"{path} holds no finished run ({name} is missing); {_AGAIN}")
+        if digest(path / name) != kept:
+            fault = f"not what {RECORD} has the checksum of (damaged, edited, or another run's)"
+            raise WeightsError(f"{path / name}: {fault}; {_AGAIN}")
 
 
 def _table(path: Path, keys: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 A store lies in ``<cache>/<set>-<side>-<interpolation>-<key>/``. The key is over the list of files: path, size, inode,
 times of modification and of change, so an edited, added, moved or swapped image makes a new store and no stale one is
 read (and so does, in vain, a copy of the files or a change of their owner). While it is made, the folder is called
-``*.partial``: the file has its full size from the start, every finished image is marked, and a build that was cut short
-goes on where it was (unless a file was mended since: that is another list).
+``*.partial``: the file has its full size from the start, every finished image is marked by its checksum, and a build
+that was cut short goes on where it was (unless a file was mended since: that is another list).
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from torchvision.transforms.functional import resize
 from vptsp_core.data.base import ImageSet
 from vptsp_core.data.folder import FORMATS, TURNED, FileSet, orientation, read_image
 from vptsp_core.data.partfile import amount
-from vptsp_core.data.store import PixelStore, image_starts, resized
+from vptsp_core.data.store import PixelStore, image_checksum, image_starts, resized
 from vptsp_core.data.threads import Threads
 from vptsp_core.errors import DataError
 from vptsp_core.files import remove_temporaries, write_bytes
 from vptsp_core.locks import locked
 
-FORMAT = 2  # of the files and the key; a change makes old stores unknown
+FORMAT = 3  # of the files and the key; a change makes old stores unknown
 LARGEST = 2**28  # bytes of one stored image: a strip of 1 x 60,000 pixels would take 12 GB
-PIXELS, SIZES, DONE = "pixels.u8", "sizes.npy", "done.u8"
+PIXELS, SIZES, SUMS = "pixels.u8", "sizes.npy", "sums.u32"
 
 
 def open_stores(
@@ -90,12 +90,13 @@ def _open(place: Path, count: int, side: int, interpolation: str) -> PixelStore:
     try:
         sizes = np.load(place / SIZES)
         pixels = np.memmap(place / PIXELS, np.uint8, mode="c")  # "c": torch warns of read-only memory; none is written
-        whole = sizes.shape == (count, 2) and len(pixels) == image_starts(sizes)[-1]
+        sums = np.fromfile(place / SUMS, np.uint32)
+        whole = sizes.shape == (count, 2) and len(pixels) == image_starts(sizes)[-1] and len(sums) == count
     except (OSError, ValueError, EOFError):
         whole = False
     if not whole:
         raise DataError(f"cache {place}: not whole; delete the folder, it will be made again")
-    return PixelStore(pixels, sizes, side, interpolation)
+    return PixelStore(pixels, sizes, side, interpolation, place, sums)
 
 
 def _build(jobs: dict[Path, FileSet], side: int, interpolation: str, threads: Threads) -> None:
@@ -144,7 +145,7 @@ def _measured(images: FileSet, folder: Path, side: int, threads: Threads) -> int
                 f"image {images.paths[largest]}: {width} x {height} pixels would take {amount(taken.max())} "
                 f"with a shorter side of {side}; leave it out, or set pipeline=classic"
             )
-        (folder / DONE).unlink(missing_ok=True)
+        (folder / SUMS).unlink(missing_ok=True)
         buffer = io.BytesIO()
         np.save(buffer, sizes)
         write_bytes(folder / SIZES, buffer.getvalue())
@@ -166,11 +167,12 @@ def _fill(images: FileSet, folder: Path, side: int, interpolation: str, threads:
     sizes = np.load(folder / SIZES)
     starts = image_starts(sizes)
     pixels, total = folder / PIXELS, int(starts[-1])
-    done = np.zeros(len(images), np.uint8)
+    sums = np.zeros(len(images), np.uint32)
     if pixels.exists() and pixels.stat().st_size == total:  # else the marks are of another file
         with contextlib.suppress(OSError):
-            marks = np.fromfile(folder / DONE, np.uint8)
-            done = marks if len(marks) == len(images) else done
+            marks = np.fromfile(folder / SUMS, np.uint32)
+            sums = marks if len(marks) == len(images) else sums
+    found = sums.copy()
     with open(pixels, "ab") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, total)
@@ -178,7 +180,7 @@ def _fill(images: FileSet, folder: Path, side: int, interpolation: str, threads:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot: it was measured
                 raise
     os.truncate(pixels, total)
-    todo = np.flatnonzero(done == 0)
+    todo = np.flatnonzero(sums == 0)
     handle = os.open(pixels, os.O_RDWR)
     try:
 
@@ -188,16 +190,17 @@ def _fill(images: FileSet, folder: Path, side: int, interpolation: str, threads:
                 if array.shape[:2] != tuple(sizes[i]):
                     raise DataError(f"image {images.describe(int(i))}: changed while it was read; start again")
                 _write(handle, array.tobytes(), int(starts[i]))
+                found[i] = image_checksum(array)
 
         def mark(chunk: range) -> None:
             os.fdatasync(handle)  # pixels first, then the mark that they are there
-            done[todo[chunk.start : chunk.stop]] = 1
-            write_bytes(folder / DONE, done.tobytes())
+            rows = todo[chunk.start : chunk.stop]
+            sums[rows] = found[rows]
+            write_bytes(folder / SUMS, sums.tobytes())
 
         threads.run(decode, len(todo), f"{images.name}: decoding", mark)
     finally:
         os.close(handle)
-    (folder / DONE).unlink(missing_ok=True)
 
 
 def _in_memory(images: ImageSet, side: int, interpolation: str) -> PixelStore:

@@ -47,6 +47,7 @@ def train_batches(
     everything = store.resident(device)
     if everything is not None:
         for chosen, boxes, flips, batch in drawn:
+            store.check(chosen)
             starts, widths = store.starts[chosen], store.sizes[chosen, 1]
             images = _augmented(everything, starts, widths, boxes, flips, config, statistics)
             yield images, to_device(every[batch], device)

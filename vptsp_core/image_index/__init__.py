@@ -27,8 +27,9 @@ from vptsp_core.errors import DataError, VptspError
 from vptsp_core.files import write_bytes
 from vptsp_core.image_index import graph
 from vptsp_core.neighbours import nearest_neighbours
+from vptsp_core.seals import check_tensors, digest, sealed_header, unsealed
 
-FORMAT, HEADER, FILE = 1, "vptsp_index", "index.safetensors"
+FORMAT, HEADER, FILE = 2, "vptsp_index", "index.safetensors"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class ImageIndex:
         stats: (N, 2) int64: size in bytes and time of change in nanoseconds, when each was embedded.
         embeddings: (N, d) float32, L2-normalised.
         model: ``path`` and ``weights`` to load it from, and the ``checksum`` of the embedder.
-        searched: the graph's ``file``, ``ef`` and measured ``recall``; empty where search is exact.
+        searched: the graph's ``file`` and its ``digest``, ``ef`` and measured ``recall``; empty where search is exact.
         place: the folder that it was read from.
     """
 
@@ -70,7 +71,16 @@ class ImageIndex:
     @cached_property
     def _graph(self) -> Any:
         assert self.place is not None
-        return graph.read(self.place / self.searched["file"], self.embeddings.shape)
+        return graph.read(self.place / self.searched["file"], self.embeddings.shape, self.searched["digest"])
+
+    def graph_is_whole(self) -> bool:
+        """Whether the graph that so many images are searched by is there, undamaged; True where none is needed."""
+        if len(self.names) <= graph.EXACT_UP_TO or not graph.installed():
+            return True
+        if not self.searched or self.place is None:
+            return False
+        path = self.place / self.searched["file"]
+        return path.is_file() and digest(path) == self.searched["digest"]
 
     def write(self, place: Path, old: ImageIndex | None = None) -> ImageIndex:
         """Put it at ``place`` instead of ``old``, which is there; returns it with the graph that it then has.
@@ -81,12 +91,13 @@ class ImageIndex:
         searched: dict[str, Any] = {}
         if len(self.names) > graph.EXACT_UP_TO and graph.installed():
             name = f"graph-{hashlib.sha256(self.embeddings.tobytes()).hexdigest()[:16]}.faiss"
-            if old is not None and old.searched.get("file") == name and (place / name).is_file():
+            if old is not None and old.searched.get("file") == name and old.graph_is_whole():
                 searched = old.searched  # the rows are the same
             else:
                 made, found = graph.build(self.embeddings)
-                write_bytes(place / name, graph.to_bytes(made))
-                searched = {"file": name, **found}
+                content = graph.to_bytes(made)
+                write_bytes(place / name, content)
+                searched = {"file": name, "digest": digest(content), **found}
         index = ImageIndex(self.root, self.names, self.stats, self.embeddings, self.model, searched, place)
         write_rows(place / FILE, index)
         for other in place.glob("graph-*.faiss"):
@@ -105,7 +116,7 @@ def write_rows(path: Path, index: ImageIndex) -> None:
         "names": np.frombuffer(names, np.uint8),
     }
     header = {"format": FORMAT, "root": index.root, "model": index.model, "searched": index.searched}
-    write_bytes(path, safetensors.numpy.save(tensors, {HEADER: json.dumps(header)}))
+    write_bytes(path, safetensors.numpy.save(tensors, {HEADER: json.dumps(sealed_header(header, tensors))}))
 
 
 def read_rows(path: Path) -> ImageIndex:
@@ -118,8 +129,12 @@ def read_rows(path: Path) -> ImageIndex:
         with safetensors.safe_open(path, "np") as file:
             header = json.loads((file.metadata() or {})[HEADER])
             if header["format"] != FORMAT:
-                raise DataError(f"index {path}: format {header['format']!r} is not known here; make the index again")
+                raise DataError(
+                    f"index {path}: format {header['format']!r} is not known here; delete that "
+                    "file and call index again"
+                )
             embeddings, stats, names = (file.get_tensor(name) for name in ("embeddings", "stats", "names"))
+        check_tensors(unsealed(header), {"embeddings": embeddings, "stats": stats, "names": names})
         index = ImageIndex(
             str(header["root"]), [os.fsdecode(name) for name in names.tobytes().split(b"\0")], stats, embeddings,
             dict(header["model"]), dict(header["searched"]), path.parent,
@@ -128,7 +143,7 @@ def read_rows(path: Path) -> ImageIndex:
         if not fits or embeddings.dtype != np.float32 or not np.isfinite(embeddings).all():
             raise ValueError("its tensors do not belong together")
         if {"path", "weights", "checksum"} - index.model.keys() or (
-            index.searched and {"file", "ef"} - index.searched.keys()
+            index.searched and {"file", "digest", "ef"} - index.searched.keys()
         ):
             raise ValueError("its header is incomplete")
     except DataError:

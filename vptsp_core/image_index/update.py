@@ -132,7 +132,12 @@ def update(
 
 def _same(old: ImageIndex, new: ImageIndex) -> bool:
     told = (old.root, old.model, list(old.names)) == (new.root, new.model, list(new.names))
-    return told and np.array_equal(old.stats, new.stats) and np.array_equal(old.embeddings, new.embeddings)
+    return (
+        told
+        and old.graph_is_whole()
+        and np.array_equal(old.stats, new.stats)
+        and np.array_equal(old.embeddings, new.embeddings)
+    )
 
 
 def _first(counts: Counts) -> str:
