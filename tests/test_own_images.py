@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -298,33 +299,72 @@ def test_without_weights_it_is_said_where_to_get_some(tmp_path, monkeypatch):
     assert not list((tmp_path / "out").rglob("runs/*"))
 
 
+INTERVALS = {"better": (10.0, 1.0, 20.0), "worse": (-10.0, -20.0, -1.0), "cannot be told": (-20.0, -45.0, 5.0)}
+
+
+def told(tmp_path, verdicts, *, epoch=3, epochs=10, selection="validation", classes=40, queries=1234):
+    """The summary of a run whose two measures came out so."""
+    start = "proxies" if epochs == 0 or epoch == 0 else "released"
+    config = RunConfig(dataset="own", selection=selection, epochs=epochs, start=start)
+    frozen = SimpleNamespace(path=tmp_path / "frozen")
+    trained = SimpleNamespace(
+        config=config, path=tmp_path / "trained", record={"seconds": 61.2, "device": "x"}, metrics={"epoch": epoch},
+        queries={"R@1": np.zeros(queries, np.float32)},
+    )  # fmt: skip
+    rows = [(50.0, 60.0, *INTERVALS[verdict], verdict) for verdict in verdicts]
+    gain = pd.DataFrame(rows, ["R@1", "MAP@R"], ["frozen", "trained", "difference", "low", "high", "verdict"])
+    return own_images.summary(frozen, trained, gain, classes)
+
+
 @pytest.mark.parametrize(
     ("verdicts", "words"),
-    [(("better", "better"), "Training helped: "), (("better", "no clear difference"), "Training helped: "),
-     (("no clear difference",) * 2, "no clear difference: the interval holds 0"),
-     (("worse", "no clear difference"), "made it WORSE"), (("worse", "worse"), "made it WORSE"),
-     (("better", "worse"), "helped by one measure and harmed by the other")],
+    [(("better", "better"), "Training helped: the trained model finds better than the frozen backbone."),
+     (("better", "cannot be told"), "finds better than the frozen backbone by R@1."),
+     (("cannot be told",) * 2, "Training made no difference that is certain."),
+     (("worse", "cannot be told"), "made it WORSE by R@1: use the frozen backbone."),
+     (("worse", "worse"), "made it WORSE: use the frozen backbone."),
+     (("worse", "better"), "helped by MAP@R and harmed by R@1")],
 )  # fmt: skip
 def test_the_summary_says_it_in_words(verdicts, words, tmp_path):
-    queries = {"R@1": np.zeros(1234, np.float32)}
-
-    class Fake:
-        config, path, record = (
-            RunConfig(dataset="own", selection="released"),
-            tmp_path,
-            {"seconds": 61.2, "device": "x"},
-        )
-        metrics = {"epoch": 3}
-
-    Fake.queries = queries
-    gain = pd.DataFrame({"frozen": 50.0, "trained": 60.0, "difference": 10.0, "low": 1.0, "high": 20.0,
-                         "verdict": verdicts}, index=["R@1", "MAP@R"])  # fmt: skip
-    text = own_images.summary(Fake, Fake, gain, 40)
-    assert words in text and "1,234 query images of 40 classes" in text and "+10.0 [+1.0, +20.0]" in text
-    assert "Trained in 1 min 2 s on x" in text and "optimistic" in text and "other classes may" not in text
-    assert ("frozen backbone lies in" in text) == ("worse" in verdicts) and "it is kept" not in text
-    Fake.metrics = {"epoch": 0}
-    text = own_images.summary(Fake, Fake, gain, 40)
+    text = told(tmp_path, verdicts)
+    assert words in text and "1,234 query images of 40 classes that were not trained on" in text
+    assert "Trained in 1 min 2 s on x; epoch 3 of 10." in text and "other classes may" not in text
+    assert (f"frozen backbone lies in {tmp_path / 'frozen'}" in text) == (set(verdicts) != {"better"})
+    assert "optimistic" not in text and "optimistic" in told(tmp_path, verdicts, selection="released")
+    assert "other classes may differ" in told(tmp_path, verdicts, classes=19)
+    text = told(tmp_path, verdicts, epoch=0)
     assert "No epoch was better than the start" in text and "Training" not in text, "what is kept was not trained"
-    finds = {"better": "is better", "no clear difference": "is not clearly different"}.get(verdicts[0], "is WORSE")
-    assert ("by one measure" if verdicts == ("better", "worse") else finds) in text
+    clear = [f"{verdict} by {metric}" for metric, verdict in zip(["R@1", "MAP@R"], verdicts) if " " not in verdict]
+    assert f"it is {', '.join(clear)}." in text or not clear
+
+
+def test_what_so_few_images_cannot_tell_is_told_with_its_bounds(tmp_path):
+    text = told(tmp_path, ["cannot be told", "better"], queries=20)
+    assert "R@1         50.0     60.0  -20.0 [-45.0, +5.0]: cannot be told" in text
+    assert "Better or worse by R@1 cannot be told from so few images (20): " in text
+    assert "R@1 may be up to 45.0 points lower or up to 5.0 points higher." in text
+    assert "cannot be told" not in told(tmp_path, ["better", "better"])
+
+
+@pytest.mark.parametrize("verdict", ["worse", "cannot be told"])
+def test_more_epochs_are_advised_only_where_the_last_one_was_the_best(verdict, tmp_path):
+    more = "More epochs (--set epochs=N)"
+    assert more in told(tmp_path, [verdict] * 2, epoch=10) and more in told(tmp_path, [verdict] * 2, selection="last")
+    text = told(tmp_path, [verdict] * 2)
+    assert "The held-out classes were best after epoch 3 of 10, so that more epochs would not help" in text
+    assert more not in text and "train longer" not in text and more not in told(tmp_path, ["better"] * 2, epoch=10)
+    assert "The tested classes were best after epoch 3" in told(tmp_path, [verdict] * 2, selection="released")
+    assert "epochs" not in told(tmp_path, [verdict] * 2, epoch=0).replace(str(tmp_path), "")
+
+
+@pytest.mark.parametrize("selection", ["validation", "last", "released"])
+def test_without_epochs_nothing_was_trained(selection, tmp_path):
+    text = told(tmp_path, ["worse", "cannot be told"], epoch=0, epochs=0, selection=selection)
+    assert "Nothing was trained (epochs=0): the model is the start" in text and "it is worse by R@1." in text
+    for wrong in ("No epoch", "Trained in", "epoch 0 of 0", "optimistic", "More epochs"):
+        assert wrong not in text
+
+
+def test_one_is_singular(tmp_path):
+    assert told(tmp_path, ["better"] * 2, queries=1, classes=1).startswith("1 query image of 1 class that")
+    assert "1 classes" not in told(tmp_path, ["better"] * 2, classes=1)
