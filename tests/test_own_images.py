@@ -81,11 +81,29 @@ def test_images_are_read_as_a_viewer_shows_them(tmp_path):
 
 
 def test_a_table_with_a_split_decides(tmp_path):
-    put(tmp_path, {"a": 2, "b": 2, "c": 2})
-    rows = [f"{label}/{i}.png,{label},{'test' if label == 'a' else 'train'}" for label in "abc" for i in range(2)]
+    put(tmp_path, {"a": 2, "b": 2, "c": 2, "d": 2})
+    rows = [f"{label}/{i}.png,{label},{'test' if label in 'ad' else 'train'}" for label in "abcd" for i in range(2)]
     (tmp_path / "split.csv").write_text("\n".join(["path,class,split", *rows]))
     benchmark = load_benchmark("own", tmp_path)
-    assert benchmark.test.class_names == ("a",) and benchmark.train.class_names == ("b", "c")
+    assert benchmark.test.class_names == ("a", "d") and benchmark.train.class_names == ("b", "c")
+    rows = [row.replace("a/1.png,a,test", "a/1.png,a,gallery").replace(",test", ",query") for row in rows]
+    (tmp_path / "split.csv").write_text("\n".join(["path,class,split", *rows]))
+    with pytest.raises(DataError, match="1 class to test on"):  # a gallery of one class
+        load_benchmark("own", tmp_path)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_table_as_excel_writes_it(tmp_path, split):
+    put(tmp_path, TWELVE)
+    rows = [
+        f'"{label}/{i}.png";"{label}, so called"' + (f";{'test' if label > 'class 08' else 'train'}" if split else "")
+        for label in TWELVE
+        for i in range(3)
+    ]
+    text = "\r\n".join(["path;class" + ";split" * split, *rows, ""])
+    (tmp_path / "split.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    tested = ["09", "10", "11"] if split else ["04", "09"]
+    assert load_benchmark("own", tmp_path).test.class_names == tuple(f"class {i}, so called" for i in tested)
 
 
 def test_what_is_left_out_is_named(tmp_path):
@@ -108,17 +126,22 @@ def loose(root):
     Image.new("RGB", (8, 8)).save(root / "a.png")
 
 
-def table(text):
-    return lambda root: (root / "split.csv").write_text(text)
+def table(text, encoding="utf-8"):
+    return lambda root: (root / "split.csv").write_text(text, encoding)
 
 
 MISTAKES = {
     "too few": (nine, "holds 9 class(es) of two or more images, at least 10 are needed"),
     "no folders": (loose, "1 image(s) lie in"),
     "nothing": (lambda root: None, "no class folders with images"),
-    "header": (table("file,class\n"), "must begin with the header path,class,split"),
+    "header": (table("file,class\n"), "must begin with the header path,class; a third column, split, is optional"),
+    "header with a split": (table("file,class,split\n"), "header path,class; a third column, split, is optional"),
+    "backslashes": (table("path,class\na\\b.png,a\n"), "line 2: write a\\b.png with / instead of \\"),
+    "no UTF-8": (table("path,class\nä.png,ä\n", "latin-1"), "is not in UTF-8"),
+    "one class tested": (table("path,class,split\na.png,a,test\nb.png,a,test\nc.png,c,train\n"),
+                         "has 1 class to test on, and among its images alone nothing can be confused; give at least 2"),
     "row": (table("path,class\na.png,\n"), "line 2: each line is path,class"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("make", "message"), MISTAKES.values(), ids=MISTAKES.keys())
@@ -128,6 +151,14 @@ def test_mistakes_are_one_line(make, message, tmp_path, capsys):
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_none_is_named_with_a_mend_that_fits(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for name, message in (("nosuch", "no folder {}; "), ("file", "{} is no folder; ")):
+        assert main(["train", "--data-folder", str(tmp_path / name), "--results", str(tmp_path / "out")]) == 2
+        wanted = message.format(tmp_path / name) + "name the one that holds your images"
+        assert capsys.readouterr().err == f"error: own: {wanted}\n", "--data has no part in it"
 
 
 # ---- the plan ------------------------------------------------------------------------------------
