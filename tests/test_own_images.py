@@ -161,6 +161,19 @@ def test_a_folder_that_is_none_is_named_with_a_mend_that_fits(tmp_path, capsys):
         assert capsys.readouterr().err == f"error: own: {wanted}\n", "--data has no part in it"
 
 
+def test_a_warning_is_told_once_a_command(tmp_path, capsys):
+    put(tmp_path / "images", TWELVE)
+    (tmp_path / "images" / "notes.txt").write_text("")
+    (tmp_path / "images" / "empty").mkdir()
+    command = ["train", "--data-folder", str(tmp_path / "images"), "--results", str(tmp_path / "out"), "--device", "cpu"]
+    for _ in range(2):  # the second command tells it again
+        assert main([*command, "--set", *SHORT, "epochs=0"]) == 0
+        told = capsys.readouterr()
+        lines = told.err.splitlines()
+        assert len(lines) == len(set(lines)) == 2 and all(line.startswith("warning: own: ") for line in lines), lines
+        assert "Nothing was trained (epochs=0)" in told.out and "Trained in" not in told.out
+
+
 # ---- the plan ------------------------------------------------------------------------------------
 
 

@@ -20,16 +20,17 @@ def counted(number: int, thing: str) -> str:
 def summary(frozen: Run, trained: Run, gain: pd.DataFrame, classes: int) -> str:
     """The comparison of `own_images.compare`; ``classes``: how many were tested on."""
     queries = len((trained.queries or {}).get("R@1", ()))
-    verdicts, epochs = gain["verdict"].to_dict(), trained.config.epochs
+    verdicts = {str(metric): str(verdict) for metric, verdict in gain["verdict"].items()}
+    epochs = trained.config.epochs
     lines = [f"{counted(queries, 'query image')} of {counted(classes, 'class')} that were not trained on:"]
     lines.append(f"{'':8}{'frozen':>8}{'trained':>9}  difference [95 % interval]")
     for metric, row in gain.iterrows():
         interval = f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"
         lines.append(f"{metric:8}{row['frozen']:8.1f}{row['trained']:9.1f}  {interval}: {row['verdict']}")
     lines.append(_start_in_words(verdicts, epochs) if trained.metrics["epoch"] == 0 else _in_words(verdicts))
-    if unclear := gain[gain["verdict"] == UNCLEAR].to_dict("index"):
-        bounds = [f"{name} may be up to {abs(row['low']):.1f} points lower or up to {row['high']:.1f} points higher"
-                  for name, row in unclear.items()]  # fmt: skip
+    if unclear := [metric for metric, verdict in verdicts.items() if verdict == UNCLEAR]:
+        bounds = [f"{metric} may be up to {abs(gain['low'][metric]):.1f} points lower or up to "
+                  f"{gain['high'][metric]:.1f} points higher" for metric in unclear]  # fmt: skip
         lines.append(f"Better or worse by {' and '.join(unclear)} cannot be told from so few images "
                      f"({queries:,}): {', '.join(bounds)}. More tested images would tell.")  # fmt: skip
     if set(verdicts.values()) != {"better"}:
