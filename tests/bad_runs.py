@@ -101,6 +101,19 @@ def strange_positions(path: Path, state: dict) -> None:
     _save(path, state | {"pos_embed": torch.zeros(1, 6, 96)})
 
 
+def no_network(desk: Desk) -> str:
+    def connect(*arguments):
+        raise OSError("Name or service not known")
+
+    desk.patch.setattr("vptsp_core.hub.socket.create_connection", connect)
+    desk.patch.setattr("vptsp_core.hub.getproxies", dict)
+    desk.patch.setattr("vptsp_core.hub.constants.HF_HUB_CACHE", str(desk.root / "hub"))
+    desk.patch.setattr("vptsp_core.hub.constants.ENDPOINT", "https://huggingface.co")
+    said = desk.refused(*desk.train("weights=pretrained", "backbone=vit_tiny_patch16_224.augreg_in21k"))
+    assert not desk.results.exists()
+    return said
+
+
 # ---- checkpoints ---------------------------------------------------------------------------------
 
 
@@ -288,6 +301,38 @@ def cache(desk: Desk) -> str:
         np.save(path, np.array([Bomb(desk.root / "ran")], dtype=object), allow_pickle=True)
     said = desk.refused(*desk.train("pipeline=cached", "seed=1"))
     assert not (desk.root / "ran").exists()
+    return said
+
+
+# ---- an index of images -------------------------------------------------------------------------
+
+
+def _index(desk: Desk) -> Path:
+    model = desk.embedder.save(desk.root / "bird.safetensors")
+    assert desk.command("index", desk.data, "--model", model, "--to", desk.results / "index")[0] == 0
+    return model
+
+
+def moved_model(desk: Desk) -> str:
+    """To search, and to bring the index up to date."""
+    _index(desk).rename(desk.root / "moved.safetensors")
+    place = desk.results / "index"
+    said = {desk.refused("search", desk.data / "a", "--index", place), desk.refused("index", desk.data, "--to", place)}
+    (message,) = said
+    again = ("--model", desk.root / "moved.safetensors", "--to", desk.results / "found")
+    assert desk.command("search", desk.data / "a", "--index", place, *again)[0] == 0
+    return message
+
+
+def absent_query(desk: Desk) -> str:
+    _index(desk)
+    return desk.refused("search", desk.root / "none.jpg", "--index", desk.results / "index")
+
+
+def index_among_images(desk: Desk) -> str:
+    model = desk.embedder.save(desk.root / "bird.safetensors")
+    said = desk.refused("index", desk.data, "--model", model, "--to", desk.data)
+    assert sorted(path.name for path in desk.data.iterdir()) == ["a", "b"]
     return said
 
 

@@ -165,7 +165,15 @@ def test_a_warning_is_told_once_a_command(tmp_path, capsys):
     put(tmp_path / "images", TWELVE)
     (tmp_path / "images" / "notes.txt").write_text("")
     (tmp_path / "images" / "empty").mkdir()
-    command = ["train", "--data-folder", str(tmp_path / "images"), "--results", str(tmp_path / "out"), "--device", "cpu"]
+    command = [
+        "train",
+        "--data-folder",
+        str(tmp_path / "images"),
+        "--results",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+    ]
     for _ in range(2):  # the second command tells it again
         assert main([*command, "--set", *SHORT, "epochs=0"]) == 0
         told = capsys.readouterr()
@@ -334,6 +342,7 @@ def test_without_weights_it_is_said_where_to_get_some(tmp_path, monkeypatch):
         return create(name, pretrained=False, **options)
 
     monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr("vptsp_core.hub._reached", lambda: True)
     with pytest.raises(
         VptspError, match=r"\(no network\); give the file with weights=FILE.* backbone=demo_vit"
     ) as caught:

@@ -67,8 +67,8 @@ def _decided(listing: Listing, name: str) -> Listing:
     searched = listing.splits.get("gallery", listing.splits.get("test", []))
     if len({label for _, label in searched}) == 1:
         raise DataError(
-            f"{name}: {listing.source} has 1 class to test on, and among its images alone nothing can be confused; give "
-            "at least 2 classes the split test"
+            f"{name}: {listing.source} has 1 class to test on, and among its images alone nothing can be confused; "
+            "give at least 2 classes the split test"
         )
     return listing
 

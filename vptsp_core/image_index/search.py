@@ -52,7 +52,9 @@ def main(argv: Sequence[str]) -> int:
     png, csv = (Path(f"{args.to}.{kind}").expanduser() for kind in ("png", "csv"))
     _may_write(png, csv)
     index, queries = read_index(args.index), _queries(args.images)
-    embedder = load(args.model or model_path(index, args.index), args.device, weights=args.weights or index.model["weights"])
+    embedder = load(
+        args.model or model_path(index, args.index), args.device, weights=args.weights or index.model["weights"]
+    )
     same_model(index, embedder.checksum(), args.index)
     table = found(index, queries, *index.search(embedder.embed(queries), args.k))
     for query, rows in table.groupby("query", sort=False):
@@ -63,8 +65,9 @@ def main(argv: Sequence[str]) -> int:
     picture = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # of names in other scripts: a box each
-        found_images(drawn, Path(index.root)).savefig(picture, format="png", dpi=120, facecolor="white",
-                                                                metadata={"Software": MADE_BY})
+        found_images(drawn, Path(index.root)).savefig(
+            picture, format="png", dpi=120, facecolor="white", metadata={"Software": MADE_BY}
+        )
     write_bytes(png, picture.getvalue())
     write_bytes(csv, _csv(table))
     part = "" if len(drawn) == len(table) else f" ({len(drawn)} of {len(table)} rows)"
