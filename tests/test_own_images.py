@@ -388,7 +388,8 @@ def test_the_summary_says_it_in_words(verdicts, words, tmp_path):
     text = told(tmp_path, verdicts, epoch=0)
     assert "No epoch was better than the start" in text and "Training" not in text, "what is kept was not trained"
     clear = [f"{verdict} by {metric}" for metric, verdict in zip(["R@1", "MAP@R"], verdicts) if " " not in verdict]
-    assert f"it is {', '.join(clear)}." in text or not clear
+    mend = ": use the frozen backbone" if "better" not in verdicts else ""
+    assert f"it is {', '.join(clear)}{mend}." in text or not clear
 
 
 def test_what_so_few_images_cannot_tell_is_told_with_its_bounds(tmp_path):
@@ -413,7 +414,7 @@ def test_more_epochs_are_advised_only_where_the_last_one_was_the_best(verdict, t
 @pytest.mark.parametrize("selection", ["validation", "last", "released"])
 def test_without_epochs_nothing_was_trained(selection, tmp_path):
     text = told(tmp_path, ["worse", "cannot be told"], epoch=0, epochs=0, selection=selection)
-    assert "Nothing was trained (epochs=0): the model is the start" in text and "it is worse by R@1." in text
+    assert "Nothing was trained (epochs=0): the model is the start" in text and "it is worse by R@1: use" in text
     for wrong in ("No epoch", "Trained in", "epoch 0 of 0", "optimistic", "More epochs"):
         assert wrong not in text
 

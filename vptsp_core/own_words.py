@@ -53,7 +53,8 @@ def _start_in_words(verdicts: dict[str, str], epochs: int) -> str:
     start = "No epoch was better than the start, which was made of your images without training: it is kept."
     if not epochs:
         start = "Nothing was trained (epochs=0): the model is the start, made of your images without training."
-    return start + (f" Beside the frozen backbone it is {found}." if found else "")
+    mend = ": use the frozen backbone" if set(verdicts.values()) <= {"worse", UNCLEAR} else ""
+    return start + (f" Beside the frozen backbone it is {found}{mend}." if found else "")
 
 
 def _in_words(verdicts: dict[str, str]) -> str:
@@ -74,7 +75,7 @@ def _advice(trained: Run) -> str:
     """What may help. More epochs are no mend where the model was better before the last one."""
     epoch, epochs = round(trained.metrics["epoch"]), trained.config.epochs
     if not epochs:
-        return "To train, set more epochs (--set epochs=N)."
+        return "To train, give it epochs (--set epochs=N)."
     if trained.config.selection == "last" or epoch == epochs:
         return "More epochs (--set epochs=N), a lower rate (--set lr=...) or more classes may help."
     if epoch == 0:
