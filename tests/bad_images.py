@@ -135,6 +135,11 @@ def number(desk: Desk) -> str:
     return desk.told(lambda: desk.embedder.embed([3]))
 
 
+def none(desk: Desk) -> str:
+    (said,) = {desk.told(lambda given=given: desk.embedder.embed(given)) for given in (None, [None])}
+    return said
+
+
 def nothing(desk: Desk) -> str:
     return desk.told(lambda: desk.embedder.embed([]))
 

@@ -78,9 +78,10 @@ TABLE: dict[str, list[Case]] = {
              WORKS + "it is left out, with a warning",
              "warning: folder: 1 thing(s) in DIR/data are ignored, being no images or folders of them, the first "
              "b/odd.jpg"),
-        Case("no such file", "`embed`", images.absent, "image DIR/none.jpg: no such file; get the data set again"),
+        Case("no such file", "`embed`", images.absent, "image DIR/none.jpg: no such file; check the path"),
         Case("something else than an image", "`embed`", images.number,
              "int is no image; give paths, PIL images, or one (N, 3, H, W) tensor"),
+        Case("None", "`embed`", images.none, "None is no image; give paths, PIL images, or one (N, 3, H, W) tensor"),
         Case("nothing", "`embed`", images.nothing, "no images to embed; give at least one"),
         Case("a tensor of another shape", "`embed`", images.wrong_tensor,
              "images of shape (1, 3, 8, 8) and type float32; the model takes (N, 3, 40, 40) floating point, normalised"),
@@ -155,6 +156,20 @@ TABLE: dict[str, list[Case]] = {
              "folder: DIR/data/split.csv is not in UTF-8 (invalid start byte); save it as UTF-8"),
         Case("quote that is not closed", "`data check folder`", sets.split('"a/0.png,a,train'),
              "folder: DIR/data/split.csv is unreadable (unexpected end of data); look for a quote that is not closed"),
+        Case("list as Excel writes it: byte order mark, semicolons", "`data check folder`", sets.excel,
+             WORKS + "like one with commas"),
+        Case("no such folder", "`train --data-folder`", sets.own("nosuch"),
+             "own: no folder DIR/nosuch; name the one that holds your images"),
+        Case("a file in place of the folder", "`train --data-folder`", sets.own("file", write=sets.a_file),
+             "own: DIR/file is no folder; name the one that holds your images"),
+        Case("other header", "`train --data-folder`", sets.own("data", "file,label", "a/0.png,a"),
+             "own: DIR/data/split.csv must begin with the header path,class; a third column, split, is optional"),
+        Case("path with backslashes", "`train --data-folder`", sets.own("data", "path;class", "a\\0.png;a"),
+             "own: DIR/data/split.csv, line 2: write a\\0.png with / instead of \\"),
+        Case("one class alone to test on", "`train --data-folder`",
+             sets.own("data", "path,class,split", "a/0.png,a,test", "a/1.png,a,test", "b/0.png,b,train"),
+             "own: DIR/data/split.csv has 1 class to test on, and among its images alone nothing can be confused; give "
+             "at least 2 classes the split test"),
         Case("labels out of range", "`FileSet(name, paths, labels, class_names)`", sets.labels,
              "mine: labels must run from 0 to 1 without gaps; found 2 different ones; give every class at least one "
              "image"),
@@ -162,6 +177,9 @@ TABLE: dict[str, list[Case]] = {
              "a batch draws 64 classes, the training set has 1; lower batch or raise samples_per_class"),
     ],
     "Weights": [
+        Case("no network", "`train`", runs.no_network,
+             "pretrained weights of vit_tiny_patch16_224.augreg_in21k cannot be had (no connection to huggingface.co); "
+             "give the file with weights=FILE, allow the download, or take the one in the package, backbone=demo_vit"),
         Case("no such file", "`train`", runs.weights("none.pth", None),
              "weights DIR/none.pth: no such file; give a .safetensors or .pth file"),
         Case("another kind of file", "`train`", runs.weights("w.onnx", runs.junk),
@@ -313,9 +331,15 @@ TABLE: dict[str, list[Case]] = {
              f"it ({VERSION})"),
         Case("another kind of file", "`evaluate bird.onnx`", models.saved(lambda path: None, "bird.onnx"),
              "DIR/bird.onnx is no saved embedder; give a run's folder, or what `Embedder.save` has written"),
-        Case("index with one bit of a name changed", "`search`", models.index(-1),
-             "index DIR/index/index.safetensors: unreadable (its tensors do not fit their checksum); delete that file and "
+        Case("index with one bit of a name changed", "`search`", models.damaged_index,
+             "index DIR/results/index/index.safetensors: unreadable (its tensors do not fit their checksum); delete that file and "
              "call index again"),
+        Case("model that was moved", "`search`, `index`", models.moved_model,
+             "index DIR/results/index: its model is not at DIR/bird.safetensors any more; name its new place with "
+             "--model"),
+        Case("image that is not there", "`search`", models.absent_query, "image DIR/none.jpg: no such file; check the path"),
+        Case("index in the folder of the images", "`index DIR --to DIR`", models.index_among_images,
+             "the index would lie among the images of DIR/data; name another folder with --to"),
     ],
     "Devices and disks": [
         Case("no such device", "`train --device banana`", runs.device("--device", "banana"),

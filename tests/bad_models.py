@@ -39,15 +39,36 @@ def old_format(path: Path) -> None:
     rewrite_header(path, HEADER, lambda header: header.update(format=1))
 
 
-def index(at: int) -> Do:
-    """Search an index of which one bit was changed."""
+def _index(desk: Desk) -> Path:
+    model = desk.embedder.save(desk.root / "bird.safetensors")
+    assert desk.command("index", desk.data, "--model", model, "--to", desk.results / "index")[0] == 0
+    return model
 
-    def do(desk: Desk) -> str:
-        model = desk.embedder.save(desk.root / "bird.safetensors")
-        options = ("--model", model, "--to", desk.root / "index")
-        assert desk.command("index", desk.data, *options)[0] == 0
-        flip(desk.root / "index" / "index.safetensors", at)
-        return desk.refused("search", desk.data / "a" / "0.png", "--index", desk.root / "index", "--to",
-                            desk.root / "found")  # fmt: skip
 
-    return do
+def damaged_index(desk: Desk) -> str:
+    _index(desk)
+    flip(desk.results / "index" / "index.safetensors", -1)
+    return desk.refused("search", desk.data / "a", "--index", desk.results / "index")
+
+
+def moved_model(desk: Desk) -> str:
+    """To search, and to bring the index up to date."""
+    _index(desk).rename(desk.root / "moved.safetensors")
+    place = desk.results / "index"
+    said = {desk.refused("search", desk.data / "a", "--index", place), desk.refused("index", desk.data, "--to", place)}
+    (message,) = said
+    again = ("--model", desk.root / "moved.safetensors", "--to", desk.results / "found")
+    assert desk.command("search", desk.data / "a", "--index", place, *again)[0] == 0
+    return message
+
+
+def absent_query(desk: Desk) -> str:
+    _index(desk)
+    return desk.refused("search", desk.root / "none.jpg", "--index", desk.results / "index")
+
+
+def index_among_images(desk: Desk) -> str:
+    model = desk.embedder.save(desk.root / "bird.safetensors")
+    said = desk.refused("index", desk.data, "--model", model, "--to", desk.data)
+    assert sorted(path.name for path in desk.data.iterdir()) == ["a", "b"]
+    return said

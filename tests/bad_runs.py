@@ -102,6 +102,19 @@ def strange_positions(path: Path, state: dict) -> None:
     _save(path, state | {"pos_embed": torch.zeros(1, 6, 96)})
 
 
+def no_network(desk: Desk) -> str:
+    def connect(*arguments):
+        raise OSError("Name or service not known")
+
+    desk.patch.setattr("vptsp_core.hub.socket.create_connection", connect)
+    desk.patch.setattr("vptsp_core.hub.getproxies", dict)
+    desk.patch.setattr("vptsp_core.hub.constants.HF_HUB_CACHE", str(desk.root / "hub"))
+    desk.patch.setattr("vptsp_core.hub.constants.ENDPOINT", "https://huggingface.co")
+    said = desk.refused(*desk.train("weights=pretrained", "backbone=vit_tiny_patch16_224.augreg_in21k"))
+    assert not desk.results.exists()
+    return said
+
+
 # ---- checkpoints ---------------------------------------------------------------------------------
 
 

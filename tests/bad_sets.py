@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from desk import Desk
 
+from vptsp_core.data import load_benchmark
 from vptsp_core.data.catalog import CATALOG
 from vptsp_core.data.folder import FileSet
 
@@ -71,6 +72,33 @@ def split(*lines: str, header: str = "path,class,split") -> Callable[[Desk], str
         return _check(desk, "folder", desk.data)
 
     return do
+
+
+def own(name: str = "data", *lines: str, write: Callable[[Desk], object] = lambda desk: None) -> Callable[[Desk], str]:
+    """Train on DIR/name, with these lines as its ``split.csv``."""
+
+    def do(desk: Desk) -> str:
+        if lines:
+            (desk.data / "split.csv").write_text("\n".join(lines), encoding="utf-8")
+        write(desk)
+        said = desk.refused("train", "--data-folder", desk.root / name, "--results", desk.results)
+        assert not desk.results.exists()
+        return said
+
+    return do
+
+
+def a_file(desk: Desk) -> None:
+    (desk.root / "file").write_text("")
+
+
+def excel(desk: Desk) -> str:
+    rows = [f"{c}/{i}.png;{c};{'train' if c == 'a' else 'test'}" for c in "ab" for i in range(2)]
+    (desk.data / "split.csv").write_bytes("\ufeff".encode() + "\r\n".join(["path;class;split", *rows]).encode())
+    assert desk.command("data", "check", "folder", "--data", desk.data)[0] == 0
+    benchmark = load_benchmark("folder", desk.data)
+    assert (benchmark.train.class_names, benchmark.test.class_names) == (("a",), ("b",))
+    return ""
 
 
 def labels(desk: Desk) -> str:

@@ -16,7 +16,7 @@ from vptsp_core.backbone import load_backbone
 from vptsp_core.data.glyphs import GlyphSet
 from vptsp_core.embedder import Embedder
 from vptsp_core.embedder_file import HEADER, read_saved
-from vptsp_core.errors import WeightsError
+from vptsp_core.errors import DataError, WeightsError
 from vptsp_core.tuning import MetricModel
 
 METRICS = {"R@1": 0.5, "MAP@R": 0.25}
@@ -38,6 +38,20 @@ def learned(noise=0, **changes) -> Embedder:
 def pictures():
     images = GlyphSet("test", images_per_class=1)
     return [images.image(i) for i in range(3)]
+
+
+def test_places_that_the_gallery_cannot_fill_are_minus_one(pictures):
+    embedder = learned(method="vpt").index(pictures[:2])
+    scores, places = embedder.search(pictures, k=4)
+    assert scores.shape == places.shape == (3, 4)
+    assert np.isneginf(scores[:, 2:]).all() and (places[:, 2:] == -1).all()
+    assert np.isfinite(scores[:, :2]).all() and places[:2, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("given", [None, 3, [None], [3.5]])
+def test_what_is_no_image_is_said(given):
+    with pytest.raises(DataError, match="^(None|int|float) is no image; give paths, PIL images, or one"):
+        learned(method="vpt").embed(given)
 
 
 def header_of(path) -> dict:

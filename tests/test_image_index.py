@@ -159,9 +159,12 @@ def test_another_model_or_another_folder_is_refused(folder, model, tmp_path, cap
     assert main(["index", "moved"]) == 0 and sizes == [], "a folder that was moved is not embedded again"
     assert "0 embedded now, 13 kept" in capsys.readouterr().out and read_index("vptsp-index").root == str(moved)
     model.rename(tmp_path / "elsewhere.safetensors")
-    assert main(["search", "moved/a/00.png"]) == 2
-    assert str(model) in capsys.readouterr().err
-    assert main(["search", "moved/a/00.png", "--model", "elsewhere.safetensors"]) == 0
+    for command in (["search", "moved/a/00.png"], ["index", "moved"]):
+        assert main(command) == 2
+        assert capsys.readouterr().err == (
+            f"error: index vptsp-index: its model is not at {model} any more; name its new place with --model\n"
+        )
+        assert main([*command, "--model", "elsewhere.safetensors"]) == 0
 
 
 def test_what_cannot_be_indexed_or_searched_is_named(tmp_path, model, capsys, monkeypatch):
@@ -188,6 +191,47 @@ def test_what_cannot_be_indexed_or_searched_is_named(tmp_path, model, capsys, mo
         (place / image_index.FILE).write_bytes(content)
         with pytest.raises(DataError, match=f"index {place}.*unreadable .*delete that file and call index again"):
             read_index(place)
+
+
+def test_an_index_among_the_images_is_refused(folder, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    for directory, to in ((".", "."), (str(folder), "../letters"), ("a", "b/../a")):
+        assert main(["index", directory, "--model", str(model), "--to", to]) == 2
+        at = Path(directory).resolve()
+        assert capsys.readouterr().err == (
+            f"error: the index would lie among the images of {at}; name another folder with --to\n"
+        )
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_odd_names_reach_neither_the_terminal_nor_a_spreadsheet_as_commands(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["=1+1.png", "+1.png", "-1.png", "@a.png", "\t=1.png", "a\nb.png", "red \x1b[31m.png", "plain.png"]
+    for i, name in enumerate(names):
+        path = tmp_path / "odd" / name
+        path.parent.mkdir(exist_ok=True)
+        GlyphSet("test", images_per_class=1).image(i).save(path)
+    assert main(["index", "odd", "--model", str(model)]) == 0
+    shutil.copy("odd/=1+1.png", "=1+1.png")
+    capsys.readouterr()
+    assert main(["search", "=1+1.png", "odd/a\nb.png"]) == 0
+    told = capsys.readouterr().out
+    assert all(line.isprintable() for line in told.split("\n")) and "\x1b[31m.png" not in told
+    assert told.count("  a\\nb.png\n") == 2 and "\nodd/a\\nb.png\n" in told and "red \\x1b[31m.png" in told
+    assert told.startswith("=1+1.png\n") and len(told.splitlines()) == 2 * (1 + len(names)) + 2
+    table = pd.read_csv("search.csv")
+    assert set(table["path"]) == {f"./{name}" if name[0] in "=+-@\t" else name for name in names}
+    assert set(table["query"]) == {"./=1+1.png", "odd/a\nb.png"}
+    assert all((tmp_path / "odd" / path).is_file() for path in table["path"])
+
+
+def test_an_image_to_search_for_that_is_not_there(folder, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["index", "letters", "--model", str(model)]) == 0
+    capsys.readouterr()
+    assert main(["search", "nope.png"]) == 2
+    assert capsys.readouterr().err == "error: image nope.png: no such file; check the path\n"
 
 
 # ---- large ---------------------------------------------------------------------------------------

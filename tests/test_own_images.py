@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -80,11 +81,29 @@ def test_images_are_read_as_a_viewer_shows_them(tmp_path):
 
 
 def test_a_table_with_a_split_decides(tmp_path):
-    put(tmp_path, {"a": 2, "b": 2, "c": 2})
-    rows = [f"{label}/{i}.png,{label},{'test' if label == 'a' else 'train'}" for label in "abc" for i in range(2)]
+    put(tmp_path, {"a": 2, "b": 2, "c": 2, "d": 2})
+    rows = [f"{label}/{i}.png,{label},{'test' if label in 'ad' else 'train'}" for label in "abcd" for i in range(2)]
     (tmp_path / "split.csv").write_text("\n".join(["path,class,split", *rows]))
     benchmark = load_benchmark("own", tmp_path)
-    assert benchmark.test.class_names == ("a",) and benchmark.train.class_names == ("b", "c")
+    assert benchmark.test.class_names == ("a", "d") and benchmark.train.class_names == ("b", "c")
+    rows = [row.replace("a/1.png,a,test", "a/1.png,a,gallery").replace(",test", ",query") for row in rows]
+    (tmp_path / "split.csv").write_text("\n".join(["path,class,split", *rows]))
+    with pytest.raises(DataError, match="1 class to test on"):  # a gallery of one class
+        load_benchmark("own", tmp_path)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_table_as_excel_writes_it(tmp_path, split):
+    put(tmp_path, TWELVE)
+    rows = [
+        f'"{label}/{i}.png";"{label}, so called"' + (f";{'test' if label > 'class 08' else 'train'}" if split else "")
+        for label in TWELVE
+        for i in range(3)
+    ]
+    text = "\r\n".join(["path;class" + ";split" * split, *rows, ""])
+    (tmp_path / "split.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    tested = ["09", "10", "11"] if split else ["04", "09"]
+    assert load_benchmark("own", tmp_path).test.class_names == tuple(f"class {i}, so called" for i in tested)
 
 
 def test_what_is_left_out_is_named(tmp_path):
@@ -107,17 +126,22 @@ def loose(root):
     Image.new("RGB", (8, 8)).save(root / "a.png")
 
 
-def table(text):
-    return lambda root: (root / "split.csv").write_text(text)
+def table(text, encoding="utf-8"):
+    return lambda root: (root / "split.csv").write_text(text, encoding)
 
 
 MISTAKES = {
     "too few": (nine, "holds 9 class(es) of two or more images, at least 10 are needed"),
     "no folders": (loose, "1 image(s) lie in"),
     "nothing": (lambda root: None, "no class folders with images"),
-    "header": (table("file,class\n"), "must begin with the header path,class,split"),
+    "header": (table("file,class\n"), "must begin with the header path,class; a third column, split, is optional"),
+    "header with a split": (table("file,class,split\n"), "header path,class; a third column, split, is optional"),
+    "backslashes": (table("path,class\na\\b.png,a\n"), "line 2: write a\\b.png with / instead of \\"),
+    "no UTF-8": (table("path,class\nä.png,ä\n", "latin-1"), "is not in UTF-8"),
+    "one class tested": (table("path,class,split\na.png,a,test\nb.png,a,test\nc.png,c,train\n"),
+                         "has 1 class to test on, and among its images alone nothing can be confused; give at least 2"),
     "row": (table("path,class\na.png,\n"), "line 2: each line is path,class"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("make", "message"), MISTAKES.values(), ids=MISTAKES.keys())
@@ -127,6 +151,35 @@ def test_mistakes_are_one_line(make, message, tmp_path, capsys):
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_none_is_named_with_a_mend_that_fits(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for name, message in (("nosuch", "no folder {}; "), ("file", "{} is no folder; ")):
+        assert main(["train", "--data-folder", str(tmp_path / name), "--results", str(tmp_path / "out")]) == 2
+        wanted = message.format(tmp_path / name) + "name the one that holds your images"
+        assert capsys.readouterr().err == f"error: own: {wanted}\n", "--data has no part in it"
+
+
+def test_a_warning_is_told_once_a_command(tmp_path, capsys):
+    put(tmp_path / "images", TWELVE)
+    (tmp_path / "images" / "notes.txt").write_text("")
+    (tmp_path / "images" / "empty").mkdir()
+    command = [
+        "train",
+        "--data-folder",
+        str(tmp_path / "images"),
+        "--results",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+    ]
+    for _ in range(2):  # the second command tells it again
+        assert main([*command, "--set", *SHORT, "epochs=0"]) == 0
+        told = capsys.readouterr()
+        lines = told.err.splitlines()
+        assert len(lines) == len(set(lines)) == 2 and all(line.startswith("warning: own: ") for line in lines), lines
+        assert "Nothing was trained (epochs=0)" in told.out and "Trained in" not in told.out
 
 
 # ---- the plan ------------------------------------------------------------------------------------
@@ -289,6 +342,7 @@ def test_without_weights_it_is_said_where_to_get_some(tmp_path, monkeypatch):
         return create(name, pretrained=False, **options)
 
     monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr("vptsp_core.hub._reached", lambda: True)
     with pytest.raises(
         VptspError, match=r"\(no network\); give the file with weights=FILE.* backbone=demo_vit"
     ) as caught:
@@ -298,33 +352,73 @@ def test_without_weights_it_is_said_where_to_get_some(tmp_path, monkeypatch):
     assert not list((tmp_path / "out").rglob("runs/*"))
 
 
+INTERVALS = {"better": (10.0, 1.0, 20.0), "worse": (-10.0, -20.0, -1.0), "cannot be told": (-20.0, -45.0, 5.0)}
+
+
+def told(tmp_path, verdicts, *, epoch=3, epochs=10, selection="validation", classes=40, queries=1234):
+    """The summary of a run whose two measures came out so."""
+    start = "proxies" if epochs == 0 or epoch == 0 else "released"
+    config = RunConfig(dataset="own", selection=selection, epochs=epochs, start=start)
+    frozen = SimpleNamespace(path=tmp_path / "frozen")
+    trained = SimpleNamespace(
+        config=config, path=tmp_path / "trained", record={"seconds": 61.2, "device": "x"}, metrics={"epoch": epoch},
+        queries={"R@1": np.zeros(queries, np.float32)},
+    )  # fmt: skip
+    rows = [(50.0, 60.0, *INTERVALS[verdict], verdict) for verdict in verdicts]
+    gain = pd.DataFrame(rows, ["R@1", "MAP@R"], ["frozen", "trained", "difference", "low", "high", "verdict"])
+    return own_images.summary(frozen, trained, gain, classes)
+
+
 @pytest.mark.parametrize(
     ("verdicts", "words"),
-    [(("better", "better"), "Training helped: "), (("better", "no clear difference"), "Training helped: "),
-     (("no clear difference",) * 2, "no clear difference: the interval holds 0"),
-     (("worse", "no clear difference"), "made it WORSE"), (("worse", "worse"), "made it WORSE"),
-     (("better", "worse"), "helped by one measure and harmed by the other")],
+    [(("better", "better"), "Training helped: the trained model finds better than the frozen backbone."),
+     (("better", "cannot be told"), "finds better than the frozen backbone by R@1."),
+     (("cannot be told",) * 2, "Training made no difference that is certain."),
+     (("worse", "cannot be told"), "made it WORSE by R@1: use the frozen backbone."),
+     (("worse", "worse"), "made it WORSE: use the frozen backbone."),
+     (("worse", "better"), "helped by MAP@R and harmed by R@1")],
 )  # fmt: skip
 def test_the_summary_says_it_in_words(verdicts, words, tmp_path):
-    queries = {"R@1": np.zeros(1234, np.float32)}
-
-    class Fake:
-        config, path, record = (
-            RunConfig(dataset="own", selection="released"),
-            tmp_path,
-            {"seconds": 61.2, "device": "x"},
-        )
-        metrics = {"epoch": 3}
-
-    Fake.queries = queries
-    gain = pd.DataFrame({"frozen": 50.0, "trained": 60.0, "difference": 10.0, "low": 1.0, "high": 20.0,
-                         "verdict": verdicts}, index=["R@1", "MAP@R"])  # fmt: skip
-    text = own_images.summary(Fake, Fake, gain, 40)
-    assert words in text and "1,234 query images of 40 classes" in text and "+10.0 [+1.0, +20.0]" in text
-    assert "Trained in 1 min 2 s on x" in text and "optimistic" in text and "other classes may" not in text
-    assert ("frozen backbone lies in" in text) == ("worse" in verdicts) and "it is kept" not in text
-    Fake.metrics = {"epoch": 0}
-    text = own_images.summary(Fake, Fake, gain, 40)
+    text = told(tmp_path, verdicts)
+    assert words in text and "1,234 query images of 40 classes that were not trained on" in text
+    assert "Trained in 1 min 2 s on x; epoch 3 of 10." in text and "other classes may" not in text
+    assert (f"frozen backbone lies in {tmp_path / 'frozen'}" in text) == (set(verdicts) != {"better"})
+    assert "optimistic" not in text and "optimistic" in told(tmp_path, verdicts, selection="released")
+    assert "other classes may differ" in told(tmp_path, verdicts, classes=19)
+    text = told(tmp_path, verdicts, epoch=0)
     assert "No epoch was better than the start" in text and "Training" not in text, "what is kept was not trained"
-    finds = {"better": "is better", "no clear difference": "is not clearly different"}.get(verdicts[0], "is WORSE")
-    assert ("by one measure" if verdicts == ("better", "worse") else finds) in text
+    clear = [f"{verdict} by {metric}" for metric, verdict in zip(["R@1", "MAP@R"], verdicts) if " " not in verdict]
+    mend = ": use the frozen backbone" if "better" not in verdicts else ""
+    assert f"it is {', '.join(clear)}{mend}." in text or not clear
+
+
+def test_what_so_few_images_cannot_tell_is_told_with_its_bounds(tmp_path):
+    text = told(tmp_path, ["cannot be told", "better"], queries=20)
+    assert "R@1         50.0     60.0  -20.0 [-45.0, +5.0]: cannot be told" in text
+    assert "Better or worse by R@1 cannot be told from so few images (20): " in text
+    assert "R@1 may be up to 45.0 points lower or up to 5.0 points higher." in text
+    assert "cannot be told" not in told(tmp_path, ["better", "better"])
+
+
+@pytest.mark.parametrize("verdict", ["worse", "cannot be told"])
+def test_more_epochs_are_advised_only_where_the_last_one_was_the_best(verdict, tmp_path):
+    more = "More epochs (--set epochs=N)"
+    assert more in told(tmp_path, [verdict] * 2, epoch=10) and more in told(tmp_path, [verdict] * 2, selection="last")
+    text = told(tmp_path, [verdict] * 2)
+    assert "The held-out classes were best after epoch 3 of 10, so that more epochs would not help" in text
+    assert more not in text and "train longer" not in text and more not in told(tmp_path, ["better"] * 2, epoch=10)
+    assert "The tested classes were best after epoch 3" in told(tmp_path, [verdict] * 2, selection="released")
+    assert "epochs" not in told(tmp_path, [verdict] * 2, epoch=0).replace(str(tmp_path), "")
+
+
+@pytest.mark.parametrize("selection", ["validation", "last", "released"])
+def test_without_epochs_nothing_was_trained(selection, tmp_path):
+    text = told(tmp_path, ["worse", "cannot be told"], epoch=0, epochs=0, selection=selection)
+    assert "Nothing was trained (epochs=0): the model is the start" in text and "it is worse by R@1: use" in text
+    for wrong in ("No epoch", "Trained in", "epoch 0 of 0", "optimistic", "More epochs"):
+        assert wrong not in text
+
+
+def test_one_is_singular(tmp_path):
+    assert told(tmp_path, ["better"] * 2, queries=1, classes=1).startswith("1 query image of 1 class that")
+    assert "1 classes" not in told(tmp_path, ["better"] * 2, classes=1)

@@ -18,9 +18,15 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[1]
 BASH = shutil.which("bash")
 # conda's name -> PyPI's, where they differ
-CONDA = {"pytorch-gpu": "torch", "faiss-gpu": "faiss-cpu"}
+CONDA = {"huggingface_hub": "huggingface-hub", "pytorch-gpu": "torch", "faiss-gpu": "faiss-cpu"}
 # imported name -> distribution, where they differ
-IMPORTED = {"PIL": "pillow", "sklearn": "scikit-learn", "umap": "umap-learn", "faiss": "faiss-cpu"}
+IMPORTED = {
+    "huggingface_hub": "huggingface-hub",
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "umap": "umap-learn",
+    "faiss": "faiss-cpu",
+}
 
 
 def pins(name: str) -> dict[str, Version]:
@@ -82,7 +88,7 @@ def test_conda_environment_agrees_with_the_pins():
     every = pins("requirements.txt") | pins("requirements-dev.txt")
     seen = set()
     for entry in environment["dependencies"]:
-        name, spec = re.fullmatch(r"([a-z-]+)(.*)", entry).groups()
+        name, spec = re.fullmatch(r"([a-z_-]+)(.*)", entry).groups()
         if name == "pip":
             continue
         if name == "python":

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
-from vptsp_core.errors import ConfigError, VptspError
+from vptsp_core.errors import ConfigError, VptspError, printable
 from vptsp_core.signals import Terminated, sigterm_as_ctrl_c
 
 COMMANDS = {
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # torchrun ends its processes itself, which may wait for one another where no signal is heard
         stop = contextlib.nullcontext() if "LOCAL_RANK" in os.environ else sigterm_as_ctrl_c()
         with stop, warnings.catch_warnings():
-            warnings.showwarning = _one_line  # type: ignore[assignment]  # takes whatever comes
+            warnings.showwarning = _each_once()  # type: ignore[assignment]  # takes whatever comes
             if argv[0] in ("train", "evaluate"):
                 command = {"train": _train, "evaluate": _evaluate}[argv[0]]
                 return _together(command, argv[1:]) if "LOCAL_RANK" in os.environ else command(argv[1:])
@@ -60,9 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             module = importlib.import_module(f"vptsp_core.{modules.get(argv[0], argv[0])}")
             return int(module.main(argv[1:]) or 0)
     except VptspError as error:
-        # Names of files may hold line ends, and what a terminal would obey.
-        line = " ".join(str(error).splitlines())
-        print("error:", "".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr)
+        print("error:", printable(" ".join(str(error).splitlines())), file=sys.stderr)
         return 2
     except OSError as error:
         if error.filename is None:
@@ -113,8 +111,17 @@ def _join(device: str | None) -> None:
         start(pick_device(device))
 
 
-def _one_line(message: Warning | str, *place: object) -> None:
-    print("warning:", " ".join(str(message).splitlines()), file=sys.stderr)
+def _each_once() -> Callable[..., None]:
+    """Prints warnings, a line each; what was told is not told again, as by a data set that is read twice."""
+    told: set[str] = set()
+
+    def tell(message: Warning | str, *place: object) -> None:
+        line = printable(" ".join(str(message).splitlines()))
+        if line not in told:
+            told.add(line)
+            print("warning:", line, file=sys.stderr)
+
+    return tell
 
 
 def _train(argv: Sequence[str]) -> int:

@@ -21,6 +21,7 @@ from torch import nn
 
 from vptsp_core.config import RunConfig
 from vptsp_core.errors import ConfigError, WeightsError
+from vptsp_core.hub import asked
 from vptsp_core.lora import is_lora, plain_name
 
 # The embedded ViT, small enough to be shipped and to be tuned in seconds on two cores (see pretrain).
@@ -66,7 +67,8 @@ def _create(name: str, *, pretrained: bool, image_size: int | None) -> VisionTra
     if image_size is not None and issubclass(_family(name), VisionTransformer):
         options["img_size"] = image_size
     try:
-        return timm.create_model(name, pretrained=pretrained, **options)
+        with asked(name) if pretrained else contextlib.nullcontext():
+            return timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # hub, network, disk: many libraries, one meaning
         if not pretrained:
             raise

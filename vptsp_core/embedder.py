@@ -89,6 +89,9 @@ class Embedder:
                 )
             parts: Iterable[Tensor] = images.to(device).split(self.model.config.batch)
         else:
+            several = hasattr(images, "__iter__") or hasattr(images, "__getitem__")
+            if not several and not isinstance(images, Image.Image | Path):
+                raise _no_image(images)
             parts = self._batches([images] if isinstance(images, Image.Image | str | Path) else list(images))
         with torch.inference_mode():
             found = [self.model(part.to(device)).cpu() for part in parts]
@@ -102,7 +105,9 @@ class Embedder:
         return self
 
     def search(self, images: Images, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest of the gallery for each image: cosines (N, k) float32 and places (N, k) int64.
+        """The k nearest of the gallery for each image: cosines (N, k) float32 and places (N, k) int64, best first.
+
+        Where the gallery has fewer images than k, the last places are -1 and their cosines -inf.
 
         Raises:
             VptspError: nothing was indexed yet.
@@ -136,8 +141,13 @@ def _decoded(image: Image.Image | str | Path) -> Image.Image:
     if isinstance(image, Image.Image):
         return to_rgb(image, as_shown=True)
     if not isinstance(image, str | Path):
-        raise DataError(f"{type(image).__name__} is no image; give paths, PIL images, or one (N, 3, H, W) tensor")
+        raise _no_image(image)
     return read_image(Path(image), as_shown=True)
+
+
+def _no_image(given: object) -> DataError:
+    kind = "None" if given is None else type(given).__name__
+    return DataError(f"{kind} is no image; give paths, PIL images, or one (N, 3, H, W) tensor")
 
 
 def load(path: str | Path, device: str | torch.device | None = None, *, weights: str | Path | None = None) -> Embedder:

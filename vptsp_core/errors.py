@@ -19,3 +19,8 @@ class DataError(VptspError):
 
 class WeightsError(VptspError):
     """Weights or a checkpoint that do not fit, or cannot be had."""
+
+
+def printable(text: str) -> str:
+    """One line for a terminal: names of files may hold line ends, and what a terminal would obey; both are escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

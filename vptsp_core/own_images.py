@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from vptsp_core.errors import ConfigError, VptspError, WeightsError
 from vptsp_core.files import write_json
 from vptsp_core.host_rows import available_host_memory
 from vptsp_core.own_plan import Machine, Plan, plan
+from vptsp_core.own_words import UNCLEAR, counted, summary
 from vptsp_core.presets import PRESETS
 from vptsp_core.runs import Run, run_folder
 from vptsp_core.seals import sealed, unsealed
@@ -33,7 +33,6 @@ from vptsp_core.study import run
 
 SUMMARY = "own_images.json"  # in the run's folder: the plan's reasons, the comparison, the text
 METRICS = ("R@1", "MAP@R")
-FEW_CLASSES = 20  # held out; below, other classes could well show something else
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Trained:
     Attributes:
         run: the trained model's; ``frozen``: the same backbone as it came.
         gain: a row a metric, in percent points: ``frozen``, ``trained``, ``difference``, ``low`` and ``high`` of its
-            95 % interval over the queries, and ``verdict``, "better", "worse" or "no clear difference".
+            95 % interval over the queries, and ``verdict``, "better", "worse" or "cannot be told", where it holds 0.
         summary: all that in words.
     """
 
@@ -83,8 +82,8 @@ def train_folder(
         start(pick_device(device))  # the first process plans for all
     benchmark = load_benchmark("own", folder, allow_partial)
     planned = from_main(lambda: _planned(benchmark, folder, changes, results, cache, device))
-    say(f"{benchmark.test.num_classes:,} classes of {len(benchmark.test):,} images are kept for testing\n"
-        + "\n".join(planned.reasons))  # fmt: skip
+    kept = f"{counted(benchmark.test.num_classes, 'class')} of {counted(len(benchmark.test), 'image')}"
+    say("\n".join([f"{kept} are kept for testing", *planned.reasons]))
     config = planned.config
     options |= dict(data=folder, results=results, cache=cache, device=device, allow_partial=allow_partial)
     frozen = run(config.replace(method="frozen", bitfit=False), **options)
@@ -143,56 +142,7 @@ def compare(frozen: Run, trained: Run) -> pd.DataFrame:
     for metric in METRICS:
         columns = found[metric][["difference", "low", "high"]]
         difference, low, high = columns.loc["trained"].to_numpy(dtype=np.float64).tolist()
-        verdict = "better" if low > 0 else "worse" if high < 0 else "no clear difference"
+        verdict = "better" if low > 0 else "worse" if high < 0 else UNCLEAR
         before = {name: 100 * each.metrics[metric] for name, each in (("frozen", frozen), ("trained", trained))}
         rows[metric] = {**before, "difference": difference, "low": low, "high": high, "verdict": verdict}
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def summary(frozen: Run, trained: Run, gain: pd.DataFrame, classes: int) -> str:
-    """The comparison in plain words, for people who have not read the paper."""
-    queries = len((trained.queries or {}).get("R@1", ()))
-    lines = [f"{queries:,} query images of {classes:,} classes that were not trained on:"]
-    lines.append(f"{'':8}{'frozen':>8}{'trained':>9}  difference [95 % interval]")
-    for metric, row in gain.iterrows():
-        interval = f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"
-        lines.append(f"{metric:8}{row['frozen']:8.1f}{row['trained']:9.1f}  {interval}: {row['verdict']}")
-    verdicts = set(gain["verdict"])
-    lines.append(_start_in_words(verdicts) if trained.metrics["epoch"] == 0 else _in_words(verdicts))
-    if trained.config.selection == "released":
-        lines.append("The epoch was chosen on these very queries, so that the trained numbers are optimistic.")
-    if classes < FEW_CLASSES:
-        lines.append(f"The interval is for other images of these {classes} classes; other classes may differ by more.")
-    seconds = math.ceil(trained.record["seconds"])
-    lines.append(f"Trained in {seconds // 60} min {seconds % 60} s on {trained.record['device']}; "
-                 f"epoch {trained.metrics['epoch']:.0f} of {trained.config.epochs}.")  # fmt: skip
-    lines += [f"The model lies in {trained.path}. To use it:", "  from vptsp_core import load",
-              f'  embeddings = load("{trained.path}").embed(["image.jpg"])']  # fmt: skip
-    if "worse" in gain["verdict"].to_numpy():
-        lines.append(f"The frozen backbone lies in {frozen.path} and is used the same way.")
-    return "\n".join(lines)
-
-
-def _start_in_words(verdicts: set[str]) -> str:
-    if verdicts == {"no clear difference"}:
-        found = "not clearly different from the frozen backbone"
-    elif "worse" not in verdicts:
-        found = "better than the frozen backbone"
-    elif "better" in verdicts:
-        found = "better than the frozen backbone by one measure and worse by the other"
-    else:
-        found = "WORSE than the frozen backbone, which should be used"
-    return ("No epoch was better than the start, which was made of your images without training: it is kept. "
-            f"It is {found}.")  # fmt: skip
-
-
-def _in_words(verdicts: set[str]) -> str:
-    if verdicts == {"no clear difference"}:
-        return ("Training made no clear difference: the interval holds 0. More held-out images would show smaller "
-                "differences; more epochs (--set epochs=N) may make a larger one.")  # fmt: skip
-    if "worse" not in verdicts:
-        return "Training helped: the trained model finds better than the frozen backbone."
-    if "better" in verdicts:
-        return "Training helped by one measure and harmed by the other: choose by the one that you need."
-    return ("Training made it WORSE: use the frozen backbone, or train longer (--set epochs=N), more carefully (--set "
-            "lr=...), or on more classes.")  # fmt: skip

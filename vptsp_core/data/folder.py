@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from vptsp_core.data import OWN
 from vptsp_core.data.base import ImageSet
 from vptsp_core.errors import DataError
 from vptsp_core.seals import digest
@@ -116,7 +117,8 @@ def read_image(path: Path, as_shown: bool = False) -> Image.Image:
         with Image.open(path, formats=FORMATS) as image:
             return to_rgb(image, name, as_shown)
     except FileNotFoundError as error:
-        raise DataError(f"{name}: no such file; get the data set again") from error
+        mend = "check the path" if as_shown else "get the data set again"  # what is read as shown is one's own
+        raise DataError(f"{name}: no such file; {mend}") from error
     except DataError:
         raise
     except Exception as error:  # Pillow's plugins raise what they meet: OSError, SyntaxError, struct.error, ...
@@ -180,7 +182,9 @@ def class_folders(folder: Path, name: str) -> tuple[dict[str, list[str]], list[s
         DataError: a folder is missing or unreadable, or there are no sub-folders with images.
     """
     if not folder.is_dir():
-        raise DataError(f"{name}: no folder {folder}; unpack the data set there, or name its parent with --data")
+        what = f"{folder} is no folder" if folder.exists() else f"no folder {folder}"
+        mend = "unpack the data set there, or name its parent with --data"
+        raise DataError(f"{name}: {what}; {'name the one that holds your images' if name in OWN else mend}")
     labels, loose = _entries(folder, lambda entry: entry.is_dir() and entry.name != "lost+found")
     classes, ignored = {}, [file for file in loose if file != "lost+found"]
     for label in labels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import math
@@ -10,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from vptsp_core.data.folder import class_folders
 from vptsp_core.errors import DataError
@@ -92,9 +93,7 @@ def own_images(folder: Path, name: str) -> Listing:
                 f"{name}: {table}, line {number}: each line is path,class,split, split one of train, test, query, "
                 "gallery"
             )
-        if "\\" in path and not (folder / path).is_file():
-            raise DataError(f"{name}: {table}, line {number}: write {path} with / instead of \\")
-        splits.setdefault(split, []).append((path.removeprefix("./"), label))
+        splits.setdefault(split, []).append((path, label))
     if set(splits) not in ({"train", "test"}, {"train", "query", "gallery"}):
         found = ", ".join(splits) or "none"
         raise DataError(f"{name}: {table} has the splits {found}; it must have train, and test or query and gallery")
@@ -102,22 +101,41 @@ def own_images(folder: Path, name: str) -> Listing:
 
 
 def csv_rows(table: Path, name: str, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """Line number and the columns, stripped, of each row.
+    """Line number and the columns, stripped, of each row; ``path`` without a ``./`` before it.
 
     Raises:
-        DataError: unreadable, or a column is missing in the header.
+        DataError: unreadable, a column is missing in the header, or a path is written with backslashes.
     """
     try:
         with open(table, encoding="utf-8-sig", newline="") as file:  # a quoted name may hold line ends
-            reader = csv.DictReader(file, strict=True)
+            reader = csv.DictReader(file, strict=True, delimiter=_delimiter(file))
             if not set(columns) <= set(reader.fieldnames or ()):
-                raise DataError(f"{name}: {table} must begin with the header {','.join(columns)}")
+                optional = "" if "split" in columns else "; a third column, split, is optional"
+                raise DataError(f"{name}: {table} must begin with the header {','.join(columns)}{optional}")
             for row in reader:
-                yield reader.line_num, *(str(row[key] or "").strip() for key in columns)
+                values = {key: str(row[key] or "").strip() for key in columns}
+                path = values["path"]
+                if "\\" in path and not (table.parent / path).is_file():
+                    raise DataError(f"{name}: {table}, line {reader.line_num}: write {path} with / instead of \\")
+                yield reader.line_num, *(values | {"path": path.removeprefix("./")}).values()
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: {table} is not in UTF-8 ({error.reason}); save it as UTF-8") from error
     except (OSError, csv.Error) as error:
         raise DataError(f"{name}: {table} is unreadable ({error}); look for a quote that is not closed") from error
+
+
+def csv_header(table: Path) -> list[str]:
+    """The columns' names; none where the table cannot be read."""
+    with contextlib.suppress(OSError, UnicodeDecodeError, csv.Error), open(table, encoding="utf-8-sig") as file:
+        return next(csv.reader(file, delimiter=_delimiter(file)), [])
+    return []
+
+
+def _delimiter(file: TextIO) -> str:
+    """A semicolon where the header has no comma: so Excel writes where numbers are written with commas."""
+    header = file.readline()
+    file.seek(0)
+    return ";" if ";" in header and "," not in header else ","
 
 
 def online_products(folder: Path, name: str) -> Listing:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 from vptsp_core.data.folder import class_folders
-from vptsp_core.data.layouts import LINE_ENDS, Listing, Rows, csv_rows, own_images
+from vptsp_core.data.layouts import LINE_ENDS, Listing, Rows, csv_header, csv_rows, own_images
 from vptsp_core.errors import DataError
 
 EVERY = 5  # the last of every five classes, in name order, is for testing
@@ -25,17 +23,17 @@ def every_fifth(folder: Path, name: str) -> Listing:
     folders and other things that are left out are told in a warning.
 
     Raises:
-        DataError: fewer than 10 classes of two or more images.
+        DataError: fewer than 10 classes of two or more images, or a split with one class to test on.
     """
     table = folder / "split.csv"
     if table.is_file():
-        if _has_split(table):
-            return own_images(folder, name)
+        if {"path", "class", "split"} <= set(csv_header(table)):
+            return _decided(own_images(folder, name), name)
         classes: dict[str, list[str]] = {}
         for number, path, label in csv_rows(table, name, ("path", "class")):
             if not path or not label:
                 raise DataError(f"{name}: {table}, line {number}: each line is path,class")
-            classes.setdefault(label, []).append(path.removeprefix("./"))
+            classes.setdefault(label, []).append(path)
         classes = dict(sorted(classes.items()))
     else:
         found, ignored = class_folders(folder, name)
@@ -60,12 +58,19 @@ def every_fifth(folder: Path, name: str) -> Listing:
     )
 
 
-def _has_split(table: Path) -> bool:
-    """Whether the header names a split, or cannot be read: then the reader with a split says why."""
-    with contextlib.suppress(OSError, UnicodeDecodeError, csv.Error), open(table, encoding="utf-8-sig") as file:
-        header = next(csv.reader(file), [])
-        return "split" in header or not {"path", "class"} <= set(header)
-    return True
+def _decided(listing: Listing, name: str) -> Listing:
+    """What ``split.csv`` decides, unless it leaves one class alone to be found: every query would be right.
+
+    Raises:
+        DataError: it does.
+    """
+    searched = listing.splits.get("gallery", listing.splits.get("test", []))
+    if len({label for _, label in searched}) == 1:
+        raise DataError(
+            f"{name}: {listing.source} has 1 class to test on, and among its images alone nothing can be confused; "
+            "give at least 2 classes the split test"
+        )
+    return listing
 
 
 def _tell(where: str, what: str, names: Iterable[str]) -> None:

@@ -6,9 +6,11 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from vptsp_core.embedder import load
-from vptsp_core.image_index import read_index
+from vptsp_core.errors import VptspError, printable
+from vptsp_core.image_index import ImageIndex, read_index
 from vptsp_core.image_index.update import Counts, update
 
 PLACE = "vptsp-index"
@@ -30,8 +32,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     model, weights = args.model, args.weights
     if model is None:
-        kept = read_index(args.to).model
-        model, weights = kept["path"], weights or kept["weights"]
+        kept = read_index(args.to)
+        model, weights = model_path(kept, args.to), weights or kept.model["weights"]
     embedder = load(model, args.device, weights=weights)
     index, counts = update(
         args.directory, args.to, embedder, model=model, weights=weights, progress=sys.stderr.isatty()
@@ -39,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     if counts.unreadable:
         warnings.warn(_left_out(counts), stacklevel=2)
     print(
-        f"{args.to}: {len(index.names):,} images, {counts.embedded:,} embedded now, {counts.kept:,} kept, "
+        f"{printable(args.to)}: {len(index.names):,} images, {counts.embedded:,} embedded now, {counts.kept:,} kept, "
         f"{counts.removed:,} removed"
     )
     if index.searched:
@@ -47,6 +49,18 @@ def main(argv: Sequence[str]) -> int:
             f"searched by graph: recall@10 {index.searched['recall']:.4f} of exact search (ef {index.searched['ef']})"
         )
     return 0
+
+
+def model_path(index: ImageIndex, place: str) -> str:
+    """Where the model of the index at ``place`` lies.
+
+    Raises:
+        VptspError: it lies there no more.
+    """
+    path = str(index.model["path"])
+    if not Path(path).exists():
+        raise VptspError(f"index {place}: its model is not at {path} any more; name its new place with --model")
+    return path
 
 
 def _left_out(counts: Counts) -> str:

@@ -13,16 +13,17 @@ import pandas as pd
 from PIL import Image
 
 from vptsp_core.embedder import load
-from vptsp_core.errors import DataError, VptspError
+from vptsp_core.errors import DataError, VptspError, printable
 from vptsp_core.files import write_bytes
 from vptsp_core.image_index import ImageIndex, read_index, same_model
-from vptsp_core.image_index.command import PLACE
+from vptsp_core.image_index.command import PLACE, model_path
 from vptsp_core.image_index.update import images_in
 from vptsp_core.neighbours import positive
 from vptsp_core.plots.found import found_images
 
 OF_TUNE = ("--preset", "--trials", "--storage", "--study", "--best", "--method", "--set", "--data", "--results")
 COLUMNS = ["query", "rank", "path", "cosine"]
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a cell that a spreadsheet computes begins with
 MADE_BY = "vptsp_core search"  # in the picture's metadata: a later search may replace it
 DRAWN, DRAWN_EACH = 10, 30  # queries in the picture, and neighbours of each; the table has them all
 
@@ -51,22 +52,26 @@ def main(argv: Sequence[str]) -> int:
     png, csv = (Path(f"{args.to}.{kind}").expanduser() for kind in ("png", "csv"))
     _may_write(png, csv)
     index, queries = read_index(args.index), _queries(args.images)
-    embedder = load(args.model or index.model["path"], args.device, weights=args.weights or index.model["weights"])
+    embedder = load(
+        args.model or model_path(index, args.index), args.device, weights=args.weights or index.model["weights"]
+    )
     same_model(index, embedder.checksum(), args.index)
     table = found(index, queries, *index.search(embedder.embed(queries), args.k))
     for query, rows in table.groupby("query", sort=False):
-        print(query)
+        print(printable(str(query)))
         for row in rows.itertuples():
-            print(f"  {row.rank:3d}  {row.cosine:.4f}  {row.path}")
+            print(f"  {row.rank:3d}  {row.cosine:.4f}  {printable(str(row.path))}")
     drawn = table[table["query"].isin([str(query) for query in queries[:DRAWN]]) & (table["rank"] <= DRAWN_EACH)]
     picture = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # of names in other scripts: a box each
-        found_images(drawn, Path(index.root)).savefig(picture, format="png", dpi=120, facecolor="white",
-                                                                metadata={"Software": MADE_BY})
+        found_images(drawn, Path(index.root)).savefig(
+            picture, format="png", dpi=120, facecolor="white", metadata={"Software": MADE_BY}
+        )
     write_bytes(png, picture.getvalue())
-    write_bytes(csv, table.to_csv(index=False, float_format="%.6f").encode(errors="backslashreplace"))
-    print(f"{png}{'' if len(drawn) == len(table) else f' ({len(drawn)} of {len(table)} rows)'}\n{csv}")
+    write_bytes(csv, _csv(table))
+    part = "" if len(drawn) == len(table) else f" ({len(drawn)} of {len(table)} rows)"
+    print(f"{printable(str(png))}{part}\n{printable(str(csv))}")
     return 0
 
 
@@ -82,6 +87,14 @@ def found(index: ImageIndex, queries: Sequence[Path], scores: np.ndarray, places
         if place >= 0
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _csv(table: pd.DataFrame) -> bytes:
+    """For a spreadsheet too, to which =A1.jpg would be a formula: ./=A1.jpg is none, and the same path."""
+    written = table.copy()
+    for key in ("query", "path"):
+        written[key] = [f"./{name}" if str(name).startswith(FORMULA) else name for name in table[key]]
+    return written.to_csv(index=False, float_format="%.6f").encode(errors="backslashreplace")
 
 
 def _may_write(png: Path, csv: Path) -> None:

@@ -85,9 +85,11 @@ def update(
 
     Raises:
         DataError: no folder, or none of its files is a readable image.
-        VptspError: the index is another model's, or that of another folder that still exists.
+        VptspError: the index is another model's, that of another folder that still exists, or among the images.
     """
     directory, place = Path(directory).expanduser().resolve(), Path(to).expanduser()
+    if place.resolve() == directory:
+        raise VptspError(f"the index would lie among the images of {directory}; name another folder with --to")
     there = images_in(directory)
     if not there:
         raise DataError(f"{directory} holds no images ({', '.join(IMAGE_SUFFIXES)}); name another folder")
