@@ -168,7 +168,7 @@ def read_run(path: str | Path) -> Run:
     if SEAL in record or "files" in record:
         try:
             record = unsealed(record)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise WeightsError(f"{path / RECORD}: {error} (damaged or edited); {_AGAIN}") from error
     verify(path, record, CONFIG, METRICS, HISTORY)
     return Run(config, path, metrics, history, record)
@@ -191,12 +191,12 @@ def verify(path: Path, record: Mapping[str, Any], *names: str) -> None:
         WeightsError: one is missing, or not what the run wrote.
     """
     for name in names:
-        kept = dict(record.get("files", {})).get(name)
-        if kept is None:  # of a run from before they were kept
+        files = record.get("files")
+        if not isinstance(files, dict) or name not in files:  # a run from before they were kept
             continue
         if not (path / name).is_file():
             raise WeightsError(f"{path} holds no finished run ({name} is missing); {_AGAIN}")
-        if digest(path / name) != kept:
+        if digest(path / name) != files[name]:
             fault = f"not what {RECORD} has the checksum of (damaged, edited, or another run's)"
             raise WeightsError(f"{path / name}: {fault}; {_AGAIN}")
 
