@@ -174,8 +174,9 @@ if [[ $mode == test ]]; then
   status=0
   "$python" -m ruff check . || status=1
   "$python" -m mypy vptsp_core || status=1
-  # a file at a time to each of two processes: tests use one thread, and some share what their file made
-  "$python" -m pytest -q -n 2 --dist loadfile || status=$?
+  # a file at a time to each of two processes: tests use one thread, and some share what their file made; in the order
+  # of tests/conftest.py
+  "$python" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder || status=$?
   exit "$status"
 fi
 
