@@ -192,15 +192,16 @@ def _evaluate(argv: Sequence[str]) -> int:
     _join(args.device)
     embedder = load(args.run, args.device)
     benchmark = load_benchmark(embedder.model.config.dataset, args.data, args.allow_partial)
-    _tell_other_images(embedder.data, benchmark.record())
+    if embedder.data is not None:
+        _tell_other_images(embedder.data, benchmark.record())
     metrics = evaluate(embedder.model, benchmark, args.backend)
     print("  ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
     return 0
 
 
-def _tell_other_images(of_run: Mapping[str, object] | None, now: Mapping[str, object]) -> None:
+def _tell_other_images(of_run: Mapping[str, object], now: Mapping[str, object]) -> None:
     """Warn where a model is tested on other images than its run was: it may have been trained on their classes."""
-    other = [split for split in ("test", "gallery") if of_run is not None and of_run.get(split) != now.get(split)]
+    other = [split for split in ("test", "gallery") if of_run.get(split) != now.get(split)]
     if other:
         warnings.warn(
             f"these are not the {' and '.join(other)} images that the run was tested on: classes that it was "
