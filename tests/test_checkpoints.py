@@ -29,7 +29,7 @@ def two(tmp_path):
 
 def epoch_of(folder):
     found = find_checkpoint(folder)
-    return read_checkpoint(folder, found, "mine")["history"][0]["epoch"]
+    return read_checkpoint(folder, found, "mine", {})["history"][0]["epoch"]
 
 
 def test_the_last_two_are_kept_and_no_third(two):
@@ -93,15 +93,15 @@ def test_another_file_than_the_first_process_found_is_refused(two):
     found = find_checkpoint(two)
     shutil.copyfile(two / PREVIOUS, two / CHECKPOINT)  # whole, and another
     with pytest.raises(VptspError, match="another file here than for the first process; choose a results folder"):
-        read_checkpoint(two, found, "mine")
+        read_checkpoint(two, found, "mine", {})
     (two / CHECKPOINT).unlink()
     with pytest.raises(VptspError, match="another file here"):
-        read_checkpoint(two, found, "mine")
+        read_checkpoint(two, found, "mine", {})
 
 
 def test_of_another_run_is_refused_even_where_there_is_one_before(two):
     with pytest.raises(WeightsError, match="checkpoint.pt: of another run; delete it, or choose another results"):
-        read_checkpoint(two, find_checkpoint(two), "yours")
+        read_checkpoint(two, find_checkpoint(two), "yours", {})
 
 
 def test_it_is_read_mapped_and_written_without_a_copy(tmp_path):
@@ -112,7 +112,7 @@ def test_it_is_read_mapped_and_written_without_a_copy(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4_000_000, "less than a quarter of what was written"
-    saved = read_checkpoint(tmp_path, found, "mine")
+    saved = read_checkpoint(tmp_path, found, "mine", {})
     assert torch.equal(saved["table"], values["table"])
     with open("/proc/self/maps") as maps:
         assert str(tmp_path / CHECKPOINT) in maps.read()

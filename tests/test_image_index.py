@@ -244,7 +244,7 @@ def clustered(count: int, width: int = 16, seed: int = 0) -> np.ndarray:
 
 
 def indexed(rows: np.ndarray, root: str = "images") -> image_index.ImageIndex:
-    stats = np.zeros((len(rows), 2), np.int64)
+    stats = np.zeros((len(rows), 4), np.int64)
     return image_index.ImageIndex(
         root, [f"{i}.png" for i in range(len(rows))], stats, rows, {"path": "m", "weights": None, "checksum": "c"}
     )

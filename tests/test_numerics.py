@@ -61,7 +61,7 @@ def test_a_loss_names_step_images_and_rates_and_leaves_the_checkpoint(tmp_path, 
     assert said.endswith("lower the learning rates; the checkpoint of epoch 1 stays") and "\n" not in said
     folder = run_folder(config, tmp_path)
     assert [path.name for path in folder.iterdir()] == [CHECKPOINT]
-    saved = read_checkpoint(folder, find_checkpoint(folder), config.hash())
+    saved = read_checkpoint(folder, find_checkpoint(folder), config.hash(), {})
     assert len(saved["history"]) == 1 and first_bad_tensor(saved["learned"]) is None
     rates = saved["schedules"][0]["_last_lr"][0], saved["schedules"][1]["_last_lr"][0]
     assert f"(lr = {rates[0]:g}, lr_proxy = {rates[1]:g}, " in said
@@ -112,7 +112,7 @@ def test_what_breaks_while_the_losses_are_finite_is_found_before_it_is_saved(
     )
     assert f"images glyphs train image {{{names}}}); lower the learning rates; the checkpoint of" in str(caught.value)
     folder = run_folder(config, tmp_path)
-    assert len(read_checkpoint(folder, find_checkpoint(folder), config.hash())["history"]) == 1
+    assert len(read_checkpoint(folder, find_checkpoint(folder), config.hash(), {})["history"]) == 1
 
 
 def test_rates_that_are_too_high(tmp_path):

@@ -141,7 +141,8 @@ def _train(argv: Sequence[str]) -> int:
     which.add_argument("--data-folder", metavar="DIR", help="your own images, <class>/<image> or split.csv: all is "
                        "chosen from them, and the gain over the frozen backbone told")  # fmt: skip
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", dest="changes", help="e.g. alpha=0.2 seed=1"
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
+        help="e.g. alpha=0.2 seed=1; of a key the last",
     )
     parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets, e.g. cub200/images/...")
     parser.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)

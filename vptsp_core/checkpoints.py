@@ -109,13 +109,17 @@ def find_checkpoint(folder: Path) -> Found | None:
     raise WeightsError(f"checkpoint {folder / bad[0]}: {faults[bad[0]]}{also}; delete {it} to start this run again")
 
 
-def read_checkpoint(folder: Path, found: Found, run: str) -> dict[str, Any]:
+def read_checkpoint(folder: Path, found: Found, run: str, made_with: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a checkpoint that `find_checkpoint` found, here or in another process of the group.
 
     Tensors are mapped, not read: of the class prompts there is one copy, where they are put.
 
+    Args:
+        run: its identity; ``made_with``: what the run is gone on with (`record.make_stretch`).
+
     Raises:
-        WeightsError: it belongs to another run, or another version of torch wrote it.
+        WeightsError: it belongs to another run, was begun with other images or weights, or another version of torch
+            wrote it.
         VptspError: in this folder lies another file than the first process found.
     """
     path = folder / found.name
@@ -136,6 +140,12 @@ def read_checkpoint(folder: Path, found: Found, run: str) -> dict[str, Any]:
         raise WeightsError(f"checkpoint {path}: unreadable; delete it to start this run again") from error
     if not same:
         raise WeightsError(f"checkpoint {path}: of another run; delete it, or choose another results folder")
+    begun = saved["stretches"][-1] if saved.get("stretches") else {}
+    for key, what in (("data", "images"), ("weights", "weights of the backbone")):
+        if key in begun and key in made_with and begun[key] != made_with[key]:
+            raise WeightsError(
+                f"checkpoint {path}: begun with other {what}; give those, or delete it to start this run again"
+            )
     return saved
 
 

@@ -121,6 +121,8 @@ class RunConfig:
             value = getattr(self, key)
             if key != "seed" and isinstance(value, int) and not isinstance(value, bool):  # beyond, memory or time ends
                 self._require(key, value <= MOST, f"must be at most {MOST:,}")
+        for key in ("lr", "lr_proxy", "cosine_min"):
+            self._require(key, getattr(self, key) <= 1e30, "must be at most 1e30, or float32 cannot hold a step of it")
         for key in ("alpha", "ema_keep"):
             self._require(key, 0 <= getattr(self, key) <= 1, "must lie in [0, 1]")
         for key in ("gru_dropout", "momentum"):

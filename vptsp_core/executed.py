@@ -1,7 +1,8 @@
 """Which notebooks are finished, so that a second call does only what is missing.
 
-An executed copy says in its metadata what it was made from and what it left behind. Nothing else is asked: without the
-copy the notebook is executed again.
+An executed copy says in its metadata what it was made from, and what it left behind, each file with its checksum: what
+another execution, which was stopped, has overwritten, or somebody edited, is made again. Nothing else is asked: without
+the copy the notebook is executed again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import nbformat
 from vptsp_core.errors import VptspError
 from vptsp_core.notebook_sources import read
 from vptsp_core.page.facts import HASHES, chapter
+from vptsp_core.seals import digest
 
 _KEY = "vptsp"
 _NO_MATTER = ("results", "workers")  # where it all lies, and how quickly it came
@@ -32,33 +34,35 @@ def made_from(source: Path, values: Mapping[str, Any]) -> str:
 
 def mark(copy: Path, folder: Path, source: Path, made: str) -> None:
     """Write into an executed copy what it was made from, and which files of ``folder`` (one profile's) are its results:
-    tables, figures and runs. The name under which papermill wrote is kept out of what is shown."""
+    tables, figures, runs and its page. The name under which papermill wrote is kept out of what is shown."""
     notebook = read(copy)
     notebook.metadata.setdefault("papermill", {}).update(input_path=source.name, output_path=source.name)
-    notebook.metadata[_KEY] = {"made_from": made, "results": _results(folder, source)}
+    results = {str(path.relative_to(folder)): digest(path) for path in sorted(_results(folder, source))}
+    notebook.metadata[_KEY] = {"made_from": made, "results": results}
     nbformat.write(notebook, copy)
 
 
 def is_finished(folder: Path, source: Path, made: str) -> bool:
-    """Whether ``folder`` holds the executed copy made from this, its page and its results; nothing failed after it, and
-    it says of no run that it could not be made: data may be there now."""
+    """Whether ``folder`` holds the executed copy made from this, its page and its results as they were; nothing failed
+    after it, and it says of no run that it could not be made: data may be there now."""
     done = folder / "notebooks" / source.name
     try:
         told = read(done).metadata[_KEY] if done.is_file() else None
         left = chapter(folder, source)
-    except (VptspError, KeyError):
+        if told is None or told["made_from"] != made or left.failure or left.absent or left.page is None:
+            return False
+        results = [(folder / name, kept) for name, kept in told["results"].items()]
+        return all(path.is_file() and digest(path) == kept for path, kept in results)
+    except (VptspError, KeyError, TypeError, AttributeError):  # no mark, or one of an older version
         return False
-    if told is None or told["made_from"] != made or left.failure or left.absent or left.page is None:
-        return False
-    return all((folder / name).exists() for name in told["results"])
 
 
-def _results(folder: Path, source: Path) -> list[str]:
+def _results(folder: Path, source: Path) -> list[Path]:
     left = chapter(folder, source)
     record = [folder / "tables" / f"{source.stem}_record.csv"] if left.record else []
     files = [*left.tables, *left.figures, *record]
     runs = [path for each in left.values(HASHES) for path in folder.glob(f"runs/*-{each}*/metrics.json")]
-    return sorted(str(path.relative_to(folder)) for path in [*files, *runs])
+    return [*files, *runs, *([left.page] if left.page else [])]
 
 
 @functools.cache

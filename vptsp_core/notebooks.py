@@ -21,6 +21,7 @@ from typing import Any
 
 from .errors import VptspError
 from .executed import is_finished, made_from, mark
+from .files import write_bytes
 from .locks import locked
 from .notebook_sources import FOLDER, ROOT, check_parameters, check_sources, discover
 from .page import build
@@ -195,10 +196,9 @@ def _execute(path: Path, out: Path, values: dict[str, Any], made: str) -> tuple[
             shutdown_kernel="graceful",  # interrupted first, so that it lets go of what it holds; killed after 5 s
         )
         mark(partial, out.parent, path, made)
-        html = notebook_html(partial, path.stem)
+        write_bytes(page, notebook_html(partial, path.stem).encode())
+        mark(partial, out.parent, path, made)  # now with the page, which is no other's than this copy's
         os.replace(partial, done)
-        partial.write_text(html, encoding="utf-8")
-        os.replace(partial, page)
         failed.unlink(missing_ok=True)
         return done, ""
     except Exception as error:  # whatever a notebook raises is its own failure and not the end of the series

@@ -121,13 +121,17 @@ def write_run(
     return read_run(path)
 
 
-def finished_run(path: Path) -> Run | None:
+def finished_run(path: Path, benchmark: Benchmark | None = None) -> Run | None:
     """The run of a folder, or None while it is not finished.
+
+    Args:
+        benchmark: the images that it should have been made with.
 
     A process that was killed when all was written, and only then, left more than the run: that is deleted.
 
     Raises:
-        WeightsError: a file of it is damaged or missing, or they are another run's than the folder's name says.
+        WeightsError: a file of it is damaged or missing, they are another run's than the folder's name says, or it was
+            made with other images.
     """
     if not (path / METRICS).exists():
         return None
@@ -138,6 +142,10 @@ def finished_run(path: Path) -> Run | None:
     own = done.config.hash() if done.config.weights in ("pretrained", "random") else done.record.get("hash")
     if f"-{own}" not in path.name or done.record.get("hash") != own:
         raise WeightsError(f"{path}: {CONFIG} and {RECORD} are not those of this folder's run; {_AGAIN}")
+    if benchmark is not None and done.record["data"] != benchmark.record():
+        raise WeightsError(
+            f"{path}: made with other images of {benchmark.name} than these; give those, or another results folder"
+        )
     with contextlib.suppress(OSError):  # results that may only be read are read
         remove_checkpoints(path)
         for name in (PROGRESS, LOCK):

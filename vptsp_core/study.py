@@ -26,13 +26,13 @@ from vptsp_core.data.loading import deaths_told
 from vptsp_core.deterministic import where_asked
 from vptsp_core.devices import autocast_dtype, pick_device
 from vptsp_core.distributed import from_main, is_main, launched, rank, start
-from vptsp_core.errors import ConfigError, VptspError
+from vptsp_core.errors import ConfigError, DataError, VptspError
 from vptsp_core.evaluate import evaluate
 from vptsp_core.files import writable_folder
 from vptsp_core.memory import failures_told
 from vptsp_core.progress import at_work
 from vptsp_core.record import close_record, make_record, make_stretch
-from vptsp_core.runs import Run, finished_run, run_folder, write_run
+from vptsp_core.runs import METRICS, Run, finished_run, run_folder, write_run
 from vptsp_core.selection import Row, on_held_out, score
 from vptsp_core.train import Trainer
 from vptsp_core.train_step import COMPILE
@@ -85,7 +85,7 @@ def run(
         start(pick_device(device))
     place = _data(data)
     path, benchmark = _place(config, place, results, allow_partial)
-    if found := from_main(lambda: finished_run(path)):
+    if found := from_main(lambda: finished_run(path, benchmark or _there(config.dataset, place, allow_partial))):
         return found
     benchmark = benchmark or _benchmark(config.dataset, place, allow_partial)
     target = pick_device(device)
@@ -107,7 +107,7 @@ def run(
     from_main(lambda: writable_folder(path))
     try:
         with at_work(path), deaths_told():
-            if found := from_main(lambda: finished_run(path)):  # by whom this process waited for
+            if found := from_main(lambda: finished_run(path, benchmark)):  # by whom this process waited for
                 return found
             # After all that may be wrong with the run was looked at: decoding takes minutes.
             benchmark = decoded(benchmark, config, cache_folder(place, cache), progress=progress and is_main())
@@ -132,6 +132,15 @@ def _place(
     images_decide = config.dataset in OWN or allow_partial
     benchmark = _benchmark(config.dataset, data, allow_partial) if images_decide else None
     return run_folder(config, results, benchmark), benchmark
+
+
+def _there(dataset: str, data: str | None, allow_partial: bool) -> Benchmark | None:
+    """The images, to compare with a finished run's; None where they are not at hand: its results are read without."""
+    if data is None:
+        return None
+    with contextlib.suppress(DataError):
+        return _benchmark(dataset, data, allow_partial)
+    return None
 
 
 def _data(data: str | Path | None) -> str | None:
@@ -198,7 +207,12 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
         return [run(config, progress=progress, **options) for config in tqdm(configs, "runs", disable=not progress)]
     data, results, partial = (options.get(key) for key in ("data", "results", "allow_partial"))
     paths = [_place(config, _data(data), results, bool(partial))[0] for config in configs]
-    done: dict[Path, Run | VptspError] = {path: found for path in paths if (found := finished_run(path))}
+    there = functools.cache(lambda dataset: _there(dataset, _data(data), bool(partial)))
+    done: dict[Path, Run | VptspError] = {
+        path: found
+        for path, config in zip(paths, configs, strict=True)
+        if (path / METRICS).exists() and (found := finished_run(path, there(config.dataset)))
+    }
     todo = {path: config for path, config in zip(paths, configs, strict=True) if path not in done}
     if workers is not None:  # other processes may have another environment and working directory
         cache = cache_folder(_data(data), options.get("cache"))

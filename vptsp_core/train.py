@@ -228,7 +228,7 @@ class Trainer:
     def _resume(self) -> None:
         found = from_main(lambda: find_checkpoint(self.folder))
         if found is not None:
-            saved = read_checkpoint(self.folder, found, self.identity)
+            saved = read_checkpoint(self.folder, found, self.identity, self.stretches[-1])
             try:
                 self._restore(saved)
             except Exception as error:

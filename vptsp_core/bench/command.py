@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         each.add_argument("--cache", metavar="DIR", help="of decoded images (default: .vptsp-cache in the data folder)")
         each.add_argument("--allow-partial", action="store_true", help="measure on a set that is not whole, too")
     for each in (step, memory, data, epoch):
-        each.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="changes", help="e.g. batch=16")
+        each.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
+                          help="e.g. batch=16")  # fmt: skip
     evaluation = kinds.add_parser("eval", help="retrieval metrics against a bare exact search, by turns")
     evaluation.add_argument("--size", choices=SIZES, default="sop", help="of which test set (default: sop)")
     evaluation.add_argument("--backend", choices=BACKENDS, default="torch", help="what searches for the metrics")

@@ -20,6 +20,7 @@ from vptsp_core.seals import digest
 
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif")
+DARK = 4096  # of 16 bits: 12-bit data, or 8-bit data in wider numbers
 # What a file is told by its content, and Pillow knows kinds that are programs (EPS, which it hands to Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 
@@ -152,6 +153,9 @@ def to_rgb(image: Image.Image, name: str = "image", as_shown: bool = False) -> I
         values = np.asarray(image)
         if values.min(initial=0) < 0 or values.max(initial=0) > 0xFFFF:
             raise DataError(f"{name}: its values do not fit into 16 bits; convert it to 8 bits a channel")
+        if 0 < values.max(initial=0) < DARK:  # as 8 bits it would be all but black
+            fault = f"its values end at {values.max():,} of 65,535"
+            raise DataError(f"{name}: {fault}; spread them over the range, or convert it to 8 bits a channel")
         image = Image.fromarray((values >> 8).astype(np.uint8))
     elif image.mode == "F":
         raise DataError(f"{name}: floating-point pixels have no known range; convert it to 8 bits a channel")

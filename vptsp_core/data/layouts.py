@@ -100,11 +100,15 @@ def own_images(folder: Path, name: str) -> Listing:
     return Listing(table, folder, splits, classes_of_one="told", as_shown=True)
 
 
+COLUMNS = ("path", "class", "split")  # of split.csv; the last may be left out where classes are split by their order
+
+
 def csv_rows(table: Path, name: str, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     """Line number and the columns, stripped, of each row; ``path`` without a ``./`` before it.
 
     Raises:
-        DataError: unreadable, a column is missing in the header, or a path is written with backslashes.
+        DataError: unreadable, a column is missing in the header or not known (a mis-spelt ``split`` would be passed
+            over), or a path is written with backslashes.
     """
     try:
         with open(table, encoding="utf-8-sig", newline="") as file:  # a quoted name may hold line ends
@@ -112,6 +116,8 @@ def csv_rows(table: Path, name: str, columns: Sequence[str]) -> Iterator[tuple[A
             if not set(columns) <= set(reader.fieldnames or ()):
                 optional = "" if "split" in columns else "; a third column, split, is optional"
                 raise DataError(f"{name}: {table} must begin with the header {','.join(columns)}{optional}")
+            if unknown := [key for key in reader.fieldnames or () if key.strip() and key not in COLUMNS]:
+                raise DataError(f"{name}: {table} has an unknown column {unknown[0]!r}; it holds {', '.join(COLUMNS)}")
             for row in reader:
                 values = {key: str(row[key] or "").strip() for key in columns}
                 path = values["path"]

@@ -39,7 +39,7 @@ class ImageIndex:
     Attributes:
         root: the folder whose images these are.
         names: N paths under it, with ``/``, in order.
-        stats: (N, 2) int64: size in bytes and time of change in nanoseconds, when each was embedded.
+        stats: (N, 4) int64: what `update.images_in` said of each file when it was embedded.
         embeddings: (N, d) float32, L2-normalised.
         model: ``path`` and ``weights`` to load it from, and the ``checksum`` of the embedder.
         searched: the graph's ``file`` and its ``digest``, ``ef`` and measured ``recall``; empty where search is exact.
@@ -139,7 +139,7 @@ def read_rows(path: Path) -> ImageIndex:
             str(header["root"]), [os.fsdecode(name) for name in names.tobytes().split(b"\0")], stats, embeddings,
             dict(header["model"]), dict(header["searched"]), path.parent,
         )  # fmt: skip
-        fits = embeddings.ndim == 2 and stats.shape == (len(embeddings), 2) and len(index.names) == len(embeddings)
+        fits = embeddings.ndim == 2 and stats.shape == (len(embeddings), 4) and len(index.names) == len(embeddings)
         if not fits or embeddings.dtype != np.float32 or not np.isfinite(embeddings).all():
             raise ValueError("its tensors do not belong together")
         if {"path", "weights", "checksum"} - index.model.keys() or (

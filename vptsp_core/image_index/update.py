@@ -26,7 +26,7 @@ from vptsp_core.signals import ctrl_c_waits
 
 PART = 2048  # images between two writings of what is embedded: what a call that is stopped loses at most
 
-Stat = tuple[int, int]
+Stat = tuple[int, int, int, int]
 
 
 @dataclass
@@ -40,7 +40,8 @@ class Counts:
 
 
 def images_in(folder: Path) -> dict[str, Stat]:
-    """Image files under a folder, at any depth: {path under it, with ``/``: (bytes, time of change in ns)}, in order.
+    """Image files under a folder, at any depth, in order: {path under it, with ``/``: bytes, inode, and in ns the times
+    of modification and of change}, so that files that took one another's place are told from those that stayed.
 
     Hidden files and folders are left out, and links to folders are not followed.
 
@@ -60,7 +61,9 @@ def images_in(folder: Path) -> dict[str, Stat]:
             path = Path(here, name)
             if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES) and path.is_file():
                 told = path.stat()
-                found[path.relative_to(folder).as_posix()] = (told.st_size, told.st_mtime_ns)
+                found[path.relative_to(folder).as_posix()] = (
+                    told.st_size, told.st_ino, told.st_mtime_ns, told.st_ctime_ns,
+                )  # fmt: skip
     return dict(sorted(found.items()))
 
 
@@ -76,8 +79,8 @@ def update(
 ) -> tuple[ImageIndex, Counts]:
     """Make the index of a folder at ``to``, or bring it up to date.
 
-    A file counts as changed where its size or its time of change is another. Files that cannot be read are left out
-    and tried again the next time; copies of one image stay, each under its name.
+    A file counts as changed where its size, inode or a time is another: a copy of the folder is embedded anew. Files
+    that cannot be read are left out and tried again the next time; copies of one image stay, each under its name.
 
     Args:
         model: the path that `embedder` was loaded from, kept for those who search; ``weights``: those of its backbone.
@@ -106,7 +109,9 @@ def update(
                 raise VptspError(f"index {place} is that of {old.root}; give another place with --to")
         parts = sorted(place.glob("part-*.safetensors"))
         known = [
-            rows for rows in ([old] if old else []) + _readable(parts) if rows.model["checksum"] == made_by["checksum"]
+            rows
+            for rows in ([old] if old else []) + _readable(parts)
+            if rows.model["checksum"] == made_by["checksum"]
         ]
         rows = {name: (at, i) for at, each in enumerate(known) for i, name in enumerate(each.names)
                 if there.get(name) == tuple(each.stats[i])}  # fmt: skip
