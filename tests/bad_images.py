@@ -110,6 +110,12 @@ def large_numbers(folder: Path) -> Made:
     return "odd.tif", None, 0
 
 
+def small_numbers(folder: Path) -> Made:
+    """What eight bits hold, in 32 of them: the upper eight of sixteen would all be 0."""
+    Image.fromarray(PHOTO[..., 0].astype(np.int32)).save(folder / "odd.tif")
+    return "odd.tif", None, 0
+
+
 def strip(desk: Desk) -> str:
     Image.new("RGB", (60_000, 1)).save(desk.data / "b" / "odd.png")
     return desk.refused(*desk.train("pipeline=cached"))

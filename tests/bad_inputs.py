@@ -69,6 +69,9 @@ TABLE: dict[str, list[Case]] = {
               "range; convert it to 8 bits a channel"),
         image("32 bits, values above 65,535", images.large_numbers,
               "image DIR/data/b/odd.tif: its values do not fit into 16 bits; convert it to 8 bits a channel"),
+        image("32 bits, values of 8 bits", images.small_numbers,
+              f"image DIR/data/b/odd.tif: its values end at {images.PHOTO[..., 0].max()} of 65,535; spread them over the "
+              "range, or convert it to 8 bits a channel"),
         Case("a strip of 1 x 60,000 pixels", "`train`, cached pipeline", images.strip,
              "image DIR/data/b/odd.png: 60000 x 1 pixels would take 288.0 MB with a shorter side of 40; leave it out, or "
              "set pipeline=classic"),

@@ -19,6 +19,8 @@ BAD = [
     ({"batch": True}, "batch = True must be of type int, not bool"),
     ({"lr": "fast"}, "lr = 'fast' must be of type float, not str"),
     ({"lr": -1}, "lr = -1.0 must not be negative"),
+    ({"lr": 1e39}, "lr = 1e+39 must be at most 1e30, or float32 cannot hold a step of it"),
+    ({"lr_proxy": 1e300}, "lr_proxy = 1e+300 must be at most 1e30"),
     ({"epochs": None}, "epochs = None must be of type int, not NoneType"),
     (
         {"method": "dora"},

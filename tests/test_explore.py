@@ -1,9 +1,11 @@
 """The views of `vptsp_core.explore`: their numbers against independent computation, their pictures, their controls."""
 
 import base64
+import dataclasses
 import io
 import json
 import re
+import shutil
 from html import unescape
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -270,6 +272,35 @@ def test_a_run_is_opened_with_the_numbers_of_its_record(finished):
     assert np.abs(pictures[1].astype(int) - np.asarray(found.benchmark.test.image(5))).max() <= 1
 
 
+def test_proxies_are_those_of_the_classes_that_were_trained_on(tmp_path):
+    """With a fifth of the classes held out, the others are numbered anew."""
+    done = run(preset("smoke", selection="validation", epochs=1), results=tmp_path, progress=False)
+    found = open_run(done.path)
+    train, kept = found.trained_on, proxies.kept_proxies(done)["O"]
+    whole = found.benchmark.train.num_classes
+    assert len(kept) == train.num_classes == whole - done.record["held_out"]["classes"] < whole
+
+
+def test_where_there_are_few_images_no_neighbour_is_invented(finished):
+    found = open_run(finished[1].path)
+    few = dataclasses.replace(found, queries=found.queries[:4], gallery=found.queries[:4])
+    cosines, places = retrieval.all_neighbours(few, 8)
+    assert places.shape == cosines.shape == (4, 3) and np.isfinite(cosines).all()
+    assert [sorted({*row, i}) for i, row in enumerate(places.tolist())] == [[0, 1, 2, 3]] * 4
+    last = len(found.benchmark.test) - 1
+    assert retrieval.test_image(found, last) == last
+    with pytest.raises(DataError, match=f"query = {last + 1}: the test images are 0 to {last}; choose another"):
+        retrieval.test_image(found, last + 1)
+
+
+def test_runs_on_other_images_do_not_hide_each_other(finished, tmp_path):
+    """The description, its hash and R@1 may be the same: the folder tells which images they were."""
+    for tail in ("-01234567", "-89abcdef"):
+        shutil.copytree(finished[1].path, tmp_path / "runs" / f"{finished[1].path.name}{tail}")
+    names = finished_runs(tmp_path, finished[0])
+    assert len(names) == 3 and sum("-01234567)" in name for name in names) == 1
+
+
 def test_methods_without_semantic_proxies_keep_o_or_none(tmp_path):
     from safetensors.torch import save_file
 
@@ -393,7 +424,7 @@ def test_where_nobody_watches_there_are_pictures_and_no_controls(opened, monkeyp
     monkeypatch.setattr("IPython.display.display", lambda *shown, **options: displayed.extend(shown))
     widgets.choose("classes", {"a": 1, "b": 2}, lambda value: f"picture {value}")
     widgets.explore_queries(opened, pd.DataFrame())
-    choice = widgets.Choice(tmp_path, tmp_path / "run", "glyphs")
+    choice = widgets.Choice([tmp_path], tmp_path / "run", "glyphs")
     assert displayed == ["picture 1"] and (choice.path, choice.dataset) == (tmp_path / "run", "glyphs")
     monkeypatch.setattr(widgets, "watched", lambda: True)
     monkeypatch.setattr(widgets, "find_spec", lambda name: None)
@@ -412,7 +443,7 @@ def test_a_list_replaces_the_picture_and_a_choice_is_kept(finished, monkeypatch,
     control, picture = displayed
     control.value = "b"
     assert (picture, updated) == ("picture 1", ["picture 2"])
-    choice = widgets.Choice(results, tmp_path / "elsewhere")
+    choice = widgets.Choice([results], tmp_path / "elsewhere")
     runs, data, note = displayed[-1].children
     assert [path for _, path in runs.options.items()] == [tmp_path / "elsewhere", done.path]
     runs.value, data.value = done.path, "folder"

@@ -114,6 +114,24 @@ def test_only_what_changed_is_embedded_again(folder, model, tmp_path, monkeypatc
     assert sorted(path.name for path in to.iterdir()) == [image_index.FILE]
 
 
+def test_files_that_took_one_anothers_place_are_embedded_again(tmp_path, model):
+    """Of one size and of one time, as raw pictures out of an archive are."""
+    root, glyphs = tmp_path / "bmp", GlyphSet("test", images_per_class=1)
+    for i in range(6):
+        (root / f"{i}").mkdir(parents=True)
+        glyphs.image(i).save(root / f"{i}" / "0.bmp")
+        os.utime(root / f"{i}" / "0.bmp", ns=(10**18, 10**18))
+    assert len({path.stat().st_size for path in root.glob("*/*")}) == 1
+    embedder = vptsp_core.load(model, "cpu")
+    update(root, tmp_path / "index", embedder, model=model)
+    for old, new in (("0", "x"), ("5", "0"), ("x", "5")):
+        (root / old).rename(root / new)
+    index, counts = update(root, tmp_path / "index", embedder, model=model)
+    assert (counts.embedded, counts.kept) == (2, 4)
+    wanted = embedder.embed([root / name for name in index.names])
+    np.testing.assert_allclose(index.embeddings, wanted, atol=1e-6)
+
+
 def test_stopped_it_leaves_the_old_index_and_goes_on(folder, model, tmp_path, monkeypatch):
     embedder, to = vptsp_core.load(model, "cpu"), tmp_path / "index"
     embedder.config = embedder.config.replace(batch=2, samples_per_class=1)

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from vptsp_core import notebooks
+from vptsp_core import executed, notebooks
 from vptsp_core.errors import VptspError
 from vptsp_core.executed import is_finished, made_from, mark
 from vptsp_core.notebook_sources import check_parameters, check_sources, declared_parameters, discover, read
@@ -258,22 +258,50 @@ def test_what_a_finished_notebook_is(tmp_path):
     mark(copy, folder, source, made)
     assert not is_finished(folder, source, made), "no page"
     page.write_text("<p>fine")
+    assert not is_finished(folder, source, made), "not this copy's page"
+    mark(copy, folder, source, made)
     assert is_finished(folder, source, made) and not is_finished(folder, source, made[::-1])
-    assert sorted(read(copy).metadata["vptsp"]["results"]) == sorted(kept)
+    assert sorted(read(copy).metadata["vptsp"]["results"]) == sorted(["notebooks/a.html", *kept])
     for path in [copy, page, *(folder / name for name in kept)]:
         content = path.read_bytes()
         path.unlink()
         assert not is_finished(folder, source, made), path
+        path.write_bytes(b"{}" if path == copy else content[:-2] + b"7\n")  # edited, or of another execution
+        assert not is_finished(folder, source, made), path
         path.write_bytes(content)
     assert is_finished(folder, source, made)
     page.write_text("<pre>No runs: cub200 is not here (no folder). To get it: ask, and then: again\n")
+    mark(copy, folder, source, made)
     assert not is_finished(folder, source, made), "the data may be there now"
     page.write_text("<p>fine")
+    mark(copy, folder, source, made)
+    assert is_finished(folder, source, made)
     shutil.copy(source, copy.with_name("a.failed.ipynb"))
     assert not is_finished(folder, source, made)
     copy.with_name("a.failed.ipynb").unlink()
+    assert is_finished(folder, source, made)
+    read_copy = read(copy)
+    read_copy.metadata["vptsp"]["results"] = kept  # as older versions wrote it, without checksums
+    nbformat.write(read_copy, copy)
+    assert not is_finished(folder, source, made)
     write(tmp_path, "a", "2")
     assert made_from(source, given) != made
+
+
+def test_a_notebook_is_made_from_every_file_of_the_package(tmp_path, monkeypatch):
+    source, package = write(tmp_path, "a", "1"), tmp_path / "package"
+    (package / "deep").mkdir(parents=True)
+    for name in ("executed.py", "deep/b.py", "deep/c.csv"):
+        (package / name).write_text("1\n")
+    monkeypatch.setattr("vptsp_core.executed.__file__", str(package / "executed.py"))
+    found = []
+    for name in (None, "executed.py", "deep/b.py", "deep/c.csv"):
+        if name:
+            (package / name).write_text("2\n")
+        executed._package.cache_clear()
+        found.append(made_from(source, {}))
+    executed._package.cache_clear()
+    assert len(set(found)) == 4
 
 
 @pytest.mark.parametrize(

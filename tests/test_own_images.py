@@ -15,7 +15,7 @@ from vptsp_core import own_images
 from vptsp_core.__main__ import main
 from vptsp_core.config import RunConfig
 from vptsp_core.data import load_benchmark
-from vptsp_core.data.holdout import hold_out
+from vptsp_core.data.holdout import held_out_classes, hold_out
 from vptsp_core.data.sampler import ClassBalancedSampler
 from vptsp_core.errors import ConfigError, DataError, VptspError
 from vptsp_core.own_plan import DENSE_CLASSES, Machine, plan
@@ -104,6 +104,16 @@ def test_a_table_as_excel_writes_it(tmp_path, split):
     (tmp_path / "split.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
     tested = ["09", "10", "11"] if split else ["04", "09"]
     assert load_benchmark("own", tmp_path).test.class_names == tuple(f"class {i}, so called" for i in tested)
+
+
+@pytest.mark.parametrize("column", ["Splits", "set"])
+def test_a_column_that_is_not_known_is_refused(tmp_path, column):
+    """A mis-spelt `split` would be passed over, and the classes that were to be tested trained on."""
+    put(tmp_path, TWELVE)
+    rows = [f"{label}/{i}.png,{label},train" for label in TWELVE for i in range(3)]
+    (tmp_path / "split.csv").write_text("\n".join([f"path,class,{column}", *rows]))
+    with pytest.raises(DataError, match=f"has an unknown column '{column}'; it holds path, class, split"):
+        load_benchmark("own", tmp_path)
 
 
 def test_what_is_left_out_is_named(tmp_path):
@@ -224,7 +234,7 @@ def test_any_sizes_make_a_run_whose_batches_can_be_drawn():
         assert found == plan(classes.copy(), 10, here, (6, 96, 8) if small else VIT_S, changes)
         config = found.config
         config.check_depth(6 if small else 12)
-        kept = classes[np.arange(count) % 5 != 4] if config.selection == "validation" else classes
+        kept = classes[~held_out_classes(classes)] if config.selection == "validation" else classes
         labels = np.repeat(np.arange(len(kept)), kept)
         sampler = ClassBalancedSampler(labels, config.batch, config.samples_per_class, 0, 1)
         assert len(next(sampler.epoch(0))) == config.batch

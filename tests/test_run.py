@@ -318,6 +318,14 @@ def test_bench_counts_memory():
     assert linear < full / 2
 
 
+def test_set_may_be_given_several_times(tmp_path):
+    command = ["train", "--preset", "smoke", "--results", str(tmp_path), "--set", "method=frozen", "bitfit=false"]
+    assert main([*command, "--set", "seed=3", "image_size=36", "--set", "seed=4"]) == 0
+    (path,) = (tmp_path / "runs").iterdir()
+    config = read_run(path).config
+    assert (config.method, config.image_size, config.seed) == ("frozen", 36, 4)
+
+
 FROZEN = ("--preset", "smoke", "--set", "method=frozen", "bitfit=false")
 BAD_COMMANDS = {
     "unknown preset": (["train", "--preset", "cub"], "unknown preset 'cub'"),

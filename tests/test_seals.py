@@ -24,6 +24,7 @@ from vptsp_core.errors import DataError, VptspError, WeightsError
 from vptsp_core.image_index import read_index
 from vptsp_core.image_index.update import update
 from vptsp_core.runs import read_run
+from vptsp_core.study import many
 
 NORMAL = ((0.5,) * 3, (0.5,) * 3)
 
@@ -122,6 +123,64 @@ def test_a_model_tested_on_other_images_says_so(finished, tmp_path, capsys):
         assert main(["evaluate", model, "--data", str(tmp_path / "images"), "--device", "cpu"]) == 0
         error = capsys.readouterr().err
         assert error.startswith("warning: these are not the test images that the run was tested on")
+
+
+CUB = dict(dataset="cub200", weights="random", method="linear", bitfit=False, batch=4, samples_per_class=2,
+           steps_per_epoch=1, image_size=40, resize=40, pipeline="classic", epochs=2)  # fmt: skip
+
+
+def bird_folder(root, side):
+    put(root / "cub200" / "images", {f"{i:03}.bird": 2 for i in (1, 2, 3, 101, 102)}, side)
+    return root
+
+
+def test_a_run_found_or_gone_on_with_is_of_these_images(tmp_path, monkeypatch):
+    """A description names a data set; which images lie there, only its fingerprint tells."""
+    one, other = (bird_folder(tmp_path / name, side) for name, side in (("one", 24), ("other", 48)))
+    config, options = preset("smoke", **CUB), dict(results=tmp_path / "out", progress=False)
+    monkeypatch.setattr("vptsp_core.data.assemble._miscounts", lambda *_: [])  # five classes are the whole of it
+
+    def stop(history):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, data=one, on_epoch=stop, **options)
+    with pytest.raises(WeightsError, match="checkpoint .*: begun with other images; give those, or delete it"):
+        run(config, data=other, **options)
+    done = run(config, data=one, **options)
+    assert len(done.record["stretches"]) == 2
+    for call in (lambda data: run(config, data=data, **options), lambda data: many([config], data=data, **options)[0]):
+        assert call(one).metrics == done.metrics == call(None).metrics == call(tmp_path / "gone").metrics
+        with pytest.raises(WeightsError, match="made with other images of cub200 than these; give those, or another"):
+            call(other)
+
+
+def test_a_run_gone_on_with_is_of_these_weights(tmp_path, monkeypatch):
+    """As where the hub has another file by now; a file that is named counts by its content already."""
+    config, real = preset("smoke", weights="random", epochs=2), vptsp_core.record.checksum
+
+    def stop(history):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, results=tmp_path, progress=False, on_epoch=stop)
+    monkeypatch.setattr("vptsp_core.record.checksum", lambda backbone: real(backbone)[::-1])
+    with pytest.raises(WeightsError, match="checkpoint .*: begun with other weights of the backbone; give those"):
+        run(config, results=tmp_path, progress=False)
+    monkeypatch.setattr("vptsp_core.record.checksum", real)
+    assert len(run(config, results=tmp_path, progress=False).history) == 2
+
+
+def test_own_images_under_another_run_s_name_are_not_theirs(tmp_path):
+    """A folder that was copied to the name of the run on other images."""
+    config = preset("smoke", **{**CUB, "dataset": "own", "method": "frozen"})
+    options = dict(results=tmp_path / "out", progress=False)
+    one, other = put(tmp_path / "one", TWELVE), put(tmp_path / "other", TWELVE, side=30)
+    first, second = (run(config, data=data, **options).path for data in (one, other))
+    shutil.rmtree(second)
+    shutil.copytree(first, second)
+    with pytest.raises(WeightsError, match="made with other images of own than these"):
+        run(config, data=other, **options)
 
 
 def test_own_images_count_by_their_content(tmp_path):

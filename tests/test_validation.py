@@ -13,7 +13,7 @@ from vptsp_core.__main__ import main
 from vptsp_core.checkpoints import CHECKPOINT
 from vptsp_core.data import Benchmark, ImageSet
 from vptsp_core.data.batches import decoded, eval_batches
-from vptsp_core.data.holdout import hold_out
+from vptsp_core.data.holdout import held_out_classes, hold_out
 from vptsp_core.errors import DataError
 from vptsp_core.metrics import Scores
 from vptsp_core.report import record_table, selection_note
@@ -72,8 +72,16 @@ def test_every_fifth_class_is_held_out():
             assert part.describe(own) == f"train image {row}"
     prints = {images.fingerprint() for images in (whole.train, training.train, held_out.test)}
     assert len(prints) == 3 and hold_out(whole)[0].train.fingerprint() in prints
-    with pytest.raises(DataError, match="train: of 9 classes too few could be held out, at least 10 are needed"):
+    with pytest.raises(DataError, match="train: of 9 classes too few could be held out, at least 10 of two"):
         hold_out(Benchmark("some", Blots(classes=9), Blots("test", 3)))
+
+
+def test_a_class_of_one_image_is_never_held_out():
+    """Its query could only miss: a tie of zeros would choose the first epoch, whatever was learned."""
+    images = np.array([3, 1, 3, 1, 1, 3, 3, 2, 3, 1, 3, 3, 3, 3, 1, 3, 3])
+    found = held_out_classes(images)
+    assert np.flatnonzero(found).tolist() == [7, 13] and (images[found] > 1).all()
+    assert not held_out_classes(np.array([1] * 40 + [2] * 9)).any() and held_out_classes(np.array([2] * 10)).sum() == 2
 
 
 def test_decoded_images_serve_both_parts(tmp_path):

@@ -51,8 +51,8 @@ def is_finished(folder: Path, source: Path, made: str) -> bool:
         left = chapter(folder, source)
         if told is None or told["made_from"] != made or left.failure or left.absent or left.page is None:
             return False
-        results = [(folder / name, kept) for name, kept in told["results"].items()]
-        return all(path.is_file() and digest(path) == kept for path, kept in results)
+        results = {folder / name: kept for name, kept in told["results"].items()}
+        return left.page in results and all(path.is_file() and digest(path) == kept for path, kept in results.items())
     except (VptspError, KeyError, TypeError, AttributeError):  # no mark, or one of an older version
         return False
 

@@ -178,5 +178,5 @@ def read(path: Path) -> Any:
     """
     try:
         return nbformat.read(path, as_version=4)
-    except (OSError, ValueError) as error:  # nbformat's own errors are ValueErrors
+    except Exception as error:  # nbformat, and the checker of schemas below it, raise what they meet
         raise VptspError(f"{path}: not a readable notebook ({type(error).__name__})") from None

@@ -12,7 +12,7 @@ import numpy as np
 
 from vptsp_core.class_table import MOMENTS
 from vptsp_core.config import RunConfig, checked_changes
-from vptsp_core.data.holdout import EVERY, FEWEST
+from vptsp_core.data.holdout import held_out_classes
 from vptsp_core.data.partfile import amount
 from vptsp_core.errors import ConfigError
 from vptsp_core.presets import PRESETS
@@ -95,12 +95,14 @@ def plan(
 
 def _choose_selection(draft: _Draft, classes: np.ndarray) -> np.ndarray:
     """The classes that remain to be trained on."""
-    draft.settle(dataset="own", selection="validation" if len(classes) >= FEWEST else "last")
+    held_out = held_out_classes(classes)
+    draft.settle(dataset="own", selection="validation" if held_out.any() else "last")
     selection = draft.values["selection"]
-    kept = classes[np.arange(len(classes)) % EVERY != EVERY - 1] if selection == "validation" else classes
+    kept = classes[~held_out] if selection == "validation" else classes
+    few = "" if held_out.any() else ", too few classes of two or more images to choose by others"
     how = {
-        "validation": f"{len(classes) - len(kept):,} others choose the epoch",
-        "last": "the last epoch is taken" + (", too few classes to choose by others" * (len(classes) < FEWEST)),
+        "validation": f"{held_out.sum():,} others choose the epoch",
+        "last": f"the last epoch is taken{few}",
         "released": "the tested classes choose the epoch, so that the gain looks larger than it is",
     }
     draft.reasons.append(f"{len(kept):,} classes are trained on; {how[selection]} (selection={selection})")

@@ -13,8 +13,8 @@ from vptsp_core.config import RunConfig
 from vptsp_core.data.base import Benchmark, ImageSet
 from vptsp_core.errors import DataError
 
-EVERY = 5  # the last of every five classes, in the order of the labels, is held out
-FEWEST = 10  # training classes, so that two are held out: among one alone nothing can be confused
+EVERY = 5  # the last of every five classes of two or more images, in the order of the labels, is held out
+FEWEST = 10  # of those, so that two are held out: among one alone nothing can be confused
 
 
 class Rows(ImageSet):
@@ -69,23 +69,37 @@ def for_selection(benchmark: Benchmark, config: RunConfig) -> tuple[Benchmark, B
     return hold_out(benchmark)
 
 
-def hold_out(benchmark: Benchmark) -> tuple[Benchmark, Benchmark]:
-    """Two benchmarks whose training set lacks every fifth class: one tested as before, the other on those classes.
+def held_out_classes(images: np.ndarray) -> np.ndarray:
+    """Which training classes are held out, (C,) bool; none where they would be fewer than two.
 
-    Held out are the classes 4, 9, 14, ... in the order of the labels (where that is the order of names, alike classes
-    are neighbours, and a fifth of each kind is held out), the same for every seed. Their images are searched among
-    themselves, in benchmarks with a separate gallery too.
+    They are the 5th, 10th, 15th, ... of those with two or more images (the query of another could only miss, whatever
+    the model), in the order of the labels: where that is the order of names, alike classes are neighbours, and a fifth
+    of each kind is held out. The same for every seed.
+
+    Args:
+        images: (C,) how many each class has.
+    """
+    several = np.flatnonzero(images > 1)
+    found = np.zeros(len(images), dtype=bool)
+    if len(several) >= FEWEST:
+        found[several[EVERY - 1 :: EVERY]] = True
+    return found
+
+
+def hold_out(benchmark: Benchmark) -> tuple[Benchmark, Benchmark]:
+    """Two benchmarks whose training set lacks the `held_out_classes`: one tested as before, the other on those classes,
+    whose images are searched among themselves, in benchmarks with a separate gallery too.
 
     Raises:
         DataError: too few training classes.
     """
     train = benchmark.train
-    if train.num_classes < FEWEST:
+    held_out = held_out_classes(np.bincount(train.labels, minlength=train.num_classes))
+    if not held_out.any():
         raise DataError(
-            f"{train.name}: of {train.num_classes} classes too few could be held out, at least {FEWEST} are needed; "
-            "choose selection = 'last'"
+            f"{train.name}: of {train.num_classes} classes too few could be held out, at least {FEWEST} of two or more "
+            "images are needed; choose selection = 'last'"
         )
-    held_out = np.arange(train.num_classes) % EVERY == EVERY - 1
     rest, validation = (
         of_classes(train, np.flatnonzero(chosen).tolist(), f"{benchmark.name} {name}")
         for chosen, name in ((~held_out, "train"), (held_out, "validation"))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vptsp_core.data import Benchmark, ImageSet, load_benchmark
+from vptsp_core.data.holdout import for_selection
 from vptsp_core.embedder import Embedder, load
 from vptsp_core.errors import VptspError
 from vptsp_core.runs import METRICS, Run, read_run
@@ -45,18 +46,24 @@ class Opened:
         return self.benchmark.gallery is None
 
     @property
+    def trained_on(self) -> ImageSet:
+        """The training images that have proxies: without the classes that were held out to choose the epoch."""
+        return for_selection(self.benchmark, self.run.config)[0].train
+
+    @property
     def own_data(self) -> bool:
         """Whether these are the images of the run's own data set."""
         return self.benchmark.record() == self.run.record["data"]
 
 
-def finished_runs(results: Path) -> dict[str, Path]:
-    """{what to call it: folder} of the finished runs in a results folder, by name; unreadable ones are left out.
+def finished_runs(*results: Path) -> dict[str, Path]:
+    """{what to call it: folder} of the finished runs in results folders, by name; unreadable ones are left out.
 
-    A name holds the data set, method, backbone, seed, R@1 in percent and the beginning of the run's hash.
+    A name holds the data set, method, backbone, seed, R@1 in percent and the beginning of the run's hash; of one's own
+    images, that of their fingerprint, too, as the folder's name does.
     """
     found = {}
-    for path in results.glob(f"runs/*/{METRICS}"):
+    for path in [path for each in results for path in each.glob(f"runs/*/{METRICS}")]:
         try:
             run = read_run(path.parent)
             recall = f"R@1 {100 * run.metrics['R@1']:.1f}"
@@ -65,8 +72,9 @@ def finished_runs(results: Path) -> dict[str, Path]:
         config = run.config
         kind = f"{config.method}{f' {config.accumulator}' if config.method == 'vptsp' else ''}"
         kind += " + BitFit" if config.bitfit else ""
-        name = f"{config.dataset}, {kind}, {config.backbone}, seed {config.seed}: {recall} ({run.record['hash'][:6]})"
-        found[name] = path.parent
+        images = path.parent.name.partition(run.record["hash"])[2]
+        which = f"{run.record['hash'][:6]}{images}"
+        found[f"{config.dataset}, {kind}, {config.backbone}, seed {config.seed}: {recall} ({which})"] = path.parent
     return dict(sorted(found.items()))
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from vptsp_core.data import ImageSet
 from vptsp_core.data.folder import to_rgb
+from vptsp_core.errors import DataError
 from vptsp_core.explore import Opened
 from vptsp_core.neighbours import nearest_neighbours
 
@@ -73,9 +74,22 @@ def neighbours(opened: Opened, query: int | Path | Image.Image, k: int) -> Found
 
 
 def all_neighbours(opened: Opened, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of every test image: cosines (N, k) float32 and places (N, k) int64 of its nearest."""
+    """Of every test image: cosines (N, k) float32 and places (N, k) int64 of its nearest; fewer than k where there are
+    no more images."""
+    k = min(k, len(opened.gallery) - opened.among_themselves)
     scores, places = nearest_neighbours(opened.queries, opened.gallery, k, exclude_self=opened.among_themselves)
     return scores.numpy(), places.numpy()
+
+
+def test_image(opened: Opened, number: int) -> int:
+    """``number``, where there is a test image of it.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not 0 <= number < len(opened.benchmark.test):
+        raise DataError(f"query = {number}: the test images are 0 to {len(opened.benchmark.test) - 1}; choose another")
+    return number
 
 
 def by_class(labels: np.ndarray, first: np.ndarray, names: tuple[str, ...]) -> pd.DataFrame:

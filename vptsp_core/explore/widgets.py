@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,21 +47,21 @@ class Choice:
     """A run and a data set; with controls to choose others where somebody watches.
 
     Args:
-        results: folder whose finished runs can be chosen.
+        results: folders whose finished runs can be chosen.
         path: of the run to begin with.
         dataset: to begin with; None for the run's own.
     """
 
-    def __init__(self, results: Path, path: Path, dataset: str | None = None) -> None:
+    def __init__(self, results: Sequence[Path], path: Path, dataset: str | None = None) -> None:
         self.path, self.dataset = path, dataset
         if live():
             self._show(results)
 
-    def _show(self, results: Path) -> None:
+    def _show(self, results: Sequence[Path]) -> None:
         import ipywidgets
         from IPython.display import display
 
-        runs = finished_runs(results)
+        runs = finished_runs(*results)
         if self.path not in runs.values():
             runs = {str(self.path): self.path, **runs}
         wide = ipywidgets.Layout(width="min(46em, 95%)")
