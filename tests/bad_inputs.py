@@ -342,6 +342,9 @@ TABLE: dict[str, list[Case]] = {
              "index DIR/results/index: its model is not at DIR/bird.safetensors any more; name its new place with "
              "--model"),
         Case("image that is not there", "`search`", models.absent_query, "image DIR/none.jpg: no such file; check the path"),
+        Case("folder that holds an image that cannot be read", "`search`", models.unreadable_query,
+             WORKS + "it is left out, with a warning, and the others are answered",
+             "warning: 1 left out: image DIR/asked/bad.jpg: unreadable (not an image of a known kind); replace the file"),
         Case("index in the folder of the images", "`index DIR --to DIR`", models.index_among_images,
              "the index would lie among the images of DIR/data; name another folder with --to"),
     ],
