@@ -248,6 +248,60 @@ def test_what_is_set_stays_set():
     )
 
 
+def reasons(count=40, each=10, here=None, **changes):
+    found = plan(np.full(count, each), 10, here or machine(), VIT_S, changes)
+    (preset,) = [line for line in found.reasons if line.startswith("preset ")]
+    (steps,) = [line for line in found.reasons if line.startswith("epochs=")]
+    config = found.config
+    total = config.epochs * (config.steps_per_epoch or 0)
+    return preset, steps, total
+
+
+def test_class_prompts_are_told_of_where_there_are_some():
+    slow = "AdamW in place of SGD, which starts slowly"
+    assert reasons()[0].startswith("preset cub200-vits16: class prompts learn as one table of ")
+    for changes in ({"method": "linear"}, {"method": "vpt"}, {"method": "full"}, {"method": "adapter"}):
+        assert reasons(**changes)[0] == f"preset cub200-vits16: {slow}"
+        assert reasons(here=machine(memory=5e7), **changes)[0] == f"preset cub200-vits16: {slow}", "no table, none large"
+    assert "one table" not in reasons(proxy_source="sample")[0] and "GRU" in reasons(proxy_source="sample")[0]
+    assert reasons(method="linear", optimizer="sgd")[0] == "preset cub200-vits16"
+    assert reasons(2_000, method="linear")[0] == "preset sop-vits16: for more than 1,000 classes"
+
+
+def test_what_the_user_set_has_no_reason_of_ours():
+    assert "row by row (little memory), " in reasons(here=machine(memory=5e7))[0]
+    assert "row by row (more than 1,000 classes), " in reasons(2_000)[0]
+    for count in (40, 2_000):
+        assert "row by row, " in reasons(count, class_optimizer="rowwise")[0]
+    text = reasons(2_000, class_optimizer="dense")[0]
+    assert "learn as one table" in text and "AdamW" not in text, "the preset's own optimiser"
+
+
+def test_the_number_of_steps_is_told_with_what_decided_it():
+    def decided(*arguments, **changes):
+        return re.search(r"\((.*)\)$", reasons(*arguments, **changes)[1])[1]
+
+    assert decided(100, 20) == "600 to 20,000 steps with a GPU"
+    assert decided(40, 10, machine(gpu=False)) == "200 to 600 steps with no GPU"
+    assert decided(8, 5) == decided(8, 5, machine(gpu=False)) == "at most 100 passes"
+    assert decided(epochs=3) == "epochs as you set" and decided(steps_per_epoch=None) == "steps_per_epoch as you set"
+    assert decided(epochs=3, steps_per_epoch=7) == "epochs and steps_per_epoch as you set"
+    assert reasons(4, 2, batch=2_000, samples_per_class=500)[1].endswith("(one step an epoch at least)")
+    assert "epochs=10 of 1 step: " in reasons(4, 2, batch=2_000, samples_per_class=500)[1]
+    assert reasons(10, 4, epochs=1, steps_per_epoch=1, batch=32, samples_per_class=4)[1] == (
+        "epochs=1 of 1 step: 1 pass over 32 images (epochs and steps_per_epoch as you set)"
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        count, each, gpu = int(rng.integers(4, 300)), int(rng.integers(2, 60)), bool(rng.integers(2))
+        _, steps, total = reasons(count, each, machine(gpu))
+        passes = float(re.search(r": (\S+) pass", steps)[1])
+        bounds = re.search(r"\(([\d,]+) to ([\d,]+) steps", steps)
+        low, high = (int(each.replace(",", "")) for each in bounds.groups()) if bounds else (0, 600)
+        assert low <= total <= high or "one step an epoch" in steps, steps
+        assert passes <= 100 or "one step an epoch" in steps, steps
+
+
 def test_learning_begins_from_the_images_where_the_head_is_no_wider_than_the_backbone():
     def start(**changes):
         found = plan(np.full(40, 10), 10, machine(), VIT_S, changes)
