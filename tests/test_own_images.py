@@ -118,6 +118,50 @@ def test_what_is_left_out_is_named(tmp_path):
     assert "1 thing(s) that are no images or folders of them are ignored: notes.txt" in told
 
 
+def test_images_in_sub_folders_of_class_folders_are_counted(tmp_path):
+    put(tmp_path, TWELVE)
+    put(tmp_path / "class 03" / "more", {"x": 4, "x/y": 2, ".hidden": 5})
+    put(tmp_path, {"only below/x": 3})
+    with pytest.warns(UserWarning) as caught:
+        load_benchmark("own", tmp_path)
+    told = [str(each.message) for each in caught]
+    assert len(told) == 2 and "1 class folder(s) without images are left out: only below" in told[0]
+    assert told[1].endswith("2 thing(s) that are no images or folders of them are ignored: class 03/more, only below/x"
+                            "; 9 image(s) in sub-folders of class folders are not used")  # fmt: skip
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_table_as_people_write_it(split, tmp_path):
+    """Names of columns and splits in any case, Excel's first line, empty rows."""
+    put(tmp_path, TWELVE)
+    rows = [f"{label}/{i}.png;{label}" + f";{'Test' if label > 'class 08' else ' TRAIN'}" * split
+            for label in TWELVE for i in range(3)]  # fmt: skip
+    header, tested = "Path; CLASS" + ";Split" * split, ("09", "10", "11") if split else ("04", "09")
+    for first in ("", "sep=;\n", "SEP=;;\r\n", "\ufeffsep=;\r\n", '"sep=;"\n'):
+        text = first + "\n".join([header, *rows, ";", ";;", " ; ;", ""])
+        for each in (text, text.replace(";", ",")):
+            (tmp_path / "split.csv").write_text(each)
+            assert load_benchmark("own", tmp_path).test.class_names == tuple(f"class {i}" for i in tested)
+    (tmp_path / "split.csv").write_text(f"sep=;\n{header}\n;a{';train' * split}\n")
+    with pytest.raises(DataError, match="line 3: each line is path,class"):  # as an editor counts
+        load_benchmark("own", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["folders", "classes", "splits"])
+@pytest.mark.parametrize("name", ["own", "folder"])
+def test_classes_that_differ_only_in_case_are_named(kind, name, tmp_path):
+    put(tmp_path, TWELVE | {"C0": 2, "c0": 2, "É": 2, "é": 2})
+    if kind != "folders":
+        split = kind == "splits" or name == "folder"
+        rows = [f"{label}/{i}.png,{label}" + f",{'test' if label > 'class 08' else 'train'}" * split
+                for label in (*TWELVE, "C0", "c0", "É", "é") for i in range(2)]  # fmt: skip
+        (tmp_path / "split.csv").write_text("\n".join(["path,class" + ",split" * split, *rows]))
+    with pytest.warns(UserWarning) as caught:
+        load_benchmark(name, tmp_path)
+    (told,) = [str(each.message) for each in caught]
+    assert "the classes C0 and c0 differ only in case (and 1 more such); where they are one class, write it in one way" in told
+
+
 def nine(root):
     put(root, {f"{i}": 2 for i in range(9)} | {"single": 1})
 
@@ -133,6 +177,14 @@ def table(text, encoding="utf-8"):
 MISTAKES = {
     "too few": (nine, "holds 9 class(es) of two or more images, at least 10 are needed"),
     "no folders": (loose, "1 image(s) lie in"),
+    "deeper": (lambda root: [put(root / each, TWELVE) for each in ("train", "val")],
+               "no class folders with images in {0}, but in {0}/train and {0}/val; name the folder that holds the "
+               "classes, or write split.csv"),
+    "deeper, of many": (lambda root: [put(root / each, {"x": 2}) for each in "abcd"] and loose(root),
+                        "but in {0}/a and {0}/b and 2 more; name the folder"),
+    "validation": (table("path,class,split\na.png,a,Val\n"), "line 2: there is no split 'val', classes that choose the "
+                   "epoch are held out of train; write train or test"),
+    "column twice": (table("path,class,Class\n"), "has the column 'class' twice; keep one"),
     "nothing": (lambda root: None, "no class folders with images"),
     "header": (table("file,class\n"), "must begin with the header path,class; a third column, split, is optional"),
     "header with a split": (table("file,class,split\n"), "header path,class; a third column, split, is optional"),
@@ -149,7 +201,7 @@ def test_mistakes_are_one_line(make, message, tmp_path, capsys):
     make(tmp_path)
     assert main(["train", "--data-folder", str(tmp_path), "--results", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert message.format(tmp_path) in error and error.startswith("error: ") and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -262,7 +314,7 @@ def test_class_prompts_are_told_of_where_there_are_some():
     assert reasons()[0].startswith("preset cub200-vits16: class prompts learn as one table of ")
     for changes in ({"method": "linear"}, {"method": "vpt"}, {"method": "full"}, {"method": "adapter"}):
         assert reasons(**changes)[0] == f"preset cub200-vits16: {slow}"
-        assert reasons(here=machine(memory=5e7), **changes)[0] == f"preset cub200-vits16: {slow}", "no table, none large"
+        assert reasons(here=machine(memory=5e7), **changes)[0] == f"preset cub200-vits16: {slow}", "no table"
     assert "one table" not in reasons(proxy_source="sample")[0] and "GRU" in reasons(proxy_source="sample")[0]
     assert reasons(method="linear", optimizer="sgd")[0] == "preset cub200-vits16"
     assert reasons(2_000, method="linear")[0] == "preset sop-vits16: for more than 1,000 classes"
