@@ -159,7 +159,7 @@ def test_classes_that_differ_only_in_case_are_named(kind, name, tmp_path):
     with pytest.warns(UserWarning) as caught:
         load_benchmark(name, tmp_path)
     (told,) = [str(each.message) for each in caught]
-    assert "the classes C0 and c0 differ only in case (and 1 more such); where they are one class, write it in one way" in told
+    assert "the classes C0 and c0 differ only in case (and 1 more such); where they are one class, write it" in told
 
 
 def nine(root):
