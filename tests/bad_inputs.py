@@ -201,7 +201,7 @@ TABLE: dict[str, list[Case]] = {
         Case("no such file", "`train`", runs.weights("none.pth", None),
              "weights DIR/none.pth: no such file; give a .safetensors or .pth file"),
         Case("a folder", "`train`", runs.weights("data", None),
-             "weights DIR/data: is a folder; give a .safetensors or .pth file"),
+             "weights DIR/data: a folder, no file; give a .safetensors or .pth file"),
         Case("nothing after the equals sign", "`train --set weights=`", runs.no_name_of_weights,
              "weights is empty; give a .safetensors or .pth file, or leave it out"),
         Case("another kind of file", "`train`", runs.weights("w.onnx", runs.junk),

@@ -250,5 +250,5 @@ def _refuse_no_file(path: Path, given: str) -> None:
     if not given.strip():
         raise WeightsError("weights is empty; give a .safetensors or .pth file, or leave it out")
     if not path.is_file():
-        fault = "is a folder" if path.is_dir() else "no such file"
+        fault = "a folder, no file" if path.is_dir() else "no such file"
         raise WeightsError(f"weights {given}: {fault}; give a .safetensors or .pth file")
