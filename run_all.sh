@@ -41,7 +41,7 @@ absolute() { case $1 in /*) printf '%s' "$1" ;; *) printf '%s' "$here/$1" ;; esa
 
 # ---- options ---------------------------------------------------------------------------------------------------
 mode=notebooks profile=demo data='' results=$root/results only='' seeds='' workers='' cluster=''
-changes=()
+changes=() seen=' '
 while (($#)); do
   option=$1 value=''
   shift
@@ -57,7 +57,11 @@ while (($#)); do
     *) fail "unknown option '$option' (see --help)" ;;
   esac
   [[ -n $value ]] || fail "$option needs a value (see --help)"
-  given=$option
+  if [[ $option != --set && $seen == *" $option "* ]]; then
+    case $option in --only | --seeds) fail "$option is given twice; join with commas" ;; esac
+    fail "$option is given twice"
+  fi
+  seen+="$option " given=$option
   case $option in
     --profile) [[ $value =~ ^(demo|smoke|paper)$ ]] || fail "--profile is demo, smoke or paper, not '$value'"
       profile=$value ;;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +66,18 @@ def moved_model(desk: Desk) -> str:
 def absent_query(desk: Desk) -> str:
     _index(desk)
     return desk.refused("search", desk.root / "none.jpg", "--index", desk.results / "index")
+
+
+def unreadable_query(desk: Desk) -> str:
+    """Of a folder it is left out, with a warning; the other images are answered."""
+    _index(desk)
+    (desk.root / "asked").mkdir()
+    (desk.root / "asked" / "bad.jpg").write_bytes(b"")
+    shutil.copy(desk.data / "a" / "0.png", desk.root / "asked")
+    place, to = desk.results / "index", desk.results / "found"
+    status, out, err = desk.command("search", desk.root / "asked", "-k", "1", "--index", place, "--to", to)
+    assert status == 0 and out.startswith("DIR/asked/0.png\n    1  1.0000  a/0.png\n") and "bad.jpg" not in out
+    return err.rstrip("\n")
 
 
 def index_among_images(desk: Desk) -> str:

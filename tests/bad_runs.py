@@ -54,6 +54,10 @@ def weights(name: str, make: Callable[[Path, dict], None] | None) -> Do:
     return do
 
 
+def no_name_of_weights(desk: Desk) -> str:
+    return desk.refused(*desk.train("weights="))
+
+
 def _save(path: Path, state: dict) -> None:
     save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
 

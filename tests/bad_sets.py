@@ -101,6 +101,30 @@ def excel(desk: Desk) -> str:
     return ""
 
 
+def excel_by_hand(desk: Desk) -> str:
+    rows = [f"{c}/{i}.png;{c};{'Train' if c == 'a' else 'TEST'}" for c in "ab" for i in range(2)]
+    (desk.data / "split.csv").write_text("\r\n".join(["sep=;", "Path;Class;Split", *rows, ";;", ";;"]))
+    assert desk.command("data", "check", "folder", "--data", desk.data)[0] == 0
+    benchmark = load_benchmark("folder", desk.data)
+    assert (benchmark.train.class_names, benchmark.test.class_names) == (("a",), ("b",))
+    return ""
+
+
+def other_case(desk: Desk) -> str:
+    shutil.copytree(desk.data / "a", desk.data / "A")
+    return _check(desk, "folder", desk.data)
+
+
+def nested(desk: Desk) -> str:
+    shutil.copytree(desk.data / "b", desk.data / "a" / "more")
+    return _check(desk, "folder", desk.data)
+
+
+def deeper(desk: Desk) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(desk.data / "a", desk.root / "sets" / split / "a")
+
+
 def labels(desk: Desk) -> str:
     paths = sorted((desk.data / "a").iterdir())
     return desk.told(lambda: FileSet("mine", paths, np.array([0, 2]), ["a", "b"]))

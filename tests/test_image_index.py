@@ -76,6 +76,7 @@ def test_index_then_search(folder, model, tmp_path, capsys, monkeypatch):
 
     assert main(["search", "letters/a", "-k", "99", "--to", "out/all"]) == 0  # a folder; more than there are
     assert pd.read_csv("out/all.csv").groupby("query").size().tolist() == [13] * 6
+    assert Path("out/all.csv").read_bytes().startswith("\ufeffquery,rank,".encode()), "Excel takes it for UTF-8"
     with Image.open("out/all.png") as picture:
         assert picture.height > 3 * picture.width, "every query and neighbour is drawn"
     for name in ("mine.png", "mine.csv"):  # not a search's: kept
@@ -250,6 +251,31 @@ def test_an_image_to_search_for_that_is_not_there(folder, model, tmp_path, capsy
     capsys.readouterr()
     assert main(["search", "nope.png"]) == 2
     assert capsys.readouterr().err == "error: image nope.png: no such file; check the path\n"
+
+
+def test_unreadable_images_of_a_searched_folder_are_left_out(folder, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["index", "letters", "--model", str(model)]) == 0
+    (folder / "a" / "03 cut.png").write_bytes((folder / "a" / "04.png").read_bytes()[:60])
+    (folder / "a" / "05.png").write_bytes(b"no image")
+    capsys.readouterr()
+    assert main(["search", "letters/a", "-k", "2"]) == 0
+    told = capsys.readouterr().err
+    assert told.startswith("warning: 2 left out: image letters/a/03 cut.png: unreadable") and told.count("\n") == 1
+    assert "; image letters/a/05.png: unreadable (not an image of a known kind)" in told
+    whole = [f"letters/a/{i:02}.png" for i in range(0, 12, 2)]
+    table = pd.read_csv("search.csv")
+    assert list(dict.fromkeys(table["query"])) == whole and table["path"][0] == "a/00.png"
+    wanted = vptsp_core.load(model, "cpu").embed(whole) @ read_index("vptsp-index").embeddings.T
+    np.testing.assert_allclose(table["cosine"][::2], wanted.max(axis=1), atol=2e-6)
+    for given in (["letters/a", "letters/a/05.png"], ["letters/a/05.png", "letters/a"]):  # named itself
+        assert main(["search", *given]) == 2
+        assert "image letters/a/05.png: unreadable" in capsys.readouterr().err
+    for path in whole:
+        os.remove(path)
+    assert main(["search", "letters/a"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: none of the 2 images can be read; the first: image letters/a/03 cut.png"), told
 
 
 # ---- large ---------------------------------------------------------------------------------------

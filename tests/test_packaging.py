@@ -227,6 +227,9 @@ def test_scripts_parse_and_are_executable(script):
         (["--cluster", "host:8786"], "tcp://HOST:PORT, not 'host:8786'"),
         (["--workers", "2", "--cluster=tcp://h:1"], "--workers and --cluster exclude each other"),
         (["--set", "epochs"], "KEY=VALUE, not 'epochs'"),
+        (["--only", "a", "--only", "b"], "--only is given twice; join with commas\n"),
+        (["--seeds=0", "--seeds", "1"], "--seeds is given twice; join with commas\n"),
+        (["--profile=demo", "--set=epochs=1", "--set=seed=1", "--profile", "demo"], "--profile is given twice\n"),
         (["test", "--profile", "demo"], "test takes no options"),
     ],
 )

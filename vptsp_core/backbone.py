@@ -179,8 +179,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         WeightsError: no such file, another suffix, unreadable, code in it, or values that are not finite numbers.
     """
-    if not path.is_file():
-        raise WeightsError(f"weights {path}: no such file; give a .safetensors or .pth file")
+    _refuse_no_file(path, str(path))
     if path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
         raise WeightsError(f"weights {path}: unknown kind {path.suffix!r}; give .safetensors, .pth, .pt or .bin")
     try:
@@ -243,6 +242,13 @@ def identity(config: RunConfig) -> str:
     if config.weights in ("pretrained", "random"):
         return config.hash()
     file = Path(config.weights).expanduser()
-    if not file.is_file():
-        raise WeightsError(f"weights {config.weights}: no such file; give a .safetensors or .pth file")
+    _refuse_no_file(file, config.weights)
     return config.replace(weights="sha256:" + hashlib.sha256(file.read_bytes()).hexdigest()[:16]).hash()
+
+
+def _refuse_no_file(path: Path, given: str) -> None:
+    if not given.strip():
+        raise WeightsError("weights is empty; give a .safetensors or .pth file, or leave it out")
+    if not path.is_file():
+        fault = "a folder, no file" if path.is_dir() else "no such file"
+        raise WeightsError(f"weights {given}: {fault}; give a .safetensors or .pth file")

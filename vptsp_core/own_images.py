@@ -25,7 +25,7 @@ from vptsp_core.errors import ConfigError, VptspError, WeightsError
 from vptsp_core.files import write_json
 from vptsp_core.host_rows import available_host_memory
 from vptsp_core.own_plan import Machine, Plan, plan
-from vptsp_core.own_words import UNCLEAR, counted, summary
+from vptsp_core.own_words import EQUAL, FEW_QUERIES, UNCLEAR, counted, summary
 from vptsp_core.presets import PRESETS
 from vptsp_core.runs import Run, run_folder
 from vptsp_core.seals import sealed, unsealed
@@ -42,7 +42,8 @@ class Trained:
     Attributes:
         run: the trained model's; ``frozen``: the same backbone as it came.
         gain: a row a metric, in percent points: ``frozen``, ``trained``, ``difference``, ``low`` and ``high`` of its
-            95 % interval over the queries, and ``verdict``, "better", "worse" or "cannot be told", where it holds 0.
+            95 % interval over the queries, ``queries``, how many have something to be found, and ``verdict``, "better",
+            "worse", "equal" on every query, or "cannot be told", where the interval holds 0 or rests on few queries.
         summary: all that in words.
     """
 
@@ -141,8 +142,12 @@ def compare(frozen: Run, trained: Run) -> pd.DataFrame:
     rows = {}
     for metric in METRICS:
         columns = found[metric][["difference", "low", "high"]]
-        difference, low, high = columns.loc["trained"].to_numpy(dtype=np.float64).tolist()
+        # rounded, so that a sum's error is no difference; - 0 is 0
+        difference, low, high = (columns.loc["trained"].to_numpy(dtype=np.float64).round(9) + 0.0).tolist()
+        queries = int(np.isfinite((trained.queries or {}).get(metric, ())).sum())
         verdict = "better" if low > 0 else "worse" if high < 0 else UNCLEAR
+        verdict = EQUAL if low == high == 0 else UNCLEAR if queries < FEW_QUERIES else verdict
         before = {name: 100 * each.metrics[metric] for name, each in (("frozen", frozen), ("trained", trained))}
-        rows[metric] = {**before, "difference": difference, "low": low, "high": high, "verdict": verdict}
+        rows[metric] = {**before, "difference": difference, "low": low, "high": high}
+        rows[metric] |= {"queries": queries, "verdict": verdict}
     return pd.DataFrame.from_dict(rows, orient="index")

@@ -116,7 +116,9 @@ def _choose_preset(draft: _Draft, count: int, machine: Machine, shape: tuple[int
     fixed = {"dataset": "own", "selection": draft.values["selection"]}
     draft.settle(**RunConfig().to_dict() | PRESETS[name] | ({} if small else QUICK) | fixed)
     per_class = min(depth, draft.values["class_layers"]) * draft.values["class_prompts"] * width * 4
-    large = 4 * count * per_class > machine.memory / 8  # the table, its gradient and two moments
+    kind = {key: draft.values[key] for key in ("method", "proxy_source")}
+    table = RunConfig(**kind, bitfit=False).has_class_prompts
+    large = table and 4 * count * per_class > machine.memory / 8  # the table, its gradient and two moments
     if count > DENSE_CLASSES or large:
         name = name if small else "sop-vits16"
         draft.settle(**RunConfig().to_dict() | PRESETS[name] | {"class_optimizer": "rowwise"} | fixed)
@@ -127,16 +129,21 @@ def _choose_preset(draft: _Draft, count: int, machine: Machine, shape: tuple[int
     image_size = draft.values["image_size"]
     draft.settle(resize=image_size if small else round(image_size * 8 / 7))
     draft.settle(bitfit=draft.values["method"] != "full")
-    text = f"preset {name}: "
-    if draft.values["class_optimizer"] == "rowwise":
-        reason = f"more than {DENSE_CLASSES:,} classes" if count > DENSE_CLASSES else "little memory"
-        text += f"class prompts learn row by row ({reason}), {amount(_fit_table(draft, count, machine, width))} of them"
-        text += f", {draft.values['class_prompts']} a class in {draft.values['class_layers']} blocks"
-    else:
-        text += f"class prompts learn as one table of {amount(count * per_class)}"
-        if not small and draft.free("optimizer", "accumulator"):
-            text += "; AdamW and a running average in place of SGD and GRU, which start slowly"
-    draft.reasons.append(text)
+    text = []
+    if table and draft.values["class_optimizer"] == "rowwise":
+        reason = f" (more than {DENSE_CLASSES:,} classes)" if count > DENSE_CLASSES else " (little memory)"
+        reason *= draft.free("class_optimizer")
+        text += [f"class prompts learn row by row{reason}, {amount(_fit_table(draft, count, machine, width))} of them, "
+                 f"{draft.values['class_prompts']} a class in {draft.values['class_layers']} blocks"]  # fmt: skip
+    elif table:
+        text += [f"class prompts learn as one table of {amount(count * per_class)}"]
+    elif count > DENSE_CLASSES and not small:
+        text += [f"for more than {DENSE_CLASSES:,} classes"]
+    if name == "cub200-vits16" and draft.free("optimizer", "accumulator"):
+        semantic = draft.values["method"] == "vptsp"  # the others have no accumulator
+        text += ["AdamW and a running average in place of SGD and GRU, which start slowly" if semantic else
+                 "AdamW in place of SGD, which starts slowly"]  # fmt: skip
+    draft.reasons.append(f"preset {name}{': ' * bool(text)}{'; '.join(text)}")
     if draft.values["start"] != "released":
         chosen = "; where no epoch is better than that, it is kept" * (draft.values["selection"] != "last")
         draft.reasons.append(f"learning begins from what the frozen backbone makes of your images "
@@ -185,14 +192,19 @@ def _choose_batch(draft: _Draft, kept: np.ndarray, machine: Machine, shape: tupl
 def _choose_steps(draft: _Draft, images: int, machine: Machine) -> None:
     batch = max(draft.values["batch"], 1)
     fewest, most = STEPS[machine.gpu]
-    steps = min(max(PASSES * images // batch, min(fewest, MOST_PASSES * images // batch), EPOCHS), most)
-    draft.settle(epochs=EPOCHS, steps_per_epoch=-(-steps // EPOCHS), eval_start=0)
+    wanted = -(-min(max(PASSES * images // batch, fewest), most) // EPOCHS)  # an epoch
+    by_heart = MOST_PASSES * images // batch // EPOCHS
+    draft.settle(epochs=EPOCHS, steps_per_epoch=max(min(wanted, by_heart), 1), eval_start=0)
     draft.settle(cosine_T=max(draft.values["epochs"], 1))
     epochs, a_step = draft.values["epochs"], draft.values["steps_per_epoch"] or images // batch
-    passes = epochs * a_step * batch / images
-    where = "a GPU" if machine.gpu else "no GPU"
-    draft.reasons.append(f"epochs={epochs} of {a_step:,} steps: {passes:.3g} passes over {images:,} images "
-                         f"({fewest:,} to {most:,} steps with {where})")  # fmt: skip
+    passes = f"{epochs * a_step * batch / images:.3g}"
+    why = f"{fewest:,} to {most:,} steps with {'a GPU' if machine.gpu else 'no GPU'}"
+    if wanted > by_heart:
+        why = f"at most {MOST_PASSES} passes" if by_heart else "one step an epoch at least"
+    if set_by_user := [key for key in ("epochs", "steps_per_epoch") if not draft.free(key)]:
+        why = f"{' and '.join(set_by_user)} as you set"
+    draft.reasons.append(f"epochs={epochs} of {a_step:,} step{'s' * (a_step != 1)}: {passes} "
+                         f"pass{'es' * (passes != '1')} over {images:,} images ({why})")  # fmt: skip
 
 
 def _choose_pipeline(draft: _Draft, images: int, machine: Machine) -> None:

@@ -6,14 +6,13 @@ import functools
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from vptsp_core.data import OWN
 from vptsp_core.data.base import ImageSet
 from vptsp_core.errors import DataError
 from vptsp_core.seals import digest
@@ -174,49 +173,3 @@ def orientation(image: Image.Image) -> int:
     except Exception:  # viewers show such images all the same
         return 1
     return noted if 1 <= noted <= 8 else 1
-
-
-def class_folders(folder: Path, name: str) -> tuple[dict[str, list[str]], list[str]]:
-    """Names of the image files of each sub-folder, both in name order, and the paths of what is ignored.
-
-    Hidden files and folders, and a file system's ``lost+found``, are left out of both. Ignored are files without a
-    suffix of `IMAGE_SUFFIXES`, folders in class folders, and files in the folder itself.
-
-    Raises:
-        DataError: a folder is missing or unreadable, or there are no sub-folders with images.
-    """
-    if not folder.is_dir():
-        what = f"{folder} is no folder" if folder.exists() else f"no folder {folder}"
-        mend = "unpack the data set there, or name its parent with --data"
-        raise DataError(f"{name}: {what}; {'name the one that holds your images' if name in OWN else mend}")
-    labels, loose = _entries(folder, lambda entry: entry.is_dir() and entry.name != "lost+found")
-    classes, ignored = {}, [file for file in loose if file != "lost+found"]
-    for label in labels:
-        classes[label], others = _entries(folder / label, _is_image)
-        ignored += [f"{label}/{other}" for other in others]
-    if not any(classes.values()):
-        if count := sum(file.lower().endswith(IMAGE_SUFFIXES) for file in ignored if "/" not in file):
-            raise DataError(
-                f"{name}: {count} image(s) lie in {folder} itself, and no class folders with images; make a sub-folder "
-                "for each class, or write split.csv"
-            )
-        raise DataError(f"{name}: no class folders with images in {folder}; it must hold <class>/<image>.jpg")
-    return classes, ignored
-
-
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    return entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
-
-
-def _entries(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> tuple[list[str], list[str]]:
-    """Names that are wanted and that are not, both in order; hidden ones are in neither."""
-    names: tuple[list[str], list[str]] = ([], [])
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    names[not wanted(entry)].append(entry.name)
-    except OSError as error:
-        place = error.filename or folder
-        raise DataError(f"cannot read {place} ({error.strerror or error}); mend or remove it") from error
-    return sorted(names[0]), sorted(names[1])

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import dataclasses
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
 
-from vptsp_core.data.folder import class_folders
+from vptsp_core.data.class_folders import class_folders, lost_below
+from vptsp_core.data.split_csv import csv_rows
 from vptsp_core.errors import DataError
 
 Rows = list[tuple[str, str]]
+VALIDATION = ("val", "valid", "validation")  # what others call a split that we make ourselves
 LINE_ENDS = dict.fromkeys(
     map(ord, "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), " "
 )  # in names, where a message is one line
@@ -70,8 +69,9 @@ def own_images(folder: Path, name: str) -> Listing:
     """Anyone's images: by ``split.csv`` where there is one, else ``<class>/<image>``, half of the classes each.
 
     The first half of the classes in name order, rounded up, is for training; what is ignored is told in one warning.
-    ``split.csv`` has the header ``path,class,split``; split is train, and test or else query and gallery. Classes of
-    one image are refused in folders, where nothing says that they are meant, and told in a warning in ``split.csv``.
+    ``split.csv`` has the header ``path,class,split``; split is train, and test or else query and gallery, in any case.
+    Classes of one image are refused in folders, where nothing says that they are meant, and told in a warning in
+    ``split.csv``; so are, in both, classes that differ only in case.
 
     Raises:
         DataError: no classes, or a ``split.csv`` that is not as said, with file and line.
@@ -81,13 +81,21 @@ def own_images(folder: Path, name: str) -> Listing:
         classes, ignored = class_folders(folder, name)
         ignored += [f"{label}/ without images" for label, images in classes.items() if not images]
         if ignored:
+            lost = lost_below(folder, ignored)
             warnings.warn(f"{name}: {len(ignored)} thing(s) in {folder} are ignored, being no images or folders of "
-                          f"them, the first {ignored[0]}".translate(LINE_ENDS), stacklevel=4)  # fmt: skip
+                          f"them, the first {ignored[0]}{lost}".translate(LINE_ENDS), stacklevel=4)  # fmt: skip
         classes = {label: images for label, images in classes.items() if images}
+        tell_alike(name, folder, classes)
         listing = _classes(folder, classes, list(classes)[: math.ceil(len(classes) / 2)])
         return dataclasses.replace(listing, as_shown=True)
     splits: dict[str, Rows] = {}
     for number, path, label, split in csv_rows(table, name, ("path", "class", "split")):
+        split = split.lower()
+        if split in VALIDATION:
+            raise DataError(
+                f"{name}: {table}, line {number}: there is no split {split!r}, classes that choose the epoch are held "
+                "out of train; write train or test"
+            )
         if not path or not label or split not in ("train", "test", "query", "gallery"):
             raise DataError(
                 f"{name}: {table}, line {number}: each line is path,class,split, split one of train, test, query, "
@@ -97,51 +105,19 @@ def own_images(folder: Path, name: str) -> Listing:
     if set(splits) not in ({"train", "test"}, {"train", "query", "gallery"}):
         found = ", ".join(splits) or "none"
         raise DataError(f"{name}: {table} has the splits {found}; it must have train, and test or query and gallery")
+    tell_alike(name, table, (label for rows in splits.values() for _, label in rows))
     return Listing(table, folder, splits, classes_of_one="told", as_shown=True)
 
 
-COLUMNS = ("path", "class", "split")  # of split.csv; the last may be left out where classes are split by their order
-
-
-def csv_rows(table: Path, name: str, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """Line number and the columns, stripped, of each row; ``path`` without a ``./`` before it.
-
-    Raises:
-        DataError: unreadable, a column is missing in the header or not known (a mis-spelt ``split`` would be passed
-            over), or a path is written with backslashes.
-    """
-    try:
-        with open(table, encoding="utf-8-sig", newline="") as file:  # a quoted name may hold line ends
-            reader = csv.DictReader(file, strict=True, delimiter=_delimiter(file))
-            if not set(columns) <= set(reader.fieldnames or ()):
-                optional = "" if "split" in columns else "; a third column, split, is optional"
-                raise DataError(f"{name}: {table} must begin with the header {','.join(columns)}{optional}")
-            if unknown := [key for key in reader.fieldnames or () if key.strip() and key not in COLUMNS]:
-                raise DataError(f"{name}: {table} has an unknown column {unknown[0]!r}; it holds {', '.join(COLUMNS)}")
-            for row in reader:
-                values = {key: str(row[key] or "").strip() for key in columns}
-                path = values["path"]
-                if "\\" in path and not (table.parent / path).is_file():
-                    raise DataError(f"{name}: {table}, line {reader.line_num}: write {path} with / instead of \\")
-                yield reader.line_num, *(values | {"path": path.removeprefix("./")}).values()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name}: {table} is not in UTF-8 ({error.reason}); save it as UTF-8") from error
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{name}: {table} is unreadable ({error}); look for a quote that is not closed") from error
-
-
-def csv_header(table: Path) -> list[str]:
-    """The columns' names; none where the table cannot be read."""
-    with contextlib.suppress(OSError, UnicodeDecodeError, csv.Error), open(table, encoding="utf-8-sig") as file:
-        return next(csv.reader(file, delimiter=_delimiter(file)), [])
-    return []
-
-
-def _delimiter(file: TextIO) -> str:
-    """A semicolon where the header has no comma: so Excel writes where numbers are written with commas."""
-    header = file.readline()
-    file.seek(0)
-    return ";" if ";" in header and "," not in header else ","
+def tell_alike(name: str, source: Path, labels: Iterable[str]) -> None:
+    """Warn of classes whose names differ only in case: most often one class, written in two ways."""
+    kinds: dict[str, list[str]] = {}
+    for label in dict.fromkeys(labels):
+        kinds.setdefault(label.casefold(), []).append(label)
+    if alike := [each for each in kinds.values() if len(each) > 1]:
+        more = f" (and {len(alike) - 1} more such)" if len(alike) > 1 else ""
+        warnings.warn(f"{name}: {source}: the classes {alike[0][0]} and {alike[0][1]} differ only in case{more}; where "
+                      "they are one class, write it in one way".translate(LINE_ENDS), stacklevel=4)  # fmt: skip
 
 
 def online_products(folder: Path, name: str) -> Listing:

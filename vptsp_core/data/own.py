@@ -6,8 +6,9 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-from vptsp_core.data.folder import class_folders
-from vptsp_core.data.layouts import LINE_ENDS, Listing, Rows, csv_header, csv_rows, own_images
+from vptsp_core.data.class_folders import class_folders, lost_below
+from vptsp_core.data.layouts import LINE_ENDS, Listing, Rows, own_images, tell_alike
+from vptsp_core.data.split_csv import csv_header, csv_rows
 from vptsp_core.errors import DataError
 
 EVERY = 5  # the last of every five classes, in name order, is for testing
@@ -39,7 +40,9 @@ def every_fifth(folder: Path, name: str) -> Listing:
         found, ignored = class_folders(folder, name)
         classes = {label: [f"{label}/{file}" for file in files] for label, files in found.items() if files}
         _tell(f"{name}: {folder}", "class folder(s) without images are left out", found.keys() - classes.keys())
-        _tell(f"{name}: {folder}", "thing(s) that are no images or folders of them are ignored", ignored)
+        _tell(f"{name}: {folder}", "thing(s) that are no images or folders of them are ignored", ignored,
+              lost_below(folder, ignored))  # fmt: skip
+    tell_alike(name, table if table.is_file() else folder, classes)
     several = [label for label, images in classes.items() if len(images) > 1]
     if len(several) < FEWEST:
         raise DataError(
@@ -73,8 +76,8 @@ def _decided(listing: Listing, name: str) -> Listing:
     return listing
 
 
-def _tell(where: str, what: str, names: Iterable[str]) -> None:
+def _tell(where: str, what: str, names: Iterable[str], end: str = "") -> None:
     if listed := sorted(names):
         more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
-        text = f"{where}: {len(listed)} {what}: {', '.join(listed[:_NAMED])}{more}"
+        text = f"{where}: {len(listed)} {what}: {', '.join(listed[:_NAMED])}{more}{end}"
         warnings.warn(text.translate(LINE_ENDS), stacklevel=1)

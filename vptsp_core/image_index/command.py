@@ -11,7 +11,7 @@ from pathlib import Path
 from vptsp_core.embedder import load
 from vptsp_core.errors import VptspError, printable
 from vptsp_core.image_index import ImageIndex, read_index
-from vptsp_core.image_index.update import Counts, update
+from vptsp_core.image_index.update import update
 
 PLACE = "vptsp-index"
 LISTED = 20
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         args.directory, args.to, embedder, model=model, weights=weights, progress=sys.stderr.isatty()
     )  # fmt: skip
     if counts.unreadable:
-        warnings.warn(_left_out(counts), stacklevel=2)
+        warnings.warn(left_out(list(counts.unreadable.values())), stacklevel=2)
     print(
         f"{printable(args.to)}: {len(index.names):,} images, {counts.embedded:,} embedded now, {counts.kept:,} kept, "
         f"{counts.removed:,} removed"
@@ -63,7 +63,7 @@ def model_path(index: ImageIndex, place: str) -> str:
     return path
 
 
-def _left_out(counts: Counts) -> str:
-    shown = list(counts.unreadable.values())[:LISTED]
-    more = len(counts.unreadable) - len(shown)
-    return f"{len(counts.unreadable)} left out: {'; '.join(shown)}{f'; and {more} more' if more else ''}"
+def left_out(reasons: Sequence[str]) -> str:
+    """A warning of files that cannot be read, the first of them named."""
+    more = len(reasons) - LISTED
+    return f"{len(reasons)} left out: {'; '.join(reasons[:LISTED])}{f'; and {more} more' if more > 0 else ''}"

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 
-from vptsp_core.embedder import load
+from vptsp_core.data.folder import read_image
+from vptsp_core.embedder import Embedder, load
 from vptsp_core.errors import DataError, VptspError, printable
 from vptsp_core.files import write_bytes
 from vptsp_core.image_index import ImageIndex, read_index, same_model
-from vptsp_core.image_index.command import PLACE, model_path
+from vptsp_core.image_index.command import PLACE, left_out, model_path
 from vptsp_core.image_index.update import images_in
 from vptsp_core.neighbours import positive
 from vptsp_core.plots.found import found_images
@@ -30,6 +32,8 @@ DRAWN, DRAWN_EACH = 10, 30  # queries in the picture, and neighbours of each; th
 
 def main(argv: Sequence[str]) -> int:
     """Search, print what was found, write the answer as PNG and CSV. Returns the exit status.
+
+    Of a folder, images that cannot be read are left out, with one warning; one that is named itself is an error.
 
     Raises:
         VptspError: options of `tune`, an index or images that cannot be read, another model than the index's, or an
@@ -51,12 +55,13 @@ def main(argv: Sequence[str]) -> int:
     positive("k", args.k)
     png, csv = (Path(f"{args.to}.{kind}").expanduser() for kind in ("png", "csv"))
     _may_write(png, csv)
-    index, queries = read_index(args.index), _queries(args.images)
+    index, asked = read_index(args.index), _queries(args.images)
     embedder = load(
         args.model or model_path(index, args.index), args.device, weights=args.weights or index.model["weights"]
     )
     same_model(index, embedder.checksum(), args.index)
-    table = found(index, queries, *index.search(embedder.embed(queries), args.k))
+    queries, embeddings = _embedded(embedder, asked)
+    table = found(index, queries, *index.search(embeddings, args.k))
     for query, rows in table.groupby("query", sort=False):
         print(printable(str(query)))
         for row in rows.itertuples():
@@ -94,7 +99,8 @@ def _csv(table: pd.DataFrame) -> bytes:
     written = table.copy()
     for key in ("query", "path"):
         written[key] = [f"./{name}" if str(name).startswith(FORMULA) else name for name in table[key]]
-    return written.to_csv(index=False, float_format="%.6f").encode(errors="backslashreplace")
+    # with a byte order mark, without which Excel reads another encoding
+    return written.to_csv(index=False, float_format="%.6f").encode("utf-8-sig", errors="backslashreplace")
 
 
 def _may_write(png: Path, csv: Path) -> None:
@@ -111,7 +117,7 @@ def _may_write(png: Path, csv: Path) -> None:
                 with Image.open(path) as picture:
                     ours = picture.info.get("Software") == MADE_BY
             else:
-                with path.open(encoding="utf-8") as file:
+                with path.open(encoding="utf-8-sig") as file:
                     ours = file.readline().strip() == ",".join(COLUMNS)
         except (OSError, ValueError):
             ours = False
@@ -119,16 +125,45 @@ def _may_write(png: Path, csv: Path) -> None:
             raise VptspError(f"{path} is there already and no search wrote it; name another place with --to")
 
 
-def _queries(given: Sequence[str]) -> list[Path]:
-    """Images, and those in folders; each once.
+def _queries(given: Sequence[str]) -> dict[Path, bool]:
+    """Images, and those in folders; each once, with whether it was named itself.
 
     Raises:
         DataError: a path that does not exist, or a folder without images.
     """
-    paths: dict[Path, None] = {}
+    paths: dict[Path, bool] = {}
     for path in (Path(name).expanduser() for name in given):
-        inside = [path / name for name in images_in(path)] if path.is_dir() else [path]
+        named = not path.is_dir()
+        inside = [path] if named else [path / name for name in images_in(path)]
         if not inside:
             raise DataError(f"{path} holds no images; name another folder, or images")
-        paths |= dict.fromkeys(inside)
-    return list(paths)
+        paths |= {each: named or paths.get(each, False) for each in inside}
+    return paths
+
+
+def _embedded(embedder: Embedder, asked: dict[Path, bool]) -> tuple[list[Path], np.ndarray]:
+    """Those of `_queries` that can be read, and their embeddings (N, d).
+
+    Raises:
+        DataError: one that was named itself cannot be read, or none of a folder's can.
+    """
+    paths, reasons, batch = list(asked), [], embedder.config.batch
+    readable: list[Path] = []
+    vectors: list[np.ndarray] = []
+    for start in range(0, len(paths), batch):
+        images = []
+        for path in paths[start : start + batch]:
+            try:
+                images.append(embedder.transform(read_image(path, as_shown=True)))
+                readable.append(path)
+            except DataError as error:
+                if asked[path]:
+                    raise
+                reasons.append(" ".join(str(error).split()))
+        if images:
+            vectors.append(embedder.embed(torch.stack(images)))
+    if not readable:
+        raise DataError(f"none of the {len(paths)} images can be read; the first: {reasons[0]}")
+    if reasons:
+        warnings.warn(left_out(reasons), stacklevel=3)
+    return readable, np.concatenate(vectors)
