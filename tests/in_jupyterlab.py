@@ -161,7 +161,10 @@ class Page:
     def _idle(self, name: str) -> bool:
         """Before the kernel is connected the page looks idle, too, and Run All Cells would run none."""
         return self.js(
-            "const panel = window.jupyterapp?.shell?.currentWidget, kernel = panel?.sessionContext?.session?.kernel;"
+            "const shell = window.jupyterapp?.shell;"
+            "const panel = [...(shell?.widgets('main') ?? [])].find(each => each.context?.path.endsWith('.ipynb'));"
+            "if (panel && shell.currentWidget !== panel) shell.activateById(panel.id);"  # a window without focus has none
+            "const kernel = panel?.sessionContext?.session?.kernel;"
             "return Boolean(panel?.context?.isReady && panel.context.path.endsWith(`/${arguments[0]}.ipynb`)"
             " && kernel?.status === 'idle' && kernel.connectionStatus === 'connected')",
             name,
