@@ -159,11 +159,12 @@ class Page:
         self.until("a kernel that is connected and idle", lambda: self._idle(name) or self._dismiss(), 180)
 
     def _idle(self, name: str) -> bool:
-        """Before the kernel is connected the page looks idle, too, and Run All Cells would run none."""
+        """Before the kernel is connected the page looks idle, too, and Run All Cells would run none. A window without
+        focus has no current notebook until one is made that."""
         return self.js(
             "const shell = window.jupyterapp?.shell;"
             "const panel = [...(shell?.widgets('main') ?? [])].find(each => each.context?.path.endsWith('.ipynb'));"
-            "if (panel && shell.currentWidget !== panel) shell.activateById(panel.id);"  # a window without focus has none
+            "if (panel && shell.currentWidget !== panel) shell.activateById(panel.id);"
             "const kernel = panel?.sessionContext?.session?.kernel;"
             "return Boolean(panel?.context?.isReady && panel.context.path.endsWith(`/${arguments[0]}.ipynb`)"
             " && kernel?.status === 'idle' && kernel.connectionStatus === 'connected')",
