@@ -112,7 +112,7 @@ def test_a_column_that_is_not_known_is_refused(tmp_path, column):
     put(tmp_path, TWELVE)
     rows = [f"{label}/{i}.png,{label},train" for label in TWELVE for i in range(3)]
     (tmp_path / "split.csv").write_text("\n".join([f"path,class,{column}", *rows]))
-    with pytest.raises(DataError, match=f"has an unknown column '{column}'; it holds path, class, split"):
+    with pytest.raises(DataError, match=f"has an unknown column '{column.lower()}'; it holds path, class, split"):
         load_benchmark("own", tmp_path)
 
 

@@ -11,6 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+_held: set[IO[bytes]] = set()
+
+
+def _let_go() -> None:
+    """In a process that was just forked: the lock is its parent's alone, and ends with that."""
+    for file in _held:
+        with contextlib.suppress(OSError):
+            file.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
 
 @contextlib.contextmanager
 def locked(path: Path, waiting: str) -> Iterator[None]:
@@ -32,9 +45,11 @@ def locked(path: Path, waiting: str) -> Iterator[None]:
                 print(f"{path.parent}: no locks on this file system; run one process at a time", file=sys.stderr)
             if not _in_place(file, path):
                 continue
+            _held.add(file)
             try:
                 yield
             finally:
+                _held.discard(file)
                 with contextlib.suppress(OSError):
                     path.unlink()
             return

@@ -1,13 +1,17 @@
-"""SIGTERM (of Slurm, a container, `kill`) ends a command as Ctrl-C does: locks are let go, half files removed; and no
-Ctrl-C is lost while processes are forked."""
+"""SIGTERM (of Slurm, a container, `kill`) ends a command as Ctrl-C does: locks are let go, half files removed; no
+Ctrl-C is lost while processes are forked; and none of them outlives its parent."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import NoReturn
+
+_WATCH = "ends with its parent"
 
 
 class Terminated(KeyboardInterrupt):
@@ -53,3 +57,15 @@ def ctrl_c_waits() -> Iterator[None]:
             signal.signal(number, handler)
         if came:
             signal.raise_signal(came[0])
+
+
+def end_with(parent: int) -> None:
+    """Nobody waits for a process whose parent was killed: from now on this one goes too, and the checkpoint stays."""
+    if not any(thread.name == _WATCH for thread in threading.enumerate()):
+        threading.Thread(target=_watch, args=(parent,), name=_WATCH, daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

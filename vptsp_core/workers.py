@@ -13,7 +13,6 @@ import re
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -29,12 +28,12 @@ from vptsp_core.distributed import launched
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.files import writable_folder
 from vptsp_core.progress import PROGRESS, Watch, every
+from vptsp_core.signals import end_with
 
 T = TypeVar("T")
 R = TypeVar("R")
 Workers = int | str | None
 _DEATHS = 3  # in a row, with nothing finished between them: then something kills whoever tries
-_WATCH = "parent watch"
 _alone = threading.Lock()
 _claims: list[IO[bytes]] = []  # the lock file of this process's GPU, open for as long as the process lives
 
@@ -218,18 +217,6 @@ def _cluster(address: str) -> Iterator[tuple[Any, dict[str, int]]]:
             died = _Died()
             died.for_good = True
             raise died from error
-
-
-def end_with(parent: int) -> None:
-    """Nobody waits for a process whose parent was killed: from now on this one goes too, and the checkpoint stays."""
-    if not any(thread.name == _WATCH for thread in threading.enumerate()):
-        threading.Thread(target=_watch, args=(parent,), name=_WATCH, daemon=True).start()
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def _visible_gpus() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from vptsp_core.data.sampler import ClassBalancedSampler
 from vptsp_core.devices import to_device
 from vptsp_core.distributed import local_size
 from vptsp_core.errors import DataError
-from vptsp_core.signals import ctrl_c_waits
+from vptsp_core.signals import ctrl_c_waits, end_with
 
 Transform = Callable[[Image.Image], Tensor]
 # RandomResizedCrop's scale and ratio: the library's own, and crops that cut no accent off a letter.
@@ -125,6 +126,7 @@ def _load(images: ImageSet, transform: Transform, items: list[Any], device: torc
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,  # joblib's processes have another default, which fails
         pin_memory=device.type == "cuda",
+        worker_init_fn=functools.partial(end_with_parent, os.getpid()),
     )
     try:
         with deaths_told():
@@ -136,6 +138,12 @@ def _load(images: ImageSet, transform: Transform, items: list[Any], device: torc
         raise DataError(
             str(error).strip().splitlines()[-1].removeprefix(f"{DataError.__module__}.DataError: ")
         ) from None
+
+
+def end_with_parent(parent: int, worker: int) -> None:
+    """For data workers: torch's own watch takes whatever parent it finds, and the work of one that was killed just
+    after it forked would wait for ever."""
+    end_with(parent)
 
 
 @contextlib.contextmanager

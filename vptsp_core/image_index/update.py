@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from vptsp_core.data.folder import IMAGE_SUFFIXES, read_image
-from vptsp_core.data.loading import Transform, decoders
+from vptsp_core.data.loading import Transform, decoders, end_with_parent
 from vptsp_core.embedder import Embedder
 from vptsp_core.errors import DataError, VptspError
 from vptsp_core.files import writable_folder
@@ -191,7 +192,7 @@ def _embedded(
     loader: Callable[..., DataLoader] = DataLoader
     files = loader(
         _Files([root / name for name in names], embedder.transform), batch_size=batch, collate_fn=list,
-        num_workers=decoders(-(-len(names) // batch)),
+        num_workers=decoders(-(-len(names) // batch)), worker_init_fn=functools.partial(end_with_parent, os.getpid()),
     )  # fmt: skip
     with ctrl_c_waits():  # workers are forked here
         batches: Iterator[list[Tensor | str]] = iter(files) if names else iter(())

@@ -48,7 +48,9 @@ def read_table(path: Path) -> list[Column]:
         rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8")), strict=True))
     except (OSError, ValueError, csv.Error) as error:
         raise VptspError(f"{path.name} cannot be read ({error}); run its notebook again") from None
-    if len(rows) < 1 or any(len(row) != len(rows[0]) for row in rows):
+    if not rows or not rows[0]:
+        raise VptspError(f"{path.name} is no table: it has no columns; run its notebook again")
+    if any(len(row) != len(rows[0]) for row in rows):
         raise VptspError(f"{path.name} is no table: its rows differ in length; run its notebook again")
     return [Column(*_split(name), list(cells)) for name, *cells in zip(*rows)]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from vptsp_core.errors import ConfigError
-from vptsp_core.workers import end_with
+from vptsp_core.signals import end_with
 
 
 def devices_of(workers: int | str, device: str | None) -> list[str | None]:
