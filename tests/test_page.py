@@ -377,3 +377,10 @@ def test_our_notebooks_need_no_formula_renderer():
         for cell in read(path).cells:
             if cell.cell_type == "markdown":
                 assert not re.search(r"\$[^$\n]+\$|\\\(|\\\[|\\begin", cell.source), f"{path.name}: {cell.source[:60]}"
+
+
+@pytest.mark.parametrize("content", ["", "\n", "\n\n", "a,b\n1\n"])
+def test_what_is_no_table_is_named(tmp_path, content):
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(VptspError, match=r"t\.csv is no table: .*run its notebook again"):
+        read_table(tmp_path / "t.csv")
