@@ -248,7 +248,8 @@ def test_what_a_finished_notebook_is(tmp_path):
     assert made == made_from(source, given | {"results": "elsewhere", "workers": None})
     assert made != made_from(source, given | {"seeds": [1]})
     copy, page = folder / "notebooks" / "a.ipynb", folder / "notebooks" / "a.html"
-    kept = ["tables/a.csv", "tables/a_record.csv", "figures/a_1.png", "runs/glyphs-vpt-0123abcd/metrics.json"]
+    kept = ["tables/a.csv", "tables/a_record.csv", "figures/a_1.png", "figures/a_1.pdf"]
+    kept.append("runs/glyphs-vpt-0123abcd/metrics.json")
     for name in kept:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("fact,value\nrun,0123abcd\n")

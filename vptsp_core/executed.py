@@ -60,7 +60,8 @@ def is_finished(folder: Path, source: Path, made: str) -> bool:
 def _results(folder: Path, source: Path) -> list[Path]:
     left = chapter(folder, source)
     record = [folder / "tables" / f"{source.stem}_record.csv"] if left.record else []
-    files = [*left.tables, *left.figures, *record]
+    vectors = [path for path in (each.with_suffix(".pdf") for each in left.figures) if path.is_file()]
+    files = [*left.tables, *left.figures, *vectors, *record]
     runs = [path for each in left.values(HASHES) for path in folder.glob(f"runs/*-{each}*/metrics.json")]
     return [*files, *runs, *([left.page] if left.page else [])]
 
