@@ -47,6 +47,11 @@ def put(root, sizes, side=24):
 TWELVE = {f"class {i:02}": 3 for i in range(12)}
 
 
+def training(folder) -> list[str]:
+    """The command on the images in ``folder / "images"``."""
+    return ["train", "--data-folder", str(folder / "images"), "--results", str(folder / "out"), "--device", "cpu"]
+
+
 # ---- the split -----------------------------------------------------------------------------------
 
 
@@ -227,15 +232,7 @@ def test_a_warning_is_told_once_a_command(tmp_path, capsys):
     put(tmp_path / "images", TWELVE)
     (tmp_path / "images" / "notes.txt").write_text("")
     (tmp_path / "images" / "empty").mkdir()
-    command = [
-        "train",
-        "--data-folder",
-        str(tmp_path / "images"),
-        "--results",
-        str(tmp_path / "out"),
-        "--device",
-        "cpu",
-    ]
+    command = training(tmp_path)
     for _ in range(2):  # the second command tells it again
         assert main([*command, "--set", *SHORT, "epochs=0"]) == 0
         told = capsys.readouterr()
@@ -398,15 +395,7 @@ SHORT = ["backbone=demo_vit", "epochs=2", "steps_per_epoch=3"]
 
 def test_a_folder_is_trained_compared_and_used(tmp_path, capsys, monkeypatch):
     put(tmp_path / "images", TWELVE)
-    command = [
-        "train",
-        "--data-folder",
-        str(tmp_path / "images"),
-        "--results",
-        str(tmp_path / "out"),
-        "--device",
-        "cpu",
-    ]
+    command = training(tmp_path)
     assert main([*command, "--set", *SHORT]) == 0
     said = capsys.readouterr().out
     assert "2 classes of 6 images are kept for testing\n8 classes are trained on; 2 others choose the epoch" in said

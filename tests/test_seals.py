@@ -9,7 +9,7 @@ import pytest
 import torch
 from reseal import reseal_run
 from test_embedder import learned
-from test_own_images import SHORT, TWELVE, put
+from test_own_images import SHORT, TWELVE, put, training
 
 import vptsp_core
 from vptsp_core import preset, run, seals
@@ -198,8 +198,7 @@ def test_own_images_count_by_their_content(tmp_path):
 
 def test_an_edited_plan_is_refused(tmp_path, capsys):
     put(tmp_path / "images", TWELVE)
-    places = ["--data-folder", str(tmp_path / "images"), "--results", str(tmp_path / "out")]
-    command = ["train", *places, "--device", "cpu", "--set", *SHORT]
+    command = [*training(tmp_path), "--set", *SHORT]
     assert main(command) == 0
     (path,) = (tmp_path / "out" / "plans").iterdir()
     plan = json.loads(path.read_text())
