@@ -111,7 +111,7 @@ def test_attention_is_the_textbook_softmax(kind, prompts):
     for ours, theirs in zip(looked.weights, expected, strict=True):
         np.testing.assert_allclose(ours, theirs.mean(1), atol=1e-6)
         np.testing.assert_allclose(ours.sum(1), 1, atol=1e-5)
-    heads = attention.attention_weights(vit.backbone.blocks[0].attn, torch.randn(2, 1, 32), torch.randn(2, 7, 64))
+    heads = attention.attention_weights(vit.backbone.blocks[0].attn, torch.randn(2, 1, 32), torch.randn(2, 4, 7, 8))
     assert heads.shape == (2, 4, 1, 7)
 
     shares, each = attention.shares(looked), attention.to_prompts(looked)

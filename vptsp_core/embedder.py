@@ -21,7 +21,7 @@ from vptsp_core.data.loading import Transform, eval_transform
 from vptsp_core.devices import autocast_dtype, pick_device
 from vptsp_core.embedder_file import exact_names, preprocessing, read_saved, rebuild, write_embedder
 from vptsp_core.errors import DataError, VptspError
-from vptsp_core.evaluate import embed
+from vptsp_core.evaluate import embed, embed_batch
 from vptsp_core.neighbours import nearest_neighbours
 from vptsp_core.tuning import MetricModel
 
@@ -87,7 +87,7 @@ class Embedder:
                     f"images of shape {tuple(images.shape)} and type {kind}; the model takes (N, 3, {side}, {side}) "
                     "floating point, normalised"
                 )
-            parts: Iterable[Tensor] = images.to(device).split(self.model.config.batch)
+            parts: Iterable[Tensor] = images.to(device).split(embed_batch(self.model))
         else:
             several = hasattr(images, "__iter__") or hasattr(images, "__getitem__")
             if not several and not isinstance(images, Image.Image | Path):
@@ -132,8 +132,9 @@ class Embedder:
 
     def _batches(self, images: Sequence[Image.Image | str | Path]) -> Iterable[Tensor]:
         transform = self.transform
-        for start in range(0, len(images), self.model.config.batch):
-            some = images[start : start + self.model.config.batch]
+        count = embed_batch(self.model)
+        for start in range(0, len(images), count):
+            some = images[start : start + count]
             yield torch.stack([transform(_decoded(image)) for image in some])
 
 
@@ -165,7 +166,7 @@ def load(path: str | Path, device: str | torch.device | None = None, *, weights:
     """
     saved = read_saved(Path(path))
     model, target = rebuild(saved, weights), pick_device(device)
-    model.vit.autocast = autocast_dtype(saved.config.precision, target)
+    model.vit.autocast = autocast_dtype(saved.config.precision, target, model.vit.backbone.embed_dim)
     config = saved.config
     if config.method != "full":  # whose backbone came from nowhere
         config = config.replace(weights=model.config.weights)  # where they were found

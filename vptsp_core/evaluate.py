@@ -23,6 +23,19 @@ RECALL_AT = {
 }  # what the paper reports; elsewhere 1, 2, 4, 8
 
 
+TOKENS_AT_ONCE = 3200  # on a CPU: what a block makes of them is still in the cache where it is read
+
+
+def embed_batch(model: MetricModel) -> int:
+    """Images that are embedded at once: on a CPU so many as have `TOKENS_AT_ONCE`, on a GPU a training batch.
+
+    With 16 images of 224 px in place of 64, float32 embeds 1.2 times as many a second on a CPU.
+    """
+    if next(model.parameters()).device.type != "cpu":
+        return model.config.batch
+    return max(TOKENS_AT_ONCE // model.vit.backbone.patch_embed.num_patches, 1)
+
+
 @torch.inference_mode()
 def embed(model: MetricModel, images: ImageSet, batch: int | None = None) -> Tensor:
     """Embeddings of a whole set in its order: (N, d) float32, L2-normalised, on the model's device.
@@ -31,7 +44,7 @@ def embed(model: MetricModel, images: ImageSet, batch: int | None = None) -> Ten
     """
     device = next(model.parameters()).device
     statistics = normalisation(model.vit.backbone)
-    batch = batch or model.config.batch
+    batch = batch or embed_batch(model)
     model.eval()
     width = model.vit.backbone.embed_dim if model.vit.sample_head is None else model.config.embed_dim
     # Only the last shares are short, so that what is missing from them lies behind row N of the gathered whole.

@@ -31,7 +31,7 @@ def untouched(config: RunConfig, num_classes: int) -> tuple[Embedder, dict[str, 
     """The model of a run before its first step, and its proxies (`proxies_of`)."""
     device = pick_device(None)
     model = build_model(config, num_classes, device)
-    model.vit.autocast = autocast_dtype(config.precision, device)
+    model.vit.autocast = autocast_dtype(config.precision, device, model.vit.backbone.embed_dim)
     return Embedder(model), proxies_of(model.learned_state(for_retrieval=True), config.alpha)
 
 

@@ -46,6 +46,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         _B, **_ROWWISE, dataset="inaturalist", weight_decay=0.0, epochs=40, eval_start=5, cosine_T=50, cosine_min=1e-6,
         batch=64, prompt_step=5, class_prompts=10, alpha=0.2,
     ),
+    # For CPUs and laptops (profile "tiny"): the CUB preset with the smallest of the AugReg transformers.
+    "cub200-vitti16": dict(
+        dataset="cub200", backbone="vit_tiny_patch16_224.augreg_in21k_ft_in1k", embed_dim=192,
+    ),
     # The embedded glyphs and the embedded ViT: seconds a run on two CPU cores, nothing downloaded. Beside 26 tokens a
     # prompt weighs as much as eight do beside 197; one image a class gives the pull of the loss, which the released
     # normaliser shares out among all classes, its weight back.

@@ -15,16 +15,19 @@ import torch
 from vptsp_core.backbone import checksum, identity
 from vptsp_core.config import RunConfig
 from vptsp_core.data import Benchmark
+from vptsp_core.devices import precision_and_reason
 from vptsp_core.distributed import world_size
 from vptsp_core.tuning import MetricModel, count_parameters
 
 
 def make_record(config: RunConfig, benchmark: Benchmark, model: MetricModel, device: torch.device) -> dict[str, Any]:
     """What a run is made with: commit, versions, device, checksums of images and weights, parameters."""
+    dtype, why = precision_and_reason(config.precision, device, model.vit.backbone.embed_dim)
     return {
         "hash": identity(config),
         **made_with(device),
         "processes": world_size(),
+        "precision": {"trunk": str(dtype or torch.float32).removeprefix("torch."), "why": why},
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "data": benchmark.record(),
@@ -47,7 +50,10 @@ def made_with(device: torch.device) -> dict[str, Any]:
 
 def make_stretch(record: dict[str, Any], model: MetricModel, seconds: float) -> dict[str, Any]:
     """The part of a record that may be another after a run was cut short, with the seconds that this part took."""
-    parts = ("started", "processes", "device", "class_table", "commit", "versions", "deterministic", "data", "weights")
+    parts = (
+        "started", "processes", "device", "precision", "class_table", "commit", "versions", "deterministic", "data",
+        "weights",
+    )  # fmt: skip
     kept = {key: record[key] for key in parts}
     return {**kept, "checkpointing": model.vit.checkpointing, "seconds": round(seconds, 2)}
 

@@ -152,7 +152,9 @@ def _history(
 ) -> tuple[list[Row], list[dict[str, Any]], dict[str, np.ndarray], dict[str, Tensor]]:
     """A run's history, stretches, per-query values and weights (see `Trainer`)."""
     if config.method == "frozen":
-        model.vit.autocast = autocast_dtype(config.precision, next(model.parameters()).device)
+        model.vit.autocast = autocast_dtype(
+            config.precision, next(model.parameters()).device, model.vit.backbone.embed_dim
+        )
         with failures_told(model, "the evaluation"):
             metrics = evaluate(model, benchmark)
         return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["stretch"]()}], metrics.queries, {}

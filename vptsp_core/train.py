@@ -89,7 +89,7 @@ class Trainer:
         if checkpointing != "auto":
             model.vit.checkpointing = checkpointing == "on"
         self.device = next(model.parameters()).device
-        self.model.vit.autocast = autocast_dtype(config.precision, self.device)
+        self.model.vit.autocast = autocast_dtype(config.precision, self.device, model.vit.backbone.embed_dim)
         self.sampler = ClassBalancedSampler(
             images.labels, config.batch, config.samples_per_class, config.seed, config.steps_per_epoch
         )

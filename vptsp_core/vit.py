@@ -9,6 +9,7 @@ gradients as concatenating, running timm's block and dropping (`vptsp_core.textb
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import partial
 
@@ -34,6 +35,16 @@ def prompt_counts(count: int, layers: int, step: int) -> list[int]:
     return [n for n in counts if n > 0]
 
 
+KEYS_AT_ONCE = 32  # of bf16: a row of a tile of AMX, and a vector register of AVX-512
+
+
+def in_autocast(x: Tensor) -> Tensor:
+    """``x`` in the dtype that autocast computes products in; as it is where autocast is off."""
+    kind = x.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return x.to(torch.get_autocast_dtype(kind)) if on else x
+
+
 def keys_and_values(attention: Attention, normed: Tensor) -> Tensor:
     """The K and V rows of the QKV projection alone: (..., n, D) -> (..., n, 2A), keys before values.
 
@@ -42,30 +53,59 @@ def keys_and_values(attention: Attention, normed: Tensor) -> Tensor:
     return project(attention.qkv, normed, slice(attention.num_heads * attention.head_dim, None))
 
 
-def attend(attention: Attention, q: Tensor, kv: Tensor) -> Tensor:
-    """Multi-head attention of q (B, Tq, A) over kv (B, T, 2A), before the output projection: (B, Tq, A)."""
-    split = (attention.num_heads, attention.head_dim)
-    k, v = kv.chunk(2, dim=-1)
-    q, k, v = (t.unflatten(-1, split).transpose(1, 2) for t in (q, k, v))
-    out = F.scaled_dot_product_attention(attention.q_norm(q), attention.k_norm(k), v, scale=attention.scale)
+def attend(attention: Attention, q: Tensor, kv: Tensor, prompt_kv: Tensor | None = None) -> Tensor:
+    """Multi-head attention over the prompts' keys and values and the tokens', before the output projection.
+
+    Args:
+        q: (B, Tq, A).
+        kv: (B, T, 2A), the tokens' keys, then their values.
+        prompt_kv: (n, 2A) shared by all rows, (C, n, 2A) one group of B / C adjacent rows each, or None.
+
+    Returns:
+        (B, Tq, A).
+    """
+    q = attention.q_norm(q.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2))
+    products = q.device.type == "cpu" and q.dtype is torch.bfloat16
+    keys, padded = (0 if prompt_kv is None else prompt_kv.shape[-2]) + kv.shape[1], None
+    if products:  # rows of whole vector registers: softmax and products take two thirds of the time
+        padded = -(-keys // KEYS_AT_ONCE) * KEYS_AT_ONCE
+    k, v = in_heads(attention, kv, prompt_kv, padded)
+    k = attention.k_norm(k)
+    if products:
+        out = _products(q, k, v, attention.scale, keys)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, scale=attention.scale)
     out = out.transpose(1, 2).flatten(2)
     return attention.norm(out) if hasattr(attention, "norm") else out
 
 
-def with_prompts(prompt_kv: Tensor | None, kv: Tensor) -> Tensor:
-    """Put the prompts' keys and values before the tokens'.
+def in_heads(
+    attention: Attention, kv: Tensor, prompt_kv: Tensor | None = None, padded: int | None = None
+) -> Tensor:  # fmt: skip
+    """Keys and values of prompts, tokens and zeros up to ``padded``, written once: (2, B, heads, keys, A / heads)."""
+    parts = [kv]
+    if prompt_kv is not None:
+        shared = prompt_kv if prompt_kv.dim() == 2 else prompt_kv.repeat_interleave(len(kv) // len(prompt_kv), 0)
+        parts.insert(0, shared.expand(len(kv), -1, -1))
+    parts = [part.unflatten(-1, (2, attention.num_heads, -1)).permute(2, 0, 3, 1, 4) for part in parts]
+    if padded is not None:
+        missing = padded - sum(part.shape[3] for part in parts)
+        parts.append(parts[-1].new_zeros(()).expand(*parts[-1].shape[:3], missing, parts[-1].shape[-1]))
+    return torch.cat(parts, dim=3) if len(parts) > 1 else parts[0]
+
+
+def _products(q: Tensor, k: Tensor, v: Tensor, scale: float, keys: int) -> Tensor:
+    """`scaled_dot_product_attention` as two batched products around a softmax.
+
+    In bf16 on a CPU its way back is three times quicker than that of torch's fused form (docs/measured.md).
 
     Args:
-        prompt_kv: (n, 2A) shared by all rows, (C, n, 2A) one group of B / C adjacent rows each, or None.
-        kv: (B, T, 2A).
+        keys: those from here on are padding, which nothing attends to.
     """
-    if prompt_kv is None:
-        return kv
-    if prompt_kv.dim() == 2:
-        return torch.cat([prompt_kv.expand(kv.shape[0], -1, -1), kv], dim=1)
-    grouped = kv.unflatten(0, (prompt_kv.shape[0], -1))
-    shared = prompt_kv[:, None].expand(-1, grouped.shape[1], -1, -1)
-    return torch.cat([shared, grouped], dim=2).flatten(0, 1)
+    scores = (q.contiguous() * scale) @ k.transpose(-2, -1)
+    # In place, out of autograd's sight: the softmax makes the gradient of these columns 0 in any case.
+    scores.detach()[..., keys:] = -math.inf
+    return scores.softmax(-1) @ v
 
 
 def run_block(
@@ -77,14 +117,14 @@ def run_block(
     Args:
         x: (B, T, D) tokens, or (2B, T, D) where two towers are ``forked`` already. Two towers that are still alike
             fork here if either has prompts: LayerNorm and QKV are then computed for B rows, not 2B.
-        prompt_kvs: for each tower, the keys and values of its prompts (see `with_prompts`).
+        prompt_kvs: for each tower, the keys and values of its prompts (see `attend`).
         adapter: the block's, where it has one.
         rows: compute only the first ``rows`` tokens of the output (the last block, where the rest is not read).
 
     Returns:
         (B or 2B, T or rows, D).
     """
-    attention, normed = block.attn, block.norm1(x)
+    attention, normed = block.attn, in_autocast(block.norm1(x))  # cast once, not for each projection
     # Two projections, not one: the keys and values are copied behind the prompts', and a joint output would be
     # kept whole for the backward pass only because the queries lie in it.
     kv = keys_and_values(attention, normed)
@@ -94,11 +134,10 @@ def run_block(
     if all(prompt_kv is None for prompt_kv in prompt_kvs):
         attended = attend(attention, q, kv)
     elif len(prompt_kvs) == 1:
-        attended = attend(attention, q, with_prompts(prompt_kvs[0], kv))
+        attended = attend(attention, q, kv, prompt_kvs[0])
     else:
         qs, kvs = (q.chunk(2), kv.chunk(2)) if forked else ((q, q), (kv, kv))
-        kvs = tuple(map(with_prompts, prompt_kvs, kvs))
-        attended = torch.cat([attend(attention, *half) for half in zip(qs, kvs, strict=True)])
+        attended = torch.cat([attend(attention, *half) for half in zip(qs, kvs, prompt_kvs, strict=True)])
         x = x if forked else torch.cat([x, x])
     x = x + block.ls1(attention.proj(attended))
     mlp = block.ls2(block.mlp(block.norm2(x)))
@@ -188,7 +227,7 @@ class PromptedViT(nn.Module):
         return F.normalize(pooled.mean(1) if self.sample_head is None else self.sample_head(pooled), dim=-1)
 
     def prompt_kvs(self, prompts: Tensor | tuple[Tensor, ...] | None, counts: list[int]) -> list[Tensor | None]:
-        """Each block's prompts, (..., N, D), as keys and values (see `with_prompts`), None where it has none."""
+        """Each block's prompts, (..., N, D), as keys and values (see `attend`), None where it has none."""
         kvs: list[Tensor | None] = [None] * len(self.backbone.blocks)
         if prompts is not None:
             for i, (block, of_block, count) in enumerate(zip(self.backbone.blocks, prompts, counts, strict=False)):

@@ -41,7 +41,7 @@ class StepBench:
         self.device = pick_device(device)
         classes = classes or max(100, config.batch // config.samples_per_class)
         self.model = build_model(config.replace(weights="random"), classes, self.device, class_table).train()
-        self.model.vit.autocast = autocast_dtype(config.precision, self.device)
+        self.model.vit.autocast = autocast_dtype(config.precision, self.device, self.model.vit.backbone.embed_dim)
         self.optimizers = make_optimizers(self.model)
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.model.vit.autocast is torch.float16)
         self.form = form

@@ -22,7 +22,7 @@ from vptsp_core.data.loading import eval_transform
 from vptsp_core.embedder import Embedder
 from vptsp_core.errors import VptspError
 from vptsp_core.lora import project
-from vptsp_core.vit import PromptedViT, keys_and_values, run_block, with_prompts
+from vptsp_core.vit import PromptedViT, in_heads, keys_and_values, run_block
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,14 @@ class Looked:
         return self.weights[block][:, self.prompts[block] + self.prefix :].reshape(-1, *self.grid)
 
 
-def attention_weights(attention: Attention, q: Tensor, kv: Tensor) -> Tensor:
-    """Softmax weights of `vit.attend`: q (B, Tq, A) over kv (B, T, 2A), for every head: (B, heads, Tq, T)."""
-    split = (attention.num_heads, attention.head_dim)
-    q, k = (rows.unflatten(-1, split).transpose(1, 2) for rows in (q, kv.chunk(2, dim=-1)[0]))
+def attention_weights(attention: Attention, q: Tensor, k: Tensor) -> Tensor:
+    """Softmax weights of `vit.attend`: (B, heads, Tq, T).
+
+    Args:
+        q: (B, Tq, A).
+        k: (B, heads, T, A / heads).
+    """
+    q = q.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
     logits = attention.q_norm(q) @ attention.k_norm(k).transpose(-2, -1)
     return (logits * attention.scale).softmax(-1)
 
@@ -77,8 +81,8 @@ def class_token(vit: PromptedViT, images: Tensor) -> Looked:
             assert vit.prompts is not None
             prompt_kv = keys_and_values(attention, block.norm1(vit.prompts[i, :count]))
         q = project(attention.qkv, normed[:, :1], slice(attention.num_heads * attention.head_dim))
-        kv = with_prompts(prompt_kv, keys_and_values(attention, normed))
-        weights.append(attention_weights(attention, q, kv)[:, :, 0].mean(1).cpu().numpy())
+        k, _ = in_heads(attention, keys_and_values(attention, normed), prompt_kv)
+        weights.append(attention_weights(attention, q, k)[:, :, 0].mean(1).cpu().numpy())
         x = run_block(block, x, [prompt_kv], adapter=None if i < plain else vit.adapters[i - plain])
     rows, columns = trunk.patch_embed.grid_size
     return Looked(weights, counts, trunk.num_prefix_tokens, (rows, columns))
