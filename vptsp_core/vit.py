@@ -65,9 +65,9 @@ def attend(attention: Attention, q: Tensor, kv: Tensor, prompt_kv: Tensor | None
         (B, Tq, A).
     """
     q = attention.q_norm(q.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2))
-    products = q.device.type == "cpu" and q.dtype is torch.bfloat16
+    products = by_products(q)
     keys, padded = (0 if prompt_kv is None else prompt_kv.shape[-2]) + kv.shape[1], None
-    if products:  # rows of whole vector registers: softmax and products take two thirds of the time
+    if products:  # rows of whole vector registers: softmax and products then take two thirds of the time
         padded = -(-keys // KEYS_AT_ONCE) * KEYS_AT_ONCE
     k, v = in_heads(attention, kv, prompt_kv, padded)
     k = attention.k_norm(k)
@@ -77,6 +77,14 @@ def attend(attention: Attention, q: Tensor, kv: Tensor, prompt_kv: Tensor | None
         out = F.scaled_dot_product_attention(q, k, v, scale=attention.scale)
     out = out.transpose(1, 2).flatten(2)
     return attention.norm(out) if hasattr(attention, "norm") else out
+
+
+def by_products(q: Tensor) -> bool:
+    """Whether `attend` takes two batched products and a softmax in place of torch's fused attention.
+
+    In bf16 on a CPU: there the way back through the fused form takes several times as long.
+    """
+    return q.device.type == "cpu" and q.dtype is torch.bfloat16
 
 
 def in_heads(
@@ -95,13 +103,7 @@ def in_heads(
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, scale: float, keys: int) -> Tensor:
-    """`scaled_dot_product_attention` as two batched products around a softmax.
-
-    In bf16 on a CPU its way back is three times quicker than that of torch's fused form (docs/measured.md).
-
-    Args:
-        keys: those from here on are padding, which nothing attends to.
-    """
+    """`scaled_dot_product_attention` as two batched products around a softmax; keys from ``keys`` on are padding."""
     scores = (q.contiguous() * scale) @ k.transpose(-2, -1)
     # In place, out of autograd's sight: the softmax makes the gradient of these columns 0 in any case.
     scores.detach()[..., keys:] = -math.inf
