@@ -11,19 +11,15 @@ a process of its own, so a part that fails or is stopped costs no other part.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import json
-import multiprocessing
 import os
 import signal
 import sys
 import tarfile
 import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +40,9 @@ from vptsp_core.files import write_json
 from vptsp_core.record import made_with
 from vptsp_core.study import run
 
+from .apart import Found, Part, apart
+
 Args = argparse.Namespace
-Found = dict[str, Any]
-Part = Callable[[Args], Found]
 
 TINY = dict(backbone="vit_tiny_patch16_224.augreg_in21k_ft_in1k", embed_dim=192)
 SMALL = dict(
@@ -128,7 +124,7 @@ PARTS: dict[str, tuple[float, Part]] = {
     "evaluation": (60, evaluation),
     "step cub200-vitb16": (80, partial(step, "cub200-vitb16")),
     "deterministic": (70, deterministic),
-    "step inshop-vits16": (90, partial(step, "inshop-vits16")),
+    "step inshop-vits16": (150, partial(step, "inshop-vits16")),
 }
 
 
@@ -168,50 +164,11 @@ def here(args: Args) -> Found:
     return made_with(pick_device(args.device))
 
 
-def apart(part: Part, args: Args, seconds: float) -> Found:
-    """What ``part`` finds, in a fork that is stopped after so many seconds. CUDA must not start in this process.
-
-    Raises:
-        VptspError: in one line, why there is no result.
-    """
-    fork = multiprocessing.get_context("fork")
-    receiver, sender = fork.Pipe(duplex=False)
-    child = fork.Process(target=send, args=(part, args, sender))
-    child.start()
-    sender.close()
-    try:
-        if not receiver.poll(seconds):
-            raise VptspError(f"stopped after {seconds:.0f} s, because the time was up; call again with the same file")
-        found = receiver.recv()
-    except EOFError:
-        child.join()
-        raise VptspError(f"failed: its process ended with status {child.exitcode}") from None
-    finally:  # with all processes that it started
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.join()
-    if isinstance(found, str):
-        raise VptspError(found)
-    return found
-
-
-def send(part: Part, args: Args, sender: Connection) -> None:
-    """In the fork: send what ``part`` finds, or a line that says why it failed."""
-    os.setpgid(0, 0)
-    try:
-        sender.send(part(args))
-    except VptspError as error:
-        sender.send(str(error))
-    except Exception as error:  # this code has not seen every GPU and driver
-        traceback.print_exc()
-        sender.send(f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what the file does not hold yet; returns 1 where something is still missing."""
     args = arguments(argv)
     end = time.monotonic() + 60 * args.minutes
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # then `apart` stops its fork
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # then `apart` ends its fork
     try:
         for path in [*(args.data or []), *([args.weights] if args.weights else [])]:
             if not path.exists():

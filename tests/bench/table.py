@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vptsp_core.bench.terminal import number
-
 Found = Mapping[str, Any]
 
 FORMS = {"eager": "ours, as written", "compiled": "ours, compiled"}  # the others are called as they are
@@ -30,6 +28,11 @@ def markdown(document: Found) -> str:
     rows = [words(parts[name]) for name, words in rest.items() if name in parts]
     rows += [(name, f"not measured: {reason}") for name, reason in document["missing"].items()]
     return "\n".join(lines + (table(("what", "measured"), rows) if rows else []))
+
+
+def number(value: float) -> str:
+    """Three digits, and more of a large number."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
