@@ -1,0 +1,236 @@
+"""One call for a GPU that is at hand for minutes: it measures what the README leaves open.
+
+    python -m tests.bench.gpu --data DIR --weights FILE --reference DIR    # at most 9 minutes
+    python -m tests.bench.table gpu.json                                   # the README's tables
+    python -m tests.bench.gpu --small --json small.json                    # a rehearsal on the CPU
+
+The JSON file is written after every part. A second call with the same file measures what is missing. Each part runs in
+a process of its own, so a part that fails or is stopped costs no other part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import signal
+import sys
+import tarfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from vptsp_core import RunConfig, preset
+from vptsp_core.bench import StepBench, measure_steps
+from vptsp_core.bench.clone import clone_folder
+from vptsp_core.bench.epoch import measure_epoch
+from vptsp_core.bench.forms import compare_forms
+from vptsp_core.bench.metrics import SIZES, Size, benchmark_metrics
+from vptsp_core.data import load_benchmark
+from vptsp_core.deterministic import deterministic_algorithms, fix_cublas
+from vptsp_core.devices import pick_device
+from vptsp_core.errors import VptspError
+from vptsp_core.files import write_json
+from vptsp_core.record import made_with
+from vptsp_core.study import run
+
+from .apart import Found, Part, apart
+
+Args = argparse.Namespace
+
+TINY = dict(backbone="vit_tiny_patch16_224.augreg_in21k_ft_in1k", embed_dim=192)
+SMALL = dict(
+    backbone="demo_vit", image_size=40, resize=40, prompts=2, prompt_layers=6, class_prompts=2, class_layers=6,
+    class_step=0, batch=8, precision="fp32",
+)  # fmt: skip
+SMALL_SIZE = Size(items=300, dim=16, classes=40, ks=(1, 10))
+
+
+def step(name: str, args: Args) -> Found:
+    """A training step of a preset in every form, with the peak memory of each."""
+    return compare_forms(
+        config(name, args), device=args.device, steps=3 if args.small else 60, forms=(*own_forms(args), "textbook"),
+        reference=args.reference,
+    )  # fmt: skip
+
+
+def epoch(args: Args) -> Found:
+    """An epoch against its steps, from cached images."""
+    name, folder = images(args)
+    found = measure_epoch(
+        config("cub200-vits16", args, dataset=name), load_benchmark(name, folder), args.work / "cache",
+        device=args.device,
+    )  # fmt: skip
+    return {"dataset": name, **found}
+
+
+def train(args: Args) -> Found:
+    """15 epochs of CUB with a ViT-Ti. A run that was stopped resumes from its last epoch in the next call."""
+    name, folder = images(args)
+    changes = dict(epochs=1) if args.small else {**TINY, "weights": str(args.weights)}
+    done = run(
+        config("cub200-vits16", args, dataset=name, **changes), data=folder, results=args.work,
+        cache=args.work / "cache", device=args.device, progress=False,
+    )  # fmt: skip
+    return {
+        "dataset": name, "backbone": done.config.backbone, "epochs": done.config.epochs, "metrics": done.metrics,
+        "history": json.loads(done.history.to_json(orient="records")), "run s": done.record["seconds"],
+        "memory_MB": torch.cuda.max_memory_allocated() / 1e6 if args.device == "cuda" else None,
+    }  # fmt: skip
+
+
+def evaluation(args: Args) -> Found:
+    """Our retrieval metrics at the size of SOP, a bare search, and the released metrics."""
+    sys.path.append(str(Path(__file__).parent / "standin"))  # its faiss, where no other is installed
+    size, repeats = (SMALL_SIZE, 1) if args.small else (SIZES["sop"], 3)
+    found = benchmark_metrics(size, args.device, repeats=repeats, reference=args.reference)
+    spec = importlib.util.find_spec("faiss")
+    own = spec is not None and Path(str(spec.origin)).parent.name == "standin"
+    return {**found, "released search": "torch in place of faiss" if own else "faiss"}
+
+
+def deterministic(args: Args) -> Found:
+    """A step of ours with deterministic algorithms and without them."""
+    fix_cublas(args.device)  # before CUDA starts in this process
+    benches = {}
+    for form in own_forms(args):
+        for name, bench in ((form, StepBench), (f"{form}, deterministic", DeterministicBench)):
+            benches[name] = partial(bench, config("cub200-vits16", args), form, args.device)
+    steps = 3 if args.small else 60
+    return {"forms": measure_steps(benches, device=args.device, steps=steps, progress=False)}
+
+
+class DeterministicBench(StepBench):
+    """A `StepBench` whose steps use deterministic algorithms, as `run(deterministic=True)` does."""
+
+    def step(self) -> None:
+        """One step."""
+        with deterministic_algorithms(str(self.device)):
+            super().step()
+
+
+# The most valuable first, with the seconds that each is expected to take: an estimate for an H100, not measured.
+PARTS: dict[str, tuple[float, Part]] = {
+    "step cub200-vits16": (60, partial(step, "cub200-vits16")),
+    "step sop-vits16": (60, partial(step, "sop-vits16")),
+    "train": (90, train),
+    "epoch": (40, epoch),
+    "evaluation": (60, evaluation),
+    "step cub200-vitb16": (80, partial(step, "cub200-vitb16")),
+    "deterministic": (70, deterministic),
+    "step inshop-vits16": (150, partial(step, "inshop-vits16")),
+}
+
+
+def own_forms(args: Args) -> tuple[str, ...]:
+    """Our forms of a step. A rehearsal does not compile, which takes a minute on a CPU."""
+    return ("eager",) if args.small else ("eager", "compiled")
+
+
+def config(name: str, args: Args, **changes: Any) -> RunConfig:
+    """The run of a preset with changes, small in a rehearsal."""
+    return preset(name, **{**(SMALL if args.small else {}), **changes})
+
+
+def images(args: Args) -> tuple[str, Path]:
+    """A data set and its folder: CUB where it is given, archives unpacked once; else as many plain images."""
+    if args.data and args.data[0].is_dir():
+        return "cub200", args.data[0]
+    name, target = ("cub200" if args.data else "folder"), args.work / ("data" if args.data else "plain")
+    making = target.with_name(f"{target.name}.{os.getpid()}")
+    if not target.exists():
+        for path in args.data or []:
+            with tarfile.open(path) as archive:
+                archive.extractall(making, filter="data")
+        classes, each, side = (16, 2, 48) if args.small else (200, 59, 256)
+        for label in range(0 if args.data else classes):
+            (making / f"{label:03}").mkdir(parents=True)
+            for at in range(each):
+                Image.new("RGB", (side, side), (label, at, 0)).save(making / f"{label:03}" / f"{at}.jpg")
+        making.rename(target)
+    return name, target
+
+
+def here(args: Args) -> Found:
+    """What this machine computes with."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise VptspError("there is no GPU here; --small rehearses on the CPU")
+    return made_with(pick_device(args.device))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what the file does not hold yet; returns 1 where something is still missing."""
+    args = arguments(argv)
+    end = time.monotonic() + 60 * args.minutes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # then `apart` ends its fork
+    try:
+        for path in [*(args.data or []), *([args.weights] if args.weights else [])]:
+            if not path.exists():
+                raise VptspError(f"{path}: no such file or folder; name one that exists")
+        if args.reference:
+            clone_folder(args.reference)
+        machine = apart(here, args, 120)
+        document = earlier(args, machine["device"]) or {"machine": machine, "parts": {}, "missing": {}}
+    except VptspError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name, (seconds, part) in PARTS.items():
+        begun = time.monotonic()
+        if name in document["parts"]:
+            print(f"{name}: is in {args.json} already", flush=True)
+            continue
+        try:
+            if name == "train" and not (args.small or (args.data and args.weights)):
+                raise VptspError("skipped: it needs --data and --weights")
+            if seconds > end - begun:
+                raise VptspError(f"skipped: it takes about {seconds:.0f} s, {max(end - begun, 0):.0f} s are left")
+            found = apart(part, args, end - begun)
+            took = round(time.monotonic() - begun, 1)
+            document["parts"][name] = {**found, "part s": took, "commit": machine["commit"]}
+            document["missing"].pop(name, None)
+            print(f"{name}: measured in {took} s", flush=True)
+        except VptspError as error:
+            document["missing"][name] = str(error)
+            print(f"{name}: {error}", flush=True)
+        write_json(args.json, document)
+    return 1 if document["missing"] else 0
+
+
+def earlier(args: Args, device: str) -> Found | None:
+    """What the file holds already; it must have been measured on this device."""
+    if not args.json.exists():
+        return None
+    try:
+        document = json.loads(args.json.read_text())
+        before, _, _ = document["machine"]["device"], dict(document["parts"]), dict(document["missing"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise VptspError(f"{args.json}: unreadable ({error!r}); choose another --json") from error
+    if before != device:
+        raise VptspError(f"{args.json}: measured on {before}, this is {device}; choose another --json")
+    return document
+
+
+def arguments(argv: Sequence[str] | None) -> Args:
+    """The command line, read."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.gpu", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--json", type=Path, default=Path("gpu.json"), metavar="FILE", help="default: gpu.json")
+    parser.add_argument("--minutes", type=float, default=9, help="for all parts together (default: 9)")
+    parser.add_argument("--data", type=Path, nargs="+", metavar="DIR", help="holds cub200/; or .tar files of cub200/")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help=f"of {TINY['backbone']}")
+    parser.add_argument("--reference", type=Path, metavar="DIR", help="your clone of the released implementation")
+    parser.add_argument("--work", type=Path, default=Path("results/gpu"), metavar="DIR",
+                        help="for runs and decoded images (default: results/gpu)")  # fmt: skip
+    parser.add_argument("--small", action="store_true", help="rehearse on the CPU with small sizes")
+    args = parser.parse_args(argv)
+    args.device = "cpu" if args.small else "cuda"
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())
