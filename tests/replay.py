@@ -40,9 +40,45 @@ BOUND = 1e-4
 ACCUMULATORS = {"gru_relu": "gru", "gru": "gru_tanh", "mix": "ema"}
 
 
+POOLS = {"token": "cls", "avg": "avg"}  # avg: the mean over all tokens but the class token
+# Options that are read below.
+READ = {
+    "n_classes", "num_heads", "vit_bitfit", "embed_dim", "batch_size", "samples_per_class", "num_prompt",
+    "prompt_depth", "prompt_block_step", "num_p_prompt", "p_prompt_depth", "prompt_p_block_step", "proxy_bias_ratio",
+    "prompt_memory_bank", "semantic_mix_type", "proxy_mix_keep_ratio", "rnn_dropout", "optim", "lr", "lr_proxy",
+    "decay", "sdg_momentum", "vit_global_pooling", "loss_oproxy_pos_alpha", "loss_oproxy_pos_delta",
+}  # fmt: skip
+NO_NUMBERS = {"case", "checkpoint"}  # the file's own name; gradient checkpointing
+# Options that have one value in a replay: the method, whole, in float32 and one process.
+FIXED = {
+    "full_fine_tune": False, "vit_head": True, "vit_prompt": True, "vit_proxy_net": True, "proxy_mix_bias": True,
+    "proxy_data_range": "both_all", "mix_precision": False, "world_size": 1,
+}  # fmt: skip
+
+
+def check_options(golden: dict[str, Any]) -> None:
+    """Refuse what would not be replayed as the file says.
+
+    Raises:
+        VptspError: an option that nothing here reads, or a value that has no counterpart.
+    """
+    scale, margin = golden.get("loss_oproxy_pos_alpha"), golden.get("loss_oproxy_pos_delta")
+    fixed = FIXED | {"loss_oproxy_neg_alpha": scale, "loss_oproxy_neg_delta": None if margin is None else -margin}
+    if unknown := sorted(golden.keys() - READ - NO_NUMBERS - fixed.keys()):
+        raise VptspError(f"the replay does not know the option {', '.join(unknown)}; map it in tests/replay.py")
+    allowed = {key: (value,) for key, value in fixed.items()}
+    allowed |= {"semantic_mix_type": tuple(ACCUMULATORS), "vit_global_pooling": tuple(POOLS)}
+    for option, values in allowed.items():
+        if option in golden and golden[option] not in values:
+            wanted = " or ".join(map(repr, values))
+            raise VptspError(f"option {option} = {golden[option]!r} cannot be replayed, only {wanted}")
+
+
 def run_config(golden: dict[str, Any]) -> RunConfig:
     """The released option names, in ours."""
     return RunConfig(
+        loss_scale=golden.get("loss_oproxy_pos_alpha", 32.0), loss_margin=golden.get("loss_oproxy_pos_delta", 0.1),
+        momentum=golden.get("sdg_momentum", 0.9), pool=POOLS[golden.get("vit_global_pooling", "token")],
         method="vptsp", semantics="released", bitfit=golden["vit_bitfit"],
         embed_dim=golden["embed_dim"], batch=golden["batch_size"], samples_per_class=golden["samples_per_class"],
         prompts=golden["num_prompt"], prompt_layers=golden["prompt_depth"], prompt_step=golden["prompt_block_step"],
@@ -132,6 +168,7 @@ def replay(path: Path, host: bool = False) -> dict[str, float]:
     with np.load(path, allow_pickle=False) as file:
         golden = json.loads(str(file["config"]))
         data = {key: torch.from_numpy(file[key]) for key in file.files if key != "config"}
+    check_options(golden)
     model = build(data, golden)
     prompts = model.class_prompts
     if host and prompts.rowwise:

@@ -90,3 +90,38 @@ def test_replay_passes_a_true_file_and_fails_a_wrong_one(tmp_path, capsys):
     assert replay.main([str(tmp_path / "broken.npz")]) == 2
     assert replay.main([str(tmp_path / "absent.npz")]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 2
+
+
+@pytest.mark.parametrize("pooling", ["token", "avg"])
+def test_pooling_is_that_of_the_file(tmp_path, pooling):
+    own_trajectory(tmp_path / "file.npz", vit_global_pooling=pooling)
+    with np.load(tmp_path / "file.npz") as file:
+        golden = json.loads(str(file["config"]))
+        data = {key: torch.from_numpy(file[key]) for key in file.files if key != "config"}
+    model = replay.build(data, golden)
+    tokens = model.vit.backbone.forward_features(data["images"][0])  # without prompts: by timm itself
+    expected = tokens[:, 0] if pooling == "token" else tokens[:, 1:].mean(1)
+    pooled = model.vit.pooled(data["images"][0], [[None] * len(model.vit.backbone.blocks)])
+    torch.testing.assert_close(pooled[:, 0], expected)
+    assert replay.main([str(tmp_path / "file.npz")]) == 0
+
+
+@pytest.mark.parametrize(
+    "option, value, said",
+    [
+        ("vit_class_pooling", "max", "does not know the option vit_class_pooling"),
+        ("vit_global_pooling", "max", "vit_global_pooling = 'max' cannot be replayed, only 'token' or 'avg'"),
+        ("semantic_mix_type", "lstm", "semantic_mix_type = 'lstm' cannot be replayed"),
+        ("mix_precision", True, "mix_precision = True cannot be replayed, only False"),
+        ("loss_oproxy_neg_alpha", 16.0, "loss_oproxy_neg_alpha = 16.0 cannot be replayed"),
+        ("full_fine_tune", True, "full_fine_tune = True cannot be replayed"),
+    ],
+)
+def test_an_option_that_is_not_replayed_is_refused_by_name(tmp_path, capsys, option, value, said):
+    own_trajectory(tmp_path / "file.npz")
+    with np.load(tmp_path / "file.npz") as file:
+        arrays = {key: file[key] for key in file.files if key != "config"}
+        golden = json.loads(str(file["config"])) | {option: value}
+    np.savez(tmp_path / "file.npz", config=json.dumps(golden), **arrays)
+    assert replay.main([str(tmp_path / "file.npz")]) == 2
+    assert said in capsys.readouterr().err

@@ -161,7 +161,7 @@ def _train(argv: Sequence[str]) -> int:
     options = dict(
         results=args.results, cache=args.cache, device=args.device, allow_partial=args.allow_partial,
         class_table=args.class_table, checkpointing=args.checkpointing, compile=args.compile,
-        deterministic=args.deterministic, progress=sys.stderr.isatty(),
+        deterministic=args.deterministic,
     )  # fmt: skip
     for option in ("data", "data_folder", "results", "cache", "device"):
         if getattr(args, option) == "":  # a shell variable that is not set
@@ -179,6 +179,7 @@ def _train(argv: Sequence[str]) -> int:
 
 def _evaluate(argv: Sequence[str]) -> int:
     from vptsp_core.data import load_benchmark
+    from vptsp_core.distributed import is_main
     from vptsp_core.embedder import load
     from vptsp_core.evaluate import evaluate
     from vptsp_core.faiss_index import BACKENDS
@@ -195,7 +196,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     benchmark = load_benchmark(embedder.model.config.dataset, args.data, args.allow_partial)
     if embedder.data is not None:
         _tell_other_images(embedder.data, benchmark.record())
-    metrics = evaluate(embedder.model, benchmark, args.backend)
+    metrics = evaluate(embedder.model, benchmark, args.backend, progress=is_main())
     print("  ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
     return 0
 

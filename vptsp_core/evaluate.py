@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vptsp_core.backbone import normalisation
+from vptsp_core.bars import bar
 from vptsp_core.data import Benchmark, ImageSet
 from vptsp_core.data.batches import eval_batches
 from vptsp_core.distributed import from_main, gather_rows, own_share, world_size
@@ -37,7 +38,7 @@ def embed_batch(model: MetricModel) -> int:
 
 
 @torch.inference_mode()
-def embed(model: MetricModel, images: ImageSet, batch: int | None = None) -> Tensor:
+def embed(model: MetricModel, images: ImageSet, batch: int | None = None, *, progress: bool = False) -> Tensor:
     """Embeddings of a whole set in its order: (N, d) float32, L2-normalised, on the model's device.
 
     Several processes embed a share each, every image once, and all of them have the whole.
@@ -49,22 +50,26 @@ def embed(model: MetricModel, images: ImageSet, batch: int | None = None) -> Ten
     width = model.vit.backbone.embed_dim if model.vit.sample_head is None else model.config.embed_dim
     # Only the last shares are short, so that what is missing from them lies behind row N of the gathered whole.
     own, start = torch.zeros(-(-len(images) // world_size()), width, device=device), 0
-    for pixels in eval_batches(images, model.config, statistics, batch, device, own_share(len(images))):
-        part = model(pixels)
-        own[start : start + len(part)] = part
-        start += len(part)
+    with bar(title="embedding", total=len(own), show=progress, unit="images", leave=False) as shown:
+        for pixels in eval_batches(images, model.config, statistics, batch, device, own_share(len(images))):
+            part = model(pixels)
+            own[start : start + len(part)] = part
+            start += len(part)
+            shown.update(len(part))
     return gather_rows(own)[: len(images)]
 
 
-def evaluate(model: MetricModel, benchmark: Benchmark, backend: str = "torch") -> Scores:
+def evaluate(
+    model: MetricModel, benchmark: Benchmark, backend: str = "torch", *, progress: bool = False
+) -> Scores:  # fmt: skip
     """Retrieval metrics on the test split, and each query's own; against the gallery where there is one.
 
     Of several processes the first computes them, from the embeddings of all (see `retrieval_metrics`).
     """
     check_backend(backend)  # before the hours that embedding may take
-    queries, labels = embed(model, benchmark.test), torch.from_numpy(benchmark.test.labels)
+    queries, labels = embed(model, benchmark.test, progress=progress), torch.from_numpy(benchmark.test.labels)
     options: dict[str, Any] = dict(ks=RECALL_AT.get(benchmark.name, (1, 2, 4, 8)), backend=backend)
     if benchmark.gallery is not None:
         gallery_labels = torch.from_numpy(benchmark.gallery.labels)
-        options |= dict(gallery=embed(model, benchmark.gallery), gallery_labels=gallery_labels)
+        options |= dict(gallery=embed(model, benchmark.gallery, progress=progress), gallery_labels=gallery_labels)
     return from_main(lambda: retrieval_metrics(queries, labels, **options))

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from vptsp_core.backbone import load_backbone
+from vptsp_core.bars import bar
 from vptsp_core.config import RunConfig, check_choice
 from vptsp_core.data import OWN, Benchmark, load_benchmark
 from vptsp_core.data.batches import cache_folder, decoded
@@ -206,7 +206,8 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
     check_workers(workers)
     configs = list(configs)
     if launched():  # all its processes take the same steps, so that the first failure ends them all
-        return [run(config, progress=progress, **options) for config in tqdm(configs, "runs", disable=not progress)]
+        shown = bar(configs, "runs", show=progress, unit="runs")
+        return [run(config, progress=progress, **options) for config in shown]
     data, results, partial = (options.get(key) for key in ("data", "results", "allow_partial"))
     paths = [_place(config, _data(data), results, bool(partial))[0] for config in configs]
     there = functools.cache(lambda dataset: _there(dataset, _data(data), bool(partial)))

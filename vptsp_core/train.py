@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from tqdm.auto import tqdm
 
 from vptsp_core.backbone import identity, normalisation
+from vptsp_core.bars import bar, duration, is_log, say
 from vptsp_core.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
 from vptsp_core.data import ImageSet
 from vptsp_core.data.batches import train_batches
@@ -37,7 +37,7 @@ from vptsp_core.errors import TrainingError, WeightsError
 from vptsp_core.memory import failures_told, fit_step
 from vptsp_core.numerics import all_learned, first_bad_loss, first_bad_tensor, last_change, listed
 from vptsp_core.progress import write_progress
-from vptsp_core.selection import Row, keep_queries, score
+from vptsp_core.selection import HELD_OUT, Row, keep_queries, score
 from vptsp_core.start import start_from_data
 from vptsp_core.train_step import TrainStep, compiles
 from vptsp_core.tuning import MetricModel, make_optimizers
@@ -128,7 +128,11 @@ class Trainer:
             self._start()
         if self.checkpointing == "auto" and self.device.type == "cuda" and self.finished < self.config.epochs:
             fit_step(self.model, self.optimizers)
-        for epoch in range(self.finished, self.config.epochs):
+        epochs, begun = range(self.finished, self.config.epochs), time.perf_counter()
+        if self.progress and epochs:
+            say(f"training {self.config.method} on {len(self.images):,} images, epochs {epochs.start + 1} to "
+                f"{epochs.stop} of {len(self.sampler)} steps")  # fmt: skip
+        for epoch in epochs:
             with failures_told(self.model, f"epoch {epoch + 1}"):
                 row = self.train_epoch(epoch)
                 for schedule in self.schedules:
@@ -139,6 +143,9 @@ class Trainer:
                     row |= found
             self.history.append(row)
             self._save(row)
+            if self.progress:
+                mean = (time.perf_counter() - begun) / (epoch + 1 - epochs.start)
+                say(epoch_line(row, self.config.epochs, (epochs.stop - epoch - 1) * mean))
             if self.on_epoch is not None and is_main():
                 self.on_epoch(self.history)
         return self.history
@@ -162,12 +169,12 @@ class Trainer:
         self.model.train()
         part = own_share(self.config.batch)
         batches = train_batches(self.images, self.config, self.statistics, self.sampler, epoch, self.device, part)
-        title, silent = f"epoch {epoch + 1}/{self.config.epochs}", not self.progress
-        bar = tqdm(batches, title, len(self.sampler), leave=False, disable=silent)
+        title, show = f"epoch {epoch + 1}/{self.config.epochs}", self.progress and not is_log()
+        shown = bar(batches, title, len(self.sampler), show=show, leave=False)
         start, losses = time.perf_counter(), []
         k, of_images = self.config.samples_per_class, self.images.labels
         schedule = [torch.from_numpy(of_images[batch[::k]]) for batch in self.sampler.epoch(epoch)]
-        for (images, labels), classes, upcoming in zip(bar, schedule, [*schedule[1:], None], strict=True):
+        for (images, labels), classes, upcoming in zip(shown, schedule, [*schedule[1:], None], strict=True):
             losses.append(self.step(images, labels, classes, upcoming))
         mean = torch.stack(losses).mean().item()  # but for fp16, and the check below, the only wait for the device
         self._check_finite(epoch, torch.stack(losses))
@@ -250,3 +257,10 @@ class Trainer:
         self.weights = {name: value.clone() for name, value in saved["weights"].items()}  # the file goes
         own = {"after_epochs": self.finished, **self.stretch(), **self._compiled()}
         self.stretches = [*saved["stretches"], own]
+
+
+def epoch_line(row: Row, epochs: int, left: float) -> str:
+    """What a log says of an epoch: loss, R@1 where evaluated, seconds of training, and the time ``left`` in seconds."""
+    found = [f"{name} {100 * row[name]:.1f}" for name in ("R@1", HELD_OUT + "R@1") if name in row]
+    parts = [f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.3f}", *found, f"{row['seconds']:.0f} s"]
+    return ", ".join([*parts, f"{duration(left)} left"] if row["epoch"] < epochs else parts)

@@ -22,8 +22,8 @@ from typing import IO, Any, TypeVar
 import joblib
 import torch
 from joblib.externals.loky import get_reusable_executor
-from tqdm.auto import tqdm
 
+from vptsp_core.bars import bar, is_log
 from vptsp_core.distributed import launched
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.files import writable_folder
@@ -125,20 +125,21 @@ def share_out(
     came: dict[Path, R | VptspError] = {}
     watch = Watch(lambda: items)
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(tqdm(None, "runs", already + len(items), initial=already, disable=not progress))
+        shown = bar(None, "runs", already + len(items), initial=already, show=progress, unit="runs")
+        stack.enter_context(shown)
         if progress and check_workers(workers) is not None:
-            stack.enter_context(every(1, lambda: _show(bar, watch.line())))
+            stack.enter_context(every(1, lambda: _show(shown, watch.line())))
         for folder, outcome in stack.enter_context(contextlib.closing(_outcomes(work, items, workers))):
             came[folder] = outcome
-            bar.update()
+            shown.update()
             if progress and isinstance(outcome, VptspError):
-                bar.write(f"{folder.name}: {outcome}", file=sys.stderr)
+                shown.write(f"{folder.name}: {outcome}", file=sys.stderr)
     return came
 
 
-def _show(bar: tqdm, line: str) -> None:
-    if line != bar.postfix:  # else a log would fill with one line over and over
-        bar.set_postfix_str(line)
+def _show(shown: Any, line: str) -> None:
+    if line != shown.postfix:  # else a log would fill with one line over and over
+        shown.set_postfix_str(line, refresh=not is_log())
 
 
 def _outcomes(

@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vptsp_core.bench import FORMS
 from vptsp_core.bench.data import compare_pipelines, epoch_over_steps
 from vptsp_core.bench.epoch import measure_epoch
 from vptsp_core.bench.forms import compare_forms, table
 from vptsp_core.bench.metrics import SIZES, benchmark_metrics
 from vptsp_core.bench.table import compare_tables
 from vptsp_core.bench.terminal import listing, searches
+from vptsp_core.config import check_choice
 from vptsp_core.data import load_benchmark
 from vptsp_core.data.batches import cache_folder
-from vptsp_core.errors import VptspError
+from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.faiss_index import BACKENDS
 from vptsp_core.files import write_json
 from vptsp_core.presets import parse_change, preset
@@ -33,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     step = kinds.add_parser("step", help="our step as written, compiled, textbook and as released, by turns")
     step.add_argument("--preset", default="cub200-vits16")
     step.add_argument("--steps", type=int, default=100, help="timed steps of each (default: 100)")
+    step.add_argument("--forms", default=",".join(FORMS), metavar="F,...",
+                      help="of ours, eager first (default: %(default)s; compiling takes minutes on a CPU)")
     memory = kinds.add_parser("table", help="class prompts in host memory against the device's, by turns")
     memory.add_argument("--preset", default="inshop-vits16")
     memory.add_argument("--classes", type=int, help="default: the training set's; on the CPU at most 256")
@@ -75,9 +79,14 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
         return benchmark_metrics(SIZES[args.size], args.device, args.backend, args.repeats, args.reference)
     config = preset(args.preset, **dict(parse_change(change) for change in args.changes))
     if args.kind == "step":
-        progress = sys.stderr.isatty()
+        forms = args.forms.split(",")
+        for form in forms:
+            check_choice("--forms", form, FORMS)
+        if forms[0] != "eager":
+            raise ConfigError(f"--forms {args.forms} must begin with eager, which the others are compared with")
         return compare_forms(
-            config, device=args.device, steps=args.steps, reference=args.reference, progress=progress
+            config, device=args.device, steps=args.steps, forms=forms, reference=args.reference,
+            progress=sys.stderr.isatty(),
         )  # fmt: skip
     if args.kind == "table":
         return compare_tables(config, args.classes, device=args.device, steps=args.steps)

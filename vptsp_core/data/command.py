@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
+from vptsp_core.bars import bar
 from vptsp_core.data import DATASETS, OWN, Benchmark, load_benchmark
 from vptsp_core.data.base import ImageSet
 from vptsp_core.data.catalog import CATALOG, DataSet
@@ -122,8 +120,7 @@ def _unreadable(benchmark: Benchmark) -> list[str]:
     why = partial(_why_unreadable, as_shown=any(images.as_shown for images in sets))
     try:
         with ProcessPoolExecutor() as pool:
-            found = tqdm(pool.map(why, paths, chunksize=64), "decoding", len(paths), unit=" images",
-                         disable=not sys.stderr.isatty())  # fmt: skip
+            found = bar(pool.map(why, paths, chunksize=64), "decoding", len(paths), show=True, unit="images")
             return [reason for reason in found if reason]
     except BrokenProcessPool as error:
         raise DataError("a process that decodes images died (short of memory?); free some and check again") from error

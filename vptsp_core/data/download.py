@@ -16,8 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from vptsp_core.bars import bar
 from vptsp_core.data.partfile import PartFile, amount, mismatch
 from vptsp_core.errors import DataError
 from vptsp_core.locks import locked
@@ -204,16 +203,15 @@ def _open(source: str, part: PartFile, offset: int, size: int | None) -> Any:
 
 def _put(response: Any, part: PartFile, position: int, total: int | None) -> int:
     """The body into ``part`` from ``position`` on; where it ended. What lies behind stays, unless that is the end."""
-    bar = tqdm(desc=part.target.name, initial=position, total=total, unit="B", unit_scale=True,
-               disable=not sys.stderr.isatty())  # fmt: skip
+    shown = bar(title=part.target.name, initial=position, total=total, unit="B", unit_scale=True, show=True)
     with _on_disk(part.target):
         file = open(part.path, "r+b" if part.path.exists() else "wb", buffering=0)
-    with bar, file:
+    with shown, file:
         file.seek(position)
         while chunk := response.read1(CHUNK):  # read would lose up to a chunk that came before a reset
             with _on_disk(part.target):  # the disk's errors alone: the network's are tried again
                 _write(file, chunk)
-            bar.update(len(chunk))
+            shown.update(len(chunk))
             position += len(chunk)
             if total is not None and position > total:
                 part.discard()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,7 +89,7 @@ def _place(part: Part, downloads: Path, folder: Path) -> None:
         return None if renamed is None or renamed.split("/")[0] in there else renamed
 
     try:
-        unpack(archive, folder, missing, progress=sys.stderr.isatty())
+        unpack(archive, folder, missing, progress=True)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"stopped; the same command unpacks {archive.name} again") from error
 

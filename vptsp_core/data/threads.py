@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from tqdm.auto import tqdm
+from vptsp_core.bars import bar
 
 CHUNK = 128  # images a task, at most
 
@@ -16,7 +16,7 @@ class Threads:
 
     Args:
         workers: how many.
-        progress: show bars where stderr is a terminal, or in a notebook.
+        progress: show a bar.
     """
 
     def __init__(self, workers: int, progress: bool) -> None:
@@ -28,10 +28,9 @@ class Threads:
         """``task`` for chunks of range(count) in the threads, ``after`` each in this one; the first error stops all."""
         size = max(1, min(CHUNK, count // (4 * self.workers)))
         running: dict[Future[Any], range] = {}
-        disable = None if self.progress else True  # None: where stderr is no terminal
         with (
             ThreadPoolExecutor(self.workers) as pool,
-            tqdm(total=count, desc=title, disable=disable, unit="img") as bar,
+            bar(title=title, total=count, show=self.progress, unit="images") as shown,
         ):
 
             def collect() -> None:
@@ -39,7 +38,7 @@ class Threads:
                     chunk = running.pop(future)
                     future.result()
                     after(chunk)
-                    bar.update(len(chunk))
+                    shown.update(len(chunk))
 
             try:
                 for start in range(0, count, size):

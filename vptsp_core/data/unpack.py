@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
-from tqdm import tqdm
-
+from vptsp_core.bars import bar
 from vptsp_core.data.partfile import amount
 from vptsp_core.errors import DataError
 
@@ -79,7 +78,7 @@ def unpack(archive: Path, target: Path, rename: Renaming, progress: bool = False
 
 def _write(archive: Path, fresh: Path, target: Path, rename: Renaming, progress: bool) -> None:
     free, declared, folders = shutil.disk_usage(fresh).free, 0, set()
-    for name, size, opened in tqdm(_members(archive, free), archive.name, unit=" files", disable=not progress):
+    for name, size, opened in bar(_members(archive, free), archive.name, show=progress, unit="files"):
         path = rename(name)
         if path is None:
             continue

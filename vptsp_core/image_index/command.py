@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         model, weights = model_path(kept, args.to), weights or kept.model["weights"]
     embedder = load(model, args.device, weights=weights)
     index, counts = update(
-        args.directory, args.to, embedder, model=model, weights=weights, progress=sys.stderr.isatty()
+        args.directory, args.to, embedder, model=model, weights=weights, progress=True
     )  # fmt: skip
     if counts.unreadable:
         warnings.warn(left_out(list(counts.unreadable.values())), stacklevel=2)

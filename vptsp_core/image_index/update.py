@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
+from vptsp_core.bars import bar
 from vptsp_core.data.folder import IMAGE_SUFFIXES, read_image
 from vptsp_core.data.loading import Transform, decoders, end_with_parent
 from vptsp_core.embedder import Embedder
@@ -204,7 +204,7 @@ def _embedded(
         return ImageIndex(str(root), list(done), stats, np.concatenate(vectors), model)
 
     start = 0
-    bar = tqdm(total=len(names), unit="image", disable=not progress)
+    shown = bar(title="embedding", total=len(names), unit="images", show=progress)
     try:
         for items in batches:
             some, start = names[start : start + batch], start + batch
@@ -214,7 +214,7 @@ def _embedded(
                 vectors.append(embedder.embed(torch.stack([item for _, item in good])))
                 done += [name for name, _ in good]
                 counts.embedded += len(good)
-            bar.update(len(some))
+            shown.update(len(some))
             if len(done) >= part:
                 yield rows()
                 done, vectors = [], []
@@ -223,6 +223,6 @@ def _embedded(
             yield rows()
         raise
     finally:
-        bar.close()
+        shown.close()
     if done:
         yield rows()

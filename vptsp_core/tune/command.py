@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from vptsp_core.bars import is_log
 from vptsp_core.presets import PRESETS, parse_change, preset
 from vptsp_core.tune import best_config, results_folder, told, tune, write_preset
 
@@ -51,6 +52,7 @@ def main(argv: Sequence[str]) -> int:
     study = tune(
         preset(args.preset, **changes), args.trials, storage=args.storage, name=args.study, results=args.results,
         data=args.data, device=args.device, keep=changes, tell=lambda line: print(line, flush=True),
+        progress=is_log(),  # a line an epoch; in a terminal a line a trial is enough
     )  # fmt: skip
     best_config(study)  # says so where there is none
     file = Path(args.best or results_folder(args.results) / "presets" / f"{study.study_name}.json")
