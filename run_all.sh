@@ -28,7 +28,8 @@ goes on. Two calls at once share the work. Status: 0; 1: a notebook failed (the 
 2: wrong options; 130 and 143: stopped.
 
 Uses the active environment (virtualenv, conda, python on PATH) where it has what pyproject.toml asks for; otherwise
-makes .venv in this checkout with Python 3.11 or 3.12 and installs the pinned requirements once.
+makes .venv in this checkout with Python 3.11 to 3.14 (by uv, where only another
+Python is there and uv is) and installs the pinned requirements once.
 TEXT
 }
 
@@ -83,14 +84,14 @@ done
 [[ $mode != test || -z ${given:-} ]] || fail "test takes no options, but there is $given"
 
 # ---- environment -----------------------------------------------------------------------------------------------
-# fits PYTHON: 3.11 or 3.12, and every distribution that pyproject.toml asks for (for `test`: also those of the extra
+# fits PYTHON: 3.11 to 3.14, and every distribution that pyproject.toml asks for (for `test`: also those of the extra
 # `dev`) at an acceptable version. Reads metadata only, so it takes a fraction of a second. Silent, but for a torch
 # that is there and does not fit.
 fits() {
   [[ -x $1 ]] || return 1
   "$1" - "$root/pyproject.toml" "$mode" 3>&2 2>/dev/null >&3 <<'PYTHON' # its stdout is for people
 import sys
-if sys.version_info[:2] not in ((3, 11), (3, 12)):
+if not (3, 11) <= sys.version_info[:2] <= (3, 14):
     sys.exit(1)
 try:
     import importlib.metadata as metadata
@@ -117,7 +118,7 @@ sys.exit(not fitting)
 PYTHON
 }
 
-supported() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; }
+supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; }
 
 # Sets `python` to that of .venv, which is made or brought up to date first if need be. The stamp says what was
 # installed and is written last; a .venv begun here and not finished is made anew.
@@ -134,13 +135,19 @@ own_environment() {
 
   if [[ -e $begun ]] || ! supported "$python" || ! "$python" -m pip --version >/dev/null 2>&1; then
     PATH=${PATH//"$venv/bin:"/} # it may be active, and cannot make itself
-    for candidate in python3 python python3.12 python3.11 ''; do
-      [[ -n $candidate ]] || fail "no Python 3.11 or 3.12 on PATH; install one, or use environment.yml"
-      ! supported "$candidate" || break
+    for candidate in python3 python python3.14 python3.13 python3.12 python3.11 uv ''; do
+      [[ -n $candidate ]] ||
+        fail "no Python 3.11, 3.12, 3.13 or 3.14 on PATH, and no uv; install one of them, or use environment.yml"
+      if [[ $candidate == uv ]]; then ! command -v uv >/dev/null || break; else ! supported "$candidate" || break; fi
     done
-    note "making $venv with $("$candidate" --version)"
     rm -f -- "$venv"/bin/python* # first, lest a half emptied folder pass for an environment
-    "$candidate" -m venv --clear "$venv" || fail "could not make $venv (is the package python3-venv installed?)"
+    if [[ $candidate == uv ]]; then
+      note "making $venv with uv, which brings Python 3.12"
+      uv venv --quiet --clear --seed --python 3.12 "$venv" || fail "uv could not make $venv (see above)"
+    else
+      note "making $venv with $("$candidate" --version)"
+      "$candidate" -m venv --clear "$venv" || fail "could not make $venv (is the package python3-venv installed?)"
+    fi
   fi
   : >"$begun"
   rm -f -- "$stamp"

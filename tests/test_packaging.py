@@ -307,15 +307,54 @@ def test_run_all_ends_with_the_status_of_the_notebooks(checkout, monkeypatch, st
     assert done.returncode == status and "['notebooks'" in done.stdout
 
 
-@needs_bash
-def test_run_all_without_a_python_that_fits_says_so(checkout, tmp_path):
+@pytest.fixture
+def old_python(tmp_path) -> Path:
+    """A PATH with the tools that run_all.sh calls, and a Python of another version."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    for tool in ("bash", "dirname", "cat", "cksum", "env"):
+    for tool in ("bash", "dirname", "cat", "cksum", "env", "rm", "mkdir", "chmod"):
         (tools / tool).symlink_to(shutil.which(tool))
-    old = tools / "python3"
-    old.write_text("#!/usr/bin/env bash\nexit 1\n")
-    old.chmod(0o755)
-    done = subprocess.run([BASH, checkout / "run_all.sh"], env={"PATH": str(tools)}, capture_output=True, text=True)
+    executable(tools / "python3", "exit 1")
+    return tools
+
+
+def executable(path: Path, script: str) -> None:
+    path.write_text(f"#!/usr/bin/env bash\n{script}\n")
+    path.chmod(0o755)
+
+
+@needs_bash
+def test_run_all_without_a_python_that_fits_says_so(checkout, old_python):
+    environment = {"PATH": str(old_python)}
+    done = subprocess.run([BASH, checkout / "run_all.sh"], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "no Python 3.11 or 3.12 on PATH" in done.stderr
+    assert "no Python 3.11, 3.12, 3.13 or 3.14 on PATH, and no uv" in done.stderr
+
+
+@needs_bash
+def test_run_all_lets_uv_bring_a_python(checkout, old_python):
+    """A stand-in for uv makes an environment whose python prints what it is called with."""
+    asked = old_python.parent / "asked"
+    executable(old_python / "uv", f"""
+        echo "$@" >{asked}
+        mkdir -p "${{@: -1}}/bin"
+        printf '#!/usr/bin/env bash\necho "$@"\n' >"${{@: -1}}/bin/python"
+        chmod +x "${{@: -1}}/bin/python"
+    """)  # fmt: skip
+    environment = {"PATH": str(old_python)}
+    done = subprocess.run([BASH, checkout / "run_all.sh"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert asked.read_text().split()[:-2] == ["venv", "--quiet", "--clear", "--seed", "--python", "3.12"]
+    assert "with uv, which brings Python 3.12" in done.stderr and "pip install" in done.stdout
+    assert "-m vptsp_core notebooks --profile demo" in done.stdout
+
+
+def test_every_python_that_is_named_is_the_same_range():
+    spec = SpecifierSet(project()["requires-python"])
+    versions = [f"3.{minor}" for minor in range(8, 18) if spec.contains(f"3.{minor}")]
+    assert versions == ["3.11", "3.12", "3.13", "3.14"]
+    named = [line.rpartition(":: ")[2] for line in project()["classifiers"] if ":: Python ::" in line]
+    assert named == versions
+    script = (ROOT / "run_all.sh").read_text()
+    assert script.count("(3, 11) <= sys.version_info[:2] <= (3, 14)") == 2
+    assert "3.11 to 3.14" in script and "3.11 to 3.14" in (ROOT / "README.md").read_text()
