@@ -54,10 +54,10 @@ def test_runs_all_goes_on_after_a_failure_and_reports_it(tmp_path, capfd):
     assert "2 of 3 notebooks are there" in printed
     ran = nbformat.read(out / "b_runs.ipynb", as_version=4)
     shown = ran.cells[3].outputs[0]["data"]["text/plain"]
-    assert all(repr(part) in shown for part in ("smoke", [3, 4], str(notebooks.ROOT), sys.executable))
+    assert all(repr(part) in shown for part in ("smoke", [3, 4], str(notebooks.CHECKOUT), sys.executable))
     assert (tmp_path / "results {here}" / "seen").read_text() == "[3, 4]"
     assert {ran.metadata.papermill[key] for key in ("input_path", "output_path")} == {"b_runs.ipynb"}
-    assert notebooks._from_root(notebooks.ROOT / "results") == "results"
+    assert notebooks._from_root(notebooks.CHECKOUT / "results") == "results"
     page = (out / "b_runs.html").read_text()
     assert "<details>" in page and "executable" in page  # collapsed, and there
 
@@ -227,7 +227,7 @@ def test_ctrl_c_and_sigterm_stop_promptly_and_the_kernel_lets_go_of_what_it_hold
     )
     (tmp_path / "results").mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=notebooks.ROOT, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(tmp_path)], cwd=notebooks.CHECKOUT, stderr=subprocess.PIPE, text=True
     )
     until = time.monotonic() + 60
     while not (tmp_path / "results" / "started").exists() and time.monotonic() < until:
@@ -294,7 +294,7 @@ def test_a_notebook_is_made_from_every_file_of_the_package(tmp_path, monkeypatch
     (package / "deep").mkdir(parents=True)
     for name in ("executed.py", "deep/b.py", "deep/c.csv"):
         (package / name).write_text("1\n")
-    monkeypatch.setattr("vptsp_core.executed.__file__", str(package / "executed.py"))
+    monkeypatch.setattr("vptsp_core.executed.PACKAGE", package)
     found = []
     for name in (None, "executed.py", "deep/b.py", "deep/c.csv"):
         if name:

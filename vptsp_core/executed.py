@@ -20,6 +20,7 @@ from vptsp_core.errors import VptspError
 from vptsp_core.notebook_sources import read
 from vptsp_core.page.facts import HASHES, chapter
 from vptsp_core.seals import digest
+from vptsp_core.system.places import PACKAGE
 
 _KEY = "vptsp"
 _NO_MATTER = ("results", "workers")  # where it all lies, and how quickly it came
@@ -69,8 +70,8 @@ def _results(folder: Path, source: Path) -> list[Path]:
 @functools.cache
 def _package() -> str:
     """Of every file of the package as this process found it: a commit does not tell of what is not committed."""
-    here, digest = Path(__file__).resolve().parent, hashlib.sha256()
-    for path in sorted(here.rglob("*")):
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
-            digest.update(f"{path.relative_to(here)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+            digest.update(f"{path.relative_to(PACKAGE)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()

@@ -14,9 +14,9 @@ from typing import Any
 import nbformat
 
 from .errors import ConfigError, VptspError
+from .system.places import CHECKOUT
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "notebooks"
+FOLDER = CHECKOUT / "notebooks"
 MAX_CODE_CELLS = 15
 
 # What a run sets: what the notebook's own default has to be, and whether the notebook must have it.

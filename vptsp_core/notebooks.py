@@ -23,12 +23,13 @@ from .errors import VptspError
 from .executed import is_finished, made_from, mark
 from .files import write_bytes
 from .locks import locked
-from .notebook_sources import FOLDER, ROOT, check_parameters, check_sources, discover
+from .notebook_sources import FOLDER, check_parameters, check_sources, discover
 from .page import build
 from .page.notebook import notebook_html
 from .presets import parse_change
 from .progress import Watch, every
 from .rows import configured
+from .system.places import CHECKOUT
 from .workers import Workers, check_cluster, check_workers
 
 __all__ = ["check_sources", "main", "run_notebooks"]
@@ -41,7 +42,7 @@ parameters and package, and whose results are there, is left as it is: delete it
 def run_notebooks(
     profile: str = "demo",
     data: str | Path | None = None,
-    results: str | Path = ROOT / "results",
+    results: str | Path = CHECKOUT / "results",
     only: Sequence[str] = (),
     seeds: Sequence[int] | None = None,
     folder: Path = FOLDER,
@@ -119,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m vptsp_core notebooks", description=_WHAT)
     parser.add_argument("--profile", choices=PROFILES, default="demo", help="default: demo")
     parser.add_argument("--data", metavar="DIR", help="folder with the real data sets")
-    parser.add_argument("--results", metavar="DIR", default=ROOT / "results", help="default: results")
+    parser.add_argument("--results", metavar="DIR", default=CHECKOUT / "results", help="default: results")
     parser.add_argument("--only", metavar="A,B", help="beginnings of notebook names, such as table1,fig3")
     parser.add_argument("--seeds", metavar="N,N", help="such as 0,1,2; default: each notebook's own")
     where = parser.add_mutually_exclusive_group()
@@ -191,7 +192,7 @@ def _execute(path: Path, out: Path, values: dict[str, Any], made: str) -> tuple[
             values,
             kernel_name="python3",
             language="python",
-            cwd=ROOT,
+            cwd=CHECKOUT,
             progress_bar=False,
             shutdown_kernel="graceful",  # interrupted first, so that it lets go of what it holds; killed after 5 s
         )
@@ -219,7 +220,7 @@ def _own_kernel() -> Iterator[None]:
     their files in a temporary folder: no kernel need be registered, and a user's start-up files have no say.
     """
     with tempfile.TemporaryDirectory(prefix="vptsp-jupyter-", ignore_cleanup_errors=True) as folder:
-        search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        search = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         # no warning, kernel for kernel, that loopback is not encrypted, and no traceback of one that was stopped
         argv.append("--log-level=CRITICAL")
@@ -253,4 +254,4 @@ def _describe(error: Exception) -> str:
 def _from_root(path: str | Path) -> str:
     """Relative to the repository where inside it (the executed copies show it), absolute elsewhere."""
     full = Path(path).resolve()
-    return str(full.relative_to(ROOT) if full.is_relative_to(ROOT) else full)
+    return str(full.relative_to(CHECKOUT) if full.is_relative_to(CHECKOUT) else full)

@@ -33,11 +33,12 @@ from vptsp_core.data.drawing import CELL, stencils
 from vptsp_core.data.glyphs import classes, render
 from vptsp_core.errors import VptspError
 from vptsp_core.files import writable_folder, write_bytes
+from vptsp_core.system.places import ASSETS
 
 LEARNING_RATE, WEIGHT_DECAY, WARM_UP, SCALE, SHIFT = 1e-3, 0.05, 0.05, 20.0, 2
 LOOK, LOOK_SHARE, LOOK_WEIGHT, MOST_PROMPTS = 12, 0.45, 5.0, 4
 RECORD = {"R@1": 0.509, "pool accuracy": 0.718, "minutes": 12.0}  # frozen, unseen classes, 20 images each
-SHIPPED = Path(__file__).parent / "assets" / DEMO_WEIGHTS
+SHIPPED = ASSETS / DEMO_WEIGHTS
 log = logging.getLogger(__name__)
 
 

@@ -7,7 +7,6 @@ import subprocess
 import time
 from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from vptsp_core.config import RunConfig
 from vptsp_core.data import Benchmark
 from vptsp_core.devices import precision_and_reason
 from vptsp_core.distributed import world_size
+from vptsp_core.system.places import PACKAGE
 from vptsp_core.tuning import MetricModel, count_parameters
 
 
@@ -75,11 +75,10 @@ def _version(package: str) -> str:
 @lru_cache
 def _commit() -> str:
     """Commit of the source tree, with + where tracked files differ from it; "unknown" outside of git."""
-    here = Path(__file__).resolve().parent
 
     def git(*args: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(here), *args], capture_output=True, text=True, check=True
+            ["git", "-C", str(PACKAGE), *args], capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:

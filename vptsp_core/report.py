@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from vptsp_core.errors import ConfigError
 from vptsp_core.files import write_bytes
 from vptsp_core.runs import Run
 from vptsp_core.study import frame, over_seeds
+from vptsp_core.system.places import PACKAGE
 
 PAPER, OURS, DIFFERENCE = "paper", "ours", "difference"
 _CELL = "padding: 0.25em 0.7em; text-align: right; font-variant-numeric: tabular-nums"
@@ -79,7 +79,7 @@ def paper_table(name: str) -> pd.DataFrame:
     Raises:
         ConfigError: no such table; the message lists them.
     """
-    folder = resources.files("vptsp_core") / "paper"
+    folder = PACKAGE / "paper"
     known = sorted(file.name.removesuffix(".csv") for file in folder.iterdir() if file.name.endswith(".csv"))
     if name not in known:
         raise ConfigError(f"no table {name!r} of the paper; known: {', '.join(known)}")

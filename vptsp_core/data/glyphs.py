@@ -17,7 +17,6 @@ import json
 import unicodedata
 from functools import cache, lru_cache
 from hashlib import blake2b
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -25,6 +24,7 @@ from PIL import Image
 from vptsp_core.data.base import Benchmark, ImageSet
 from vptsp_core.data.drawing import MILD, STYLES, WILD, Variation, compose, fit, font_path, stencils
 from vptsp_core.errors import DataError
+from vptsp_core.system.places import ASSETS
 
 SPLITS = ("base", "train", "test")
 CHUNK = 256  # images composed at a time: bounds the memory
@@ -34,7 +34,7 @@ VARIATION = {"base": MILD, "train": WILD, "test": WILD}
 @cache
 def classes() -> dict[str, str]:
     """The letters of each split, in the order of their labels, as `choose_classes` chose them once."""
-    return json.loads((Path(__file__).parents[1] / "assets" / "glyph_classes.json").read_text("utf-8"))
+    return json.loads((ASSETS / "glyph_classes.json").read_text("utf-8"))
 
 
 def class_names(split: str) -> tuple[str, ...]:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from vptsp_core.errors import VptspError
 from vptsp_core.files import write_bytes
-from vptsp_core.notebook_sources import FOLDER, ROOT
+from vptsp_core.notebook_sources import FOLDER
 from vptsp_core.page.facts import DEVICE, RECORD, RUNS, SELECTION, Chapter, chapters, gathered, run_seconds
 from vptsp_core.page.html import document, figure_html, markdown
 from vptsp_core.page.tables import OURS, PAPER, Column, read_table, table_html
+from vptsp_core.system.places import CHECKOUT
 
 PROFILES = {
     "demo": "embedded data, a small backbone, minutes on a CPU",
@@ -46,7 +47,7 @@ _READING = """\
 - Times and memory belong to the machine named; the paper's to one RTX 3090."""
 
 
-def build(results: str | Path = ROOT / "results", profile: str = "demo", notebooks: Path = FOLDER) -> Path:
+def build(results: str | Path = CHECKOUT / "results", profile: str = "demo", notebooks: Path = FOLDER) -> Path:
     """Write ``results/<profile>/index.html`` from what the notebooks left there; anything may be missing.
 
     Raises:
@@ -70,7 +71,7 @@ def build(results: str | Path = ROOT / "results", profile: str = "demo", noteboo
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m vptsp_core report`."""
     parser = argparse.ArgumentParser("python -m vptsp_core report", description="Build the results page.")
-    parser.add_argument("--results", metavar="DIR", default=ROOT / "results", help="default: results")
+    parser.add_argument("--results", metavar="DIR", default=CHECKOUT / "results", help="default: results")
     parser.add_argument("--profile", choices=PROFILES, default="demo", help="default: demo")
     options = parser.parse_args(argv)
     print(build(options.results, options.profile))
@@ -81,7 +82,7 @@ def _options(results: Path, profile: str) -> str:
     """What `run_all.sh` needs to write to the same place."""
     text = "" if profile == "demo" else f" --profile {profile}"
     text += " --data DIR" if profile == "paper" else ""
-    where = results.relative_to(ROOT) if results.is_relative_to(ROOT) else results
+    where = results.relative_to(CHECKOUT) if results.is_relative_to(CHECKOUT) else results
     return text if str(where) == "results" else f"{text} --results {shlex.quote(str(where))}"
 
 

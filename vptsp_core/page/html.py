@@ -5,21 +5,20 @@ from __future__ import annotations
 import base64
 import io
 from html import escape
-from importlib import resources
 from pathlib import Path
 from string import Template
 
 from PIL import Image
 
 from vptsp_core.errors import VptspError
+from vptsp_core.system.places import ASSETS
 
 DPI = 110  # of the pictures in the page; those in figures/ have 200
 
 
 def document(title: str, body: str, meta: str = "") -> str:
     """A whole page around ``body``, which is HTML; ``title`` is text, ``meta`` what else the head holds."""
-    assets = resources.files("vptsp_core") / "assets"
-    shell, css = (assets.joinpath(name).read_text(encoding="utf-8") for name in ("page.html", "page.css"))
+    shell, css = ((ASSETS / name).read_text(encoding="utf-8") for name in ("page.html", "page.css"))
     return Template(shell).substitute(title=escape(title), body=body, css=css, meta=meta)
 
 

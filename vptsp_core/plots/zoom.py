@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Sequence
 from html import escape
-from importlib import resources
 from string import Template
 
 import numpy as np
@@ -17,6 +16,7 @@ from PIL import Image
 from vptsp_core.data import ImageSet
 from vptsp_core.maps import short_name
 from vptsp_core.plots.gallery import thumbnail
+from vptsp_core.system.places import ASSETS
 
 SIDE = 56  # pixels of a thumbnail
 
@@ -50,7 +50,7 @@ def document(points: np.ndarray, images: ImageSet, places: Sequence[int], *, see
         "columns": columns,
         "atlas": "data:image/jpeg;base64," + base64.b64encode(packed.getvalue()).decode(),
     }
-    page = resources.files("vptsp_core").joinpath("assets/map.html").read_text(encoding="utf-8")
+    page = (ASSETS / "map.html").read_text(encoding="utf-8")
     return Template(page).substitute(data=json.dumps(data).replace("<", "\\u003c"))  # no name ends the script
 
 

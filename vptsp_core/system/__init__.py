@@ -1,0 +1,1 @@
+"""What the machine adds: files, locks, signals, devices, processes side by side, rows in host memory."""
