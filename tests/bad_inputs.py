@@ -272,7 +272,7 @@ TABLE: dict[str, list[Case]] = {
              "alpha = '" + 76 * "[" + "... must be of type float, not str"),
         Case("unknown preset", "`train --preset cub`", runs.preset("cub", None),
              "unknown preset 'cub'; known: cub200-vits16, cub200-vitb16, cars196-vits16, cars196-vitb16, sop-vits16, "
-             "sop-vitb16, inshop-vits16, inshop-vitb16, inaturalist-vitb16, demo, cub200-dinov2-vits14, "
+             "sop-vitb16, inshop-vits16, inshop-vitb16, inaturalist-vitb16, cub200-vitti16, demo, cub200-dinov2-vits14, "
              "cub200-dinov2reg-vits14, cub200-dinov2reg-vitb14, cub200-siglip2-vitb16, cub200-tipsv2-vitb14, "
              "cub200-vits16-best, demo-best, smoke, or a .json file"),
         Case("preset that is no JSON", "`train --preset p.json`", runs.preset("p.json", "{alpha: 1}"),

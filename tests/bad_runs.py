@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from desk import Desk
+from desk import Desk, without_progress
 from reseal import reseal_run
 from safetensors.torch import save_file
 
@@ -428,9 +428,10 @@ def file_size_limit(desk: Desk) -> str:
         [sys.executable, "-m", "vptsp_core", *map(str, desk.train())], cwd=ROOT, capture_output=True, text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
     )  # fmt: skip
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    said = without_progress(done.stderr)
+    assert done.returncode == 2 and said.count("\n") == 1, done.stderr
     assert not [p for p in desk.results.rglob("*") if p.is_file()], "nothing half-written"
-    return desk.named(done.stderr).removeprefix("error: ").rstrip("\n")
+    return desk.named(said).removeprefix("error: ").rstrip("\n")
 
 
 def full_cache(desk: Desk) -> str:

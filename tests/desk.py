@@ -42,7 +42,7 @@ class Desk:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
             warnings.simplefilter("default")
             status = main([str(word) for word in argv])
-        return status, self.named(out.getvalue()), self.named(err.getvalue())
+        return status, self.named(out.getvalue()), self.named(without_progress(err.getvalue()))
 
     def refused(self, *argv: str) -> str:
         """The one line that a command ends with."""
@@ -79,6 +79,11 @@ class Desk:
         mine = (p for p in self.root.rglob("*") if p.is_file())
         return {p: p.read_bytes() for p in mine if not p.is_relative_to(self.results) and ".vptsp" not in str(p)
                 and not p.is_relative_to(self.cache)}  # fmt: skip
+
+
+def without_progress(log: str) -> str:
+    """What a command says beside how far it is."""
+    return re.sub(r"^(training .* steps|epoch \d+/.*|cache: .* to write in .*)\n", "", log, flags=re.MULTILINE)
 
 
 def picture(seed: int, size: tuple[int, int] = (SIDE, SIDE + 16)) -> np.ndarray:

@@ -147,6 +147,23 @@ def test_all_images_come_up():
     assert set(np.concatenate(list(sampler.epoch(0)))) == set(range(20))
 
 
+def test_in_turn_no_image_comes_again_before_all_of_its_class_came():
+    sizes = [2, 3, 40, 300]
+    labels = np.repeat(np.arange(4), sizes)
+    sampler = ClassBalancedSampler(labels, 8, 4, seed=1, steps=20, in_turn=True)
+    counts = np.zeros(len(labels), int)
+    for epoch in range(10):
+        batches = list(sampler.epoch(epoch))
+        assert [list(batch) for batch in batches] == [list(batch) for batch in sampler.epoch(epoch)]  # as after a kill
+        for batch in batches:
+            drawn = labels[batch].reshape(2, 4)
+            assert (drawn == drawn[:, :1]).all() and drawn[0, 0] != drawn[1, 0]
+            np.add.at(counts, batch, 1)
+            for label in range(4):
+                assert np.ptp(counts[labels == label]) <= 1
+    assert counts.min() > 0
+
+
 def test_impossible_batches_are_refused():
     with pytest.raises(DataError, match="draws 4 classes, the training set has 2"):
         ClassBalancedSampler(np.array([0, 0, 1, 1]), 4, 1, 0, None)

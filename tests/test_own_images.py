@@ -236,9 +236,17 @@ def test_a_warning_is_told_once_a_command(tmp_path, capsys):
     for _ in range(2):  # the second command tells it again
         assert main([*command, "--set", *SHORT, "epochs=0"]) == 0
         told = capsys.readouterr()
-        lines = told.err.splitlines()
+        lines = [line for line in told.err.splitlines() if line.startswith("warning")]
         assert len(lines) == len(set(lines)) == 2 and all(line.startswith("warning: own: ") for line in lines), lines
         assert "Nothing was trained (epochs=0)" in told.out and "Trained in" not in told.out
+
+
+def test_nothing_is_written_among_the_images(tmp_path):
+    put(tmp_path / "images", TWELVE)
+    before = sorted(tmp_path.joinpath("images").rglob("*"))
+    assert main([*training(tmp_path), "--set", *SHORT, "epochs=0", "pipeline=cached"]) == 0
+    assert sorted(tmp_path.joinpath("images").rglob("*")) == before
+    assert [*tmp_path.joinpath("out", ".vptsp-cache").glob("own-*")], "the decoded images are with the results"
 
 
 # ---- the plan ------------------------------------------------------------------------------------
@@ -338,23 +346,24 @@ def test_what_the_user_set_has_no_reason_of_ours():
 
 def test_the_number_of_steps_is_told_with_what_decided_it():
     def decided(*arguments, **changes):
-        return re.search(r"\((.*)\)$", reasons(*arguments, **changes)[1])[1]
+        return re.search(r"steps? \((.*?)\): ", reasons(*arguments, **changes)[1])[1]
 
     assert decided(100, 20) == "600 to 20,000 steps with a GPU"
     assert decided(40, 10, machine(gpu=False)) == "200 to 600 steps with no GPU"
     assert decided(8, 5) == decided(8, 5, machine(gpu=False)) == "at most 100 passes"
     assert decided(epochs=3) == "epochs as you set" and decided(steps_per_epoch=None) == "steps_per_epoch as you set"
     assert decided(epochs=3, steps_per_epoch=7) == "epochs and steps_per_epoch as you set"
-    assert reasons(4, 2, batch=2_000, samples_per_class=500)[1].endswith("(one step an epoch at least)")
-    assert "epochs=10 of 1 step: " in reasons(4, 2, batch=2_000, samples_per_class=500)[1]
+    assert decided(4, 2, batch=2_000, samples_per_class=500) == "one step an epoch at least"
+    assert "epochs=10 of 1 step (" in reasons(4, 2, batch=2_000, samples_per_class=500)[1]
     assert reasons(10, 4, epochs=1, steps_per_epoch=1, batch=32, samples_per_class=4)[1] == (
-        "epochs=1 of 1 step: 1 pass over 32 images (epochs and steps_per_epoch as you set)"
+        "epochs=1 of 1 step (epochs and steps_per_epoch as you set): classes are drawn equally often, so each image "
+        "comes 1 times on average"
     )
     rng = np.random.default_rng(0)
     for _ in range(200):
         count, each, gpu = int(rng.integers(4, 300)), int(rng.integers(2, 60)), bool(rng.integers(2))
         _, steps, total = reasons(count, each, machine(gpu))
-        passes = float(re.search(r": (\S+) pass", steps)[1])
+        passes = float(re.search(r"each image comes (\S+) times", steps)[1])
         bounds = re.search(r"\(([\d,]+) to ([\d,]+) steps", steps)
         low, high = (int(each.replace(",", "")) for each in bounds.groups()) if bounds else (0, 600)
         assert low <= total <= high or "one step an epoch" in steps, steps

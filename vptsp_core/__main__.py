@@ -147,7 +147,8 @@ def _train(argv: Sequence[str]) -> int:
     parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets, e.g. cub200/images/...")
     parser.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
     parser.add_argument("--results", metavar="DIR", default=None, help="default: ./results")
-    parser.add_argument("--cache", metavar="DIR", help="of decoded images (default: .vptsp-cache in the data folder)")
+    parser.add_argument("--cache", metavar="DIR",
+                        help="of decoded images (default: .vptsp-cache in --data, for your own images in --results)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     parser.add_argument("--class-table", default="auto", metavar="WHERE", help="auto, device or host: class prompts")
     parser.add_argument("--checkpointing", default="auto", metavar="WHEN", help="of gradients: auto, on or off")

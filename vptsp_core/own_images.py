@@ -113,7 +113,8 @@ def _planned(
             raise VptspError(f"{path}: no plan can be read ({error}); delete the file") from error
     backbone = changes.get("backbone", PRESETS["cub200-vits16"]["backbone"])
     classes = np.bincount(benchmark.train.labels)
-    made = plan(classes, len(benchmark.test), machine(target, cache_folder(folder, cache)), shape(backbone), changes)
+    here = machine(target, cache_folder(folder, cache, root))
+    made = plan(classes, len(benchmark.test), here, shape(backbone), changes)
     write_json(path, sealed({"config": made.config.to_dict(), "reasons": made.reasons}))
     return made
 

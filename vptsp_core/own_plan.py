@@ -86,7 +86,7 @@ def plan(
     kept = _choose_selection(draft, classes)
     _choose_preset(draft, len(kept), machine, shape)
     _choose_batch(draft, kept, machine, shape)
-    _choose_steps(draft, int(kept.sum()), machine)
+    _choose_steps(draft, kept, machine)
     _choose_pipeline(draft, int(classes.sum()) + tested, machine)
     if given:
         draft.reasons.append(f"as you set: {', '.join(f'{key}={value}' for key, value in given.items())}")
@@ -189,22 +189,26 @@ def _choose_batch(draft: _Draft, kept: np.ndarray, machine: Machine, shape: tupl
     )
 
 
-def _choose_steps(draft: _Draft, images: int, machine: Machine) -> None:
-    batch = max(draft.values["batch"], 1)
+def _choose_steps(draft: _Draft, kept: np.ndarray, machine: Machine) -> None:
+    batch, images = max(draft.values["batch"], 1), int(kept.sum())
     fewest, most = STEPS[machine.gpu]
     wanted = -(-min(max(PASSES * images // batch, fewest), most) // EPOCHS)  # an epoch
     by_heart = MOST_PASSES * images // batch // EPOCHS
     draft.settle(epochs=EPOCHS, steps_per_epoch=max(min(wanted, by_heart), 1), eval_start=0)
     draft.settle(cosine_T=max(draft.values["epochs"], 1))
     epochs, a_step = draft.values["epochs"], draft.values["steps_per_epoch"] or images // batch
-    passes = f"{epochs * a_step * batch / images:.3g}"
+    drawn = epochs * a_step * batch / len(kept)  # images of each class
+    often, rarely = (f"{drawn / size:.3g}" for size in (kept.min(), kept.max()))
     why = f"{fewest:,} to {most:,} steps with {'a GPU' if machine.gpu else 'no GPU'}"
     if wanted > by_heart:
         why = f"at most {MOST_PASSES} passes" if by_heart else "one step an epoch at least"
     if set_by_user := [key for key in ("epochs", "steps_per_epoch") if not draft.free(key)]:
         why = f"{' and '.join(set_by_user)} as you set"
-    draft.reasons.append(f"epochs={epochs} of {a_step:,} step{'s' * (a_step != 1)}: {passes} "
-                         f"pass{'es' * (passes != '1')} over {images:,} images ({why})")  # fmt: skip
+    turns = f"each image comes {often} times" if often == rarely else (
+        f"an image of the largest class comes {rarely} times, of the smallest {often} times"
+    )  # fmt: skip
+    draft.reasons.append(f"epochs={epochs} of {a_step:,} step{'s' * (a_step != 1)} ({why}): classes are drawn equally "
+                         f"often, so {turns} on average")  # fmt: skip
 
 
 def _choose_pipeline(draft: _Draft, images: int, machine: Machine) -> None:

@@ -66,7 +66,8 @@ def run(
         config: from `preset` or `RunConfig`.
         data: folder of the data sets; default the environment's VPTSP_DATA. The glyphs need none.
         results: the run goes to ``results/runs/<dataset>-<method>-<hash>``; default VPTSP_RESULTS, else ./results.
-        cache: folder of decoded images; default VPTSP_CACHE, else ``.vptsp-cache`` in the data folder.
+        cache: folder of decoded images; default VPTSP_CACHE, else ``.vptsp-cache`` in the data folder; for
+            your own images in ``results``.
         device: ``"cpu"``, ``"cuda"``, ...; default a GPU where there is one.
         class_table: where row-wise class prompts lie, ``"device"``, ``"host"`` or ``"auto"`` (`place_class_prompts`).
         checkpointing: of gradients, ``"on"``, ``"off"`` or ``"auto"`` (see `Trainer`). Neither changes the numbers.
@@ -110,7 +111,8 @@ def run(
             if found := from_main(lambda: finished_run(path, benchmark)):  # by whom this process waited for
                 return found
             # After all that may be wrong with the run was looked at: decoding takes minutes.
-            benchmark = decoded(benchmark, config, cache_folder(place, cache), progress=progress and is_main())
+            own = path.parents[1] if config.dataset in OWN else None
+            benchmark = decoded(benchmark, config, cache_folder(place, cache, own), progress=progress and is_main())
             begun = time.perf_counter()
             history, stretches, queries, weights = _history(
                 config, benchmark, model, path, progress=progress, checkpointing=checkpointing, compile=compile,
@@ -218,7 +220,8 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
     }
     todo = {path: config for path, config in zip(paths, configs, strict=True) if path not in done}
     if workers is not None:  # other processes may have another environment and working directory
-        cache = cache_folder(_data(data), options.get("cache"))
+        own = paths[0].parents[1] if configs and configs[0].dataset in OWN else None
+        cache = cache_folder(_data(data), options.get("cache"), own)
         options |= {"results": paths[0].parents[1].absolute() if paths else None, "cache": cache.absolute()}
         options |= {"data": Path(data).expanduser().absolute()} if (data := _data(data)) else {}
         todo = {path: _with_whole_path(config) for path, config in todo.items()}

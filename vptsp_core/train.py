@@ -91,8 +91,9 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.model.vit.autocast = autocast_dtype(config.precision, self.device, model.vit.backbone.embed_dim)
         self.sampler = ClassBalancedSampler(
-            images.labels, config.batch, config.samples_per_class, config.seed, config.steps_per_epoch
-        )
+            images.labels, config.batch, config.samples_per_class, config.seed, config.steps_per_epoch,
+            in_turn=config.dataset == "own",
+        )  # fmt: skip
         self.identity = identity(config)  # read once: the file of weights may go while the run lasts
         self.statistics = normalisation(model.vit.backbone)
         self.optimizers = make_optimizers(model)

@@ -21,9 +21,13 @@ from vptsp_core.data.sampler import ClassBalancedSampler
 from vptsp_core.errors import DataError
 
 
-def cache_folder(data: str | Path | None, cache: str | Path | None = None) -> Path:
-    """Where decoded images are kept: ``cache``, else the environment's VPTSP_CACHE, else beside the data sets."""
-    return Path(cache or os.environ.get("VPTSP_CACHE") or Path(data or ".") / ".vptsp-cache").expanduser()
+def cache_folder(data: str | Path | None, cache: str | Path | None = None, results: Path | None = None) -> Path:
+    """Where decoded images are kept: ``cache``, else the environment's VPTSP_CACHE, else beside the data sets.
+
+    Args:
+        results: for your own images the folder of the results, where the cache then is: nothing is written among them.
+    """
+    return Path(cache or os.environ.get("VPTSP_CACHE") or Path(results or data or ".") / ".vptsp-cache").expanduser()
 
 
 def decoded(benchmark: Benchmark, config: RunConfig, folder: Path, *, progress: bool = True) -> Benchmark:
