@@ -4,15 +4,16 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: ./run_all.sh [--profile demo|smoke|paper] [--data DIR] [--results DIR] [--only table1,fig3] [--seeds 0,1,2]
+usage: ./run_all.sh [--profile demo|smoke|tiny|paper] [--data DIR] [--results DIR] [--only table1,fig3] [--seeds 0,1,2]
                     [--workers N|gpus | --cluster tcp://HOST:PORT] [--set KEY=VALUE]...
        ./run_all.sh test
 
 Executes the notebooks and writes executed copies, HTML, figures and tables below the results folder, and a page that
 shows all of it: index.html.
   --profile   demo (default): embedded data, no download, no GPU needed; smoke: the same, a handful of steps;
+              tiny: tables 1, 4, 5 and 7 and figures 3 and 4 on CUB-200 with a ViT-Ti, without a GPU;
               paper: the real benchmarks and weights
-  --data      folder with the real data sets (profile paper)
+  --data      folder with the real data sets (profiles tiny and paper)
   --results   where to write (default: results/ in this checkout)
   --only      notebooks to run, by the beginnings of their names
   --seeds     seeds for the notebooks that take them
@@ -64,7 +65,7 @@ while (($#)); do
   fi
   seen+="$option " given=$option
   case $option in
-    --profile) [[ $value =~ ^(demo|smoke|paper)$ ]] || fail "--profile is demo, smoke or paper, not '$value'"
+    --profile) [[ $value =~ ^(demo|smoke|tiny|paper)$ ]] || fail "--profile is demo, smoke, tiny or paper, not '$value'"
       profile=$value ;;
     --data) [[ -d $value ]] || fail "--data: there is no folder '$value'"
       data=$(absolute "$value") ;;

@@ -13,7 +13,7 @@ from vptsp_core.report import paper_table
 from vptsp_core.rows import base_config, method_rows
 from vptsp_core.study import build_model
 
-PROFILES = ("demo", "smoke", "paper")
+PROFILES = ("demo", "smoke", "tiny", "paper")
 PAPER = paper_table("fig3_curves_R1")
 
 
@@ -24,7 +24,7 @@ def made_panel(name: str, profile: str = "paper", chance: tuple[str, ...] = ()) 
     ours = pd.DataFrame({"label": labels, "x": [point.x for point in points]})
     for metric in sweep_tables.METRICS:
         ours[metric], ours[f"{metric} ±"] = 50.0 + np.arange(len(ours)), np.nan
-    theirs = sweep_tables.outcome(name, points, [], 1).paper
+    theirs = sweep_tables.outcome(name, points, [], []).paper
     against = pd.DataFrame(
         {("R@1", "difference"): -1.0, ("R@1", "low"): -2.0, ("R@1", "high"): 0.5,
          ("R@1", "chance"): [label in chance for label in labels]}, index=labels,
@@ -86,7 +86,7 @@ def test_a_panel_whose_own_key_is_changed_is_left_out_and_named(panel):
     for other in sweeps.SWEEPS.keys() - {panel}:
         assert len(sweeps.points(other, "paper", **change)) > 1
         assert not sweeps.left_out(other, "paper", **change).startswith("No runs")
-    left = sweep_tables.outcome(panel, [], [], 1)
+    left = sweep_tables.outcome(panel, [], [], [])
     assert left.ours.empty and sweep_tables.table(left)["R@1", "paper"].notna().sum() == left.paper["CUB"].notna().sum()
 
 
@@ -102,7 +102,7 @@ def test_the_table_has_every_point_of_both_sides_once_in_order():
 
 
 def test_without_runs_a_panel_has_the_papers_side_alone():
-    panel = sweep_tables.outcome("c", sweeps.points("c", "paper"), [], 3)
+    panel = sweep_tables.outcome("c", sweeps.points("c", "paper"), [], [])
     assert panel.ours.empty and panel.unclear == [] and panel.best is None
     assert sweep_tables.table(panel)["R@1", "paper"].notna().sum() == 6
     assert sweep_tables.maxima([panel]).loc["c: embedding dimension", "paper, Cars"] == "384 (87.5)"

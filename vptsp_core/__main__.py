@@ -23,6 +23,7 @@ COMMANDS = {
     "data": "get, check, describe or cache a data set",
     "bench": "measure the step or the metrics",
     "pretrain": "make the embedded demo ViT again",
+    "light": "copy finished runs without their weights",
     "notebooks": "execute the notebooks (what run_all.sh calls)",
     "report": "build the results page",
 }
@@ -172,7 +173,7 @@ def _train(argv: Sequence[str]) -> int:
             raise ConfigError(f"--data {args.data} has no part in --data-folder {args.data_folder}; leave it out")
         train_folder(args.data_folder, changes, **options)
         return 0
-    done = run(preset(args.preset, **changes), data=args.data, **options)
+    done = run(preset(args.preset, **changes), data=args.data, light=False, **options)
     print(done.history.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     print(f"{done.path}\n" + "  ".join(f"{k} {v:.4f}" for k, v in done.metrics.items() if k != "epoch"))
     return 0

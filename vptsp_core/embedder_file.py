@@ -117,7 +117,7 @@ def read_saved(path: Path) -> Saved:
     """
     if path.is_file():
         return _read_file(path)
-    for name in (CONFIG, RECORD, HISTORY, WEIGHTS, METRICS):
+    for name in (CONFIG, RECORD, HISTORY, METRICS):
         if not (path / name).is_file():
             raise WeightsError(
                 f"{path} holds no finished run ({name} is missing); give the folder of one, or a saved embedder"

@@ -18,6 +18,13 @@ from .system.places import CHECKOUT
 
 FOLDER = CHECKOUT / "notebooks"
 MAX_CODE_CELLS = 15
+# The profile tiny has these notebooks; its page has no others. Those that show photographs of CUB-200, which may not be
+# passed on, are executed only where --only names them.
+TINY = (
+    "table1_peft_methods", "table4_components", "table5_proxy_source", "table7_integration", "fig3_ablations",
+    "fig4_embedding_space",
+)  # fmt: skip
+WITH_PHOTOGRAPHS = ("tour", "explore")
 
 # What a run sets: what the notebook's own default has to be, and whether the notebook must have it.
 _PARAMETERS: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
@@ -40,23 +47,27 @@ def _all_str(values: Iterable[Any]) -> bool:
     return all(isinstance(item, str) for item in values)
 
 
-def discover(only: Sequence[str] = (), folder: Path = FOLDER) -> list[Path]:
+def discover(only: Sequence[str] = (), folder: Path = FOLDER, profile: str = "demo") -> list[Path]:
     """Notebooks in name order. An entry of `only` picks those that begin with it ("fig3": fig3_ablations; "table1":
     not table10; a leading "01_" may be left out).
 
     Raises:
-        VptspError: no notebooks, or an entry that picks none, with the known ones.
+        VptspError: no notebooks, or an entry that picks none that the profile has, with the known ones.
     """
     notebooks = sorted(folder.glob("*.ipynb"))
     if not notebooks:
         raise VptspError(f"no notebooks in {folder}; run from a checkout of the project")
+    if profile == "tiny":
+        named = (*TINY, *WITH_PHOTOGRAPHS) if only else TINY
+        notebooks = [path for path in notebooks if path.stem in named]
     picked = set() if only else set(notebooks)
     for entry in only:
         pattern = r"(\d+[_-])?" + re.escape(entry) + (r"(?!\d)" if entry[-1:].isdigit() else "")
         found = [path for path in notebooks if entry and re.match(pattern, path.stem)]
         if not found:
             known = ", ".join(path.stem for path in notebooks)
-            raise VptspError(f"--only: no notebook begins with {entry!r}; known: {known}")
+            of = " of the profile tiny" if profile == "tiny" else ""
+            raise VptspError(f"--only: no notebook{of} begins with {entry!r}; known: {known}")
         picked.update(found)
     return sorted(picked)
 
@@ -147,7 +158,7 @@ def refuse_unfit(given: dict[str, Any], declared: dict[str, Any]) -> None:
 def check_sources(folder: Path = FOLDER) -> list[str]:
     """What is wrong with the notebook sources, a line each. Empty when they keep the rules: no outputs, no
     execution counts, no class definitions, `check_given` called, not too many code cells, parameters that a run can
-    fill, and where it calls `many`, those that say how and what is trained.
+    fill, and where it trains, those that say how and what is trained.
     """
     wrong = []
     for path in sorted(folder.glob("*.ipynb")):
@@ -162,7 +173,7 @@ def check_sources(folder: Path = FOLDER) -> list[str]:
             wrong.append(f"{path.name}: does not call check_given() after its parameters")
         try:
             taken = check_parameters(path, dict.fromkeys(_PARAMETERS))
-            trains = any(re.search(r"\bmany\(", cell.source) for cell in code)
+            trains = any(re.search(r"\b(many|carry_out)\(", cell.source) for cell in code)
             missing = [name for name in _OF_TRAINING if trains and name not in taken]
             wrong += [f"{path.name}: trains, and its parameters cell has no {name!r}" for name in missing]
         except VptspError as error:

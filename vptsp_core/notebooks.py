@@ -34,7 +34,7 @@ from .workers import Workers, check_cluster, check_workers
 
 __all__ = ["check_sources", "main", "run_notebooks"]
 
-PROFILES = ("demo", "smoke", "paper")
+PROFILES = ("demo", "smoke", "tiny", "paper")
 _WHAT = """Execute the notebooks, and build the page of the results. One that was finished with the same source,
 parameters and package, and whose results are there, is left as it is: delete its executed copy to have it again."""
 
@@ -78,7 +78,7 @@ def run_notebooks(
         values["workers"] = workers
     if changes:
         values["changes"] = dict(changes)
-    work = [(path, check_parameters(path, values)) for path in discover(only, folder)]
+    work = [(path, check_parameters(path, values)) for path in discover(only, folder, profile)]
     out = Path(results).resolve() / profile / "notebooks"
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ hold percent from then on.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from vptsp_core.data.catalog import CATALOG
 from vptsp_core.errors import ConfigError
 from vptsp_core.files import write_bytes
 from vptsp_core.runs import Run
+from vptsp_core.selection import reported
 from vptsp_core.study import frame, over_seeds
 from vptsp_core.system.places import PACKAGE
 
@@ -60,7 +62,8 @@ def absent_data(config: RunConfig, data: str | Path | None, notebook: str, folde
     why = "no folder was given" if data is None else f"there is no {own}/ in {data}"
     get = f"python -m vptsp_core data get {config.dataset} --data DIR"
     where = os.path.relpath(place(folder.parent), place(""))
-    run = f"./run_all.sh --profile paper --data DIR --only {notebook}"
+    profile = "tiny" if folder.name == "tiny" else "paper"
+    run = f"./run_all.sh --profile {profile} --data DIR --only {notebook}"
     run += f" --results {shlex.quote(where)}" if where != "results" else ""
     return f"No runs: {config.dataset} is not here ({why}). To get it: {get}, and then: {run}"
 
@@ -141,6 +144,16 @@ def compare(
         if column in columns:
             out[column, DIFFERENCE] = out[column, OURS] - out[column, PAPER]
     return pd.DataFrame(out, index=pd.Index(index, name=on))
+
+
+def with_last_epoch(runs: Sequence[Run]) -> list[Run]:
+    """The runs, with each metric once more as ``selection="last"`` reports it of the same training: "R@1 (last epoch)".
+    Per-query values are kept of the reported epoch alone."""
+    out = []
+    for run in runs:
+        last = {f"{name} (last epoch)": value for name, value in reported(run.history, "last").items()}
+        out.append(dataclasses.replace(run, metrics={**run.metrics, **last}))
+    return out
 
 
 def marked(table: pd.DataFrame, against: pd.DataFrame, reference: str) -> pd.DataFrame:

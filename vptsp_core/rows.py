@@ -6,7 +6,7 @@ that the two can be joined.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,7 +17,7 @@ from vptsp_core.lora import has_peft
 from vptsp_core.presets import preset
 
 # What each profile starts from. The paper's tables 1, 4, 5 and 7 and its figures are CUB-200 with ViT-S/16.
-BASE = {"demo": "demo", "smoke": "smoke", "paper": "cub200-vits16"}
+BASE = {"demo": "demo", "smoke": "smoke", "tiny": "cub200-vitti16", "paper": "cub200-vits16"}
 
 # What says which run a row is. Changes of all runs leave these alone: two rows would be one run under two names.
 ROW_KEYS = (
@@ -28,6 +28,8 @@ ROW_KEYS = (
 # Table 1, in the paper's order.
 METHODS: dict[str, dict[str, Any]] = {
     "Frozen backbone": dict(method="frozen", bitfit=False),  # ours only: what nothing learned would give
+    # Ours only, too: the head in closed form (vptsp_core.start, docs/beyond.md), without a step of training.
+    "Closed form (whitened head, no training)": dict(method="linear", bitfit=False, start="heads", epochs=0),
     "Full fine-tuning (PA)": dict(method="full", bitfit=False),
     "Linear probing": dict(method="linear", bitfit=False),
     "BitFit": dict(method="linear", bitfit=True),
@@ -42,6 +44,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "VPTSP-G + BitFit": dict(method="vptsp", accumulator="gru", bitfit=True),
 }
 FROZEN, FULL, BEST = "Frozen backbone", "Full fine-tuning (PA)", "VPTSP-G + BitFit"
+CLOSED = "Closed form (whitened head, no training)"
+UNTRAINED = (FROZEN, CLOSED)  # rows that take no step: no rate, no epoch and no seed has a part in them
 LORA = "LoRA (beyond the paper)"
 
 # Adapters, as table 1 prints them: 7 of 12 blocks without BitFit, one with it. The demo ViT has 6 blocks, 96 wide.
@@ -50,11 +54,18 @@ ADAPTERS: dict[str, dict[str, dict[str, int]]] = {
         "Adapter": dict(adapter_layers=7, adapter_dim=256),
         "Adapter + BitFit": dict(adapter_layers=1, adapter_dim=256),
     },
+    "tiny": {  # the same blocks, and the same share of a narrower ViT
+        "Adapter": dict(adapter_layers=7, adapter_dim=128),
+        "Adapter + BitFit": dict(adapter_layers=1, adapter_dim=128),
+    },
     "demo": {
         "Adapter": dict(adapter_layers=4, adapter_dim=64),
         "Adapter + BitFit": dict(adapter_layers=1, adapter_dim=64),
     },
 }
+
+# Profile tiny: the rows that are run with every seed that is asked for.
+SEEDED = (FULL, "Linear probing", "BitFit", "VPT + BitFit", "VPTSP-M + BitFit", BEST)
 
 # Table 5: what the semantic proxies are accumulated from (`MetricModel`), beside the best row of table 1.
 PROXY_SOURCES = {
@@ -76,7 +87,10 @@ INTEGRATIONS = {
 #   with lr 0.004, 0.008 and 0.02: R@1 62.7, 63.8 and 64.0, MAP@R 29.7, 30.4 and 29.8; it keeps the preset's 0.008.)
 #   LoRA's by held-out training classes: R@1 and MAP@R 83.5 / 40.7, 87.2 / 52.4, 90.0 / 55.8 and 80.5 / 39.9 with lr
 #   0.001, 0.002, 0.004 and the preset's 0.008.
+# tiny: found by `vptsp_core.rate_search`, the same search for every row (docs/tiny.md). Rows of tables 5 and 7 are
+#   named by `search_name`. A row that is not named was not searched yet.
 RATES: dict[str, dict[str, dict[str, float]]] = {
+    "tiny": {},
     "paper": {
         "Full fine-tuning (PA)": dict(lr=0.001, lr_proxy=0.1),
         "Linear probing": dict(lr=0.05, lr_proxy=0.1),
@@ -127,11 +141,14 @@ def check_changes(changes: Mapping[str, Any]) -> None:
 def configured(profile: str, row: Mapping[str, Any], changes: Mapping[str, Any]) -> RunConfig:
     """The run of a row, with ``changes`` for every run applied last.
 
+    A row that takes no step takes none whatever ``changes`` say of epochs.
+
     Raises:
         ConfigError: see `base_config` and `check_changes`.
     """
     check_changes(changes)
-    return base_config(profile, **{**row, **changes})
+    untrained = {"epochs": 0} if row.get("epochs") == 0 else {}
+    return base_config(profile, **{**row, **changes, **untrained})
 
 
 def method_rows(profile: str) -> dict[str, dict[str, Any]]:
@@ -145,7 +162,7 @@ def method_rows(profile: str) -> dict[str, dict[str, Any]]:
     'vpt'
     """
     base_config(profile)
-    of = "paper" if profile == "paper" else "demo"
+    of = _settings_of(profile)
     return {
         label: {**row, **ADAPTERS[of].get(label, {}), **RATES[of].get(label, {})}
         for label, row in METHODS.items()
@@ -159,8 +176,11 @@ def proxy_source_rows(profile: str) -> dict[str, dict[str, Any]]:
     Raises:
         ConfigError: no such profile.
     """
-    best = method_rows(profile)[BEST]
-    return {label: {**best, "proxy_source": source} for label, source in PROXY_SOURCES.items()}
+    best, rates = method_rows(profile)[BEST], RATES[_settings_of(profile)]
+    return {
+        label: {**best, "proxy_source": source, **rates.get(search_name(5, label), {})}
+        for label, source in PROXY_SOURCES.items()
+    }
 
 
 def integration_rows(profile: str) -> dict[str, dict[str, Any]]:
@@ -172,8 +192,33 @@ def integration_rows(profile: str) -> dict[str, dict[str, Any]]:
     Raises:
         ConfigError: no such profile.
     """
-    plain = method_rows(profile)["VPTSP-G"]
-    return {label: {**plain, "accumulator": accumulator} for label, accumulator in INTEGRATIONS.items()}
+    plain, rates = method_rows(profile)["VPTSP-G"], RATES[_settings_of(profile)]
+    return {
+        label: {**plain, "accumulator": accumulator, **rates.get(search_name(7, label), {})}
+        for label, accumulator in INTEGRATIONS.items()
+    }
+
+
+def search_name(number: int, label: str) -> str:
+    """The name of a row of table 5 or 7 among `RATES`: their labels are not all different from table 1's."""
+    return f"table {number}: {label}"
+
+
+def seeds_by_row(
+    profile: str, configs: Mapping[Any, RunConfig], seeds: Sequence[int], changes: Mapping[str, Any]
+) -> dict[Any, Sequence[int]]:
+    """The seeds that each run is made with: all of them; in the profile tiny only the runs of `SEEDED` rows have more
+    than the first (docs/tiny.md)."""
+    if profile != "tiny":
+        return dict.fromkeys(configs, seeds)
+    rows = method_rows(profile)
+    several = {configured(profile, rows[label], changes).hash() for label in SEEDED}
+    return {key: seeds if config.hash() in several else seeds[:1] for key, config in configs.items()}
+
+
+def _settings_of(profile: str) -> str:
+    """Whose `RATES` and `ADAPTERS` a profile has."""
+    return profile if profile in RATES else "demo"
 
 
 def paper_labels(table: pd.DataFrame) -> pd.DataFrame:

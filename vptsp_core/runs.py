@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,6 +45,8 @@ _RECORD: dict[str, type | tuple[type, ...]] = {
 class Run:
     """A finished run.
 
+    A light run is one whose folder has all but the weights: it is finished, and has its place in tables and figures.
+
     Attributes:
         config: its description.
         path: its folder.
@@ -59,6 +62,11 @@ class Run:
     metrics: dict[str, float]
     history: pd.DataFrame
     record: dict[str, Any]
+
+    @property
+    def light(self) -> bool:
+        """Whether the weights are not kept."""
+        return not (self.path / WEIGHTS).is_file()
 
     @cached_property
     def queries(self) -> dict[str, np.ndarray] | None:
@@ -114,6 +122,7 @@ def write_run(
         METRICS: as_json(reported(history, config.selection)),  # last: its presence says that the run is finished
     }
     files = {name: digest(content) for name, content in contents.items()}
+    (path / METRICS).unlink(missing_ok=True)  # of a light run that is trained again
     write_json(path / RECORD, sealed({**record, "files": files}))
     for name, content in contents.items():
         write_bytes(path / name, content)
@@ -121,11 +130,12 @@ def write_run(
     return read_run(path)
 
 
-def finished_run(path: Path, benchmark: Benchmark | None = None) -> Run | None:
+def finished_run(path: Path, benchmark: Benchmark | None = None, light: bool = True) -> Run | None:
     """The run of a folder, or None while it is not finished.
 
     Args:
         benchmark: the images that it should have been made with.
+        light: whether a light run counts as finished.
 
     A process that was killed when all was written, and only then, left more than the run: that is deleted.
 
@@ -136,9 +146,9 @@ def finished_run(path: Path, benchmark: Benchmark | None = None) -> Run | None:
     if not (path / METRICS).exists():
         return None
     done = read_run(path)
-    if not (path / WEIGHTS).is_file():
-        raise WeightsError(f"{path} holds no finished run ({WEIGHTS} is missing); {_AGAIN}")
-    verify(path, done.record, WEIGHTS, QUERIES)
+    if done.light and not light:
+        return None
+    verify(path, done.record, QUERIES, *([] if done.light else [WEIGHTS]))
     own = done.config.hash() if done.config.weights in ("pretrained", "random") else done.record.get("hash")
     if f"-{own}" not in path.name or done.record.get("hash") != own:
         raise WeightsError(f"{path}: {CONFIG} and {RECORD} are not those of this folder's run; {_AGAIN}")
@@ -146,6 +156,8 @@ def finished_run(path: Path, benchmark: Benchmark | None = None) -> Run | None:
         raise WeightsError(
             f"{path}: made with other images of {benchmark.name} than these; give those, or another results folder"
         )
+    if done.light:  # another process may be training it again
+        return done
     with contextlib.suppress(OSError):  # results that may only be read are read
         remove_checkpoints(path)
         for name in (PROGRESS, LOCK):
@@ -186,10 +198,19 @@ def learned_weights(path: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
     """What a finished run learned, by name, from its folder ``path``.
 
     Raises:
-        WeightsError: unreadable, or not what ``record`` has the checksum of; runs from before it was kept have none.
+        WeightsError: the run is light, or the file is unreadable or not what ``record`` has the checksum of; runs from
+            before it was kept have none.
     """
+    if not (path / WEIGHTS).is_file():
+        raise WeightsError(f"{path}: {light_line(path)}")
     verify(path, record, WEIGHTS)
     return read_weights(path / WEIGHTS)
+
+
+def light_line(path: Path) -> str:
+    """Why a light run cannot be loaded, and the command that trains it again in its place."""
+    own = f"--preset {shlex.quote(str(path / CONFIG))} --results {shlex.quote(str(path.parent.parent))}"
+    return f"a light run, without its weights; to train it again: python -m vptsp_core train {own} --data DIR"
 
 
 def verify(path: Path, record: Mapping[str, Any], *names: str) -> None:

@@ -56,6 +56,7 @@ def run(
     deterministic: bool = False,
     progress: bool = True,
     allow_partial: bool = False,
+    light: bool = True,
     on_epoch: Callable[[list[Row]], None] | None = None,
 ) -> Run:
     """Train and evaluate, or return the finished run of the same hash; a run cut short goes on where it was.
@@ -74,6 +75,7 @@ def run(
         compile: the training step, ``"on"``, ``"off"`` or ``"auto"`` (see `compiles`). Sums are then rounded otherwise.
         deterministic: a GPU gives the same numbers twice (`deterministic_algorithms`); on a CPU it changes none.
         allow_partial: go on with a data set that is not whole; the run then lies apart, and its record says so.
+        light: whether a finished run whose weights are not kept will do; else it is trained again.
         on_epoch: called after every epoch with the history so far (a finished run that is found trains none).
 
     Raises:
@@ -86,7 +88,7 @@ def run(
         start(pick_device(device))
     place = _data(data)
     path, benchmark = _place(config, place, results, allow_partial)
-    if found := from_main(lambda: finished_run(path, benchmark or _there(config.dataset, place, allow_partial))):
+    if found := from_main(lambda: finished_run(path, benchmark or _there(config.dataset, place, allow_partial), light)):
         return found
     benchmark = benchmark or _benchmark(config.dataset, place, allow_partial)
     target = pick_device(device)
@@ -108,7 +110,7 @@ def run(
     from_main(lambda: writable_folder(path))
     try:
         with at_work(path), deaths_told():
-            if found := from_main(lambda: finished_run(path, benchmark)):  # by whom this process waited for
+            if found := from_main(lambda: finished_run(path, benchmark, light)):  # by whom this process waited for
                 return found
             # After all that may be wrong with the run was looked at: decoding takes minutes.
             own = path.parents[1] if config.dataset in OWN else None
@@ -210,13 +212,14 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
     if launched():  # all its processes take the same steps, so that the first failure ends them all
         shown = bar(configs, "runs", show=progress, unit="runs")
         return [run(config, progress=progress, **options) for config in shown]
+    light = bool(options.get("light", True))
     data, results, partial = (options.get(key) for key in ("data", "results", "allow_partial"))
     paths = [_place(config, _data(data), results, bool(partial))[0] for config in configs]
     there = functools.cache(lambda dataset: _there(dataset, _data(data), bool(partial)))
     done: dict[Path, Run | VptspError] = {
         path: found
         for path, config in zip(paths, configs, strict=True)
-        if (path / METRICS).exists() and (found := finished_run(path, there(config.dataset)))
+        if (path / METRICS).exists() and (found := finished_run(path, there(config.dataset), light))
     }
     todo = {path: config for path, config in zip(paths, configs, strict=True) if path not in done}
     if workers is not None:  # other processes may have another environment and working directory

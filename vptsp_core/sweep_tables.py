@@ -41,13 +41,13 @@ class Panel:
         return self.ours.loc[self.ours["label"].isin(doubtful), "x"].tolist()
 
 
-def outcome(panel: str, asked: Sequence[Point], runs: Sequence[Run], seeds: int) -> Panel:
+def outcome(panel: str, asked: Sequence[Point], runs: Sequence[Run], names: Sequence[str]) -> Panel:
     """A panel from its points and their finished runs.
 
     Args:
-        runs: ``seeds`` of them for each point, in the points' order; or none at all.
+        runs: of any of the points, with any seeds; or none at all.
+        names: the label of each run's point.
     """
-    names = [point.label for point in asked for _ in range(seeds)]
     places = pd.DataFrame({"label": [p.label for p in asked], "x": [p.x for p in asked]})
     ours = places.merge(report.averaged(runs, {"label": names}, METRICS), on="label")
     theirs = report.paper_table("fig3_curves_R1")

@@ -67,6 +67,7 @@ SWEEPS: dict[str, Sweep] = {
             # Class prompts of 100 classes in 12 blocks of width 384: 461 K for each m. The released m = 3 then lies at
             # 1,382 K, where the paper's curve has its maximum, and its seven points are m = 0 to 6.
             "paper": {m: 500 * m for m in range(7)},
+            "tiny": {m: 500 * m for m in range(7)},  # of width 192: half the parameters for each m
             "demo": {0: 0, 1: None, 2: None, 4: None},
             "smoke": {0: 0, 2: None},
         },
@@ -77,6 +78,7 @@ SWEEPS: dict[str, Sweep] = {
         "a mild optimum: CUB 85.7 at 25, 86.1 at 50, 85.3 at 250; Cars 85.7 at 25, 88.0 at 150, 87.4 at 250",
         {
             "paper": {24: 25, **_same(50), 64: None, **_same(100, 150, 250)},  # pairs of images: 25 cannot be
+            "tiny": {24: 25, **_same(50), 64: None, **_same(100, 150, 250)},
             "demo": {8: None, 16: None, 32: None, 64: None},
             "smoke": {8: None, 16: None},
         },
@@ -87,6 +89,7 @@ SWEEPS: dict[str, Sweep] = {
         "saturates: CUB 77.0 at 32, 86.5 at 384 and at 1,024; Cars 74.5 at 32, highest at 384 (87.5)",
         {
             "paper": _same(32, 128, 256, 384, 512, 1024),
+            "tiny": {**_same(32, 128), 192: None},  # as wide as the ViT, at most
             "demo": {**_same(32), 96: None, **_same(128, 256)},
             "smoke": {**_same(32), 96: None},
         },
@@ -97,6 +100,7 @@ SWEEPS: dict[str, Sweep] = {
         "neither proxy alone is best: CUB 85.35 at 0, 86.75 at 0.6, 85.75 at 1; Cars 86.65, 87.25 at 0.8, 86.35",
         {
             "paper": {**_same(0.0, 0.2, 0.4), 0.5: None, **_same(0.6, 0.8, 1.0)},
+            "tiny": {**_same(0.0, 0.2, 0.4), 0.5: None, **_same(0.6, 0.8, 1.0)},
             "demo": {**_same(0.0, 0.2), 0.5: None, **_same(0.8, 1.0)},
             "smoke": {**_same(0.0), 0.5: None},
         },
@@ -106,6 +110,7 @@ SWEEPS: dict[str, Sweep] = {
         "more is better: CUB 85.75 with 2 of 12 blocks, 86.75 with all; Cars 85.5 and 87.25",
         {
             "paper": _same(2, 4, 6, 8, 10, 12),
+            "tiny": _same(2, 4, 6, 8, 10, 12),
             "demo": {1: 2, 2: 4, 4: 8, 6: 12},  # the same share of the demo ViT's six blocks
             "smoke": {1: 2, 6: 12},
         },
@@ -115,6 +120,7 @@ SWEEPS: dict[str, Sweep] = {
         "the data decide: CUB highest at 20 (86.5), 82.5 at 100; Cars 84.5 at 0, highest at 60 (87.0)",
         {
             "paper": {**_same(0), 10: None, **_same(20, 40, 60, 80, 100)},
+            "tiny": {**_same(0), 10: None, **_same(20, 40, 60, 80, 100)},
             "demo": {**_same(0), 2: None, 10: None, **_same(20)},
             "smoke": {**_same(0), 2: None},
         },
@@ -124,6 +130,7 @@ SWEEPS: dict[str, Sweep] = {
         "mentioned without a curve; the released code has 0.8",
         {
             "paper": dict.fromkeys((0.0, 0.2, 0.5, 0.8, 0.9, 0.99)),
+            "tiny": dict.fromkeys((0.0, 0.2, 0.5, 0.8, 0.9, 0.99)),
             "demo": dict.fromkeys((0.0, 0.8, 0.95)),
             "smoke": dict.fromkeys((0.0, 0.8)),
         },

@@ -37,19 +37,27 @@ class Done:
     def summary(self) -> str:
         """What there is and what is missing, for a notebook to print."""
         rows, sets = (list(dict.fromkeys(cell[at] for cell in self.cells)) for at in (0, 1))
-        seeds = ", ".join(map(str, dict.fromkeys(run.config.seed for run in self.runs)))
+        seeds = ", ".join(map(str, sorted({run.config.seed for run in self.runs})))
         on = "the glyphs" if all(run.config.dataset == "glyphs" for run in self.runs) else ", ".join(sets)
         lines = [f"{len(self.runs)} runs: {len(rows)} rows, seeds {seeds}, on {on}."] if self.runs else []
         return "\n".join(lines + self.left_out)
 
 
 def carry_out(
-    configs: Cells, seeds: Sequence[int], *, data: str | Path | None, results: Path, notebook: str, **options: Any
+    configs: Cells,
+    seeds: Sequence[int] | Mapping[tuple[str, str], Sequence[int]],
+    *,
+    data: str | Path | None,
+    results: Path,
+    notebook: str,
+    **options: Any,
 ) -> Done:
-    """Run every cell of a table for every seed, as far as data and weights are here; finished runs are found again.
+    """Run every cell of a table for every seed, as far as data and weights are here; finished runs are found again,
+    whatever has become of the data and of their weights.
 
     Args:
         configs: of `table_rows`.
+        seeds: of all cells, or of each (`rows.seeds_by_row`).
         data: folder of the data sets.
         results: folder of the profile's results.
         notebook: its name, for the command that makes what is missing.
@@ -58,44 +66,57 @@ def carry_out(
     Raises:
         VptspError: a data set that is there and broken, or every run failed.
     """
-    absent: dict[str, str] = {}
+    absent: dict[str, str] = {}  # of each data set, why it is not here
     refused: dict[tuple[str, str, bool], str] = {}
-    rows: dict[str, list[str]] = {}  # of each reason why a backbone cannot be had
-    cells: dict[tuple[str, str], RunConfig] = {}
+    missing: dict[str, list[str]] = {}  # of each reason, what could not be run
+    pairs: list[tuple[tuple[str, str], RunConfig]] = []
     for cell, config in configs.items():
         if config.dataset not in absent:
             absent[config.dataset] = report.absent_data(config, data, notebook, results)
         here = not absent[config.dataset]
-        if here and _all_finished(config, seeds, results):
-            cells[cell] = config  # whatever has become of its weights
-            continue
-        source = config.backbone, config.weights, here
-        if source not in refused:
-            refused[source] = _refusal(config, weights_too=here)
-        if reason := refused[source]:
-            rows.setdefault(reason, []).append(cell[0])
-        elif here:
-            cells[cell] = config
-    pairs = [(cell, seed) for cell in cells for seed in seeds]
-    runs = [cells[cell].replace(seed=seed) for cell, seed in pairs]
-    left_out = [line for line in absent.values() if line]
-    left_out += [f"Not run: {'; '.join(dict.fromkeys(labels))}: {reason}" for reason, labels in rows.items()]
+        for seed in seeds[cell] if isinstance(seeds, Mapping) else seeds:
+            run = config.replace(seed=seed)
+            if _finished(run, results):
+                pairs.append((cell, run))
+                continue
+            source = config.backbone, config.weights, here
+            if source not in refused:
+                refused[source] = _refusal(config, weights_too=here)
+            if reason := refused[source]:
+                missing.setdefault(reason, []).append(cell[0])
+            elif here:
+                pairs.append((cell, run))
+            else:
+                missing.setdefault(absent[config.dataset], []).append(f"{cell[0]} (seed {seed})" if seed else cell[0])
+    shown = {run.dataset for _, run in pairs}
+    whole = [line for dataset, line in absent.items() if line and dataset not in shown]  # of these there is no run
+    left_out = whole + [
+        f"Not run: {'; '.join(dict.fromkeys(labels))}: {reason.removeprefix('No runs: ')}"
+        for reason, labels in missing.items()
+        if reason not in whole
+    ]
     try:
-        finished = many(runs, data=data, results=results, **options) if runs else []
+        finished = _many(pairs, data, results, options)
     except VptspError as error:  # the others are done, and found again
-        there = [_all_finished(run, [run.seed], results) for run in runs]
+        there = [_finished(run, results) for _, run in pairs]
         if not any(there):
             raise
         lost = dict.fromkeys(row for ((row, _), _), ok in zip(pairs, there, strict=True) if not ok)
         left_out.append(f"Not run: {'; '.join(lost)}: {error}")
-        pairs, runs = list(compress(pairs, there)), list(compress(runs, there))
-        finished = many(runs, data=data, results=results, **options)
+        pairs = list(compress(pairs, there))
+        finished = _many(pairs, data, results, options)
     return Done(finished, [cell for cell, _ in pairs], left_out)
 
 
-def _all_finished(config: RunConfig, seeds: Sequence[int], results: Path) -> bool:
+def _many(
+    pairs: Sequence[tuple[Any, RunConfig]], data: str | Path | None, results: Path, options: Mapping[str, Any]
+) -> list[Run]:
+    return many([run for _, run in pairs], data=data, results=results, **options) if pairs else []
+
+
+def _finished(config: RunConfig, results: Path) -> bool:
     try:
-        return all((run_folder(config.replace(seed=seed), results) / METRICS).exists() for seed in seeds)
+        return (run_folder(config, results) / METRICS).exists()
     except VptspError:  # no such file of weights: no run of it either
         return False
 

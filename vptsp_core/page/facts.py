@@ -75,10 +75,10 @@ class Chapter:
         return _COMMA.split(text) if text else []
 
 
-def chapters(folder: Path, notebooks: Path) -> list[Chapter]:
-    """One for each source in ``notebooks``: tables, then figures, by number, then the rest. ``folder`` is one
-    profile's and may lack anything."""
-    sources = sorted(discover((), notebooks), key=lambda path: _order(path.stem))
+def chapters(folder: Path, notebooks: Path, profile: str = "demo") -> list[Chapter]:
+    """One for each source in ``notebooks`` that the profile has: tables, then figures, by number, then the rest.
+    ``folder`` is that profile's and may lack anything."""
+    sources = sorted(discover((), notebooks, profile), key=lambda path: _order(path.stem))
     names = [path.stem for path in sources]
     return [chapter(folder, path, _shortest(path.stem, names)) for path in sources]
 

@@ -34,7 +34,8 @@ CLASS_COLOURS = (
     BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, "#E3D200", "#7B3294", "#8C510A", "#004D40", "#FF7F9F",
 )  # fmt: skip
 FAMILIES = {  # of the methods in table 1: colour and marker; hollow without BitFit
-    "Full fine-tuning (PA)": (BLACK, "s"), "Linear probing": (SKY, "o"), "BitFit": (SKY, "o"),
+    "Closed form (whitened head, no training)": (GREY, "P"), "Full fine-tuning (PA)": (BLACK, "s"),
+    "Linear probing": (SKY, "o"), "BitFit": (SKY, "o"),
     "Adapter": (GREEN, "D"), "LoRA (beyond the paper)": (PURPLE, "P"), "VPT": (BLUE, "^"),
     "VPTSP-M": (ORANGE, "v"), "VPTSP-G": (VERMILION, "*"),
 }  # fmt: skip
