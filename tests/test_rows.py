@@ -14,6 +14,7 @@ from vptsp_core.rows import (
     ADAPTERS,
     BASE,
     BEST,
+    CLOSED,
     FROZEN,
     FULL,
     LORA,
@@ -41,6 +42,7 @@ HASHES = {
         "BitFit": "c6328cb0710e", "VPT": "f11084d9340f", "VPT + BitFit": "63c39eab0a63", "VPTSP-M": "9f14a420a4dc",
         "VPTSP-M + BitFit": "d72dc740e940", "VPTSP-G": "8bf0132934a4", "VPTSP-G + BitFit": "e63e8d1f4677",
     },
+    "tiny": {"Frozen backbone": "002b60d5a541", "Closed form (whitened head, no training)": "a83db13c21b3"},
     "paper": {
         "Frozen backbone": "cde62cdca5fb", "Full fine-tuning (PA)": "279166dc69e0", "Linear probing": "d4ccf1ac1595",
         "BitFit": "cf41b6cd8df7", "VPT": "ed2271da13b8", "VPT + BitFit": "cfb1bb25e097", "VPTSP-M": "9c46a7f3ba06",
@@ -117,7 +119,7 @@ def test_the_papers_best_row_is_the_released_preset():
 
 def test_paper_labels_match_ours_but_for_the_frozen_backbone():
     paper = paper_labels(paper_table("table1_peft_methods_cub200"))
-    assert set(METHODS) - set(paper["label"]) == {FROZEN, LORA}
+    assert set(METHODS) - set(paper["label"]) == {FROZEN, CLOSED, LORA}
     assert set(paper["label"]) <= set(METHODS) and paper["label"].is_unique
     values = paper.set_index("label")["R@1"]
     assert (values[FULL], values["Linear probing"], values["VPT"], values[BEST]) == (85.5, 84.9, 85.1, 86.6)
@@ -144,5 +146,5 @@ def test_configured_applies_changes_last():
 
 
 def test_unknown_profile_is_refused_by_name():
-    with pytest.raises(ConfigError, match="'real'.*demo, smoke, paper"):
+    with pytest.raises(ConfigError, match="'real'.*demo, smoke, tiny, paper"):
         method_rows("real")

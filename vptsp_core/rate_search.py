@@ -1,8 +1,8 @@
 """The search of the learning rates of the profile tiny: the same for every row (docs/tiny.md).
 
 Rates a factor 4 apart; a trial is a run of three epochs, every fifth training class held out, judged by the validation
-R@1 of its last epoch (MAP@R where two are equal). While the best rate is at an end of those tried, the next one is
-tried as well. No test class decides anything. The winners stand in `vptsp_core.rows.RATES`.
+MAP@R of its last epoch (R@1 where two are equal; it is too near to 100 % to judge by). While the best rate is at an end
+of those tried, the next one is tried as well. No test class decides anything. The winners stand in `vptsp_core.rows.RATES`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vptsp_core.study import many
 GRID = (0.00125, 0.005, 0.02, 0.08)
 FACTOR = 4  # from one rate to the next
 LOWEST, HIGHEST = 1e-4, 1.0  # the search does not go on from below and from above
-JUDGED = ("validation R@1", "validation MAP@R")
+JUDGED = ("validation MAP@R", "validation R@1")
 _ALL = (*(GRID[0] / FACTOR**n for n in (2, 1)), *GRID, *(GRID[-1] * FACTOR**n for n in (1, 2)))  # what may be tried
 
 
@@ -101,17 +101,19 @@ def summary(results: Path) -> str:
     """How far the search is, and which rows keep the preset's rate for now, in a few lines."""
     done, known = winners(results), rows()
     lines = [f"{len(table(results))} trials; the search is complete for {len(done)} of {len(known)} rows."]
-    if kept := [name for name in known if name not in RATES["tiny"]]:
-        lines.append(f"Not searched yet, with the preset's rate of {base_config('tiny').lr:g}: {'; '.join(kept)}.")
+    if kept := [name for name in known if name not in done]:
+        rates = [f"{name} ({RATES['tiny'].get(name, {}).get('lr', base_config('tiny').lr):g})" for name in kept]
+        lines.append(f"Not searched to the end, with the rate that they have for now: {'; '.join(rates)}.")
         lines.append("To search: from vptsp_core import rate_search; "
                      f"rate_search.search({kept[0]!r}, data=DIR, results=\"results/tiny\")")  # fmt: skip
-    if other := [name for name, lr in done.items() if RATES["tiny"].get(name, {}).get("lr") != lr]:
+    own = {name: RATES["tiny"].get(name, {}).get("lr", base_config("tiny").lr) for name in done}
+    if other := [name for name, lr in done.items() if own[name] != lr]:
         lines.append(f"Found here, but not in vptsp_core/rows.py yet: {'; '.join(f'{n} {done[n]:g}' for n in other)}.")
     return "\n".join(lines)
 
 
 def best_rate(trials: Mapping[float, Run]) -> float:
-    """The rate whose trial has the highest validation R@1 in its last epoch."""
+    """The rate whose trial has the highest validation MAP@R in its last epoch."""
     return max(trials, key=lambda lr: _score(trials[lr]))
 
 
