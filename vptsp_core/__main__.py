@@ -9,9 +9,13 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from vptsp_core.errors import ConfigError, VptspError, printable
 from vptsp_core.signals import Terminated, sigterm_as_ctrl_c
+
+if TYPE_CHECKING:
+    from vptsp_core.config import RunConfig
 
 COMMANDS = {
     "train": "train one run, or find it finished",
@@ -126,6 +130,7 @@ def _each_once() -> Callable[..., None]:
 
 
 def _train(argv: Sequence[str]) -> int:
+    from vptsp_core.data import refuse_unread
     from vptsp_core.deterministic import fix_cublas
     from vptsp_core.own_images import train_folder
     from vptsp_core.presets import PRESETS, parse_change, preset
@@ -173,14 +178,32 @@ def _train(argv: Sequence[str]) -> int:
             raise ConfigError(f"--data {args.data} has no part in --data-folder {args.data_folder}; leave it out")
         train_folder(args.data_folder, changes, **options)
         return 0
-    done = run(preset(args.preset, **changes), data=args.data, light=False, **options)
+    config = preset(args.preset, **changes)
+    refuse_unread(config.dataset, args.data)
+    _warn_unused(args, config)
+    done = run(config, data=args.data, light=False, **options)
     print(done.history.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     print(f"{done.path}\n" + "  ".join(f"{k} {v:.4f}" for k, v in done.metrics.items() if k != "epoch"))
     return 0
 
 
+def _warn_unused(args: argparse.Namespace, config: RunConfig) -> None:
+    """Warn, in one line, of options of `train` that this run has no use for."""
+    glyphs, frozen = config.dataset == "glyphs", config.method == "frozen"
+    unused = {
+        "--cache": args.cache and (glyphs or config.pipeline == "classic"),
+        "--allow-partial": args.allow_partial and glyphs,
+        "--class-table": args.class_table != "auto" and not config.has_class_prompts,
+        "--checkpointing": args.checkpointing == "on" and frozen,
+        "--compile": args.compile == "on" and frozen,
+    }
+    if options := [name for name, given in unused.items() if given]:
+        run = f"dataset = {config.dataset!r}, method = {config.method!r}, pipeline = {config.pipeline!r}"
+        warnings.warn(f"{', '.join(options)}: this run has no use for it ({run})", stacklevel=2)
+
+
 def _evaluate(argv: Sequence[str]) -> int:
-    from vptsp_core.data import load_benchmark
+    from vptsp_core.data import load_benchmark, refuse_unread
     from vptsp_core.distributed import is_main
     from vptsp_core.embedder import load
     from vptsp_core.evaluate import evaluate
@@ -195,6 +218,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     _join(args.device)
     embedder = load(args.run, args.device)
+    refuse_unread(embedder.model.config.dataset, args.data)
     benchmark = load_benchmark(embedder.model.config.dataset, args.data, args.allow_partial)
     if embedder.data is not None:
         _tell_other_images(embedder.data, benchmark.record())

@@ -195,7 +195,14 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             ) from error
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "cut short or damaged"
         raise WeightsError(f"weights {path}: unreadable ({reason}); get the file again") from error
-    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else state
+    if isinstance(state, dict):
+        tables = [key for key, value in state.items() if _is_table(value)]
+        if len(tables) > 1:
+            raise WeightsError(
+                f"weights {path}: holds several tables of tensors ({', '.join(map(str, tables))}); save the one that "
+                "you mean as a file of its own"
+            )
+        state = state.get("state_dict", state.get("model", state))
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise WeightsError(f"weights {path}: holds no table of tensors; save model.state_dict()")
     for key, value in state.items():
@@ -208,6 +215,10 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         if not value.isfinite().all():
             raise WeightsError(f"weights {path}: {key} holds values that are no finite numbers; get the file again")
     return state
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(each, torch.Tensor) for each in value.values())
 
 
 def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from vptsp_core.config import RunConfig
 from vptsp_core.lora import has_peft
-from vptsp_core.presets import PRESETS, preset
+from vptsp_core.presets import PRESETS, table_preset
 from vptsp_core.presets import RECIPE as SETTINGS
 from vptsp_core.presets import RECIPE_RATES as RATES
 from vptsp_core.rows import BEST, LORA, base_config, check_changes, method_rows
@@ -60,6 +60,6 @@ def cells(profile: str, **changes: Any) -> dict[tuple[str, str], RunConfig]:
         found[label, "CUB"] = base_config(profile, **{**row, **judged, **own})
     if profile == "paper" and not {"backbone", "weights", "embed_dim"} & changes.keys():
         for name in NEWER:
-            found[name, "CUB"] = preset(name, **judged)
-            found[f"{name}, the recipe", "CUB"] = preset(name, **{**SETTINGS, **RATES, **judged})
+            found[name, "CUB"] = table_preset(name, **judged)
+            found[f"{name}, the recipe", "CUB"] = table_preset(name, **{**SETTINGS, **RATES, **judged})
     return found

@@ -10,6 +10,8 @@ import hashlib
 import json
 import types
 import typing
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -201,30 +203,51 @@ class RunConfig:
 
         Keys that the method does not read are left out, so that tables share runs.
         """
-        values = self.to_dict()
-        unread: tuple[str, ...] = ()
-        if self.method != "vptsp":
-            unread += _SEMANTIC_KEYS
-        else:
-            unread += () if self.accumulator == "ema" else ("ema_keep",)
-            unread += () if self.accumulator in ("gru", "gru_tanh") else ("gru_dropout",)
-            unread += ("proxy_source",) if self.has_class_prompts else _CLASS_PROMPT_KEYS  # runs older than it: same
-        if self.method != "adapter":
-            unread += _ADAPTER_KEYS
-        if self.method != "lora":
-            unread += _LORA_KEYS
-        if self.method not in ("vpt", "vptsp"):
-            unread += _PROMPT_KEYS
-        if self.optimizer != "sgd":
-            unread += ("momentum",)
-        if self.method == "frozen":
-            unread += _TRAINING_KEYS
-        elif self.pipeline == "classic":
-            unread += ("pipeline",)  # runs made before there was another keep their hash
+        left_out = set(self.unread())
+        if self.has_class_prompts:
+            left_out.add("proxy_source")  # runs from before this key existed keep their hash
+        if self.pipeline == "classic":
+            left_out.add("pipeline")  # likewise
         if self.start == "released":
-            unread += ("start",)  # likewise
-        kept = {key: value for key, value in sorted(values.items()) if key not in unread}
+            left_out.add("start")  # likewise
+        kept = {key: value for key, value in sorted(self.to_dict().items()) if key not in left_out}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+    def unread(self) -> dict[str, str]:
+        """The keys that this run does not read, each with the key that decides so.
+
+        >>> RunConfig(method="linear").unread()["prompts"]
+        'method'
+        """
+        keys: dict[str, str] = {}
+        if self.method != "vptsp":
+            keys |= dict.fromkeys(_SEMANTIC_KEYS, "method")
+        else:
+            keys |= {} if self.accumulator == "ema" else {"ema_keep": "accumulator"}
+            keys |= {} if self.accumulator in ("gru", "gru_tanh") else {"gru_dropout": "accumulator"}
+            keys |= {} if self.has_class_prompts else dict.fromkeys(_CLASS_PROMPT_KEYS, "proxy_source")
+        if self.method != "adapter":
+            keys |= dict.fromkeys(_ADAPTER_KEYS, "method")
+        if self.method != "lora":
+            keys |= dict.fromkeys(_LORA_KEYS, "method")
+        if self.method not in ("vpt", "vptsp"):
+            keys |= dict.fromkeys(_PROMPT_KEYS, "method")
+        if self.optimizer != "sgd":
+            keys["momentum"] = "optimizer"
+        if self.method == "frozen":
+            keys |= dict.fromkeys(_TRAINING_KEYS, "method")
+        return keys
+
+    def warn_unread(self, named: Iterable[str]) -> None:
+        """Warn, in one line, of those of the keys that a user named which this run does not read."""
+        unread = self.unread()
+        found = [key for key in named if key in unread]
+        parts = []
+        for decider in dict.fromkeys(unread[key] for key in found):
+            keys = ", ".join(key for key in found if unread[key] == decider)
+            parts.append(f"{keys} with {decider} = {getattr(self, decider)!r}")
+        if parts:
+            warnings.warn(f"set, but this run does not read it: {'; '.join(parts)}", stacklevel=3)
 
 
 def check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ header and tensors against the checksums that they carry (`vptsp_core.seals`).
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +171,8 @@ def rebuild(saved: Saved, weights: str | Path | None = None) -> MetricModel:
     """
     config = saved.config
     if config.method == "full":  # all of the backbone is in the file: nothing to fetch
+        if weights is not None:
+            warnings.warn(f"weights {weights}: not read, as {saved.path} holds all of its backbone", stacklevel=3)
         config = config.replace(weights="random")
     elif weights is not None or config.weights not in ("pretrained", "random"):
         config = config.replace(weights=str(_weights_file(saved, weights)))

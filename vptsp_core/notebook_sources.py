@@ -120,6 +120,25 @@ def check_parameters(path: Path, values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in declared}
 
 
+def used_parameters(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """`check_parameters`, without those that the notebook declares and its code never reads."""
+    used = _names_read(path) | {name for name, (_, _, required) in _PARAMETERS.items() if required}
+    return {name: value for name, value in check_parameters(path, values).items() if name in used}
+
+
+def _names_read(path: Path) -> set[str]:
+    """The names that a notebook's code reads: a parameter may be declared and have no use."""
+    code = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
+    names: set[str] = set()
+    for source in code:
+        try:
+            found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+            names |= {node.id for node in found if isinstance(node.ctx, ast.Load)}
+        except SyntaxError:  # a cell with a magic: whatever is written there counts
+            names |= set(re.findall(r"\w+", source))
+    return names
+
+
 def check_given() -> None:
     """For a notebook's first cell after its parameters: refuse what papermill put in their place, where the notebook
     has no parameter of that name, or one of another type. Without papermill there is nothing to refuse.

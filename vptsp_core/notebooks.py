@@ -23,12 +23,12 @@ from .errors import VptspError
 from .executed import is_finished, made_from, mark
 from .files import write_bytes
 from .locks import locked
-from .notebook_sources import FOLDER, check_parameters, check_sources, discover
+from .notebook_sources import FOLDER, check_sources, discover, used_parameters
 from .page import build
 from .page.notebook import notebook_html
 from .presets import parse_change
 from .progress import Watch, every
-from .rows import configured
+from .rows import base_config, configured, integration_rows, method_rows, proxy_source_rows
 from .system.places import CHECKOUT
 from .workers import Workers, check_cluster, check_workers
 
@@ -78,7 +78,8 @@ def run_notebooks(
         values["workers"] = workers
     if changes:
         values["changes"] = dict(changes)
-    work = [(path, check_parameters(path, values)) for path in discover(only, folder, profile)]
+    work = [(path, used_parameters(path, values)) for path in discover(only, folder, profile)]
+    _check_use(work, values, profile)
     out = Path(results).resolve() / profile / "notebooks"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -109,6 +110,28 @@ def run_notebooks(
     print("", *table, sep="\n")
     print(f"{len(work) - failures} of {len(work)} notebooks are there; results: {out.parent}", flush=True)
     return int(failures > 0)
+
+
+def _check_use(work: Sequence[tuple[Path, Mapping[str, Any]]], values: Mapping[str, Any], profile: str) -> None:
+    """Refuse what somebody gave and no notebook reads; print a line about what only some of them read.
+
+    Raises:
+        VptspError: naming the option.
+    """
+    for name in values.keys() - {"profile", "results"}:
+        option = "--set" if name == "changes" else f"--{name}"
+        without = [path.stem for path, given in work if name not in given]
+        if len(without) == len(work):
+            raise VptspError(f"{option}: no use for {', '.join(without)}; leave it out, or name others with --only")
+        if without:
+            print(f"{option}: no use for {', '.join(without)}; the others get it", file=sys.stderr)
+    if "data" in values and base_config(profile).dataset == "glyphs":
+        print(f"--data: profile {profile!r} trains the embedded glyphs; try --profile paper", file=sys.stderr)
+    if changes := values.get("changes"):
+        tables = (method_rows(profile), proxy_source_rows(profile), integration_rows(profile))
+        unread = [configured(profile, row, changes).unread() for table in tables for row in table.values()]
+        if never := [key for key in changes if all(key in each for each in unread)]:
+            raise VptspError(f"--set: no run of profile {profile!r} reads {', '.join(never)}; leave it out")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -86,6 +86,7 @@ def train_folder(
     kept = f"{counted(benchmark.test.num_classes, 'class')} of {counted(len(benchmark.test), 'image')}"
     say("\n".join([f"{kept} are kept for testing", *planned.reasons]))
     config = planned.config
+    config.warn_unread(changes)
     options |= dict(data=folder, results=results, cache=cache, device=device, allow_partial=allow_partial)
     frozen = run(config.replace(method="frozen", bitfit=False), **options)
     trained = run(config, **options)

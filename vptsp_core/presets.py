@@ -82,6 +82,8 @@ PRESETS["smoke"] = dict(PRESETS["demo"], epochs=1, steps_per_epoch=3)
 def preset(name: str, /, **changes: Any) -> RunConfig:
     """The run called ``name`` (one of `PRESETS`, or a .json file of `RunConfig` keys), with ``changes``.
 
+    Warns of changes that the run does not read, such as ``prompts`` with ``method="linear"``.
+
     Raises:
         ConfigError: for an unknown name, an unreadable file, an unknown key or a value that cannot run.
 
@@ -90,6 +92,13 @@ def preset(name: str, /, **changes: Any) -> RunConfig:
     >>> preset("cub200-vits16", alpha=0.2).alpha
     0.2
     """
+    config = table_preset(name, **changes)
+    config.warn_unread(changes)
+    return config
+
+
+def table_preset(name: str, /, **changes: Any) -> RunConfig:
+    """`preset` for the rows of tables, which set keys for all methods alike: without its warning."""
     if name.endswith(".json"):
         return RunConfig().replace(**{**_from_file(name), **changes})
     if name not in PRESETS:

@@ -14,7 +14,7 @@ import pandas as pd
 from vptsp_core.config import RunConfig
 from vptsp_core.errors import ConfigError
 from vptsp_core.lora import has_peft
-from vptsp_core.presets import preset
+from vptsp_core.presets import table_preset
 
 # What each profile starts from. The paper's tables 1, 4, 5 and 7 and its figures are CUB-200 with ViT-S/16.
 BASE = {"demo": "demo", "smoke": "smoke", "tiny": "cub200-vitti16", "paper": "cub200-vits16"}
@@ -121,7 +121,7 @@ def base_config(profile: str, **changes: Any) -> RunConfig:
     """
     if profile not in BASE:
         raise ConfigError(f"profile = {profile!r} must be one of {', '.join(BASE)}")
-    return preset(BASE[profile], **changes)
+    return table_preset(BASE[profile], **changes)
 
 
 def check_changes(changes: Mapping[str, Any]) -> None:

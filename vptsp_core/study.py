@@ -19,7 +19,7 @@ from torch import Tensor
 from vptsp_core.backbone import load_backbone
 from vptsp_core.bars import bar
 from vptsp_core.config import RunConfig, check_choice
-from vptsp_core.data import OWN, Benchmark, load_benchmark
+from vptsp_core.data import OWN, Benchmark, data_folder, load_benchmark
 from vptsp_core.data.batches import cache_folder, decoded
 from vptsp_core.data.holdout import for_selection
 from vptsp_core.data.loading import deaths_told
@@ -86,7 +86,9 @@ def run(
     check_choice("compile", compile, COMPILE)
     if launched():
         start(pick_device(device))
-    place = _data(data)
+    place = data_folder(config.dataset, data)
+    if data and not Path(data).expanduser().is_dir():
+        raise DataError(f"--data: there is no folder {data}; check the path")
     path, benchmark = _place(config, place, results, allow_partial)
     if found := from_main(lambda: finished_run(path, benchmark or _there(config.dataset, place, allow_partial), light)):
         return found
@@ -145,10 +147,6 @@ def _there(dataset: str, data: str | None, allow_partial: bool) -> Benchmark | N
     with contextlib.suppress(DataError):
         return _benchmark(dataset, data, allow_partial)
     return None
-
-
-def _data(data: str | Path | None) -> str | None:
-    return str(data or os.environ.get("VPTSP_DATA") or "") or None
 
 
 def _history(
@@ -211,11 +209,11 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
     configs = list(configs)
     if launched():  # all its processes take the same steps, so that the first failure ends them all
         shown = bar(configs, "runs", show=progress, unit="runs")
-        return [run(config, progress=progress, **options) for config in shown]
+        return [_one_of_many(config, progress=progress, **options) for config in shown]
     light = bool(options.get("light", True))
     data, results, partial = (options.get(key) for key in ("data", "results", "allow_partial"))
-    paths = [_place(config, _data(data), results, bool(partial))[0] for config in configs]
-    there = functools.cache(lambda dataset: _there(dataset, _data(data), bool(partial)))
+    paths = [_place(each, data_folder(each.dataset, data), results, bool(partial))[0] for each in configs]
+    there = functools.cache(lambda dataset: _there(dataset, data_folder(dataset, data), bool(partial)))
     done: dict[Path, Run | VptspError] = {
         path: found
         for path, config in zip(paths, configs, strict=True)
@@ -223,13 +221,15 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
     }
     todo = {path: config for path, config in zip(paths, configs, strict=True) if path not in done}
     if workers is not None:  # other processes may have another environment and working directory
+        place = data or os.environ.get("VPTSP_DATA") or None
         own = paths[0].parents[1] if configs and configs[0].dataset in OWN else None
-        cache = cache_folder(_data(data), options.get("cache"), own)
+        cache = cache_folder(place, options.get("cache"), own)
         options |= {"results": paths[0].parents[1].absolute() if paths else None, "cache": cache.absolute()}
-        options |= {"data": Path(data).expanduser().absolute()} if (data := _data(data)) else {}
+        options |= {"data": Path(place).expanduser().absolute()} if place else {}
         todo = {path: _with_whole_path(config) for path, config in todo.items()}
     bars = progress and workers is None
-    done |= share_out(functools.partial(run, progress=bars, **options), todo, workers, progress, already=len(done))
+    work = functools.partial(_one_of_many, progress=bars, **options)
+    done |= share_out(work, todo, workers, progress, already=len(done))
     failed = {path.name: each for path in paths if isinstance(each := done[path], VptspError)}
     if failed:
         first = next(iter(failed.values()))
@@ -238,6 +238,11 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
         named = ", ".join([*failed][:_NAMED]) + (f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else "")
         raise VptspError(f"{len(failed)} of {len(done)} runs failed: {named}; the first: {first}") from first
     return [dataclasses.replace(each, path=path) for path in paths if isinstance(each := done[path], Run)]
+
+
+def _one_of_many(config: RunConfig, *, data: str | Path | None = None, **options: Any) -> Run:
+    """`run`, where ``data`` is for those of many runs that read a folder."""
+    return run(config, data=None if config.dataset == "glyphs" else data, **options)
 
 
 def _with_whole_path(config: RunConfig) -> RunConfig:

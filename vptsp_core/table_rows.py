@@ -14,7 +14,7 @@ import pandas as pd
 
 from vptsp_core.config import RunConfig
 from vptsp_core.errors import ConfigError
-from vptsp_core.presets import preset
+from vptsp_core.presets import table_preset
 from vptsp_core.report import paper_table
 from vptsp_core.rows import (
     BEST,
@@ -189,7 +189,7 @@ def _sets(profile: str, *sets: str) -> tuple[str, ...]:
 
 def _base(profile: str, name: str, size: str = "vits16", **changes: Any) -> RunConfig:
     """The profile's run on a set: the released preset of that set and size; the glyphs in place of CUB."""
-    return preset(f"{SETS[name]}-{size}", **changes) if profile == "paper" else base_config(profile, **changes)
+    return table_preset(f"{SETS[name]}-{size}", **changes) if profile == "paper" else base_config(profile, **changes)
 
 
 def _cell(

@@ -16,7 +16,7 @@ from vptsp_core.bench.metrics import SIZES, benchmark_metrics
 from vptsp_core.bench.table import compare_tables
 from vptsp_core.bench.terminal import listing, searches
 from vptsp_core.config import check_choice
-from vptsp_core.data import load_benchmark
+from vptsp_core.data import data_folder, load_benchmark, refuse_unread
 from vptsp_core.data.batches import cache_folder
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.faiss_index import BACKENDS
@@ -90,8 +90,9 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
     if args.kind == "table":
         return compare_tables(config, args.classes, device=args.device, steps=args.steps)
+    refuse_unread(config.dataset, args.data)
     benchmark = load_benchmark(config.dataset, args.data, args.allow_partial)
-    cache = cache_folder(args.data, args.cache)
+    cache = cache_folder(data_folder(config.dataset, args.data), args.cache)
     if args.kind == "epoch":
         return measure_epoch(config, benchmark, cache, device=args.device)
     measure = epoch_over_steps if args.train else compare_pipelines

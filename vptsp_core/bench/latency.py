@@ -15,7 +15,7 @@ from vptsp_core.bench.memory import Bench
 from vptsp_core.bench.released import check_released
 from vptsp_core.config import RunConfig
 from vptsp_core.errors import ConfigError
-from vptsp_core.presets import preset
+from vptsp_core.presets import table_preset
 from vptsp_core.record import made_with
 from vptsp_core.report import paper_table
 from vptsp_core.rows import FULL, check_changes, method_rows
@@ -43,7 +43,7 @@ def latency_configs(profile: str, batches: Sequence[int] = BATCHES, **changes: A
     check_changes(changes)
     rows = method_rows(profile)
     return {
-        (name, batch): preset(BASE[profile], **{**rows[label], **changes, "batch": batch, "weights": "random"})
+        (name, batch): table_preset(BASE[profile], **{**rows[label], **changes, "batch": batch, "weights": "random"})
         for name, label in ROWS.items()
         for batch in batches
     }

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from pathlib import Path
 
 from vptsp_core.data.base import Benchmark, ImageSet
 from vptsp_core.errors import DataError
 
 DATASETS = ("glyphs", "cub200", "cars196", "sop", "inshop", "inaturalist", "folder", "own")
+_EMBEDDED = "the data set of this run is the embedded glyphs, which read no folder"
 OWN = ("folder", "own")  # anyone's images, which a name alone does not tell
-__all__ = ["DATASETS", "OWN", "Benchmark", "ImageSet", "load_benchmark"]
+__all__ = ["DATASETS", "OWN", "Benchmark", "ImageSet", "data_folder", "load_benchmark", "refuse_unread"]
+
+
+def data_folder(name: str, data: str | Path | None) -> str | None:
+    """The folder that a data set is read from: ``data``, else the environment's VPTSP_DATA.
+
+    None for the glyphs, which are embedded: ``data`` given for them is a warning.
+    """
+    if name != "glyphs":
+        return str(data or os.environ.get("VPTSP_DATA") or "") or None
+    if data:
+        warnings.warn(f"data = {data}: {_EMBEDDED}", stacklevel=3)
+    return None
+
+
+def refuse_unread(name: str, data: str | Path | None) -> None:
+    """For commands: refuse a ``--data`` that the data set ``name`` does not read.
+
+    Raises:
+        DataError: the data set is the glyphs, and there is ``data``.
+    """
+    if data and name == "glyphs":
+        raise DataError(
+            f"--data {data}: {_EMBEDDED}; train your own images with --data-folder DIR, name a benchmark with --preset "
+            "or --set dataset=NAME, or leave --data out"
+        )
 
 
 def load_benchmark(name: str, data: str | Path | None = None, allow_partial: bool = False) -> Benchmark:
@@ -19,13 +47,14 @@ def load_benchmark(name: str, data: str | Path | None = None, allow_partial: boo
         name: one of `DATASETS`; ``"folder"`` is anyone's images (see `layouts.own_images`), ``"own"`` the same
             with every fifth class for testing (`own.every_fifth`).
         data: folder that holds the data sets, or the images themselves for these; the embedded glyphs need
-            none.
+            none. Default: the environment's VPTSP_DATA.
         allow_partial: go on where the published data set is not whole, with one warning that lists the
             differences; ``Benchmark.differences`` keeps them.
 
     Raises:
         DataError: unknown name, no folder given, or a folder that does not hold the whole data set.
     """
+    data = data_folder(name, data)
     if name == "glyphs":
         from vptsp_core.data.glyphs import load_glyphs
 

@@ -25,6 +25,10 @@ ALLOW_PARTIAL = "go on, with a warning, where it is not the whole published data
 def main(argv: Sequence[str] | None = None) -> int:
     """Dispatch; 0 where the data set is there and whole, 2 (by way of `DataError`) where something is to be mended."""
     args = _parser().parse_args(argv)
+    unread = {_check: ("glyphs",), _info: ("glyphs", *OWN)}.get(args.call, ())
+    if args.data and args.name in unread:
+        raise DataError(f"--data {args.data}: nothing reads it for {args.name}; leave it out")
+    args.data = args.data or os.environ.get("VPTSP_DATA")
     return int(args.call(args))
 
 
@@ -38,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         names = ", ".join(DATASETS)
         added.add_argument("name", metavar="NAME", nargs="?" if optional else None, help=f"one of {names}")
-        added.add_argument("--data", metavar="DIR", default=os.environ.get("VPTSP_DATA"),
+        added.add_argument("--data", metavar="DIR",
                            help="folder that holds the data sets (default: the environment's VPTSP_DATA)")  # fmt: skip
         added.set_defaults(call=call)
         return added

@@ -83,7 +83,7 @@ def open_run(path: str | Path, data: str | Path | None = None, dataset: str | No
 
     Args:
         path: the run's folder.
-        data: folder of the data sets (see `load_benchmark`).
+        data: folder of the data sets (see `load_benchmark`); the glyphs leave it aside, as another run may be opened.
         dataset: another data set to look at; None for the run's own, whole or not, as the run had it.
 
     Raises:
@@ -91,7 +91,7 @@ def open_run(path: str | Path, data: str | Path | None = None, dataset: str | No
     """
     run, embedder = read_run(path), load(path)
     name = dataset or run.config.dataset
-    benchmark = load_benchmark(name, data, allow_partial="partial" in run.record["data"])
+    benchmark = load_benchmark(name, None if name == "glyphs" else data, allow_partial="partial" in run.record["data"])
     queries = embedder.embed(benchmark.test)
     gallery = queries if benchmark.gallery is None else embedder.embed(benchmark.gallery)
     return Opened(run, embedder, benchmark, queries, gallery)

@@ -24,7 +24,7 @@ from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from vptsp_core.config import RunConfig
-from vptsp_core.data import load_benchmark
+from vptsp_core.data import data_folder, load_benchmark
 from vptsp_core.data.holdout import hold_out
 from vptsp_core.errors import ConfigError, TrainingError, VptspError
 from vptsp_core.files import writable_folder, write_json
@@ -78,7 +78,7 @@ def tune(
         raise ConfigError(f"trials = {trials} must be at least 1")
     if storage is None:
         storage = f"sqlite:///{writable_folder(folder).resolve() / 'search.db'}"
-    data = data or os.environ.get("VPTSP_DATA") or None
+    data = data_folder(base.dataset, data)
     benchmark = load_benchmark(base.dataset, data, options.get("allow_partial", False))
     classes = (hold_out(benchmark)[0] if base.selection == "validation" else benchmark).train.num_classes
     space = {key: values for key, values in fitting_space(base, classes).items() if key not in keep}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vptsp_core.bars import is_log
+from vptsp_core.data import refuse_unread
 from vptsp_core.presets import PRESETS, parse_change, preset
 from vptsp_core.tune import best_config, results_folder, told, tune, write_preset
 
@@ -49,8 +50,10 @@ def main(argv: Sequence[str]) -> int:
         changes["method"] = args.method
     if changes.get("method") == "full":  # learns all of the backbone anyhow
         changes.setdefault("bitfit", False)
+    base = preset(args.preset, **changes)
+    refuse_unread(base.dataset, args.data)
     study = tune(
-        preset(args.preset, **changes), args.trials, storage=args.storage, name=args.study, results=args.results,
+        base, args.trials, storage=args.storage, name=args.study, results=args.results,
         data=args.data, device=args.device, keep=changes, tell=lambda line: print(line, flush=True),
         progress=is_log(),  # a line an epoch; in a terminal a line a trial is enough
     )  # fmt: skip

@@ -1,0 +1,144 @@
+"""What somebody gives and nothing reads is an error, or one line on stderr; presets and tables stay silent."""
+
+import warnings
+
+import nbformat
+import pytest
+import torch
+from nbformat.v4 import new_code_cell, new_notebook
+
+from vptsp_core import beyond, notebooks, rows, table_rows
+from vptsp_core.__main__ import main
+from vptsp_core.backbone import read_weights
+from vptsp_core.config import RunConfig
+from vptsp_core.data import load_benchmark
+from vptsp_core.errors import DataError, VptspError, WeightsError
+from vptsp_core.presets import PRESETS, preset
+from vptsp_core.study import many, run
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["train"], ["train", "--preset", "smoke"], ["tune", "--preset", "smoke"], ["bench", "epoch"], ["bench", "data",
+     "--preset", "demo"], ["data", "check", "glyphs"], ["data", "info", "glyphs"], ["data", "info", "folder"]],
+)  # fmt: skip
+@pytest.mark.parametrize("there", [True, False])
+def test_a_data_folder_that_nothing_reads_is_refused(tmp_path, monkeypatch, capsys, command, there):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path if there else tmp_path / "none"
+    assert main([*command, "--data", str(folder)]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f"error: --data {folder}: ") and err.count("\n") == 1 and out == ""
+    assert not list(tmp_path.iterdir()), "nothing was trained"
+
+
+def test_python_is_warned_of_such_a_folder_and_the_environment_is_no_fault(tmp_path, monkeypatch):
+    with pytest.warns(UserWarning, match="embedded glyphs, which read no folder"):
+        load_benchmark("glyphs", tmp_path)
+    with pytest.raises(DataError, match="--data: there is no folder"):
+        run(RunConfig(), data=tmp_path / "none", results=tmp_path)
+    monkeypatch.setenv("VPTSP_DATA", str(tmp_path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_benchmark("glyphs")
+
+
+def test_many_runs_give_the_folder_to_those_that_read_it(tmp_path, monkeypatch):
+    given = {}
+
+    def trained(config, data=None, **options):
+        given[config.dataset] = data
+
+    monkeypatch.setattr("vptsp_core.study.run", trained)
+    with pytest.warns(UserWarning, match="read no folder"):
+        many([preset("smoke"), RunConfig()], data=tmp_path, results=tmp_path, progress=False)
+    assert given == {"glyphs": None, "cub200": tmp_path}
+
+
+UNREAD = {
+    "method": (dict(method="linear", prompts=77, accumulator="ema"), "prompts, accumulator with method = 'linear'"),
+    "accumulator": (dict(ema_keep=0.3), "ema_keep with accumulator = 'gru'"),
+    "proxy_source": (dict(proxy_source="sample", class_prompts=2), "class_prompts with proxy_source = 'sample'"),
+    "optimizer": (dict(optimizer="adam", momentum=0.5), "momentum with optimizer = 'adam'"),
+    "lora": (dict(method="vpt", lora_rank=2, adapter_dim=3), "lora_rank, adapter_dim with method = 'vpt'"),
+    "frozen": (dict(method="frozen", bitfit=False, lr=0.1), "lr with method = 'frozen'"),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_keys_that_a_run_does_not_read_are_named_in_one_line(name):
+    changes, words = UNREAD[name]
+    with pytest.warns(UserWarning) as told:
+        config = preset("cub200-vits16", **changes)
+    assert [str(each.message) for each in told] == [f"set, but this run does not read it: {words}"]
+    unread = [key for key in changes if key in config.unread()]
+    default = RunConfig().to_dict()
+    assert config.hash() == config.replace(**{key: default[key] for key in unread}).hash(), "nothing reads them"
+
+
+def test_the_command_says_so_once_and_trains(tmp_path, capsys):
+    command = ["train", "--preset", "smoke", "--results", str(tmp_path), "--cache", str(tmp_path), "--allow-partial"]
+    changes = ["method=frozen", "bitfit=false", "prompts=7"]
+    assert main([*command, "--class-table", "device", "--set", *changes]) == 0
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "warning: set, but this run does not read it: prompts with method = 'frozen'"
+    assert second.startswith("warning: --cache, --allow-partial, --class-table: this run has no use for it")
+    path = next((tmp_path / "runs").iterdir())
+    assert main(["evaluate", str(path), "--data", str(tmp_path)]) == 2
+    assert "embedded glyphs" in capsys.readouterr().err
+
+
+def test_presets_and_tables_stay_silent():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in PRESETS:
+            preset(name, seed=1)
+        for profile in rows.BASE:
+            changes = {"epochs": 2, "prompts": 3, "ema_keep": 0.5}
+            for row in rows.method_rows(profile).values():
+                rows.configured(profile, row, changes)
+            beyond.cells(profile, epochs=2)
+            for table in (table_rows.sota, table_rows.components, table_rows.pretraining, table_rows.integration):
+                table(profile, epochs=2)
+
+
+def _write(folder, name, parameters, code):
+    cells = [new_code_cell(parameters, metadata={"tags": ["parameters"]}), new_code_cell(code)]
+    nbformat.write(new_notebook(cells=cells), folder / f"{name}.ipynb")
+
+
+def test_an_option_that_no_notebook_reads_is_refused_and_one_that_some_read_is_told(tmp_path, capsys):
+    plain = 'profile = "smoke"\nresults = "results"\n'
+    _write(tmp_path, "alone", plain, "1")
+    _write(tmp_path, "declares", plain + "seeds = [0]\ndata = None", "print(seeds)")  # and never reads its data
+    out = tmp_path / "results"
+    for only, given, option in [("alone", dict(seeds=[3]), "--seeds"), ("alone", dict(workers=2), "--workers"),
+                                ("declares", dict(data=tmp_path), "--data")]:  # fmt: skip
+        with pytest.raises(VptspError, match=f"{option}: no use for {only}"):
+            notebooks.run_notebooks("smoke", results=out, only=[only], folder=tmp_path, **given)
+    work = [(tmp_path / f"{name}.ipynb", given) for name, given in [("alone", {}), ("declares", {"seeds": [3]})]]
+    notebooks._check_use(work, {"profile": "smoke", "seeds": [3]}, "smoke")
+    assert capsys.readouterr().err == "--seeds: no use for alone; the others get it\n"
+
+
+def test_the_notebooks_refuse_a_key_that_no_run_reads(tmp_path):
+    work = [(tmp_path / "a.ipynb", {"changes": {}})]
+    with pytest.raises(VptspError, match="--set: no run of profile 'smoke' reads momentum"):
+        notebooks._check_use(work, {"changes": {"momentum": 0.5, "epochs": 2}}, "smoke")
+    notebooks._check_use(work, {"changes": {"ema_keep": 0.5, "prompts": 2}}, "smoke")  # some rows read these
+
+
+def test_the_shipped_notebooks_say_what_they_have_no_use_for(tmp_path):
+    for only, given in [("table9", dict(seeds=[3])), ("explore", dict(workers=2)), ("table10", dict(data=tmp_path))]:
+        with pytest.raises(VptspError, match=f"no use for {only}"):
+            notebooks.run_notebooks("smoke", results=tmp_path / "results", only=[only], **given)
+
+
+def test_a_file_with_two_tables_of_weights_is_refused_by_their_names(tmp_path):
+    table = {"weight": torch.zeros(2, 2)}
+    for names in (("state_dict", "model"), ("state_dict", "state_dict_ema"), ("teacher", "student")):
+        torch.save(dict.fromkeys(names, table) | {"epoch": 3}, tmp_path / "w.pth")
+        with pytest.raises(WeightsError, match=f"several tables of tensors \\({names[0]}, {names[1]}\\)"):
+            read_weights(tmp_path / "w.pth")
+    torch.save({"model": table, "epoch": 3, "optimizer": {"state": {}}}, tmp_path / "w.pth")
+    assert list(read_weights(tmp_path / "w.pth")) == ["weight"]
