@@ -20,7 +20,7 @@ import bad_runs as runs
 import bad_sets as sets
 
 from vptsp_core import __version__ as VERSION
-from vptsp_core.config import RunConfig
+from vptsp_core.method.config import RunConfig
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "bad_input.md"
 WORKS = "works: "

@@ -9,7 +9,7 @@ from pathlib import Path
 from desk import Desk
 from reseal import rewrite_header
 
-from vptsp_core.embedder_file import HEADER
+from vptsp_core.runs.embedder_file import HEADER
 
 Do = Callable[[Desk], str]
 

@@ -20,9 +20,9 @@ from desk import Desk, without_progress
 from reseal import reseal_run
 from safetensors.torch import save_file
 
-from vptsp_core.backbone import DEMO_VIT, load_backbone
-from vptsp_core.checkpoints import write_checkpoint
-from vptsp_core.runs import read_run
+from vptsp_core.method.backbone import DEMO_VIT, load_backbone
+from vptsp_core.runs.checkpoints import write_checkpoint
+from vptsp_core.runs.folder import read_run
 
 ROOT = Path(__file__).resolve().parents[1]
 Do = Callable[[Desk], str]
@@ -110,10 +110,10 @@ def no_network(desk: Desk) -> str:
     def connect(*arguments):
         raise OSError("Name or service not known")
 
-    desk.patch.setattr("vptsp_core.hub.socket.create_connection", connect)
-    desk.patch.setattr("vptsp_core.hub.getproxies", dict)
-    desk.patch.setattr("vptsp_core.hub.constants.HF_HUB_CACHE", str(desk.root / "hub"))
-    desk.patch.setattr("vptsp_core.hub.constants.ENDPOINT", "https://huggingface.co")
+    desk.patch.setattr("vptsp_core.method.hub.socket.create_connection", connect)
+    desk.patch.setattr("vptsp_core.method.hub.getproxies", dict)
+    desk.patch.setattr("vptsp_core.method.hub.constants.HF_HUB_CACHE", str(desk.root / "hub"))
+    desk.patch.setattr("vptsp_core.method.hub.constants.ENDPOINT", "https://huggingface.co")
     said = desk.refused(*desk.train("weights=pretrained", "backbone=vit_tiny_patch16_224.augreg_in21k"))
     assert not desk.results.exists()
     return said
@@ -124,7 +124,7 @@ def no_network(desk: Desk) -> str:
 
 def _begun(desk: Desk, *changes: str) -> Path:
     """The folder of a run that was stopped after its first epoch of two."""
-    from vptsp_core.train import Trainer
+    from vptsp_core.runs.train import Trainer
 
     class Stop(Exception):
         pass
@@ -373,9 +373,9 @@ def failing(where: str, error: Callable[[], Exception]) -> Do:
     """A run of three epochs whose second fails; the first is kept, and the same command ends as if nothing was."""
 
     def do(desk: Desk) -> str:
-        from vptsp_core import study, train
+        from vptsp_core.runs import run, train
 
-        place, name = (train.TrainStep, "__call__") if where == "step" else (study, "evaluate")
+        place, name = (train.TrainStep, "__call__") if where == "step" else (run, "evaluate")
         good, calls = getattr(place, name), []
 
         def bad(*arguments):
@@ -416,7 +416,7 @@ def full_disk(desk: Desk) -> str:
         return good(handle)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vptsp_core.files.os.fsync", fsync)
+        patch.setattr("vptsp_core.system.files.os.fsync", fsync)
         said = desk.refused(*desk.train("epochs=3"))
     _same_in_the_end(desk, ["checkpoint.pt"])
     return said
@@ -478,14 +478,14 @@ def notebooks(*options: str) -> Do:
 def papermill(**given) -> Do:
     """The tour's check, with the cell that papermill puts behind its parameters in the shell's history.
 
-    tests/test_notebooks_runner.py has papermill itself run such a notebook.
+    tests/publish/test_notebooks_runner.py has papermill itself run such a notebook.
     """
 
     def do(desk: Desk) -> str:
         from papermill.iorw import load_notebook_node
         from papermill.parameterize import parameterize_notebook
 
-        from vptsp_core.notebook_sources import FOLDER, check_given
+        from vptsp_core.publish.parameters import FOLDER, check_given
 
         notebook = parameterize_notebook(load_notebook_node(str(FOLDER / "tour.ipynb")), given)
         cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]

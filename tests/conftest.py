@@ -67,7 +67,7 @@ def smoke_results(tmp_path_factory):
 @pytest.fixture(scope="module")
 def smoke(request, smoke_results):
     """A module's NOTEBOOKS, executed; all modules share one folder, and with it the runs, as a user's notebooks do."""
-    from vptsp_core.notebooks import run_notebooks
+    from vptsp_core.publish.runner import run_notebooks
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")

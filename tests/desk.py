@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from vptsp_core.__main__ import main
-from vptsp_core.embedder import Embedder
 from vptsp_core.errors import VptspError
+from vptsp_core.runs.embedder import Embedder
 
 SIDE = 40  # of the demo ViT's input, and of the images' shorter side: nothing is resized
 SMALL = ("dataset=folder", "weights=random", "batch=2", "samples_per_class=2", "steps_per_epoch=1")

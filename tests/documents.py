@@ -14,9 +14,9 @@ from documents_stub import write_stubs
 
 from vptsp_core import __main__ as command_line
 from vptsp_core.data import DATASETS
-from vptsp_core.notebook_sources import discover
-from vptsp_core.presets import parse_change, preset
-from vptsp_core.rows import configured
+from vptsp_core.method.presets import parse_change, preset
+from vptsp_core.paper.methods import configured
+from vptsp_core.publish.parameters import discover
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -31,16 +31,16 @@ from reseal import read, reseal_run, write_sealed
 from safetensors.torch import save
 
 import vptsp_core
-from vptsp_core.backbone import load_backbone, load_weights
 from vptsp_core.data import load_benchmark
 from vptsp_core.data.catalog import CATALOG
 from vptsp_core.data.folder import read_image
-from vptsp_core.embedder_file import HEADER
 from vptsp_core.errors import VptspError
-from vptsp_core.page.tables import read_table, table_html
-from vptsp_core.presets import PRESETS, parse_change, preset
-from vptsp_core.runs import read_run
-from vptsp_core.study import run
+from vptsp_core.method.backbone import load_backbone, load_weights
+from vptsp_core.method.presets import PRESETS, parse_change, preset
+from vptsp_core.publish.tables import read_table, table_html
+from vptsp_core.runs.embedder_file import HEADER
+from vptsp_core.runs.folder import read_run
+from vptsp_core.runs.run import run
 
 TOKENS = [
     b"\0", b"\xff", b"\xc0\x80", b"\xed\xa0\x80", "\u202e".encode(), "\u2028".encode(), b"\xef\xbb\xbf", b"\r", b"\n",

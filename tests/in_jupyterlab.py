@@ -30,8 +30,8 @@ import nbformat
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vptsp_core.data.glyphs import GlyphSet  # noqa: E402
-from vptsp_core.notebook_sources import discover  # noqa: E402
-from vptsp_core.notebooks import _own_kernel  # noqa: E402
+from vptsp_core.publish.parameters import discover  # noqa: E402
+from vptsp_core.publish.runner import _own_kernel  # noqa: E402
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = (

@@ -51,8 +51,9 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from vptsp_core import files, study  # noqa: E402
 from vptsp_core.__main__ import main as command_line  # noqa: E402
+from vptsp_core.runs import run  # noqa: E402
+from vptsp_core.system import files  # noqa: E402
 
 SHARED = ("dataset=folder", "weights=random", "batch=8", "samples_per_class=2", "steps_per_epoch=4", "epochs=4")
 CASES = {
@@ -173,13 +174,13 @@ class Case:
             out = os.open(said, os.O_WRONLY)
             os.dup2(out, 1)
             os.dup2(out, 2)
-            write_run = study.write_run
+            write_run = run.write_run
 
             def kept(config: Any, path: Path, *rest: Any) -> Any:
                 shutil.copyfile(path / "checkpoint.pt", place / "state.pt")
                 return write_run(config, path, *rest)
 
-            study.write_run = kept
+            run.write_run = kept
             aim.arm()
             status = command_line(self.command(place))
             (place / "counts").write_text(json.dumps(aim.counts))

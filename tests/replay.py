@@ -32,9 +32,9 @@ import vptsp_core  # noqa: E402, F401  (first: it lets timm import torchvision)
 # isort: split
 from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 
-from vptsp_core.config import RunConfig  # noqa: E402
 from vptsp_core.errors import VptspError  # noqa: E402
-from vptsp_core.tuning import MetricModel, make_optimizers  # noqa: E402
+from vptsp_core.method.config import RunConfig  # noqa: E402
+from vptsp_core.method.model import MetricModel, make_optimizers  # noqa: E402
 
 BOUND = 1e-4
 ACCUMULATORS = {"gru_relu": "gru", "gru": "gru_tanh", "mix": "ema"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import safetensors
 import safetensors.numpy
 
-from vptsp_core.seals import SEAL, digest, sealed, sealed_header
+from vptsp_core.system.seals import SEAL, digest, sealed, sealed_header
 
 
 def reseal_run(folder: Path) -> None:

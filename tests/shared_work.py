@@ -1,4 +1,4 @@
-"""Work for tests of `vptsp_core.workers`: what another process imports and does."""
+"""Work for tests of `vptsp_core.runs.workers`: what another process imports and does."""
 
 import os
 import signal

@@ -33,10 +33,10 @@ import determinism  # noqa: E402
 
 from vptsp_core import preset  # noqa: E402
 from vptsp_core.data import load_benchmark, loading  # noqa: E402
-from vptsp_core.evaluate import evaluate  # noqa: E402
-from vptsp_core.study import build_model  # noqa: E402
-from vptsp_core.train import Trainer  # noqa: E402
-from vptsp_core.train_step import TrainStep  # noqa: E402
+from vptsp_core.method.step import TrainStep  # noqa: E402
+from vptsp_core.runs.evaluate import evaluate  # noqa: E402
+from vptsp_core.runs.run import build_model  # noqa: E402
+from vptsp_core.runs.train import Trainer  # noqa: E402
 
 EPOCH = 100  # steps
 BOUNDS = {"memory, MiB": 0.25, "open files": 0.0, "threads": 0.0, "processes": 0.0}  # in 1,000 steps

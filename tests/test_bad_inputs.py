@@ -10,8 +10,8 @@ from PIL import Image
 
 from vptsp_core import preset
 from vptsp_core.data.folder import FileSet, read_image
-from vptsp_core.embedder import Embedder
-from vptsp_core.study import build_model
+from vptsp_core.runs.embedder import Embedder
+from vptsp_core.runs.run import build_model
 
 CASES = [
     pytest.param(case, id=f"{group}: {case.given}, {case.call}") for group, cases in TABLE.items() for case in cases

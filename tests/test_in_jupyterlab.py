@@ -6,7 +6,7 @@ import in_jupyterlab
 import nbformat
 import pytest
 
-from vptsp_core.notebook_sources import declared_parameters, discover
+from vptsp_core.publish.parameters import declared_parameters, discover
 
 
 @pytest.mark.skipif("VPTSP_BROWSER" not in os.environ, reason="takes minutes: set VPTSP_BROWSER=1")

@@ -196,7 +196,7 @@ def test_schemas_are_defined_only_where_needed(tmp_path, before, library, expect
     (package / "__init__.py").write_text("raise RuntimeError('prepare() must not import it')")
     if library is not None:
         (package / "_C.so").write_text(library)
-    code = FAKE.format(file=str(ROOT / "vptsp_core" / "_torchvision.py"), before=before)
+    code = FAKE.format(file=str(ROOT / "vptsp_core" / "system" / "_torchvision.py"), before=before)
     assert run_python(code, path=tmp_path) == expected
 
 

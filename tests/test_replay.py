@@ -11,7 +11,7 @@ import pytest
 import replay
 import torch
 
-from vptsp_core.class_table import ClassPrompts
+from vptsp_core.method.class_prompts import ClassPrompts
 
 FILES = sorted(Path(os.environ.get("VPTSP_GOLDEN", Path(__file__).parents[2] / "shared" / "golden")).glob("*.npz"))
 

@@ -8,11 +8,11 @@ from documents import ROOT, parse_ours, spans
 
 from vptsp_core import RunConfig, preset
 from vptsp_core.__main__ import COMMANDS
-from vptsp_core.notebook_sources import discover
-from vptsp_core.presets import parse_change
-from vptsp_core.rows import INTEGRATIONS, PROXY_SOURCES, method_rows
-from vptsp_core.sweeps import SWEEPS
-from vptsp_core.table_rows import RATES
+from vptsp_core.method.presets import parse_change
+from vptsp_core.paper.figure3 import SWEEPS
+from vptsp_core.paper.methods import INTEGRATIONS, PROXY_SOURCES, method_rows
+from vptsp_core.paper.tables import RATES
+from vptsp_core.publish.parameters import discover
 
 PAGE = ROOT / "docs" / "reproducing.md"
 TEXT = PAGE.read_text("utf-8")

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import determinism
 import pytest
-from test_notebooks_runner import write
 from test_packaging import BASH, ROOT, fits_this_python
 
-from vptsp_core.notebook_sources import read
-from vptsp_core.progress import PROGRESS
+from tests.publish.test_notebooks_runner import write
+from vptsp_core.publish.parameters import read
+from vptsp_core.runs.progress import PROGRESS
 
 pytestmark = pytest.mark.skipif(
     BASH is None or not fits_this_python() or not Path("/proc/self/environ").exists(),
@@ -32,7 +32,7 @@ TRAINS = """
 from pathlib import Path
 import pandas as pd
 from vptsp_core import preset, report
-from vptsp_core.study import many
+from vptsp_core.runs.run import many
 short = dict(dataset="folder", weights="random", batch=4, steps_per_epoch=5, eval_start=0)
 configs = [preset("smoke", **(short | changes | dict(seed=seed))) for seed in SEEDS]
 runs = many(configs, data=data, results=Path(results) / profile, workers=workers, progress=False)

@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from vptsp_core import report
-from vptsp_core.notebook_sources import discover, read
-from vptsp_core.notebooks import main
-from vptsp_core.presets import preset
-from vptsp_core.rows import ADAPTERS
+from vptsp_core.method.presets import preset
+from vptsp_core.paper import report
+from vptsp_core.paper.methods import ADAPTERS
+from vptsp_core.publish.parameters import discover, read
+from vptsp_core.publish.runner import main
 
 
 def said(name: str) -> str:

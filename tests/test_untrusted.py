@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 from timm.models import _hub, load_state_dict
 
-from vptsp_core import page, report
 from vptsp_core.data.folder import read_image
 from vptsp_core.errors import DataError
-from vptsp_core.notebook_sources import FOLDER, read
-from vptsp_core.page.notebook import notebook_html
+from vptsp_core.paper import report
+from vptsp_core.publish import page
+from vptsp_core.publish.notebook import notebook_html
+from vptsp_core.publish.parameters import FOLDER, read
 
 ROOT = Path(__file__).resolve().parents[1]
 EVIL = "<script>alert('x')</script>"
@@ -40,22 +41,22 @@ CALLS = {
 }  # fmt: skip
 BUILTINS = {"eval", "exec", "compile", "__import__", "input"}
 AUDITED = {
-    ("vptsp_core/notebooks.py", "execute_notebook"): "our own notebooks, whose sources lie in the checkout",
+    ("vptsp_core/publish/runner.py", "execute_notebook"): "our own notebooks, whose sources lie in the checkout",
     ("vptsp_core/__main__.py", "import_module"): "of a fixed list of commands",
     ("vptsp_core/__init__.py", "import_module"): "of a fixed list of our own names",
-    ("vptsp_core/faiss_index.py", "import_module"): "of one fixed name",
-    ("vptsp_core/image_index/graph.py", "import_module"): "of one fixed name",
-    ("vptsp_core/export.py", "import_module"): "of fixed names",
+    ("vptsp_core/method/faiss_index.py", "import_module"): "of one fixed name",
+    ("vptsp_core/deploy/graph.py", "import_module"): "of one fixed name",
+    ("vptsp_core/deploy/export.py", "import_module"): "of fixed names",
     (
-        "vptsp_core/bench/clone.py",
+        "vptsp_core/paper/bench/clone.py",
         "import_module",
     ): "the released code in a clone that the user names: run, to be measured",
     (
-        "vptsp_core/workers.py",
+        "vptsp_core/runs/workers.py",
         "Parallel",
     ): "joblib pickles between processes that this one starts, or of a Dask cluster "
     "that the user names and has to trust; no file is read so",
-    ("vptsp_core/cluster.py", "Client"): "the same",
+    ("vptsp_core/runs/cluster.py", "Client"): "the same",
 }
 
 

@@ -7,14 +7,15 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_notebook
 
-from vptsp_core import beyond, notebooks, rows, table_rows
 from vptsp_core.__main__ import main
-from vptsp_core.backbone import read_weights
-from vptsp_core.config import RunConfig
 from vptsp_core.data import load_benchmark
 from vptsp_core.errors import DataError, VptspError, WeightsError
-from vptsp_core.presets import PRESETS, preset
-from vptsp_core.study import many, run
+from vptsp_core.method.backbone import read_weights
+from vptsp_core.method.config import RunConfig
+from vptsp_core.method.presets import PRESETS, preset
+from vptsp_core.paper import beyond, methods, tables
+from vptsp_core.publish import runner
+from vptsp_core.runs.run import many, run
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_many_runs_give_the_folder_to_those_that_read_it(tmp_path, monkeypatch):
     def trained(config, data=None, **options):
         given[config.dataset] = data
 
-    monkeypatch.setattr("vptsp_core.study.run", trained)
+    monkeypatch.setattr("vptsp_core.runs.run.run", trained)
     with pytest.warns(UserWarning, match="read no folder"):
         many([preset("smoke"), RunConfig()], data=tmp_path, results=tmp_path, progress=False)
     assert given == {"glyphs": None, "cub200": tmp_path}
@@ -93,12 +94,12 @@ def test_presets_and_tables_stay_silent():
         warnings.simplefilter("error")
         for name in PRESETS:
             preset(name, seed=1)
-        for profile in rows.BASE:
+        for profile in methods.BASE:
             changes = {"epochs": 2, "prompts": 3, "ema_keep": 0.5}
-            for row in rows.method_rows(profile).values():
-                rows.configured(profile, row, changes)
+            for row in methods.method_rows(profile).values():
+                methods.configured(profile, row, changes)
             beyond.cells(profile, epochs=2)
-            for table in (table_rows.sota, table_rows.components, table_rows.pretraining, table_rows.integration):
+            for table in (tables.sota, tables.components, tables.pretraining, tables.integration):
                 table(profile, epochs=2)
 
 
@@ -115,23 +116,23 @@ def test_an_option_that_no_notebook_reads_is_refused_and_one_that_some_read_is_t
     for only, given, option in [("alone", dict(seeds=[3]), "--seeds"), ("alone", dict(workers=2), "--workers"),
                                 ("declares", dict(data=tmp_path), "--data")]:  # fmt: skip
         with pytest.raises(VptspError, match=f"{option}: no use for {only}"):
-            notebooks.run_notebooks("smoke", results=out, only=[only], folder=tmp_path, **given)
+            runner.run_notebooks("smoke", results=out, only=[only], folder=tmp_path, **given)
     work = [(tmp_path / f"{name}.ipynb", given) for name, given in [("alone", {}), ("declares", {"seeds": [3]})]]
-    notebooks._check_use(work, {"profile": "smoke", "seeds": [3]}, "smoke")
+    runner._check_use(work, {"profile": "smoke", "seeds": [3]}, "smoke")
     assert capsys.readouterr().err == "--seeds: no use for alone; the others get it\n"
 
 
 def test_the_notebooks_refuse_a_key_that_no_run_reads(tmp_path):
     work = [(tmp_path / "a.ipynb", {"changes": {}})]
     with pytest.raises(VptspError, match="--set: no run of profile 'smoke' reads momentum"):
-        notebooks._check_use(work, {"changes": {"momentum": 0.5, "epochs": 2}}, "smoke")
-    notebooks._check_use(work, {"changes": {"ema_keep": 0.5, "prompts": 2}}, "smoke")  # some rows read these
+        runner._check_use(work, {"changes": {"momentum": 0.5, "epochs": 2}}, "smoke")
+    runner._check_use(work, {"changes": {"ema_keep": 0.5, "prompts": 2}}, "smoke")  # some rows read these
 
 
 def test_the_shipped_notebooks_say_what_they_have_no_use_for(tmp_path):
     for only, given in [("table9", dict(seeds=[3])), ("explore", dict(workers=2)), ("table10", dict(data=tmp_path))]:
         with pytest.raises(VptspError, match=f"no use for {only}"):
-            notebooks.run_notebooks("smoke", results=tmp_path / "results", only=[only], **given)
+            runner.run_notebooks("smoke", results=tmp_path / "results", only=[only], **given)
 
 
 def test_a_file_with_two_tables_of_weights_is_refused_by_their_names(tmp_path):

@@ -23,14 +23,16 @@ import vptsp_core
 # isort: split
 from timm.models.vision_transformer import VisionTransformer
 
-from vptsp_core import __main__, distributed, files, preset, study
-from vptsp_core.config import RunConfig
+from vptsp_core import __main__, preset
 from vptsp_core.data import Benchmark, ImageSet
 from vptsp_core.data.batches import decoded
 from vptsp_core.errors import DataError, VptspError
-from vptsp_core.evaluate import embed, evaluate
-from vptsp_core.train import Trainer
-from vptsp_core.tuning import MetricModel
+from vptsp_core.method.config import RunConfig
+from vptsp_core.method.model import MetricModel
+from vptsp_core.runs import run
+from vptsp_core.runs.evaluate import embed, evaluate
+from vptsp_core.runs.train import Trainer
+from vptsp_core.system import distributed, files
 
 CLASSES, IMAGES, SIDE = 12, 71, 16  # 71 does not split in two
 SGD, ADAMW = dict(optimizer="sgd", lr=0.005), dict(optimizer="adamw", lr=1e-3)
@@ -220,5 +222,5 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    study._benchmark = noise_benchmark
+    run._benchmark = noise_benchmark
     sys.exit(fail(Path(sys.argv[1])) if sys.argv[2:] == ["fail"] else main(Path(sys.argv[1])))

@@ -7,17 +7,19 @@ Metric Learning", ICLR 2024 (arXiv 2402.02340).
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from vptsp_core._torchvision import prepare as _prepare_torchvision
+from vptsp_core.system._torchvision import prepare as _prepare_torchvision
 
 if TYPE_CHECKING:
-    from vptsp_core.config import RunConfig
-    from vptsp_core.embedder import Embedder, load
-    from vptsp_core.metrics import retrieval_metrics
-    from vptsp_core.presets import PRESETS, preset
-    from vptsp_core.runs import Run
-    from vptsp_core.study import run
+    from vptsp_core.method.config import RunConfig
+    from vptsp_core.method.metrics import retrieval_metrics
+    from vptsp_core.method.presets import PRESETS, preset
+    from vptsp_core.runs.embedder import Embedder, load
+    from vptsp_core.runs.folder import Run
+    from vptsp_core.runs.run import run
 
 __version__ = "0.1.0"
 __all__ = ["PRESETS", "Embedder", "Run", "RunConfig", "load", "preset", "retrieval_metrics", "run"]
@@ -25,9 +27,21 @@ __all__ = ["PRESETS", "Embedder", "Run", "RunConfig", "load", "preset", "retriev
 _prepare_torchvision()
 
 _HOME = {
-    "RunConfig": "config", "Embedder": "embedder", "load": "embedder", "retrieval_metrics": "metrics",
-    "PRESETS": "presets", "preset": "presets", "Run": "runs", "run": "study",
+    "RunConfig": "method.config", "Embedder": "runs.embedder", "load": "runs.embedder",
+    "retrieval_metrics": "method.metrics", "PRESETS": "method.presets", "preset": "method.presets",
+    "Run": "runs.folder", "run": "runs.run",
 }  # fmt: skip
+
+
+def _of_significance(name: str) -> Any:
+    if name.startswith("__"):  # asked by those who look through all modules, as inspect does
+        raise AttributeError(f"module 'vptsp_core.chance' has no attribute {name!r}")
+    return getattr(importlib.import_module("vptsp_core.runs.significance"), name)
+
+
+chance = ModuleType("vptsp_core.chance", "The name that vptsp_core.runs.significance had; it stays importable.")
+chance.__getattr__ = _of_significance  # type: ignore[method-assign]
+sys.modules[chance.__name__] = chance
 
 
 def __getattr__(name: str) -> Any:

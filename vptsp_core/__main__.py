@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vptsp_core.errors import ConfigError, VptspError, printable
-from vptsp_core.signals import Terminated, sigterm_as_ctrl_c
+from vptsp_core.system.signals import Terminated, sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
-    from vptsp_core.config import RunConfig
+    from vptsp_core.method.config import RunConfig
 
 COMMANDS = {
     "train": "train one run, or find it finished",
@@ -59,10 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 command = {"train": _train, "evaluate": _evaluate}[argv[0]]
                 return _together(command, argv[1:]) if "LOCAL_RANK" in os.environ else command(argv[1:])
             modules = {
-                "data": "data.command", "bench": "bench.command", "tune": "tune.command", "report": "page",
-                "index": "image_index.command", "search": "image_index.search",
+                "data": "data.command", "pretrain": "data.glyphs.pretrain", "bench": "paper.bench.command",
+                "tune": "paper.search_command", "light": "runs.light", "notebooks": "publish.runner",
+                "report": "publish.page", "export": "deploy.export", "index": "deploy.index_command",
+                "search": "deploy.search",
             }  # fmt: skip
-            module = importlib.import_module(f"vptsp_core.{modules.get(argv[0], argv[0])}")
+            module = importlib.import_module(f"vptsp_core.{modules[argv[0]]}")
             return int(module.main(argv[1:]) or 0)
     except VptspError as error:
         print("error:", printable(" ".join(str(error).splitlines())), file=sys.stderr)
@@ -84,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _together(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """A command under torchrun: the first process prints, and of those that fail one says why."""
-    from vptsp_core import distributed
+    from vptsp_core.system import distributed
 
     if not distributed.launched():
         return command(argv)
@@ -110,8 +112,8 @@ def _together(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> i
 def _join(device: str | None) -> None:
     """Under torchrun, before anything can fail: errors are told through the group."""
     if "LOCAL_RANK" in os.environ:
-        from vptsp_core.devices import pick_device
-        from vptsp_core.distributed import start
+        from vptsp_core.system.devices import pick_device
+        from vptsp_core.system.distributed import start
 
         start(pick_device(device))
 
@@ -131,10 +133,10 @@ def _each_once() -> Callable[..., None]:
 
 def _train(argv: Sequence[str]) -> int:
     from vptsp_core.data import refuse_unread
-    from vptsp_core.deterministic import fix_cublas
-    from vptsp_core.own_images import train_folder
-    from vptsp_core.presets import PRESETS, parse_change, preset
-    from vptsp_core.study import run
+    from vptsp_core.deploy.own_images import train_folder
+    from vptsp_core.method.presets import PRESETS, parse_change, preset
+    from vptsp_core.runs.run import run
+    from vptsp_core.system.deterministic import fix_cublas
 
     parser = argparse.ArgumentParser(
         "python -m vptsp_core train",
@@ -204,10 +206,10 @@ def _warn_unused(args: argparse.Namespace, config: RunConfig) -> None:
 
 def _evaluate(argv: Sequence[str]) -> int:
     from vptsp_core.data import load_benchmark, refuse_unread
-    from vptsp_core.distributed import is_main
-    from vptsp_core.embedder import load
-    from vptsp_core.evaluate import evaluate
-    from vptsp_core.faiss_index import BACKENDS
+    from vptsp_core.method.faiss_index import BACKENDS
+    from vptsp_core.runs.embedder import load
+    from vptsp_core.runs.evaluate import evaluate
+    from vptsp_core.system.distributed import is_main
 
     parser = argparse.ArgumentParser("python -m vptsp_core evaluate", description=COMMANDS["evaluate"])
     parser.add_argument("run", help="folder of a finished run, or a saved embedder")

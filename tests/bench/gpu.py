@@ -27,18 +27,18 @@ import torch
 from PIL import Image
 
 from vptsp_core import RunConfig, preset
-from vptsp_core.bench import StepBench, measure_steps
-from vptsp_core.bench.clone import clone_folder
-from vptsp_core.bench.epoch import measure_epoch
-from vptsp_core.bench.forms import compare_forms
-from vptsp_core.bench.metrics import SIZES, Size, benchmark_metrics
 from vptsp_core.data import load_benchmark
-from vptsp_core.deterministic import deterministic_algorithms, fix_cublas
-from vptsp_core.devices import pick_device
 from vptsp_core.errors import VptspError
-from vptsp_core.files import write_json
-from vptsp_core.record import made_with
-from vptsp_core.study import run
+from vptsp_core.paper.bench import StepBench, measure_steps
+from vptsp_core.paper.bench.clone import clone_folder
+from vptsp_core.paper.bench.epoch import measure_epoch
+from vptsp_core.paper.bench.forms import compare_forms
+from vptsp_core.paper.bench.metrics import SIZES, Size, benchmark_metrics
+from vptsp_core.runs.record import made_with
+from vptsp_core.runs.run import run
+from vptsp_core.system.deterministic import deterministic_algorithms, fix_cublas
+from vptsp_core.system.devices import pick_device
+from vptsp_core.system.files import write_json
 
 from .apart import Found, Part, apart
 

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vptsp_core.config import RunConfig
 from vptsp_core.data import cached, loading
 from vptsp_core.data.base import Benchmark, ImageSet
 from vptsp_core.data.cache import open_stores
 from vptsp_core.data.cached import Statistics
-from vptsp_core.data.sampler import ClassBalancedSampler
 from vptsp_core.errors import DataError
+from vptsp_core.method.config import RunConfig
+from vptsp_core.method.sampler import ClassBalancedSampler
 
 
 def cache_folder(data: str | Path | None, cache: str | Path | None = None, results: Path | None = None) -> Path:

@@ -30,8 +30,8 @@ from vptsp_core.data.partfile import amount
 from vptsp_core.data.store import PixelStore, image_checksum, image_starts, resized
 from vptsp_core.data.threads import Threads
 from vptsp_core.errors import DataError
-from vptsp_core.files import remove_temporaries, write_bytes
-from vptsp_core.locks import locked
+from vptsp_core.system.files import remove_temporaries, write_bytes
+from vptsp_core.system.locks import locked
 
 FORMAT = 3  # of the files and the key; a change makes old stores unknown
 LARGEST = 2**28  # bytes of one stored image: a strip of 1 x 60,000 pixels would take 12 GB

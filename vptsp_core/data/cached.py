@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vptsp_core.config import RunConfig
 from vptsp_core.data.crops import random_boxes, resize_one, resize_together
 from vptsp_core.data.loading import CROPS, interpolation_name
 from vptsp_core.data.prefetch import on_device
-from vptsp_core.data.sampler import ClassBalancedSampler
 from vptsp_core.data.store import PixelStore
-from vptsp_core.devices import to_device
+from vptsp_core.method.config import RunConfig
+from vptsp_core.method.sampler import ClassBalancedSampler
+from vptsp_core.system.devices import to_device
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of the input, per channel
 

@@ -10,7 +10,6 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
-from vptsp_core.bars import bar
 from vptsp_core.data import DATASETS, OWN, Benchmark, load_benchmark
 from vptsp_core.data.base import ImageSet
 from vptsp_core.data.catalog import CATALOG, DataSet
@@ -18,6 +17,7 @@ from vptsp_core.data.fetch import get, steps
 from vptsp_core.data.folder import IMAGE_SUFFIXES, FileSet, read_image
 from vptsp_core.data.partfile import amount
 from vptsp_core.errors import DataError
+from vptsp_core.system.bars import bar
 
 ALLOW_PARTIAL = "go on, with a warning, where it is not the whole published data set"
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vptsp_core.devices import to_device
+from vptsp_core.system.devices import to_device
 
 TRIES = 10  # boxes tried for an image before the whole of it (or its middle) is taken
 

@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vptsp_core.bars import bar
 from vptsp_core.data.partfile import PartFile, amount, mismatch
 from vptsp_core.errors import DataError
-from vptsp_core.locks import locked
+from vptsp_core.system.bars import bar
+from vptsp_core.system.locks import locked
 
 TRIES = 4  # at one source, in a row, without a byte more
 PAUSE = 1.0  # seconds before the second try; doubled each time

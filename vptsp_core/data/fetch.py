@@ -15,7 +15,7 @@ from vptsp_core.data.download import download
 from vptsp_core.data.partfile import mismatch
 from vptsp_core.data.unpack import unpack
 from vptsp_core.errors import DataError
-from vptsp_core.locks import locked
+from vptsp_core.system.locks import locked
 
 
 def get(known: DataSet, data: Path) -> None:

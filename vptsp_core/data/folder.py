@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vptsp_core.data.base import ImageSet
 from vptsp_core.errors import DataError
-from vptsp_core.seals import digest
+from vptsp_core.system.seals import digest
 
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif")

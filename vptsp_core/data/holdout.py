@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from vptsp_core.config import RunConfig
 from vptsp_core.data.base import Benchmark, ImageSet
 from vptsp_core.errors import DataError
+from vptsp_core.method.config import RunConfig
 
 EVERY = 5  # the last of every five classes of two or more images, in the order of the labels, is held out
 FEWEST = 10  # of those, so that two are held out: among one alone nothing can be confused

@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from vptsp_core.config import RunConfig
 from vptsp_core.data.base import ImageSet
-from vptsp_core.data.sampler import ClassBalancedSampler
-from vptsp_core.devices import to_device
-from vptsp_core.distributed import local_size
 from vptsp_core.errors import DataError
-from vptsp_core.signals import ctrl_c_waits, end_with
+from vptsp_core.method.config import RunConfig
+from vptsp_core.method.sampler import ClassBalancedSampler
+from vptsp_core.system.devices import to_device
+from vptsp_core.system.distributed import local_size
+from vptsp_core.system.signals import ctrl_c_waits, end_with
 
 Transform = Callable[[Image.Image], Tensor]
 # RandomResizedCrop's scale and ratio: the library's own, and crops that cut no accent off a letter.

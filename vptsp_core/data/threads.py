@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from vptsp_core.bars import bar
+from vptsp_core.system.bars import bar
 
 CHUNK = 128  # images a task, at most
 

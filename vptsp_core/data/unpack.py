@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
-from vptsp_core.bars import bar
 from vptsp_core.data.partfile import amount
 from vptsp_core.errors import DataError
+from vptsp_core.system.bars import bar
 
 Renaming = Callable[[str], str | None]  # path in the archive -> path in the target, or None: not needed
 Member = tuple[str, int, Callable[[], IO[bytes]]]  # name, bytes, how to open it

@@ -1,0 +1,355 @@
+"""python -m vptsp_core data: from archives as they are published, on the loopback or by hand, to a whole data set."""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import tarfile
+import threading
+import types
+import zipfile
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+from vptsp_core.__main__ import main
+from vptsp_core.data import DATASETS, fetch, load_benchmark
+from vptsp_core.data.catalog import CATALOG
+from vptsp_core.system import locks
+
+
+def picture():
+    buffer = io.BytesIO()
+    Image.new("RGB", (24, 20), (30, 60, 200)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+PICTURE = picture()
+HEADER = "image_id class_id super_class_id path\n"
+SOP_LISTS = {
+    "Ebay_train.txt": f"{HEADER}1 1 1 bicycle_final/a_0.JPG\n2 1 1 bicycle_final/a_1.JPG\n",
+    "Ebay_test.txt": f"{HEADER}3 2 1 bicycle_final/b_0.JPG\n4 2 1 bicycle_final/b_1.JPG\n",
+    "Ebay_info.txt": "",
+}
+INSHOP_LIST = "4\nimage_name item_id evaluation_status\n" + "".join(
+    f"img/MEN/Tees/{item}/{n}.jpg {item} {status}\n"
+    for item, n, status in (("id_1", 1, "train"), ("id_1", 2, "train"), ("id_2", 1, "query"), ("id_2", 2, "gallery"))
+)
+
+
+def tgz(path, files):
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+def zipped(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """Puts a stand-in of an archive behind the catalogue's entry, with its own checksum, size and counts."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    seen = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            seen.append(self.path)
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+    threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
+
+    def publish(name, counts, **changes):
+        parts = []
+        for part in CATALOG[name].parts:
+            path = folder / part.file
+            checksum = "md5:" + hashlib.md5(path.read_bytes()).hexdigest() if path.exists() else part.checksum
+            size = path.stat().st_size if path.exists() and part.sources else None
+            sources = part.sources and (f"http://127.0.0.1:{httpd.server_port}/{part.file}",)
+            part = dataclasses.replace(part, sources=sources, checksum=checksum, size=size)
+            parts.append(dataclasses.replace(part, **changes.get(part.file, {})))
+        monkeypatch.setitem(CATALOG, name, dataclasses.replace(CATALOG[name], counts=counts, parts=tuple(parts)))
+
+    yield types.SimpleNamespace(folder=folder, publish=publish, seen=seen)
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def run(capsys, *command):
+    status = main(["data", *map(str, command)])
+    return status, *capsys.readouterr()
+
+
+def one_line(error):
+    return error.startswith("error: ") and error.count("\n") == 1
+
+
+def cub_files(classes=200):
+    files = {f"CUB_200_2011/images/{c + 1:03}.Bird_{c}/{i}.jpg": PICTURE for c in range(classes) for i in range(2)}
+    return files | {"attributes.txt": b"", "CUB_200_2011/README": b"", "CUB_200_2011/images.txt": b"1 ..."}
+
+
+def test_cub_from_nothing_to_whole(published, data, capsys):
+    tgz(published.folder / "CUB_200_2011.tgz", cub_files())
+    published.publish("cub200", {"train": (100, 200), "test": (100, 200)})
+    status, out, err = run(capsys, "get", "cub200", "--data", data)
+    assert status == 0 and "cub200: whole, in" in out and "non-commercial" in out and err == ""
+    assert sorted(path.name for path in data.iterdir()) == ["cub200", "downloads"]
+    assert [path.name for path in (data / "cub200").iterdir()] == ["images"]
+    assert len(load_benchmark("cub200", data).test) == 200
+    status, out, err = run(capsys, "get", "cub200", "--data", data)
+    assert status == 0 and "already there and whole" in out and len(published.seen) == 1
+    status, out, err = run(capsys, "check", "cub200", "--data", data)
+    assert status == 0 and out.splitlines()[1].split() == ["train", "100", "200", "100", "200", "ok"]
+    assert "there and whole" in run(capsys, "info", "cub200", "--data", data)[1]
+
+
+def test_what_was_fetched_is_not_fetched_again(published, data, capsys, monkeypatch):
+    tgz(published.folder / "CUB_200_2011.tgz", cub_files(199))
+    published.publish("cub200", {"train": (100, 200), "test": (100, 200)})
+    status, out, err = run(capsys, "get", "cub200", "--data", data)
+    assert status == 2 and one_line(err.splitlines()[-1] + "\n") and "99 test classes instead of 100" in err
+    assert f"move {data / 'cub200'} away" in err and "--allow-partial" not in err, "get knows no such thing"
+    archive = data / "downloads" / "CUB_200_2011.tgz"
+    archive.rename(data / "kept")
+    status, out, err = run(capsys, "get", "cub200", "--data", data)
+    assert status == 2 and "99 test classes" in err and len(published.seen) == 1, "unpacked: no need of the archive"
+    (data / "kept").rename(archive)
+    (data / "cub200").rename(data / "away")
+    assert run(capsys, "get", "cub200", "--data", data)[0] == 2 and len(published.seen) == 1
+    status, out, err = run(capsys, "check", "cub200", "--data", data)
+    assert status == 2 and one_line(err) and out.splitlines()[2].split()[-2:] == ["NOT", "OK"]
+    assert "--allow-partial" in err
+    for command in (["check"], ["cache", "--side", "16", "--workers", "1"]):
+        status, out, err = run(capsys, command[0], "cub200", "--data", data, *command[1:], "--allow-partial")
+        assert status == 0 and err.startswith("warning: cub200: ") and "99 test classes" in err.splitlines()[0]
+
+
+def test_a_wrong_checksum_unpacks_nothing(published, data, capsys):
+    tgz(published.folder / "CUB_200_2011.tgz", cub_files())
+    published.publish("cub200", {"train": (100, 200), "test": (100, 200)},
+                      **{"CUB_200_2011.tgz": {"checksum": "md5:" + "0" * 32}})  # fmt: skip
+    status, out, err = run(capsys, "get", "cub200", "--data", data)
+    assert status == 2 and f"instead of {'0' * 32}" in err
+    assert [path.name for path in data.iterdir()] == ["downloads"] and not list((data / "downloads").iterdir())
+
+
+def test_online_products_archive_is_put_in_order(published, data, capsys):
+    publish_sop(published)
+    assert run(capsys, "get", "sop", "--data", data)[0] == 0
+    assert {path.name for path in (data / "online_products").iterdir()} == {"images", "Info_Files"}
+    assert {path.name for path in (data / "online_products/Info_Files").iterdir()} == set(SOP_LISTS)
+    assert (data / "online_products/images/bicycle_final/a_0.JPG").is_file()
+
+
+def publish_sop(published):
+    files = {f"Stanford_Online_Products/bicycle_final/{name}.JPG": PICTURE for name in ("a_0", "a_1", "b_0", "b_1")}
+    files |= {f"Stanford_Online_Products/{name}": content.encode() for name, content in SOP_LISTS.items()}
+    zipped(published.folder / "Stanford_Online_Products.zip", files | {"__MACOSX/._x": b""})
+    published.publish("sop", {"train": (1, 2), "test": (1, 2)})
+
+
+def test_a_killed_unpacking_is_gone_on_with(published, data, capsys):
+    """Killed while it wrote: its folder is removed. Killed between two renames: what is in place stays."""
+    publish_sop(published)
+    (data / ".online_products.abc.unpacking" / "online_products" / "images").mkdir(parents=True)
+    (data / "online_products" / "Info_Files").mkdir(parents=True)
+    for name, content in SOP_LISTS.items():
+        (data / "online_products" / "Info_Files" / name).write_text(content)
+    status, out, err = run(capsys, "get", "sop", "--data", data)
+    assert status == 0 and err == "" and len(load_benchmark("sop", data).test) == 2
+    assert sorted(path.name for path in data.iterdir()) == ["downloads", "online_products"]
+
+
+def test_two_that_get_the_same_data_set(published, data, capsys, monkeypatch):
+    publish_sop(published)
+    begun, go, waits, unpack, status = threading.Event(), threading.Event(), threading.Event(), fetch.unpack, []
+    said = []
+    monkeypatch.setattr(locks, "print", lambda text, file: (said.append(text), waits.set()), raising=False)
+
+    def slow(*args, **kwargs):
+        begun.set()
+        assert go.wait(20)
+        unpack(*args, **kwargs)
+
+    monkeypatch.setattr(fetch, "unpack", slow)
+    command = ["data", "get", "sop", "--data", str(data)]
+    threads = [threading.Thread(target=lambda: status.append(main(command))) for _ in "12"]
+    threads[0].start()
+    assert begun.wait(20)
+    threads[1].start()
+    waits.wait(10)
+    go.set()
+    for thread in threads:
+        thread.join(20)
+    out, err = capsys.readouterr()
+    assert status == [0, 0] and err == "" and said == ["sop: another process is getting it; waiting"]
+    assert out.count(" -> ") == 1 and out.count("sop: whole, in") == 2 and not list(data.rglob("*.lock"))
+
+
+def test_stopping_while_unpacking_promises_nothing(published, data, capsys, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    publish_sop(published)
+    monkeypatch.setattr(fetch, "unpack", stop)
+    status, out, err = run(capsys, "get", "sop", "--data", data)
+    assert status == 130 and err == "stopped; the same command unpacks Stanford_Online_Products.zip again\n"
+
+
+def cars_annotations(path, images):
+    """The real file's structure: a 1 x N struct array, and a cell array of names."""
+    fields = ["relative_im_path", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "test"]
+    annotations = np.empty((1, len(images)), dtype=[(field, object) for field in fields])
+    for i, (name, number) in enumerate(images):
+        annotations[0, i] = (name, 1, 1, 9, 9, np.uint8(number), np.uint8(i % 2))
+    names = np.array([f"Car {c}" if c != 2 else "Ram C/V Cargo Van Minivan 2012" for c in range(1, 197)], dtype=object)
+    scipy.io.savemat(path, {"annotations": annotations, "class_names": names[None]})
+
+
+def test_cars_are_sorted_by_their_annotations(published, data, capsys):
+    images = [(f"car_ims/{n + 1:06}.jpg", 196 - n // 2) for n in range(392)]  # in no class order
+    cars_annotations(published.folder / "cars_annos.mat", images)
+    tgz(published.folder / "car_ims.tgz", {name: PICTURE for name, _ in images})
+    published.publish("cars196", {"train": (98, 196), "test": (98, 196)})
+    status, out, err = run(capsys, "get", "cars196", "--data", data)
+    assert status == 2 and one_line(err) and "cars_annos.mat and car_ims.tgz must be fetched by hand" in err
+    assert str(data / "downloads") in out and "train 196 images of 98 classes" in out and not data.exists()
+    (published.folder).rename(data.parent / "got")
+    data.mkdir()
+    (data.parent / "got").rename(data / "downloads")
+    assert run(capsys, "get", "cars196", "--data", data)[0] == 0
+    benchmark = load_benchmark("cars196", data)
+    assert benchmark.train.class_names[:2] == ("001.Car 1", "002.Ram C-V Cargo Van Minivan 2012")
+    assert [path.name for path in benchmark.train.paths[:2]] == ["000391.jpg", "000392.jpg"], "class 1 came last"
+
+
+def test_cars_with_other_annotations(published, data, capsys):
+    (data / "downloads").mkdir(parents=True)
+    tgz(data / "downloads" / "car_ims.tgz", {"car_ims/000001.jpg": PICTURE})
+    (data / "downloads" / "cars_annos.mat").write_bytes(b"<html>")
+    status, out, err = run(capsys, "get", "cars196", "--data", data)
+    assert status == 2 and one_line(err) and "cars_annos.mat is not the published file (md5" in err
+    published.publish("cars196", {}, **{part.file: {"checksum": None} for part in CATALOG["cars196"].parts})
+    status, out, err = run(capsys, "get", "cars196", "--data", data)
+    assert status == 2 and one_line(err) and "is no cars_annos.mat" in err
+
+
+def test_inshop_from_what_a_person_fetched(published, data, capsys):
+    published.publish("inshop", {"train": (1, 2), "query": (1, 1), "gallery": (1, 1)})
+    downloads = data / "downloads"
+    downloads.mkdir(parents=True)
+    zipped(downloads / "img.zip", {f"img/MEN/Tees/id_{c}/{n}.jpg": PICTURE for c in (1, 2) for n in (1, 2)})
+    status, out, err = run(capsys, "get", "inshop", "--data", data)
+    assert status == 2 and "error: inshop: list_eval_partition.txt must be fetched by hand" in err
+    assert "mmlab.ie.cuhk.edu.hk" in out and "gallery 1 images of 1 classes" in out
+    (downloads / "list_eval_partition.txt").write_text(INSHOP_LIST)
+    assert run(capsys, "get", "inshop", "--data", data)[0] == 0
+    status, out, err = run(capsys, "check", "inshop", "--data", data, "--decode")
+    assert status == 0 and [line.split()[0] for line in out.splitlines()] == ["split", "train", "query", "gallery"]
+
+
+def test_inaturalist_fetches_nothing_before_the_lists_are_there(published, data, capsys):
+    lists = {"train": "train_val2018/Aves/1/a.jpg\n", "test": "train_val2018/Aves/2/b.jpg\n"}
+    images = {line.strip(): PICTURE for line in lists.values()}
+    tgz(published.folder / "train_val2018.tar.gz", images)
+    published.publish("inaturalist", {"train": (1, 1), "test": (1, 1)})
+    status, out, err = run(capsys, "get", "inaturalist", "--data", data)
+    assert status == 2 and one_line(err) and "Inaturalist_train_set1.txt and Inaturalist_test_set1.txt" in err
+    assert "Smooth-AP" in out and not published.seen
+    (data / "downloads").mkdir(parents=True)
+    for split, line in lists.items():
+        (data / "downloads" / f"Inaturalist_{split}_set1.txt").write_text(line)
+    assert run(capsys, "get", "inaturalist", "--data", data)[0] == 0 and len(published.seen) == 1
+
+
+def test_decode_lists_what_cannot_be_read(tmp_path, capsys):
+    for c in "ab":
+        for i in range(2):
+            path = tmp_path / c / f"{i}.jpg"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(PICTURE)
+    assert run(capsys, "check", "folder", "--data", tmp_path, "--decode")[0] == 0
+    (tmp_path / "b" / "1.jpg").write_bytes(PICTURE[: len(PICTURE) // 2])
+    (tmp_path / "a" / "0.jpg").write_bytes(b"")
+    assert run(capsys, "check", "folder", "--data", tmp_path)[0] == 0
+    status, out, err = run(capsys, "check", "folder", "--data", tmp_path, "--decode")
+    assert status == 2 and err == "error: folder: 2 image(s) cannot be read, as listed above; replace the files\n"
+    listed = [line for line in out.splitlines() if "unreadable" in line]
+    assert [line.split(":")[0] for line in listed] == [f"image {tmp_path}/a/0.jpg", f"image {tmp_path}/b/1.jpg"]
+
+
+WRONG = {
+    "no data": (["check", "sop"], "which folder? give --data DIR, or set VPTSP_DATA"),
+    "no such set": (["get", "cub", "--data", "."], "no data set 'cub'; there are glyphs, cub200"),
+    "unknown to check": (["check", "cub", "--data", "."], "data set 'cub' cannot be read by this version"),
+    "unknown to info": (["info", "cub"], "no data set 'cub'"),
+    "own": (["get", "folder", "--data", "."], "there is nothing to get"),
+    "embedded": (["get", "glyphs", "--data", "."], "there is nothing to get"),
+    "not there": (["check", "sop", "--data", "."], "no folder online_products"),
+}
+
+
+@pytest.mark.parametrize(("command", "message"), WRONG.values(), ids=WRONG.keys())
+def test_mistakes_are_one_line_and_status_2(command, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("VPTSP_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(capsys, *command)
+    assert status == 2 and one_line(err) and message in err and out == ""
+
+
+def test_the_environment_names_the_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VPTSP_DATA", str(tmp_path))
+    assert f"no folder {tmp_path}/online_products" in run(capsys, "check", "sop")[2]
+
+
+def test_info_tells_where_things_come_from(monkeypatch, capsys):
+    monkeypatch.delenv("VPTSP_DATA", raising=False)
+    status, out, _ = run(capsys, "info")
+    assert status == 0 and all(name in out for name in DATASETS)
+    assert ".tiff" in run(capsys, "info", "folder")[1]
+    for name in DATASETS:
+        status, out, err = run(capsys, "info", name)
+        assert status == 0 and err == ""
+        for part in CATALOG[name].parts if name in CATALOG else ():
+            assert all(text in out for text in (part.file, *part.sources, part.checksum or ""))
+            assert CATALOG[name].citation in out and CATALOG[name].terms in out
+
+
+def test_the_embedded_set_is_checked_as_well(capsys):
+    status, out, _ = run(capsys, "check", "glyphs")
+    assert status == 0 and out.splitlines()[1].split() == ["train", "100", "2000"]
+
+
+def test_a_name_with_a_line_end_stays_in_one_line(tmp_path, capsys):
+    folder = tmp_path / "a\nb"
+    for c in "xy":
+        (folder / c).mkdir(parents=True)
+    (folder / "x" / "1.jpg").write_bytes(PICTURE)
+    status, out, err = run(capsys, "check", "folder", "--data", folder)
+    assert status == 2 and err.count("warning: ") == 1 and err.count("error: ") == 1 and err.count("\n") == 2
+
+
+def test_a_place_that_may_not_be_entered_is_one_line(monkeypatch, capsys):
+    def closed(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr("pathlib.Path.is_dir", closed)
+    assert main(["data", "check", "cub200", "--data", "private"]) == 2
+    assert (
+        capsys.readouterr().err == "error: private/cub200/images: Permission denied; mend it, or name another place\n"
+    )

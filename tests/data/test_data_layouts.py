@@ -1,0 +1,529 @@
+"""Every data set's layout, on stand-ins in the real folder structure with the real list files."""
+
+import dataclasses
+import os
+import warnings
+
+import pytest
+from PIL import Image
+
+from vptsp_core import preset
+from vptsp_core.__main__ import main
+from vptsp_core.data import DATASETS, load_benchmark
+from vptsp_core.data.catalog import CATALOG
+from vptsp_core.errors import DataError
+from vptsp_core.runs.folder import run_folder
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("picture") / "picture.jpg"
+    Image.new("RGB", (24, 20), (30, 60, 200)).save(path)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path, picture, monkeypatch):
+    """A folder of data sets that `put` fills; the published counts are those of the stand-ins."""
+    for name, counts in SMALL.items():
+        monkeypatch.setitem(CATALOG, name, dataclasses.replace(CATALOG[name], counts=counts))
+    put.picture, put.root = picture, tmp_path
+    return tmp_path
+
+
+def put(*names):
+    for name in names:
+        path = put.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.link(put.picture, path)
+
+
+SMALL = {
+    "cub200": {"train": (100, 200), "test": (100, 200)},
+    "cars196": {"train": (98, 196), "test": (98, 196)},
+    "sop": {"train": (2, 4), "test": (2, 3)},
+    "inshop": {"train": (2, 3), "query": (2, 2), "gallery": (2, 3)},
+    "inaturalist": {"train": (2, 3), "test": (1, 2)},
+}
+SOP = {
+    "train": ["1 1 1 bicycle_final/a_0.JPG", "2 1 1 bicycle_final/a_1.JPG", "3 2 1 bicycle_final/b_0.JPG",
+              "4 2 2 sofa_final/b_1.JPG"],
+    "test": ["5 11319 2 sofa_final/c_0.JPG", "6 11319 2 sofa_final/c_1.JPG", "7 11320 2 sofa_final/d_0.JPG"],
+}  # fmt: skip
+INSHOP = [
+    ("img/WOMEN/Dresses/id_00000002/02_1_front.jpg", "id_00000002", "train"),
+    ("img/WOMEN/Dresses/id_00000002/02_2_side.jpg", "id_00000002", "train"),
+    ("img/WOMEN/Tees/id_00000004/03_1_front.jpg", "id_00000004", "train"),
+    ("img/MEN/Denim/id_00000001/01_1_front.jpg", "id_00000001", "query"),
+    ("img/MEN/Denim/id_00000003/01_1_front.jpg", "id_00000003", "query"),
+    ("img/MEN/Denim/id_00000003/01_2_side.jpg", "id_00000003", "gallery"),
+    ("img/MEN/Denim/id_00000003/01_3_back.jpg", "id_00000003", "gallery"),
+    ("img/MEN/Denim/id_00000001/01_4_full.jpg", "id_00000001", "gallery"),
+]
+INAT = {
+    "train": ["train_val2018/Aves/3136/a.jpg", "./data/train_val2018/Aves/3136/b.jpg", "train_val2018/Fungi/7/c.jpg"],
+    "test": ["train_val2018/Plantae/3136/d.jpg", "train_val2018/Plantae/3136/e.jpg"],
+}
+
+
+def make_classes(folder, count):
+    put(*(f"{folder}/images/{c + 1:03}.Class {c}/{c}_{i}.jpg" for c in range(count) for i in range(2)))
+
+
+def sop_lists():
+    header = "image_id class_id super_class_id path\n"
+    return {f"Ebay_{split}.txt": header + "\n".join(rows) + "\n" for split, rows in SOP.items()}
+
+
+def make_sop(lists="online_products/Info_Files", images="online_products/images"):
+    for name, content in sop_lists().items():
+        (put.root / lists).mkdir(parents=True, exist_ok=True)
+        (put.root / lists / name).write_text(content)
+    put(*(f"{images}/{row.split()[3]}" for rows in SOP.values() for row in rows))
+
+
+def inshop_list(rows=INSHOP, declared=None):
+    lines = [str(declared or len(rows)), "image_name item_id evaluation_status"]
+    return "\n".join(lines + [f"{image:80} {item}  {status}  " for image, item, status in rows]) + "\n"
+
+
+def make_inshop():
+    put(*(f"inshop/{image}" for image, _, _ in INSHOP))
+    (put.root / "inshop" / "list_eval_partition.txt").write_text(inshop_list())
+
+
+def make_inat():
+    paths = [path[path.index("train_val2018") :] for rows in INAT.values() for path in rows]
+    put(*(f"inaturalist/{path}" for path in paths))
+    for split, rows in INAT.items():
+        (put.root / "inaturalist" / f"Inaturalist_{split}_set1.txt").write_text("\n".join(rows) + "\n")
+
+
+MAKE = {
+    "cub200": lambda: make_classes("cub200", 200),
+    "cars196": lambda: make_classes("cars196", 196),
+    "sop": make_sop,
+    "inshop": make_inshop,
+    "inaturalist": make_inat,
+}
+
+
+def names(images):
+    """What each image is: its file's name and its class."""
+    return [(path.name, images.class_names[label]) for path, label in zip(images.paths, images.labels, strict=True)]
+
+
+# ---- what is published ---------------------------------------------------------------------------
+
+
+def test_the_counts_add_up_to_the_published_totals():
+    """Images and classes of whole data sets, from the papers that published them."""
+    totals = {
+        "cub200": (11_788, 200), "cars196": (16_185, 196), "sop": (120_053, 22_634), "inshop": (52_712, 7_982),
+        "inaturalist": (461_939, 8_142),
+    }  # fmt: skip
+    for name, known in CATALOG.items():
+        images = sum(images for _, images in known.counts.values())
+        classes = sum(classes for split, (classes, _) in known.counts.items() if split != "gallery")
+        assert (images, classes) == totals[name]
+        assert known.name == name and all(part.makes for part in known.parts)
+        assert bool(known.steps) == any(not part.sources for part in known.parts), (
+            "steps where something has to be done by hand"
+        )
+        for part in known.parts:
+            kind, _, digits = (part.checksum or "md5:" + "0" * 32).partition(":")
+            assert len(digits) == {"md5": 32, "sha256": 64}[kind]
+    assert DATASETS == ("glyphs", *CATALOG, "folder", "own")
+
+
+# ---- the layouts ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_a_whole_data_set_is_read(root, name):
+    MAKE[name]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        benchmark = load_benchmark(name, root, allow_partial=True)
+    again = load_benchmark(name, root)
+    assert benchmark.differences == () and again.fingerprint() == benchmark.fingerprint()
+    assert benchmark.name == name and benchmark.test.image(0).size == (24, 20)
+    assert not set(benchmark.train.class_names) & set(benchmark.test.class_names)
+    assert set(benchmark.record()) == {"name", "train", "test"} | ({"gallery"} if benchmark.gallery else set())
+
+
+def test_class_folders_are_split_in_name_order(root):
+    MAKE["cars196"]()
+    put("cars196/images/.DS_Store", "cars196/images/001.Class 0/._0_0.jpg", "cars196/images/.hidden/1.jpg")
+    benchmark = load_benchmark("cars196", root)
+    assert benchmark.train.class_names[-1] == "098.Class 97" and benchmark.test.class_names[0] == "099.Class 98"
+    assert names(benchmark.train)[:3] == [("0_0.jpg", "001.Class 0"), ("0_1.jpg", "001.Class 0"),
+                                          ("1_0.jpg", "002.Class 1")]  # fmt: skip
+
+
+def test_a_missing_class_moves_no_other(root):
+    MAKE["cub200"]()
+    (root / "cub200/images/050.Class 49").rename(root / "away")
+    put("cub200/images/000.stray/1.jpg", "cub200/images/000.stray/2.jpg")
+    with pytest.warns(UserWarning):
+        (root / "away").rename(root / "cub200/images/050.Class 49")
+        stray = load_benchmark("cub200", root, allow_partial=True)
+    assert stray.test.class_names[0] == "101.Class 100" and stray.train.class_names[-1] == "100.Class 99"
+    (root / "cub200/images/000.stray").rename(root / "stray")
+    (root / "cub200/images/050.Class 49").rename(root / "away")
+    with pytest.warns(UserWarning, match="99 training classes instead of 100"):
+        benchmark = load_benchmark("cub200", root, allow_partial=True)
+    assert benchmark.train.num_classes == 99 and benchmark.train.class_names[-1] == "100.Class 99"
+    assert benchmark.test.class_names[0] == "101.Class 100" and benchmark.test.num_classes == 100
+
+
+def test_classes_without_numbers_are_not_guessed_at(root):
+    put(*(f"cars196/images/Car {c:03}/{i}.jpg" for c in range(196) for i in range(2)))
+    assert load_benchmark("cars196", root).test.class_names[0] == "Car 098", "all are there: their order decides"
+    (root / "cars196/images/Car 007").rename(root / "away")
+    for allow_partial in (False, True):
+        with pytest.raises(DataError, match="which classes are for training cannot be told") as caught:
+            load_benchmark("cars196", root, allow_partial)
+        assert "\n" not in str(caught.value)
+    put(*(f"cars196/images/__MACOSX/{i}.jpg" for i in range(2)))  # one gone, one stray: the count is right again
+    (root / "cars196/images/Car 100/0.jpg").unlink()
+    with pytest.raises(DataError, match="which classes are for training cannot be told"):
+        load_benchmark("cars196", root, True)
+
+
+def test_a_stray_folder_among_numbered_classes_moves_none(root):
+    put(*(f"cub200/images/{c + 1:03}.Class {c}/{i}.jpg" for c in range(200) for i in range(2)))
+    (root / "cub200/images/050.Class 49").rename(root / "cub200/images/Class049")
+    with pytest.raises(
+        DataError, match="99 training classes .* 1 folder.s. without a class number, the first Class049"
+    ):
+        load_benchmark("cub200", root)
+    with pytest.warns(UserWarning, match="without a class number"):
+        benchmark = load_benchmark("cub200", root, allow_partial=True)
+    assert benchmark.train.class_names[-1] == "100.Class 99" and benchmark.test.class_names[0] == "101.Class 100"
+
+
+def test_online_products_follows_its_lists(root):
+    make_sop()
+    put("online_products/images/sofa_final/unlisted.JPG")
+    benchmark = load_benchmark("sop", root)
+    assert names(benchmark.train) == [("a_0.JPG", "1"), ("a_1.JPG", "1"), ("b_0.JPG", "2"), ("b_1.JPG", "2")]
+    assert benchmark.test.labels.tolist() == [0, 0, 1], "a class of one image is the benchmark's own: no refusal"
+
+
+@pytest.mark.parametrize("images", ["online_products/images", "online_products"])
+@pytest.mark.parametrize("lists", ["online_products/Info_Files", "online_products"])
+def test_online_products_as_its_archive_lies(root, lists, images):
+    make_sop(lists, images)
+    assert len(load_benchmark("sop", root).test) == 3
+
+
+def test_inshop_queries_and_gallery_share_their_classes(root):
+    make_inshop()
+    benchmark = load_benchmark("inshop", root)
+    assert names(benchmark.train)[1:] == [("02_2_side.jpg", "id_00000002"), ("03_1_front.jpg", "id_00000004")]
+    assert benchmark.test.class_names == benchmark.gallery.class_names == ("id_00000001", "id_00000003")
+    assert benchmark.test.labels.tolist() == [0, 1] and benchmark.gallery.labels.tolist() == [1, 1, 0]
+
+
+def test_inaturalist_classes_are_the_last_two_folders(root):
+    make_inat()
+    benchmark = load_benchmark("inaturalist", root)
+    assert benchmark.train.class_names == ("Aves/3136", "Fungi/7") and benchmark.train.labels.tolist() == [0, 0, 1]
+    assert benchmark.test.class_names == ("Plantae/3136",)
+    assert benchmark.train.paths[1] == root / "inaturalist/train_val2018/Aves/3136/b.jpg"
+
+
+def test_lists_from_windows(root):
+    make_inat()
+    for path in (root / "inaturalist").glob("*.txt"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
+    assert len(load_benchmark("inaturalist", root).train) == 3
+
+
+# ---- what is not whole ---------------------------------------------------------------------------
+
+
+def test_all_differences_are_in_one_line(root):
+    make_inshop()
+    for image in (INSHOP[2][0], INSHOP[4][0]):
+        (root / "inshop" / image).unlink()
+    with pytest.raises(DataError) as caught:
+        load_benchmark("inshop", root)
+    for part in (
+        "1 training classes instead of 2", "2 training images instead of 3", "1 query classes instead of 2",
+        "1 query images instead of 2", "2 of 8 listed images not, the first", INSHOP[2][0], "--allow-partial",
+    ):  # fmt: skip
+        assert part in str(caught.value)
+    assert "gallery" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_is_no_image(root):
+    make_inshop()
+    path = root / "inshop" / INSHOP[0][0]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match="1 of 8 listed images not, the first"):
+        load_benchmark("inshop", root)
+
+
+def test_going_on_knowingly(root):
+    make_inshop()
+    (root / "inshop" / INSHOP[3][0]).unlink()
+    with pytest.warns(UserWarning) as caught:
+        benchmark = load_benchmark("inshop", root, allow_partial=True)
+    assert len(caught) == 1 and "1 query images instead of 2" in str(caught[0].message)
+    assert "\n" not in str(caught[0].message)
+    assert benchmark.record()["partial"] == list(benchmark.differences) and len(benchmark.differences) == 3
+    assert names(benchmark.test) == [("01_1_front.jpg", "id_00000003")]
+    assert benchmark.gallery.class_names == ("id_00000003", "id_00000001")
+    (root / "inshop" / INSHOP[7][0]).unlink()  # now a query would have no match, and still has a class
+    put(f"inshop/{INSHOP[3][0]}")
+    with pytest.warns(UserWarning):
+        benchmark = load_benchmark("inshop", root, allow_partial=True)
+    assert benchmark.test.labels.tolist() == [0, 1] and benchmark.gallery.labels.tolist() == [1, 1]
+    assert benchmark.differences[-1] == "1 query class(es) without gallery images, the first id_00000001"
+
+
+def test_a_list_shorter_than_it_says(root):
+    make_inshop()
+    (root / "inshop" / "list_eval_partition.txt").write_text(inshop_list(declared=52712))
+    with pytest.raises(DataError, match="8 rows in list_eval_partition.txt instead of the 52712"):
+        load_benchmark("inshop", root)
+
+
+def test_nothing_left_is_refused_even_knowingly(root):
+    make_sop()
+    for path in (root / "online_products" / "images").rglob("*.JPG"):
+        path.unlink()
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="leaves no images for train and test"):
+        load_benchmark("sop", root, allow_partial=True)
+
+
+BROKEN = {
+    "no folder": ("sop", None, None, "no folder .*online_products; python -m vptsp_core data get sop"),
+    "no list": ("sop", "Info_Files/Ebay_test.txt", None, "no Info_Files/Ebay_test.txt or Ebay_test.txt in"),
+    "other header": ("sop", "Info_Files/Ebay_train.txt", "id path\n", "must begin with the header 'image_id"),
+    "short row": ("sop", "Info_Files/Ebay_train.txt", sop_lists()["Ebay_train.txt"] + "8 3\n",
+                  "Ebay_train.txt, line 6: 2 fields instead of 4"),
+    "not text": ("inshop", "list_eval_partition.txt", b"\xff\xfe\x00", "list_eval_partition.txt is unreadable"),
+    "no number": ("inshop", "list_eval_partition.txt", "image_name item_id\n", "must begin with the number of rows"),
+    "digits": ("inshop", "list_eval_partition.txt", inshop_list(declared="9" * 5000), "must begin with the number of"),
+    "other digits": ("inshop", "list_eval_partition.txt", inshop_list(declared="\u0664"), "must begin with the number"),
+    "status": ("inshop", "list_eval_partition.txt", inshop_list([("img/a.jpg", "a", "val")]), "status 'val' is none"),
+    "no path": ("inaturalist", "Inaturalist_test_set1.txt", "a.jpg\n", "line 1: 'a.jpg' is no path"),
+    "web page": ("inaturalist", "Inaturalist_test_set1.txt", "<html>\n", "line 1: '<html>' is no path"),
+    "class in both": ("inaturalist", "Inaturalist_test_set1.txt", "train_val2018/Aves/3136/f.jpg\n",
+                      r"1 class\(es\) both for training and for testing, the first Aves/3136"),
+    "image twice": ("inaturalist", "Inaturalist_test_set1.txt", "train_val2018/Plantae/3136/d.jpg\n" * 2,
+                    "lists train_val2018/Plantae/3136/d.jpg twice"),
+    "outside": ("sop", "Info_Files/Ebay_test.txt", "image_id class_id super_class_id path\n1 9 1 ../../x.JPG\n",
+                "not inside"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "file", "content", "message"), BROKEN.values(), ids=BROKEN.keys())
+@pytest.mark.parametrize("allow_partial", [False, True])
+def test_broken_lists_are_refused_by_name(root, name, file, content, message, allow_partial):
+    if file:
+        MAKE[name]()
+        path = root / CATALOG[name].folder / file
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=message) as caught:
+        load_benchmark(name, root, allow_partial)
+    assert "\n" not in str(caught.value)
+
+
+# ---- anyone's images -----------------------------------------------------------------------------
+
+
+def test_own_folders_are_halved(root):
+    put(*(f"{c}/{i}.jpg" for c in "edcba" for i in range(2)))
+    benchmark = load_benchmark("folder", root)
+    assert benchmark.train.class_names == ("a", "b", "c") and benchmark.test.class_names == ("d", "e")
+    assert benchmark.gallery is None and benchmark.differences == ()
+
+
+def own_csv(root, lines, header="path,class,split"):
+    put(*(f"images/{i}.jpg" for i in range(8)))
+    (root / "split.csv").write_text("\n".join([header, *lines]) + "\n")
+
+
+def test_own_split(root):
+    own_csv(root, ['images/0.jpg,"owl, barn",train', "images/1.jpg,x,test", "./images/2.jpg,x,test"])
+    benchmark = load_benchmark("folder", root)
+    assert benchmark.train.class_names == ("owl, barn",) and len(benchmark.test) == 2
+
+
+def test_own_split_with_a_gallery(root):
+    lines = ["images/0.jpg,a,train", "images/1.jpg,b,query", "images/2.jpg,c,gallery", "images/3.jpg,b,gallery"]
+    own_csv(root, lines)
+    benchmark = load_benchmark("folder", root)
+    assert benchmark.test.class_names == benchmark.gallery.class_names == ("b", "c")
+    assert benchmark.test.labels.tolist() == [0] and benchmark.gallery.labels.tolist() == [1, 0]
+
+
+OWN = {
+    "header": (["images/0.jpg,a,train"], "path,label,split", "header path,class,split"),
+    "split": (["images/0.jpg,a,training"], None, "line 2: each line is path,class,split"),
+    "short": (["images/0.jpg,a"], None, "line 2: each line is path,class,split"),
+    "no test": (["images/0.jpg,a,train"], None, "has the splits train; it must have train, and test or"),
+    "mixed": ([f"images/{i}.jpg,{i},{s}" for i, s in enumerate(["train", "test", "query", "gallery"])], None, "splits"),
+    "shared": (["images/0.jpg,a,train", "images/1.jpg,a,test"], None, "the first a; testing needs unseen classes"),
+    "missing": (["images/0.jpg,a,train", "images/9.jpg,b,test"], None, "1 of 2 listed images not, the first .*9.jpg"),
+    "twice": (["images/0.jpg,a,train", "images/./0.jpg,b,test"], None, "lists images/./0.jpg twice"),
+    "twice as well": (["images/0.jpg,a,train", "./images//0.jpg,b,test"], None, "lists images//0.jpg twice"),
+    "outside": (["images/0.jpg,a,train", "../9.jpg,b,test"], None, "not inside"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("lines", "header", "message"), OWN.values(), ids=OWN.keys())
+def test_own_split_mistakes(root, lines, header, message):
+    own_csv(root, lines, header or "path,class,split")
+    with pytest.raises(DataError, match=message) as caught:
+        load_benchmark("folder", root)
+    assert "\n" not in str(caught.value)
+
+
+def test_own_folders_mistakes(root):
+    with pytest.raises(DataError, match="no class folders with images"):
+        load_benchmark("folder", root)
+    put("a/1.jpg", "a/2.jpg")
+    with pytest.raises(DataError, match="leaves no images for test"):
+        load_benchmark("folder", root)
+    put("b/1.jpg")
+    with pytest.raises(DataError, match="b has 1 image"):
+        load_benchmark("folder", root)
+    put("b/2.jpg")
+    (root / "loop").symlink_to("loop")
+    with pytest.raises(DataError, match="cannot read .*loop.* mend or remove it"):
+        load_benchmark("folder", root)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_own_folders_that_cannot_be_read(root):
+    put("a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg")
+    (root / "b").chmod(0)
+    with pytest.raises(DataError, match="cannot read .*b .Permission denied.; mend or remove it"):
+        load_benchmark("folder", root)
+
+
+def test_what_is_ignored_is_told(root):
+    put(*(f"{c}/{i}.jpg" for c in "abcd" for i in range(2)), "loose.jpg", "c/nested/1.jpg")
+    for name in ("aa", "lost+found", ".hidden"):
+        (root / name).mkdir()
+    (root / "a" / "x.psd").write_bytes(b"")
+    with pytest.warns(UserWarning) as caught:
+        benchmark = load_benchmark("folder", root)
+    assert len(caught) == 1
+    told, end = str(caught[0].message), "the first loose.jpg; 1 image(s) in sub-folders of class folders are not used"
+    assert "4 thing(s) in" in told and told.endswith(end)
+    assert benchmark.train.class_names == ("a", "b"), "an empty folder moves no class"
+    assert benchmark.differences == ()
+
+
+@pytest.mark.parametrize("suffix", ["tif", "tiff", "gif", "TIF"])
+def test_other_kinds_of_images(root, suffix):
+    put(*(f"{c}/{i}.jpg" for c in "ab" for i in range(2)))
+    frames = [Image.new("RGB", (8, 6), color) for color in ((200, 0, 0), (0, 0, 200))]
+    frames[0].save(root / "b" / f"x.{suffix}", save_all=True, append_images=frames[1:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        benchmark = load_benchmark("folder", root)
+    assert benchmark.test.image(2).getpixel((3, 3)) == (200, 0, 0), "the first frame"
+
+
+def test_own_split_says_which_queries_can_only_miss(root):
+    own_csv(root, ["images/0.jpg,a,train", "images/1.jpg,b,test", "images/2.jpg,b,test", "images/3.jpg,c,test"])
+    with pytest.warns(
+        UserWarning, match="1 class.* have nothing to be found, the first c; their queries can only miss"
+    ):
+        load_benchmark("folder", root)
+    (root / "images/2.jpg").unlink()  # the rule is the same where something is waved through
+    with pytest.warns(UserWarning) as caught:
+        load_benchmark("folder", root, allow_partial=True)
+    assert len(caught) == 2 and "2 class(es) of" in str(caught[1].message)
+    rows = ["images/0.jpg,a,train", "images/1.jpg,b,query", "images/3.jpg,b,gallery", "images/4.jpg,c,query"]
+    (root / "split.csv").write_text("path,class,split\n" + "\n".join(rows))
+    with pytest.warns(UserWarning, match="1 class.* the first c"):
+        load_benchmark("folder", root)
+
+
+def test_class_folders_of_one_image_are_refused_knowingly_or_not(root):
+    MAKE["cub200"]()
+    (root / "cub200/images/007.Class 6/6_0.jpg").unlink()
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="007.Class 6 has 1 image"):
+        load_benchmark("cub200", root, allow_partial=True)
+
+
+@pytest.mark.parametrize("name", ["0\u2028.jpg", "0\n.jpg"])
+def test_own_split_with_odd_names(root, name):
+    put(f"images/{name}", *(f"images/{i}.jpg" for i in (1, 2)))
+    (root / "split.csv").write_text(
+        f'path,class,split\n"images/{name}",a,train\nimages/1.jpg,b,test\nimages/2.jpg,b,test'
+    )
+    assert load_benchmark("folder", root).train.paths == [root / "images" / name]
+    (root / "images" / name).unlink()
+    with pytest.raises(DataError) as caught:
+        load_benchmark("folder", root)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+UNREADABLE = {
+    "quote": (b'path,class,split\nimages/0.jpg,"a,train\n' + b"images/1.jpg,b,test\n" * 9, "a quote that is not"),
+    "long quote": (b'path,class,split\nimages/0.jpg,"a,train\n' + b"images/1.jpg,b,test\n" * 9000, "a quote that is"),
+    "UTF-16": ("path,class,split\n".encode("utf-16"), "is not in UTF-8 .*; save it as UTF-8"),
+    "backslashes": (b"path,class,split\nimages\\0.jpg,a,train\n", r"line 2: write images.0\.jpg with / instead of"),
+    "NUL": (b"path,class,split\nima\0ges/0.jpg,a,train\nimages/1.jpg,b,test\n", "not inside"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "message"), UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_own_split_that_cannot_be_read(root, content, message):
+    own_csv(root, [])
+    (root / "split.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        load_benchmark("folder", root)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+# ---- runs ----------------------------------------------------------------------------------------
+
+
+def test_runs_on_other_images_lie_apart(root, tmp_path):
+    config = preset("demo", dataset="folder")
+    put(*(f"{place}/{c}/{i}.jpg" for place in ("one", "two") for c in "ab" for i in range(2)))
+    folders = [run_folder(config, tmp_path, load_benchmark("folder", root / place)) for place in ("one", "two")]
+    assert folders[0] == folders[1], "the same files are the same images, wherever they lie"
+    put("two/b/2.jpg")
+    other = run_folder(config, tmp_path, load_benchmark("folder", root / "two"))
+    assert other != folders[0] and other.name.startswith(run_folder(config, tmp_path).name)
+
+
+def test_partial_runs_lie_apart(root, tmp_path):
+    config = preset("demo", dataset="sop")
+    make_sop()
+    assert run_folder(config, tmp_path, load_benchmark("sop", root)) == run_folder(config, tmp_path)
+    (root / "online_products/images/sofa_final/c_0.JPG").unlink()
+    with pytest.warns(UserWarning):
+        partial = load_benchmark("sop", root, allow_partial=True)
+    assert "-partial-" in run_folder(config, tmp_path, partial).name
+
+
+def test_train_and_evaluate_on_a_partial_set(root, capsys):
+    make_sop()
+    (root / "online_products/images/sofa_final/d_0.JPG").unlink()
+    command = ["train", "--preset", "demo", "--data", str(root), "--results", str(root / "results"), "--set"]
+    command += ["dataset=sop", "method=frozen", "bitfit=false", "weights=random", "batch=2"]
+    assert main(command) == 2
+    assert "go on knowingly with --allow-partial" in capsys.readouterr().err
+    assert main([*command[:-6], "--allow-partial", *command[-6:]]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("warning: ") == 1 == err.count("\n")
+    path = out.splitlines()[-2]
+    assert "-partial-" in path
+    assert '"partial": [' in open(os.path.join(path, "record.json")).read()
+    assert main(["evaluate", path, "--data", str(root)]) == 2
+    assert main(["evaluate", path, "--data", str(root), "--allow-partial"]) == 0

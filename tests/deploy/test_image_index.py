@@ -1,0 +1,362 @@
+"""The index of a folder: made, brought up to date, stopped and gone on with, searched; by graph where it is large."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import vptsp_core
+from tests.runs.test_embedder import learned
+from vptsp_core.__main__ import main
+from vptsp_core.data.glyphs import GlyphSet
+from vptsp_core.deploy import graph
+from vptsp_core.deploy import index as image_index
+from vptsp_core.deploy.index import read_index
+from vptsp_core.deploy.update import update
+from vptsp_core.errors import DataError, VptspError
+from vptsp_core.method.neighbours import nearest_neighbours
+from vptsp_core.runs.embedder import Embedder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve letters in two folders, one of them twice, a file that is no image, and things that are left alone."""
+    glyphs = GlyphSet("test", images_per_class=1)
+    root = tmp_path / "letters"
+    for i in range(12):
+        path = root / f"{'ab'[i % 2]}" / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        glyphs.image(i).save(path)
+    glyphs.image(3).save(root / "copy of 03 ü.PNG")
+    (root / "broken.jpg").write_bytes(b"not an image")
+    (root / "notes.txt").write_text("not an image either")
+    (root / ".hidden").mkdir()
+    glyphs.image(0).save(root / ".hidden" / "00.png")
+    return root
+
+
+@pytest.fixture
+def model(tmp_path):
+    return learned(method="vpt").save(tmp_path / "bird.safetensors")
+
+
+def counted(monkeypatch) -> list[int]:
+    """Sizes of the batches that are embedded from now on."""
+    sizes: list[int] = []
+    embed = Embedder.embed
+    monkeypatch.setattr(Embedder, "embed", lambda self, images: sizes.append(len(images)) or embed(self, images))
+    return sizes
+
+
+def test_index_then_search(folder, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["index", "letters", "--model", str(model)]) == 0
+    told = capsys.readouterr()
+    assert told.out == "vptsp-index: 13 images, 13 embedded now, 0 kept, 0 removed\n"
+    assert told.err.startswith("warning: 1 left out: image ") and "broken.jpg: unreadable" in told.err
+    assert told.err.count("\n") == 1
+    index, embedder = read_index("vptsp-index"), vptsp_core.load(model, "cpu")
+    assert "broken.jpg" not in index.names and "copy of 03 ü.PNG" in index.names and index.names == sorted(index.names)
+    np.testing.assert_allclose(index.embeddings, embedder.embed([folder / name for name in index.names]), atol=1e-6)
+
+    assert main(["search", "letters/a/04.png", "letters/b/03.png", "-k", "4"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("letters/a/04.png\n    1  1.0000  a/04.png\n") and out.endswith("search.png\nsearch.csv\n")
+    table = pd.read_csv("search.csv")
+    assert table.columns.tolist() == ["query", "rank", "path", "cosine"] and table["rank"].tolist() == [1, 2, 3, 4] * 2
+    assert set(table["path"][4:6]) == {"b/03.png", "copy of 03 ü.PNG"}, "a copy is kept under its own name"
+    wanted = embedder.embed(folder / "a" / "04.png") @ index.embeddings.T
+    np.testing.assert_allclose(table["cosine"][:4], np.sort(wanted[0])[::-1][:4], atol=2e-6)
+    with Image.open("search.png") as picture:
+        assert picture.format == "PNG" and picture.width > 600 and len(picture.convert("L").getcolors()) > 20
+
+    assert main(["search", "letters/a", "-k", "99", "--to", "out/all"]) == 0  # a folder; more than there are
+    assert pd.read_csv("out/all.csv").groupby("query").size().tolist() == [13] * 6
+    assert Path("out/all.csv").read_bytes().startswith("\ufeffquery,rank,".encode()), "Excel takes it for UTF-8"
+    with Image.open("out/all.png") as picture:
+        assert picture.height > 3 * picture.width, "every query and neighbour is drawn"
+    for name in ("mine.png", "mine.csv"):  # not a search's: kept
+        shutil.copy("letters/a/04.png", name)
+        kept = Path(name).read_bytes()
+        assert main(["search", "letters/a/04.png", "--to", "mine"]) == 2
+        assert capsys.readouterr().err == (
+            f"error: {name} is there already and no search wrote it; name another place with --to\n"
+        )
+        assert Path(name).read_bytes() == kept
+        os.remove(name)
+    assert main(["search", "letters/a/04.png"]) == 0, "its own may be replaced"
+    capsys.readouterr()
+    os.remove(folder / "b" / "03.png")  # gone since: drawn as such, and still in the table
+    assert main(["search", "letters/copy of 03 ü.PNG", "-k", "2"]) == 0
+
+
+def test_only_what_changed_is_embedded_again(folder, model, tmp_path, monkeypatch):
+    embedder, to = vptsp_core.load(model, "cpu"), tmp_path / "index"
+    first, counts = update(folder, to, embedder, model=model)
+    assert (counts.embedded, counts.kept, counts.removed, len(counts.unreadable)) == (13, 0, 0, 1)
+    sizes, written = counted(monkeypatch), (to / image_index.FILE).stat().st_mtime_ns
+    same, counts = update(folder, to, embedder, model=model)
+    assert (counts.embedded, counts.kept, sizes) == (0, 13, []) and same.names == first.names
+    assert (to / image_index.FILE).stat().st_mtime_ns == written
+
+    os.remove(folder / "a" / "00.png")
+    Image.open(folder / "b" / "01.png").rotate(90).save(folder / "b" / "03.png")
+    Image.open(folder / "b" / "01.png").rotate(180).save(folder / "new.png")
+    Image.open(folder / "b" / "05.png").save(folder / "broken.jpg")
+    second, counts = update(folder, to, embedder, model=model)
+    assert (counts.embedded, counts.kept, counts.removed, counts.unreadable) == (3, 11, 1, {}) and sum(sizes) == 3
+    fresh, _ = update(folder, tmp_path / "fresh", embedder, model=model)
+    assert second.names == fresh.names and "a/00.png" not in second.names
+    np.testing.assert_allclose(read_index(to).embeddings, fresh.embeddings, atol=1e-6)
+    assert sorted(path.name for path in to.iterdir()) == [image_index.FILE]
+
+
+def test_files_that_took_one_anothers_place_are_embedded_again(tmp_path, model):
+    """Of one size and of one time, as raw pictures out of an archive are."""
+    root, glyphs = tmp_path / "bmp", GlyphSet("test", images_per_class=1)
+    for i in range(6):
+        (root / f"{i}").mkdir(parents=True)
+        glyphs.image(i).save(root / f"{i}" / "0.bmp")
+        os.utime(root / f"{i}" / "0.bmp", ns=(10**18, 10**18))
+    assert len({path.stat().st_size for path in root.glob("*/*")}) == 1
+    embedder = vptsp_core.load(model, "cpu")
+    update(root, tmp_path / "index", embedder, model=model)
+    for old, new in (("0", "x"), ("5", "0"), ("x", "5")):
+        (root / old).rename(root / new)
+    index, counts = update(root, tmp_path / "index", embedder, model=model)
+    assert (counts.embedded, counts.kept) == (2, 4)
+    wanted = embedder.embed([root / name for name in index.names])
+    np.testing.assert_allclose(index.embeddings, wanted, atol=1e-6)
+
+
+def test_stopped_it_leaves_the_old_index_and_goes_on(folder, model, tmp_path, monkeypatch):
+    embedder, to = vptsp_core.load(model, "cpu"), tmp_path / "index"
+    embedder.config = embedder.config.replace(batch=2, samples_per_class=1)
+    for path in sorted(folder.glob("a/*.png")):
+        path.rename(path.with_suffix(".later"))
+    before, _ = update(folder, to, embedder, model=model)
+    for path in sorted(folder.glob("a/*.later")):
+        path.rename(path.with_suffix(".png"))
+    real, calls = Embedder.embed, []
+
+    def stops(self, images):
+        calls.append(len(images))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Embedder, "embed", stops)
+        with pytest.raises(KeyboardInterrupt):
+            update(folder, to, embedder, model=model, part=100)
+    left = read_index(to)
+    assert left.names == before.names and np.array_equal(left.embeddings, before.embeddings), "the old one is whole"
+    (to / "part-00009-1.safetensors").write_bytes(b"cut off")  # a damaged part costs what it held
+    sizes = counted(monkeypatch)
+    after, counts = update(folder, to, embedder, model=model)
+    assert sum(sizes) == counts.embedded == 2 and counts.kept == 11 and len(after.names) == 13
+    np.testing.assert_allclose(after.embeddings, real(embedder, [folder / name for name in after.names]), atol=1e-6)
+    assert sorted(path.name for path in to.iterdir()) == [image_index.FILE]
+
+
+def test_another_model_or_another_folder_is_refused(folder, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    other = learned(noise=1, method="vpt").save(tmp_path / "other.safetensors")
+    assert main(["index", "letters", "--model", str(model)]) == 0
+    capsys.readouterr()
+    for command in (["index", "letters"], ["search", "letters/a/00.png"]):
+        assert main([*command, "--model", str(other)]) == 2
+        error = capsys.readouterr().err
+        assert f"its embeddings are of another model ({model})" in error and error.count("\n") == 1
+    assert main(["index", "letters/a"]) == 2
+    assert f"is that of {folder}; give another place with --to" in capsys.readouterr().err
+    moved, sizes = folder.rename(tmp_path / "moved"), counted(monkeypatch)
+    assert main(["index", "moved"]) == 0 and sizes == [], "a folder that was moved is not embedded again"
+    assert "0 embedded now, 13 kept" in capsys.readouterr().out and read_index("vptsp-index").root == str(moved)
+    model.rename(tmp_path / "elsewhere.safetensors")
+    for command in (["search", "moved/a/00.png"], ["index", "moved"]):
+        assert main(command) == 2
+        assert capsys.readouterr().err == (
+            f"error: index vptsp-index: its model is not at {model} any more; name its new place with --model\n"
+        )
+        assert main([*command, "--model", "elsewhere.safetensors"]) == 0
+
+
+def test_what_cannot_be_indexed_or_searched_is_named(tmp_path, model, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes(b"")
+    cases = {
+        "no folder": ["index", "nowhere", "--model", str(model)],
+        "holds no images": ["index", "empty", "--model", str(model)],
+        "none of its 1 images can be read; the first: image": ["index", "bad", "--model", str(model)],
+        "vptsp-index holds no index; make one": ["search", "x.png"],
+        "k: 0 is not a whole number": ["search", "x.png", "-k", "0"],
+        "for hyper-parameters use: python -m vptsp_core tune": ["search", "--preset", "demo", "--trials=3"],
+    }
+    for message, argv in cases.items():
+        assert main(argv) == 2, argv
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and message in error and error.count("\n") == 1, error
+    place = tmp_path / "vptsp-index"
+    assert not (place / image_index.FILE).exists()
+    place.mkdir(exist_ok=True)
+    for content in (b"", b"\x80\x04pickle", b"\xff" * 999):
+        (place / image_index.FILE).write_bytes(content)
+        with pytest.raises(DataError, match=f"index {place}.*unreadable .*delete that file and call index again"):
+            read_index(place)
+
+
+def test_an_index_among_the_images_is_refused(folder, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    for directory, to in ((".", "."), (str(folder), "../letters"), ("a", "b/../a")):
+        assert main(["index", directory, "--model", str(model), "--to", to]) == 2
+        at = Path(directory).resolve()
+        assert capsys.readouterr().err == (
+            f"error: the index would lie among the images of {at}; name another folder with --to\n"
+        )
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_odd_names_reach_neither_the_terminal_nor_a_spreadsheet_as_commands(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["=1+1.png", "+1.png", "-1.png", "@a.png", "\t=1.png", "a\nb.png", "red \x1b[31m.png", "plain.png"]
+    for i, name in enumerate(names):
+        path = tmp_path / "odd" / name
+        path.parent.mkdir(exist_ok=True)
+        GlyphSet("test", images_per_class=1).image(i).save(path)
+    assert main(["index", "odd", "--model", str(model)]) == 0
+    shutil.copy("odd/=1+1.png", "=1+1.png")
+    capsys.readouterr()
+    assert main(["search", "=1+1.png", "odd/a\nb.png"]) == 0
+    told = capsys.readouterr().out
+    assert all(line.isprintable() for line in told.split("\n")) and "\x1b[31m.png" not in told
+    assert told.count("  a\\nb.png\n") == 2 and "\nodd/a\\nb.png\n" in told and "red \\x1b[31m.png" in told
+    assert told.startswith("=1+1.png\n") and len(told.splitlines()) == 2 * (1 + len(names)) + 2
+    table = pd.read_csv("search.csv")
+    assert set(table["path"]) == {f"./{name}" if name[0] in "=+-@\t" else name for name in names}
+    assert set(table["query"]) == {"./=1+1.png", "odd/a\nb.png"}
+    assert all((tmp_path / "odd" / path).is_file() for path in table["path"])
+
+
+def test_an_image_to_search_for_that_is_not_there(folder, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["index", "letters", "--model", str(model)]) == 0
+    capsys.readouterr()
+    assert main(["search", "nope.png"]) == 2
+    assert capsys.readouterr().err == "error: image nope.png: no such file; check the path\n"
+
+
+def test_unreadable_images_of_a_searched_folder_are_left_out(folder, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["index", "letters", "--model", str(model)]) == 0
+    (folder / "a" / "03 cut.png").write_bytes((folder / "a" / "04.png").read_bytes()[:60])
+    (folder / "a" / "05.png").write_bytes(b"no image")
+    capsys.readouterr()
+    assert main(["search", "letters/a", "-k", "2"]) == 0
+    told = capsys.readouterr().err
+    assert told.startswith("warning: 2 left out: image letters/a/03 cut.png: unreadable") and told.count("\n") == 1
+    assert "; image letters/a/05.png: unreadable (not an image of a known kind)" in told
+    whole = [f"letters/a/{i:02}.png" for i in range(0, 12, 2)]
+    table = pd.read_csv("search.csv")
+    assert list(dict.fromkeys(table["query"])) == whole and table["path"][0] == "a/00.png"
+    wanted = vptsp_core.load(model, "cpu").embed(whole) @ read_index("vptsp-index").embeddings.T
+    np.testing.assert_allclose(table["cosine"][::2], wanted.max(axis=1), atol=2e-6)
+    for given in (["letters/a", "letters/a/05.png"], ["letters/a/05.png", "letters/a"]):  # named itself
+        assert main(["search", *given]) == 2
+        assert "image letters/a/05.png: unreadable" in capsys.readouterr().err
+    for path in whole:
+        os.remove(path)
+    assert main(["search", "letters/a"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: none of the 2 images can be read; the first: image letters/a/03 cut.png"), told
+
+
+# ---- large ---------------------------------------------------------------------------------------
+
+
+def clustered(count: int, width: int = 16, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(60, width))[rng.integers(0, 60, count)] + 0.5 * rng.normal(size=(count, width))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def indexed(rows: np.ndarray, root: str = "images") -> image_index.ImageIndex:
+    stats = np.zeros((len(rows), 4), np.int64)
+    return image_index.ImageIndex(
+        root, [f"{i}.png" for i in range(len(rows))], stats, rows, {"path": "m", "weights": None, "checksum": "c"}
+    )
+
+
+def test_a_graph_finds_nearly_what_exact_search_does(tmp_path, monkeypatch):
+    pytest.importorskip("faiss", reason="faiss is not installed")
+    monkeypatch.setattr(graph, "EXACT_UP_TO", 1000)
+    rows, queries = clustered(3000), clustered(50, seed=1)
+    made = indexed(rows).write(tmp_path)
+    assert made.searched["recall"] >= 0.99 and made.searched["ef"] in graph.WIDTHS
+    kept = read_index(tmp_path)
+    assert kept.searched == made.searched
+    scores, places = kept.search(queries, 10)
+    exact_scores, exact = nearest_neighbours(torch.from_numpy(queries), rows, 10)
+    recall = np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(places, exact.numpy())])
+    assert recall >= 0.95
+    np.testing.assert_allclose(scores, np.take_along_axis(queries @ rows.T, places, 1), atol=1e-5)
+    first = (tmp_path / kept.searched["file"]).stat().st_mtime_ns
+    assert indexed(rows, "moved").write(tmp_path, kept).searched == kept.searched, "the same rows keep their graph"
+    assert (tmp_path / kept.searched["file"]).stat().st_mtime_ns == first
+    smaller = indexed(rows[:2000]).write(tmp_path, kept)
+    assert [path.name for path in tmp_path.glob("graph-*")] == [smaller.searched["file"]] != [kept.searched["file"]]
+    (tmp_path / smaller.searched["file"]).write_bytes(b"cut off")
+    with pytest.raises(DataError, match="graph .*unreadable"):
+        read_index(tmp_path).search(queries, 3)
+
+
+def test_a_graph_with_a_flipped_bit_is_refused_and_made_again(folder, model, tmp_path, monkeypatch):
+    pytest.importorskip("faiss", reason="faiss is not installed")
+    monkeypatch.setattr(graph, "EXACT_UP_TO", 5)
+    embedder = vptsp_core.load(model, "cpu")
+    made, _ = update(folder, tmp_path / "index", embedder, model=model)
+    path = tmp_path / "index" / made.searched["file"]
+    whole, queries = path.read_bytes(), made.embeddings[:2]
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(DataError, match="does not fit its checksum.*delete that file and call index again"):
+        read_index(tmp_path / "index").search(queries, 3)
+    path.unlink()
+    again, counts = update(folder, tmp_path / "index", embedder, model=model)
+    assert counts.embedded == 0 and (tmp_path / "index" / again.searched["file"]).is_file()
+    assert (read_index(tmp_path / "index").search(queries, 3)[1][:, 0] >= 0).all()
+
+
+def test_without_faiss_search_is_exact_and_says_so_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(graph, "EXACT_UP_TO", 100)
+    monkeypatch.setattr(graph, "installed", lambda: False)
+    graph.warn_absent.cache_clear()
+    rows, queries = clustered(300), clustered(5, seed=1)
+    index = indexed(rows).write(tmp_path)
+    assert index.searched == {} and not list(tmp_path.glob("graph-*"))
+    with pytest.warns(UserWarning, match="faiss is not installed: all 300 images are compared") as caught:
+        _, places = index.search(queries, 7)
+        index.search(queries, 7)
+    assert len(caught) == 1
+    assert (places == np.argsort(-(queries @ rows.T), axis=1, kind="stable")[:, :7]).all()
+
+
+def test_an_index_whose_parts_do_not_fit_is_refused(tmp_path):
+    rows = clustered(5)
+    made = indexed(rows)
+    for wrong in (
+        image_index.ImageIndex("r", made.names[:4], made.stats, rows, made.model),
+        image_index.ImageIndex("r", made.names, made.stats[:4], rows, made.model),
+        image_index.ImageIndex("r", made.names, made.stats, rows * np.nan, made.model),
+        image_index.ImageIndex("r", made.names, made.stats, rows, {"path": "m"}),
+    ):
+        image_index.write_rows(tmp_path / image_index.FILE, wrong)
+        with pytest.raises(VptspError, match="unreadable .*call index again"):
+            read_index(tmp_path)

@@ -1,0 +1,452 @@
+"""The views of `figures.explore`: their numbers against independent computation, their pictures, their controls."""
+
+import base64
+import dataclasses
+import io
+import json
+import re
+import shutil
+from html import unescape
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+from sklearn.metrics import confusion_matrix
+from timm.models.vision_transformer import VisionTransformer
+
+from vptsp_core import preset
+from vptsp_core.data import Benchmark, ImageSet
+from vptsp_core.errors import DataError, VptspError
+from vptsp_core.figures import gallery, views, zoom
+from vptsp_core.figures.explore import Opened, attention, finished_runs, open_run, proxies, retrieval, widgets
+from vptsp_core.method.vit import PromptedViT
+from vptsp_core.runs.embedder import Embedder
+from vptsp_core.runs.folder import WEIGHTS
+from vptsp_core.runs.run import build_model, run
+
+
+class Flat(ImageSet):
+    """Images of one colour each, image i of brightness 10 i."""
+
+    def image(self, index):
+        return Image.new("RGB", (30, 20), (10 * index,) * 3)
+
+    def fingerprint(self):
+        return "flat"
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def opened():
+    """Twelve images of four classes, image 1 twice; queries and images searched are the same."""
+    rows = unit(np.random.default_rng(0).normal(size=(12, 4)))
+    rows[7] = rows[1]
+    names = [f"00{i}.Bird_{'abcd'[i]}" for i in range(4)]
+    birds = Flat("birds", np.repeat(np.arange(4), 3), names)
+    embedder = Embedder(build_model(preset("smoke", embed_dim=4), 4, torch.device("cpu")))
+    return Opened(None, embedder, Benchmark("birds", birds, birds), rows, rows)
+
+
+def inside(fig) -> bool:
+    """All that is drawn lies on the figure's canvas."""
+    box, canvas = fig.get_tightbbox(FigureCanvasAgg(fig).get_renderer()), fig.bbox_inches
+    return box.x0 >= -0.01 and box.y0 >= -0.01 and box.x1 <= canvas.x1 + 0.01 and box.y1 <= canvas.y1 + 0.01
+
+
+# ---- attention -----------------------------------------------------------------------------------------------------
+
+KINDS = {
+    "plain": {},
+    "registers": dict(reg_tokens=3, no_embed_class=True),
+    "query and key norms": dict(qk_norm=True, init_values=0.1),
+}
+
+
+def prompted(prompts: list[int], **options) -> PromptedViT:
+    torch.manual_seed(0)
+    trunk = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=4, num_classes=0, **options)
+    vit = PromptedViT(trunk, 16, prompts=prompts).eval()
+    with torch.no_grad():
+        for parameter in vit.parameters():  # nothing at a neutral value
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return vit
+
+
+def by_timm(vit: PromptedViT, images: torch.Tensor) -> list[np.ndarray]:
+    """The class token's attention as timm's own blocks compute it over the concatenated prompts: (B, heads, n + T)."""
+    trunk, found = vit.backbone, []
+    hooks = []
+    for block in trunk.blocks:
+        block.attn.fused_attn = False  # its written-out form passes the weights through a dropout
+        hooks.append(block.attn.attn_drop.register_forward_pre_hook(lambda _, given: found.append(given[0])))
+    x = trunk.norm_pre(trunk._pos_embed(trunk.patch_embed(images)))
+    tokens, counts = x.shape[1], []
+    with torch.no_grad():
+        for i, block in enumerate(trunk.blocks):
+            n = vit.prompt_counts[i] if i < len(vit.prompt_counts) else 0
+            counts.append(n)
+            joined = x if n == 0 else torch.cat([vit.prompts[i, :n].expand(len(x), -1, -1), x], dim=1)
+            x = block(joined)[:, -tokens:]
+    for hook in hooks:
+        hook.remove()
+    return [weights[:, :, n].numpy() for weights, n in zip(found, counts, strict=True)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("prompts", [[5, 3], [4, 4, 4], []], ids=str)
+def test_attention_is_the_textbook_softmax(kind, prompts):
+    vit = prompted(prompts, **KINDS[kind])
+    images = torch.randn(2, 3, 32, 32)
+    looked = attention.class_token(vit, images)
+    expected = by_timm(vit, images)
+    assert looked.prompts == [*prompts, 0, 0, 0][:3] and len(looked.weights) == 3
+    for ours, theirs in zip(looked.weights, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs.mean(1), atol=1e-6)
+        np.testing.assert_allclose(ours.sum(1), 1, atol=1e-5)
+    heads = attention.attention_weights(vit.backbone.blocks[0].attn, torch.randn(2, 1, 32), torch.randn(2, 4, 7, 8))
+    assert heads.shape == (2, 4, 1, 7)
+
+    shares, each = attention.shares(looked), attention.to_prompts(looked)
+    parts = shares.drop(columns="prompts if even")
+    np.testing.assert_allclose(parts.sum(axis=1), 100, atol=1e-3)
+    assert ("other tokens" in shares) == (kind == "registers")
+    np.testing.assert_allclose(100 * np.nansum(each, axis=1), shares["prompts"], atol=1e-3)
+    assert np.isfinite(each).sum(1).tolist() == looked.prompts if prompts else each.shape == (3, 0)
+    first = looked.prompts[0] + 1
+    np.testing.assert_allclose(shares["class token"].iloc[0], 100 * expected[0][:, :, first - 1].mean(), atol=1e-3)
+    patches = looked.patches(2)
+    assert patches.shape == (2, 4, 4)
+    np.testing.assert_allclose(patches[1].ravel(), expected[2].mean(1)[1, -16:], atol=1e-6)
+    assert inside(views.attention_shares(each, shares))
+    pictures = [np.zeros((32, 32, 3), np.uint8)] * 2
+    assert inside(views.attention_maps(pictures, ["a", "b"], looked, [0, 2]))
+
+
+def test_a_model_that_pools_patches_has_no_class_token_to_look_from():
+    with pytest.raises(VptspError, match="pools by 'avg'"):
+        attention.class_token(prompted([2], global_pool="avg", class_token=False), torch.randn(1, 3, 32, 32))
+
+
+def test_the_heat_map_writes_each_share_and_the_veil_is_thinnest_where_it_looks():
+    each = np.array([[0.25, 0.05], [0.5, np.nan]])
+    parts = pd.DataFrame({"prompts": [30.0, 50], "class token": [10.0, 10], "patches": [60.0, 40],
+                          "prompts if even": [20.0, 11]}, index=[1, 2])  # fmt: skip
+    fig = views.attention_shares(each, parts)
+    assert [text.get_text() for text in fig.axes[0].texts] == ["25.0", "5.0", "50.0", ""]
+    weights = np.full((1, 1 + 1 + 4), 0.1)
+    weights[0, 4] = 0.5
+    looked = attention.Looked([weights], [1], 1, (2, 2))
+    fig = views.attention_maps([np.full((4, 4, 3), 200, np.uint8)], ["a"], looked, [0])
+    veil = fig.axes[1].images[1].get_array()[..., 3]
+    assert veil[1, 0] == 0 and veil[0, 0] == pytest.approx(0.85 * 0.8)
+    assert fig.axes[1].get_xlabel() == "prompts 10 %"
+
+
+# ---- retrieval -----------------------------------------------------------------------------------------------------
+
+
+def test_neighbours_are_those_of_a_full_sort_and_none_finds_itself(opened):
+    cosines = opened.queries @ opened.queries.T
+    labels = opened.found_in.labels
+    every, places = retrieval.all_neighbours(opened, 5)
+    for query in range(12):
+        order = [at for at in np.argsort(-cosines[query], kind="stable") if at != query][:5]
+        found = retrieval.neighbours(opened, query, 5)
+        assert found.places.tolist() == places[query].tolist() == order
+        np.testing.assert_allclose(found.cosines, cosines[query, order], atol=1e-6)
+        np.testing.assert_array_equal(found.right, labels[order] == labels[query])
+    assert retrieval.neighbours(opened, 7, 1).places.tolist() == [1]  # its duplicate, not itself
+    assert len(retrieval.neighbours(opened, 0, 99).places) == 11
+    np.testing.assert_allclose(every[7, 0], 1, atol=1e-6)
+
+
+def test_an_image_of_ones_own_may_find_anything(opened, tmp_path):
+    picture = opened.found_in.image(4)
+    picture.save(tmp_path / "own.png")
+    vector = opened.embedder.embed([picture])[0]
+    order = np.argsort(-(opened.gallery @ vector), kind="stable")[:3]
+    for query in (picture, tmp_path / "own.png"):
+        found = retrieval.neighbours(opened, query, 3)
+        assert found.right is None and found.places.tolist() == order.tolist()
+    with pytest.raises(DataError, match="absent.png"):
+        retrieval.neighbours(opened, tmp_path / "absent.png", 3)
+    own = retrieval.OwnImages({"my_bird.png": picture})
+    assert own.fingerprint() == retrieval.OwnImages({"my_bird.png": picture.copy()}).fingerprint()
+    assert own.fingerprint() != retrieval.OwnImages({"my_bird.png": picture.rotate(90)}).fingerprint()
+    where = {"near": found.places[None]}
+    fig = gallery.retrieval_grid(own, opened.found_in, {"own": [0]}, where, cosines={"near": found.cosines[None]},
+                                 marked=False, asking="mine")  # fmt: skip
+    texts = [text.get_text() for text in fig.axes[0].texts]
+    assert [f"{cosine:.2f}" for cosine in found.cosines] == texts[-3:] and "mine" in texts and inside(fig)
+
+
+def test_a_separate_gallery_is_searched_whole(opened):
+    shop = Flat("gallery", np.array([0, 1, 2, 3]), opened.found_in.class_names)
+    apart = Opened(
+        None, opened.embedder, Benchmark("b", shop, opened.found_in, shop), opened.queries, opened.gallery[:4]
+    )
+    assert not apart.among_themselves and apart.found_in is shop
+    _, places = retrieval.all_neighbours(apart, 1)
+    np.testing.assert_array_equal(places[:4, 0], [0, 1, 2, 3])  # itself is in the gallery, as another image
+
+
+def test_classes_and_confusions_agree_with_a_confusion_matrix():
+    rng = np.random.default_rng(3)
+    labels = np.repeat(np.arange(6), 8)
+    first = np.where(rng.random(48) < 0.5, labels, rng.integers(0, 6, 48))
+    names = tuple("ABCDEF")
+    matrix = confusion_matrix(labels, first)
+    classes = retrieval.by_class(labels, first, names)
+    assert classes["R@1"].is_monotonic_increasing and sorted(classes["class"]) == list(range(6))
+    assert np.average(classes["R@1"], weights=classes["queries"]) == pytest.approx(100 * (labels == first).mean())
+    wrong = matrix - np.diag(np.diag(matrix))
+    for row in classes.to_dict("records"):
+        label = row["class"]
+        assert row["R@1"] == pytest.approx(100 * matrix[label, label] / matrix[label].sum())
+        assert row["times"] == wrong[label].max() and row["name"] == names[label]
+        assert row["most taken for"] == names[wrong[label].argmax()]
+    pairs = retrieval.confusions(labels, first, names)
+    assert pairs["wrong"].sum() == wrong.sum() and pairs["wrong"].is_monotonic_decreasing
+    for row in pairs.to_dict("records"):
+        assert row["a"] < row["b"] and (row["there"], row["back"]) == (
+            wrong[row["a"], row["b"]],
+            wrong[row["b"], row["a"]],
+        )
+        some = retrieval.examples((row["a"], row["b"]), labels, first, 2)
+        assert len(some) == min(2, row["wrong"])
+        assert all({labels[at], first[at]} == {row["a"], row["b"]} for at in some)
+        if row["there"] and row["back"]:
+            assert labels[some].tolist() == [row["a"], row["b"]]  # one from either side
+    perfect = retrieval.by_class(labels, labels, names)
+    assert (perfect["most taken for"] == "").all() and retrieval.confusions(labels, labels, names).empty
+
+
+def test_the_picture_of_the_classes_names_the_lowest_and_keeps_to_its_canvas():
+    long = "012.Yellow_headed_Blackbird_with_more"
+    table = pd.DataFrame({"class": [0, 1, 2], "name": [long, "B", "C"], "queries": [4, 4, 2], "R@1": [0.0, 75, 100],
+                          "most taken for": ["B", long, ""], "times": [4, 1, 0]})  # fmt: skip
+    fig = views.classes(table, 3)
+    spread, bars = fig.axes
+    assert spread.get_legend().get_texts()[0].get_text() == "all queries: 50.0 %"
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["Yellow headed Blackbi…", "B", "C"]
+    assert [text.get_text() for text in bars.texts] == ["4 x B", "1 x Yellow headed Blackbi…"]
+    assert inside(fig) and [patch.get_width() for patch in bars.patches] == [0, 75, 100]
+
+
+# ---- proxies, and a run --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    results = tmp_path_factory.mktemp("explore")
+    return results, run(preset("smoke"), results=results, progress=False)
+
+
+def test_a_run_is_opened_with_the_numbers_of_its_record(finished):
+    results, done = finished
+    found = open_run(done.path)
+    _, places = retrieval.all_neighbours(found, 1)
+    labels = found.benchmark.test.labels
+    assert (labels[places[:, 0]] == labels).mean() == pytest.approx(done.metrics["R@1"], abs=2e-3)
+    assert found.own_data and found.among_themselves
+    (results / "runs" / "broken").mkdir()
+    (results / "runs" / "broken" / "metrics.json").write_text("{}")
+    ((name, path),) = finished_runs(results).items()
+    assert path == done.path and f"R@1 {100 * done.metrics['R@1']:.1f}" in name and "vptsp gru + BitFit" in name
+    with pytest.raises(VptspError, match="where are the images"):
+        open_run(done.path, dataset="cub200")
+
+    kept = proxies.kept_proxies(done)
+    assert list(kept) == ["O", "P", "Q"]
+    pixels, pictures = attention.as_seen(found.embedder, found.benchmark.test, [0, 5])
+    np.testing.assert_allclose(found.embedder.embed(pixels), found.queries[[0, 5]], atol=1e-5)
+    assert pictures[1].shape == (40, 40, 3)
+    assert np.abs(pictures[1].astype(int) - np.asarray(found.benchmark.test.image(5))).max() <= 1
+
+
+def test_proxies_are_those_of_the_classes_that_were_trained_on(tmp_path):
+    """With a fifth of the classes held out, the others are numbered anew."""
+    done = run(preset("smoke", selection="validation", epochs=1), results=tmp_path, progress=False)
+    found = open_run(done.path)
+    train, kept = found.trained_on, proxies.kept_proxies(done)["O"]
+    whole = found.benchmark.train.num_classes
+    assert len(kept) == train.num_classes == whole - done.record["held_out"]["classes"] < whole
+
+
+def test_where_there_are_few_images_no_neighbour_is_invented(finished):
+    found = open_run(finished[1].path)
+    few = dataclasses.replace(found, queries=found.queries[:4], gallery=found.queries[:4])
+    cosines, places = retrieval.all_neighbours(few, 8)
+    assert places.shape == cosines.shape == (4, 3) and np.isfinite(cosines).all()
+    assert [sorted({*row, i}) for i, row in enumerate(places.tolist())] == [[0, 1, 2, 3]] * 4
+    last = len(found.benchmark.test) - 1
+    assert retrieval.test_image(found, last) == last
+    with pytest.raises(DataError, match=f"query = {last + 1}: the test images are 0 to {last}; choose another"):
+        retrieval.test_image(found, last + 1)
+
+
+def test_runs_on_other_images_do_not_hide_each_other(finished, tmp_path):
+    """The description, its hash and R@1 may be the same: the folder tells which images they were."""
+    for tail in ("-01234567", "-89abcdef"):
+        shutil.copytree(finished[1].path, tmp_path / "runs" / f"{finished[1].path.name}{tail}")
+    names = finished_runs(tmp_path, finished[0])
+    assert len(names) == 3 and sum("-01234567)" in name for name in names) == 1
+
+
+def test_methods_without_semantic_proxies_keep_o_or_none(tmp_path):
+    from safetensors.torch import save_file
+
+    older = SimpleNamespace(path=tmp_path, record={})  # runs before it have no checksum of what was learned
+    save_file({"proxies.bias": torch.tensor([[3.0, 4.0]])}, tmp_path / WEIGHTS)
+    np.testing.assert_allclose(proxies.kept_proxies(older)["O"], [[0.6, 0.8]], rtol=1e-6)
+    save_file({}, tmp_path / WEIGHTS)
+    assert proxies.kept_proxies(older) == {}
+
+
+def test_images_nearest_to_proxies_and_their_summary():
+    rng = np.random.default_rng(1)
+    images, marks = (
+        unit(rng.normal(size=(9, 5))),
+        {"O": unit(rng.normal(size=(3, 5))), "P": unit(rng.normal(size=(3, 5)))},
+    )
+    labels = np.repeat(np.arange(3), 3)
+    near = proxies.nearest_images(marks, images, 4)
+    table = proxies.summary(marks, images, labels, {name: found for name, (_, found) in near.items()})
+    for name, (cosines, places) in near.items():
+        all_cosines = marks[name] @ images.T
+        expected = np.argsort(-all_cosines, axis=1)[:, :4]
+        np.testing.assert_array_equal(places, expected)
+        np.testing.assert_allclose(cosines, np.take_along_axis(all_cosines, expected, 1), atol=1e-6)
+        right = expected // 3 == np.arange(3)[:, None]
+        assert table.loc[name, "nearest image right"] == pytest.approx(100 * right[:, 0].mean())
+        assert table.loc[name, "nearest 4 right"] == pytest.approx(100 * right.mean())
+        centroids = unit(np.stack([images[labels == c].mean(0) for c in range(3)]))
+        own = np.mean([marks[name][c] @ centroids[c] for c in range(3)])
+        assert table.loc[name, "own centroid"] == pytest.approx(own, abs=1e-5)
+
+
+# ---- the map -------------------------------------------------------------------------------------------------------
+
+
+def test_the_map_holds_all_it_shows_and_no_name_ends_its_script():
+    images = Flat("evil", np.array([0, 1, 1, 0]), ["001.</script><b>x", "002.Plain"])
+    places = [3, 0, 2]
+    points = np.array([[0.0, 0], [2, 1], [4, 2]])
+    page = zoom.document(points, images, places)
+    (text,) = re.findall(r"const data = (\{.*?\}), atlas", page)
+    data = json.loads(text)
+    assert page.count("</script>") == 1 and data["names"][0] == "</script><b>x"
+    assert not re.search(r"https?://", page)
+    for slot, place in enumerate(data["place"]):
+        at = places.index(place)
+        assert (data["x"][slot], data["y"][slot]) == (at / 2, at / 2)
+        assert data["label"][slot] == images.labels[place]
+    atlas = Image.open(io.BytesIO(base64.b64decode(data["atlas"].split(",")[1])))
+    side = data["side"]
+    for slot, place in enumerate(data["place"]):
+        row, column = divmod(slot, data["columns"])
+        middle = atlas.getpixel((column * side + side // 2, row * side + side // 2))
+        assert abs(middle[0] - 10 * place) <= 2
+
+    class Frame(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            self.found = dict(attributes) if tag == "iframe" else getattr(self, "found", None)
+
+    parser = Frame()
+    parser.feed(zoom.frame(page))
+    assert parser.found["srcdoc"] == page and parser.found["sandbox"] == "allow-scripts"
+
+
+# ---- controls ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def explorer(opened):
+    pytest.importorskip("ipywidgets", reason="the extra lab is not installed")
+    _, places = retrieval.all_neighbours(opened, 3)
+    labels = opened.found_in.labels
+    return widgets.QueryExplorer(
+        opened, retrieval.by_class(labels, labels[places[:, 0]], opened.found_in.class_names), 3
+    )
+
+
+def shown(explorer) -> tuple[str, list[str]]:
+    """What is said of the query, in plain text, and what stands under each picture."""
+    cards = [card.children[1].value for card in explorer._found.children]
+    return unescape(re.sub(r"<[^>]+>", "", explorer.said.value)), [re.sub(r"<[^>]+>", "", c) for c in cards]
+
+
+def test_a_click_makes_the_query_and_marks_are_of_its_class(opened, explorer):
+    assert explorer.of_class.options[0][1] == explorer.of_class.value  # the lowest R@1
+    assert len(explorer._of_class.children) == 3
+    explorer._of_class.children[2].click()
+    place = 3 * explorer.of_class.value + 2
+    found = retrieval.neighbours(opened, place, 3)
+    said, cards = shown(explorer)
+    assert said.startswith(f"Query (black frame): image {place}, Bird ") and explorer.number.value == place
+    signs = ["✓" if right else "✗" for right in found.right]
+    assert cards == ["query", *[f"{sign} {c:.3f}" for sign, c in zip(signs, found.cosines, strict=True)]]
+    explorer._found.children[1].children[0].click()
+    assert f"image {found.places[0]}," in shown(explorer)[0]
+    explorer.number.value = 11
+    assert "image 11, Bird d" in shown(explorer)[0]
+    explorer.of_class.value = 2
+    assert "image 6, Bird c" in shown(explorer)[0]
+
+
+def test_an_image_of_ones_own_is_asked_by_path_and_by_upload(opened, explorer, tmp_path):
+    picture = opened.found_in.image(4)
+    picture.save(tmp_path / "own.png")
+    expected = [f"{cosine:.3f}" for cosine in retrieval.neighbours(opened, picture, 3).cosines]
+    explorer.file.value = str(tmp_path / "own.png")
+    said, cards = shown(explorer)
+    assert "own.png, of no known class" in said and [c.strip() for c in cards[1:]] == expected and "✗" not in said
+    explorer.number.value = 5
+    explorer._uploaded(({"name": "own.png", "content": memoryview((tmp_path / "own.png").read_bytes())},))
+    said, cards = shown(explorer)
+    assert "your image" in said and [c.strip() for c in cards[1:]] == expected
+    explorer._uploaded(({"name": "<b>.png", "content": memoryview(b"no image")},))
+    assert "<b>.png is no readable image" in shown(explorer)[0] and "<b>.png" not in explorer.said.value
+    explorer.file.value = str(tmp_path / "absent.png")
+    assert "absent.png" in shown(explorer)[0]
+
+
+def test_where_nobody_watches_there_are_pictures_and_no_controls(opened, monkeypatch, tmp_path, capsys):
+    displayed = []
+    monkeypatch.setattr("IPython.display.display", lambda *shown, **options: displayed.extend(shown))
+    widgets.choose("classes", {"a": 1, "b": 2}, lambda value: f"picture {value}")
+    widgets.explore_queries(opened, pd.DataFrame())
+    choice = widgets.Choice([tmp_path], tmp_path / "run", "glyphs")
+    assert displayed == ["picture 1"] and (choice.path, choice.dataset) == (tmp_path / "run", "glyphs")
+    monkeypatch.setattr(widgets, "watched", lambda: True)
+    monkeypatch.setattr(widgets, "find_spec", lambda name: None)
+    widgets.explore_queries(opened, pd.DataFrame())
+    assert len(displayed) == 1 and capsys.readouterr().out.startswith("Still pictures only: controls need ipywidgets")
+
+
+def test_a_list_replaces_the_picture_and_a_choice_is_kept(finished, monkeypatch, tmp_path):
+    pytest.importorskip("ipywidgets", reason="the extra lab is not installed")
+    results, done = finished
+    displayed, updated = [], []
+    monkeypatch.setattr("IPython.display.display", lambda *shown, display_id=None: displayed.extend(shown))
+    monkeypatch.setattr("IPython.display.update_display", lambda shown, display_id: updated.append(shown))
+    monkeypatch.setattr(widgets, "watched", lambda: True)
+    widgets.choose("classes", {"a": 1, "b": 2}, lambda value: f"picture {value}")
+    control, picture = displayed
+    control.value = "b"
+    assert (picture, updated) == ("picture 1", ["picture 2"])
+    choice = widgets.Choice([results], tmp_path / "elsewhere")
+    runs, data, note = displayed[-1].children
+    assert [path for _, path in runs.options.items()] == [tmp_path / "elsewhere", done.path]
+    runs.value, data.value = done.path, "folder"
+    assert (choice.path, choice.dataset) == (done.path, "folder") and "Run Selected Cell" in note.value
+    data.value = ""
+    assert choice.dataset is None

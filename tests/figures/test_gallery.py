@@ -1,0 +1,214 @@
+"""Thumbnails lie where they should, signs say what hand-made labels say, and no image finds itself."""
+
+import io
+
+import matplotlib.colors as colours
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from vptsp_core.data import ImageSet
+from vptsp_core.figures import diagram, gallery, live, style, umap
+
+
+class Flat(ImageSet):
+    """Images of one colour each, image i of brightness 10 i, 30 wide and 20 high."""
+
+    def image(self, index):
+        return Image.new("RGB", (30, 20), (10 * index,) * 3)
+
+    def fingerprint(self):
+        return "flat"
+
+
+@pytest.fixture
+def birds():
+    """Six images of three classes."""
+    return Flat("birds", np.array([0, 0, 1, 1, 2, 2]), ["001.Red_bird", "002.Blue_bird", "003.Grey_bird"])
+
+
+def drawn(ax) -> dict[tuple[float, float], int]:
+    """{(left, top) of a thumbnail, to the grid's whole unit: brightness of its middle}."""
+    found = {}
+    for image in ax.images:
+        left, _, _, top = image.get_extent()
+        pixels = image.get_array()
+        found[round(left, 2), round(top, 2)] = int(pixels[len(pixels) // 2, len(pixels) // 2, 0])
+    return found
+
+
+def inside(fig) -> bool:
+    """All that is drawn lies on the figure's canvas."""
+    box, canvas = fig.get_tightbbox(FigureCanvasAgg(fig).get_renderer()), fig.bbox_inches
+    return box.x0 >= -0.01 and box.y0 >= -0.01 and box.x1 <= canvas.x1 + 0.01 and box.y1 <= canvas.y1 + 0.01
+
+
+def test_a_thumbnail_keeps_the_shape_and_is_padded():
+    wide = gallery.thumbnail(Image.new("RGB", (30, 20), "black"), 12)
+    assert wide.shape == (12, 12, 3) and wide.dtype == np.uint8
+    assert (wide[:2] == 255).all() and (wide[2:10] == 0).all() and (wide[10:] == 255).all()
+    assert (gallery.thumbnail(Image.new("RGB", (5, 500), "black"), 12)[:, 5:6] == 0).all()  # thin, and yet there
+    assert (gallery.thumbnail(Image.new("RGB", (3, 3), "black"), 12) == 0).all()  # small ones grow
+
+
+def test_a_contact_sheet_has_a_row_a_class(birds):
+    fig = gallery.contact_sheet({"all": birds, "some": birds}, {"all": [0, 1, 2], "some": [2]}, each=2)
+    whole, part = (drawn(ax) for ax in fig.axes)
+    gap = 0.05
+    assert whole == {(x + gap, y + gap): 10 * (2 * y + x) for x in (0, 1) for y in (0, 1, 2)}
+    assert part == {(gap, gap): 40, (1 + gap, gap): 50}
+    assert [t.get_text() for t in fig.axes[0].texts] == ["Red bird", "Blue bird", "Grey bird"]
+    assert [ax.get_title() or ax.get_title("left") for ax in fig.axes] == ["all", "some"]
+    assert inside(fig)
+
+
+def test_the_grid_marks_right_and_wrong_by_sign_and_colour(birds):
+    found = np.zeros((6, 3), dtype=int)
+    found[0], found[5] = [1, 2, 4], [3, 4, 0]  # of classes 0 | 1 2 and 1 | 2 | 0
+    fig = gallery.retrieval_grid(birds, birds, {"first": [0], "second": [5]}, {"model": found})
+    (ax,) = fig.axes
+    signs = [(t.get_text(), colours.to_hex(t.get_color()).upper()) for t in ax.texts if t.get_text() in "✓✗"]
+    right, wrong = ("✓", style.BLUE.upper()), ("✗", style.VERMILION.upper())
+    assert signs == [right, wrong, wrong, wrong, right, wrong]
+    frames = [colours.to_hex(p.get_edgecolor()).upper() for p in ax.patches if isinstance(p, Rectangle)]
+    assert frames == [style.BLACK, *[c for _, c in signs[:3]], style.BLACK, *[c for _, c in signs[3:]]]
+    order = [int(image.get_array()[24, 24, 0]) for image in ax.images]
+    assert order == [0, 10, 20, 40, 50, 30, 40, 0]  # each query, then its neighbours, best first
+    lefts = [image.get_extent()[0] for image in ax.images]
+    assert lefts[:4] == sorted(lefts[:4]) and len(set(lefts[1:4])) == 3
+    assert {"query", "model", "first", "second", "Red bird", "Grey bird"} <= {t.get_text() for t in ax.texts}
+    assert inside(fig)
+
+
+def test_two_models_stand_side_by_side(birds):
+    fig = gallery.retrieval_grid(
+        birds, birds, {"one": [0]}, {"a": np.full((6, 2), 1), "b": np.full((6, 2), 2)}
+    )
+    assert [t.get_text() for t in fig.axes[0].texts if t.get_text() in "✓✗"] == ["✓", "✓", "✗", "✗"]
+
+
+def test_first_right_is_the_rank_by_hand():
+    angles = np.radians([0, 10, 12, 50, 13])  # neighbours of 0: 1, 2, 4, 3
+    rows = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    labels = np.array([0, 1, 1, 0, 2])
+    assert gallery.first_right(rows, labels).tolist() == [4, 1, 2, 4, 0]  # 2 has 4 nearer than 1; 4 is alone
+
+
+def test_first_right_agrees_with_a_full_sort_beyond_one_chunk():
+    rng = np.random.default_rng(0)
+    rows, labels = rng.normal(size=(700, 8)).astype(np.float32), rng.integers(0, 60, 700)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    cosines = rows @ rows.T
+    for at, rank in enumerate(gallery.first_right(rows, labels)):
+        others = [i for i in np.argsort(-cosines[at], kind="stable") if i != at]
+        assert labels[others[rank - 1]] == labels[at] and not (labels[others[: rank - 1]] == labels[at]).any()
+
+
+def test_the_worst_are_of_unlike_classes():
+    ranks, labels = np.array([3, 90, 80, 90, 7]), np.array([0, 1, 1, 2, 0])
+    assert gallery.worst(ranks, labels, 2) == [1, 3] and gallery.worst(ranks, labels, 9) == [1, 3, 4]
+
+
+def test_thumbnails_on_a_map_do_not_overlap_and_lie_where_the_images_do(birds):
+    rng = np.random.default_rng(0)
+    points, places = rng.normal(size=(400, 2)), rng.integers(0, 6, 400)
+    fig = gallery.thumbnail_map(points, birds, places, limit=50)
+    (ax,) = fig.axes
+    assert len(ax.images) == 50 and len(ax.collections[0].get_offsets()) == 400
+    boxes = np.array([image.get_extent() for image in ax.images])
+    middles = np.stack([boxes[:, :2].mean(1), boxes[:, 2:].mean(1)], 1)
+    unit = (points - points.min(0)) / np.ptp(points, axis=0)
+    for middle, image in zip(middles, ax.images, strict=True):
+        at = np.abs(unit - middle).sum(1).argmin()
+        np.testing.assert_allclose(unit[at], middle, atol=1e-9)
+        assert image.get_array()[24, 24, 0] == 10 * places[at]
+    distance = np.abs(middles[:, None] - middles).max(2) + np.eye(50)
+    assert distance.min() >= boxes[0, 1] - boxes[0, 0] - 1e-9
+    assert inside(fig)
+
+
+def test_apart_keeps_what_there_is_room_for():
+    line = np.stack([np.arange(10.0), np.zeros(10)], 1)
+    kept = sorted(gallery.apart(line, 2.0, 99))
+    assert 4 <= len(kept) <= 5 and min(np.diff(kept)) >= 2
+    assert len(gallery.apart(line, 2.0, 3)) == 3 and gallery.apart(line, 2.0, 3) == gallery.apart(line, 2.0, 3)
+
+
+def test_the_palette_makes_the_picture_smaller_and_keeps_its_colours(birds, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
+    pictures = Flat("noise", np.array([0]), ["a"])
+    pictures.image = lambda index: Image.fromarray(noise)
+    fig = gallery.contact_sheet({"noise": pictures}, {"noise": [0]})
+    full = io.BytesIO()
+    fig.savefig(full, format="png", dpi=200, facecolor="white")
+    style.save_figure(fig, tmp_path, "small", "a picture of noise")
+    small = tmp_path / "figures" / "small.png"
+    assert small.stat().st_size < 0.6 * len(full.getvalue())
+    with Image.open(full) as one, Image.open(small) as other:
+        assert other.info["Description"] == "a picture of noise"  # the results page's caption
+        assert one.size == other.size
+        difference = np.abs(np.asarray(one.convert("RGB"), int) - np.asarray(other.convert("RGB"), int))
+        assert difference.mean() < 6
+
+
+def test_the_diagram_names_all_that_learns(birds):
+    fig = diagram.method([gallery.thumbnail(birds.image(i)) for i in range(3)])
+    texts = {t.get_text().replace("\n", " ") for ax in fig.axes for t in ax.texts}
+    assert {"sample tower", "proxy tower", "accumulator", "P, one a class", "O, one a class", "Q, mixed"} <= texts
+    assert inside(fig)
+
+
+HISTORY = pd.DataFrame({"epoch": [1, 2, 3], "loss": [3.0, 2, 1], "R@1": [np.nan, 0.5, 0.6]})
+
+
+def test_training_curves_keep_their_axes_and_leave_out_epochs_without_evaluation():
+    loss, recall = live.training(HISTORY, epochs=15, frozen=0.4).axes
+    assert list(loss.lines[0].get_ydata()) == [3, 2, 1] and loss.get_xlim() == recall.get_xlim() == (0.5, 15.5)
+    frozen, ours = recall.lines
+    assert list(frozen.get_ydata()) == [40, 40]
+    assert list(ours.get_xdata()) == [2, 3] and list(ours.get_ydata()) == [50, 60]
+    first = live.training(HISTORY[["epoch", "loss"]][:1], epochs=1)  # nothing evaluated yet
+    assert not first.axes[1].lines and inside(first)
+
+
+@pytest.mark.parametrize("someone_watches", [True, False])
+def test_a_watched_figure_is_drawn_again_in_its_place_and_an_unwatched_one_once(monkeypatch, someone_watches):
+    shown = []
+
+    class Handle:
+        def update(self, picture):
+            shown.append(("updated", picture))
+
+    def display(picture, display_id):
+        shown.append(("displayed", picture))
+        return Handle()
+
+    monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.setattr(live, "watched", lambda: someone_watches)
+    seen = []
+
+    def draw(history):
+        seen.append(len(history))
+        return live.training(history, epochs=3)
+
+    redrawn = live.Redrawn(draw)
+    for epochs in (1, 2):
+        redrawn(HISTORY[:epochs].to_dict("records"))
+    redrawn.finish("final")
+    assert [how for how, _ in shown] == (["displayed", "updated", "updated"] if someone_watches else ["displayed"])
+    assert shown[-1][1] == "final" and seen == ([1, 2] if someone_watches else [])
+    assert not someone_watches or shown[0][1].data[:4] == b"\x89PNG"
+
+
+def test_a_map_leaves_the_threads_of_torch_as_they_were():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        umap.umap_plane(np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,398 @@
+"""Class prompts in host memory against the same on the device: bit for bit, whenever the copies are made.
+
+A GPU's side stream is played by copiers that copy as late as they may, or at random times in between; that they would
+notice a missing wait is itself tested.
+"""
+
+import copy
+import os
+import random
+from contextlib import nullcontext
+from functools import partial
+from types import SimpleNamespace
+from unittest.mock import Mock, create_autospec
+
+import pytest
+import torch
+
+from vptsp_core.errors import ConfigError, VptspError
+from vptsp_core.method import class_prompts
+from vptsp_core.method.class_prompts import ClassPrompts
+from vptsp_core.method.config import RunConfig
+from vptsp_core.method.model import place_class_prompts
+from vptsp_core.method.presets import preset
+from vptsp_core.paper.bench.table import compare_tables
+from vptsp_core.system import host_rows
+from vptsp_core.system.devices import to_device
+from vptsp_core.system.host_rows import DirectCopier, HostRows, StreamCopier, own_pages, pin
+
+SHAPE, PICKED, STEPS = (7, 2, 3, 4), 3, 14
+
+
+class LateCopier:
+    """Makes a copy only when it is waited for, with all that were submitted before it. ``forgets``: ignores the waits
+    for "fetch" or for "write back"."""
+
+    def __init__(self, forgets=None):
+        self.queue, self.done, self.forgets = [], 0, forgets
+
+    def submit(self, pairs):
+        self.queue.append(list(pairs))
+        return len(self.queue)
+
+    def wait(self, ticket):
+        target = self.queue[ticket - 1][0][0]
+        rows = target.untyped_storage().nbytes() // target.nbytes
+        if self.forgets != ("write back" if rows == SHAPE[0] else "fetch"):
+            self._until(ticket)
+
+    def finish(self):
+        self._until(len(self.queue))
+
+    def _until(self, ticket):
+        while self.done < ticket:
+            for target, source in self.queue[self.done]:
+                target.copy_(source)
+            self.done += 1
+
+
+class RandomCopier(LateCopier):
+    """Gets on by a random number of submissions at every call."""
+
+    def __init__(self):
+        super().__init__()
+        self.random = random.Random(3)
+
+    def submit(self, pairs):
+        self._until(self.random.randint(self.done, len(self.queue)))
+        ticket = super().submit(pairs)
+        self._until(self.random.randint(self.done, len(self.queue)))
+        return ticket
+
+
+def make(optimizer, *, host, shape=SHAPE, picked=PICKED):
+    torch.manual_seed(0)
+    prompts = ClassPrompts(shape, rowwise=True, batch_classes=picked, optimizer=optimizer)
+    if host:
+        prompts.to_host()
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
+    momentum = {"momentum": 0.9} if optimizer == "sgd" else {}
+    return prompts, kind(prompts.parameters(), lr=0.1, weight_decay=0.05, **momentum)
+
+
+def batches():
+    """Neighbours share one class, two, all in another order, or none; some come back after one or two batches."""
+    generator = torch.Generator().manual_seed(1)
+    fixed = [[0, 1, 2], [2, 3, 4], [4, 2, 3], [5, 6, 0], [5, 6, 0], [1, 2, 3]]
+    drawn = [torch.randperm(SHAPE[0], generator=generator)[:PICKED] for _ in range(STEPS - len(fixed))]
+    return [torch.tensor(b) for b in fixed] + drawn
+
+
+def train(prompts, optimizer, announce, start=0, stop=STEPS):
+    """Losses of some steps; ``announce(t, batches)`` are the classes said to come next."""
+    losses, every = [], batches()
+    for t in range(start, stop):
+        generator = torch.Generator().manual_seed(t)
+        weight = torch.randn(PICKED, *SHAPE[1:], generator=generator)
+        prompts.swap_in(every[t], optimizer, announce(t, every))
+        optimizer.zero_grad()
+        loss = (prompts(every[t]).pow(2) * weight).sum()
+        loss.backward()
+        optimizer.step()
+        prompts.swap_out(every[t], optimizer)
+        losses.append(loss.item())
+    return losses
+
+
+def following(t, every):
+    return every[t + 1] if t + 1 < len(every) else None
+
+
+ANNOUNCE = {
+    "announced": following,
+    "not announced": lambda t, every: None,
+    "wrongly announced": lambda t, every: torch.tensor([6, 0, 1]),
+    "in another order": lambda t, every: following(t, every).flip(0) if t + 1 < len(every) else None,
+    "now and then": lambda t, every: following(t, every) if t % 3 else None,
+}
+COPIERS = {"at once": DirectCopier, "late": LateCopier, "at random": RandomCopier}
+
+
+def use(monkeypatch, copier):
+    monkeypatch.setattr(class_prompts, "HostRows", lambda *args: HostRows(*args, copier=copier()))
+
+
+def assert_same_state(ours, theirs):
+    ours, theirs = ours.state_dict(), theirs.state_dict()
+    assert ours.keys() == theirs.keys() and len(ours) >= 3
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("copier", COPIERS.values(), ids=COPIERS.keys())
+@pytest.mark.parametrize("announce", ANNOUNCE.values(), ids=ANNOUNCE.keys())
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_host_table_moves_as_the_devices_does(monkeypatch, optimizer, announce, copier):
+    use(monkeypatch, copier)
+    (device, of_device), (host, of_host) = make(optimizer, host=False), make(optimizer, host=True)
+    start = device.table.clone()
+    assert train(host, of_host, announce) == train(device, of_device, announce)
+    assert_same_state(host, device)
+    assert (device.table != start).flatten(1).all(1).all(), "every class was trained"
+
+
+@pytest.mark.parametrize("forgotten", ["fetch", "write back", "rows on their way out"])
+def test_a_forgotten_wait_would_be_noticed(monkeypatch, forgotten):
+    use(monkeypatch, partial(LateCopier, forgotten))
+    if forgotten == "rows on their way out":
+        give = HostRows.give
+
+        def give_and_forget(self, classes, sources):
+            give(self, classes, sources)
+            self._written.places.clear()
+
+        monkeypatch.setattr(HostRows, "give", give_and_forget)
+    (device, of_device), (host, of_host) = make("adam", host=False), make("adam", host=True)
+    train(device, of_device, following)
+    train(host, of_host, following)
+    host.flush()
+    assert not torch.equal(host.table, device.table)
+
+
+def test_by_hand(monkeypatch):
+    """One number a class, SGD with momentum 0.5 and rate 1, gradient 1 in every step."""
+    use(monkeypatch, LateCopier)
+    prompts, _ = make("sgd", host=True, shape=(3, 1, 1, 1), picked=1)
+    optimizer = torch.optim.SGD(prompts.parameters(), lr=1.0, momentum=0.5)
+    prompts.table.copy_(torch.tensor([10.0, 20.0, 30.0]).view(3, 1, 1, 1))
+    seen, order = [], [torch.tensor([c]) for c in (0, 0, 1, 0)]
+    for classes, upcoming in zip(order, [*order[1:], None], strict=True):
+        prompts.swap_in(classes, optimizer, upcoming)
+        optimizer.zero_grad()
+        prompts(classes).sum().backward()
+        seen.append(prompts.rows.item())
+        optimizer.step()
+        prompts.swap_out(classes, optimizer)
+    assert seen == [10.0, 9.0, 20.0, 7.5]  # class 0 with velocity 1, then 1.5, then 1.75
+    state = prompts.state_dict()
+    assert state["table"].flatten().tolist() == [5.75, 19.0, 30.0]
+    assert state["momentum_buffer"].flatten().tolist() == [1.75, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_saved_midway_and_gone_on_from_there(monkeypatch, optimizer):
+    use(monkeypatch, LateCopier)
+    (device, of_device), (host, of_host) = make(optimizer, host=False), make(optimizer, host=True)
+    train(device, of_device, following, stop=6)
+    train(host, of_host, following, stop=6)
+    assert_same_state(host, device)  # saving waits for what is still to be written back
+    saved = {name: value.clone() for name, value in host.state_dict().items()}
+    of_saved = copy.deepcopy(of_host.state_dict())
+    rest = train(device, of_device, following, start=6)
+    assert train(host, of_host, following, start=6, stop=11) == rest[:5]
+    fresh, of_fresh = make(optimizer, host=True)
+    # Into a new table, and into one that has rows announced and others not yet written back.
+    for prompts, of_prompts in ((fresh, of_fresh), (host, of_host)):
+        prompts.load_state_dict(saved)
+        of_prompts.load_state_dict(copy.deepcopy(of_saved))  # which keeps the tensors it is given
+        assert train(prompts, of_prompts, following, start=6) == rest
+        assert_same_state(prompts, device)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_copy_has_all_rows_and_goes_its_own_way(monkeypatch, optimizer):
+    """Copied while rows are announced and others on their way back, inside of another module."""
+    use(monkeypatch, LateCopier)
+    (device, of_device), (host, of_host) = make(optimizer, host=False), make(optimizer, host=True)
+    train(device, of_device, following, stop=6)
+    train(host, of_host, following, stop=6)
+    outer, of_twin = copy.deepcopy((torch.nn.Sequential(host), of_host))
+    twin = outer[0]
+    assert torch.equal(twin.table, device.table), "read as it lies, without state_dict"
+    assert twin.on_host and all(t.data_ptr() % 4096 == 0 for t in (twin.table, getattr(twin, twin.moments[0])))
+    rest = train(device, of_device, following, start=6)
+    assert train(host, of_host, following, start=6) == rest
+    assert train(twin, of_twin, following, start=6) == rest, "the original's steps do not reach the copy"
+    assert_same_state(twin, device)
+    assert_same_state(host, device)
+
+
+def test_the_host_table_stays_where_it_is():
+    prompts, optimizer = make("adam", host=True)
+    train(prompts, optimizer, following, stop=3)
+    prompts.flush()
+    outer, places = torch.nn.Sequential(prompts), [t.data_ptr() for t in prompts.buffers()]
+    kept = prompts.table.clone()
+    outer.to("meta")
+    assert prompts.rows.device.type == "meta" and len(places) == 3
+    assert [t.data_ptr() for t in prompts.buffers()] == places and torch.equal(prompts.table, kept)
+    wide, _ = make("adam", host=True)
+    wide.double()
+    assert wide.rows.dtype == wide.table.dtype == torch.float64 and wide.table.device.type == "cpu"
+    ordinary, _ = make("adam", host=False)
+    assert ordinary.to("meta").table.device.type == "meta"
+
+
+def test_classes_must_be_on_the_host_and_as_many_as_rows():
+    prompts, optimizer = make("sgd", host=True)
+    with pytest.raises(AssertionError, match="on the CPU"):
+        prompts.swap_in(torch.zeros(PICKED, dtype=torch.int64, device="meta"), optimizer)
+    with pytest.raises(AssertionError, match="2 classes for 3 rows"):
+        prompts.swap_in(torch.tensor([0, 1]), optimizer)
+    with pytest.raises(AssertionError, match="dense"):
+        ClassPrompts(SHAPE, rowwise=False, batch_classes=1, optimizer="sgd").to_host()
+
+
+def test_own_pages():
+    table = own_pages((3, 5, 7))
+    assert table.data_ptr() % 4096 == 0 and table.shape == (3, 5, 7) and not table.any()
+    other = own_pages((3, 5, 7))
+    assert abs(table.data_ptr() - other.data_ptr()) >= 4096, "no page belongs to both"
+    torch.manual_seed(0)
+    drawn = torch.empty(3, 5, 7).normal_()
+    torch.manual_seed(0)
+    assert torch.equal(table.normal_(), drawn), "the same start as in ordinary memory"
+    with pytest.raises(VptspError, match=r"no host memory for a class-prompt table of .* GB .*lower class_prompts"):
+        own_pages((1 << 30, 1 << 20))
+
+
+def test_memory_that_cannot_be_pinned_is_one_line(monkeypatch):
+    calls = []
+    runtime = SimpleNamespace(cudaHostRegister=lambda *args: calls.append(args) or 2)
+
+    def check(code):
+        raise RuntimeError(f"out of memory ({code})\nand more")
+
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "check_error", check)
+    table = own_pages((2, 3))
+    with pytest.raises(VptspError, match=r"^cannot pin 0.0 GB .*out of memory \(2\).*ulimit -l.*$") as caught:
+        pin(table, torch.device("cuda"))
+    assert "\n" not in str(caught.value) and calls == [(table.data_ptr(), 24, 1)]
+
+
+def test_what_was_pinned_is_unpinned_when_the_rest_cannot_be(monkeypatch):
+    log = []
+
+    def pin_one(table, device):
+        if log:
+            raise VptspError("no more")
+        log.append(table.data_ptr())
+        return table.data_ptr()
+
+    monkeypatch.setattr(host_rows, "pin", pin_one)
+    monkeypatch.setattr(host_rows, "unpin", lambda address: log.append(-address))
+    monkeypatch.setattr(host_rows, "StreamCopier", lambda device: DirectCopier())
+    tables = {"a": torch.zeros(2, 3), "b": torch.zeros(2, 3)}
+
+    def build():
+        with pytest.raises(VptspError, match="no more"):
+            HostRows(tables, 1, torch.device("cuda"))
+
+    build()  # on return the error, which holds the half-made object, is gone
+    assert log == [tables["a"].data_ptr(), -tables["a"].data_ptr()]
+
+
+def test_the_stream_copies_after_the_computing_and_before_its_ticket(monkeypatch):
+    """What is asked of a CUDA stream, in order, by names that torch has."""
+    log = Mock()
+    side, main = (create_autospec(torch.cuda.Stream, instance=True) for _ in range(2))
+    side.wait_stream.side_effect = lambda stream: log.wait(stream)
+    side.record_event.side_effect = lambda: log.record() and "ticket"
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: log.enter(stream) and nullcontext())
+    copier = StreamCopier(torch.device("cuda"))
+    target = Mock()
+    target.copy_.side_effect = lambda source, non_blocking: log.copy(source, non_blocking)
+    assert copier.submit([(target, "source")]) == "ticket"
+    expected = [("wait", (main,)), ("enter", (side,)), ("copy", ("source", True)), ("record", ())]
+    assert [(name, args) for name, args, _ in log.mock_calls] == expected
+    copier.wait("ticket")
+    main.wait_event.assert_called_once_with("ticket")
+    side.synchronize.assert_not_called()
+    copier.finish()
+    side.synchronize.assert_called_once_with()
+
+
+def test_classes_reach_a_gpu_through_pinned_memory(monkeypatch):
+    """A copy out of pageable memory would make the host wait for the GPU, twice a step."""
+    gpu = torch.device("cuda")
+    for place, pinned in (("cpu", 1), ("cuda", 0)):
+        tensor = create_autospec(torch.Tensor, instance=True)
+        tensor.device = torch.device(place)
+        tensor.pin_memory.return_value = tensor
+        to_device(tensor, gpu)
+        assert tensor.pin_memory.call_count == pinned
+        tensor.to.assert_called_once_with(gpu, **({"non_blocking": True} if pinned else {}))
+    sent = []
+    monkeypatch.setattr(class_prompts, "to_device", lambda tensor, device: sent.append(tensor.tolist()) or tensor)
+    prompts, optimizer = make("adam", host=False)
+    train(prompts, optimizer, following, stop=2)
+    assert sent == [[0, 1, 2], [0, 1, 2], [2, 3, 4], [2, 3, 4]], "in and out, step after step"
+
+
+def test_placing(monkeypatch):
+    def placed(free, where="auto", device="cuda", **options):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**12))
+        prompts = ClassPrompts(SHAPE, **{"rowwise": True, "batch_classes": 3, "optimizer": "adam"} | options)
+        place_class_prompts(SimpleNamespace(class_prompts=prompts), torch.device(device), where)
+        return prompts.on_host
+
+    size = 3 * 7 * 2 * 3 * 4 * 4  # table and two moments, float32
+    assert placed(2 * size - 1) and not placed(2 * size)
+    assert not placed(0, device="cpu") and not placed(0, "device") and placed(10**9, "host")
+    assert not placed(0, rowwise=False)
+    with pytest.raises(ConfigError, match="class_optimizer = 'rowwise'"):
+        placed(0, "host", rowwise=False)
+    with pytest.raises(ConfigError, match="class_optimizer = 'rowwise'"):
+        place_class_prompts(SimpleNamespace(class_prompts=None), torch.device("cpu"), "host")
+
+
+def test_a_host_table_has_to_fit_once_a_process(monkeypatch):
+    def place(free, where="host", device="cpu", **options):
+        monkeypatch.setattr("vptsp_core.method.model.available_host_memory", lambda: free)
+        prompts = ClassPrompts(SHAPE, **{"rowwise": True, "batch_classes": 3, "optimizer": "adam"} | options)
+        place_class_prompts(SimpleNamespace(class_prompts=prompts), torch.device(device), where)
+        return prompts.on_host
+
+    table = 7 * 2 * 3 * 4 * 4  # float32; the table is there already, two moments come with the steps
+    assert place(2 * table)
+    with pytest.raises(VptspError, match=r"^class table on the host: .* x 1 processes .*; lower class_prompts"):
+        place(2 * table - 1)
+    monkeypatch.setattr("vptsp_core.method.model.local_size", lambda: 4)
+    assert place(8 * table) and place(4 * table, optimizer="sgd")
+    with pytest.raises(VptspError, match=r"x 4 processes .*; start fewer processes, lower .* --class-table device$"):
+        place(8 * table - 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 10**12))
+    with pytest.raises(VptspError, match="x 4 processes"):
+        place(8 * table - 1, "auto", "cuda")
+    assert not place(0, "device", "cuda") and not place(0, "auto", "cpu"), "no table in host memory, no check"
+
+
+def test_available_host_memory():
+    found = host_rows.available_host_memory()
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert os.sysconf("SC_PAGE_SIZE") < found <= pages or not os.path.exists("/proc/meminfo")
+
+
+def test_a_table_that_cannot_be_filled_is_refused_before_it_is(monkeypatch):
+    monkeypatch.setattr(host_rows, "available_host_memory", lambda: 4 * 7 * 2 * 3 * 4 - 1)
+    with pytest.raises(VptspError, match="no host memory for a class-prompt table of .* are available"):
+        ClassPrompts((7, 2, 3, 4), rowwise=True, batch_classes=3, optimizer="sgd")
+
+
+def test_a_system_that_tells_no_available_memory(monkeypatch):
+    monkeypatch.setattr(host_rows.Path, "read_text", lambda self: "MemTotal: 5 kB")
+    assert host_rows.available_host_memory() == float("inf")
+
+
+def test_bench_table():
+    small = preset("smoke", class_optimizer="rowwise", batch=4, prompts=1, prompt_layers=1, class_layers=1)
+    found = compare_tables(small, 9, device="cpu", steps=2, warmup=0)
+    assert found["classes"] == 9 and found["turns"] == 2 and found["table_GB"] == 3 * 9 * 2 * 96 * 4 / 1e9
+    assert 0 < found["ratio min"] <= found["ratio"] <= found["ratio max"] and min(found["ms"].values()) > 0
+    with pytest.raises(ConfigError, match="--classes 3 must be at least 4"):
+        compare_tables(small, 3, device="cpu")
+    with pytest.raises(ConfigError, match="give --classes"):
+        compare_tables(RunConfig(dataset="flowers", class_optimizer="rowwise"), device="cpu")

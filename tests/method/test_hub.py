@@ -1,0 +1,68 @@
+"""The hub of pretrained weights: without a network one line at once, with them in its cache none is needed."""
+
+import logging
+import socket
+import time
+
+import pytest
+import timm
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
+
+from vptsp_core.errors import WeightsError
+from vptsp_core.method import hub
+from vptsp_core.method.backbone import load_backbone
+
+NAME = "vit_tiny_patch16_224.augreg_in21k"
+
+
+@pytest.fixture(autouse=True)
+def nothing_cached(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def closed() -> str:
+    """An address at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_without_a_network_one_line_at_once(monkeypatch, caplog):
+    monkeypatch.setattr(constants, "ENDPOINT", closed())
+    start = time.monotonic()
+    with pytest.raises(WeightsError, match=r"cannot be had \(no connection to 127.0.0.1\); give the file"):
+        load_backbone(NAME)
+    assert time.monotonic() - start < 5 and not caplog.records
+
+
+def test_what_is_cached_needs_no_network(tmp_path, monkeypatch):
+    place = tmp_path / f"models--timm--{NAME}"
+    (place / "snapshots" / "0").mkdir(parents=True)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0")
+    made = timm.create_model(NAME)
+    save_file(made.state_dict(), place / "snapshots" / "0" / "model.safetensors")
+    monkeypatch.setattr(constants, "ENDPOINT", closed())
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # where there is a network too
+    found = load_backbone(NAME)
+    assert torch.equal(found.blocks[0].mlp.fc1.weight, made.blocks[0].mlp.fc1.weight)
+
+
+def test_a_hub_or_a_proxy_is_left_to_its_library(monkeypatch):
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        before = logger.getEffectiveLevel()
+        with hub.asked(NAME):
+            assert not logger.isEnabledFor(logging.WARNING), "that it tries again is not told"
+        assert logger.getEffectiveLevel() == before
+    monkeypatch.setattr(constants, "ENDPOINT", closed())
+    with pytest.raises(ConnectionError), hub.asked(NAME):
+        pass
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    with hub.asked(NAME):
+        pass

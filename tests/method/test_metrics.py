@@ -1,0 +1,393 @@
+"""Retrieval metrics against pytorch-metric-learning, the definitions written out, and cases made by hand."""
+
+from __future__ import annotations
+
+import doctest
+import math
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from vptsp_core.errors import VptspError
+from vptsp_core.method import metrics, neighbours
+from vptsp_core.method.metrics import nearest_neighbours, retrieval_metrics
+from vptsp_core.paper.bench import metrics as bench_metrics
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make(n, d, classes, seed=0, spread=1.0):
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (n,), generator=g)
+    return torch.randn(classes, d, generator=g)[labels] + spread * torch.randn(n, d, generator=g), labels
+
+
+def reference(x, labels, gallery=None, gallery_labels=None, ks=(1, 2, 4, 8)):
+    """The definitions, one query and one rank at a time."""
+    alone = gallery is None
+    gallery, gallery_labels = (x, labels) if alone else (gallery, gallery_labels)
+    cosines = torch.nn.functional.normalize(x) @ torch.nn.functional.normalize(gallery).T
+    sums = {name: [] for name in (*(f"R@{k}" for k in ks), *metrics.OF_R, "MAP released")}
+    for i, row in enumerate(cosines.numpy()):
+        order = [j for j in np.argsort(-row, kind="stable") if not (alone and j == i)]
+        rel = [int(gallery_labels[j] == labels[i]) for j in order]
+        r = sum(rel)
+        precision = [sum(rel[: j + 1]) / (j + 1) * rel[j] for j in range(len(rel))]
+        for k in ks:
+            sums[f"R@{k}"].append(float(any(rel[:k])))
+        sums["MAP released"].append(sum(precision[:50]) / max(1, sum(rel[:50])))
+        if r:
+            sums["MAP@R"].append(sum(precision[:r]) / r)
+            sums["MAP@R released"].append(sum(precision[: r + 1]) / (r + 1))
+            sums["R-precision"].append(sum(rel[:r]) / r)
+    if alone:
+        del sums["MAP released"]
+    return {name: float(np.mean(v)) if v else 0.0 for name, v in sums.items()}
+
+
+@pytest.mark.parametrize("n, d, classes", [(300, 16, 40), (200, 8, 3), (150, 5, 120), (64, 4, 1), (40, 3, 40)])
+def test_agrees_with_the_definitions(n, d, classes):
+    x, labels = make(n, d, classes)
+    ks = (1, 2, 4, 8, 100, 1000)
+    assert retrieval_metrics(x, labels, ks=ks) == pytest.approx(reference(x, labels, ks=ks), abs=1e-12)
+
+
+@pytest.mark.parametrize("classes", [4, 30, 70])
+def test_separate_gallery_agrees_with_the_definitions(classes):
+    x, labels = make(260, 12, classes)
+    args = (x[:100], labels[:100], x[100:], labels[100:])
+    ours = retrieval_metrics(args[0], args[1], gallery=args[2], gallery_labels=args[3], ks=(1, 10, 50))
+    assert ours == pytest.approx(reference(*args, ks=(1, 10, 50)), abs=1e-12)
+
+
+def test_each_query_by_hand():
+    """Classes 0 0 0 1 1 2 on a circle, at 0 10 50 21 24 95 degrees. The neighbours, in order, with hits marked:
+    0: 1* 3 4 2*;  1: 0* 3 4 2*;  2: 4 3 1* 5 0*;  3: 4* 1 0 2;  4: 3* 1 0 2;  5: no other of its class."""
+    x = torch.tensor([0.0, 10, 50, 21, 24, 95]).deg2rad()
+    found = retrieval_metrics(torch.stack([x.cos(), x.sin()], 1), torch.tensor([0, 0, 0, 1, 1, 2])).queries
+    nan = np.nan
+    expected = {
+        "R@1": [1, 1, 0, 1, 1, 0],
+        "MAP@R": [1 / 2, 1 / 2, 0, 1, 1, nan],
+        "MAP@R released": [1 / 3, 1 / 3, 1 / 9, 1 / 2, 1 / 2, nan],
+        "R-precision": [1 / 2, 1 / 2, 0, 1, 1, nan],
+    }
+    assert list(found) == list(expected)
+    for name, values in expected.items():
+        assert found[name].dtype == np.float32
+        np.testing.assert_allclose(found[name], values, rtol=1e-7)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_each_query_is_that_query_alone_and_a_metric_is_their_mean(separate):
+    x, labels = make(230, 6, 60)
+    queries = slice(0, 80 if separate else None)
+    gallery = dict(gallery=x[80:], gallery_labels=labels[80:]) if separate else {}
+    found = retrieval_metrics(x[queries], labels[queries], **gallery)
+    for name, values in found.queries.items():
+        assert np.nanmean(values, dtype=np.float64) == pytest.approx(found[name], rel=1e-6)
+    assert np.isnan(found.queries["MAP@R"]).any() and not np.isnan(found.queries["R@1"]).any()
+    owned = labels[80:] if separate else labels
+    for i in (0, 17, 79):  # against a gallery without the query itself, one query after another
+        others = torch.arange(80 if separate else 0, len(x)) != (-1 if separate else i)
+        items = x[80:] if separate else x[others]
+        alone = reference(x[i : i + 1], labels[i : i + 1], items, owned if separate else labels[others])
+        for name, values in found.queries.items():
+            if not np.isnan(values[i]):
+                assert values[i] == pytest.approx(alone[name], rel=1e-6), name
+
+
+def test_scores_are_a_plain_dict_to_others():
+    found = retrieval_metrics(torch.eye(3)[[0, 0, 1, 1]], torch.tensor([7, 7, 9, 9]), ks=(2,))
+    assert found == {"R@2": 1.0, "MAP@R": 1.0, "MAP@R released": 0.5, "R-precision": 1.0}
+    assert list(found.queries) == ["MAP@R", "MAP@R released", "R-precision"]
+    again = pickle.loads(pickle.dumps(found))  # how processes tell each other
+    assert again == found and again.queries.keys() == found.queries.keys()
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_agrees_with_pytorch_metric_learning(separate):
+    calculator = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
+    x, labels = make(400, 16, 35)
+    names = {"precision_at_1": "R@1", "r_precision": "R-precision", "mean_average_precision_at_r": "MAP@R"}
+    unit = torch.nn.functional.normalize(x)
+    cpu = torch.device("cpu")
+    oracle = calculator.AccuracyCalculator(include=tuple(names), k="max_bin_count", device=cpu)
+    if separate:
+        theirs = oracle.get_accuracy(unit[:150], labels[:150], unit[150:], labels[150:])
+        ours = retrieval_metrics(x[:150], labels[:150], gallery=x[150:], gallery_labels=labels[150:])
+    else:
+        theirs, ours = oracle.get_accuracy(unit, labels), retrieval_metrics(x, labels)
+    for their_name, our_name in names.items():
+        assert ours[our_name] == pytest.approx(theirs[their_name], abs=1e-6)
+
+
+def test_hand_computed():
+    # angles on a circle: the neighbours of each item, in order, can be read off
+    degrees = torch.tensor([0.0, 10, 25, 50, 90]).deg2rad()
+    x = torch.stack([degrees.cos(), degrees.sin()], dim=1)
+    labels = torch.tensor([5, 9, 5, 5, 9])
+    # query 0 (class 5): 9 5 5 9    1 (9): 5 5 5 9    2 (5): 9 5 5 9    3 (5): 5 9 9 5 (at 25, 40, 40, 50)
+    # query 4 (class 9): 5 5 9 5
+    result = retrieval_metrics(x, labels, ks=(1, 2, 3))
+    assert result["R@1"] == pytest.approx(1 / 5)
+    assert result["R@2"] == pytest.approx(3 / 5)
+    assert result["R@3"] == pytest.approx(4 / 5)
+    # R = 2, 1, 2, 2, 1
+    assert result["R-precision"] == pytest.approx((1 / 2 + 0 + 1 / 2 + 1 / 2 + 0) / 5)
+    assert result["MAP@R"] == pytest.approx((1 / 4 + 0 + 1 / 4 + 1 / 2 + 0) / 5)
+    assert result["MAP@R released"] == pytest.approx(((1 / 2 + 2 / 3) / 3 * 2 + 0 + 1 / 3 + 0) / 5)
+
+
+def test_released_code_searches_class_size_plus_1_and_drops_the_first():
+    """The released loop, on data without duplicates, where its way of dropping the query works."""
+    x, labels = make(200, 6, 20)
+    unit = torch.nn.functional.normalize(x)
+    _, place, sizes = labels.unique(return_inverse=True, return_counts=True)
+    found = torch.cdist(unit.double(), unit.double()).topk(int(sizes.max()) + 1, largest=False).indices[:, 1:]
+    total = 0.0
+    for query, size in enumerate(sizes[place].tolist()):
+        rel = (labels[found[query, :size]] == labels[query]).double()
+        total += float((rel.cumsum(0) * rel / torch.arange(1, size + 1)).sum() / size)
+    assert sizes.min() > 1  # it counts a class of one item as 0, we leave it out
+    assert retrieval_metrics(x, labels)["MAP@R released"] == pytest.approx(total / 200)
+
+
+def test_perfect_embedding_scores_below_1_as_released():
+    labels = torch.tensor([0, 0, 1, 1, 1, 2, 2, 2, 2])
+    result = retrieval_metrics(torch.eye(3)[labels], labels)
+    assert result["MAP@R"] == result["R-precision"] == result["R@1"] == 1
+    assert result["MAP@R released"] == pytest.approx((2 * 1 / 2 + 3 * 2 / 3 + 4 * 3 / 4) / 9)
+
+
+def test_released_in_shop_map_looks_at_50_ranks_and_divides_by_hits_found():
+    angle = torch.linspace(0, 1, 60)
+    gallery = torch.stack([angle.cos(), angle.sin()], dim=1)
+    labels = torch.zeros(60, dtype=torch.int64)
+    labels[[1, 3, 55]] = 7  # ranks 2 and 4, and one beyond the 50
+    query = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    result = retrieval_metrics(query, torch.tensor([7, 8]), gallery=gallery, gallery_labels=labels, ks=(1,))
+    assert result["MAP released"] == pytest.approx((1 / 2 + 2 / 4) / 2 / 2)  # class 8 is not there: 0
+    assert result["MAP@R"] == pytest.approx(1 / 2 / 3)  # class 8 is left out
+    assert result["MAP@R released"] == pytest.approx((1 / 2 + 2 / 4) / 4)
+
+
+def test_self_is_left_out_by_index_not_as_the_first_neighbour():
+    x = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]])
+    # three equal rows: whoever drops "the first neighbour" of query 1 or 2 drops item 0 and keeps the query
+    assert nearest_neighbours(x, x, 2, exclude_self=True)[1].tolist() == [[1, 2], [0, 2], [0, 1], [0, 1]]
+    assert retrieval_metrics(x, torch.tensor([0, 1, 1, 0]), ks=(1, 2))["R@1"] == 0.25
+
+
+def test_one_class_and_nothing_but_singletons():
+    x, _ = make(30, 4, 5)
+    result = retrieval_metrics(x, torch.full((30,), -3), ks=(1,))
+    expected = {"R@1": 1.0, "MAP@R": 1.0, "MAP@R released": 29 / 30, "R-precision": 1.0}
+    assert result == pytest.approx(expected)
+    assert set(retrieval_metrics(x, torch.arange(30)).values()) == {0.0}
+
+
+def test_ties_are_ranked_by_index():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(-1, 2, (400, 4), generator=g).float()  # few directions, rows of zeros among them
+    unit = torch.nn.functional.normalize(x)
+    for k in (1, 3, 17, 250, 400):
+        scores, found = nearest_neighbours(x, x, k)
+        full = (unit @ unit.T).round(decimals=5)  # equal in exact arithmetic is equal here
+        mine = full.gather(1, found)
+        assert (mine[:, 1:] <= mine[:, :-1]).all()
+        same_direction = unit.unique(dim=0, return_inverse=True)[1]
+        for row in range(0, 400, 37):  # equal rows of the gallery come in the order of their index
+            for direction in same_direction[found[row]].unique():
+                places = found[row][same_direction[found[row]] == direction]
+                assert (places.diff() > 0).all()
+                first = (same_direction == direction).nonzero().squeeze(1)[: len(places)]
+                assert places.tolist() == first.tolist()
+    x = torch.zeros(50, 3)
+    assert nearest_neighbours(x, x, 4)[1].tolist() == [[0, 1, 2, 3]] * 50
+
+
+def test_ranked_ties_are_a_stable_sort():
+    g = torch.Generator().manual_seed(0)
+    scores = torch.randint(-3, 4, (20, 100), generator=g) / 4
+    scores[3, 5], scores[4] = -0.0, -torch.inf
+    for k in (1, 10, 100):
+        expected = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        best, found = scores.topk(k)
+        found = neighbours._complete_ties(scores, best, neighbours._order_ties(best, found))
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 16, 100, 10_000])
+def test_chunk_size_changes_nothing(chunk):
+    x, labels = make(301, 24, 20)
+    x[200:250] = x[:50]
+    expected = nearest_neighbours(x, x, 5, exclude_self=True)
+    for a, b in zip(nearest_neighbours(x, x, 5, exclude_self=True, chunk=chunk), expected):
+        assert torch.equal(a, b)
+    with mock.patch.dict(neighbours.CHUNK_BYTES, cpu=4 * 301 * chunk):
+        small = retrieval_metrics(x, labels)
+    assert small == retrieval_metrics(x, labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int16])
+def test_any_precision(dtype):
+    x, labels = make(200, 16, 20)
+    x = (8 * x).to(dtype)
+    assert retrieval_metrics(x, labels) == pytest.approx(reference(x.float(), labels), abs=1e-12)
+    assert nearest_neighbours(x, x, 3)[0].dtype == torch.float32
+
+
+def test_numpy_frozen_strided_lists_gradients_and_labels_of_any_value():
+    x, labels = make(120, 8, 12)
+    expected = retrieval_metrics(x, labels)
+    far = torch.randint(-(2**40), 2**40, (12,))[labels]
+    frozen = np.array(x.numpy())
+    frozen.setflags(write=False)
+    wide = np.zeros((120, 16), dtype=np.float32)
+    wide[:, ::2] = x.numpy()
+    for embeddings in (frozen, wide[:, ::2], x.tolist(), x.clone().requires_grad_(), x.T.contiguous().T):
+        for ids in (far, far.numpy(), far.tolist(), labels.to(torch.int32), labels.numpy().astype(np.uint16)):
+            assert retrieval_metrics(embeddings, ids) == expected
+    assert torch.equal(x, make(120, 8, 12)[0])  # the input is left as it was
+
+
+def test_length_of_rows_does_not_matter():
+    x, labels = make(100, 8, 10)
+    lengths = torch.logspace(-25, 25, 100)[:, None]
+    assert retrieval_metrics(x.double() * lengths, labels) == pytest.approx(retrieval_metrics(x, labels))
+    tiny = torch.tensor([[1e-30, 0], [3e37, 3e37], [0, 1e-42]])
+    scores, found = nearest_neighbours(tiny, torch.eye(2), 2)
+    assert found.tolist() == [[0, 1], [0, 1], [1, 0]]
+    assert scores[1].tolist() == pytest.approx([math.sqrt(0.5)] * 2)
+
+
+def test_true_float32_whatever_is_set_outside():
+    x, _ = make(100, 64, 10)
+    expected = nearest_neighbours(x, x, 3)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+            inside = nearest_neighbours(x, x, 3)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert all(torch.equal(a, b) for a, b in zip(inside, expected))
+
+
+def test_neighbours_fewer_than_k_and_separate_gallery():
+    scores, found = nearest_neighbours(torch.eye(3)[:2], torch.eye(3), 5)
+    assert found.tolist() == [[0, 1, 2, -1, -1], [1, 0, 2, -1, -1]]
+    assert scores[0].tolist() == [1, 0, 0, -math.inf, -math.inf]
+    scores, found = nearest_neighbours(torch.ones(1, 2), torch.ones(1, 2), 2, exclude_self=True)
+    assert found.tolist() == [[-1, -1]] and scores.tolist() == [[-math.inf, -math.inf]]
+
+
+TWO, NAMES = (torch.eye(2), [0, 1]), ("gallery", "gallery_labels")
+
+
+@pytest.mark.parametrize(
+    "message, args, kwargs",
+    [
+        ("embeddings: NaN or .* in 2 of 3 rows \\(0, 2\\)", ([[math.nan], [1], [math.inf]], [0, 1, 2]), {}),
+        ("gallery: NaN or infinity in 1 of 1", TWO, dict(zip(NAMES, ([[math.inf, 0]], [0])))),
+        ("labels: 3 labels for 2", (torch.eye(2), [0, 1, 1]), {}),
+        ("gallery_labels: 1 labels for 2", TWO, dict(zip(NAMES, (torch.eye(2), [0])))),
+        ("labels: torch.float32", (torch.eye(2), [0.0, 1.0]), {}),
+        ("labels: .*shape \\(2, 1\\)", (torch.eye(2), [[0], [1]]), {}),
+        ("labels: torch cannot read", (torch.eye(2), ["a", "b"]), {}),
+        ("embeddings: .*shape \\(0, 4\\)", (torch.empty(0, 4), []), {}),
+        ("embeddings: .*shape \\(4, 0\\)", (torch.empty(4, 0), [0] * 4), {}),
+        ("embeddings: .*shape \\(3,\\)", (torch.ones(3), [0, 1, 2]), {}),
+        ("embeddings: torch.complex64", (torch.ones(2, 2, dtype=torch.complex64), [0, 1]), {}),
+        ("gallery: 3 dimensions where the queries have 2", TWO, dict(zip(NAMES, (torch.eye(3), [0, 1, 2])))),
+        ("belong together", TWO, {"gallery": torch.eye(2)}),
+        ("belong together", TWO, {"gallery_labels": [0, 1]}),
+        ("ks: 0", TWO, {"ks": (1, 0)}),
+        ("ks: 1.5", TWO, {"ks": (1.5,)}),
+        ("backend 'annoy'", TWO, {"backend": "annoy"}),
+    ],
+)
+def test_refusals(message, args, kwargs):
+    with pytest.raises(VptspError, match=message) as caught:
+        retrieval_metrics(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "message, kwargs",
+    [
+        ("k: 0", {"k": 0}),
+        ("chunk: -1", {"chunk": -1}),
+        ("backend 'annoy'", {"backend": "annoy"}),
+        ("exclude_self: 2 queries, 3 gallery items", {"exclude_self": True}),
+    ],
+)
+def test_refusals_of_the_search(message, kwargs):
+    with pytest.raises(VptspError, match=message):
+        nearest_neighbours(torch.ones(2, 2), torch.ones(3, 2), **{"k": 1, **kwargs})
+
+
+def test_memory_of_a_chunk_is_bounded_however_large_a_class_is():
+    x = torch.randn(1200, 4)
+    one_class = torch.zeros(1200, dtype=torch.int64)
+    mixed = torch.arange(1200) // 2
+    mixed[:600] = -1
+    unit = neighbours.unit_rows("x", x)
+    for labels, longest in ((one_class, 1199), (mixed, 600)):
+        _, place, size = labels.unique(return_inverse=True, return_counts=True)
+        depth, seen = size[place].clamp(min=8), []
+        with mock.patch.dict(neighbours.CHUNK_BYTES, cpu=2**20):
+            for rows, best, found in neighbours.search(unit, unit, depth, exclude_self=True):
+                seen.append((len(rows), best.shape[1]))
+                assert best.shape == found.shape == (len(rows), best.shape[1])
+                assert len(rows) * (4 * len(x) + 64 * best.shape[1]) <= 2**20
+        assert sum(rows for rows, _ in seen) == 1200
+        assert seen[0][1] == longest
+        # behind the large class lists shorten and chunks grow
+        assert labels is one_class or (seen[-1][1] == 8 and max(rows for rows, _ in seen) > 2 * seen[0][0])
+
+
+@pytest.mark.parametrize("queries, backend", [(0, "torch"), (300, "torch"), (0, "faiss")])
+def test_benchmark_reports_both(queries, backend):
+    if backend == "faiss":
+        pytest.importorskip("faiss")
+    size = bench_metrics.Size(600, 8, 120, (1, 4), queries, tail=1.0)
+    threads = lambda max_workers, mp_context: ThreadPoolExecutor(max_workers)  # noqa: E731  (no torch to start)
+    with mock.patch.object(bench_metrics, "ProcessPoolExecutor", threads):
+        result = bench_metrics.benchmark_metrics(size, backend=backend, repeats=2)
+    data = bench_metrics.clustered(size)
+    assert data.owned.bincount().max() == result["k"] == result["largest_class"] > 4
+    assert len(data.labels) == (queries or 600) and data.embeddings.shape[1] == 8
+    assert result["R@1"] == round(retrieval_metrics(**data._asdict(), ks=(1,))["R@1"], 4)
+    assert result["ratio"] > 0 and len(result["ratios"]) == 2
+    assert all(result[f"{name}_peak_mib"] >= result[f"{name}_mib"] >= 0 for name in ("bare", "metrics"))
+
+
+def test_benchmark_sizes():
+    sizes = bench_metrics.SIZES
+    assert {name: (s.queries, s.items, s.classes) for name, s in sizes.items()} == {
+        "sop": (0, 60_502, 11_316), "inshop": (14_218, 12_612, 3_985), "inaturalist": (0, 136_093, 2_452),
+    }  # fmt: skip
+    for size, most in zip(sizes.values(), (12, 12, 700), strict=True):
+        each = bench_metrics.class_sizes(size.items, size.classes, size.tail)
+        assert each.sum() == size.items and len(each) == size.classes and each.min() >= 2
+        assert most / 3 < each.max() <= most
+    assert each.median() < each.double().mean()  # a long tail
+
+
+@pytest.mark.parametrize("module", [metrics, neighbours])
+def test_docstrings(module):
+    result = doctest.testmod(module)
+    assert result.attempted and not result.failed

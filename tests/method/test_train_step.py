@@ -1,0 +1,279 @@
+"""The training step: compiled against as written, frozen weights in half precision, nothing that waits for a GPU."""
+
+import contextlib
+import importlib.util
+import shutil
+import warnings
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from vptsp_core.errors import ConfigError, VptspError
+from vptsp_core.method import step as train_step
+from vptsp_core.method.config import RunConfig
+from vptsp_core.method.model import MetricModel, make_optimizers
+from vptsp_core.method.step import TrainStep, compiles, hold_frozen
+
+TINY = dict(img_size=32, patch_size=8, embed_dim=32, num_heads=2, num_classes=0)
+CLASSES, SIDE = 12, 32
+KINDS = {
+    "gru": dict(),
+    "gru, dropout": dict(gru_dropout=0.3, semantics="paper"),
+    "ema": dict(accumulator="ema"),
+    "lstm": dict(accumulator="lstm"),
+    "rowwise": dict(class_optimizer="rowwise", optimizer="adamw", lr=1e-3, samples_per_class=1),
+    "vpt": dict(method="vpt", optimizer="adam", lr=1e-3),
+    "adapter": dict(method="adapter", adapter_dim=8, adapter_layers=2),
+    "bitfit": dict(method="linear"),
+    "linear": dict(method="linear", bitfit=False),
+    "full": dict(method="full", bitfit=False),
+}
+
+
+def make(depth=3, **changes):
+    settings = dict(
+        embed_dim=16, prompts=3, prompt_layers=3, class_prompts=2, class_layers=2, batch=8, samples_per_class=2,
+        lr=0.05, lr_proxy=0.1, image_size=SIDE, resize=SIDE,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    backbone = VisionTransformer(**TINY, depth=depth).eval().requires_grad_(False)
+    torch.manual_seed(0)
+    return MetricModel(RunConfig(**settings | changes), backbone, CLASSES).train()
+
+
+def batches(model, count, seed=0):
+    generator, config = torch.Generator().manual_seed(seed), model.config
+    for _ in range(count):
+        classes = torch.randperm(CLASSES, generator=generator)[: config.batch // config.samples_per_class]
+        images = torch.randn(config.batch, 3, SIDE, SIDE, generator=generator)
+        yield images, classes.repeat_interleave(config.samples_per_class), classes
+
+
+def trained(model, steps=4, **options):
+    step = TrainStep(model, make_optimizers(model), **{"compiled": False} | options)
+    torch.manual_seed(1)
+    losses = [step(images, labels, classes) for images, labels, classes in batches(model, steps)]
+    return step, torch.stack(losses), {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def without_code(monkeypatch):
+    """Graphs are taken and differentiated as ever, then run without a compiler of machine code."""
+    real = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda fn, *, fullgraph, dynamic, options: real(
+            fn, fullgraph=fullgraph, dynamic=dynamic, backend="aot_eager"
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_method_is_one_graph_and_gives_the_same_numbers(monkeypatch, kind):
+    without_code(monkeypatch)
+    _, losses, state = trained(make(**KINDS[kind]))
+    torch._dynamo.reset()
+    step, graph_losses, graph_state = trained(make(**KINDS[kind]), compiled=True, must=True)
+    assert step.compiled and step.compile_seconds > 0
+    torch.testing.assert_close(graph_losses, losses, rtol=1e-5, atol=1e-6)
+    assert state.keys() == graph_state.keys()
+    adaptive = KINDS[kind].get("optimizer", "sgd") != "sgd"  # which scales the rounding of tiny gradients up
+    for name, value in state.items():
+        torch.testing.assert_close(graph_state[name], value, rtol=1e-4, atol=1e-3 if adaptive else 1e-5)
+
+
+def test_gradient_checkpointing_compiles_too(monkeypatch):
+    without_code(monkeypatch)
+    _, losses, _ = trained(make())
+    torch._dynamo.reset()
+    model = make()
+    model.vit.checkpointing = True
+    step, graph_losses, _ = trained(model, compiled=True, must=True)
+    torch.testing.assert_close(graph_losses, losses, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="machine code for a CPU needs g++")
+def test_machine_code_gives_the_same_numbers(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    torch._dynamo.reset()
+    shallow = dict(depth=1, prompt_layers=1, class_layers=1)  # each kernel costs a call of g++
+    _, losses, state = trained(make(**shallow))
+    step, compiled_losses, compiled_state = trained(make(**shallow), compiled=True, must=True)
+    assert step.compile_seconds > 0 and list((tmp_path / "vptsp" / "compiled").rglob("*.so"))
+    torch.testing.assert_close(compiled_losses, losses, rtol=1e-5, atol=1e-6)
+    for name, value in state.items():
+        torch.testing.assert_close(compiled_state[name], value, rtol=1e-4, atol=1e-5)
+
+
+def failing_on_the_way_back(monkeypatch):
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, loss):
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise RuntimeError("no backend\nmore of it")
+
+    monkeypatch.setattr(train_step, "compiled_loss", lambda model: lambda *batch: Broken.apply(model.loss(*batch)))
+
+
+@pytest.mark.parametrize("kind", ["gru", "gru, dropout", "lstm", "rowwise"])
+def test_what_cannot_be_compiled_is_told_and_run_as_written(monkeypatch, kind):
+    _, losses, state = trained(make(**KINDS[kind]))
+    failing_on_the_way_back(monkeypatch)
+    with pytest.warns(UserWarning, match=r"^a training step cannot be compiled here \(no backend\): steps run as"):
+        step, fallen, fallen_state = trained(make(**KINDS[kind]), compiled=True)
+    assert not step.compiled and step.compile_seconds is None
+    assert torch.equal(fallen, losses)
+    assert all(torch.equal(fallen_state[name], value) for name, value in state.items())
+
+
+def test_what_must_be_compiled_and_cannot_is_an_error(monkeypatch):
+    failing_on_the_way_back(monkeypatch)
+    with pytest.raises(VptspError, match=r"^a training step cannot be compiled here \(no backend\); choose --comp"):
+        trained(make(), compiled=True, must=True)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_graphs_that_fail_when_they_are_recorded_are_told_too(monkeypatch, at):
+    _, losses, state = trained(make(**KINDS["gru, dropout"]))
+    calls = []
+
+    def compiled_loss(model):
+        def loss(images, labels):
+            calls.append(labels)
+            found = model.loss(images, labels)
+            if len(calls) == at + 1:
+                raise RuntimeError("cannot be recorded")
+            return found
+
+        return loss
+
+    monkeypatch.setattr(train_step, "compiled_loss", compiled_loss)
+    with pytest.warns(UserWarning, match=r"cannot be compiled here \(cannot be recorded\): steps run as written"):
+        step, fallen, fallen_state = trained(make(**KINDS["gru, dropout"]), compiled=True)
+    assert not step.compiled and len(calls) == at + 1 and torch.equal(fallen, losses)
+    assert all(torch.equal(fallen_state[name], value) for name, value in state.items())
+
+
+def test_a_device_that_fails_is_no_compiler_that_does(monkeypatch):
+    def compiled_loss(model):
+        def loss(images, labels):
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+        return loss
+
+    monkeypatch.setattr(train_step, "compiled_loss", compiled_loss)
+    with pytest.raises(torch.AcceleratorError):
+        trained(make(), compiled=True)
+
+
+def test_as_many_models_as_one_likes_are_compiled(monkeypatch):
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda fn, *, fullgraph, dynamic, options: real(
+        fn, fullgraph=fullgraph, dynamic=dynamic, backend="eager"))  # fmt: skip
+    torch._dynamo.reset()
+    for count in range(10):  # torch's limit of forms of one code object is 8
+        step, _, _ = trained(make(embed_dim=8 + count), steps=1, compiled=True, must=True)
+        assert step.compiled
+
+
+def test_who_compiles(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    have = {"triton": True, "g++": True}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: have.get(name) or None)
+    monkeypatch.setattr(shutil, "which", lambda name: name if have.get(name) else None)
+    assert [compiles(word, gpu, 1000) for word in ("auto", "on", "off")] == [True, True, False]
+    assert [compiles(word, gpu, 999) for word in ("auto", "on", "off")] == [False, True, False]
+    assert [compiles(word, cpu, 1000) for word in ("auto", "on", "off")] == [False, True, False]
+    have.clear()
+    assert not compiles("auto", gpu, 1000) and not compiles("off", gpu, 1000)
+    with pytest.raises(VptspError, match="compile = 'on' needs the package triton"):
+        compiles("on", gpu, 1)
+    with pytest.raises(VptspError, match="compile = 'on' needs a C.. compiler"):
+        compiles("on", cpu, 1)
+    with pytest.raises(ConfigError, match="compile = 'always' must be one of auto, on, off"):
+        compiles("always", cpu, 1)
+
+
+@pytest.mark.parametrize("kind", ["gru", "linear", "full", "vpt", "adapter"])
+def test_frozen_weights_in_half_precision_change_no_number(kind):
+    found = []
+    for held in (False, True):
+        model = make(**KINDS[kind])
+        model.vit.autocast = torch.bfloat16
+        if held:
+            hold_frozen(model.vit)
+        images, labels, _ = next(batches(model, 1))
+        loss = model.loss(images, labels)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 2
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    weight = model.vit.backbone.blocks[0].mlp.fc1.weight
+    assert weight.dtype == (torch.float32 if kind == "full" else torch.bfloat16)
+    learns = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.dtype == torch.float32 for p in learns) and model.vit.backbone.norm.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["gru", "ema", "rowwise", "vpt", "full"])
+def test_bf16_stays_near_float32(kind):
+    """Losses of eight steps at the presets' rates, on a problem of the golden files' size, beside float32's: the first
+    within 0.3 % (seen: 0.17 %), all within 3 % (seen: 1.9 %; training draws rounding apart)."""
+    rates = dict(lr=5e-3) if "optimizer" not in KINDS[kind] else {}
+    _, exact, _ = trained(make(**KINDS[kind] | rates), steps=8)
+    model = make(**KINDS[kind] | rates)
+    model.vit.autocast = torch.bfloat16
+    _, rounded, _ = trained(model, steps=8)
+    assert rounded.dtype == torch.float32 and not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded[0], exact[0], rtol=3e-3, atol=0)
+    torch.testing.assert_close(rounded, exact, rtol=3e-2, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_in_a_step_waits_for_the_device(monkeypatch, kind):
+    """On tensors without values, of a device that is no CPU: what reads a value on the host cannot be had from them."""
+    monkeypatch.setattr(torch, "autocast", lambda *a, **k: contextlib.nullcontext())  # torch knows none of that device
+    model = make(**KINDS[kind]).to("meta")
+    step = TrainStep(model, make_optimizers(model), compiled=False)
+    classes = torch.arange(model.config.batch // model.config.samples_per_class, device="meta")
+    labels = classes.repeat_interleave(model.config.samples_per_class)
+    images = torch.empty(model.config.batch, 3, SIDE, SIDE, device="meta")
+    loss = [step(images, labels, classes) for _ in range(2)][-1]
+    assert loss.device.type == "meta" and loss.shape == ()
+    for waits in (loss.item, loss.cpu, lambda: images[labels > 1]):  # the device would notice
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            waits()
+
+
+def test_optimisers_are_fused_on_a_gpu_only_and_not_with_fp16():
+    for kind, precision in (("gru", "auto"), ("vpt", "bf16"), ("rowwise", "fp32"), ("gru", "fp16")):
+        model = make(**KINDS[kind], precision=precision)
+        assert all(optimizer.defaults["fused"] is False for optimizer in make_optimizers(model))
+        with FakeTensorMode():  # tensors that claim to be on one
+            for module in model.modules():
+                for name, value in list(module._parameters.items()):
+                    if value is not None:
+                        moved = torch.empty(value.shape, device="cuda")
+                        module._parameters[name] = torch.nn.Parameter(moved, value.requires_grad)
+            groups = [group for optimizer in make_optimizers(model) for group in optimizer.param_groups]
+            assert all(group["fused"] is (precision != "fp16") for group in groups)
+
+
+def test_linear_probing_keeps_nothing_of_the_trunk():
+    def tokens_kept(kind):
+        model, shapes = make(**KINDS[kind]), []
+        images, labels, _ = next(batches(model, 1))
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: shapes.append(t.shape) or t, lambda t: t):
+            model.loss(images, labels)
+        return [shape for shape in shapes if len(shape) > 2 and shape[1] > 1]
+
+    assert tokens_kept("linear") == [] and tokens_kept("bitfit")
+
+
+def test_a_step_is_quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained(make(), steps=2)

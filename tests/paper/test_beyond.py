@@ -1,0 +1,89 @@
+"""The table "beyond the paper": its rows, its presets, its notebook."""
+
+import pandas as pd
+import pytest
+import torch
+
+from vptsp_core import preset
+from vptsp_core.errors import ConfigError
+from vptsp_core.method.backbone import load_backbone, normalisation, pooling
+from vptsp_core.method.config import RunConfig
+from vptsp_core.method.lora import has_peft
+from vptsp_core.paper import beyond
+from vptsp_core.paper.methods import BASE, BEST, LORA, base_config, method_rows
+
+NOTEBOOKS = ("beyond_paper",)  # what the fixture `smoke` executes
+BUDGET = ("dataset", "backbone", "weights", "epochs", "steps_per_epoch", "batch", "samples_per_class", "image_size",
+          "augmentation", "prompts", "class_prompts", "embed_dim")  # fmt: skip
+UNTRAINED = "... without training"
+
+
+@pytest.mark.parametrize("profile", BASE)
+def test_rows_have_one_budget_and_are_distinct_and_chosen_by_validation(profile):
+    rows = beyond.rows(profile)
+    configs = {label: base_config(profile, **row) for label, row in rows.items()}
+    for key in BUDGET:
+        assert len({getattr(config, key) for label, config in configs.items() if label != UNTRAINED}) == 1, key
+    assert len({config.hash() for config in configs.values()}) == len(configs)
+    assert (LORA in rows) == has_peft()
+    assert {config.selection for config in beyond.cells(profile).values()} == {"validation"}
+    assert configs[beyond.REFERENCE] == base_config(profile, **method_rows(profile)[BEST])
+
+
+def test_the_recipe_is_its_preset_and_each_other_row_of_its_lacks_one_part():
+    for profile, name in beyond.RECIPES.items():
+        configs = {row: config.to_dict() for (row, _), config in beyond.cells(profile).items()}
+        recipe = configs[beyond.RECIPE]
+        assert recipe == preset(name, **{key: recipe[key] for key in ("epochs", "steps_per_epoch")}).to_dict()
+        parts = {
+            "... with a GRU": {"accumulator": "gru"},
+            "... with prompts from the data": {"start": "all"},
+            "... without proxies from the data": {"start": "heads"},
+            "... without a start from the data": {"start": "released"},
+            "... without prompts (BitFit)": {"method": "linear"},
+            UNTRAINED: {"method": "linear", "bitfit": False, "start": "heads", "epochs": 0},
+        }
+        assert {row: configs[row] for row in parts} == {row: recipe | part for row, part in parts.items()}
+    longer = beyond.cells("demo", epochs=7)
+    assert {row: config.epochs for (row, _), config in longer.items() if config.epochs != 7} == {UNTRAINED: 0}
+
+
+def test_newer_backbones_stand_in_the_profile_paper_unless_one_is_named():
+    labels = [row for row, _ in beyond.cells("paper")]
+    assert all(name in labels and f"{name}, the recipe" in labels for name in beyond.NEWER)
+    assert not any(name in row for row, _ in beyond.cells("paper", backbone="demo_vit") for name in beyond.NEWER)
+    assert not any(name in row for row, _ in beyond.cells("demo") for name in beyond.NEWER)
+    with pytest.raises(ConfigError, match="hold start"):
+        beyond.cells("demo", start="all")
+
+
+# timm's own data: pooled token or mean, tokens before the patches, first channel's mean of the input.
+NEWER = {
+    "cub200-dinov2-vits14": ("cls", 1, 0.485),
+    "cub200-dinov2reg-vits14": ("cls", 5, 0.485),
+    "cub200-dinov2reg-vitb14": ("cls", 5, 0.485),
+    "cub200-siglip2-vitb16": ("avg", 0, 0.5),
+    "cub200-tipsv2-vitb14": ("cls", 2, 0.0),
+}
+
+
+def test_newer_backbones_fit_and_are_read_as_they_were_trained():
+    assert list(NEWER) == beyond.NEWER
+    for name, expected in NEWER.items():
+        config: RunConfig = preset(name)
+        with torch.device("meta"):  # their kind and shape, without the memory
+            model = load_backbone(config.backbone, "random", config.image_size)
+        config.check_depth(len(model.blocks))
+        assert (pooling(model, config.pool), model.num_prefix_tokens, normalisation(model)[0][0]) == expected
+        assert config.embed_dim <= model.embed_dim
+
+
+def test_the_notebook_has_every_row_and_its_distance(smoke):
+    found = smoke.table("beyond_paper")
+    rows = beyond.rows("smoke")
+    assert list(found.index) == list(rows)
+    assert found[["CUB R@1, ours", "CUB MAP@R, ours"]].notna().all(axis=None)
+    told = found[f"CUB R@1, vs {beyond.REFERENCE}"]
+    assert pd.isna(told[beyond.REFERENCE]) and told.drop(beyond.REFERENCE).str.contains(r"\[").all()
+    printed = "".join(output.get("text", "") for output in smoke.outputs("beyond_paper"))
+    assert "held-out training classes" in printed and ("peft is not installed" in printed) == (not has_peft())

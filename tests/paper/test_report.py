@@ -1,0 +1,176 @@
+"""Tables against hand-computed values."""
+
+import re
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vptsp_core.errors import ConfigError, VptspError
+from vptsp_core.figures.umap import pick_points, proxy_cosines, short_name, spread_classes
+from vptsp_core.method.presets import preset
+from vptsp_core.paper import report
+from vptsp_core.runs.evaluate import RECALL_AT
+from vptsp_core.runs.folder import Run
+
+
+def fake_run(seed: int = 0, recall: float = 0.5, commit: str = "abc", **changes) -> Run:
+    record = {
+        "hash": f"h{seed}", "commit": commit, "versions": {"torch": "2.12.0"}, "device": "cpu", "seconds": 1.6,
+        "weights": "w1", "data": {"name": "glyphs", "train": "t1", "test": "t2"},
+        "parameters": {"tunable": 5, "tunable released": 4, "total": 9},
+    }  # fmt: skip
+    config = preset("smoke", seed=seed, **changes)
+    path = Path("runs", f"{config.hash()}-{commit}")
+    return Run(config, path, {"R@1": recall, "MAP@R": recall / 2}, pd.DataFrame(), record)
+
+
+def test_paper_table_reads_the_printed_numbers_and_lists_what_there_is():
+    assert report.paper_table("table10_latency_ms").set_index("method").loc["VPTSP", "B=64"] == 260
+    with pytest.raises(ConfigError, match="no table 'table99'.*table10_latency_ms, table1_peft"):
+        report.paper_table("table99")
+
+
+def test_the_demo_has_every_recall_that_the_paper_reports():
+    files = (resources.files("vptsp_core") / "paper").iterdir()
+    asked = {int(k) for file in files if file.name.endswith(".csv") for k in re.findall(r"R@(\d+)", file.read_text())}
+    assert asked <= set(RECALL_AT["glyphs"]) and {1, 32, 100} <= asked
+
+
+def test_compare_by_hand():
+    paper = pd.DataFrame({"row": ["a", "b", "c"], "R@1": [50.0, 60.0, 70.0]})
+    ours = pd.DataFrame({"row": ["new", "a", "c"], "R@1": [1.0, 52.5, 69.0], "R@1 ±": [np.nan, 0.5, np.nan], "ms": 3.0})
+    table = report.compare(paper, ours, on="row", columns=["R@1"], only_ours=["ms"])
+    assert list(table.index) == ["new", "a", "b", "c"]
+    assert list(table.columns) == [
+        ("R@1", "paper"),
+        ("R@1", "ours"),
+        ("R@1", "±"),
+        ("R@1", "difference"),
+        ("ms", "ours"),
+    ]
+    np.testing.assert_array_equal(table["R@1", "difference"], [np.nan, 2.5, np.nan, -1.0])
+    np.testing.assert_array_equal(table["R@1", "paper"], [np.nan, 50, 60, 70])
+    np.testing.assert_array_equal(table["ms", "ours"], [3, 3, np.nan, 3])
+
+
+def test_compare_with_nothing_of_ours_shows_the_paper():
+    ours = report.averaged([], {"row": []}, ["R@1"])
+    table = report.compare(pd.DataFrame({"row": ["a"], "R@1": [50.0]}), ours, on="row", columns=["R@1"])
+    assert table.loc["a", ("R@1", "paper")] == 50 and np.isnan(table.loc["a", ("R@1", "difference")])
+
+
+def test_compare_refuses_rows_that_occur_twice():
+    twice = pd.DataFrame({"row": ["a", "a"], "R@1": [1.0, 2.0]})
+    with pytest.raises(ConfigError, match="row = 'a' occurs twice in ours"):
+        report.compare(twice[:1], twice, on="row", columns=["R@1"])
+
+
+def test_averaged_by_hand():
+    runs = [fake_run(0, 0.50), fake_run(1, 0.54), fake_run(2, 0.52), fake_run(0, 0.9)]
+    table = report.averaged(runs, {"label": ["x", "x", "x", "y"]}, ["R@1"]).set_index("label")
+    assert table.loc["x", "R@1"] == pytest.approx(52)
+    # standard deviation 2, standard error 2 / sqrt(3), Student's t of 97.5 % with two degrees of freedom 4.302653
+    assert table.loc["x", "R@1 ±"] == pytest.approx(4.302653 * 2 / 3**0.5, rel=1e-6)
+    assert table.loc["y", "R@1"] == pytest.approx(90) and np.isnan(table.loc["y", "R@1 ±"])
+
+
+def test_styled_has_no_negative_zero():
+    table = pd.DataFrame({("a", "difference"): [-0.2, -0.6]})
+    html = report.styled(table, formats={"a": "{:.0f}"}).to_html()
+    assert ">+0<" in html and ">-1<" in html and ">-0<" not in html
+
+
+def test_styled_signs_differences_and_leaves_missing_cells_empty():
+    paper = pd.DataFrame({"row": ["a", "b"], "R@1": [50.0, 60.0]})
+    ours = pd.DataFrame({"row": ["a"], "R@1": [52.46]})
+    table = report.compare(paper, ours, on="row", columns=["R@1"])
+    html = report.styled(table).to_html()
+    assert "+2.5<" in html and ">52.5<" in html and "nan" not in html
+    assert table.index.name == "row"  # showing a table does not change it
+
+
+def test_marked_by_hand():
+    rows = pd.DataFrame({"row": ["a", "b", "c"], "R@1": [50.0, 60.0, 70.0], "MAP@R": 1.0})
+    table = report.compare(rows, rows, on="row", columns=["R@1"], only_ours=["MAP@R"])
+    columns = pd.MultiIndex.from_product([["R@1"], ["difference", "low", "high", "chance"]])
+    found = pd.DataFrame([[-1.23, -2.04, -0.4, False], [0.1, -0.26, 0.54, True]], ["b", "a"], columns)
+    out = report.marked(table, found, "c")
+    assert list(out["R@1", "vs c"]) == ["≈ +0.1 [-0.3, +0.5]", "-1.2 [-2.0, -0.4]", ""]
+    assert [column for column in out if column[0] == "MAP@R"] == [("MAP@R", "ours")]
+    pd.testing.assert_frame_equal(out.drop(columns=[("R@1", "vs c")]), table)
+    html = report.styled(out).to_html()
+    assert "≈ +0.1 [-0.3, +0.5]<" in html and "nan" not in html
+
+
+def test_selection_note():
+    runs = [fake_run(), fake_run(method="frozen", bitfit=False), fake_run(1)]
+    assert report.selection_note(runs) == (
+        "Epoch reported: each metric is that of its best epoch on the test set, as published."
+    )
+    mixed = report.selection_note([*runs, fake_run(selection="last")])
+    assert "published (2 run(s)); each metric is that of the last epoch (1 run(s))." in mixed
+    assert "no epoch was chosen" in report.selection_note(runs[1:2]) and report.selection_note([]) == ""
+
+
+def test_record_table_names_every_value_that_differs():
+    runs = [fake_run(0), fake_run(1), fake_run(1, commit="def")]
+    table = report.record_table([*runs, runs[1]])["value"]  # which stands for two points, and counts once
+    assert table["runs"] == "3" and table["seed"] == "0, 1" and table["commit"] == "abc, def"
+    assert table["torch version"] == "2.12.0" and table["weights checksum"] == "w1" and table["device"] == "cpu"
+    assert table["data checksum, train"] == "t1" and table["data checksum, test"] == "t2"
+    assert table["seconds of training and evaluation, all runs"] == "5"
+    assert list(report.record_table([])["value"]) == ["0"]
+
+
+def test_save_table_flattens_columns(tmp_path):
+    frame = pd.DataFrame({"row": ["a"], "R@1": [50.0]})
+    path = report.save_table(report.compare(frame, frame, on="row", columns=["R@1"]), tmp_path, "t")
+    assert path == tmp_path / "tables" / "t.csv"
+    assert path.read_text().splitlines() == ['row,"R@1, paper","R@1, ours","R@1, difference"', "a,50.0,50.0,0.0"]
+    (tmp_path / "file").touch()
+    with pytest.raises(VptspError, match="cannot write"):
+        report.save_table(frame, tmp_path / "file", "t")
+
+
+def test_absent_data_is_told_in_one_line(tmp_path):
+    cub = preset("cub200-vits16")
+    assert report.absent_data(preset("demo"), None, "table1") == ""
+    line = report.absent_data(cub, None, "table1")
+    assert (
+        "data get cub200 --data DIR" in line and "--profile paper --data DIR --only table1" in line and "\n" not in line
+    )
+    assert line == report.absent_data(cub, None, "table1", report.place("results") / "paper")
+    elsewhere = report.absent_data(cub, None, "table1", report.place("some where") / "paper")
+    assert elsewhere == f"{line} --results 'some where'"
+    assert "there is no cub200/" in report.absent_data(cub, tmp_path, "table1")
+    (tmp_path / "cub200").mkdir()
+    assert report.absent_data(cub, tmp_path, "table1") == ""  # there, if broken: loading it says what is wrong
+
+
+def test_place_is_the_repository_from_either_folder(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    for start in (tmp_path, tmp_path / "notebooks"):
+        monkeypatch.chdir(start)
+        assert report.place("results").resolve() == (tmp_path / "results").resolve()
+    assert report.place("/elsewhere") == Path("/elsewhere")
+
+
+def test_proxy_cosines_by_hand():
+    embeddings = np.array([[1, 0], [0.6, 0.8], [0, 1], [0, 1]], np.float32)
+    labels = np.array([0, 0, 1, 1])
+    # centroid of class 0: (0.8, 0.4), of length sqrt(0.8); of class 1: (0, 1)
+    found = proxy_cosines(embeddings, labels, {"P": np.array([[3, 0], [0, 2]], np.float32)})["P"]
+    own, other = (0.8 / 0.8**0.5 + 1) / 2, (0 + 0.4 / 0.8**0.5) / 2
+    assert found == pytest.approx({"own centroid": own, "nearest other": other, "margin": own - other})
+
+
+def test_what_a_map_shows():
+    assert spread_classes(5, 10) == [0, 1, 2, 3, 4] and spread_classes(100, 3) == [0, 49, 99]
+    labels = np.repeat(np.arange(10), 8)
+    chosen = pick_points(labels, [2, 7], 30)
+    assert len(chosen) == 30 == len(set(chosen)) and np.isin(labels[chosen], [2, 7]).sum() == 16
+    assert len(pick_points(labels, [2], 1000)) == 80
+    assert short_name("012.A_very_long_name_of_some_bird") == "A very long name of s…"

@@ -1,0 +1,150 @@
+"""Every row of table 1 is a run that can be described, and finds its line in the paper's table."""
+
+import functools
+
+import pytest
+
+from vptsp_core.errors import ConfigError
+from vptsp_core.method.lora import has_peft
+from vptsp_core.method.presets import preset
+from vptsp_core.paper import figure3
+from vptsp_core.paper.latency import latency_configs
+from vptsp_core.paper.methods import (
+    ADAPTERS,
+    BASE,
+    BEST,
+    CLOSED,
+    FROZEN,
+    FULL,
+    LORA,
+    METHODS,
+    RATES,
+    base_config,
+    check_changes,
+    configured,
+    integration_rows,
+    method_rows,
+    paper_labels,
+    proxy_source_rows,
+)
+from vptsp_core.paper.report import paper_table
+from vptsp_core.paper.tables import TABLES
+
+# Finished runs are found by these: they may change only together with what the runs compute.
+HASHES = {
+    "demo": {
+        "Frozen backbone": "a24a27016fb9", "Full fine-tuning (PA)": "aac35bca01d7", "Linear probing": "f9544f456994",
+        "BitFit": "0682d91e4de1", "VPT": "6643cfeb102d", "VPT + BitFit": "ed81a68b9c6e", "VPTSP-M": "8ba0742f4efb",
+        "VPTSP-M + BitFit": "b394e89e280d", "VPTSP-G": "7f3fbaede6c7", "VPTSP-G + BitFit": "3dd20d85b13e",
+    },
+    "smoke": {
+        "Frozen backbone": "a24a27016fb9", "Full fine-tuning (PA)": "2ae240216875", "Linear probing": "0ba3e7de9b02",
+        "BitFit": "c6328cb0710e", "VPT": "f11084d9340f", "VPT + BitFit": "63c39eab0a63", "VPTSP-M": "9f14a420a4dc",
+        "VPTSP-M + BitFit": "d72dc740e940", "VPTSP-G": "8bf0132934a4", "VPTSP-G + BitFit": "e63e8d1f4677",
+    },
+    "tiny": {"Frozen backbone": "002b60d5a541", "Closed form (whitened head, no training)": "a83db13c21b3"},
+    "paper": {
+        "Frozen backbone": "cde62cdca5fb", "Full fine-tuning (PA)": "279166dc69e0", "Linear probing": "d4ccf1ac1595",
+        "BitFit": "cf41b6cd8df7", "VPT": "ed2271da13b8", "VPT + BitFit": "cfb1bb25e097", "VPTSP-M": "9c46a7f3ba06",
+        "VPTSP-M + BitFit": "98d98ece4b4b", "VPTSP-G": "acd7523b4ce5", "VPTSP-G + BitFit": "4c54db03ef64",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("profile", BASE)
+def test_runs_of_table_1_keep_their_hashes(profile):
+    rows = method_rows(profile)
+    assert {label: base_config(profile, **rows[label]).hash() for label in HASHES[profile]} == HASHES[profile]
+
+
+@pytest.mark.parametrize("profile", BASE)
+def test_rows_are_distinct_valid_runs(profile):
+    rows = method_rows(profile)
+    assert list(rows) == [label for label in METHODS if label != LORA or has_peft()]
+    hashes = {base_config(profile, **changes, seed=3).hash() for changes in rows.values()}
+    assert len(hashes) == len(rows)  # no two rows are the same run
+
+
+@pytest.mark.parametrize("profile", BASE)
+def test_a_label_says_what_the_run_is(profile):
+    for label, changes in method_rows(profile).items():
+        config = base_config(profile, **changes)
+        assert config.bitfit == label.endswith("BitFit")
+        if label.startswith("VPT"):
+            assert config.method == label.split(" ")[0].split("-")[0].lower()
+        if label.startswith("VPTSP"):
+            assert config.accumulator == {"G": "gru", "M": "ema"}[label[6]]
+
+
+def test_adapters_are_as_wide_and_as_many_as_table_1_prints():
+    paper = paper_labels(paper_table("table1_peft_methods_cub200")).set_index("label")["settings"]
+    for label, settings in ADAPTERS["paper"].items():
+        printed = f"layers={settings['adapter_layers']} mid_dim={settings['adapter_dim']}"
+        assert paper[label] == printed
+    assert ADAPTERS["demo"].keys() == ADAPTERS["paper"].keys()
+
+
+@pytest.mark.parametrize("profile", BASE)
+@pytest.mark.parametrize(
+    ("rows", "table", "column", "last"),
+    [
+        (proxy_source_rows, "table5_proxy_source", "setting", BEST),
+        (integration_rows, "table7_integration_cub200", "integration", "VPTSP-G"),
+    ],
+)
+def test_tables_5_and_7_have_the_papers_rows_and_share_their_last_run_with_table_1(profile, rows, table, column, last):
+    paper = paper_table(table)
+    changes = rows(profile)
+    assert list(changes) == list(paper[column])
+    hashes = [base_config(profile, **of_row).hash() for of_row in changes.values()]
+    assert len(set(hashes)) == len(hashes)
+    assert hashes[-1] == base_config(profile, **method_rows(profile)[last]).hash()
+    of_last = paper_labels(paper_table("table1_peft_methods_cub200")).set_index("label").loc[last]
+    recall = [name for name in paper.columns if name in ("R@1", "CUB R@1")][0]
+    assert paper[recall].iloc[-1] == of_last["R@1"]
+
+
+def test_rates_name_known_rows_and_stay_in_the_papers_search_space():
+    space = paper_table("table9_search_space").set_index("attribute")["values"]
+    for rates in RATES.values():
+        assert set(rates) <= set(METHODS)
+    for rate in RATES["paper"].values():
+        assert rate["lr"] in [float(value) for value in space["lr"].split("|")]
+        assert rate["lr_proxy"] in [float(value) for value in space["lr_proxy_bias"].split("|")]
+
+
+def test_the_papers_best_row_is_the_released_preset():
+    assert base_config("paper", **method_rows("paper")[BEST]) == base_config("paper")
+
+
+def test_paper_labels_match_ours_but_for_the_frozen_backbone():
+    paper = paper_labels(paper_table("table1_peft_methods_cub200"))
+    assert set(METHODS) - set(paper["label"]) == {FROZEN, CLOSED, LORA}
+    assert set(paper["label"]) <= set(METHODS) and paper["label"].is_unique
+    values = paper.set_index("label")["R@1"]
+    assert (values[FULL], values["Linear probing"], values["VPT"], values[BEST]) == (85.5, 84.9, 85.1, 86.6)
+
+
+@pytest.mark.parametrize(
+    "key", ["dataset", "method", "bitfit", "accumulator", "proxy_source", "adapter_dim", "adapter_layers", "seed"]
+)
+def test_keys_that_say_which_run_a_row_is_are_refused_everywhere(key):
+    change = {key: getattr(preset("demo"), key)}
+    asked = [
+        lambda: check_changes(change), lambda: configured("demo", {}, change),
+        lambda: latency_configs("demo", **change), lambda: figure3.points("d", "demo", **change),
+        *(functools.partial(cells, "demo", **change) for cells in TABLES.values()),
+    ]  # fmt: skip
+    for ask in asked:
+        with pytest.raises(ConfigError, match=rf"changes \(--set\) hold {key}\b.*; (leave it out|give seeds)"):
+            ask()
+
+
+def test_configured_applies_changes_last():
+    config = configured("demo", {"method": "vpt", "lr": 0.25, "seed": 3}, {"lr": 0.5})
+    assert (config.method, config.lr, config.seed) == ("vpt", 0.5, 3)
+
+
+def test_unknown_profile_is_refused_by_name():
+    with pytest.raises(ConfigError, match="'real'.*demo, smoke, tiny, paper"):
+        method_rows("real")

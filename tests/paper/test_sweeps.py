@@ -1,0 +1,162 @@
+"""Figure 3's sweeps: points beside the paper's, table 1's own among them; their tables and figures."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from vptsp_core.errors import ConfigError
+from vptsp_core.figures import sweeps
+from vptsp_core.paper import figure3, figure3_tables
+from vptsp_core.paper.methods import base_config, method_rows
+from vptsp_core.paper.report import paper_table
+from vptsp_core.runs.run import build_model
+
+PROFILES = ("demo", "smoke", "tiny", "paper")
+PAPER = paper_table("fig3_curves_R1")
+
+
+def made_panel(name: str, profile: str = "paper", chance: tuple[str, ...] = ()) -> figure3_tables.Panel:
+    """A panel with R@1 = 50, 51, ... over its points; those in ``chance`` could differ from the last by chance."""
+    points = figure3.points(name, profile)
+    labels = [point.label for point in points]
+    ours = pd.DataFrame({"label": labels, "x": [point.x for point in points]})
+    for metric in figure3_tables.METRICS:
+        ours[metric], ours[f"{metric} ±"] = 50.0 + np.arange(len(ours)), np.nan
+    theirs = figure3_tables.outcome(name, points, [], []).paper
+    against = pd.DataFrame(
+        {("R@1", "difference"): -1.0, ("R@1", "low"): -2.0, ("R@1", "high"): 0.5,
+         ("R@1", "chance"): [label in chance for label in labels]}, index=labels,
+    ).astype({("R@1", "chance"): object})  # fmt: skip
+    return figure3_tables.Panel(name, figure3.SWEEPS[name], ours, theirs, labels[-1], against)
+
+
+@pytest.mark.parametrize("panel", figure3.SWEEPS)
+def test_each_panel_varies_one_key_and_shares_the_run_of_table_1(panel):
+    sweep = figure3.SWEEPS[panel]
+    for profile in PROFILES:
+        base = base_config(profile, **method_rows(profile)[sweep.row])
+        points = [p for p in figure3.points(panel, profile) if p.config.method == "vptsp"]
+        assert base.hash() in [point.config.hash() for point in points]
+        for point in points:
+            value = getattr(point.config, sweep.key)
+            assert base.replace(**{sweep.key: value}) == point.config and value in sweep.values[profile]
+            assert panel == "a" or point.x == value
+        assert [point.x for point in points] == sorted({point.x for point in points})
+
+
+def test_the_paper_profile_has_every_x_of_the_paper():
+    for panel, rows in PAPER.groupby("panel"):
+        assert set(rows["x"]) <= set(figure3.SWEEPS[panel].values["paper"].values())
+    assert set(PAPER["panel"]) == set(figure3.SWEEPS) - {"lambda"}  # which the paper has no curve of
+
+
+def test_panel_a_counts_the_class_prompts_of_all_classes():
+    points = figure3.points("a", "paper")
+    np.testing.assert_allclose([p.x for p in points], [m * 12 * 384 * 100 / 1e3 for m in range(7)])
+    assert points[0].config.method == "vpt" and points[0].config.bitfit and points[3].config.class_prompts == 3
+    assert all(abs(p.x - p.paper_x) < 0.08 * max(p.paper_x, 1) for p in points)  # near the paper's own places
+    model = build_model(figure3.points("a", "smoke")[1].config, 100, torch.device("cpu"))
+    assert 1e3 * figure3.points("a", "smoke")[1].x == model.class_prompts.table.numel() == 2 * 6 * 96 * 100
+
+
+def test_a_batch_of_more_classes_than_there_are_is_left_out_and_named():
+    assert [point.config.batch for point in figure3.points("b", "paper")] == [24, 50, 64, 100, 150]
+    assert figure3.left_out("b", "paper").startswith(
+        "Panel b without 250: 2 images a class make batches of at most 200"
+    )
+    assert figure3.left_out("b", "demo") == figure3.left_out("c", "paper") == ""
+
+
+def test_changes_come_last_and_unknown_panels_are_refused():
+    assert {point.config.epochs for point in figure3.points("d", "demo", epochs=1)} == {1}
+    assert figure3.check_panels(["f", "a", "f"]) == ["f", "a"]
+    with pytest.raises(ConfigError, match="panel 'g' must be one of a, b"):
+        figure3.check_panels(["g"])
+    with pytest.raises(ConfigError, match="leaves nothing"):
+        figure3.check_panels([])
+
+
+@pytest.mark.parametrize("panel", figure3.SWEEPS)
+def test_a_panel_whose_own_key_is_changed_is_left_out_and_named(panel):
+    key = figure3.SWEEPS[panel].key
+    change = {key: getattr(base_config("paper"), key)}
+    assert figure3.points(panel, "paper", **change) == []
+    line = figure3.left_out(panel, "paper", **change)
+    assert line.startswith(f"No runs: changes (--set) hold {key}, ") and f"panel {panel} " in line
+    for other in figure3.SWEEPS.keys() - {panel}:
+        assert len(figure3.points(other, "paper", **change)) > 1
+        assert not figure3.left_out(other, "paper", **change).startswith("No runs")
+    left = figure3_tables.outcome(panel, [], [], [])
+    assert (
+        left.ours.empty and figure3_tables.table(left)["R@1", "paper"].notna().sum() == left.paper["CUB"].notna().sum()
+    )
+
+
+def test_the_table_has_every_point_of_both_sides_once_in_order():
+    found = figure3_tables.table(made_panel("b"))
+    assert list(found.index) == ["24 (paper: 25)", "50", "64", "100", "150", "paper: 250"]
+    assert list(found["R@1", "paper"].dropna()) == [85.7, 86.1, 86.0, 85.9, 85.3]
+    assert found.loc["50", ("R@1", "difference")] == pytest.approx(51 - 86.1)
+    assert found["R@1", "ours"].isna().sum() == 1 and found.loc["paper: 250", ("R@1 on Cars196", "paper")] == 87.4
+    assert found.loc["64", ("R@1", "vs 150")] == "-1.0 [-2.0, +0.5]"
+    layers = list(figure3_tables.table(made_panel("e", "demo")).index)
+    assert layers == ["1 (paper: 2)", "2 (paper: 4)", "paper: 6", "4 (paper: 8)", "paper: 10", "6 (paper: 12)"]
+
+
+def test_without_runs_a_panel_has_the_papers_side_alone():
+    panel = figure3_tables.outcome("c", figure3.points("c", "paper"), [], [])
+    assert panel.ours.empty and panel.unclear == [] and panel.best is None
+    assert figure3_tables.table(panel)["R@1", "paper"].notna().sum() == 6
+    assert figure3_tables.maxima([panel]).loc["c: embedding dimension", "paper, Cars"] == "384 (87.5)"
+
+
+def test_maxima_name_the_place_and_what_is_not_clearly_below():
+    found = figure3_tables.maxima([made_panel("d", chance=("0.8",)), made_panel("lambda")])
+    row = found.loc["d: weight of the ordinary proxy"]
+    assert row.to_dict() == {
+        "paper, CUB": "0.6 (86.75)", "paper, Cars": "0.8 (87.25)", "ours": "1 (56)", "not clearly below": "0.8",
+    }  # fmt: skip
+    assert found.iloc[1]["paper, CUB"] == "" and found.iloc[1]["ours"] == "0.99 (55)"
+
+
+def test_the_grid_draws_every_point_and_cuts_nothing_off():
+    panels = [made_panel(name, chance=("0.2", "0.8")) for name in figure3.SWEEPS]
+    fig = sweeps.grid(panels)
+    axes = fig.get_axes()
+    assert len(axes) == 2 * 6 + 1
+    assert list(axes[0].lines[0].get_xdata()) == list(panels[0].ours["x"])
+    assert axes[0].get_xlabel() == "ours: class-prompt parameters, K"  # our reading of panel a
+    assert axes[1].get_xlabel() == "paper: tunable parameters, K" and not axes[2].get_xlabel()
+    assert list(axes[1].lines[0].get_ydata()) == list(PAPER.query("panel == 'a'")["CUB"])
+    share = next(ax for ax in axes if ax.get_xlim() == axes[7].get_xlim() and ax is not axes[7])
+    assert share is axes[6]  # panel d: both from 0 to 1
+    rings = [line for line in axes[6].lines if line.get_label() == "_ringed"]
+    assert sorted(rings[0].get_xdata()) == [0.2, 0.8]
+    drawn, canvas = fig.get_tightbbox(FigureCanvasAgg(fig).get_renderer()), fig.bbox_inches
+    assert drawn.x0 >= 0 and drawn.y0 >= 0 and drawn.x1 <= canvas.x1 and drawn.y1 <= canvas.y1
+
+
+def test_a_single_panel_has_the_band_of_the_seeds_and_tells_of_the_ring():
+    panel = made_panel("d", "demo", chance=("0.5",))
+    recall, precision, paper = sweeps.single(panel).axes
+    assert not recall.collections and len(paper.lines) == 2  # one seed: no band
+    panel.ours["R@1 ±"] = 0.5
+    fig = sweeps.single(panel)
+    band = fig.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == (49.5, 54.5) and not fig.axes[1].collections
+    texts = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert texts[:2] == ["ours, R@1", "ours, MAP@R"] and texts[2].startswith("ringed") and "our highest" in texts[2]
+    labels = [ax.get_xlabel().split()[0] for ax in sweeps.single(made_panel("a")).axes]
+    assert labels == ["class-prompt", "class-prompt", "tunable"]
+    assert len(sweeps.single(made_panel("a")).legends[0].get_texts()) == 3  # the paper has no Cars there
+
+
+def test_tick_labels_do_not_touch():
+    for panel in map(made_panel, figure3.SWEEPS):
+        fig = sweeps.single(panel)
+        for ax in fig.axes:
+            boxes = [label.get_window_extent() for label in ax.get_xticklabels() if label.get_text()]
+            assert all(left.x1 <= right.x0 for left, right in zip(boxes, boxes[1:])), panel.name
+    assert len(sweeps.single(made_panel("lambda")).axes) == 2  # no panel of the paper's

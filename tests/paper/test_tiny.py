@@ -1,0 +1,185 @@
+"""The profile tiny: light runs are finished without weights, gaps are named, and rates come from the trials alone."""
+
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import vptsp_core
+from vptsp_core.__main__ import main
+from vptsp_core.errors import VptspError, WeightsError
+from vptsp_core.paper import compare, methods, rate_search
+from vptsp_core.paper.methods import BEST, CLOSED, FROZEN, FULL, SEEDED, configured, method_rows, seeds_by_row
+from vptsp_core.paper.report import with_last_epoch
+from vptsp_core.publish.page import build
+from vptsp_core.publish.parameters import ROOT, TINY, WITH_PHOTOGRAPHS, discover
+from vptsp_core.runs.folder import METRICS, QUERIES, WEIGHTS, finished_run, run_folder, write_run
+from vptsp_core.runs.light import copy_light
+from vptsp_core.runs.run import run
+
+
+def put(config, results, history):
+    """A finished run with this history, not trained."""
+    record = {
+        "hash": config.hash(), "commit": "c", "device": "cpu", "weights": "w", "versions": {}, "seconds": 1.0,
+        "data": {"name": config.dataset, "train": "t", "test": "t"},
+        "parameters": {"tunable": 1, "tunable released": 1, "total": 2},
+    }  # fmt: skip
+    values = {"R@1": np.ones(4, np.float32), "MAP@R released": np.ones(4, np.float32)}
+    path = run_folder(config, results)
+    return write_run(config, path, pd.DataFrame(history), record, values, {"w": torch.ones(2)})
+
+
+def scored(last: float, best: float) -> list[dict[str, float]]:
+    return [
+        {"epoch": epoch, "R@1": value, "MAP@R": value / 2, "MAP@R released": value / 2}
+        for epoch, value in ((1, best), (2, last))
+    ]
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory):
+    """The closed form in the profile smoke: really run, then copied as a light run."""
+    full, light = (tmp_path_factory.mktemp(name) for name in ("full", "light"))
+    done = run(configured("smoke", method_rows("smoke")[CLOSED], {}), results=full, progress=False)
+    (copy,) = copy_light(full, light)
+    return done, copy, light
+
+
+@pytest.mark.parametrize("profile", methods.BASE)
+def test_the_closed_form_takes_no_step_whatever_changes_say(profile):
+    config = configured(profile, method_rows(profile)[CLOSED], {"epochs": 7})
+    assert (config.epochs, config.method, config.bitfit, config.start) == (0, "linear", False, "heads")
+
+
+def test_the_closed_form_is_better_than_the_frozen_backbone_and_learns_nothing(closed, tmp_path):
+    done, _, _ = closed
+    frozen = run(configured("smoke", method_rows("smoke")[FROZEN], {}), results=tmp_path, progress=False)
+    assert done.metrics["R@1"] > frozen.metrics["R@1"] + 0.05 and list(done.history["epoch"]) == [0]
+
+
+def test_a_light_run_has_all_but_the_weights_and_counts_as_finished(closed):
+    done, copy, light = closed
+    assert {path.name for path in done.path.iterdir()} - {path.name for path in copy.iterdir()} == {WEIGHTS}
+    found = run(done.config, results=light, progress=False)
+    assert found.light and not done.light and found.metrics == done.metrics
+    np.testing.assert_array_equal(found.queries["R@1"], done.queries["R@1"])
+    assert copy_light(done.path.parents[1], light) == [], "it is there already"
+
+
+def test_what_needs_the_weights_says_which_command_trains_them_and_the_command_does(closed, tmp_path, capsys):
+    done, copy, light = closed
+    (again,) = copy_light(light, tmp_path)
+    with pytest.raises(WeightsError, match="light run, without its weights.* vptsp_core train --preset") as error:
+        vptsp_core.load(again)
+    assert "\n" not in str(error.value) and str(again) in str(error.value)
+    for command in (["evaluate", str(again)], ["export", str(again), "--to", str(tmp_path / "e.safetensors")]):
+        assert main(command) == 2 and "light run" in capsys.readouterr().err
+    words = str(error.value).split("vptsp_core train ")[1].removesuffix(" --data DIR").split()
+    assert main(["train", *words]) == 0
+    whole = finished_run(again)
+    assert not whole.light and whole.metrics == done.metrics
+    assert vptsp_core.load(again).config == done.config
+
+
+def test_a_damaged_light_run_is_refused(closed, tmp_path):
+    _, _, light = closed
+    (again,) = copy_light(light, tmp_path)
+    content = bytearray((again / QUERIES).read_bytes())
+    content[50] ^= 1
+    (again / QUERIES).write_bytes(content)
+    with pytest.raises(WeightsError, match="queries.npz: not what record.json"):
+        finished_run(again)
+    with pytest.raises(WeightsError, match="queries.npz"):
+        copy_light(tmp_path, tmp_path / "other")
+
+
+def test_copying_light_says_what_is_wrong(tmp_path):
+    (tmp_path / "runs" / "begun").mkdir(parents=True)
+    with pytest.raises(VptspError, match="has no finished run"):
+        copy_light(tmp_path, tmp_path / "to")
+    with pytest.raises(VptspError, match="same folder"):
+        copy_light(tmp_path, tmp_path)
+
+
+def test_light_runs_make_a_table_without_data_and_gaps_are_named_with_their_command(tmp_path):
+    whole, results = tmp_path / "whole", tmp_path / "tiny"
+    configs = {(label, "CUB"): configured("tiny", row, {}) for label, row in method_rows("tiny").items()}
+    put(configs[FROZEN, "CUB"], whole, scored(0.7, 0.7))
+    for seed in (0, 1):
+        put(configs[BEST, "CUB"].replace(seed=seed), whole, scored(0.6, 0.8))
+    copy_light(whole, results)
+    seeds = seeds_by_row("tiny", configs, [0, 1], {})
+    done = compare.carry_out(configs, seeds, data=None, results=results, notebook="table1", progress=False)
+    assert done.cells == [(FROZEN, "CUB"), (BEST, "CUB"), (BEST, "CUB")] and all(each.light for each in done.runs)
+    (line,) = done.left_out
+    assert line.startswith("Not run: ") and "./run_all.sh --profile tiny --data DIR --only table1" in line
+    assert f"{FULL}; {FULL} (seed 1)" in line and f"{CLOSED};" in line and BEST not in line
+    best = with_last_epoch(done.runs)[-1].metrics
+    assert (best["R@1"], best["R@1 (last epoch)"]) == (0.8, 0.6)
+    table = compare.ours(done, ["CUB R@1", "CUB MAP@R released"], FROZEN)
+    assert table.loc[BEST, ("CUB R@1", "ours")] == pytest.approx(80)
+
+
+def test_only_the_rows_of_the_question_have_several_seeds_in_tiny():
+    configs = {label: configured("tiny", row, {}) for label, row in method_rows("tiny").items()}
+    found = seeds_by_row("tiny", configs, [0, 1, 2], {})
+    assert {label for label, seeds in found.items() if len(seeds) == 3} == set(SEEDED)
+    assert all(list(seeds[:1]) == [0] for seeds in found.values())
+    assert set(map(len, seeds_by_row("demo", {"a": configs[BEST]}, [0, 1, 2], {}).values())) == {3}
+
+
+def test_the_search_goes_on_at_an_edge_and_the_best_trial_wins(tmp_path):
+    row = rate_search.rows()["BitFit"]
+
+    def tried(lr, value):
+        epoch = {"epoch": 3, "R@1": 0.9, "MAP@R": 0.9, "validation R@1": 0.9, "validation MAP@R": value}
+        put(rate_search.trial(row, lr), tmp_path, [epoch])
+
+    for lr, value in zip(rate_search.GRID[:3], (0.4, 0.5, 0.6), strict=True):
+        tried(lr, value)
+    assert rate_search.winners(tmp_path) == {} and "BitFit (0.005)" in rate_search.summary(tmp_path)
+    tried(0.08, 0.7)
+    assert rate_search.winners(tmp_path) == {}, "the best is at an edge: 0.32 is still to be tried"
+    tried(0.32, 0.65)
+    assert rate_search.winners(tmp_path) == {"BitFit": 0.08}
+    table = rate_search.table(tmp_path)
+    assert list(table["lr"]) == [0.08, 0.32, 0.02, 0.005, 0.00125] and list(table["taken"]) == ["yes", "", "", "", ""]
+    assert table["validation MAP@R"].iloc[0] == pytest.approx(70) and set(table.index) == {"BitFit"}
+    assert "BitFit 0.08" in rate_search.summary(tmp_path), "rows.py does not have it yet"
+    assert rate_search.search("BitFit", results=tmp_path) == 0.08  # trains nothing
+    assert "BitFit" in rate_search.rows() and CLOSED not in rate_search.rows()
+
+
+def test_the_committed_trials_are_what_the_rates_come_from():
+    for name, lr in rate_search.winners(ROOT / "results" / "tiny").items():
+        assert methods.RATES["tiny"].get(name, {}).get("lr", methods.base_config("tiny").lr) == lr, name
+
+
+def test_the_profile_has_its_notebooks_and_its_page_no_photographs(tmp_path):
+    assert {path.stem for path in discover(profile="tiny")} == set(TINY)
+    assert [path.stem for path in discover(["tour"], profile="tiny")] == ["tour"]
+    with pytest.raises(VptspError, match="of the profile tiny begins with 'table2'"):
+        discover(["table2"], profile="tiny")
+    figures = tmp_path / "tiny" / "figures"
+    figures.mkdir(parents=True)
+    for name in ("tour_images", "explore_map"):
+        (figures / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    text = build(tmp_path, "tiny").read_text()
+    assert "tour_images" not in text and "explore_map" not in text and "data:image/png" not in text
+    assert "No photograph is shown" in text and "--only tour,explore" in text
+
+
+def test_git_keeps_light_runs_and_neither_weights_nor_photographs():
+    kept = [f"runs/cub200-vpt-0/{name}" for name in ("config.json", METRICS, "history.csv", "record.json", QUERIES)]
+    kept += ["index.html", "tables/table1_search.csv", "figures/fig3_ablations.png", "notebooks/table4_components.html"]
+    never = [f"runs/cub200-vpt-0/{name}" for name in (WEIGHTS, "checkpoint.pt", "lock", "embedder.safetensors")]
+    never += [f"{place}/{name}" for name in WITH_PHOTOGRAPHS for place in ("figures", "notebooks")]
+    never += ["figures/tour_images.png", "notebooks/explore.html", "notebooks/table4_components.ipynb"]
+    names = [f"results/tiny/{name}" for name in (*kept, *never)]
+    asked = subprocess.run(["git", "check-ignore", *names], cwd=ROOT, capture_output=True, text=True)
+    if asked.returncode == 128:
+        pytest.skip("no git repository here")
+    assert asked.stdout.split() == [f"results/tiny/{name}" for name in never]

@@ -1,0 +1,511 @@
+"""The search of table 9: its space as printed, a study that goes on, workers that share it and die, its preset."""
+
+import itertools
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+from optuna.trial import TrialState
+
+import vptsp_core.paper.search as tune_module
+from vptsp_core import preset
+from vptsp_core.__main__ import main
+from vptsp_core.errors import ConfigError, TrainingError, VptspError
+from vptsp_core.figures import tune as plots_tune
+from vptsp_core.method.config import RunConfig
+from vptsp_core.paper.report import paper_table
+from vptsp_core.paper.search import best_config, study_name, tune, write_preset
+from vptsp_core.paper.search_database import open_study, quiet
+from vptsp_core.paper.search_frames import importance, runs_of, trials_frame
+from vptsp_core.paper.search_space import KEYS, check, fitting_space, paper_space
+from vptsp_core.runs.run import run
+
+BASE = preset("smoke", steps_per_epoch=1, selection="last")
+FEW = ["batch", "samples_per_class", "prompt_layers", "prompts", "prompt_step", "class_layers"]  # kept: quicker
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def fake(monkeypatch, score=lambda config: config.alpha) -> list[RunConfig]:
+    """Runs that train nothing and score what ``score`` says; returns the list of those made."""
+    made = []
+
+    def run(config, **options):
+        made.append(config)
+        metrics = {"R@1": score(config)}
+        history = pd.DataFrame([{**metrics, "validation R@1": metrics["R@1"]}])
+        path = Path("runs", config.hash())
+        return SimpleNamespace(config=config, path=path, metrics=metrics, record={"seconds": 1.0}, history=history)
+
+    monkeypatch.setattr(tune_module, "run", run)
+    return made
+
+
+def tried(study) -> list[dict]:
+    return [trial.params for trial in study.trials]
+
+
+# ---- the space -----------------------------------------------------------------------------------
+
+
+def test_space_is_table_9_as_printed():
+    """Typed off the paper's table, not off the file; what the dots of mid_dim stand for is ours."""
+    common = {
+        "optimizer": ["sgd", "adam", "adamw"], "batch": [32, 64], "samples_per_class": [1, 2],
+        "lr": [5e-2, 1e-2, 5e-3, 1e-3, 5e-4, 1e-4], "lr_proxy": [0.5, 0.1, 0.05, 0.01, 0.005, 0.001],
+    }  # fmt: skip
+    twelve = list(range(1, 13))
+    vpt = {"prompt_layers": twelve, "prompts": [1, 5, 10, 30, 50, 70, 90], "prompt_step": [0, 2, 5, 10]}
+    adapter = {
+        "adapter_layers": twelve, "adapter_dim": [1, 4, 8, 16, 32, 64, 128, 256, 512],
+        "adapter_position": ["sequential", "parallel"], "adapter_init": ["bert", "lora"],
+        "adapter_norm": ["before", "after"],
+    }  # fmt: skip
+    proxies = {
+        "class_layers": [2, 4, 6, 8, 10, 12], "class_prompts": [1, 3, 5, 10, 40, 80],
+        "alpha": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
+    }  # fmt: skip
+    assert paper_space("full") == paper_space("linear") == common
+    assert paper_space("adapter") == common | adapter
+    assert paper_space("vpt") == common | vpt
+    assert paper_space("vptsp") == common | vpt | proxies
+    with pytest.raises(ConfigError, match="frozen"):
+        paper_space("frozen")
+    rows = {(row.group, row.attribute) for row in paper_table("table9_search_space").itertuples()}
+    assert rows == {(group, attribute) for group, keys in KEYS.items() for attribute in keys}
+
+
+@pytest.mark.parametrize("method", ["full", "linear", "adapter", "vpt", "vptsp"])
+def test_every_value_of_the_space_makes_a_run_description(method):
+    base = preset("cub200-vits16", method=method, bitfit=False)
+    space = fitting_space(base, classes=100)
+    assert space == paper_space(method)  # ViT-S/16 on CUB takes all of it
+    for key, values in space.items():
+        for value in values:
+            config = base.replace(**{key: value})
+            config.check_depth(12)
+            assert getattr(config, key) == value and type(getattr(config, key)) is type(value)
+    if method != "full":
+        assert len({base.replace(**{key: v}).hash() for key, values in space.items() for v in values}) > len(space)
+
+
+def test_what_does_not_fit_is_left_out_by_rule():
+    space, whole = fitting_space(BASE, classes=24), paper_space("vptsp")  # demo ViT: 6 blocks, 25 patches + CLS
+    cut = {
+        "prompt_layers": [1, 2, 3, 4, 5, 6], "class_layers": [2, 4, 6], "prompts": [1, 5, 10],
+        "class_prompts": [1, 3, 5, 10], "batch": [32],
+    }  # fmt: skip
+    assert space == whole | cut
+    with pytest.raises(ConfigError, match="batch: nothing of table 9 is left up to 30"):
+        fitting_space(BASE, classes=15)
+    check(BASE.replace(batch=32, samples_per_class=2), 16)
+    with pytest.raises(ConfigError, match="32 classes, the training set has 16"):
+        check(BASE.replace(batch=32, samples_per_class=1), 16)
+
+
+# ---- one worker ----------------------------------------------------------------------------------
+
+
+def test_a_search_goes_on_and_makes_the_same_trials_as_in_one_go(tmp_path, monkeypatch):
+    made, lines = fake(monkeypatch), []
+    tune(BASE, 12, results=tmp_path / "a", keep=FEW)
+    assert len(made) == 12
+    tune(BASE, 5, results=tmp_path / "b", keep=FEW, tell=lines.append)
+    study = tune(BASE, 12, results=tmp_path / "b", keep=FEW, tell=lines.append)
+    whole = open_study(f"sqlite:///{tmp_path}/a/search.db", study_name(BASE), BASE, study.user_attrs["space"])
+    assert len(made) == 24 and len(lines) == 12
+    assert tried(study) == tried(whole)
+    assert len({json.dumps(params) for params in tried(study)[:10]}) == 10  # drawn at random, of some 4,000
+    tune(BASE, results=tmp_path / "b", keep=FEW)
+    tune(BASE, 3, results=tmp_path / "b", keep=FEW)
+    assert len(made) == 24  # all its trials are there
+    other = tune(BASE.replace(seed=1), 2, results=tmp_path / "b", keep=FEW, name="another")
+    assert tried(other) != tried(study)[:2]
+    value = study.best_value
+    assert best_config(study).alpha == value == max(config.alpha for config in made)
+    assert f"trial 1: R@1 {100 * made[13].alpha:.2f} %  optimizer={made[13].optimizer} lr=" in lines[1]
+
+
+def test_a_trial_cut_short_does_not_change_those_after_it(tmp_path, monkeypatch):
+    """Beyond the ten that are drawn at random, too: what TPE learns from is the same."""
+    stop = [11, 4]
+
+    def score(config):
+        if len(made) == stop[-1]:
+            stop.pop()
+            raise KeyboardInterrupt
+        return config.alpha / 2 + 0.01 * (config.optimizer == "adam")
+
+    made = fake(monkeypatch, lambda config: config.alpha / 2 + 0.01 * (config.optimizer == "adam"))
+    whole = tried(tune(BASE, 13, results=tmp_path / "a", keep=FEW))
+    made = fake(monkeypatch, score)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            tune(BASE, 13, results=tmp_path / "b", keep=FEW)
+    stop.append(0)
+    study = tune(BASE, 13, results=tmp_path / "b", keep=FEW)
+    assert len(study.trials) == 15
+    assert [trial.params for trial in study.trials if trial.state == TrialState.COMPLETE] == whole
+
+
+@pytest.mark.parametrize(("batch", "outside"), [(32, "lr"), (16, "batch, lr")])
+def test_the_first_trial_is_the_start(tmp_path, monkeypatch, batch, outside):
+    """Where its values lie outside the space, too: then the best may be there."""
+    base = BASE.replace(batch=batch, samples_per_class=2, prompts=5, class_prompts=3, lr=0.008)
+    made = fake(monkeypatch, lambda config: 0.9 if config == base else 0.3 + config.alpha / 10)
+    study = tune(base, 4, results=tmp_path)
+    assert made[0] == base and base not in made[1:]
+    assert best_config(study) == base
+    assert preset(str(write_preset(study, tmp_path / "best.json"))) == base
+    frame = trials_frame(study)
+    assert list(frame["outside"]) == [outside, "", "", ""]
+    assert {key: frame.loc[0, key] for key in study.user_attrs["space"]} == {
+        key: getattr(base, key) for key in study.user_attrs["space"]
+    }
+    assert "lr=0.008" in tune_module.told(study.trials[0])
+    assert set(importance(study).index) == study.user_attrs["space"].keys()  # of the three in the space
+
+
+def test_the_start_is_made_again_when_it_was_cut_short(tmp_path, monkeypatch):
+    stop = [KeyboardInterrupt()]
+
+    def score(config):
+        if stop:
+            raise stop.pop()
+        return 0.5
+
+    made = fake(monkeypatch, score)
+    with pytest.raises(KeyboardInterrupt):
+        tune(BASE, 2, results=tmp_path)
+    study = tune(BASE, 2, results=tmp_path)
+    assert made[0] == made[1] == BASE != made[2]
+    assert list(trials_frame(study)["state"]) == ["failed", "trained", "trained"]
+
+
+def test_what_is_kept_is_not_searched(tmp_path, monkeypatch):
+    made = fake(monkeypatch)
+    study = tune(BASE.replace(lr=0.3), 3, results=tmp_path, keep=["lr", "batch"])
+    assert {(config.lr, config.batch) for config in made} == {(0.3, BASE.batch)}
+    assert not {"lr", "batch"} & study.user_attrs["space"].keys()
+    with pytest.raises(ConfigError, match="another space .batch, lr."):
+        tune(BASE, 3, results=tmp_path)
+    with pytest.raises(ConfigError, match="leave some"):
+        tune(preset("smoke", method="linear"), 1, results=tmp_path, keep=list(paper_space("linear")))
+
+
+def test_choices_that_cannot_be_trained_are_left_out_with_the_reason(tmp_path, monkeypatch):
+    def score(config):
+        if config.optimizer == "sgd":
+            raise TrainingError("the loss is not finite\nfrom step 3 on")
+        return config.alpha
+
+    fake(monkeypatch, score)
+    frame = trials_frame(tune(BASE, 8, results=tmp_path, keep=FEW))
+    of_sgd = frame["optimizer"] == "sgd"
+    assert 0 < of_sgd.sum() < 8
+    assert (frame.loc[of_sgd, "state"] == "left out").all() and (frame.loc[~of_sgd, "state"] == "trained").all()
+    assert (frame.loc[of_sgd, "reason"] == "the loss is not finite from step 3 on").all()
+    np.testing.assert_array_equal(frame["R@1"], np.where(of_sgd, np.nan, 100 * frame["alpha"]))
+    np.testing.assert_array_equal(frame["test R@1"], frame["R@1"])
+    assert (frame.loc[~of_sgd, "run"].str.len() == 12).all() and (frame.loc[~of_sgd, "seconds"] == 1).all()
+    best = list(itertools.accumulate(frame["R@1"], np.fmax))
+    np.testing.assert_array_equal(frame["best so far"], best)
+    assert frame["best so far"].is_monotonic_increasing or np.isnan(best[0])
+    fig = plots_tune.history(frame, "test classes", 50.0)
+    drawn = {str(line.get_label()): list(line.get_xdata()) for line in fig.axes[0].lines}
+    assert drawn["trial"] == list(frame["trial"][~of_sgd]) and drawn["left out"] == list(frame["trial"][of_sgd])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), VptspError("the disk is full")])
+def test_a_trial_that_was_stopped_is_made_again(tmp_path, monkeypatch, error):
+    stop = [error]
+
+    def score(config):
+        if stop:
+            raise stop.pop()
+        return 0.5
+
+    made = fake(monkeypatch, score)
+    with pytest.raises(type(error)):
+        tune(BASE, 2, results=tmp_path)
+    study = tune(BASE, 2, results=tmp_path)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+    assert made[1] == made[0] != made[2]
+
+
+def test_a_trial_may_be_stopped_as_often_as_one_likes(tmp_path, monkeypatch):
+    stops = [KeyboardInterrupt() for _ in range(5)]
+
+    def score(config):
+        if stops:
+            raise stops.pop()
+        return 0.5
+
+    made = fake(monkeypatch, score)
+    while stops:
+        with pytest.raises(KeyboardInterrupt):
+            tune(BASE, 1, results=tmp_path)
+    tune(BASE, 1, results=tmp_path)
+    assert made == 6 * [BASE]
+
+
+def test_full_fine_tuning_can_be_searched_from_any_preset(tmp_path, monkeypatch):
+    made = fake(monkeypatch)
+    assert main(["tune", "--preset", "smoke", "--method", "full", "--trials", "1", "--results", str(tmp_path)]) == 0
+    assert made[0].method == "full" and not made[0].bitfit
+
+
+def test_a_worker_that_stood_still_loses_its_trial_and_goes_on(tmp_path, monkeypatch):
+    calls = []
+
+    def score(config):
+        calls.append(config)
+        if len(calls) == 1:
+            other = open_study(f"sqlite:///{tmp_path}/search.db", study_name(BASE), BASE, fitting_space(BASE, 100))
+            stands_still(tmp_path / "search.db")
+            optuna.storages.fail_stale_trials(other)  # what every worker does before its next trial
+        return 0.5
+
+    made = fake(monkeypatch, score)
+    study = tune(BASE, 2, results=tmp_path)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+    assert made[1] == made[0]
+
+
+def test_validation_leaves_fewer_classes_to_draw_from(tmp_path, monkeypatch):
+    fake(monkeypatch)
+    monkeypatch.setattr(tune_module, "judged", lambda done: 0.5)
+    monkeypatch.setattr(tune_module, "fitting_space", lambda base, classes: {"lr": [0.1 if classes == 80 else 1.0]})
+    study = tune(BASE.replace(selection="validation"), 2, results=tmp_path)
+    assert tried(study) == [{}, {"lr": 0.1}]  # 20 of 100 are held out; the start has another lr
+
+
+def test_validation_judges_by_held_out_classes():
+    history = pd.DataFrame({"R@1": [np.nan, 0.9], "validation R@1": [0.3, 0.4]})
+    done = SimpleNamespace(config=SimpleNamespace(selection="validation"), metrics={"R@1": 0.9}, history=history)
+    assert tune_module.judged(done) == 0.4
+    done.config.selection = "released"
+    assert tune_module.judged(done) == 0.9
+
+
+# ---- several workers -----------------------------------------------------------------------------
+
+
+def stands_still(database: Path) -> None:
+    """As if every worker's last sign of life were an hour ago."""
+    with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
+        connection.execute("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')")
+
+
+def worker(tmp_path: Path, trials: int, code: str = "") -> subprocess.Popen:
+    """The command in a process of its own, ``code`` before it."""
+    argv = ["tune", "--preset", "smoke", "--set", "steps_per_epoch=1", "selection=last", "--trials", str(trials)]
+    argv += ["--results", str(tmp_path)]
+    program = f"{code}\nfrom vptsp_core.__main__ import main\nraise SystemExit(main({argv}))"
+    return subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, cwd=tmp_path,
+    )  # fmt: skip
+
+
+def test_two_processes_share_the_trials_of_one_database(tmp_path):
+    workers = [worker(tmp_path, 4) for _ in range(2)]
+    ended = [each.communicate(timeout=300) for each in workers]
+    assert [each.returncode for each in workers] == [0, 0], ended
+    study = optuna.load_study(study_name=study_name(BASE), storage=f"sqlite:///{tmp_path}/search.db")
+    states = [trial.state for trial in study.trials]
+    assert set(states) == {TrialState.COMPLETE} and 4 <= len(states) <= 5  # both may begin the last one
+    assert len({json.dumps(params) for params in tried(study)}) == len(states)
+    lines = [[line for line in out.splitlines() if line.startswith("trial ")] for out, _ in ended]
+    assert sum(map(len, lines)) == len(states)  # each made by one of them
+    file = tmp_path / "presets" / f"{study.study_name}.json"
+    assert all(out.splitlines()[-1] == str(file) for out, _ in ended) and not any(err for _, err in ended)
+    # the preset is the best trial's run, which is there
+    config = preset(str(file))
+    assert config.hash() == study.best_trial.user_attrs["run"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vptsp_core.runs.run.build_model", lambda *args: pytest.fail("trains it again"))
+        assert run(config, results=tmp_path, progress=False).metrics["R@1"] == study.best_value
+
+
+def test_the_trial_of_a_killed_worker_is_made_again(tmp_path, monkeypatch):
+    search = "import time\nfrom vptsp_core.paper import search\n"
+    hangs = f"{search}search.run = lambda *a, **k: (print('at it', flush=True), time.sleep(600))"
+    dies = worker(tmp_path, 2, hangs)
+    assert dies.stdout.readline() == "at it\n", dies.communicate()
+    dies.send_signal(signal.SIGKILL)
+    dies.communicate()
+    stands_still(tmp_path / "search.db")
+    made = fake(monkeypatch)
+    study = tune(BASE, 2, results=tmp_path)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+    assert tried(study)[1] == tried(study)[0] and len(made) == 2
+
+
+def test_a_worker_that_died_before_its_first_sign_of_life_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    made, looks, lines = fake(monkeypatch), [], []
+    study = tune(BASE, 2, results=tmp_path)
+    with quiet(), pytest.warns(UserWarning):
+        study.ask()  # and then nothing more
+
+    def sleep(seconds):
+        looks.append(seconds)
+        assert len(looks) < 4, "still waits"
+        stands_still(tmp_path / "search.db")
+
+    monkeypatch.setattr(tune_module.time, "sleep", sleep)
+    study = tune(BASE, 3, results=tmp_path, tell=lines.append)
+    states = [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+    assert [trial.state for trial in study.trials] == states and len(made) == 3
+    assert lines[0] == "waiting for trial 2, which another worker is at or was" and len(lines) == 2
+
+
+def test_a_worker_ends_with_a_killed_parent(tmp_path):
+    program = tmp_path / "hangs.py"
+    program.write_text(
+        "import os, time\n"
+        "from vptsp_core.paper.search_processes import side_by_side\n"
+        "def hang(device, of):\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    side_by_side(hang, [None])\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, program], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    child = int(parent.stdout.readline())
+    parent.kill()
+    try:
+        parent.communicate(timeout=60)  # until nobody holds its output any more
+    except subprocess.TimeoutExpired:
+        os.kill(child, signal.SIGKILL)
+        pytest.fail("it outlives it")
+
+
+def test_workers_here_are_processes(tmp_path):
+    study = tune(BASE, 2, results=tmp_path, workers=2)
+    assert 2 <= sum(trial.state == TrialState.COMPLETE for trial in study.trials) <= 3
+    found = {done.config.hash(): done for done in runs_of(study, tmp_path)}
+    for row in trials_frame(study).to_dict("records"):
+        assert row["R@1"] == row["test R@1"] == 100 * found.pop(row["run"]).metrics["R@1"]
+    assert not found
+    with pytest.raises(ConfigError, match="workers = 'tcp://host:1' must be a number or 'gpus'"):
+        tune(BASE, 2, results=tmp_path, workers="tcp://host:1")
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--storage", "search.db"], "storage 'search.db': Could not parse SQLAlchemy URL"),
+        (["--storage", "nosuch://host/db"], "Can't load plugin"),
+        (["--storage", "mssql+pymssql://me:secret@host/db"], "storage mssql+pymssql://me:***@host/db: no driver"),
+        (["--storage", "sqlite:////no/such/folder/search.db"], "unable to open database file"),
+        (["--storage", "sqlite:///{here}/text.db"], "file is not a database"),
+        (["--study", "a/b"], "study 'a/b': a name holds letters"),
+        (["--set", "epochs=2"], "has another base (epochs = 1, not 2)"),
+        (["--set", "batch=32"], "has another space (batch)"),
+        (["--method", "frozen", "--set", "bitfit=False"], "trains nothing"),
+        (["--trials", "0"], "trials = 0 must be at least 1"),
+        (["--preset", "{here}/none.json"], "none.json: unreadable"),
+        (["--preset", "{here}/unknown.json"], "unknown key 'alhpa'; did you mean alpha"),
+        (["--preset", "{here}/list.json"], "list.json: holds no keys and values"),
+    ],
+)
+def test_refused_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    fake(monkeypatch)
+    (tmp_path / "text.db").write_text("not a database, but a text that is longer than its header" * 20)
+    (tmp_path / "unknown.json").write_text('{"alhpa": 0.2}')
+    (tmp_path / "list.json").write_text("[1]")
+    tune(preset("smoke", selection="validation"), 1, results=tmp_path)  # the command's default
+    arguments = [part.format(here=tmp_path) for part in arguments]
+    assert main(["tune", "--preset", "smoke", "--trials", "1", "--results", str(tmp_path), *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and message in errors and errors.count("\n") == 1 and "secret" not in errors
+
+
+def test_no_trained_trial_no_best(tmp_path, monkeypatch):
+    def score(config):
+        raise TrainingError("it does not fit")
+
+    fake(monkeypatch, score)
+    study = tune(BASE, 2, results=tmp_path)
+    with pytest.raises(VptspError, match="no trained trial"):
+        best_config(study)
+    assert len(importance(study)) == 0
+    assert plots_tune.importance(importance(study), 0).axes[0].texts
+
+
+# ---- its notebook --------------------------------------------------------------------------------
+
+
+def searched(monkeypatch, results: Path, **parameters) -> dict:
+    """The names that the notebook knows after its search, with runs that train nothing."""
+    fake(monkeypatch, lambda config: config.alpha)
+    monkeypatch.setattr("vptsp_core.runs.run.many", lambda configs, **options: configs)
+    cells = {cell["id"]: cell["source"] for cell in nbformat.read(ROOT / "notebooks/table9_search.ipynb", 4).cells}
+    names: dict = {}
+    exec(cells["t9-01"], names)
+    names.update(profile="smoke", results=str(results), **parameters)
+    exec(cells["t9-02"], names)
+    exec(cells["t9-06"], names)
+    return names
+
+
+def test_notebook_says_that_a_cluster_is_not_used(tmp_path, monkeypatch, capsys):
+    names = searched(monkeypatch, tmp_path, workers="tcp://127.0.0.1:8786")
+    first, last = capsys.readouterr().out.splitlines()
+    assert "does not use the Dask cluster" in first and "database" in first and last.startswith("3 trials of study")
+    assert names["study"].best_value >= names["study"].trials[0].value == names["starts"][0].alpha
+
+
+def test_notebook_judges_by_what_the_runs_do_and_keeps_studies_apart(tmp_path, monkeypatch):
+    """One results folder: other changes or another selection are another study, the same ones the same."""
+    ways = [
+        ({}, "held-out training classes"), ({"changes": {"lr": 0.1}}, "held-out training classes"),
+        ({"changes": {"batch": 16}}, "held-out training classes"), ({"selection": "last"}, "test classes"),
+        ({"changes": {"selection": "released"}}, "test classes"), ({"selection": "released"}, "test classes"),
+        ({"changes": {"epochs": 2}}, "held-out training classes"),
+    ]  # fmt: skip
+    found = [(searched(monkeypatch, tmp_path, **parameters), judge) for parameters, judge in ways]
+    assert all(names["judge"] == judge for names, judge in found)
+    studies = [names["study"].study_name for names, _ in found]
+    assert studies[0] == study_name(found[0][0]["base"]) and studies[4] == studies[5]
+    assert len(set(studies)) == len(ways) - 1
+
+
+# ---- what it found -------------------------------------------------------------------------------
+
+
+def test_importance_names_the_key_that_matters(tmp_path, monkeypatch):
+    fake(monkeypatch, lambda config: config.alpha / 2 + 0.01 * (config.optimizer == "adam"))
+    study = tune(BASE, 20, results=tmp_path, keep=FEW)
+    shares = importance(study)
+    assert shares.index[0] == "alpha" and shares.iloc[0] > 0.8
+    assert set(shares.index) == study.user_attrs["space"].keys() and shares.sum() == pytest.approx(1)
+    pd.testing.assert_series_equal(shares, importance(study))
+    ax = plots_tune.importance(shares, 20).axes[0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(shares.index)
+    assert [bar.get_width() for bar in ax.patches] == list(shares) and ax.yaxis_inverted()
+
+
+def test_a_preset_file_may_hold_some_keys_only(tmp_path, monkeypatch):
+    file = tmp_path / "mine.json"
+    file.write_text('{"alpha": 0.2, "dataset": "glyphs"}')
+    assert preset(str(file), epochs=3) == RunConfig(alpha=0.2, dataset="glyphs", epochs=3)
+    fake(monkeypatch)
+    study = tune(BASE, 2, results=tmp_path)
+    assert preset(str(write_preset(study, tmp_path / "deep" / "best.json"))) == best_config(study)

@@ -1,0 +1,185 @@
+"""Checkpoints: one that is cut short or changed is noticed, the one before it is used, and that is told."""
+
+import random
+import resource
+import shutil
+import tracemalloc
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.runs.test_run import assert_same_run, benchmark, cut, tiny  # noqa: F401  (a fixture is found by its name)
+from vptsp_core import run
+from vptsp_core.__main__ import main
+from vptsp_core.errors import VptspError, WeightsError
+from vptsp_core.runs.checkpoints import CHECKPOINT, PREVIOUS, find_checkpoint, read_checkpoint, write_checkpoint
+from vptsp_core.runs.folder import run_folder
+
+USED = "checkpoint.previous.pt beside it is used instead"
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A folder with two small checkpoints."""
+    for epoch in (1, 2):
+        write_checkpoint(tmp_path, "mine", {"history": [{"epoch": epoch}], "table": torch.arange(50.0) * epoch})
+    return tmp_path
+
+
+def epoch_of(folder):
+    found = find_checkpoint(folder)
+    return read_checkpoint(folder, found, "mine", {})["history"][0]["epoch"]
+
+
+def test_the_last_two_are_kept_and_no_third(two):
+    write_checkpoint(two, "mine", {"history": [{"epoch": 3}]})
+    assert sorted(path.name for path in two.iterdir()) == [PREVIOUS, CHECKPOINT] and epoch_of(two) == 3
+    (two / CHECKPOINT).unlink()
+    with pytest.warns(UserWarning, match=f"checkpoint.pt: missing; {USED}"):
+        assert epoch_of(two) == 2
+
+
+def test_every_changed_byte_is_noticed(two):
+    path, content = two / CHECKPOINT, bytearray((two / CHECKPOINT).read_bytes())
+    kept = (two / PREVIOUS).read_bytes()
+    assert find_checkpoint(two).name == CHECKPOINT
+    rng = random.Random(0)
+    for place in range(len(content)):
+        changed = content.copy()
+        changed[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        with pytest.warns(UserWarning, match=rf"damaged \(.*\); {USED}"):
+            assert find_checkpoint(two).name == PREVIOUS, place
+        assert not path.exists() and (two / PREVIOUS).read_bytes() == kept
+    assert len(content) > 1000
+
+
+def test_a_file_cut_short_at_any_place_or_with_more_at_its_end_is_noticed(two):
+    path, content = two / CHECKPOINT, (two / CHECKPOINT).read_bytes()
+    ends = {0, 1, 71, 72, 73, len(content) - 73, len(content) - 72, len(content) - 71, len(content) - 1}
+    for end in ends | set(range(0, len(content), 29)):
+        path.write_bytes(content[:end])
+        with pytest.warns(UserWarning, match=rf"damaged \(cut short, or of an older version\); {USED}"):
+            assert find_checkpoint(two).name == PREVIOUS
+    path.write_bytes(content + b"\0")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert find_checkpoint(two).name == PREVIOUS
+    path.write_bytes(content)
+    assert epoch_of(two) == 2
+
+
+def test_where_none_is_whole_one_line_says_what_to_do(two):
+    (two / CHECKPOINT).write_bytes(b"")
+    (two / PREVIOUS).write_bytes((two / PREVIOUS).read_bytes()[:-5])
+    with pytest.raises(
+        WeightsError, match="damaged .* and so is checkpoint.previous.pt; delete both to start this run"
+    ):
+        find_checkpoint(two)
+    (two / CHECKPOINT).unlink()
+    with pytest.raises(WeightsError, match="previous.pt: damaged .* there is no other; delete it to start this run"):
+        find_checkpoint(two)
+    (two / PREVIOUS).unlink()
+    assert find_checkpoint(two) is None
+
+
+def test_of_an_older_version_without_a_checksum_is_refused(tmp_path):
+    torch.save({"config": "mine", "history": []}, tmp_path / CHECKPOINT)
+    with pytest.raises(WeightsError, match="of an older version.*; delete it to start this run again$"):
+        find_checkpoint(tmp_path)
+
+
+def test_another_file_than_the_first_process_found_is_refused(two):
+    found = find_checkpoint(two)
+    shutil.copyfile(two / PREVIOUS, two / CHECKPOINT)  # whole, and another
+    with pytest.raises(VptspError, match="another file here than for the first process; choose a results folder"):
+        read_checkpoint(two, found, "mine", {})
+    (two / CHECKPOINT).unlink()
+    with pytest.raises(VptspError, match="another file here"):
+        read_checkpoint(two, found, "mine", {})
+
+
+def test_of_another_run_is_refused_even_where_there_is_one_before(two):
+    with pytest.raises(WeightsError, match="checkpoint.pt: of another run; delete it, or choose another results"):
+        read_checkpoint(two, find_checkpoint(two), "yours", {})
+
+
+def test_it_is_read_mapped_and_written_without_a_copy(tmp_path):
+    values = {"table": torch.arange(4_000_000.0)}
+    tracemalloc.start()  # sees Python's buffers, not tensors
+    write_checkpoint(tmp_path, "mine", values)
+    found = find_checkpoint(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4_000_000, "less than a quarter of what was written"
+    saved = read_checkpoint(tmp_path, found, "mine", {})
+    assert torch.equal(saved["table"], values["table"])
+    with open("/proc/self/maps") as maps:
+        assert str(tmp_path / CHECKPOINT) in maps.read()
+
+
+def test_a_full_disk_leaves_both(two):
+    """The limit on a file's size stands for a full disk: the same kind of error in the middle of writing."""
+    before = {path.name: path.read_bytes() for path in two.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        with pytest.raises(VptspError, match=r"^cannot write .*File too large.*choose another folder$"):
+            write_checkpoint(two, "mine", {"a": torch.zeros(2_000_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name: path.read_bytes() for path in two.iterdir()} == before
+
+
+@pytest.mark.parametrize("changes", [dict(class_optimizer="rowwise"), dict(selection="last")])
+def test_a_run_whose_last_checkpoint_is_damaged_ends_as_if_it_were_not(tmp_path, monkeypatch, changes):
+    """Bit for bit, whatever epoch the best weights are of: they travel with the history that names it."""
+    config = tiny(**changes)
+    whole = run(config, results=tmp_path / "whole", progress=False)
+    cut(config, tmp_path, monkeypatch)
+    folder = run_folder(config, tmp_path / "cut")
+    content = bytearray((folder / CHECKPOINT).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / CHECKPOINT).write_bytes(content)
+    with pytest.warns(UserWarning, match=f"its bytes do not fit its checksum.*{USED}"):
+        resumed = run(config, results=tmp_path / "cut", progress=False)
+    assert_same_run(whole, resumed)
+    assert [each["after_epochs"] for each in resumed.record["stretches"]] == [0, 1]
+    assert sorted(p.name for p in resumed.path.iterdir()) == sorted(p.name for p in whole.path.iterdir())
+
+
+def test_the_weights_are_those_of_the_epoch_that_the_history_names(tmp_path, monkeypatch):
+    """Cut after the second epoch, the best; gone on with from the first, after which another machine's rounding makes
+    the second a worse one: what is kept is the first's, and not what the lost epoch left."""
+    scores = iter([0.3, 0.5, 0.2, 0.1])
+    monkeypatch.setattr("vptsp_core.runs.run.evaluate", lambda *_: {"R@1": next(scores), "MAP@R": 0.1})
+    cut(tiny(), tmp_path, monkeypatch)
+    folder = run_folder(tiny(), tmp_path / "cut")
+    first = torch.load(folder / PREVIOUS, weights_only=True)["weights"]
+    (folder / CHECKPOINT).write_bytes(b"")
+    with pytest.warns(UserWarning, match=USED):
+        done = run(tiny(), results=tmp_path / "cut", progress=False)
+    assert done.metrics["R@1"] == 0.3 and done.metrics["epoch"] == 1
+    kept = load_file(done.path / "model.safetensors")
+    assert kept.keys() == first.keys() and all(torch.equal(kept[name], first[name]) for name in kept)
+
+
+def test_the_command_says_it_in_one_line(tmp_path, monkeypatch, capsys):
+    cut(tiny(), tmp_path, monkeypatch)
+    folder = run_folder(tiny(), tmp_path / "cut")
+    command = ["train", "--preset", "smoke", "--results", str(tmp_path / "cut"), "--set", "weights=random",
+               "steps_per_epoch=2", "epochs=3"]  # fmt: skip
+    (folder / CHECKPOINT).write_bytes(b"")
+    assert main(command) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: checkpoint {folder / CHECKPOINT}: damaged (cut short, or of an older version); {USED}"
+    ]
+
+
+def test_what_a_process_left_that_was_killed_last_of_all_is_deleted(tmp_path):
+    done = run(tiny(epochs=1), results=tmp_path, progress=False)
+    whole = sorted(path.name for path in done.path.iterdir())
+    for name in (CHECKPOINT, PREVIOUS, "progress.json", "lock"):
+        (done.path / name).write_bytes(b"{")
+    again = run(tiny(epochs=1), results=tmp_path, progress=False)
+    assert again.metrics == done.metrics and sorted(path.name for path in done.path.iterdir()) == whole

@@ -1,0 +1,238 @@
+"""A trained model as one file: what is in it, that it embeds as before, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors
+import torch
+from reseal import rewrite_header
+from safetensors.torch import load_file, save, save_file
+
+import vptsp_core
+from vptsp_core import preset, run
+from vptsp_core.__main__ import main
+from vptsp_core.data.glyphs import GlyphSet
+from vptsp_core.errors import DataError, WeightsError
+from vptsp_core.method.backbone import load_backbone
+from vptsp_core.method.model import MetricModel
+from vptsp_core.runs.embedder import Embedder
+from vptsp_core.runs.embedder_file import HEADER, read_saved
+
+METRICS = {"R@1": 0.5, "MAP@R": 0.25}
+
+
+def learned(noise=0, **changes) -> Embedder:
+    """A model whose learned part differs from its start everywhere, as after training."""
+    config = preset("smoke", **changes)
+    torch.manual_seed(config.seed)
+    model = MetricModel(config, load_backbone(config.backbone, config.weights, config.image_size), 7)
+    torch.manual_seed(100 + noise)
+    with torch.no_grad():
+        for parameter in filter(lambda p: p.requires_grad, model.parameters()):
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return Embedder(model, run="0123456789ab", metrics=METRICS)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    images = GlyphSet("test", images_per_class=1)
+    return [images.image(i) for i in range(3)]
+
+
+def test_places_that_the_gallery_cannot_fill_are_minus_one(pictures):
+    embedder = learned(method="vpt").index(pictures[:2])
+    scores, places = embedder.search(pictures, k=4)
+    assert scores.shape == places.shape == (3, 4)
+    assert np.isneginf(scores[:, 2:]).all() and (places[:, 2:] == -1).all()
+    assert np.isfinite(scores[:, :2]).all() and places[:2, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("given", [None, 3, [None], [3.5]])
+def test_what_is_no_image_is_said(given):
+    with pytest.raises(DataError, match="^(None|int|float) is no image; give paths, PIL images, or one"):
+        learned(method="vpt").embed(given)
+
+
+def header_of(path) -> dict:
+    with safetensors.safe_open(path, "np") as file:
+        return json.loads(file.metadata()[HEADER])
+
+
+METHODS = {
+    "vptsp": dict(),
+    "vptsp without prompts": dict(prompts=0),
+    "vptsp, no bitfit": dict(bitfit=False),
+    "proxies of the samples": dict(proxy_source="sample"),
+    "vpt": dict(method="vpt"),
+    "linear": dict(method="linear"),
+    "adapter": dict(method="adapter", adapter_layers=2, adapter_dim=8, adapter_init="bert"),
+    "frozen": dict(method="frozen", bitfit=False),
+    "full": dict(method="full", bitfit=False),
+    "average": dict(method="vpt", pool="avg"),
+    "random backbone": dict(method="vpt", weights="random", seed=3),
+    "another size": dict(method="vpt", image_size=32),
+}
+
+
+@pytest.mark.parametrize("changes", METHODS.values(), ids=METHODS.keys())
+def test_a_saved_embedder_embeds_as_before_and_holds_what_was_learned(tmp_path, pictures, changes):
+    before = learned(**changes)
+    path = before.save(tmp_path / "bird.safetensors")
+    torch.manual_seed(12345)
+    state = torch.get_rng_state()
+    after = vptsp_core.load(path, "cpu")
+    assert torch.equal(torch.get_rng_state(), state), "loading draws nothing from the caller's generator"
+    np.testing.assert_array_equal(after.embed(pictures), before.embed(pictures))
+    assert (after.config, after.run, after.metrics) == (before.config, "0123456789ab", METRICS)
+    assert after.checksum() == before.checksum() != learned(noise=1, **changes).checksum() or (
+        changes.get("method") == "frozen"  # which has not learned
+    )
+    model = before.model
+    used = [*model.vit.backbone.parameters(), *model.vit.adapters.parameters()]
+    used += [] if model.vit.sample_head is None else model.vit.sample_head.parameters()
+    used += [] if model.vit.prompts is None else [model.vit.prompts]
+    assert sum(t.numel() for t in load_file(path).values()) == sum(p.numel() for p in used if p.requires_grad)
+    again = after.save(tmp_path / "again.safetensors")
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_a_run_and_its_file_are_one_model(tmp_path, pictures, capsys):
+    config = preset("smoke", weights="random", steps_per_epoch=2, batch=16, epochs=1)
+    done = run(config, results=tmp_path, progress=False, device="cpu")
+    file = tmp_path / "bird.safetensors"
+    assert main(["export", str(done.path), "--to", str(file)]) == 0
+    assert capsys.readouterr().out == f"{file}  {file.stat().st_size / 1e6:.2f} MB\n"
+    run_, kept = vptsp_core.load(done.path, "cpu"), vptsp_core.load(file, "cpu")
+    np.testing.assert_array_equal(run_.embed(pictures), kept.embed(pictures))
+    assert run_.checksum() == kept.checksum() and run_.metrics == kept.metrics == dict(done.metrics)
+    header = header_of(file)
+    assert header["run"] == done.record["hash"] == run_.run and header["config"] == config.to_dict()
+    assert header["vptsp_core"] == vptsp_core.__version__ and header["backbone"] == "demo_vit"
+    told = {"resize": 44, "interpolation": "bilinear", "crop": 40, "mean": [0.5] * 3, "std": [0.5] * 3}
+    assert header["preprocessing"] == told | {"resize": config.resize}
+    assert not any("proxies" in name or "class_prompts" in name or "proxy_head" in name for name in load_file(file))
+
+
+def test_a_file_of_weights_counts_by_content_not_by_place(tmp_path, pictures):
+    places = {name: tmp_path / name / "vit.safetensors" for name in ("first", "moved", "other")}
+    for path in places.values():
+        path.parent.mkdir()
+    state = load_backbone("demo_vit").state_dict()
+    save_file(state, places["first"])
+    before = learned(method="vpt", weights=str(places["first"]))
+    file, wanted = before.save(tmp_path / "kept" / "bird.safetensors"), before.embed(pictures)
+    np.testing.assert_array_equal(vptsp_core.load(file, "cpu").embed(pictures), wanted)
+    save_file(state | {"norm.weight": state["norm.weight"] * 1.001}, places["other"])
+    with pytest.raises(WeightsError, match=r"bird.safetensors: the weights of demo_vit .* weights=FILE"):
+        vptsp_core.load(file, "cpu", weights=places["other"])
+    places["first"].rename(places["moved"])
+    with pytest.raises(WeightsError, match="say where they are with weights=FILE"):
+        vptsp_core.load(file, "cpu")
+    np.testing.assert_array_equal(vptsp_core.load(file, "cpu", weights=places["moved"]).embed(pictures), wanted)
+    places["moved"].rename(file.parent / "vit.safetensors")  # beside the embedder it is found
+    np.testing.assert_array_equal(vptsp_core.load(file, "cpu").embed(pictures), wanted)
+
+
+def test_a_run_takes_its_weights_from_elsewhere_if_they_are_the_same(tmp_path):
+    state = load_backbone("demo_vit").state_dict()
+    save_file(state, tmp_path / "own.safetensors")
+    config = preset("smoke", method="frozen", bitfit=False, weights=str(tmp_path / "own.safetensors"))
+    done = run(config, results=tmp_path, progress=False, device="cpu")
+    (tmp_path / "own.safetensors").rename(tmp_path / "moved.safetensors")
+    save_file(state | {"norm.weight": state["norm.weight"] * 1.001}, tmp_path / "other.safetensors")
+    vptsp_core.load(done.path, "cpu", weights=tmp_path / "moved.safetensors")
+    with pytest.raises(WeightsError, match="other.safetensors is not the file it was trained on"):
+        vptsp_core.load(done.path, "cpu", weights=tmp_path / "other.safetensors")
+
+
+def test_weights_of_a_hub_that_changed_are_noticed(tmp_path, monkeypatch):
+    path = learned(method="vpt").save(tmp_path / "bird.safetensors")
+
+    def changed(*args):
+        backbone = load_backbone(*args)
+        with torch.no_grad():
+            backbone.blocks[2].mlp.fc1.weight[0, 0] += 1e-6
+        return backbone
+
+    monkeypatch.setattr("vptsp_core.runs.embedder_file.load_backbone", changed)
+    with pytest.raises(WeightsError, match="not those it was trained on"):
+        vptsp_core.load(path, "cpu")
+
+
+def test_full_fine_tuning_needs_no_other_file(tmp_path, pictures, monkeypatch):
+    before = learned(method="full", bitfit=False)
+    path, asked = before.save(tmp_path / "bird.safetensors"), []
+    real = load_backbone
+    monkeypatch.setattr(
+        "vptsp_core.runs.embedder_file.load_backbone", lambda *args: asked.append(args[1]) or real(*args)
+    )
+    np.testing.assert_array_equal(vptsp_core.load(path, "cpu").embed(pictures), before.embed(pictures))
+    assert set(asked) == {"random"}
+
+
+DAMAGE = {
+    "format": (lambda h: h.update(format=99), "format 99 is not known here"),
+    "no config": (lambda h: h.pop("config"), "damaged .no 'config'"),
+    "config is no table": (lambda h: h.update(config=3), "damaged"),
+    "unknown key": (lambda h: h["config"].update(evil=1), "header cannot be used .unknown key 'evil'"),
+    "wrong type": (lambda h: h["config"].update(batch="64"), "batch = '64' must be of type int"),
+    "foreign backbone": (lambda h: h["config"].update(backbone="hf-hub:a/b"), "'hf-hub:a/b' is no timm model"),
+    "another family": (lambda h: h["config"].update(backbone="resnet18"), "is a ResNet"),
+    "another backbone": (lambda h: h["config"].update(backbone="vit_tiny_patch16_224"), "does not fit"),
+    "wide head": (lambda h: h["config"].update(embed_dim=10**6), "does not fit"),
+    "huge head": (lambda h: h["config"].update(embed_dim=10**12), "embed_dim = 10+ must be at most 1,000,000"),
+    "large images": (lambda h: h["config"].update(image_size=10**6, resize=10**6), "cannot be built here"),
+    "huge images": (lambda h: h["config"].update(image_size=10**7), "image_size = 10+ must be at most 1,000,000"),
+    "too deep": (lambda h: h["config"].update(prompt_layers=99), "prompt_layers = 99"),
+    "weights": (lambda h: h["config"].update(weights="/no/such/file.pth"), "weights are not at .no.such.file.pth"),
+    "metrics": (lambda h: h.update(metrics={"R@1": [1]}), "damaged"),
+    "normalisation": (lambda h: h["preprocessing"].update(mean=[0, 0, 0]), "images are prepared otherwise"),
+    "checksum": (lambda h: h.update(frozen="0" * 16), "not those it was trained on"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_header_is_not_believed(tmp_path, capsys, change, message):
+    path = learned(method="vpt").save(tmp_path / "bird.safetensors")
+    rewrite_header(path, HEADER, change)
+    with pytest.raises(WeightsError, match=message) as caught:
+        vptsp_core.load(path, "cpu")
+    assert "bird.safetensors" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_flipped_bit_goes_unnoticed(tmp_path):
+    path = learned(method="vpt").save(tmp_path / "bird.safetensors")
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for at in [*rng.integers(0, len(whole), 200), *range(len(whole) - 3, len(whole))]:
+        content = bytearray(whole)
+        content[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match="bird.safetensors"):
+            read_saved(path)
+    path.write_bytes(whole)
+    assert read_saved(path).metrics == METRICS
+
+
+def test_damaged_and_foreign_files_are_named_in_one_line(tmp_path, capsys):
+    path = learned(method="vpt").save(tmp_path / "bird.safetensors")
+    whole = path.read_bytes()
+    for content in (whole[:-100], whole[: len(whole) // 2], whole[:50], b"", b"PK\x03\x04 a pickle", b"\xff" * 4000):
+        path.write_bytes(content)
+        assert main(["export", str(path), "--to", str(tmp_path / "out.onnx")]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {path}: unreadable (") and error.count("\n") == 1
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match="is no saved embedder"):
+        vptsp_core.load(path)
+    path.write_bytes(save({}, {HEADER: "[" * 100_000}))
+    with pytest.raises(WeightsError, match="damaged"):
+        vptsp_core.load(path)
+    with pytest.raises(WeightsError, match="holds no finished run"):
+        vptsp_core.load(tmp_path / "nowhere")
+    (tmp_path / "bird.onnx").write_bytes(whole)
+    with pytest.raises(WeightsError, match="bird.onnx is no saved embedder; give a run's folder"):
+        vptsp_core.load(tmp_path / "bird.onnx")
+    for to, message in (("bird.pkl", "unknown kind '.pkl'"), ("bird", "unknown kind ''")):
+        assert main(["export", str(tmp_path), "--to", to]) == 2
+        assert message in capsys.readouterr().err

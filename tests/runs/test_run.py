@@ -1,0 +1,451 @@
+"""Runs end to end on the embedded data: resume, reuse, selection, the embedder, bad input on the command line."""
+
+import json
+from functools import lru_cache, partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from reseal import reseal_run
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import checkpoint_filter_fn
+
+import vptsp_core
+from vptsp_core import preset, run
+from vptsp_core.__main__ import main
+from vptsp_core.data import load_benchmark
+from vptsp_core.errors import VptspError, WeightsError
+from vptsp_core.method.backbone import DEMO_VIT, load_backbone
+from vptsp_core.method.metrics import Scores
+from vptsp_core.method.presets import parse_change
+from vptsp_core.paper.bench import StepBench, measure_step
+from vptsp_core.paper.bench.memory import with_memory
+from vptsp_core.runs.checkpoints import CHECKPOINT, write_checkpoint
+from vptsp_core.runs.folder import read_run, run_folder
+from vptsp_core.runs.run import frame, over_seeds
+from vptsp_core.runs.train import Trainer
+
+
+def tiny(**changes):
+    return preset("smoke", **{"weights": "random", "steps_per_epoch": 2, "batch": 16, "epochs": 3} | changes)
+
+
+@lru_cache
+def glyphs():
+    return load_benchmark("glyphs")
+
+
+@pytest.fixture(autouse=True)
+def benchmark(monkeypatch):
+    """The glyphs, evaluated on 200 of the test images: these tests are about runs, not about accuracy."""
+    full = glyphs()
+    keep = np.flatnonzero(full.test.labels < 10)
+    monkeypatch.setattr(full.test, "images", full.test.images[keep])
+    monkeypatch.setattr(full.test, "labels", full.test.labels[keep])
+    monkeypatch.setattr(full.test, "class_names", full.test.class_names[:10])
+    monkeypatch.setattr("vptsp_core.runs.run._benchmark", lambda name, data, partial: full)
+    monkeypatch.setattr("vptsp_core.data.load_benchmark", lambda name, data, partial: full)
+    return full
+
+
+METHODS = {
+    "dense": dict(),
+    "rowwise": dict(class_optimizer="rowwise"),
+    "ema": dict(accumulator="ema", semantics="paper"),
+    "dropout": dict(gru_dropout=0.3),
+    "sgd": dict(optimizer="sgd", lr=0.01, class_optimizer="rowwise"),
+    "vpt": dict(method="vpt"),
+    "adapter": dict(method="adapter", adapter_layers=2, adapter_dim=8),
+    "rnn": dict(accumulator="rnn", samples_per_class=2),
+    "lstm": dict(accumulator="lstm", semantics="paper"),
+    "attention": dict(accumulator="attention", proxy_source="sample", samples_per_class=2),
+    "encoder": dict(proxy_source="encoder", prompts=0, accumulator="lstm"),
+    "fixed encoder": dict(proxy_source="fixed_encoder"),
+    "full": dict(method="full", bitfit=False),
+    "cached": dict(pipeline="cached"),
+    "start": dict(start="all", class_optimizer="rowwise"),
+}
+
+
+class Cut(Exception):
+    """Stands for the power going off."""
+
+
+@pytest.mark.parametrize("changes", METHODS.values(), ids=METHODS.keys())
+def test_a_run_cut_short_ends_as_if_it_had_not_been(tmp_path, monkeypatch, changes):
+    whole = run(tiny(**changes), results=tmp_path / "whole", progress=False)
+    resumed = cut_and_resumed(tiny(**changes), tmp_path, monkeypatch)
+    assert_same_run(whole, resumed)
+    assert whole.record["class_table"] == ("device" if whole.config.has_class_prompts else None)
+    assert vptsp_core.load(whole.path, "cpu").embed(glyphs().test).shape == (200, whole.config.embed_dim)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_class_prompts_in_host_memory_and_checkpointing_change_no_number(tmp_path, monkeypatch, optimizer):
+    config = tiny(class_optimizer="rowwise", optimizer=optimizer, steps_per_epoch=5)
+    whole = run(config, results=tmp_path / "whole", progress=False)
+    other = cut_and_resumed(config, tmp_path, monkeypatch, class_table="host", checkpointing="on")
+    assert_same_run(whole, other)
+    assert other.record["class_table"] == "host" and other.record["checkpointing"] is True
+    assert whole.record["class_table"] == "device" and whole.record["checkpointing"] is False
+
+
+def cut_and_resumed(config, tmp_path, monkeypatch, **options):
+    """The run, cut after its second epoch and gone on with."""
+    cut(config, tmp_path, monkeypatch, **options)
+    torch.rand(11)
+    return run(config, results=tmp_path / "cut", progress=False, **options)
+
+
+def cut(config, tmp_path, monkeypatch, **options):
+    """The run up to its second checkpoint."""
+    save, saved = Trainer._save, []
+
+    def save_then_cut(self, row):
+        save(self, row)
+        saved.append(row)
+        if len(saved) == 2:
+            raise Cut
+
+    monkeypatch.setattr(Trainer, "_save", save_then_cut)
+    with pytest.raises(Cut):
+        run(config, results=tmp_path / "cut", progress=False, **options)
+    folder = run_folder(config, tmp_path / "cut")
+    assert (folder / CHECKPOINT).exists() and not (folder / "metrics.json").exists()
+    monkeypatch.setattr(Trainer, "_save", save)
+
+
+def test_the_record_tells_of_every_stretch(tmp_path, monkeypatch):
+    """Cut after two epochs and gone on with elsewhere: the first stretch took an hour, as its checkpoint says."""
+    config, started = tiny(class_optimizer="rowwise"), iter(["monday", "tuesday", "wednesday"])
+    monkeypatch.setattr("vptsp_core.runs.record.time.strftime", lambda *_: next(started))
+    monkeypatch.setattr("vptsp_core.runs.record._commit", lambda: "old")
+    cut(config, tmp_path, monkeypatch)
+    folder = run_folder(config, tmp_path / "cut")
+    saved = torch.load(folder / CHECKPOINT, weights_only=True)
+    assert 0 < saved["stretches"][0]["seconds"] < 3600
+    saved["stretches"][0]["seconds"] = 3600.0
+    write_checkpoint(folder, saved.pop("config"), saved)
+    monkeypatch.setattr("vptsp_core.runs.record._commit", lambda: "new")
+    record = run(config, results=tmp_path / "cut", progress=False, class_table="host", checkpointing="on").record
+    first, second = record["stretches"]
+    told = ("after_epochs", "started", "commit", "class_table", "checkpointing", "processes")
+    assert [first[key] for key in told] == [0, "monday", "old", "device", False, 1]
+    assert [second[key] for key in told] == [2, "tuesday", "new", "host", True, 1]
+    for key in ("device", "versions", "data", "weights"):
+        assert first[key] == second[key] == record[key]
+    assert record["started"] == "monday" and record["commit"] == "new" and second["seconds"] > 0
+    assert record["seconds"] == pytest.approx(3600 + second["seconds"], abs=0.01)
+    whole = run(config, results=tmp_path / "whole", progress=False).record
+    assert [each["after_epochs"] for each in whole["stretches"]] == [0] and whole["started"] == "wednesday"
+    assert whole["seconds"] == whole["stretches"][0]["seconds"] > 0
+
+
+def test_a_frozen_run_is_one_stretch(tmp_path):
+    record = run(tiny(method="frozen", bitfit=False), results=tmp_path, progress=False).record
+    assert len(record["stretches"]) == 1 and record["seconds"] == record["stretches"][0]["seconds"] > 0
+
+
+def assert_same_run(whole, resumed):
+    pd.testing.assert_frame_equal(
+        whole.history.drop(columns="seconds"), resumed.history.drop(columns="seconds"), check_exact=True
+    )
+    assert whole.queries.keys() == resumed.queries.keys() == {"R@1", "MAP@R", "MAP@R released", "R-precision"}
+    for name, values in whole.queries.items():
+        np.testing.assert_array_equal(values, resumed.queries[name])
+        assert np.nanmean(values, dtype=np.float64) == pytest.approx(whole.metrics[name], rel=1e-6)
+    ours, theirs = (load_file(r.path / "model.safetensors") for r in (whole, resumed))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_a_finished_run_is_returned_and_not_repeated(tmp_path, monkeypatch):
+    config = tiny()
+    first = run(config, results=tmp_path, progress=False)
+    monkeypatch.setattr(Trainer, "run", lambda self: pytest.fail("trained again"))
+    again = run(config, results=tmp_path, progress=False)
+    assert again.metrics == first.metrics and again.path == first.path
+    assert sorted(p.name for p in first.path.iterdir()) == [
+        "config.json", "history.csv", "metrics.json", "model.safetensors", "queries.npz", "record.json",
+    ]  # fmt: skip
+    record = first.record
+    assert record["hash"] == config.hash() and record["versions"]["torch"] == torch.__version__
+    assert {"commit", "device", "data", "weights", "parameters", "seconds"} <= record.keys()
+
+
+def test_selection(tmp_path, monkeypatch):
+    """released: every metric at its best epoch; last: the last epoch, whatever came before."""
+    scores = iter([(0.3, 0.2), (0.5, 0.1), (0.4, 0.15)] * 2)
+    monkeypatch.setattr(
+        "vptsp_core.runs.run.evaluate", lambda model, benchmark: dict(zip(("R@1", "MAP@R"), next(scores), strict=True))
+    )
+    best = run(tiny(), results=tmp_path, progress=False)
+    assert best.metrics == {"R@1": 0.5, "MAP@R": 0.2, "epoch": 2}
+    last = run(tiny(selection="last"), results=tmp_path, progress=False)
+    assert last.metrics == {"R@1": 0.4, "MAP@R": 0.15, "epoch": 3}
+
+
+@pytest.mark.parametrize("selection", ["released", "last"])
+def test_queries_are_those_of_the_epoch_that_each_metric_is_of(tmp_path, monkeypatch, selection):
+    values = {"R@1": [[1, 0, 0], [1, 1, 0], [0, 1, 0]], "MAP@R": [[0.9, np.nan, 0], [0.1, np.nan, 0], [0.9, np.nan, 0]]}
+    epochs = iter(range(3))
+
+    def scores(model, benchmark):
+        epoch = next(epochs)
+        queries = {name: np.array(each[epoch], np.float32) for name, each in values.items()}
+        return Scores({name: float(np.nanmean(each)) for name, each in queries.items()}, queries)
+
+    monkeypatch.setattr("vptsp_core.runs.run.evaluate", scores)
+    done = run(tiny(selection=selection), results=tmp_path, progress=False)
+    places = {"released": {"R@1": 1, "MAP@R": 0}, "last": {"R@1": 2, "MAP@R": 2}}[selection]
+    for name, epoch in places.items():
+        np.testing.assert_array_equal(done.queries[name], np.array(values[name][epoch], np.float32))
+        assert np.nanmean(done.queries[name]) == pytest.approx(done.metrics[name])
+
+
+def test_queries_of_older_and_damaged_runs(tmp_path):
+    done = run(tiny(epochs=1), results=tmp_path, progress=False)
+    file = done.path / "queries.npz"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(WeightsError, match="queries.npz: not what record.json has the checksum of .*run it again"):
+        _ = read_run(done.path).queries
+    reseal_run(done.path)
+    with pytest.raises(WeightsError, match="queries.npz: unreadable .*run it again"):
+        _ = read_run(done.path).queries
+    file.unlink()
+    with pytest.raises(WeightsError, match="queries.npz is missing"):
+        _ = read_run(done.path).queries
+    reseal_run(done.path)  # as of a run from before they were kept
+    assert read_run(done.path).queries is None
+
+
+def test_metrics_come_from_the_saved_weights(tmp_path, benchmark):
+    """The embedder that is taken away scores what the run reports."""
+    config = tiny(selection="last")
+    done = run(config, results=tmp_path, progress=False)
+    embedder = vptsp_core.load(done.path, "cpu")
+    test = benchmark.test
+    embeddings = embedder.embed(test)
+    assert embeddings.shape == (200, config.embed_dim) and embeddings.dtype == np.float32
+    assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    metrics = vptsp_core.retrieval_metrics(embeddings, test.labels)
+    assert metrics["R@1"] == pytest.approx(done.metrics["R@1"], abs=1e-9)
+    pictures = [test.image(i) for i in range(5)]
+    assert np.allclose(embedder.embed(pictures), embeddings[:5], atol=1e-5)
+    scores, places = embedder.index(test).search(pictures, k=3)
+    assert (places[:, 0] == np.arange(5)).all() and scores.shape == (5, 3)
+    assert (done.path / "model.safetensors").stat().st_size < 400_000, "only what was learned"
+
+
+def test_embedder_takes_paths_and_needs_an_index(tmp_path, benchmark):
+    done = run(tiny(method="frozen", bitfit=False), results=tmp_path, progress=False)
+    embedder = vptsp_core.load(done.path, "cpu")
+    test = benchmark.test
+    test.image(0).save(tmp_path / "one.png")
+    assert np.allclose(embedder.embed(tmp_path / "one.png"), embedder.embed([test.image(0)]), atol=1e-6)
+    with pytest.raises(VptspError, match="call index"):
+        embedder.search([test.image(0)])
+    with pytest.raises(WeightsError, match="no finished run"):
+        vptsp_core.load(tmp_path)
+
+
+def test_weights_file_counts_by_content_not_by_place(tmp_path):
+    state = load_backbone("demo_vit").state_dict()
+    for place in ("a", "b"):
+        save_file(state, tmp_path / f"{place}.safetensors")
+    torch.save(state, tmp_path / "c.pth")
+    folders = [run_folder(tiny(weights=str(tmp_path / n)), tmp_path) for n in ("a.safetensors", "b.safetensors")]
+    assert folders[0] == folders[1] != run_folder(tiny(), tmp_path)
+    for name in ("a.safetensors", "c.pth"):
+        loaded = load_backbone("demo_vit", str(tmp_path / name)).state_dict()
+        assert all(torch.equal(loaded[key], state[key]) for key in state)
+
+
+def test_a_run_cut_short_goes_on_when_its_weights_file_is_spelled_otherwise(tmp_path, monkeypatch):
+    save_file(load_backbone("demo_vit").state_dict(), tmp_path / "own.safetensors")
+    begun = tiny(weights=str(tmp_path / "own.safetensors"), epochs=2)
+
+    def stop(history):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(begun, results=tmp_path, progress=False, on_epoch=stop)
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    done = run(begun.replace(weights="own.safetensors"), results=tmp_path, progress=False, on_epoch=seen.append)
+    assert len(seen) == 1 and [s["after_epochs"] for s in done.record["stretches"]] == [0, 1]
+    assert done.path == run_folder(begun, tmp_path) and done.path.name.endswith(done.record["hash"])
+
+
+def test_seeds_are_averaged_with_students_interval():
+    table = pd.DataFrame({"method": ["a", "a", "a", "b"], "R@1": [0.5, 0.6, 0.7, 0.4]})
+    out = over_seeds(table, ["method"], ["R@1"])
+    assert out["R@1"].tolist() == pytest.approx([0.6, 0.4]) and out["seeds"].tolist() == [3, 1]
+    assert out["R@1 ±"][0] == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-5) and np.isnan(out["R@1 ±"][1])
+
+
+def test_frame_holds_config_and_metrics(tmp_path):
+    table = frame([run(tiny(), results=tmp_path, progress=False)])
+    assert table.loc[0, "alpha"] == 0.5 and 0 <= table.loc[0, "R@1"] <= 1 and table.loc[0, "tunable"] > 0
+
+
+def test_a_damaged_run_is_named_in_one_line(tmp_path):
+    done = run(tiny(epochs=1), results=tmp_path, progress=False)
+    weights = load_file(done.path / "model.safetensors")
+    save_file(weights | {"proxies.bias": torch.zeros(3, 3)}, done.path / "model.safetensors")
+    with pytest.raises(WeightsError, match="has the checksum of"):
+        vptsp_core.load(done.path, "cpu")
+    reseal_run(done.path)
+    with pytest.raises(WeightsError, match="proxies.bias does not fit"):
+        vptsp_core.load(done.path, "cpu")
+    (done.path / "config.json").write_text("[1")
+    with pytest.raises(WeightsError, match="config.json: unreadable"):
+        vptsp_core.load(done.path, "cpu")
+    (done.path / "config.json").write_text("[]")
+    with pytest.raises(WeightsError, match="config.json: key 'dataset' is missing"):
+        run(tiny(epochs=1), results=tmp_path, progress=False)
+
+
+def test_bench_counts_memory():
+    cpu = torch.device("cpu")
+    eager, textbook = (with_memory(partial(StepBench, tiny(), form, "cpu"), cpu)[1] for form in ("eager", "textbook"))
+    assert eager < textbook, "our form keeps less for the backward pass"
+    linear, full = (
+        measure_step(tiny(method=method, bitfit=False), device="cpu", steps=1)["memory_MB"]
+        for method in ("linear", "full")
+    )
+    assert linear < full / 2
+
+
+def test_set_may_be_given_several_times(tmp_path):
+    command = ["train", "--preset", "smoke", "--results", str(tmp_path), "--set", "method=frozen", "bitfit=false"]
+    assert main([*command, "--set", "seed=3", "image_size=36", "--set", "seed=4"]) == 0
+    (path,) = (tmp_path / "runs").iterdir()
+    config = read_run(path).config
+    assert (config.method, config.image_size, config.seed) == ("frozen", 36, 4)
+
+
+FROZEN = ("--preset", "smoke", "--set", "method=frozen", "bitfit=false")
+BAD_COMMANDS = {
+    "unknown preset": (["train", "--preset", "cub"], "unknown preset 'cub'"),
+    "unknown key": (["train", "--set", "alhpa=1"], "unknown key 'alhpa'; did you mean alpha"),
+    "not key=value": (["train", "--set", "alpha"], "write KEY=VALUE"),
+    "impossible value": (["train", "--set", "alpha=2"], "alpha = 2.0 must lie in [0, 1]"),
+    "no data folder": (["train", "--preset", "cub200-vits16"], "--data DIR"),
+    "missing data folder": (["train", "--preset", "cub200-vits16", "--data", "nowhere"], "no folder nowhere"),
+    "unknown backbone": (["train", "--set", "backbone=vit_smal"], "backbone 'vit_smal' is no timm model"),
+    "other family": (["train", "--set", "backbone=resnet18", "weights=random"], "is a ResNet"),
+    "no such weights": (["train", "--set", "weights=nowhere.pth"], "weights nowhere.pth: no such file"),
+    "too many prompt layers": (["train", "--set", "prompt_layers=7"], "prompt_layers = 7 must be at most 6"),
+    "no run": (["evaluate", "nowhere"], "holds no finished run"),
+    "no epochs": (["train", "--set", "epochs=0"], "use method = 'frozen'"),
+    "more classes than there are": (["train", "--set", "batch=128", "samples_per_class=1"], "lower batch"),
+    "no such device": (["train", "--preset", "smoke", "--device", "banana"], "device 'banana' cannot be used here"),
+    "seed too large": (["train", "--preset", "smoke", "--set", f"seed={2**70}"], "must be below 2 ** 63"),
+    "vpt without prompts": (["train", "--set", "method=vpt", "prompts=0"], "must be at least 1 for method = 'vpt'"),
+    "dense table on the host": (["train", "--class-table", "host"], "needs method = 'vptsp' with class_optimizer"),
+    "no such place": (["train", "--class-table", "disk"], "class_table = 'disk' must be one of auto, device, host"),
+    "no such checkpointing": (["train", "--checkpointing", "1"], "checkpointing = '1' must be one of auto, on, off"),
+    "nothing to measure": (["bench", "step", *FROZEN], "method = 'frozen' trains nothing"),
+    "nothing to load for": (["bench", "data", *FROZEN], "method = 'frozen' trains nothing"),
+    "no epoch to measure": (["bench", "data", "--train", *FROZEN], "method = 'frozen' trains nothing"),
+    "bench on no device": (["bench", "eval", "--device", "banana"], "device 'banana' cannot be used here"),
+    "bench on no such GPU": (["bench", "eval", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
+    "one pipeline only": (
+        ["bench", "data", "--preset", "smoke", "--set", "pipeline=classic", "augmentation=adv"],
+        "bench data compares both pipelines, which share base and gentle alone",
+    ),
+    "bench of a dense table": (
+        ["bench", "table", "--preset", "cub200-vits16"],
+        "class prompts of this run are dense, and only row-wise ones can lie in host memory; choose a row-wise preset",
+    ),
+    "negative steps": (["bench", "step", "--steps", "-1"], "--steps -1 must be at least 1"),
+    "negative repeats": (["bench", "eval", "--repeats", "-1"], "--repeats -1 must be at least 1"),
+    "fp16 on the CPU": (["train", "--set", "precision=fp16", "--device", "cpu"], "needs a GPU"),
+}
+
+
+@pytest.mark.parametrize(("command", "message"), BAD_COMMANDS.values(), ids=BAD_COMMANDS.keys())
+def test_bad_input_is_one_line_and_status_2(command, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.undo()  # the real data set look-up
+    monkeypatch.chdir(tmp_path)
+    if command[0] == "train":
+        command = [*command, "--results", str(tmp_path / "results")]
+    assert main(command) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
+    assert not [path for path in (tmp_path / "results").rglob("*") if path.is_file() or path.parent.name == "runs"]
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path, capsys):
+    state = load_backbone("demo_vit").state_dict()
+    cases = {
+        "shape": (state | {"pos_embed": torch.zeros(1, 6, DEMO_VIT["embed_dim"])}, "pos_embed has shape (1, 6, 96)"),
+        "missing": ({k: v for k, v in state.items() if k != "norm.bias"}, "lacks norm.bias"),
+        "unknown": (state | {"extra": torch.zeros(1)}, "has extra"),
+    }
+    for name, (content, message) in cases.items():
+        save_file(content, tmp_path / f"{name}.safetensors")
+        assert main(["train", "--set", f"weights={tmp_path / name}.safetensors", "--results", str(tmp_path)]) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "short.safetensors").write_bytes((tmp_path / "shape.safetensors").read_bytes()[:1000])
+    assert main(["train", "--set", f"weights={tmp_path}/short.safetensors", "--results", str(tmp_path)]) == 2
+    assert "unreadable" in capsys.readouterr().err
+
+
+def test_pickled_code_in_a_weights_file_is_not_run(tmp_path, capsys):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"norm.weight": Bomb()}, tmp_path / "bomb.pth")
+    assert main(["train", "--set", f"weights={tmp_path}/bomb.pth", "--results", str(tmp_path)]) == 2
+    assert "no code of a file is executed" in capsys.readouterr().err and not (tmp_path / "ran").exists()
+
+
+def test_results_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert main(["train", "--preset", "smoke", "--results", str(tmp_path / "file" / "results")]) == 2
+    error = capsys.readouterr().err
+    assert "cannot write" in error and "choose another folder" in error and len(error.strip().splitlines()) == 1
+
+
+def test_command_line_trains_evaluates_and_finds_again(tmp_path, capsys):
+    command = ["train", "--preset", "smoke", "--set", "weights=random", "batch=16", "--results", str(tmp_path)]
+    assert main(command) == 0
+    path = capsys.readouterr().out.strip().splitlines()[-2]
+    metrics = json.loads((vptsp_core.runs.run.Path(path) / "metrics.json").read_text())
+    assert main(["evaluate", path]) == 0
+    assert f"R@1 {metrics['R@1']:.4f}" in capsys.readouterr().out
+    assert main(["--help"]) == 0 and main(["nonsense"]) == 2
+
+
+def test_parse_change():
+    assert [parse_change(f"a={v}")[1] for v in ("1", "0.5", "ema", "True", "None", "false")] == [
+        1, 0.5, "ema", True, None, False,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_medium_patch16_reg1_gap_256"])
+def test_weights_of_another_image_size_are_resampled_as_timm_resamples_them(tmp_path, name):
+    small = timm.create_model(name, img_size=64)
+    save_file(small.state_dict(), tmp_path / "small.safetensors")
+    ours = load_backbone(name, str(tmp_path / "small.safetensors"), 96)
+    theirs = checkpoint_filter_fn(small.state_dict(), timm.create_model(name, img_size=96))["pos_embed"]
+    assert ours.pos_embed.shape != small.pos_embed.shape
+    torch.testing.assert_close(ours.pos_embed.detach(), theirs.detach(), rtol=0, atol=0)
+
+
+def test_on_epoch_sees_every_epoch_and_changes_nothing(tmp_path):
+    seen = []
+
+    def watch(rows):
+        seen.append([dict(row) for row in rows])
+
+    told = run(tiny(), results=tmp_path / "told", progress=False, on_epoch=watch)
+    assert [[row["epoch"] for row in rows] for rows in seen] == [[1], [1, 2], [1, 2, 3]]
+    assert [row["loss"] for row in seen[-1]] == list(told.history["loss"]) and "R@1" in seen[0][0]
+    assert_same_run(run(tiny(), results=tmp_path / "untold", progress=False), told)
+    run(tiny(), results=tmp_path / "told", progress=False, on_epoch=seen.append)  # found, not trained
+    assert len(seen) == 3

@@ -1,0 +1,247 @@
+"""The start from the data (`runs.start_from_data`), against scikit-learn, timm's own forward pass and plain loops."""
+
+import json
+
+import determinism
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from vptsp_core import load, preset, retrieval_metrics, run
+from vptsp_core.data import load_benchmark
+from vptsp_core.data.batches import eval_batches
+from vptsp_core.data.holdout import first_of_each, of_classes
+from vptsp_core.errors import ConfigError
+from vptsp_core.method.backbone import load_backbone, normalisation
+from vptsp_core.method.config import RunConfig
+from vptsp_core.method.model import MetricModel
+from vptsp_core.method.presets import PRESETS
+from vptsp_core.runs.start_from_data import KEEP, PER_CLASS, class_means, discriminant, start_from_data
+from vptsp_core.runs.train import Trainer
+
+CLASSES = 12
+
+
+@pytest.fixture(scope="module")
+def images():
+    few = of_classes(load_benchmark("glyphs").train, range(CLASSES), "few glyphs")
+    return first_of_each(few, 5)
+
+
+def tiny(**changes) -> RunConfig:
+    return preset("demo", batch=8, class_layers=4, prompt_layers=3, class_prompts=3, **changes)
+
+
+def started(images, **changes) -> MetricModel:
+    config = tiny(**changes)
+    torch.manual_seed(config.seed)
+    model = MetricModel(config, load_backbone(config.backbone, config.weights, config.image_size), images.num_classes)
+    start_from_data(model, images)
+    return model
+
+
+def trunk(model: MetricModel, images) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """timm's own forward pass: LayerNormed pooled tokens (N, D), and what goes into each block (N, T, D)."""
+    backbone, inputs = model.vit.backbone, []
+    hooks = [b.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for b in backbone.blocks]
+    with torch.no_grad():
+        device = torch.device("cpu")
+        pixels = torch.cat(list(eval_batches(images, model.config, normalisation(backbone), 64, device)))
+        pooled = backbone(pixels)
+    for hook in hooks:
+        hook.remove()
+    return F.layer_norm(pooled, pooled.shape[-1:]), inputs
+
+
+def test_the_discriminant_is_scikit_learns_but_for_its_shrinkage(monkeypatch):
+    """Where nothing is shrunk, all directions are kept, and distances are those of scikit-learn's projection."""
+    monkeypatch.setattr("vptsp_core.runs.start_from_data.SHRINK", 0.0)
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(9).repeat(40)
+    features = (torch.randn(9, 6, generator=draw)[labels] + torch.randn(360, 6, generator=draw)) @ torch.randn(
+        6, 6, generator=draw
+    )
+    weight, bias = discriminant(features[:, None], labels, 6)
+    ours = features @ weight.T + bias
+    theirs = LinearDiscriminantAnalysis(solver="svd").fit_transform(features.numpy(), labels.numpy())
+    ours, theirs = torch.cdist(ours, ours), torch.cdist(*[torch.from_numpy(theirs).float()] * 2)
+    scale = ours.norm() / theirs.norm()
+    torch.testing.assert_close(ours, theirs * scale, rtol=1e-3, atol=1e-3 * float(ours.max()))
+    assert weight.square().mean().sqrt().item() == pytest.approx((2 / 12) ** 0.5)
+    assert torch.cat([features @ weight.T + bias]).mean(0).abs().max() < 1e-4
+
+
+def test_a_narrow_discriminant_keeps_the_directions_that_tell_classes_apart():
+    draw = torch.Generator().manual_seed(1)
+    labels = torch.arange(20).repeat(30)
+    apart = torch.randn(20, 2, generator=draw)[labels]
+    noise = torch.randn(600, 8, generator=draw) * torch.tensor([0.2, 0.2, 2, 2, 2, 2, 2, 2])
+    noise[:, :2] += apart
+    weight, _ = discriminant(noise[:, None], labels, 2)
+    share = weight.square() / weight.square().sum(1, keepdim=True)
+    assert share[:, :2].sum(1).min() > 0.8  # the six others vary four times as much
+
+
+def test_heads_proxies_and_gate(images):
+    model = started(images, start="proxies")
+    normed, _ = trunk(model, images)
+    labels = torch.from_numpy(images.labels)
+    weight, bias = discriminant(normed[:, None], labels, 96)
+    for head in (model.vit.sample_head, model.vit.proxy_head):
+        torch.testing.assert_close((head.fc.weight, head.fc.bias), (weight, bias), rtol=1e-3, atol=1e-4)
+    embeddings = F.normalize(normed @ weight.T + bias, dim=-1)
+    expected = F.normalize(torch.stack([embeddings[labels == c].mean(0) for c in range(CLASSES)]), dim=-1)
+    for found in (model.proxies.bias, model.proxies.state):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(class_means(embeddings, labels)[3], embeddings[labels == 3].mean(0))
+    p = F.normalize(torch.randn(4, 1, 96), dim=-1)
+    moved = F.normalize(model.proxies.accumulator(p, expected[:4]), dim=-1)
+    assert (moved * expected[:4]).sum(1).min() > 0.95  # the GRU keeps what it was given
+    assert started(images, start="proxies", semantics="paper").proxies.accumulator.b_z[0] == -KEEP
+
+
+@pytest.mark.parametrize("table", ["dense", "rowwise", "host"])
+def test_prompts_are_patch_tokens_of_their_block_and_class(images, table):
+    config = tiny(start="all", class_optimizer="dense" if table == "dense" else "rowwise")
+    torch.manual_seed(0)
+    model = MetricModel(config, load_backbone("demo_vit", "pretrained", 40), CLASSES)
+    if table == "host":
+        model.class_prompts.to_host()
+    start_from_data(model, images)
+    _, inputs = trunk(model, images)
+    labels, prefix = torch.from_numpy(images.labels), model.vit.backbone.num_prefix_tokens
+    for block in range(4):
+        patches = inputs[block][:, prefix:]
+        for c in range(CLASSES):
+            own = patches[labels == c].flatten(0, 1)
+            distance = torch.cdist(model.class_prompts.table[c, block].detach(), own)
+            assert distance.min(1).values.max() < 1e-2, (block, c)
+            others = torch.cdist(model.class_prompts.table[c, block].detach(), patches[labels != c].flatten(0, 1))
+            assert block == 0 or others.min() > distance.min()  # an empty patch looks alike in all before any block
+        if block < 3:
+            distance = torch.cdist(model.vit.prompts[block].detach(), patches.flatten(0, 1))
+            assert distance.min(1).values.max() < 1e-2
+
+
+def test_a_start_does_what_its_name_says_and_no_more(images):
+    plain = dict(started(images).named_parameters()) | dict(started(images).named_buffers())
+    moved = {}
+    for stage in ("heads", "proxies", "all"):
+        model = started(images, start=stage)
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        moved[stage] = {name for name in tensors if not torch.equal(tensors[name], plain[name])}
+    heads = {f"vit.{which}_head.fc.{part}" for which in ("sample", "proxy") for part in ("weight", "bias")}
+    proxies = {"proxies.bias", "proxies.state", "proxies.accumulator.b_z"}
+    assert moved == {
+        "heads": heads, "proxies": heads | proxies, "all": heads | proxies | {"vit.prompts", "class_prompts.table"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [dict(method="vpt"), dict(method="linear"), dict(embed_dim=40, accumulator="lstm")])
+def test_other_methods_and_widths_start_too(images, changes):
+    model = started(images, start="all", **changes)
+    normed, _ = trunk(model, images)
+    with torch.no_grad():
+        embeddings = F.normalize(model.vit.sample_head(normed[:, None]), dim=-1)
+        means = class_means(embeddings, torch.from_numpy(images.labels))
+    torch.testing.assert_close(model.proxies.bias, F.normalize(means, dim=-1), rtol=1e-3, atol=1e-4)
+
+
+def test_embeddings_wider_than_the_tokens_are_refused(images):
+    with pytest.raises(ConfigError, match="embed_dim = 97 must be at most 96"):
+        started(images, start="heads", embed_dim=97)
+
+
+@pytest.mark.parametrize("selection", ["released", "validation"])
+def test_a_run_without_a_step_is_its_start(tmp_path, selection):
+    config = preset("demo", method="linear", bitfit=False, start="heads", epochs=0, selection=selection)
+    done = run(config, results=tmp_path, progress=False)
+    assert done.metrics["epoch"] == 0 and done.queries["R@1"].shape == (2000,)
+    assert ("validation R@1" in done.history) == (selection == "validation")
+    test = load_benchmark("glyphs").test
+    found = retrieval_metrics(torch.from_numpy(load(done.path, "cpu").embed(test)), torch.from_numpy(test.labels))
+    assert found["MAP@R"] == pytest.approx(done.metrics["MAP@R"], abs=1e-6)
+    frozen = run(config.replace(method="frozen"), results=tmp_path, progress=False)
+    assert done.metrics["R@1"] > frozen.metrics["R@1"] + 0.05  # on classes that the head has not seen
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    return determinism.write_images(tmp_path_factory.mktemp("letters"))
+
+
+def short(letters, folder, **changes):
+    config = preset("demo", **determinism.SHORT | dict(epochs=2, eval_start=0) | changes)
+    return run(config, data=letters, results=folder, progress=False)
+
+
+def test_what_it_is_before_its_first_step_is_epoch_0_and_may_be_the_best(letters, tmp_path):
+    """A rate that ruins all leaves the start standing, with its weights and its queries."""
+    started = dict(start="heads", selection="validation")
+    ruined = short(letters, tmp_path, **started, lr=5.0, lr_proxy=5.0)
+    assert ruined.history["epoch"].tolist() == [0, 1, 2] and ruined.metrics["epoch"] == 0
+    assert ruined.history.loc[0, ["loss", "lr", "seconds"]].isna().all()
+    alone = short(letters, tmp_path, **started, epochs=0)
+    for name, value in alone.metrics.items():
+        assert ruined.metrics[name] == value, name
+    assert np.array_equal(ruined.queries["R@1"], alone.queries["R@1"])
+    kept, head = load(ruined.path, "cpu"), load(alone.path, "cpu")
+    image = load_benchmark("glyphs").test.image(0)
+    assert np.array_equal(kept.embed([image]), head.embed([image]))
+    released = short(letters, tmp_path)
+    assert released.history["epoch"].tolist() == [1, 2], "the paper's start has no such row"
+
+
+def test_cut_short_before_its_first_step_it_starts_once(letters, tmp_path, monkeypatch):
+    changes = dict(start="all", class_optimizer="rowwise")
+    whole = short(letters, tmp_path / "whole", **changes)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_epoch", lambda self, epoch: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            short(letters, tmp_path / "cut", **changes)
+    monkeypatch.setattr("vptsp_core.runs.train.start_from_data", lambda *given: pytest.fail("started again"))
+    again = short(letters, tmp_path / "cut", **changes)
+    assert again.metrics == whole.metrics and [s["after_epochs"] for s in again.record["stretches"]] == [0, 0]
+    timeless = [history.drop(columns="seconds") for history in (again.history, whole.history)]
+    assert timeless[0].equals(timeless[1])
+
+
+def test_without_a_step_and_without_a_start_nothing_is_run(tmp_path):
+    with pytest.raises(ConfigError, match="epochs = 0 trains nothing"):
+        run(preset("demo-best", start="released", epochs=0), results=tmp_path, progress=False)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_the_first_images_of_each_class():
+    labels = np.array([2, 0, 1, 0, 2, 0, 2])
+
+    class Labelled:
+        name, class_names, store = "some", ("a", "b", "c"), None
+
+    Labelled.labels = labels
+    found = first_of_each(Labelled(), 2)
+    assert found.rows.tolist() == [1, 3, 2, 0, 4] and found.labels.tolist() == [0, 0, 1, 2, 2]
+    assert PER_CLASS >= 2
+
+
+def test_hashes_are_those_of_before_there_was_a_start():
+    """Of every released preset and the demo, as written down before `start`, `lora_rank` and `lora_alpha` came."""
+    assert {name: preset(name).hash() for name in HASHES} == HASHES
+    config = preset("demo", start="all")
+    assert config.hash() not in HASHES.values()
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    older = {k: v for k, v in preset("demo").to_dict().items() if k not in ("start", "lora_rank", "lora_alpha")}
+    assert RunConfig.from_dict(older) == preset("demo")
+    frozen = preset("demo", method="frozen", bitfit=False)
+    assert frozen.replace(start="all").hash() == frozen.hash()
+    assert set(HASHES) <= set(PRESETS)
+
+
+HASHES = {
+    "cub200-vits16": "4c54db03ef64", "cub200-vitb16": "5b74f574a89f", "cars196-vits16": "a25ef4ff22a9",
+    "cars196-vitb16": "71700706ce4e", "sop-vits16": "d56bb17c5c1c", "sop-vitb16": "c33a62a4d0ac",
+    "inshop-vits16": "bc39482ca80f", "inshop-vitb16": "75fd4b0c061d", "inaturalist-vitb16": "5fd40814eadf",
+    "demo": "3dd20d85b13e", "smoke": "e63e8d1f4677",
+}  # fmt: skip

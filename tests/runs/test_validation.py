@@ -1,0 +1,236 @@
+"""The choice of an epoch on held-out training classes: what is held out, and that the test set is looked at once."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import vptsp_core
+from vptsp_core import preset, run
+from vptsp_core.__main__ import main
+from vptsp_core.data import Benchmark, ImageSet
+from vptsp_core.data.batches import decoded, eval_batches
+from vptsp_core.data.holdout import held_out_classes, hold_out
+from vptsp_core.errors import DataError
+from vptsp_core.method.metrics import Scores
+from vptsp_core.paper.report import record_table, selection_note
+from vptsp_core.runs.checkpoints import CHECKPOINT
+from vptsp_core.runs.folder import run_folder
+from vptsp_core.runs.train import Trainer
+
+CLASSES, EACH, SIDE = 21, 4, 40
+NAMES = ("R@1", "MAP@R", "MAP@R released", "R-precision")
+
+
+class Blots(ImageSet):
+    """Noise around a colour for each class, in no order of the classes; writes down what was asked for."""
+
+    def __init__(self, name="train", classes=CLASSES, seed=0, log=None):
+        rng = np.random.default_rng(seed)
+        labels = rng.permutation(np.repeat(np.arange(classes), EACH))
+        super().__init__(name, labels, [f"{name} {i}" for i in range(classes)])
+        colours = rng.integers(60, 200, (classes, 3))[self.labels, None, None]
+        self.images = (colours + rng.integers(-50, 50, (len(self), SIDE, SIDE, 3))).astype(np.uint8)
+        self.log = [] if log is None else log
+
+    def image(self, index):
+        self.log.append((self.name, index))
+        return Image.fromarray(self.images[index])
+
+    def fingerprint(self):
+        return self.name
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    log = []
+    made = Benchmark("glyphs", Blots("train", log=log), Blots("test", 8, 1, log))
+    monkeypatch.setattr("vptsp_core.runs.run._benchmark", lambda name, data, partial: made)
+    monkeypatch.setattr("vptsp_core.data.load_benchmark", lambda name, data, partial: made)
+    return made
+
+
+def config(**changes):
+    settings = dict(weights="random", steps_per_epoch=2, batch=16, epochs=3, selection="validation", lr=3e-3)
+    return preset("smoke", **settings | changes)
+
+
+def test_every_fifth_class_is_held_out():
+    whole = Benchmark("some", Blots(), Blots("test", 3), gallery=Blots("gallery", 3))
+    training, held_out = hold_out(whole)
+    assert held_out.test.class_names == ("train 4", "train 9", "train 14", "train 19")
+    assert training.train.num_classes == 17 and set(training.train.class_names).isdisjoint(held_out.test.class_names)
+    assert training.test is whole.test and training.gallery is whole.gallery and held_out.gallery is None
+    for part in (training.train, held_out.test):
+        rows = [i for i, label in enumerate(whole.train.labels) if f"train {label}" in part.class_names]
+        assert len(part) == len(rows) == EACH * part.num_classes and part.in_memory
+        for own, row in enumerate(rows):
+            assert part.class_names[part.labels[own]] == f"train {whole.train.labels[row]}"
+            assert np.array_equal(np.asarray(part.image(own)), whole.train.images[row])
+            assert part.describe(own) == f"train image {row}"
+    prints = {images.fingerprint() for images in (whole.train, training.train, held_out.test)}
+    assert len(prints) == 3 and hold_out(whole)[0].train.fingerprint() in prints
+    with pytest.raises(DataError, match="train: of 9 classes too few could be held out, at least 10 of two"):
+        hold_out(Benchmark("some", Blots(classes=9), Blots("test", 3)))
+
+
+def test_a_class_of_one_image_is_never_held_out():
+    """Its query could only miss: a tie of zeros would choose the first epoch, whatever was learned."""
+    images = np.array([3, 1, 3, 1, 1, 3, 3, 2, 3, 1, 3, 3, 3, 3, 1, 3, 3])
+    found = held_out_classes(images)
+    assert np.flatnonzero(found).tolist() == [7, 13] and (images[found] > 1).all()
+    assert not held_out_classes(np.array([1] * 40 + [2] * 9)).any() and held_out_classes(np.array([2] * 10)).sum() == 2
+
+
+def test_decoded_images_serve_both_parts(tmp_path):
+    settings = config(pipeline="cached")
+    whole = decoded(Benchmark("glyphs", Blots(), Blots("test", 3)), settings, tmp_path, progress=False)
+    statistics = ((0.5,) * 3, (0.25,) * 3)
+    for part in (hold_out(whole)[0].train, hold_out(whole)[1].test):
+        assert part.store.pixels is whole.train.store.pixels and len(part.store) == len(part)
+        found, classic = (
+            torch.cat(list(eval_batches(part, each, statistics, 7, torch.device("cpu"))))
+            for each in (settings, config(pipeline="classic"))
+        )
+        assert torch.equal(found, classic)
+
+
+@pytest.mark.parametrize("pipeline", ["classic", "cached"])
+def test_the_test_set_is_embedded_once_and_last(tmp_path, monkeypatch, benchmark, pipeline):
+    embedded, log, real = [], benchmark.test.log, vptsp_core.runs.evaluate.embed
+
+    def embed(model, images, *rest):
+        embedded.append(images.name)
+        return real(model, images, *rest)
+
+    monkeypatch.setattr("vptsp_core.runs.evaluate.embed", embed)
+    done = run(config(pipeline=pipeline), results=tmp_path, progress=False)
+    assert embedded == ["glyphs validation"] * 3 + ["test"]
+    if pipeline == "classic":
+        asked = [name for name, _ in log]
+        assert asked.index("test") == len(asked) - len(benchmark.test), "nothing before, and each image once"
+    held_out = {i for i, label in enumerate(benchmark.train.labels) if label % 5 == 4}
+    history = done.history
+    assert {f"validation {name}" for name in NAMES} <= set(history) and history["validation R@1"].notna().all()
+    chosen = int(history["validation R@1"].to_numpy().argmax())
+    assert list(history["R@1"].notna()) == [epoch == chosen for epoch in range(3)]
+    assert done.metrics["epoch"] == chosen + 1 and done.metrics["R@1"] == history["R@1"][chosen]
+    assert done.metrics["validation R@1"] == history["validation R@1"].max()
+    assert done.record["held_out"] == {"classes": 4, "images": len(held_out)}
+    assert done.record["data"]["train"] == "train", "of the whole set"
+    assert all(np.nanmean(done.queries[name]) == pytest.approx(done.metrics[name], abs=1e-6) for name in NAMES)
+    assert record_table([done])["value"]["training classes held out"] == "4"
+    assert "searched once" in selection_note([done])
+
+
+def test_training_never_sees_the_held_out_classes(tmp_path, monkeypatch, benchmark):
+    seen, real = set(), Trainer.train_epoch
+
+    def train_epoch(self, epoch):
+        def spy(images, labels, *rest):
+            seen.update(self.images.class_names[label] for label in labels.tolist())
+            return step(images, labels, *rest)
+
+        step, self.step = self.step, spy
+        try:
+            return real(self, epoch)
+        finally:
+            self.step = step
+
+    monkeypatch.setattr(Trainer, "train_epoch", train_epoch)
+    done = run(config(steps_per_epoch=6), results=tmp_path, progress=False)
+    assert seen == {f"train {i}" for i in range(CLASSES) if i % 5 != 4}
+    model = vptsp_core.load(done.path, "cpu").model
+    assert model.proxies.bias.shape[0] == 17
+
+
+def scripted(monkeypatch, validation, test):
+    """The epochs' R@1 on the held-out classes, and the test set's."""
+    scores = iter(validation)
+
+    def evaluate(model, benchmark):
+        if benchmark.test.name == "test":
+            tested.append(learned(model))
+            return Scores({"R@1": test}, {"R@1": np.array([test], np.float32)})
+        return {"R@1": next(scores)}
+
+    tested = []
+    monkeypatch.setattr("vptsp_core.runs.run.evaluate", evaluate)
+    return tested
+
+
+def learned(model):
+    """What retrieval needs; `load` builds no more than that."""
+    return {name: value.clone() for name, value in model.learned_state(for_retrieval=True).items()}
+
+
+def test_the_best_epoch_on_held_out_classes_is_chosen_the_first_of_equals(tmp_path, monkeypatch, benchmark):
+    weights = []
+    real = Trainer._save
+
+    def save(self, row):
+        real(self, row)
+        weights.append(learned(self.model))
+
+    monkeypatch.setattr(Trainer, "_save", save)
+    tested = scripted(monkeypatch, [0.2, 0.6, 0.6, 0.1], 0.3)
+    done = run(config(epochs=4), results=tmp_path, progress=False)
+    assert done.metrics == {"validation R@1": 0.6, "R@1": 0.3, "epoch": 2} and done.queries["R@1"] == np.float32(0.3)
+    kept = load_file(done.path / "model.safetensors")
+    for found in (kept, *tested):
+        assert found.keys() == weights[1].keys() and all(torch.equal(found[name], weights[1][name]) for name in found)
+    assert len(tested) == 1 and any(not torch.equal(kept[name], weights[2][name]) for name in kept)
+
+
+class Cut(Exception):
+    """Stands for the power going off."""
+
+
+@pytest.mark.parametrize("when", ["after the second epoch", "while the test set is searched"])
+@pytest.mark.parametrize("changes", [dict(), dict(pipeline="cached", class_optimizer="rowwise")], ids=str)
+def test_a_run_cut_short_ends_as_if_it_had_not_been(tmp_path, monkeypatch, benchmark, when, changes):
+    whole = run(config(**changes), results=tmp_path / "whole", progress=False)
+    save, evaluate = Trainer._save, vptsp_core.runs.run.evaluate
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+
+        def save_then_cut(self, row):
+            save(self, row)
+            if len(self.history) == 2:
+                raise Cut
+
+        def cut_in_test(model, benchmark):
+            if benchmark.test.name == "test":
+                raise Cut
+            return evaluate(model, benchmark)
+
+        if when == "after the second epoch":
+            patch.setattr(Trainer, "_save", save_then_cut)
+        patch.setattr("vptsp_core.runs.run.evaluate", cut_in_test)
+        run(config(**changes), results=tmp_path / "cut", progress=False)
+    assert (run_folder(config(**changes), tmp_path / "cut") / CHECKPOINT).exists()
+    torch.rand(7)
+    resumed = run(config(**changes), results=tmp_path / "cut", progress=False)
+    pd.testing.assert_frame_equal(
+        whole.history.drop(columns="seconds"), resumed.history.drop(columns="seconds"), check_exact=True
+    )
+    assert whole.metrics == resumed.metrics
+    assert all(np.array_equal(whole.queries[name], resumed.queries[name], equal_nan=True) for name in NAMES)
+
+
+def test_the_command_line_evaluates_such_a_run(tmp_path, capsys, benchmark):
+    done = run(config(), results=tmp_path, progress=False)
+    assert main(["evaluate", str(done.path)]) == 0
+    assert f"R@1 {done.metrics['R@1']:.4f}" in capsys.readouterr().out
+
+
+def test_nothing_is_chosen_for_a_frozen_model(tmp_path, benchmark):
+    frozen = config(method="frozen", bitfit=False)
+    done = run(frozen, results=tmp_path, progress=False)
+    assert frozen.hash() == frozen.replace(selection="released").hash()
+    assert "held_out" not in done.record and "validation R@1" not in done.history and len(done.history) == 1
+
+
+def test_another_choice_is_another_run():
+    assert len({config(selection=each).hash() for each in ("released", "last", "validation")}) == 3

@@ -1,0 +1,355 @@
+"""Runs side by side, on real processes and a real Dask cluster of two workers on the loopback."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import joblib
+import pytest
+import shared_work
+import torch
+from distributed import Client
+
+from vptsp_core import preset
+from vptsp_core.errors import ConfigError, VptspError
+from vptsp_core.runs import workers
+from vptsp_core.runs.cluster import connected
+from vptsp_core.runs.progress import PROGRESS, Watch, write_progress
+from vptsp_core.runs.run import many
+from vptsp_core.runs.workers import check_workers, share_out
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+SHARE = max(1, joblib.cpu_count(only_physical_cores=True) // 2)  # of two processes on this machine
+LONG = 300.0  # seconds to wait for what takes a few: other work may go on here
+
+
+def until(true, what: str, patience: float = LONG) -> None:
+    end = time.monotonic() + patience
+    while not true():
+        assert time.monotonic() < end, f"waited for {what}"
+        time.sleep(0.02)
+
+
+def config(seed: int):
+    return preset("smoke", weights="random", epochs=3, eval_start=2, steps_per_epoch=2, seed=seed)
+
+
+def same(run, other) -> bool:
+    """To the last bit: metrics, history but for its seconds, weights."""
+    weights = [(each.path / "model.safetensors").read_bytes() for each in (run, other)]
+    history = [each.history.drop(columns="seconds") for each in (run, other)]
+    return run.metrics == other.metrics and history[0].equals(history[1]) and weights[0] == weights[1]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """Two runs in this process, with as many threads as each of two processes gets."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(SHARE)
+    try:
+        yield many([config(0), config(1)], results=tmp_path_factory.mktemp("reference"), progress=False)
+    finally:
+        torch.set_num_threads(before)
+
+
+class Cluster:
+    """A scheduler and its workers, each a process of its own, as people start them."""
+
+    def __init__(self, **environment: str) -> None:
+        self.environment = ENVIRONMENT | environment
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.address = f"tcp://127.0.0.1:{self.port}"
+        self.processes = [self.start("scheduler", "--host", "127.0.0.1", "--port", str(self.port), "--no-show")]
+        until(self.answers, "the scheduler")
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "dask", *arguments, "--no-dashboard"]
+        return subprocess.Popen(command, env=self.environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False
+
+    def workers(self, count: int, *options: str) -> list[subprocess.Popen]:
+        options = options or ("--nthreads", "1")
+        more = ["--no-nanny", "--memory-limit", "0", "--host", "127.0.0.1"]
+        begun = [self.start("worker", self.address, *options, *more) for _ in range(count)]
+        self.processes += begun
+        with Client(self.address, timeout=LONG, set_as_default=False) as client:
+            client.wait_for_workers(count, LONG)
+        return begun
+
+    def close(self) -> None:
+        for process in reversed(self.processes):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def cluster(request):
+    made = Cluster(**getattr(request, "param", {}))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+# ---- a Dask cluster ------------------------------------------------------------------------------
+
+
+def test_a_worker_that_dies_costs_only_what_its_run_did_since_its_last_epoch(
+    cluster, reference, tmp_path, monkeypatch, capsys
+):
+    """And all else that a cluster promises: the same numbers, each run once, progress, finished ones without it."""
+    two = cluster.workers(2)
+    monkeypatch.chdir(tmp_path)  # a relative folder: the workers are elsewhere
+    configs = [config(0), config(1), config(0)]
+    shown, runs, seen = [], [], Watch(lambda: (tmp_path / "results" / "runs").glob("glyphs-*"))
+    thread = threading.Thread(
+        target=lambda: runs.extend(many(configs, workers=cluster.address, results="results", progress=True))
+    )
+    thread.start()
+
+    def both_past_their_first_epoch() -> bool:
+        shown.append(seen.line())
+        files = [folder / PROGRESS for folder in seen.folders()]
+        with contextlib.suppress(OSError, ValueError):
+            return len(files) == 2 and all(json.loads(file.read_text())["done"] >= 1 for file in files)
+        return False
+
+    until(lambda: both_past_their_first_epoch() or not thread.is_alive(), "both runs to learn")
+    two[0].kill()
+    thread.join(LONG)
+
+    assert [run.path for run in runs] == [runs[0].path, runs[1].path, runs[0].path]
+    assert not runs[0].path.is_absolute()
+    assert same(runs[0], reference[0]) and same(runs[1], reference[1])
+    stretches = sorted(len(run.record["stretches"]) for run in runs[:2])
+    assert stretches == [1, 2]  # one of them was gone on with, and not begun anew
+    gone_on = max(runs[:2], key=lambda run: len(run.record["stretches"]))
+    assert gone_on.record["stretches"][1]["after_epochs"] >= 1
+    assert {run.record["device"] for run in runs} == {f"cpu, {SHARE} threads"}
+    assert any(" epoch 2/3" in line and line.count("vptsp-") == 2 for line in shown)
+    assert " epoch " in capsys.readouterr().err  # the bar told it too
+    left = {path.name for run in runs for path in run.path.iterdir()}
+    assert PROGRESS not in left and "lock" not in left
+    cluster.close()
+    again = many(configs, workers=cluster.address, results="results", progress=False)  # nobody need answer
+    assert [run.record["started"] for run in again] == [run.record["started"] for run in runs]
+
+
+@pytest.mark.parametrize("cluster", [{"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}], indirect=True)
+def test_what_a_cluster_cannot_do_is_told_and_not_waited_for(cluster, tmp_path):
+    runs = {tmp_path / "die": ("die", str(tmp_path))}
+    with pytest.raises(VptspError, match="has no workers; start some with: dask worker"):
+        with connected(cluster.address, patience=0.5):
+            pass
+    several = cluster.workers(1, "--nthreads", "2")
+    with pytest.raises(VptspError, match="has 2 threads, runs need one"):
+        share_out(shared_work.work, runs, cluster.address, progress=False)
+    several[0].kill()
+    with Client(cluster.address, timeout=LONG, set_as_default=False) as client:
+        until(lambda: not client.nthreads(), "the scheduler to miss it")
+    cluster.workers(1)
+    with pytest.raises(VptspError, match="^die: the process died") as caught:  # joblib alone would wait for ever
+        share_out(shared_work.work, runs, cluster.address, progress=False)
+    assert "\n" not in str(caught.value)
+    cluster.close()
+    with pytest.raises(VptspError, match="no Dask scheduler answers at tcp://127.0.0.1:.*dask scheduler --port"):
+        share_out(shared_work.work, runs, cluster.address, progress=False)
+
+
+def test_a_scheduler_that_goes_away_is_told_in_one_line(cluster, tmp_path):
+    cluster.workers(1)
+    at_work = lambda: any(path.name.isdigit() for path in tmp_path.iterdir())  # noqa: E731
+    killer = threading.Thread(target=lambda: (until(at_work, "the work to begin"), cluster.processes[0].kill()))
+    killer.start()
+    with pytest.raises(VptspError, match="the cluster at tcp://127.0.0.1:.* went away; start it again") as caught:
+        share_out(shared_work.work, {tmp_path / "run": ("sleep", str(tmp_path))}, cluster.address, progress=False)
+    killer.join()
+    assert "\n" not in str(caught.value)
+
+
+# ---- processes of this machine -------------------------------------------------------------------
+
+
+def test_two_processes_find_the_same_numbers(reference, tmp_path):
+    runs = many([config(0), config(1), config(0)], workers=2, results=tmp_path, progress=False)
+    assert same(runs[0], reference[0]) and same(runs[1], reference[1]) and runs[2].path == runs[0].path
+    assert runs[0].record["device"] == f"cpu, {SHARE} threads"
+
+
+def test_a_process_that_dies_is_replaced_and_a_run_that_fails_stops_no_other(tmp_path):
+    items = {tmp_path / name: (name, str(tmp_path)) for name in ("fail", "die once", "a", "b")}
+    came = share_out(shared_work.work, items, 2, progress=False)
+    assert (tmp_path / "died").exists()
+    assert isinstance(came.pop(tmp_path / "fail"), VptspError)
+    assert came == {folder: item for folder, item in items.items() if item[0] != "fail"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["died"]
+
+
+def test_what_always_kills_its_process_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "_DEATHS", 1)
+    write_progress(tmp_path / "die", 0, 1)
+    with pytest.raises(VptspError, match="^die: the process died"):
+        share_out(shared_work.work, {tmp_path / n: (n, str(tmp_path)) for n in ("die", "sleep")}, 2, progress=False)
+
+
+@pytest.mark.parametrize("how", ["ctrl-c", "kill -9"])
+def test_ctrl_c_ends_all_of_them_at_once(tmp_path, how):
+    code = (
+        "import pathlib, signal, sys, shared_work\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from vptsp_core.runs.workers import share_out\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "share_out(shared_work.work, {folder / name: ('sleep', folder) for name in 'ab'}, 2, progress=False)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], env=ENVIRONMENT, start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    until(lambda: len([*tmp_path.glob("[0-9]*")]) == 2, "both to begin")
+    pids = [int(path.name) for path in tmp_path.glob("[0-9]*")]
+    if how == "ctrl-c":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+    else:
+        process.kill()
+    process.wait(60)  # they sleep for 300
+    assert process.returncode != 0
+
+    def gone() -> bool:
+        return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+    until(gone, "the processes to end", 60)
+
+
+def test_each_process_takes_a_gpu_of_its_own(tmp_path, monkeypatch):
+    """There need be none: what a process does is to name one to CUDA, and to hold it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
+    came = share_out(shared_work.tell, {tmp_path / str(n): n for n in range(6)}, "gpus", progress=False)
+    taken = {(pid, gpu) for _, pid, _, gpu in came.values()}
+    assert {threads for _, _, threads, _ in came.values()} == {SHARE}
+    assert len(taken) == len({pid for pid, _ in taken}) == len({gpu for _, gpu in taken})
+    assert {gpu for _, gpu in taken} <= {"5", "3"}
+    gpus = tuple(tmp_path / gpu for gpu in ("5", "3"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    first, second = workers._claimed(gpus), workers._claimed(gpus)
+    assert (Path(first.name).name, Path(second.name).name, os.environ["CUDA_VISIBLE_DEVICES"]) == ("5", "3", "3")
+    with pytest.raises(VptspError, match="all 2 GPUs are taken"):
+        workers._claimed(gpus)
+    second.close()
+    workers._claimed(gpus).close()
+    first.close()
+
+
+# ---- one process ---------------------------------------------------------------------------------
+
+
+def test_a_failing_run_is_named_when_the_others_are_done(tmp_path, monkeypatch):
+    tried = []
+
+    def run(config, **options):
+        tried.append(config.seed)
+        raise VptspError(f"seed {config.seed} is unlucky")
+
+    monkeypatch.setattr("vptsp_core.runs.run.run", run)
+    with pytest.raises(VptspError, match="2 of 2 runs failed: glyphs-vptsp-.*, glyphs-.*; the first: seed 0 is unlu"):
+        many([config(0), config(1), config(0)], results=tmp_path, progress=False)
+    assert tried == [0, 1]
+    with pytest.raises(VptspError, match="^seed 3 is unlucky$"):
+        many([config(3)], results=tmp_path, progress=False)
+    assert many([], results=tmp_path, progress=False) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (0, "must be a number from 1"),
+        (True, "must be a number from 1"),
+        (1.5, "must be a number from 1"),
+        ("4", "must be a number from 1"),
+        ("tcp://host", "tcp://HOST:PORT"),
+        ("tcp://a:b:1", "tcp://HOST:PORT"),
+        ("gpus", "torch sees no GPU"),
+    ],
+)
+def test_workers_that_cannot_be(value, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=message) as caught:
+        check_workers(value)
+    assert "\n" not in str(caught.value)
+
+
+def test_torchrun_and_workers_exclude_each_other(monkeypatch):
+    monkeypatch.setattr(workers, "launched", lambda: True)
+    with pytest.raises(ConfigError, match="under torchrun"):
+        many([config(0)], workers=2)
+    assert check_workers(None) is None
+
+
+def test_a_number_of_one_is_this_process(tmp_path):
+    assert share_out(shared_work.tell, {tmp_path / "a": 1}, 1, progress=False)[tmp_path / "a"][1] == os.getpid()
+    good = [check_workers(value) for value in (1, 2, "tcp://a.b-c:8786", "tcp://[::1]:80")]
+    assert good == [None, 2, "tcp://a.b-c:8786", "tcp://[::1]:80"]
+
+
+# ---- progress, and two that want the same run ----------------------------------------------------
+
+
+def test_progress_is_of_runs_that_move(tmp_path):
+    old, new, bare = (tmp_path / f"glyphs-{name}" for name in ("vptsp-1a2b3c", "linear-77cdef", "frozen-0123ab"))
+    write_progress(old, 1, 4)
+    watch = Watch(lambda: sorted(tmp_path.iterdir()))
+    assert watch.line() == ""  # left behind by a run that was killed
+    write_progress(new, 0, 4)
+    write_progress(bare, 0, 0)
+    assert watch.line() == "frozen-0123, linear-77cd epoch 1/4"
+    write_progress(new, 4, 4)
+    write_progress(old, 2, 4)
+    assert watch.line() == "frozen-0123, linear-77cd epoch 4/4, vptsp-1a2b epoch 3/4"
+    (new / PROGRESS).write_text("{")
+    assert watch.line() == "frozen-0123, vptsp-1a2b epoch 3/4"
+    for number in range(5):
+        write_progress(tmp_path / f"glyphs-vpt-{number}{number}{number}{number}", 0, 2)
+    assert watch.line().endswith(", 3 more") and watch.line().count("epoch") == 3
+
+
+def test_who_waits_for_a_run_finds_it_finished(tmp_path, monkeypatch):
+    """Two at once in two threads, as two processes would: one trains, and the other says that it waits."""
+    said, trained = [], []
+    monkeypatch.setattr("vptsp_core.system.locks.print", lambda text, file: said.append(text), raising=False)
+
+    def history(config, benchmark, model, path, **options):
+        trained.append(path)
+        until(lambda: said, "the other to wait")
+        assert {PROGRESS, "lock"} <= {file.name for file in path.iterdir()}
+        return real(config, benchmark, model, path, **options)
+
+    from vptsp_core.runs import run as study
+
+    real, runs = study._history, []
+    monkeypatch.setattr(study, "_history", history)
+    one = config(0).replace(method="frozen", bitfit=False)
+    threads = [
+        threading.Thread(target=lambda: runs.append(study.run(one, results=tmp_path, progress=False))) for _ in "12"
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
+    assert len(runs) == 2 and len(trained) == 1 and runs[0].metrics == runs[1].metrics
+    assert len(said) == 1 and said[0].endswith("another process trains it; waiting")
+    assert {PROGRESS, "lock"}.isdisjoint(file.name for file in trained[0].iterdir())

@@ -1,0 +1,56 @@
+"""Progress: bars in a terminal, whole lines in a log."""
+
+import subprocess
+import sys
+
+import pytest
+
+from vptsp_core.runs.train import epoch_line
+from vptsp_core.system import bars
+from vptsp_core.system.bars import bar, duration, is_log
+
+
+@pytest.mark.parametrize(
+    "seconds, words", [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (3599, "59 min 59 s"), (7260, "2 h 1 min")]
+)
+def test_durations_are_for_people(seconds, words):
+    assert duration(seconds) == words
+
+
+def counted(capfd, monkeypatch, *, every, **options):
+    monkeypatch.setattr(bars, "EVERY", every)
+    assert is_log()  # pytest's capture is a file
+    assert list(bar(range(30), "counting", 30, unit="images", **options)) == list(range(30))
+    return capfd.readouterr().err
+
+
+def test_a_log_gets_whole_lines(capfd, monkeypatch):
+    monkeypatch.setattr("tqdm.std.time", iter(range(1_000_000)).__next__)  # a second passes whenever tqdm looks
+    said = counted(capfd, monkeypatch, every=10.0, show=True)
+    lines = said.splitlines()
+    assert 2 <= len(lines) <= 4 and "\r" not in said and "\x1b" not in said
+    assert lines[0].startswith("counting: ") and "/30 images, " in lines[0] and lines[0].endswith(" left")
+    assert len(set(lines)) == len(lines)
+
+
+def test_short_work_and_hidden_work_say_nothing(capfd, monkeypatch):
+    assert counted(capfd, monkeypatch, every=10.0, show=True) == ""
+    assert counted(capfd, monkeypatch, every=0.0, show=False) == ""
+
+
+def test_an_epoch_is_a_line():
+    row = {"epoch": 3, "loss": 1.23456, "seconds": 61.2}
+    assert epoch_line(row, 15, 734.0) == "epoch 3/15: loss 1.235, 61 s, 12 min 14 s left"
+    assert epoch_line({**row, "R@1": 0.7061}, 3, 0.0) == "epoch 3/3: loss 1.235, R@1 70.6, 61 s"
+    assert "validation R@1 70.6" in epoch_line({**row, "validation R@1": 0.7061}, 15, 1.0)
+
+
+def test_the_log_of_a_run(tmp_path):
+    command = [sys.executable, "-m", "vptsp_core", "train", "--preset", "smoke", "--set", "epochs=2"]
+    done = subprocess.run([*command, "--results", tmp_path], capture_output=True, text=True, check=True)
+    first, *epochs = done.stderr.splitlines()
+    assert first == "training vptsp on 2,000 images, epochs 1 to 2 of 3 steps"
+    assert [line.split(":")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
+    assert " left" in epochs[0] and "R@1" in epochs[0] and " left" not in epochs[1]
+    again = subprocess.run([*command, "--results", tmp_path], capture_output=True, text=True, check=True)
+    assert again.stderr == "" and again.stdout == done.stdout

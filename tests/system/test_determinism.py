@@ -1,0 +1,175 @@
+"""The same seed twice gives the same numbers, whoever decodes and however often it was cut short; `deterministic`."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import determinism
+import pytest
+import torch
+from determinism import METHODS, WAYS, Pair, compare, differences, outcome
+
+from vptsp_core import __main__, preset, run
+from vptsp_core.data import cached, loading
+from vptsp_core.errors import DataError, TrainingError, VptspError
+from vptsp_core.method.step import TrainStep
+from vptsp_core.system.deterministic import deterministic_algorithms, fix_cublas, where_asked
+
+VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    return determinism.write_images(tmp_path_factory.mktemp("letters"))
+
+
+def state() -> tuple:
+    from torch._inductor import config as inductor
+    from torch.backends import cuda, cudnn
+
+    attention = (cuda.flash_sdp_enabled(), cuda.math_sdp_enabled())
+    attention += (cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled())
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    mode = torch.get_deterministic_debug_mode()
+    return mode, cudnn.deterministic, cudnn.benchmark, filled, attention, inductor.deterministic
+
+
+# ---- pairs of runs -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        Pair("GRU, dropout, row-wise, SGD", "classic", "both", 3),
+        Pair("LSTM", "cached", "both", 1),
+        Pair("EMA", "classic", "switch", 2),
+    ],
+    ids=lambda pair: f"{pair.method}-{pair.pipeline}-{pair.way}",
+)
+def test_pairs_are_the_same_to_the_last_bit(pair, images):
+    assert compare(pair, images) == []
+
+
+def test_another_seed_is_noticed_in_all_that_is_compared(images, tmp_path):
+    first, other = (Pair("GRU, dense", "cached", "again", seed).config() for seed in (0, 1))
+    one, two = (outcome(config, images, tmp_path / str(config.seed), [0]) for config in (first, other))
+    assert differences(one, two) == ["history", "metrics", "weights", "state", "queries"]
+    assert not determinism.same(torch.tensor([0.0]), torch.tensor([-0.0]))
+    assert determinism.same({"a": [float("nan")]}, {"a": [float("nan")]})
+
+
+def test_the_script_covers_every_combination():
+    made = list(determinism.pairs(len(METHODS) * 2 * len(WAYS)))
+    assert len({(pair.method, pair.pipeline, pair.way) for pair in made}) == len(made)
+    assert {pair.way for pair in determinism.pairs(20)} == set(WAYS)
+
+
+# ---- deterministic=True --------------------------------------------------------------------------
+
+
+def test_settings_are_made_and_restored(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    before = state()
+    with pytest.raises(KeyError), deterministic_algorithms():
+        assert state() == (2, True, False, False, (True, True, False, False), True)
+        assert os.environ[VARIABLE] == ":4096:8"
+        with deterministic_algorithms():
+            pass
+        assert torch.are_deterministic_algorithms_enabled()
+        raise KeyError
+    assert state() == before and before[0] == 0
+    assert os.environ[VARIABLE] == ":4096:8"
+
+
+def test_an_operation_without_a_deterministic_form_raises():
+    """That it does is what the pairs of `switch` stand on: a step there raises nothing."""
+    put = lambda: torch.zeros(3).put_(torch.tensor([1]), torch.tensor([2.0]))  # noqa: E731
+    with deterministic_algorithms("cpu"), pytest.raises(RuntimeError, match="put_ does not have a deterministic"):
+        put()
+    assert put().tolist() == [0, 2, 0]
+
+
+def test_cuda_that_was_started_without_the_variable_is_told_in_one_line(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    before = state()
+    with pytest.raises(VptspError, match=f"CUDA was started in this process without {VARIABLE}; set it to") as told:
+        run(preset("smoke"), deterministic=True)
+    assert "\n" not in str(told.value) and state() == before
+    fix_cublas("cpu")  # a run on the CPU needs none
+    assert VARIABLE not in os.environ
+    monkeypatch.setenv(VARIABLE, ":16:8")
+    fix_cublas("cuda")
+    monkeypatch.setenv(VARIABLE, ":0:0")
+    with pytest.raises(VptspError, match=f"{VARIABLE}=:0:0 is not :4096:8 or :16:8"):
+        fix_cublas("cuda:1")
+
+
+def test_a_function_is_as_it_was_where_it_is_not_asked():
+    @where_asked
+    def told(*, deterministic: bool = False, device: str | None = None) -> bool:
+        return torch.are_deterministic_algorithms_enabled()
+
+    assert [told(), told(deterministic=False), told(deterministic=True, device="cpu")] == [False, False, True]
+
+
+def test_the_command_line_says_it_to_the_record(images, tmp_path):
+    short = ["dataset=folder", "steps_per_epoch=1", "batch=4", "weights=random"]
+    options = ["--preset", "smoke", "--data", str(images), "--results", str(tmp_path), "--device", "cpu"]
+    options += ["--set", *short]
+    assert __main__.main(["train", *options, "--deterministic"]) == 0
+    (path,) = tmp_path.glob("runs/*/record.json")
+    record = json.loads(path.read_text())
+    assert record["deterministic"] is True and record["stretches"][0]["deterministic"] is True
+    assert __main__.main(["train", *options]) == 0  # no part of the description: the same run is found
+    assert json.loads(path.read_text()) == record
+
+
+# ---- workers that die, threads that fail ---------------------------------------------------------
+
+
+def test_a_data_worker_that_is_killed_is_told_at_once_and_the_run_goes_on_from_its_checkpoint(
+    images, tmp_path, monkeypatch
+):
+    """No clock: where it hung, the test would."""
+    monkeypatch.setattr(loading, "_workers", lambda images, batches: 2)
+    config = Pair("EMA", "classic", "again", 0).config().replace(steps_per_epoch=12, eval_start=0)
+    options = dict(data=images, results=tmp_path, device="cpu", progress=False)
+    image, step, second = loading._Augmented.__getitem__, TrainStep.__call__, tmp_path / "second epoch"
+
+    def slow(self, item):
+        if second.exists():
+            time.sleep(0.1)  # so that it dies before it has drawn all
+        return image(self, item)
+
+    def killing(self, *batch):
+        if second.exists() and (children := multiprocessing.active_children()):
+            os.kill(children[0].pid, signal.SIGKILL)
+        return step(self, *batch)
+
+    monkeypatch.setattr(loading._Augmented, "__getitem__", slow)
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="is killed by signal: Killed.*goes on") as told:
+        patch.setattr(TrainStep, "__call__", killing)
+        run(config, on_epoch=lambda history: second.touch(), **options)
+    assert "\n" not in str(told.value)
+    (folder,) = tmp_path.glob("runs/*")
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt"]
+    assert not multiprocessing.active_children()
+    second.unlink()
+    done = run(config, **options)
+    assert [part["after_epochs"] for part in done.record["stretches"]] == [0, 1]
+
+
+def test_a_thread_that_fails_ends_the_run(images, tmp_path, monkeypatch):
+    def broken(*args):
+        raise MemoryError("no room for a crop")
+
+    monkeypatch.setattr(cached, "_threads", lambda: 2)
+    monkeypatch.setattr(cached, "resize_one", broken)
+    config = Pair("EMA", "cached", "again", 0).config()
+    with pytest.raises(TrainingError, match="the memory of this machine is full in epoch 1; lower batch") as caught:
+        run(config, data=images, results=tmp_path, cache=tmp_path / "cache", device="cpu", progress=False)
+    assert str(caught.value.__cause__) == "no room for a crop"

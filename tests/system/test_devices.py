@@ -1,0 +1,65 @@
+"""The trunk's precision: what ``precision="auto"`` means on CPUs with and without bf16 units."""
+
+import pytest
+import torch
+
+from vptsp_core import preset, run
+from vptsp_core.system import devices
+from vptsp_core.system.devices import autocast_dtype, bf16_speedup, precision_and_reason
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _decide_anew():
+    devices._of_cpu.cache_clear()
+    yield
+    devices._of_cpu.cache_clear()
+
+
+def simulate(monkeypatch, units, speedup):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(units, True))
+    monkeypatch.setattr(devices, "bf16_speedup", lambda width: speedup)
+
+
+@pytest.mark.parametrize(
+    "units, speedup, dtype, reason",
+    [
+        (("amx_bf16", "avx512_bf16"), 12.0, torch.bfloat16, "amx_bf16 and avx512_bf16; a bf16 product takes 1/12.0"),
+        (("avx512_bf16",), 2.1, torch.bfloat16, "avx512_bf16; a bf16 product takes 1/2.1"),
+        (("avx512_bf16",), 1.1, None, "1/1.1 of float32's time"),  # it has them, and they do not pay
+        ((), 3.0, None, "no bf16 units"),  # emulated: not even timed
+        (("avx2",), 3.0, None, "no bf16 units"),
+    ],
+)
+def test_auto_on_a_cpu_is_bf16_where_it_pays(monkeypatch, units, speedup, dtype, reason):
+    simulate(monkeypatch, units, speedup)
+    found, why = precision_and_reason("auto", CPU)
+    assert found is dtype and reason in why
+
+
+def test_it_is_decided_once_a_process(monkeypatch):
+    simulate(monkeypatch, ("amx_bf16",), 2.0)
+    assert autocast_dtype("auto", CPU) is torch.bfloat16
+    simulate(monkeypatch, ("amx_bf16",), 1.0)
+    assert autocast_dtype("auto", CPU) is torch.bfloat16
+
+
+def test_a_named_precision_is_kept(monkeypatch):
+    simulate(monkeypatch, ("amx_bf16",), 9.0)
+    assert precision_and_reason("fp32", CPU) == (None, "asked for")
+    simulate(monkeypatch, (), 1.0)
+    assert precision_and_reason("bf16", CPU) == (torch.bfloat16, "asked for")
+
+
+def test_the_product_is_timed():
+    assert 0.01 < bf16_speedup(96) < 1000
+
+
+@pytest.mark.parametrize("units, trunk", [(("amx_bf16",), "bfloat16"), ((), "float32")])
+def test_a_run_trains_so_and_its_record_says_why(monkeypatch, tmp_path, units, trunk):
+    simulate(monkeypatch, units, 4.0)
+    done = run(preset("smoke", precision="auto"), results=tmp_path, progress=False)
+    assert done.record["precision"]["trunk"] == trunk and "this CPU has" in done.record["precision"]["why"]
+    assert done.record["stretches"][0]["precision"] == done.record["precision"]
+    assert preset("smoke").precision == preset("demo").precision == "fp32"

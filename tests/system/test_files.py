@@ -1,0 +1,38 @@
+"""Files are whole or absent."""
+
+import resource
+
+import pytest
+
+from vptsp_core.errors import VptspError
+from vptsp_core.system.files import remove_temporaries, replacing, write_bytes
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path):
+    """The limit on a file's size stands for a full disk: the same kind of error in the middle of writing."""
+    (tmp_path / "file").write_bytes(b"as it was")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        with pytest.raises(VptspError, match=r"^cannot write .*File too large.*choose another folder$"):
+            write_bytes(tmp_path / "file", b"0" * 8**7)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "file").read_bytes() == b"as it was"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_file_whose_place_is_taken_is_kept_where_that_is_wanted(tmp_path):
+    for content in (b"1", b"2", b"3"):
+        with replacing(tmp_path / "new" / "file", earlier=tmp_path / "new" / "before") as file:
+            file.write(content)
+    found = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
+    assert found == {"file": b"3", "before": b"2"}
+
+
+def test_what_a_killed_writer_left_is_deleted_and_nothing_else(tmp_path):
+    (tmp_path / ".file.123.tmp").touch()
+    for name in ("file.tmp", ".file", "file"):
+        (tmp_path / name).touch()
+    remove_temporaries(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".file", "file", "file.tmp"]

@@ -1,0 +1,280 @@
+"""What was written is what is read: a bit that flips, or an edit by hand, is told and never computed with."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from reseal import reseal_run
+
+import vptsp_core
+from tests.deploy.test_own_images import SHORT, TWELVE, put, training
+from tests.runs.test_embedder import learned
+from vptsp_core import preset, run
+from vptsp_core.__main__ import main
+from vptsp_core.data import load_benchmark
+from vptsp_core.data.cache import open_stores
+from vptsp_core.data.cached import eval_batches, train_batches
+from vptsp_core.data.store import PixelStore
+from vptsp_core.deploy.index import read_index
+from vptsp_core.deploy.update import update
+from vptsp_core.errors import DataError, VptspError, WeightsError
+from vptsp_core.method.sampler import ClassBalancedSampler
+from vptsp_core.runs.embedder_file import read_saved
+from vptsp_core.runs.folder import read_run
+from vptsp_core.runs.run import many
+from vptsp_core.system import seals
+
+NORMAL = ((0.5,) * 3, (0.5,) * 3)
+
+
+def flipped(content: bytes, at: int, bit: int) -> bytes:
+    out = bytearray(content)
+    out[at] ^= 1 << bit
+    return bytes(out)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return run(preset("smoke", epochs=1), results=tmp_path_factory.mktemp("results"), progress=False)
+
+
+def test_a_seal_holds_values_types_and_tensors():
+    values = {"a": 1, "b": [1.5, None, {"c": "ü"}], 3: (1, 2)}
+    kept = json.loads(json.dumps(seals.sealed(values)))
+    assert seals.unsealed(kept) == {"a": 1, "b": [1.5, None, {"c": "ü"}], "3": [1, 2]}
+    for other in ({**kept, "a": 2}, {**kept, "new": 0}, {k: v for k, v in kept.items() if k != "checksum"}):
+        with pytest.raises(ValueError, match="does not fit its checksum"):
+            seals.unsealed(other)
+    tensors = {"x": torch.arange(6.0).reshape(2, 3), "y": torch.tensor(1.0)}
+    header = seals.sealed_header({}, tensors)
+    seals.check_tensors(header, dict(reversed(tensors.items())))
+    for other in (
+        {**tensors, "x": tensors["x"].T.contiguous()},
+        {**tensors, "x": tensors["x"].double()},
+        {"x": tensors["x"]},
+        {"x": tensors["x"], "z": tensors["y"]},
+    ):
+        with pytest.raises(ValueError, match="do not fit their checksum"):
+            seals.check_tensors(header, other)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "history.csv", "metrics.json", "record.json", "queries.npz", "model.safetensors"]
+)
+def test_no_flipped_bit_of_a_run_goes_unnoticed(finished, tmp_path, name):
+    folder = tmp_path / finished.path.name
+    shutil.copytree(finished.path, folder)
+    whole, rng = (folder / name).read_bytes(), np.random.default_rng(0)
+
+    def read():
+        saved, again = read_saved(folder), read_run(folder)
+        return saved.config, saved.metrics, saved.data, again.record, again.history.to_csv(), str(again.queries)
+
+    clean, told = read(), 0
+    for at in rng.integers(0, len(whole), 60):
+        (folder / name).write_bytes(flipped(whole, at, int(rng.integers(8))))
+        try:
+            assert read() == clean, "only a number's other spelling, such as 1E5 for 1e5, may pass"
+        except WeightsError as error:
+            assert name in str(error) and "\n" not in str(error)
+            told += 1
+    assert told >= 58
+
+
+def test_an_edit_is_told_by_each_command_and_one_with_fitting_checksums_is_taken(finished, tmp_path, capsys):
+    folder = tmp_path / "runs" / finished.path.name
+    shutil.copytree(finished.path, folder)
+    text = (folder / "config.json").read_text()
+    edited = text.replace(f'"resize": {finished.config.resize}', f'"resize": {finished.config.resize + 1}')
+    assert edited != text
+    (folder / "config.json").write_text(edited)
+    for command in (["evaluate", str(folder)], ["export", str(folder), "--to", str(tmp_path / "x.onnx")],
+                    ["index", str(tmp_path), "--model", str(folder), "--to", str(tmp_path / "index")],
+                    ["train", "--preset", "smoke", "--set", "epochs=1", "--results", str(tmp_path)]):  # fmt: skip
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert f"{folder}/config.json: not what record.json has the checksum of" in error and error.count("\n") == 1
+    reseal_run(folder)
+    assert vptsp_core.load(folder, "cpu").config.resize == finished.config.resize + 1
+
+
+def test_a_run_from_before_there_were_checksums_is_read(finished, tmp_path):
+    folder = tmp_path / finished.path.name
+    shutil.copytree(finished.path, folder)
+    record = {k: v for k, v in read_run(folder).record.items() if k != "files"}
+    (folder / "record.json").write_text(json.dumps(record))
+    assert read_run(folder).metrics == finished.metrics and read_saved(folder).data == finished.record["data"]
+
+
+def test_a_model_tested_on_other_images_says_so(finished, tmp_path, capsys):
+    put(tmp_path / "images", TWELVE)
+    done = vptsp_core.deploy.own_images.train_folder(
+        tmp_path / "images", dict(backbone="demo_vit", epochs=1, steps_per_epoch=1), results=tmp_path / "out",
+        device="cpu", progress=False, say=lambda _: None,
+    )  # fmt: skip
+    saved = str(vptsp_core.load(done.run.path, "cpu").save(tmp_path / "own.safetensors"))
+    for model in (str(done.run.path), saved):
+        assert main(["evaluate", model, "--data", str(tmp_path / "images"), "--device", "cpu"]) == 0
+        assert capsys.readouterr().err == ""
+    (tmp_path / "images" / "class 00").rename(tmp_path / "images" / "class 99")  # another fifth is tested
+    for model in (str(done.run.path), saved):
+        assert main(["evaluate", model, "--data", str(tmp_path / "images"), "--device", "cpu"]) == 0
+        error = capsys.readouterr().err
+        assert error.startswith("warning: these are not the test images that the run was tested on")
+
+
+CUB = dict(dataset="cub200", weights="random", method="linear", bitfit=False, batch=4, samples_per_class=2,
+           steps_per_epoch=1, image_size=40, resize=40, pipeline="classic", epochs=2)  # fmt: skip
+
+
+def bird_folder(root, side):
+    put(root / "cub200" / "images", {f"{i:03}.bird": 2 for i in (1, 2, 3, 101, 102)}, side)
+    return root
+
+
+def test_a_run_found_or_gone_on_with_is_of_these_images(tmp_path, monkeypatch):
+    """A description names a data set; which images lie there, only its fingerprint tells."""
+    one, other = (bird_folder(tmp_path / name, side) for name, side in (("one", 24), ("other", 48)))
+    config, options = preset("smoke", **CUB), dict(results=tmp_path / "out", progress=False)
+    monkeypatch.setattr("vptsp_core.data.assemble._miscounts", lambda *_: [])  # five classes are the whole of it
+
+    def stop(history):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, data=one, on_epoch=stop, **options)
+    with pytest.raises(WeightsError, match="checkpoint .*: begun with other images; give those, or delete it"):
+        run(config, data=other, **options)
+    done = run(config, data=one, **options)
+    assert len(done.record["stretches"]) == 2
+    for call in (lambda data: run(config, data=data, **options), lambda data: many([config], data=data, **options)[0]):
+        assert call(one).metrics == done.metrics == call(None).metrics == call(tmp_path / "gone").metrics
+        with pytest.raises(WeightsError, match="made with other images of cub200 than these; give those, or another"):
+            call(other)
+
+
+def test_a_run_gone_on_with_is_of_these_weights(tmp_path, monkeypatch):
+    """As where the hub has another file by now; a file that is named counts by its content already."""
+    config, real = preset("smoke", weights="random", epochs=2), vptsp_core.runs.record.checksum
+
+    def stop(history):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, results=tmp_path, progress=False, on_epoch=stop)
+    monkeypatch.setattr("vptsp_core.runs.record.checksum", lambda backbone: real(backbone)[::-1])
+    with pytest.raises(WeightsError, match="checkpoint .*: begun with other weights of the backbone; give those"):
+        run(config, results=tmp_path, progress=False)
+    monkeypatch.setattr("vptsp_core.runs.record.checksum", real)
+    assert len(run(config, results=tmp_path, progress=False).history) == 2
+
+
+def test_own_images_under_another_run_s_name_are_not_theirs(tmp_path):
+    """A folder that was copied to the name of the run on other images."""
+    config = preset("smoke", **{**CUB, "dataset": "own", "method": "frozen"})
+    options = dict(results=tmp_path / "out", progress=False)
+    one, other = put(tmp_path / "one", TWELVE), put(tmp_path / "other", TWELVE, side=30)
+    first, second = (run(config, data=data, **options).path for data in (one, other))
+    shutil.rmtree(second)
+    shutil.copytree(first, second)
+    with pytest.raises(WeightsError, match="made with other images of own than these"):
+        run(config, data=other, **options)
+
+
+def test_own_images_count_by_their_content(tmp_path):
+    put(tmp_path / "images", TWELVE)
+    before = load_benchmark("own", tmp_path / "images")
+    path, first = before.train.paths[0], before.fingerprint()
+    content, stat = path.read_bytes(), path.stat()
+    path.write_bytes(flipped(content, len(content) // 2, 0))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size and load_benchmark("own", tmp_path / "images").fingerprint() != first
+    shutil.copytree(tmp_path / "images", tmp_path / "copy")
+    (tmp_path / "copy" / path.relative_to(tmp_path / "images")).write_bytes(content)
+    assert load_benchmark("own", tmp_path / "copy").fingerprint() == first, "wherever and whenever"
+
+
+def test_an_edited_plan_is_refused(tmp_path, capsys):
+    put(tmp_path / "images", TWELVE)
+    command = [*training(tmp_path), "--set", *SHORT]
+    assert main(command) == 0
+    (path,) = (tmp_path / "out" / "plans").iterdir()
+    plan = json.loads(path.read_text())
+    capsys.readouterr()
+    for change in ({"reasons": [1, None]}, {"config": {**plan["config"], "method": "linear"}}):
+        path.write_text(json.dumps({**plan, **change}))
+        assert main(command) == 2
+        assert f"error: {path}: no plan can be read (its content does not fit its checksum); delete the file" in (
+            capsys.readouterr().err
+        )
+
+
+@pytest.fixture
+def store(tmp_path):
+    put(tmp_path / "images", TWELVE)
+    images = load_benchmark("own", tmp_path / "images").train
+    options = dict(side=24, workers=1, progress=False)
+    return lambda: (open_stores([images], tmp_path / "cache", **options)[0], images)
+
+
+def damage(store: PixelStore, image: int) -> None:
+    path = store.place / "pixels.u8"
+    path.write_bytes(flipped(path.read_bytes(), int(store.starts[image]) + 100, 0))
+
+
+def test_every_reader_of_the_decoded_cache_notices_a_flipped_bit(store, monkeypatch):
+    config = preset("smoke", batch=6, samples_per_class=2, image_size=24, resize=24)
+    cpu = torch.device("cpu")
+
+    def train(images, labels):
+        sampler = ClassBalancedSampler(labels, 6, 2, 0, 10)
+        return list(train_batches(images, labels, config, NORMAL, sampler, 0, cpu))
+
+    def evaluate(images, labels):
+        return list(eval_batches(images, config, NORMAL, 6, cpu))
+
+    def part(images, labels):
+        return [images.part(np.arange(len(images) // 2, len(images))).image(len(images) // 2 - 1)]
+
+    readers = [train, evaluate, part]
+    for reader in readers:
+        assert reader(store()[0], store()[1].labels)
+    damage(store()[0], len(store()[1]) - 1)
+    for reader in readers:
+        with pytest.raises(DataError, match=r"cache .*: damaged .* delete the folder, it will be made again"):
+            reader(store()[0], store()[1].labels)
+    monkeypatch.setattr(PixelStore, "resident", lambda self, device: None)  # streamed, as to a GPU without room
+    with pytest.raises(DataError, match="damaged"):
+        train(store()[0], store()[1].labels)
+    shutil.rmtree(store()[0].place)
+    assert all(len(reader(store()[0], store()[1].labels)) for reader in readers)
+
+
+def test_an_image_is_held_against_its_checksum_once(store, monkeypatch):
+    counted, checksum = [], vptsp_core.data.store.image_checksum
+    monkeypatch.setattr("vptsp_core.data.store.image_checksum", lambda image: counted.append(1) or checksum(image))
+    images = store()[0]
+    counted.clear()
+    for _ in range(3):
+        images.check(np.arange(len(images)))
+        images.image(0)
+    assert len(counted) == len(images)
+
+
+def test_no_flipped_bit_of_an_index_goes_unnoticed(tmp_path):
+    put(tmp_path / "images", {"a": 6})
+    model = learned(method="vpt").save(tmp_path / "bird.safetensors")
+    update(tmp_path / "images", tmp_path / "index", vptsp_core.load(model, "cpu"), model=model)
+    path, rng = tmp_path / "index" / "index.safetensors", np.random.default_rng(0)
+    whole = path.read_bytes()
+    for at in rng.integers(0, len(whole), 200):
+        path.write_bytes(flipped(whole, at, int(rng.integers(8))))
+        with pytest.raises(DataError, match=r"index.safetensors: .*delete that file and call index again"):
+            read_index(tmp_path / "index")
+    with pytest.raises(VptspError, match="call index again"):
+        update(tmp_path / "images", tmp_path / "index", vptsp_core.load(model, "cpu"), model=model)
+    path.unlink()
+    assert update(tmp_path / "images", tmp_path / "index", vptsp_core.load(model, "cpu"), model=model)[1].embedded == 6

@@ -1,0 +1,1 @@
+"""For your own images: train on a folder, export a model, index a folder and search it."""

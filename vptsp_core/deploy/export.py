@@ -1,0 +1,168 @@
+"""The sample tower alone, its prompts folded in, for other programs: ONNX or torch.export.
+
+A prompt takes part in a block through its key and value alone, and those do not depend on the image: once training is
+over they are constants. What is left is the backbone with a few rows more to attend to, the adapters and one head.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import importlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import vptsp_core
+from vptsp_core.errors import VptspError
+from vptsp_core.runs.embedder import Embedder, load
+from vptsp_core.runs.embedder_file import preprocessing
+from vptsp_core.system.files import write_bytes
+
+INPUT, OUTPUT = "images", "embeddings"
+KINDS = (".safetensors", ".onnx", ".pt2")
+
+
+class SampleTower(nn.Module):
+    """Images to embeddings, on the CPU in float32; a copy that shares nothing with the embedder it was made from.
+
+    (B, 3, S, S) float32 in [0, 1] -> (B, d) float32, L2-normalised: mean and deviation of the input are folded in,
+    resizing and cropping are not (S is the size that is embedded, see ``preprocessing`` in the file's metadata).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__()
+        model = copy.deepcopy(embedder.model).cpu().float().eval().requires_grad_(False)
+        self.vit = model.vit
+        for i, kv in enumerate(self.vit.prompt_kvs(self.vit.prompts, self.vit.prompt_counts)):
+            if kv is not None:  # torch.export counts an absent one among the inputs
+                self.register_buffer(f"prompts_{i}", kv)
+        self.vit.prompts = self.vit.proxy_head = self.vit.autocast = None
+        prepared = preprocessing(model)
+        self.size = int(prepared["crop"])
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(prepared[name]).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) in [0, 1] -> (B, d)."""
+        kvs = [getattr(self, f"prompts_{i}", None) for i in range(len(self.vit.backbone.blocks))]
+        return self.vit.embedding(self.vit.pooled((images - self.mean) / self.std, [kvs]))
+
+
+def about(embedder: Embedder) -> dict[str, str]:
+    """What a file of another program says of itself: plain text by name, lists as JSON."""
+    config, prepared = embedder.config, preprocessing(embedder.model)
+    return {
+        "made_by": f"vptsp_core {vptsp_core.__version__}",
+        "run": embedder.run or "",
+        "backbone": config.backbone,
+        "method": config.method + (" + bitfit" if config.bitfit else ""),
+        "input": f"{INPUT}: batch x 3 x {config.image_size} x {config.image_size}, float32, RGB in [0, 1]",
+        "output": f"{OUTPUT}: batch x d, float32, of length 1",
+        "preprocessing": json.dumps({**prepared, "mean and std": "folded in"}),
+        "metrics": json.dumps(embedder.metrics),
+    }
+
+
+def export_program(embedder: Embedder) -> torch.export.ExportedProgram:
+    """The tower as a `torch.export` program, for any size of batch."""
+    tower = SampleTower(embedder)
+    example = torch.rand(2, 3, tower.size, tower.size)
+    with _quiet():
+        return torch.export.export(tower, (example,), dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}})
+
+
+def write_pt2(path: Path, embedder: Embedder) -> None:
+    """Write `export_program` for `torch.export.load`, metadata as its extra file ``about.json``.
+
+    That reader falls back to pickle where a file asks it to: load only files that you or people you trust have made.
+    """
+    buffer = io.BytesIO()
+    with _quiet():
+        torch.export.save(
+            export_program(embedder), buffer, extra_files={"about.json": json.dumps(about(embedder), indent=2)}
+        )
+    write_bytes(path, buffer.getvalue())
+
+
+def write_onnx(path: Path, embedder: Embedder) -> None:
+    """Write the tower as ONNX, ``images`` -> ``embeddings`` for any size of batch, metadata beside the graph.
+
+    Raises:
+        VptspError: onnx or onnxscript is not installed, or the model is beyond the 2 GB of such a file.
+    """
+    for package in ("onnx", "onnxscript"):
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise VptspError(f"ONNX needs {package}; pip install onnx onnxscript, or export to .pt2") from None
+    with _quiet():
+        made: Any = torch.onnx.export(
+            export_program(embedder), input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False,
+            dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
+        )  # fmt: skip
+        made.model.metadata_props.update(about(embedder))
+        try:
+            content = made.model_proto.SerializeToString()
+        except ValueError as error:
+            raise VptspError(f"{path}: the model does not fit into one ONNX file of 2 GB; use .pt2") from error
+    write_bytes(path, content)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters tell of their own parts: deprecations, optimiser passes, counts of operators."""
+    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    levels = {name: logging.getLogger(name).level for name in names}
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def export(source: str | Path, to: str | Path, weights: str | Path | None = None) -> Path:
+    """A run's folder or a saved embedder as the kind of file that the suffix of ``to`` names (`KINDS`).
+
+    Raises:
+        VptspError: another suffix, a place in the run itself; what `load`, `Embedder.save` or `write_onnx` raise.
+    """
+    to, source = Path(to).expanduser(), Path(source).expanduser()
+    if source.resolve() in (to.resolve(), to.resolve().parent):
+        raise VptspError(f"{to} is or lies in what is exported, whose files must stay as they are; name another place")
+    if to.suffix not in KINDS:
+        raise VptspError(f"{to}: unknown kind {to.suffix!r}; give {', '.join(KINDS)}")
+    embedder = load(source, "cpu", weights=weights)
+    {".safetensors": lambda path, e: e.save(path), ".onnx": write_onnx, ".pt2": write_pt2}[to.suffix](to, embedder)
+    return to
+
+
+def main(argv: Sequence[str]) -> int:
+    """python -m vptsp_core export: a run as one file."""
+    parser = argparse.ArgumentParser("python -m vptsp_core export", description="take a trained model away")
+    parser.add_argument("run", help="folder of a finished run, or a saved embedder")
+    parser.add_argument(
+        "--to", required=True, metavar="FILE",
+        help=".safetensors: what was learned, for vptsp_core.load; .onnx and .pt2 (torch.export): backbone and "
+        "prompts in one graph for other programs",
+    )  # fmt: skip
+    parser.add_argument("--weights", metavar="FILE", help="the backbone's, where they lie elsewhere by now")
+    args = parser.parse_args(argv)
+    path = export(args.run, args.to, args.weights)
+    print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
+    return 0

@@ -1,0 +1,79 @@
+"""A training run as it goes: loss and R@1 so far, redrawn in its notebook after every epoch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from vptsp_core.figures.style import BLUE, GREY, STYLE, VERMILION, _house
+from vptsp_core.paper.report import watched
+from vptsp_core.runs.train import Row
+
+
+@_house
+def training(history: pd.DataFrame, *, epochs: int, frozen: float | None = None) -> Figure:
+    """Loss and R@1 on the test classes over the epochs so far.
+
+    Args:
+        history: columns ``epoch``, ``loss`` and, where the run looks at the test set, ``R@1``, a fraction.
+        epochs: of the whole run: the axis is as long from the start, so that nothing jumps.
+        frozen: R@1 of the frozen backbone, for a dashed line.
+    """
+    fig = Figure(figsize=(8.4, 3.2), layout="constrained")
+    loss, recall = fig.subplots(1, 2)
+    loss.plot(history["epoch"], history["loss"], "o-", color=BLUE)
+    loss.set(ylabel="loss, mean of the epoch", ylim=(0, None))
+    if frozen is not None:
+        recall.axhline(100 * frozen, color=GREY, linestyle="--", label="frozen backbone")
+    if "R@1" in history:
+        seen = history.dropna(subset=["R@1"])
+        recall.plot(seen["epoch"], 100 * seen["R@1"], "o-", color=VERMILION, label="this run")
+        recall.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
+    recall.set(ylabel="R@1 on unseen classes, %")
+    for ax in (loss, recall):
+        ax.set(xlabel="epoch", xlim=(0.5, epochs + 0.5))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    return fig
+
+
+class Redrawn:
+    """A figure in a notebook's output that is drawn again after every epoch; for ``on_epoch`` of `runs.run.run`.
+
+    Where nobody watches (`paper.report.watched`) nothing is shown before `finish`, and then once.
+
+    Args:
+        draw: the figure of a history.
+    """
+
+    def __init__(self, draw: Callable[[pd.DataFrame], Figure]) -> None:
+        self.draw = draw
+        self._handle: Any = None
+
+    def __call__(self, history: Sequence[Row]) -> None:
+        """Show the history so far."""
+        from IPython.display import Image
+
+        if not watched():
+            return
+        fig, buffer = self.draw(pd.DataFrame(history)), io.BytesIO()
+        with rc_context(STYLE):
+            fig.savefig(buffer, format="png", dpi=200, facecolor="white")
+        self._show(Image(data=buffer.getvalue(), width=int(100 * fig.get_figwidth())))
+
+    def finish(self, picture: Any) -> None:
+        """Put ``picture``, from `figures.style.save_figure`, in the place of what was shown so far."""
+        self._show(picture)
+
+    def _show(self, picture: Any) -> None:
+        from IPython.display import display
+
+        if self._handle is None:
+            self._handle = display(picture, display_id=True)
+        else:
+            self._handle.update(picture)

@@ -1,0 +1,216 @@
+"""Figures in one house style. Each function takes numbers and gives a figure; `save_figure` keeps and shows it.
+
+Colours: Okabe & Ito (2008), told apart with any colour vision, and marker shapes beside them. Ours is drawn in full
+colour, the paper's series lighter. pyplot's list of open figures and the global style are left alone.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from vptsp_core.figures.umap import short_name
+from vptsp_core.paper.methods import METHODS
+from vptsp_core.system.files import write_bytes
+
+if TYPE_CHECKING:
+    from IPython.display import Image
+
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY, BLACK = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#808080", "#000000",
+)  # fmt: skip
+CLASS_COLOURS = (
+    BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, "#E3D200", "#7B3294", "#8C510A", "#004D40", "#FF7F9F",
+)  # fmt: skip
+FAMILIES = {  # of the methods in table 1: colour and marker; hollow without BitFit
+    "Closed form (whitened head, no training)": (GREY, "P"), "Full fine-tuning (PA)": (BLACK, "s"),
+    "Linear probing": (SKY, "o"), "BitFit": (SKY, "o"),
+    "Adapter": (GREEN, "D"), "LoRA (beyond the paper)": (PURPLE, "P"), "VPT": (BLUE, "^"),
+    "VPTSP-M": (ORANGE, "v"), "VPTSP-G": (VERMILION, "*"),
+}  # fmt: skip
+PROXIES = {"O": ("v", "original proxy O"), "P": ("s", "semantic proxy P"), "Q": ("*", "composed proxy Q")}
+LIGHT = 0.5  # opacity of the paper's series
+RING: Any = {
+    "linestyle": "", "marker": "o", "markersize": 19, "zorder": 3,
+    "markerfacecolor": "none", "markeredgecolor": BLACK, "markeredgewidth": 1.2,
+}  # fmt: skip
+Unclear = Collection[Any] | Mapping[str, Collection[Any]]
+STYLE: Any = {
+    "font.family": "DejaVu Sans", "font.size": 11, "axes.titlesize": 12, "legend.fontsize": 10, "legend.frameon": False,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6",
+    "axes.axisbelow": True, "lines.linewidth": 1.8, "lines.markersize": 8, "pdf.fonttype": 42,
+}  # fmt: skip
+
+
+def _house(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw inside the house style, ticks included (matplotlib makes them late)."""
+
+    @wraps(draw)
+    def styled(*args: Any, **kwargs: Any) -> Figure:
+        with rc_context(STYLE):
+            fig = draw(*args, **kwargs)
+            fig.draw_without_rendering()
+        return fig
+
+    return styled
+
+
+def save_figure(fig: Figure, results: Path, name: str, alt: str = "") -> Image:
+    """Write ``results/figures/<name>.png`` (200 dpi, 256 colours) and ``.pdf``; returns the picture to show."""
+    from IPython.display import Image
+
+    for kind in ("pdf", "png"):
+        buffer = io.BytesIO()
+        # No date: the same numbers give the same file. The results page takes its captions from the PNG.
+        told = {"CreationDate": None} if kind == "pdf" else {"Description": alt or name}
+        with rc_context(STYLE):
+            fig.savefig(buffer, format=kind, dpi=200, facecolor="white", metadata=told)
+        if kind == "png":
+            buffer = _with_palette(buffer)
+        write_bytes(results / "figures" / f"{name}.{kind}", buffer.getvalue())
+    return Image(data=buffer.getvalue(), width=int(100 * fig.get_figwidth()), alt=alt or name)
+
+
+def _with_palette(png: io.BytesIO) -> io.BytesIO:
+    """The same picture in 256 colours, a third of the size."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    small = io.BytesIO()
+    picture, told = Image.open(png), PngInfo()
+    for key, text in picture.info.items():
+        if isinstance(key, str) and isinstance(text, str):
+            told.add_text(key, text)
+    quantised = picture.convert("RGB").quantize(256)
+    quantised.save(small, "PNG", optimize=True, pnginfo=told, dpi=picture.info.get("dpi"))
+    return small
+
+
+@_house
+def methods(
+    ours: pd.DataFrame, paper: pd.DataFrame, *, x: str, ys: Sequence[str],
+    unclear: Unclear = (), reference: str = "the reference",
+) -> Figure:  # fmt: skip
+    """Retrieval against tunable parameters, a point a method: ours in the left panels, the paper's in the right.
+
+    Args:
+        ours, paper: columns ``label`` (see `methods.METHODS`), ``x`` in millions, ``ys`` in percent, for ours also
+            ``<y> ±`` where there are intervals. A row without ``x`` or with 0 (nothing learns) becomes a dashed line.
+            Without rows of ours there is no left panel.
+        unclear: labels, of all ``ys`` or {y: labels}, whose difference to the ``reference`` could be chance
+            (`runs.significance.unclear`): their points are ringed, and the legend says what that means.
+    """
+    sides = [side for side in (("ours", ours, 1.0), ("paper, CUB-200", paper, LIGHT)) if len(side[1])]
+    fig = Figure(figsize=(4.1 * len(sides) + 2.6, 3.2 * len(ys)), layout="constrained")
+    grid = fig.subplots(len(ys), len(sides), squeeze=False, sharex="col")
+    handles: dict[str, Line2D] = {}
+    ringed = False
+    for axes, y in zip(grid, ys, strict=True):
+        for ax, (title, table, opacity) in zip(axes, sides, strict=True):
+            if opacity == 1:
+                ringed |= _ring(ax, table[table["label"].isin(list(_unclear_of(unclear, y))) & (table[x] > 0)], x, y)
+            for row in table.dropna(subset=[y]).to_dict("records"):
+                handle = _method(ax, row, x, y, opacity)
+                if row["label"] not in handles or opacity == 1:
+                    handles[row["label"]] = handle
+            ax.set(title=title if y == ys[0] else "", ylabel=f"{y}, %", xscale="log")
+            ax.margins(x=0.1, y=0.12)
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    fig.supxlabel("tunable parameters, millions, as the paper counts them (logarithmic)", fontsize=11)
+    order = sorted(handles, key=list(METHODS).index)
+    entries = [handles[label] for label in order]
+    if ringed:
+        entries.append(_ring_entry(reference))
+        order.append(str(entries[-1].get_label()))
+    fig.legend(entries, order, loc="outside right center", title="hollow: no BitFit")
+    return fig
+
+
+def _unclear_of(unclear: Unclear, y: str) -> Collection[Any]:
+    return unclear.get(y, ()) if isinstance(unclear, Mapping) else unclear
+
+
+def _ring(ax: Axes, points: pd.DataFrame, x: str, y: str) -> bool:
+    """A ring around each point, wider than any marker and its error bar's caps; whether there was one."""
+    points = points.dropna(subset=[x, y])
+    if points.empty:
+        return False
+    ax.margins(x=0.12, y=0.12)
+    ax.plot(points[x], points[y], **RING, label="_ringed")
+    return True
+
+
+def _ring_entry(reference: str) -> Line2D:
+    return Line2D([], [], **RING, label=f"ringed: difference to\n{reference}\ncould be chance (95 %)")
+
+
+def _method(ax: Axes, row: Mapping[Any, Any], x: str, y: str, opacity: float) -> Line2D:
+    """One method of table 1; returns what its legend entry shows."""
+    family = row["label"].removesuffix(" + BitFit")
+    if family not in FAMILIES or not row[x] > 0:
+        return ax.axhline(row[y], color=GREY, linestyle="--", alpha=opacity, label=row["label"])
+    colour, marker = FAMILIES[family]
+    hollow = not (row["label"].endswith("BitFit") or family.startswith("Full"))
+    interval = row.get(f"{y} ±")
+    bars = ax.errorbar(
+        row[x], row[y], yerr=None if interval is None or np.isnan(interval) else interval, fmt=marker, color=colour,
+        markerfacecolor="white" if hollow else colour, markeredgewidth=1.8, alpha=opacity, capsize=3,
+        markersize=13 if marker == "*" else 8, label=row["label"],
+    )  # fmt: skip
+    line: Line2D = bars.lines[0]
+    return line
+
+
+@_house
+def maps(
+    panels: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequence[str], shown: Sequence[int],
+    proxies: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+) -> Figure:  # fmt: skip
+    """Maps of one set of images, a panel each: the classes ``shown`` in colour, the rest grey.
+
+    Args:
+        panels: {title: (N, 2)}.
+        labels: (N,) int, the images' classes.
+        names: of all classes.
+        shown: at most twelve classes.
+        proxies: {title: {"O" | "P" | "Q": (C, 2) in that panel's plane}}; those of the classes ``shown`` are drawn.
+    """
+    fig = Figure(figsize=(4.8 * len(panels) + 2.4, 4.9 if len(panels) > 1 else 5.6), layout="constrained")
+    axes = fig.subplots(1, len(panels), squeeze=False)[0]
+    kinds: dict[str, None] = {}  # a dict: a set that keeps its order
+    for ax, (title, points) in zip(axes, panels.items()):
+        marks = (proxies or {}).get(title, {})
+        kinds |= dict.fromkeys(marks)
+        rest = ~np.isin(labels, shown)
+        ax.scatter(*points[rest].T, s=7, color="#CFCFCF", linewidth=0, rasterized=True)
+        for label, colour in zip(shown, CLASS_COLOURS):
+            ax.scatter(*points[labels == label].T, s=20, color=colour, alpha=0.75, linewidth=0)
+            for name, where in marks.items():
+                size, over = (190, 3) if name == "Q" else (75, 4)  # the smaller ones lie on the larger
+                ax.scatter(*where[label], s=size, marker=PROXIES[name][0], color=colour, edgecolor=BLACK, zorder=over)
+        ax.set(title=title, xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
+        ax.grid(False)
+    entries = [_entry(short_name(names[label]), "o", colour) for label, colour in zip(shown, CLASS_COLOURS)]
+    entries.append(_entry("other classes", "o", "#CFCFCF", markersize=5))
+    for name in kinds:
+        marker, text = PROXIES[name]
+        entries.append(_entry(text, marker, "white", markeredgecolor=BLACK, markersize=12 if name == "Q" else 8))
+    fig.legend(handles=entries, loc="outside right center")
+    return fig
+
+
+def _entry(label: str, marker: Any, colour: str, **look: Any) -> Line2D:
+    return Line2D([], [], linestyle="", label=label, marker=marker, color=colour, **look)

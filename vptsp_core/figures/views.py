@@ -1,0 +1,123 @@
+"""Pictures of one run: R@1 of its classes, and where its class token looks. (Images found are drawn by `gallery`.)"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from vptsp_core.figures.explore.attention import Looked
+from vptsp_core.figures.style import BLUE, GREY, SKY, VERMILION, _house
+from vptsp_core.figures.umap import short_name
+
+PARTS = {"prompts": VERMILION, "class token": BLUE, "other tokens": GREY, "patches": SKY}
+
+
+@_house
+def classes(table: pd.DataFrame, count: int = 15) -> Figure:
+    """How R@1 is spread over the classes, and the ``count`` classes where it is lowest.
+
+    Args:
+        table: of `figures.explore.retrieval.by_class`.
+    """
+    lowest = table.head(count)
+    fig = Figure(figsize=(9.6, max(3.2, 0.24 * len(lowest) + 1.2)), layout="constrained")
+    spread, bars = fig.subplots(1, 2, width_ratios=(1, 1.25))
+    spread.hist(table["R@1"], bins=np.linspace(0, 100, 21).tolist(), color=BLUE)
+    mean = float(np.average(table["R@1"], weights=table["queries"]))
+    spread.axvline(mean, color=VERMILION, linestyle="--", label=f"all queries: {mean:.1f} %")
+    spread.set(xlabel="R@1 of a class, %", ylabel="classes", xlim=(0, 100))
+    spread.yaxis.set_major_locator(MaxNLocator(integer=True))
+    spread.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+    places = np.arange(len(lowest))
+    bars.barh(places, lowest["R@1"], color=BLUE)
+    for y, (recall, other, times) in enumerate(zip(lowest["R@1"], lowest["most taken for"], lowest["times"])):
+        if times:  # beside its bar, or in it where there is no room
+            x, side, colour = (recall - 1, "right", "white") if recall > 55 else (recall + 1, "left", "#404040")
+            told = f"{times} x {short_name(other)}"
+            bars.text(x, y, told, ha=side, va="center", fontsize=9, color=colour)
+    bars.set_yticks(places, [short_name(name) for name in lowest["name"]], fontsize=9)
+    bars.set(xlabel="R@1, %", xlim=(0, 100), title=f"lowest {len(lowest)}, and what each is most taken for")
+    bars.invert_yaxis()
+    bars.grid(axis="y", visible=False)
+    return fig
+
+
+@_house
+def attention_shares(to_prompts: np.ndarray, shares: pd.DataFrame) -> Figure:
+    """Attention of the class token: to each prompt, block by block, and to all there is.
+
+    Args:
+        to_prompts: (L, n), NaN where a block has fewer prompts (`figures.explore.attention.to_prompts`); n may be 0.
+        shares: `figures.explore.attention.shares`.
+    """
+    blocks, count = to_prompts.shape
+    wide = min(0.45 * count + 2.2, 7.0) if count else 0.0
+    fig = Figure(figsize=(wide + 5.6, max(3.2, 0.3 * blocks + 1.5)), layout="constrained")
+    if count:
+        heat, bars = fig.subplots(1, 2, width_ratios=(wide, 5.6))
+        drawn = heat.imshow(
+            100 * to_prompts, aspect="auto", cmap="viridis", vmin=0, extent=(0.5, count + 0.5, blocks + 0.5, 0.5)
+        )
+        if count <= 12:
+            for (row, column), share in np.ndenumerate(100 * to_prompts):
+                light = share < 0.6 * np.nanmax(100 * to_prompts)
+                text = "" if np.isnan(share) else f"{share:.1f}"
+                heat.text(column + 1, row + 1, text, ha="center", va="center", fontsize=9, color="w" if light else "k")
+        fig.colorbar(drawn, ax=heat, label="share of the attention, %", pad=0.03)
+        heat.set(xlabel="prompt", ylabel="block", title="each prompt")
+        heat.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
+        heat.set_yticks(range(1, blocks + 1))
+        heat.grid(False)
+    else:
+        bars = fig.subplots()
+    left = np.zeros(blocks)
+    for part, colour in PARTS.items():
+        if part in shares:
+            bars.barh(shares.index, shares[part], left=left, color=colour, label=part)
+            left += shares[part].to_numpy()
+    if count:
+        bars.plot(shares["prompts if even"], shares.index, "|", color="black", markersize=11, markeredgewidth=2,
+                  label="prompts, if every key got the same")  # fmt: skip
+    bars.set(xlabel="share of the attention, %", xlim=(0, 100), ylim=(blocks + 0.5, 0.5), yticks=range(1, blocks + 1))
+    bars.set_ylabel("" if count else "block")
+    bars.grid(False)
+    bars.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    return fig
+
+
+@_house
+def attention_maps(
+    images: Sequence[np.ndarray], titles: Sequence[str], looked: Looked, blocks: Sequence[int]
+) -> Figure:
+    """Where the class token looks in images, for some blocks: brighter means more, each picture on a scale of its own.
+
+    Args:
+        images: RGB pictures as the model sees them, (H, W, 3) uint8.
+        titles: what to call each.
+        blocks: which, counted from 0.
+    """
+    rows, columns = len(images), len(blocks) + 1
+    fig = Figure(figsize=(1.35 * columns + 1.4, 1.45 * rows + 0.5), layout="constrained")
+    grid = fig.subplots(rows, columns, squeeze=False)
+    for row, (axes, image, title) in enumerate(zip(grid, images, titles, strict=True)):
+        height, width = image.shape[:2]
+        axes[0].imshow(image)
+        axes[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
+        for ax, block in zip(axes[1:], blocks):
+            ax.imshow(image)
+            weights = looked.patches(block)[row]
+            veil = np.zeros((*weights.shape, 4))
+            veil[..., 3] = 0.85 * (1 - weights / weights.max())
+            ax.imshow(veil, extent=(0, width, height, 0), interpolation="nearest")
+            share = 100 * looked.weights[block][row, : looked.prompts[block]].sum()
+            ax.set_xlabel(f"prompts {share:.0f} %" if looked.prompts[block] else "no prompts", fontsize=8, labelpad=2)
+            ax.set_title(f"block {block + 1}" if row == 0 else "", fontsize=10)
+        for ax in axes:
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
+            ax.spines[:].set_visible(False)
+    return fig

@@ -1,0 +1,61 @@
+"""A map of images to zoom into: one HTML document with all that it needs in it, no network and no kernel."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Sequence
+from html import escape
+from string import Template
+
+import numpy as np
+from PIL import Image
+
+from vptsp_core.data import ImageSet
+from vptsp_core.figures.gallery import thumbnail
+from vptsp_core.figures.umap import short_name
+from vptsp_core.system.places import ASSETS
+
+SIDE = 56  # pixels of a thumbnail
+
+
+def document(points: np.ndarray, images: ImageSet, places: Sequence[int], *, seed: int = 0) -> str:
+    """The map as a page: thumbnails where there is room, more of them the nearer one comes; the image under the pointer
+    large, with its class and place, and all of its class ringed.
+
+    Args:
+        points: (N, 2), where the images ``places`` (N) of the set lie.
+        seed: which of crowded images are drawn first.
+    """
+    low, high = points.min(0), points.max(0)
+    unit = (points - low) / np.maximum(high - low, 1e-12)
+    order = np.random.default_rng(seed).permutation(len(points))
+    columns = math.ceil(math.sqrt(len(order)))
+    atlas = Image.new("RGB", (columns * SIDE, math.ceil(len(order) / columns) * SIDE), "white")
+    for slot, at in enumerate(order):
+        small = Image.fromarray(thumbnail(images.image(int(places[at])), SIDE))
+        atlas.paste(small, (slot % columns * SIDE, slot // columns * SIDE))
+    packed = io.BytesIO()
+    atlas.save(packed, "JPEG", quality=80)
+    chosen = np.asarray(places)[order]
+    data = {
+        "x": unit[order, 0].round(5).tolist(),
+        "y": unit[order, 1].round(5).tolist(),
+        "label": images.labels[chosen].tolist(),
+        "place": chosen.tolist(),
+        "names": [short_name(name) for name in images.class_names],
+        "side": SIDE,
+        "columns": columns,
+        "atlas": "data:image/jpeg;base64," + base64.b64encode(packed.getvalue()).decode(),
+    }
+    page = (ASSETS / "map.html").read_text(encoding="utf-8")
+    return Template(page).substitute(data=json.dumps(data).replace("<", "\\u003c"))  # no name ends the script
+
+
+def frame(page: str, height: int = 610) -> str:
+    """``page`` inside a frame of its own, for a notebook's output: its script sees nothing of the notebook."""
+    style = f"width: 100%; height: {height}px; border: 0"
+    attributes = f'sandbox="allow-scripts" title="map of images" style="{style}" srcdoc="{escape(page)}"'
+    return f"<div><iframe {attributes}></iframe></div>"

@@ -1,0 +1,152 @@
+"""Accumulators: how a batch's class embeddings p move the semantic proxies P of their classes (eq. 3-7, table 7).
+
+All of them are called alike: p (C, k, d), the k samples of each of the batch's classes, and the classes' P (C, d), of
+length 1; they give the new P, which the caller normalises. Under the released semantics the samples of a batch are fed
+one after another as they are, under the paper's P is normalised after each.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vptsp_core.method.config import RunConfig
+
+
+def make_accumulator(config: RunConfig) -> nn.Module:
+    """The one that a run's ``accumulator`` names."""
+    d, semantics = config.embed_dim, config.semantics
+    if config.accumulator == "ema":
+        return EMAAccumulator(config.ema_keep, semantics=semantics)
+    if config.accumulator == "rnn":
+        return RNNAccumulator(d, semantics=semantics)
+    if config.accumulator == "lstm":
+        return LSTMAccumulator(d, semantics=semantics)
+    if config.accumulator == "attention":
+        return AttentionAccumulator(d)
+    activation = "tanh" if config.accumulator == "gru_tanh" else "relu"
+    return GRUAccumulator(d, activation=activation, dropout=config.gru_dropout, semantics=semantics)
+
+
+def _weight(embed_dim: int, gates: int = 1) -> nn.Parameter:
+    """(d, gates * d), each gate's square Xavier-uniform of its own."""
+    squares = [nn.init.xavier_uniform_(torch.empty(embed_dim, embed_dim)) for _ in range(gates)]
+    return nn.Parameter(torch.cat(squares, dim=1))
+
+
+class GRUAccumulator(nn.Module):
+    """The gated update of a class proxy (eq. 4-7).
+
+    ``gate(p, P) = act(p W + P U + b)``, the candidate's recurrent term is ``r * (P U_n)``. The released code keeps
+    ``(1 - z) n + z P``, the paper prints ``(1 - z) P + z n``: the same family, z and 1 - z exchanged.
+    """
+
+    def __init__(self, embed_dim: int, *, activation: str = "relu", dropout: float = 0.0, semantics: str) -> None:
+        super().__init__()
+
+        def weight() -> nn.Parameter:
+            return nn.Parameter(nn.init.xavier_uniform_(torch.empty(embed_dim, embed_dim)))
+
+        self.W_z, self.W_r, self.W_n = weight(), weight(), weight()
+        self.U_z, self.U_r, self.U_n = weight(), weight(), weight()
+        self.b_z, self.b_r, self.b_n = (nn.Parameter(torch.zeros(embed_dim)) for _ in range(3))
+        self.activation = {"relu": torch.relu, "tanh": torch.tanh}[activation]
+        self.dropout = nn.Dropout(dropout)
+        self.released = semantics == "released"
+
+    def forward(self, p: Tensor, state: Tensor) -> Tensor:
+        """Feed k samples of each class one after another: p (C, k, d), state (C, d) -> (C, d)."""
+        weight_p = torch.cat([self.W_z, self.W_r, self.W_n], dim=1)
+        weight_state = torch.cat([self.U_z, self.U_r, self.U_n], dim=1)
+        inputs = p @ weight_p + torch.cat([self.b_z, self.b_r, self.b_n])
+        for i in range(p.shape[1]):
+            in_z, in_r, in_n = inputs[:, i].chunk(3, dim=-1)
+            re_z, re_r, re_n = (state @ weight_state).chunk(3, dim=-1)
+            z, r = torch.sigmoid(in_z + re_z), torch.sigmoid(in_r + re_r)
+            n = self.activation(in_n + r * re_n)
+            if self.released:
+                state = self.dropout((1 - z) * n + z * state)  # normalised once, after all k
+            else:
+                state = F.normalize(self.dropout((1 - z) * state + z * n), dim=-1)
+        return state
+
+
+class EMAAccumulator(nn.Module):
+    """The moving average of a class proxy (eq. 3, VPTSP-M); nothing in it learns.
+
+    Released: keep P + (1 - keep) mean(p). Paper: normal(P + (1 - keep) p), sample by sample.
+    """
+
+    def __init__(self, keep: float, *, semantics: str) -> None:
+        super().__init__()
+        self.keep, self.released = keep, semantics == "released"
+
+    def forward(self, p: Tensor, state: Tensor) -> Tensor:
+        """p (C, k, d), state (C, d) -> (C, d)."""
+        if self.released:
+            return self.keep * state + (1 - self.keep) * p.mean(1)
+        for i in range(p.shape[1]):
+            state = F.normalize(state + (1 - self.keep) * p[:, i], dim=-1)
+        return state
+
+
+class RNNAccumulator(nn.Module):
+    """The plain recurrent unit: P <- tanh(p W + P U + b), `torch.nn.RNNCell` with one bias."""
+
+    def __init__(self, embed_dim: int, *, semantics: str) -> None:
+        super().__init__()
+        self.W, self.U, self.b = _weight(embed_dim), _weight(embed_dim), nn.Parameter(torch.zeros(embed_dim))
+        self.released = semantics == "released"
+
+    def forward(self, p: Tensor, state: Tensor) -> Tensor:
+        """p (C, k, d), state (C, d) -> (C, d)."""
+        inputs = p @ self.W + self.b
+        for i in range(p.shape[1]):
+            state = torch.tanh(inputs[:, i] + state @ self.U)
+            state = state if self.released else F.normalize(state, dim=-1)
+        return state
+
+
+class LSTMAccumulator(nn.Module):
+    """The long short-term memory: P is its hidden state; `torch.nn.LSTMCell` with one bias.
+
+    i, f, o = sig(p W + P U + b), g = tanh(p W + P U + b), cell <- f cell + i g, P <- o tanh(cell).
+    The cell of every class, which starts at zero, is carried from batch to batch like P; it is never normalised.
+    """
+
+    def __init__(self, embed_dim: int, *, semantics: str) -> None:
+        super().__init__()
+        self.W, self.U = _weight(embed_dim, 4), _weight(embed_dim, 4)  # gates i, f, g, o, as torch orders them
+        self.b = nn.Parameter(torch.zeros(4 * embed_dim))
+        self.released = semantics == "released"
+
+    def forward(self, p: Tensor, state: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        """p (C, k, d), state and cell (C, d) -> the new state and cell."""
+        inputs = p @ self.W + self.b
+        for j in range(p.shape[1]):
+            i, f, g, o = (inputs[:, j] + state @ self.U).chunk(4, dim=-1)
+            cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
+            state = torch.sigmoid(o) * torch.tanh(cell)
+            state = state if self.released else F.normalize(state, dim=-1)
+        return state, cell
+
+
+class AttentionAccumulator(nn.Module):
+    """Cross-attention within the mini-batch: P <- softmax(P W_q (p W_k)^T / sqrt(d)) p W_v.
+
+    The queries are the P of the batch's classes; the keys and values are the class embeddings of ALL images of the
+    batch, those of other classes too. The paper says no more than the name. This is the plainest form (Vaswani et
+    al., "Attention Is All You Need", 2017, eq. 1): one head, no bias, no output projection, no residual. So a class
+    keeps nothing but what its P asks for, and the order of the samples does not matter; both semantics are the same.
+    """
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.W_q, self.W_k, self.W_v = _weight(embed_dim), _weight(embed_dim), _weight(embed_dim)
+
+    def forward(self, p: Tensor, state: Tensor) -> Tensor:
+        """p (C, k, d), state (C, d) -> (C, d)."""
+        samples = p.flatten(0, 1)
+        query, key, value = state @ self.W_q, samples @ self.W_k, samples @ self.W_v
+        return F.scaled_dot_product_attention(query[None], key[None], value[None])[0]

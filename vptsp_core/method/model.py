@@ -1,0 +1,241 @@
+"""What learns: from a run description to a model whose tunable parameters are marked, counted and saved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from vptsp_core.errors import ConfigError, VptspError
+from vptsp_core.method.accumulators import make_accumulator
+from vptsp_core.method.adapters import Adapter
+from vptsp_core.method.class_prompts import ClassPrompts
+from vptsp_core.method.config import RunConfig
+from vptsp_core.method.lora import add_lora, is_lora
+from vptsp_core.method.losses import proxy_anchor
+from vptsp_core.method.proxies import SemanticProxies
+from vptsp_core.method.vit import PromptedViT, prompt_counts
+from vptsp_core.system.distributed import gather_rows, local_size, own_rows, sum_gradients
+from vptsp_core.system.host_rows import available_host_memory
+
+
+class MetricModel(nn.Module):
+    """A backbone with everything that learns beside it, for one of the methods of table 1.
+
+    ========  =================================================================================
+    method    learns
+    ========  =================================================================================
+    frozen    nothing: the backbone's own pooled features
+    linear    head and proxies O
+    adapter   also the adapters of the last blocks (`vptsp_core.method.adapters`)
+    lora      also LoRA's factors of every block's QKV projection (`vptsp_core.method.lora`); not in the paper
+    vpt       head, proxies O and the prompts of the sample tower
+    vptsp     also the proxy tower: class prompts, its head, the accumulator; proxies are Q
+    full      head, proxies O and every parameter of the backbone
+    ========  =================================================================================
+
+    ``bitfit`` adds every bias of the backbone (Ben Zaken et al., ACL 2022) to all but frozen and full.
+
+    Table 5 gives vptsp other class embeddings p to accumulate (``proxy_source``). The paper does not say how its
+    variants are made, nor are they in the released code; ours, with z the pooled tokens of the sample tower:
+
+    =============  ============================================================================
+    class_prompts  p = proxy head of a second tower with the prompts of the class: the method
+    sample         p = the sample embeddings: no second tower, no second head
+    encoder        p = proxy head of a tower with the sample tower's prompts, which is that of z
+    fixed_encoder  as encoder, but z is given without gradient: the proxy head alone learns from p
+    =============  ============================================================================
+
+    Args:
+        config: the run.
+        backbone: from `load_backbone(config.backbone, ...)`; it is changed in place (what learns is marked).
+        num_classes: C, classes of the training set.
+
+    Raises:
+        ConfigError: more prompt layers than blocks, or a pooling that the backbone does not have.
+        VptspError: lora, and peft is not installed.
+    """
+
+    def __init__(self, config: RunConfig, backbone: VisionTransformer, num_classes: int) -> None:
+        super().__init__()
+        config.check_depth(len(backbone.blocks))
+        self.config = config
+        semantic, frozen, own = config.method == "vptsp", config.method == "frozen", config.has_class_prompts
+        prompted = config.method in ("vpt", "vptsp")
+        counts = prompt_counts(config.prompts, config.prompt_layers, config.prompt_step) if prompted else []
+        class_counts = prompt_counts(config.class_prompts, config.class_layers, config.class_step)
+        self.vit = PromptedViT(
+            backbone,
+            None if frozen else config.embed_dim,
+            prompts=counts,
+            class_prompts=class_counts if own else None,
+            adapters=_adapters(config, backbone.embed_dim) if config.method == "adapter" else (),
+            proxy_head=semantic and config.proxy_source != "sample",
+            pool=config.pool,
+        )
+        self.class_prompts = self.proxies = None
+        if own:
+            self.class_prompts = ClassPrompts(
+                (num_classes, len(class_counts), config.class_prompts, backbone.embed_dim),
+                rowwise=config.class_optimizer == "rowwise",
+                batch_classes=config.batch // config.samples_per_class,
+                optimizer=config.optimizer,
+            )
+        if not frozen:
+            self.proxies = SemanticProxies(
+                num_classes,
+                config.embed_dim,
+                accumulator=make_accumulator(config) if semantic else None,
+                alpha=config.alpha,
+            )
+        if config.method == "lora":
+            add_lora(backbone, config.lora_rank, config.lora_alpha)
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad_(config.method == "full" or (config.bitfit and "bias" in name) or is_lora(name))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeddings for retrieval, sample tower only: (B, 3, H, W) -> (B, d) float32, L2-normalised."""
+        return self.vit(images)[0]
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Training loss of one batch; P moves on as a side effect.
+
+        Several processes embed a share of the images each, and all of them compute the loss of the whole batch.
+
+        Args:
+            images: (b, 3, H, W), normalised: this process's share of whole classes (`own_share`), all B where there
+                is one process; the k images of a class next to each other.
+            labels: (B,) int64 of the whole batch, each class in one run of k.
+        """
+        assert self.proxies is not None
+        classes = labels[:: self.config.samples_per_class] if self.config.method == "vptsp" else None
+        embeddings, p = self.towers(images, classes)
+        embeddings, p = gather_rows(embeddings), None if p is None else gather_rows(p)
+        return proxy_anchor(
+            embeddings, self.proxies(p, classes), labels,
+            scale=self.config.loss_scale, margin=self.config.loss_margin, semantics=self.config.semantics,
+        )  # fmt: skip
+
+    def towers(self, images: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Sample and class embeddings of this process's images (see `loss`).
+
+        Args:
+            classes: (C',) those of the whole batch; read by vptsp alone.
+
+        Returns:
+            (b, d) and, for vptsp, (b, d), L2-normalised.
+        """
+        if self.class_prompts is not None:
+            return self.vit(images, own_rows(self.class_prompts(classes)))
+        return self.vit(images, source=self.config.proxy_source if self.config.method == "vptsp" else None)
+
+    def sum_gradients(self) -> None:
+        """After backward: from the gradients of each process to those of the batch.
+
+        The towers saw only a process's own images; O and the accumulator saw the whole batch everywhere.
+        """
+        towers = [p for name, p in self.named_parameters() if not name.startswith("proxies.")]
+        sum_gradients(towers, [] if self.proxies is None else self.proxies.parameters())
+
+    def learned_state(self, *, for_retrieval: bool = False) -> dict[str, Tensor]:
+        """What the run has learned, by name: all of it, or only what embedding images and drawing proxies need.
+
+        The frozen part of the backbone is never among it.
+        """
+        frozen = {f"vit.backbone.{name}" for name, p in self.vit.backbone.named_parameters() if not p.requires_grad}
+        frozen |= {f"vit.backbone.{name}" for name, _ in self.vit.backbone.named_buffers()}
+        state = {name: value for name, value in self.state_dict().items() if name not in frozen}
+        if for_retrieval:
+            dropped = ("class_prompts.", "vit.proxy_head.", "proxies.accumulator.", "proxies.cell")
+            state = {name: value for name, value in state.items() if not name.startswith(dropped)}
+        return state
+
+
+def _adapters(config: RunConfig, width: int) -> list[Adapter]:
+    options: dict[str, Any] = dict(
+        position=config.adapter_position, norm=config.adapter_norm, init=config.adapter_init
+    )
+    return [Adapter(width, config.adapter_dim, **options) for _ in range(config.adapter_layers)]
+
+
+def make_optimizers(model: MetricModel) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Two optimisers of one kind: everything but O at ``lr``, O at ``lr_proxy`` (method.md, training protocol).
+
+    On a GPU each is one fused kernel a step, for whose parameters the model must lie there already. Not so with fp16:
+    where the first gradients overflow, torch's fused SGD leaves its momentum as it found the memory.
+    """
+    assert model.proxies is not None
+    config = model.config
+    ordinary = model.proxies.bias
+    rest = [p for p in model.parameters() if p.requires_grad and p is not ordinary]
+    fused = ordinary.device.type == "cuda" and config.precision != "fp16"
+    options: dict[str, Any] = dict(weight_decay=config.weight_decay, fused=fused)
+    if config.optimizer == "sgd":
+        options["momentum"] = config.momentum
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return kind(rest, lr=config.lr, **options), kind([ordinary], lr=config.lr_proxy, **options)
+
+
+def place_class_prompts(model: MetricModel, device: torch.device, where: str = "auto") -> None:
+    """Decide where the class-prompt table lies; call it before the model moves to its device.
+
+    Args:
+        where: ``"device"``, ``"host"`` (row-wise tables only), or ``"auto"``: in host memory if the table and its
+            optimiser state would take more than half of what the GPU has free. It changes no numbers. Every process
+            has a copy of its own, so that host memory holds one for each process of this machine.
+
+    Raises:
+        ConfigError: ``"host"`` for a model without a row-wise table.
+        VptspError: the copies of this machine's processes do not fit into its memory.
+    """
+    prompts = model.class_prompts
+    if prompts is None or not prompts.rowwise:
+        if where != "host":
+            return
+        raise ConfigError(
+            "class table on the host: needs method = 'vptsp' with class_optimizer = 'rowwise'; leave it out"
+        )
+    if where == "auto" and device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        where = "host" if prompts.table_bytes() > free / 2 else "device"
+    if where == "host":
+        _check_host_memory(prompts)
+        prompts.to_host()
+
+
+def _check_host_memory(prompts: ClassPrompts) -> None:
+    # The tables are there already, this process's and about now the others'; the moments come with the steps.
+    processes, moments = local_size(), prompts.table_bytes() - prompts.table.nbytes
+    available = available_host_memory()
+    if moments * processes > available:
+        raise VptspError(
+            f"class table on the host: {moments / 1e9:.2f} GB of optimiser state x {processes} processes of this "
+            f"machine = {moments * processes / 1e9:.2f} GB, but {available / 1e9:.2f} GB of its memory are available; "
+            f"{'start fewer processes, ' if processes > 1 else ''}lower class_prompts or class_layers, "
+            "or keep the table on the GPU with --class-table device"
+        )
+
+
+def count_parameters(model: MetricModel) -> dict[str, int]:
+    """Tunable parameters, counted twice.
+
+    Returns:
+        ``tunable``: all that learns, the class prompts of all classes included. ``tunable released``: as the paper's
+        table 1 counts them: class prompts of one batch only and, with BitFit, the bias of the pretrained classifier,
+        which nothing uses. ``total``: the backbone and all that was added.
+    """
+    tunable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    released, total = tunable, sum(p.numel() for p in model.parameters())
+    if model.class_prompts is not None:
+        prompts = model.class_prompts.table
+        per_class, of_batch = prompts[0].numel(), model.config.batch // model.config.samples_per_class
+        if model.class_prompts.rowwise:  # the learnable rows are a batch's; the table beside them learns through them
+            tunable += prompts.numel() - of_batch * per_class
+            total += prompts.numel() - of_batch * per_class
+        else:
+            released -= prompts.numel() - of_batch * per_class
+    if model.config.bitfit:
+        released += int((getattr(model.vit.backbone, "pretrained_cfg", None) or {}).get("num_classes") or 0)
+    return {"tunable": tunable, "tunable released": released, "total": total}

@@ -1,0 +1,95 @@
+"""The textbook form of deep visual prompts: concatenate, run timm's own block, drop. Slow, plain, and independent.
+
+The tests hold `method.vit` against it, and ``python -m vptsp_core bench step`` measures both in one run. It reads
+a model's parameters and shares none of its code: each tower runs alone, on timm's ``forward`` methods.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from vptsp_core.method.adapters import SCALE, Adapter
+from vptsp_core.method.head import Head
+from vptsp_core.method.losses import proxy_anchor
+from vptsp_core.method.model import MetricModel
+
+
+def pooled_tokens(
+    backbone: VisionTransformer, images: Tensor, prompts: list[Tensor], pool: str, adapters: Sequence[nn.Module] = ()
+) -> list[Tensor]:
+    """One tower on its own, up to its head (Jia et al., "Visual Prompt Tuning", ECCV 2022, deep form).
+
+    Args:
+        prompts: for each of the first blocks, (B, n, D) or (1, n, D).
+        adapters: those of the last blocks.
+
+    Returns:
+        One (B, D), or two of a distilled ViT.
+    """
+    x = backbone.norm_pre(backbone._pos_embed(backbone.patch_embed(images)))
+    tokens, plain = x.shape[1], len(backbone.blocks) - len(adapters)
+    for i, block in enumerate(backbone.blocks):
+        if i < len(prompts):
+            x = torch.cat([prompts[i].expand(len(x), -1, -1), x], dim=1)
+        x = (block(x) if i < plain else _adapted(block, adapters[i - plain], x))[:, -tokens:]
+    x = backbone.norm(x)
+    if pool == "avg":
+        pooled = [x[:, backbone.num_prefix_tokens :].mean(1)]
+    else:
+        pooled = [x[:, 0], x[:, 1]] if hasattr(backbone, "dist_token") else [x[:, 0]]
+    return [backbone.fc_norm(token) for token in pooled]
+
+
+def embedding(head: Head | None, pooled: list[Tensor]) -> Tensor:
+    """What a head makes of `pooled_tokens`, None of the tokens as they are: (B, d), L2-normalised."""
+    if head is not None:
+        pooled = [f(n(token)) for token, n, f in zip(pooled, _norms(head), _linears(head), strict=True)]
+    return F.normalize(torch.stack(pooled).mean(0), dim=-1)
+
+
+def _adapted(block: Block, adapter: nn.Module, x: Tensor) -> Tensor:
+    """timm's block with an adapter, step by step (Chen et al., "AdaptFormer", NeurIPS 2022)."""
+    assert isinstance(adapter, Adapter)
+    x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
+    mlp = block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    steps = [adapter.down, nn.ReLU(), adapter.up]
+    steps = [adapter.norm, *steps] if adapter.norm_first else [*steps, adapter.norm]
+    return x + mlp + SCALE * nn.Sequential(*steps)(x if adapter.parallel else mlp)
+
+
+def _norms(head: Head) -> list[nn.Module]:
+    return [head.norm, head.dist_norm] if head.tokens == 2 else [head.norm]
+
+
+def _linears(head: Head) -> list[nn.Module]:
+    return [head.fc, head.dist_fc] if head.tokens == 2 else [head.fc]
+
+
+def loss(model: MetricModel, images: Tensor, labels: Tensor) -> Tensor:
+    """`MetricModel.loss` of images (B, 3, H, W) and labels (B,) in the textbook form: two separate
+    towers, class prompts repeated for every image. A scalar."""
+    vit, config = model.vit, model.config
+    sample = [vit.prompts[i][None, :n] for i, n in enumerate(vit.prompt_counts)] if vit.prompts is not None else []
+    embeddings = embedding(vit.sample_head, pooled_tokens(vit.backbone, images, sample, vit.pool, list(vit.adapters)))
+    assert model.proxies is not None
+    p = classes = None
+    if config.method == "vptsp":
+        classes, prompts, head = labels[:: config.samples_per_class], sample, vit.proxy_head
+        if model.class_prompts is not None and vit.class_prompt_counts is not None:
+            rows = model.class_prompts(classes).repeat_interleave(config.samples_per_class, dim=0)
+            prompts = [rows[:, i, :n] for i, n in enumerate(vit.class_prompt_counts)]
+        elif config.proxy_source == "sample":
+            head = vit.sample_head
+        with torch.no_grad() if config.proxy_source == "fixed_encoder" else contextlib.nullcontext():
+            pooled = pooled_tokens(vit.backbone, images, prompts, vit.pool)
+        p = embedding(head, pooled)
+    return proxy_anchor(
+        embeddings, model.proxies(p, classes), labels,
+        scale=config.loss_scale, margin=config.loss_margin, semantics=config.semantics,
+    )  # fmt: skip

@@ -1,0 +1,279 @@
+"""The prompted vision transformer: one frozen trunk, two towers, prompts that are only keys and values.
+
+A deep visual prompt is put before a block and its output is dropped after it. So a prompt's query, output projection
+and MLP never matter: in every block it takes part through LayerNorm and the K and V projections alone. Both towers
+see the same images through the same weights, so the stem and the first QKV are computed once for both; from their fork
+on they travel as one batch of 2B rows, or apart on a CPU (`PromptedViT.one_batch`). All of it is exact: same loss and
+gradients as concatenating, running timm's block and dropping (`vptsp_core.method.textbook`), to float rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vptsp_core.method.adapters import Adapter
+from vptsp_core.method.backbone import pooling
+from vptsp_core.method.head import Head
+from vptsp_core.method.lora import project
+
+
+def prompt_counts(count: int, layers: int, step: int) -> list[int]:
+    """Prompts in each of the first blocks that have any: max(count - step * i, 0) (method.md).
+
+    >>> prompt_counts(4, 3, 2)
+    [4, 2]
+    """
+    counts = [max(count - step * i, 0) for i in range(layers)]
+    return [n for n in counts if n > 0]
+
+
+KEYS_AT_ONCE = 32  # of bf16: a row of a tile of AMX, and a vector register of AVX-512
+
+
+def in_autocast(x: Tensor) -> Tensor:
+    """``x`` in the dtype that autocast computes products in; as it is where autocast is off."""
+    kind = x.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return x.to(torch.get_autocast_dtype(kind)) if on else x
+
+
+def keys_and_values(attention: Attention, normed: Tensor) -> Tensor:
+    """The K and V rows of the QKV projection alone: (..., n, D) -> (..., n, 2A), keys before values.
+
+    A is the attention width (heads times head size, usually D).
+    """
+    return project(attention.qkv, normed, slice(attention.num_heads * attention.head_dim, None))
+
+
+def attend(attention: Attention, q: Tensor, kv: Tensor, prompt_kv: Tensor | None = None) -> Tensor:
+    """Multi-head attention over the prompts' keys and values and the tokens', before the output projection.
+
+    Args:
+        q: (B, Tq, A).
+        kv: (B, T, 2A), the tokens' keys, then their values.
+        prompt_kv: (n, 2A) shared by all rows, (C, n, 2A) one group of B / C adjacent rows each, or None.
+
+    Returns:
+        (B, Tq, A).
+    """
+    q = attention.q_norm(q.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2))
+    products = by_products(q)
+    keys, padded = (0 if prompt_kv is None else prompt_kv.shape[-2]) + kv.shape[1], None
+    if products:  # rows of whole vector registers: softmax and products then take two thirds of the time
+        padded = -(-keys // KEYS_AT_ONCE) * KEYS_AT_ONCE
+    k, v = in_heads(attention, kv, prompt_kv, padded)
+    k = attention.k_norm(k)
+    if products:
+        out = _products(q, k, v, attention.scale, keys)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, scale=attention.scale)
+    out = out.transpose(1, 2).flatten(2)
+    return attention.norm(out) if hasattr(attention, "norm") else out
+
+
+def by_products(q: Tensor) -> bool:
+    """Whether `attend` takes two batched products and a softmax in place of torch's fused attention.
+
+    In bf16 on a CPU: there the way back through the fused form takes several times as long.
+    """
+    return q.device.type == "cpu" and q.dtype is torch.bfloat16
+
+
+def in_heads(
+    attention: Attention, kv: Tensor, prompt_kv: Tensor | None = None, padded: int | None = None
+) -> Tensor:  # fmt: skip
+    """Keys and values of prompts, tokens and zeros up to ``padded``, written once: (2, B, heads, keys, A / heads)."""
+    parts = [kv]
+    if prompt_kv is not None:
+        shared = prompt_kv if prompt_kv.dim() == 2 else prompt_kv.repeat_interleave(len(kv) // len(prompt_kv), 0)
+        parts.insert(0, shared.expand(len(kv), -1, -1))
+    parts = [part.unflatten(-1, (2, attention.num_heads, -1)).permute(2, 0, 3, 1, 4) for part in parts]
+    if padded is not None:
+        missing = padded - sum(part.shape[3] for part in parts)
+        parts.append(parts[-1].new_zeros(()).expand(*parts[-1].shape[:3], missing, parts[-1].shape[-1]))
+    return torch.cat(parts, dim=3) if len(parts) > 1 else parts[0]
+
+
+def _products(q: Tensor, k: Tensor, v: Tensor, scale: float, keys: int) -> Tensor:
+    """`scaled_dot_product_attention` as two batched products around a softmax; keys from ``keys`` on are padding."""
+    scores = (q.contiguous() * scale) @ k.transpose(-2, -1)
+    # In place, out of autograd's sight: the softmax makes the gradient of these columns 0 in any case.
+    scores.detach()[..., keys:] = -math.inf
+    return scores.softmax(-1) @ v
+
+
+def run_block(
+    block: Block, x: Tensor, prompt_kvs: list[Tensor | None],
+    *, adapter: nn.Module | None = None, forked: bool = False, rows: int | None = None,
+) -> Tensor:  # fmt: skip
+    """One transformer block for one or two towers.
+
+    Args:
+        x: (B, T, D) tokens, or (2B, T, D) where two towers are ``forked`` already. Two towers that are still alike
+            fork here if either has prompts: LayerNorm and QKV are then computed for B rows, not 2B.
+        prompt_kvs: for each tower, the keys and values of its prompts (see `attend`).
+        adapter: the block's, where it has one.
+        rows: compute only the first ``rows`` tokens of the output (the last block, where the rest is not read).
+
+    Returns:
+        (B or 2B, T or rows, D).
+    """
+    attention, normed = block.attn, in_autocast(block.norm1(x))  # cast once, not for each projection
+    # Two projections, not one: the keys and values are copied behind the prompts', and a joint output would be
+    # kept whole for the backward pass only because the queries lie in it.
+    kv = keys_and_values(attention, normed)
+    if rows is not None:
+        x, normed = x[:, :rows], normed[:, :rows]
+    q = project(attention.qkv, normed, slice(attention.num_heads * attention.head_dim))
+    if all(prompt_kv is None for prompt_kv in prompt_kvs):
+        attended = attend(attention, q, kv)
+    elif len(prompt_kvs) == 1:
+        attended = attend(attention, q, kv, prompt_kvs[0])
+    else:
+        qs, kvs = (q.chunk(2), kv.chunk(2)) if forked else ((q, q), (kv, kv))
+        attended = torch.cat([attend(attention, *half) for half in zip(qs, kvs, prompt_kvs, strict=True)])
+        x = x if forked else torch.cat([x, x])
+    x = x + block.ls1(attention.proj(attended))
+    mlp = block.ls2(block.mlp(block.norm2(x)))
+    return x + mlp if adapter is None else x + mlp + adapter(x, mlp)
+
+
+class PromptedViT(nn.Module):
+    """A frozen backbone with the prompts and heads that learn (arXiv 2402.02340, section 3.2 and figure 2).
+
+    Args:
+        backbone: from `vptsp_core.method.backbone.load_backbone`.
+        embed_dim: width d of embeddings and proxies; None leaves the head out (the frozen model as it is).
+        prompts: prompts of the sample tower in each of the first blocks, from `prompt_counts`.
+        class_prompts: the same for the proxy tower; None for a model without one.
+        adapters: those of the last blocks, in order.
+        proxy_head: give class embeddings a head of their own; needed with class prompts.
+        pool: ``"auto"``, ``"cls"`` or ``"avg"`` (see `vptsp_core.method.backbone.pooling`).
+
+    The trunk runs in `autocast` (a dtype, None for float32), heads and all that follows in float32.
+    """
+
+    def __init__(
+        self,
+        backbone: VisionTransformer,
+        embed_dim: int | None,
+        *,
+        prompts: list[int],
+        class_prompts: list[int] | None = None,
+        adapters: Iterable[Adapter] = (),
+        proxy_head: bool = False,
+        pool: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.autocast: torch.dtype | None = None
+        # Both towers as one batch of 2B rows, or apart from their fork on. None: apart on a CPU, whose caches hold the
+        # MLP of B rows and not of 2B (ViT-S/16, batch 16, 2 cores: 1.1 times quicker), one batch elsewhere.
+        self.one_batch: bool | None = None
+        # Gradient checkpointing (Chen et al., arXiv 1604.06174): keep the inputs of the blocks alone, and compute each
+        # block again on the way back. A step takes a third longer; the numbers are the same.
+        self.checkpointing = False
+        self.pool = pooling(backbone, pool)
+        self.pooled_tokens = 2 if hasattr(backbone, "dist_token") and self.pool == "cls" else 1
+        self.prompt_counts, self.class_prompt_counts = prompts, class_prompts
+        width = backbone.embed_dim
+        self.prompts = None
+        if prompts:
+            # Every block keeps prompts[0] rows, used or not, as the released checkpoints do.
+            self.prompts = nn.Parameter(torch.empty(len(prompts), prompts[0], width))
+            nn.init.normal_(self.prompts, std=(2 / ((prompts[0] + 1) * width)) ** 0.5)  # Xavier over (1, N, D)
+        self.sample_head = None if embed_dim is None else Head(width, embed_dim, self.pooled_tokens)
+        self.proxy_head = None
+        if embed_dim is not None and proxy_head:
+            self.proxy_head = Head(width, embed_dim, self.pooled_tokens)
+        self.adapters = nn.ModuleList(adapters)
+
+    def forward(
+        self, images: Tensor, class_prompts: Tensor | None = None, *, source: str | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Sample embeddings, and class embeddings for the proxies where a source of them is given.
+
+        Args:
+            images: (B, 3, H, W), normalised; with ``class_prompts``, images of a class lie next to each other.
+            class_prompts: (C, L_c, m, D), one entry for each group of B / C adjacent images: a proxy tower.
+            source: without class prompts, ``"sample"``, ``"encoder"`` or ``"fixed_encoder"`` (`MetricModel`). A tower
+                with the sample tower's own prompts computes what that one has: the proxy head reads it from there.
+
+        Returns:
+            (B, d) and (B, d) or None, float32, L2-normalised.
+        """
+        with torch.autocast(images.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            towers = [self.prompt_kvs(self.prompts, self.prompt_counts)]
+            if class_prompts is not None:
+                assert self.class_prompt_counts is not None
+                towers.append(self.prompt_kvs(class_prompts.unbind(1), self.class_prompt_counts))
+            pooled = self.pooled(images, towers)
+        halves = (pooled if self.autocast is None else pooled.float()).chunk(len(towers))
+        embeddings = self.embedding(halves[0])
+        if class_prompts is None and source in (None, "sample"):
+            return embeddings, None if source is None else embeddings
+        assert self.proxy_head is not None
+        read = halves[-1].detach() if source == "fixed_encoder" else halves[-1]
+        return embeddings, F.normalize(self.proxy_head(read), dim=-1)
+
+    def embedding(self, pooled: Tensor) -> Tensor:
+        """Of the sample tower: (B, pooled tokens, D) -> (B, d), L2-normalised."""
+        return F.normalize(pooled.mean(1) if self.sample_head is None else self.sample_head(pooled), dim=-1)
+
+    def prompt_kvs(self, prompts: Tensor | tuple[Tensor, ...] | None, counts: list[int]) -> list[Tensor | None]:
+        """Each block's prompts, (..., N, D), as keys and values (see `attend`), None where it has none."""
+        kvs: list[Tensor | None] = [None] * len(self.backbone.blocks)
+        if prompts is not None:
+            for i, (block, of_block, count) in enumerate(zip(self.backbone.blocks, prompts, counts, strict=False)):
+                kvs[i] = keys_and_values(block.attn, block.norm1(of_block[..., :count, :]))
+        return kvs
+
+    def pooled(self, images: Tensor, towers: list[list[Tensor | None]]) -> Tensor:
+        """(towers * B, T, D): the T pooled tokens of each image after the final norm."""
+        trunk, x = self.backbone, self.stem(images)
+        one_batch = images.device.type != "cpu" if self.one_batch is None else self.one_batch
+        run = run_block
+        if self.checkpointing and torch.is_grad_enabled():  # nothing in a block is random: no generator to set back
+            run = partial(checkpoint, run_block, use_reentrant=False, preserve_rng_state=False)
+        halves: tuple[Tensor, ...] | None = None  # the towers apart, once they have forked (None: x holds them both)
+        forked, plain = False, len(trunk.blocks) - len(self.adapters)
+        for i, block in enumerate(trunk.blocks):
+            prompt_kvs = [tower[i] for tower in towers]
+            adapter = None if i < plain else self.adapters[i - plain]
+            last = i == len(trunk.blocks) - 1
+            rows = self.pooled_tokens if last and self.pool == "cls" else None
+            if halves is not None:
+                pairs = zip(halves, prompt_kvs, strict=True)
+                halves = tuple(run(block, half, [kv], adapter=adapter, rows=rows) for half, kv in pairs)
+                continue
+            x = run(block, x, prompt_kvs, adapter=adapter, forked=forked, rows=rows)
+            forked = forked or (len(towers) == 2 and any(kv is not None for kv in prompt_kvs))
+            if forked and not one_batch:
+                halves = x.chunk(2)
+        if halves is not None:
+            x = torch.cat(halves)
+        elif len(towers) == 2 and not forked:
+            x = torch.cat([x, x])
+        return self.pool_tokens(x)
+
+    def stem(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, n, D), the input of the first block."""
+        trunk = self.backbone
+        return trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
+
+    def pool_tokens(self, x: Tensor) -> Tensor:
+        """The last block's output, or its first rows where they are pooled, (B, n, D) -> (B, T, D), see `pooled`."""
+        trunk, x = self.backbone, self.backbone.norm(x)
+        if self.pool == "avg":
+            x = x[:, 0 if trunk.pool_include_prefix else trunk.num_prefix_tokens :].mean(1, keepdim=True)
+        else:
+            x = x[:, : self.pooled_tokens]
+        return trunk.fc_norm(x)

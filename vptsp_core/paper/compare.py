@@ -1,0 +1,255 @@
+"""The notebooks of tables 2 to 8, in short: run what can be run, lay it out beside the paper, mark chance.
+
+What can be run is decided here and named: data sets that are absent, backbones that do not fit, and weights that
+cannot be had cost their own rows only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from vptsp_core.errors import VptspError
+from vptsp_core.method.backbone import load_backbone
+from vptsp_core.method.config import RunConfig
+from vptsp_core.method.model import count_parameters
+from vptsp_core.paper import report
+from vptsp_core.paper.tables import Cells
+from vptsp_core.runs import significance
+from vptsp_core.runs.folder import METRICS, Run, run_folder
+from vptsp_core.runs.run import build_model, many
+
+TESTED = ("R@1", "MAP@R released")  # what differences are tested in: per-query values, beside the paper's columns
+
+@dataclass(frozen=True)
+class Done:
+    """What was run for a table: each run with its cell, (row, set), and what was left out, a line each."""
+
+    runs: list[Run]
+    cells: list[tuple[str, str]]
+    left_out: list[str]
+
+    def summary(self) -> str:
+        """What there is and what is missing, for a notebook to print."""
+        rows, sets = (list(dict.fromkeys(cell[at] for cell in self.cells)) for at in (0, 1))
+        seeds = ", ".join(map(str, sorted({run.config.seed for run in self.runs})))
+        on = "the glyphs" if all(run.config.dataset == "glyphs" for run in self.runs) else ", ".join(sets)
+        lines = [f"{len(self.runs)} runs: {len(rows)} rows, seeds {seeds}, on {on}."] if self.runs else []
+        return "\n".join(lines + self.left_out)
+
+
+def carry_out(
+    configs: Cells,
+    seeds: Sequence[int] | Mapping[tuple[str, str], Sequence[int]],
+    *,
+    data: str | Path | None,
+    results: Path,
+    notebook: str,
+    **options: Any,
+) -> Done:
+    """Run every cell of a table for every seed, as far as data and weights are here; finished runs are found again,
+    whatever has become of the data and of their weights.
+
+    Args:
+        configs: of `paper.tables`.
+        seeds: of all cells, or of each (`paper.methods.seeds_by_row`).
+        data: folder of the data sets.
+        results: folder of the profile's results.
+        notebook: its name, for the command that makes what is missing.
+        options: of `runs.run.many`, such as ``workers`` and ``progress``.
+
+    Raises:
+        VptspError: a data set that is there and broken, or every run failed.
+    """
+    absent: dict[str, str] = {}  # of each data set, why it is not here
+    refused: dict[tuple[str, str, bool], str] = {}
+    missing: dict[str, list[str]] = {}  # of each reason, what could not be run
+    pairs: list[tuple[tuple[str, str], RunConfig]] = []
+    for cell, config in configs.items():
+        if config.dataset not in absent:
+            absent[config.dataset] = report.absent_data(config, data, notebook, results)
+        here = not absent[config.dataset]
+        for seed in seeds[cell] if isinstance(seeds, Mapping) else seeds:
+            run = config.replace(seed=seed)
+            if _finished(run, results):
+                pairs.append((cell, run))
+                continue
+            source = config.backbone, config.weights, here
+            if source not in refused:
+                refused[source] = _refusal(config, weights_too=here)
+            if reason := refused[source]:
+                missing.setdefault(reason, []).append(cell[0])
+            elif here:
+                pairs.append((cell, run))
+            else:
+                missing.setdefault(absent[config.dataset], []).append(f"{cell[0]} (seed {seed})" if seed else cell[0])
+    shown = {run.dataset for _, run in pairs}
+    whole = [line for dataset, line in absent.items() if line and dataset not in shown]  # of these there is no run
+    left_out = whole + [
+        f"Not run: {'; '.join(dict.fromkeys(labels))}: {reason.removeprefix('No runs: ')}"
+        for reason, labels in missing.items()
+        if reason not in whole
+    ]
+    try:
+        finished = _many(pairs, data, results, options)
+    except VptspError as error:  # the others are done, and found again
+        there = [_finished(run, results) for _, run in pairs]
+        if not any(there):
+            raise
+        lost = dict.fromkeys(row for ((row, _), _), ok in zip(pairs, there, strict=True) if not ok)
+        left_out.append(f"Not run: {'; '.join(lost)}: {error}")
+        pairs = list(compress(pairs, there))
+        finished = _many(pairs, data, results, options)
+    return Done(finished, [cell for cell, _ in pairs], left_out)
+
+
+def _many(
+    pairs: Sequence[tuple[Any, RunConfig]], data: str | Path | None, results: Path, options: Mapping[str, Any]
+) -> list[Run]:
+    return many([run for _, run in pairs], data=data, results=results, **options) if pairs else []
+
+
+def _finished(config: RunConfig, results: Path) -> bool:
+    try:
+        return (run_folder(config, results) / METRICS).exists()
+    except VptspError:  # no such file of weights: no run of it either
+        return False
+
+
+def _refusal(config: RunConfig, *, weights_too: bool) -> str:
+    """Why a backbone cannot be had, or nothing. Its kind is looked at first, without its weights and their memory."""
+    try:
+        if config.backbone != "demo_vit":
+            with torch.device("meta"):
+                load_backbone(config.backbone, "random", config.image_size)
+        if weights_too:
+            load_backbone(config.backbone, config.weights, config.image_size)
+    except VptspError as error:
+        return str(error)
+    return ""
+
+
+def listing(configs: Cells, keys: Sequence[str]) -> pd.DataFrame:
+    """Settings of the cells to look at: a row a cell, ``keys`` of `RunConfig`, empty where unread."""
+    semantic = {"accumulator", "proxy_source", "class_prompts"}
+    table = pd.DataFrame({
+        f"{row}, {config.dataset}": {
+            key: "" if key in semantic and config.method != "vptsp" else value
+            for key, value in config.to_dict().items()
+            if key in keys
+        }
+        for (row, _), config in configs.items()
+    }).T.reindex(columns=list(keys))  # fmt: skip
+    for key in table.columns.intersection(["lr", "lr_proxy", "weight_decay"]):
+        table[key] = table[key].map("{:g}".format)
+    return table
+
+
+def scores(done: Done, columns: Sequence[str]) -> pd.DataFrame:
+    """Means over seeds in percent: ``row``, and "<set> <metric>" with "<set> <metric> ±" for ``columns`` that were
+    measured; rows in the order they were run in."""
+    parts = []
+    for name in dict.fromkeys(name for _, name in done.cells):
+        runs, rows = _of_set(done, name)
+        wanted = [column.removeprefix(f"{name} ") for column in columns if column.startswith(f"{name} ")]
+        metrics = [metric for metric in wanted if any(metric in run.metrics for run in runs)]
+        mean = report.averaged(runs, {"row": rows}, metrics).set_index("row")
+        parts.append(mean[[c for m in metrics for c in (m, f"{m} ±")]].add_prefix(f"{name} "))
+    order = pd.Index(list(dict.fromkeys(row for row, _ in done.cells)), name="row", dtype=object)
+    return pd.concat(parts, axis=1).reindex(order).reset_index() if parts else pd.DataFrame({"row": order})
+
+
+def against(done: Done, reference: str) -> pd.DataFrame:
+    """`significance.against` the row ``reference`` on the same queries, set by set: columns ("<set> <metric>", ...)."""
+    parts = []
+    for name in dict.fromkeys(name for _, name in done.cells):
+        runs, rows = _of_set(done, name)
+        if reference in rows:
+            found = significance.against(runs, rows, reference, TESTED)
+            parts.append(found.rename(columns={metric: f"{name} {metric}" for metric in TESTED}, level=0))
+    return pd.concat(parts, axis=1) if parts else pd.DataFrame()
+
+
+def beside(
+    paper: pd.DataFrame,
+    done: Done,
+    clear: pd.DataFrame | None = None,
+    reference: str = "",
+    extra: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Paper | ours | difference of every column that the paper prints, in percent, indexed by row: the
+    paper's rows in its order, then those of ours alone.
+
+    The paper's MAP@R comes from the released code, so it stands beside ours by the same formula, "MAP@R released";
+    "MAP@R" as Musgrave et al. (2020) define it follows, of ours only.
+
+    Args:
+        paper: `paper.tables.paper_rows`.
+        clear, reference: `against` the row ``reference``: adds (column, "vs <reference>").
+        extra: ``row`` and further columns of ours, by the paper's names or new ones.
+    """
+    released = {column: f"{column} released" for column in map(str, paper) if column.endswith("MAP@R")}
+    paper = paper.rename(columns=released)
+    columns = [column for column in map(str, paper) if column != "row"]
+    defined = {new: old for old, new in released.items()}
+    ours = scores(done, [*columns, *defined.values()])
+    if extra is not None:
+        ours = ours.merge(extra, on="row", how="outer", sort=False)
+    added = [] if extra is None else list(map(str, extra))
+    new = [column for column in added if column not in ("row", *columns)]
+    table = report.compare(paper, ours, on="row", columns=columns, only_ours=[*defined.values(), *new])
+    table = table.reindex([*paper["row"], *(row for row in table.index if row not in set(paper["row"]))])
+    if clear is not None and len(clear.columns):
+        printed = clear[[column for column in clear.columns if column[0] in columns]]
+        table = report.marked(table, printed, reference)
+    order = [name for column in columns for name in (column, *filter(None, [defined.get(column)]))] + new
+    return table[[column for name in order for column in table.columns if column[0] == name]]
+
+
+def ours(done: Done, columns: Sequence[str], reference: str) -> pd.DataFrame:
+    """A table without the paper, indexed by row: `scores` and, where tested, the distance from ``reference``."""
+    found, clear = scores(done, columns).set_index("row"), against(done, reference)
+    sides = {column: "±" if column.endswith(" ±") else report.OURS for column in map(str, found)}
+    table = pd.DataFrame({(column.removesuffix(" ±"), side): found[column] for column, side in sides.items()})
+    return report.marked(table.dropna(axis=1, how="all"), clear, reference) if len(clear.columns) else table
+
+
+def by_set(table: pd.DataFrame, sets: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """A wide table in parts that fit a page: the columns of each set, with the rows that have any number there."""
+    for name in sets:
+        part = table[[column for column in table.columns if column[0].startswith(f"{name} ")]]
+        yield part.dropna(how="all")
+
+
+def agreement(table: pd.DataFrame) -> str:
+    """A line for each column that both sides have at least three rows of: Spearman's rank correlation."""
+    lines = []
+    for column in map(str, table.columns.unique(0)):
+        if (column, report.DIFFERENCE) in table:
+            both = table[[(column, report.PAPER), (column, report.OURS)]].dropna()
+            if len(both) > 2 and both.nunique().min() > 1:
+                rank = both.iloc[:, 0].corr(both.iloc[:, 1], method="spearman")
+                lines.append(f"{column}: rank correlation of paper and ours over {len(both)} rows {rank:.2f}")
+    return "\n".join(lines)
+
+
+def parameters(configs: Mapping[str, RunConfig], classes: int = 100) -> pd.DataFrame:
+    """``row``, "parameters, M" as the paper counts them and "learning, M", what really learns, in millions."""
+    found = []
+    for row, config in configs.items():
+        model = build_model(config.replace(weights="random"), classes, torch.device("cpu"))
+        counts = count_parameters(model)
+        of = {"parameters, M": counts["tunable released"] / 1e6, "learning, M": counts["tunable"] / 1e6}
+        found.append({"row": row, **of})
+    return pd.DataFrame(found, columns=["row", "parameters, M", "learning, M"])
+
+
+def _of_set(done: Done, name: str) -> tuple[list[Run], list[str]]:
+    pairs = [(run, row) for run, (row, other) in zip(done.runs, done.cells, strict=True) if other == name]
+    return [run for run, _ in pairs], [row for _, row in pairs]

@@ -1,0 +1,273 @@
+"""Tables: the paper's numbers beside ours, shown in a notebook and kept as CSV, and what the runs ran on.
+
+Units: runs report fractions, the paper prints percent; `percent` turns the former into the latter, and tables
+hold percent from then on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from vptsp_core.data.catalog import CATALOG
+from vptsp_core.errors import ConfigError
+from vptsp_core.method.config import RunConfig
+from vptsp_core.runs.folder import Run
+from vptsp_core.runs.run import frame, over_seeds
+from vptsp_core.runs.selection import reported
+from vptsp_core.system.files import write_bytes
+from vptsp_core.system.places import PACKAGE
+
+PAPER, OURS, DIFFERENCE = "paper", "ours", "difference"
+_CELL = "padding: 0.25em 0.7em; text-align: right; font-variant-numeric: tabular-nums"
+
+
+def _smaller(font: str, padding: str) -> list[Any]:
+    cells: list[Any] = [{"selector": cell, "props": f"padding: {padding}"} for cell in ("th", "td")]
+    return [{"selector": "", "props": f"font-size: {font}"}, *cells]
+
+
+# Above so many columns a table is set smaller, to fit into JupyterLab beside its file browser.
+_SMALLER = {14: _smaller("0.66em", "0.25em 0.2em"), 7: _smaller("0.75em", "0.25em 0.3em")}
+_STYLE: list[Any] = [
+    {"selector": "th", "props": _CELL},
+    {"selector": "td", "props": _CELL},
+    {"selector": "caption", "props": "caption-side: bottom; text-align: left; padding: 0.5em 0.7em; max-width: 60em"},
+    {"selector": "th.row_heading", "props": "text-align: left; font-weight: normal; white-space: nowrap"},
+    {"selector": "th.col_heading.level0", "props": "text-align: center; border-bottom: 1px solid #999"},
+]
+
+
+def place(path: str | Path) -> Path:
+    """A notebook's path parameter, relative to the repository, which is where `run_all.sh` starts notebooks;
+    JupyterLab starts them in notebooks/."""
+    here = Path.cwd()
+    return (here.parent if here.name == "notebooks" else here) / Path(path).expanduser()
+
+
+def absent_data(config: RunConfig, data: str | Path | None, notebook: str, folder: Path = Path("results/paper")) -> str:
+    """Empty where the data set's folder is there (if it is broken, loading it says so), else one line: what is not
+    there, and the command that mends it. ``folder``: of the profile's results."""
+    own = CATALOG[config.dataset].folder if config.dataset in CATALOG else ""
+    if config.dataset == "glyphs" or (data is not None and (place(data) / own).is_dir()):
+        return ""
+    why = "no folder was given" if data is None else f"there is no {own}/ in {data}"
+    get = f"python -m vptsp_core data get {config.dataset} --data DIR"
+    where = os.path.relpath(place(folder.parent), place(""))
+    profile = "tiny" if folder.name == "tiny" else "paper"
+    run = f"./run_all.sh --profile {profile} --data DIR --only {notebook}"
+    run += f" --results {shlex.quote(where)}" if where != "results" else ""
+    return f"No runs: {config.dataset} is not here ({why}). To get it: {get}, and then: {run}"
+
+
+def watched() -> bool:
+    """Whether someone watches this notebook (then progress bars help); False under papermill and in scripts."""
+    from IPython.core.getipython import get_ipython
+
+    kernel = getattr(get_ipython(), "kernel", None)  # papermill answers no questions, a person may
+    return kernel is not None and bool(kernel.get_parent().get("content", {}).get("allow_stdin"))
+
+
+def paper_table(name: str) -> pd.DataFrame:
+    """The numbers of one of the paper's tables or plots, as printed (vptsp_core/paper/``name``.csv).
+
+    Raises:
+        ConfigError: no such table; the message lists them.
+    """
+    folder = PACKAGE / "paper"
+    known = sorted(file.name.removesuffix(".csv") for file in folder.iterdir() if file.name.endswith(".csv"))
+    if name not in known:
+        raise ConfigError(f"no table {name!r} of the paper; known: {', '.join(known)}")
+    with (folder / f"{name}.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file)
+
+
+def percent(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """``table`` with the fractions in ``columns``, and in their intervals ``<column> ±``, as percent."""
+    found = [c for column in columns for c in (column, f"{column} ±") if c in table]
+    return table.assign(**{column: 100 * table[column] for column in found})
+
+
+def averaged(runs: Sequence[Run], by: Mapping[str, Sequence[Any]], metrics: Sequence[str]) -> pd.DataFrame:
+    """Metrics in percent, averaged over the runs (their seeds) alike in ``by``; no runs give a table without rows.
+
+    Args:
+        by: {column: its value for each run}, such as the labels of a table's rows.
+
+    Returns:
+        The columns of ``by``, then each metric and ``<metric> ±``, half the 95 % interval (`runs.run.over_seeds`).
+    """
+    if not runs:
+        return pd.DataFrame({column: pd.Series(dtype=float) for column in [*by, *metrics]})
+    return percent(over_seeds(frame(runs).assign(**by), list(by), metrics), metrics)
+
+
+def compare(
+    paper: pd.DataFrame, ours: pd.DataFrame, *, on: str, columns: Sequence[str], only_ours: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Paper | ours | difference of each column, for every row that either side has.
+
+    Args:
+        paper, ours: one row for each value of ``on``; a column that one side lacks is empty there.
+        columns: names alike on both sides, in the units to show.
+        only_ours: further columns, which the paper does not have.
+
+    Returns:
+        Indexed by ``on``, the rows of one side only in their place among the others; columns (column, "paper" |
+        "ours" | "difference"), the difference ours - paper, empty where either is missing.
+        Ours carries its interval as (column, "±") where it has one.
+
+    Raises:
+        ConfigError: a value of ``on`` occurs twice on one side.
+    """
+    sides = {PAPER: paper.set_index(on), OURS: ours.set_index(on)}
+    for side, table in sides.items():
+        if not table.index.is_unique:
+            twice = table.index[table.index.duplicated()][0]
+            raise ConfigError(f"{on} = {twice!r} occurs twice in {side}; average over seeds first (study.over_seeds)")
+    index = _merged(list(sides[PAPER].index), list(sides[OURS].index))
+    out: dict[tuple[str, str], pd.Series] = {}
+    for column in [*columns, *only_ours]:
+        for side, table in sides.items() if column in columns else [(OURS, sides[OURS])]:
+            values = table[column] if column in table else pd.Series(np.nan, index=table.index)
+            out[column, side] = values.reindex(index).astype(float)
+        if f"{column} ±" in ours and ours[f"{column} ±"].notna().any():
+            out[column, "±"] = sides[OURS][f"{column} ±"].reindex(index)
+        if column in columns:
+            out[column, DIFFERENCE] = out[column, OURS] - out[column, PAPER]
+    return pd.DataFrame(out, index=pd.Index(index, name=on))
+
+
+def with_last_epoch(runs: Sequence[Run]) -> list[Run]:
+    """The runs, with each metric once more as ``selection="last"`` reports it of the same training: "R@1 (last epoch)".
+    Per-query values are kept of the reported epoch alone."""
+    out = []
+    for run in runs:
+        last = {f"{name} (last epoch)": value for name, value in reported(run.history, "last").items()}
+        out.append(dataclasses.replace(run, metrics={**run.metrics, **last}))
+    return out
+
+
+def marked(table: pd.DataFrame, against: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """``table`` with the distance of each row from the reference, where it can be told from chance and where not.
+
+    Args:
+        table: of `compare`, percent.
+        against: of `runs.significance.against`; its rows are found by ``table``'s index.
+
+    Returns:
+        After each metric's columns one more, (metric, "vs <reference>"): text such as "-1.2 [-2.0, -0.4]", the
+        difference in percent points and its 95 % interval, with "≈ " before it where the interval holds 0.
+    """
+    out: dict[tuple[str, str], pd.Series] = {}
+    for metric in table.columns.unique(0):
+        out |= {(metric, side): table[metric, side] for side in table[metric]}
+        if metric in against:
+            found = against[metric].reindex(table.index)
+            out[metric, f"vs {reference}"] = pd.Series(map(_distance, found.itertuples()), table.index, dtype=object)
+    return pd.DataFrame(out, index=table.index)
+
+
+def _distance(row: Any) -> str:
+    """Empty where there is no difference to tell."""
+    text = f"{row.difference:+z.1f} [{row.low:+z.1f}, {row.high:+z.1f}]"
+    return "" if np.isnan(row.difference) else f"≈ {text}" if row.chance else text
+
+
+SELECTED = {
+    "released": "each metric is that of its best epoch on the test set, as published",
+    "last": "each metric is that of the last epoch",
+    "validation": "that with the best R@1 on held-out training classes; the test set was searched once, for it alone",
+    "frozen": "nothing is trained, so no epoch was chosen",
+}
+
+
+def selection_note(runs: Sequence[Run]) -> str:
+    """Which epoch the runs report, in one sentence; runs that differ in this are counted by kind."""
+    kinds = ["frozen" if run.config.method == "frozen" else run.config.selection for run in runs]
+    found = [kind for kind in SELECTED if kind in kinds]
+    found = [kind for kind in found if kind != "frozen"] or found  # says nothing beside the others
+    counted = [f"{SELECTED[kind]} ({kinds.count(kind)} run(s))" if found[1:] else SELECTED[kind] for kind in found]
+    return f"Epoch reported: {'; '.join(counted)}." if found else ""
+
+
+def styled(table: pd.DataFrame, formats: Mapping[Any, str] | None = None) -> Styler:
+    """A table to look at: one decimal, signed differences, empty cells where there is no number.
+
+    Args:
+        formats: format strings for columns that are no percent; keys are columns, or their first level.
+    """
+    chosen: dict[Any, Any] = {}
+    for column in table.columns:
+        first, last = (column[0], column[-1]) if isinstance(column, tuple) else (column, "")
+        form = (formats or {}).get(column, (formats or {}).get(first, "{:.1f}"))
+        if pd.api.types.is_numeric_dtype(table[column]):
+            chosen[column] = form.replace("{:", "{:+z") if last == DIFFERENCE else form
+    shown = table.rename_axis(None).style.format(chosen, na_rep="", escape="html").format_index(escape="html", axis=1)
+    shown = shown.format_index(lambda label: label if isinstance(label, str) else f"{label:g}", escape="html")
+    smaller = next((styles for many, styles in _SMALLER.items() if len(table.columns) > many), [])
+    shown = shown.set_table_styles([*_STYLE, *smaller])
+    words = [at for at, kind in enumerate(table.dtypes) if not pd.api.types.is_numeric_dtype(kind)]
+    left: list[Any] = [{"selector": f"td.col{at}", "props": "text-align: left"} for at in words]
+    shown = shown.set_table_styles(left, overwrite=False)
+    if isinstance(table.columns, pd.MultiIndex):
+        light = [column for column in table.columns if column[-1] == PAPER]
+        shown = shown.set_properties(subset=pd.IndexSlice[:, light], **{"opacity": "0.65"})
+    return shown
+
+
+def record_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """What the runs ran on: one row a fact, all its values (a single one, if the runs are comparable)."""
+    runs = list({run.path: run for run in runs}.values())  # one run may stand for several points
+    facts: dict[str, dict[str, None]] = {"runs": {str(len(runs)): None}}  # dicts: sets that keep their order
+    for run in runs:
+        record = run.record
+        fact = {
+            "commit": record["commit"],
+            **{f"{name} version": number for name, number in record["versions"].items()},
+            "device": record["device"],
+            "seed": run.config.seed,
+            "backbone": f"{run.config.backbone} ({run.config.weights})",
+            "weights checksum": record["weights"],
+            "data": record["data"]["name"],
+            **{f"data checksum, {part}": record["data"][part] for part in ("train", "test")},
+            "epochs": run.config.epochs,
+            "epoch reported": run.config.selection,
+            "training classes held out": record.get("held_out", {}).get("classes", 0),
+            "run": record["hash"],
+        }
+        for key, value in fact.items():
+            facts.setdefault(key, {})[str(value)] = None
+    if runs:
+        facts["seconds of training and evaluation, all runs"] = {f"{sum(r.record['seconds'] for r in runs):.0f}": None}
+    return pd.DataFrame({"value": [", ".join(values) for values in facts.values()]}, index=pd.Index(facts, name="fact"))
+
+
+def save_table(table: pd.DataFrame, results: Path, name: str) -> Path:
+    """Write ``results/tables/<name>.csv``; two-level columns become "<column>, <paper | ours | difference>"."""
+    flat = table.copy()
+    if isinstance(flat.columns, pd.MultiIndex):
+        flat.columns = pd.Index([", ".join(filter(None, column)) for column in flat.columns])
+    path = results / "tables" / f"{name}.csv"
+    write_bytes(path, flat.to_csv(index=not isinstance(flat.index, pd.RangeIndex)).encode())
+    return path
+
+
+def _merged(first: list[Any], second: list[Any]) -> list[Any]:
+    """Both lists' items once, in the second's order; those of the first alone before what follows them there."""
+    out: list[Any] = []
+    rest = list(first)
+    for item in second:
+        if item in rest:
+            at = rest.index(item)
+            out, rest = out + rest[:at], rest[at + 1 :]
+        out.append(item)
+    return list(dict.fromkeys(out + rest))

@@ -1,0 +1,280 @@
+"""Executes the notebooks: this interpreter as their kernel, executed copies and HTML among the results.
+
+papermill does the running. Around it stands what it leaves open: it takes whichever `python3` kernel Jupyter
+finds first (we name ours), a failure ends a series (we go on, and say at the end what failed where), and a
+copy half way looks like one that finished.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vptsp_core.errors import VptspError
+from vptsp_core.method.presets import parse_change
+from vptsp_core.paper.methods import base_config, configured, integration_rows, method_rows, proxy_source_rows
+from vptsp_core.publish.executed import is_finished, made_from, mark
+from vptsp_core.publish.notebook import notebook_html
+from vptsp_core.publish.page import build
+from vptsp_core.publish.parameters import FOLDER, check_sources, discover, used_parameters
+from vptsp_core.runs.progress import Watch, every
+from vptsp_core.runs.workers import Workers, check_cluster, check_workers
+from vptsp_core.system.files import write_bytes
+from vptsp_core.system.locks import locked
+from vptsp_core.system.places import CHECKOUT
+
+__all__ = ["check_sources", "main", "run_notebooks"]
+
+PROFILES = ("demo", "smoke", "tiny", "paper")
+_WHAT = """Execute the notebooks, and build the page of the results. One that was finished with the same source,
+parameters and package, and whose results are there, is left as it is: delete its executed copy to have it again."""
+
+
+def run_notebooks(
+    profile: str = "demo",
+    data: str | Path | None = None,
+    results: str | Path = CHECKOUT / "results",
+    only: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+    folder: Path = FOLDER,
+    *,
+    workers: Workers = None,
+    changes: Mapping[str, Any] | None = None,
+) -> int:
+    """Execute notebooks one after the other, in the repository's root. Returns 0, or 1 when any failed.
+
+    Writes results/<profile>/notebooks/<name>.ipynb and .html; a failing one stays as <name>.failed.ipynb and
+    does not stop the others. One that is finished (`executed.is_finished`) is not executed again. Two calls at once
+    wait for each other, notebook by notebook. What can be checked is checked before the first starts.
+    `data`, `seeds`, `workers` (see `run.many`) and `changes` (keys of RunConfig, for every run) go to the notebooks
+    that declare them; None leaves the notebooks' own defaults. On a terminal a line tells what is at work.
+
+    Raises:
+        VptspError: an option, a notebook's parameters or a folder that cannot be used; nothing has run then.
+    """
+    if profile not in PROFILES:
+        raise VptspError(f"unknown profile {profile!r}; one of: {', '.join(PROFILES)}")
+    configured(profile, {}, changes or {})  # an unknown key or a wrong type is told now
+    if seeds is not None and len(set(seeds)) < len(seeds):
+        raise VptspError(f"seeds = {list(seeds)} name one twice: its run would count twice; give each once")
+    check_cluster(check_workers(workers))
+    if data is not None and not Path(data).is_dir():
+        raise VptspError(f"--data: there is no folder {data}")
+    values: dict[str, Any] = {"profile": profile, "results": _from_root(results)}
+    if data is not None:
+        values["data"] = _from_root(data)
+    if seeds is not None:
+        values["seeds"] = list(seeds)
+    if workers is not None:
+        values["workers"] = workers
+    if changes:
+        values["changes"] = dict(changes)
+    work = [(path, used_parameters(path, values)) for path in discover(only, folder, profile)]
+    _check_use(work, values, profile)
+    out = Path(results).resolve() / profile / "notebooks"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise VptspError(f"--results: cannot write to {out}: {error.strerror}") from None
+
+    table = []
+    failures = 0
+    with _own_kernel():
+        for number, (path, given) in enumerate(work, start=1):
+            print(f"[{number}/{len(work)}] {path.stem}", flush=True)
+            start = time.perf_counter()
+            with locked(out / f".{path.stem}.lock", f"{path.stem}: another call executes it; waiting"):
+                made = made_from(path, given)
+                there = is_finished(out.parent, path, made)
+                if there:
+                    written, problem = out / path.name, ""
+                else:
+                    with _told(path.stem, out.parent / "runs"):
+                        written, problem = _execute(path, out, given, made)
+            seconds = time.perf_counter() - start
+            state = "there" if there else "failed" if problem else "ok"
+            table.append(f"{path.stem:<28} {state:<7} {seconds:7.1f} s  {written}")
+            if problem:
+                failures += 1
+                table.append(f"    {problem}")
+    print("", *table, sep="\n")
+    print(f"{len(work) - failures} of {len(work)} notebooks are there; results: {out.parent}", flush=True)
+    return int(failures > 0)
+
+
+def _check_use(work: Sequence[tuple[Path, Mapping[str, Any]]], values: Mapping[str, Any], profile: str) -> None:
+    """Refuse what somebody gave and no notebook reads; print a line about what only some of them read.
+
+    Raises:
+        VptspError: naming the option.
+    """
+    for name in values.keys() - {"profile", "results"}:
+        option = "--set" if name == "changes" else f"--{name}"
+        without = [path.stem for path, given in work if name not in given]
+        if len(without) == len(work):
+            raise VptspError(f"{option}: no use for {', '.join(without)}; leave it out, or name others with --only")
+        if without:
+            print(f"{option}: no use for {', '.join(without)}; the others get it", file=sys.stderr)
+    if "data" in values and base_config(profile).dataset == "glyphs":
+        print(f"--data: profile {profile!r} trains the embedded glyphs; try --profile paper", file=sys.stderr)
+    if changes := values.get("changes"):
+        tables = (method_rows(profile), proxy_source_rows(profile), integration_rows(profile))
+        unread = [configured(profile, row, changes).unread() for table in tables for row in table.values()]
+        if never := [key for key in changes if all(key in each for each in unread)]:
+            raise VptspError(f"--set: no run of profile {profile!r} reads {', '.join(never)}; leave it out")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m vptsp_core notebooks`. Returns the exit status: 0, or 1 where a notebook failed.
+
+    Raises:
+        VptspError: see `run_notebooks`.
+    """
+    parser = argparse.ArgumentParser("python -m vptsp_core notebooks", description=_WHAT)
+    parser.add_argument("--profile", choices=PROFILES, default="demo", help="default: demo")
+    parser.add_argument("--data", metavar="DIR", help="folder with the real data sets")
+    parser.add_argument("--results", metavar="DIR", default=CHECKOUT / "results", help="default: results")
+    parser.add_argument("--only", metavar="A,B", help="beginnings of notebook names, such as table1,fig3")
+    parser.add_argument("--seeds", metavar="N,N", help="such as 0,1,2; default: each notebook's own")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--workers", metavar="N|gpus", help="runs side by side: so many processes, or one a GPU")
+    where.add_argument("--cluster", metavar="tcp://HOST:PORT", help="runs side by side on this Dask cluster")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
+                        help="for every run, such as epochs=2; as often as need be")  # fmt: skip
+    options = parser.parse_args(argv)
+    if options.seeds is not None and not re.fullmatch(r"[0-9]{1,18}(,[0-9]{1,18})*", options.seeds):
+        raise VptspError(f"--seeds: expected numbers such as 0,1,2, not {options.seeds!r}")
+    seeds = None if options.seeds is None else [int(seed) for seed in options.seeds.split(",")]
+    only = [] if options.only is None else options.only.split(",")
+    changes = dict(parse_change(change) for change in options.changes)
+    workers = _workers(options.workers, options.cluster)
+    status = run_notebooks(
+        options.profile, options.data, options.results, only, seeds, workers=workers, changes=changes
+    )
+    try:
+        print(build(options.results, options.profile))
+    except VptspError as error:  # the notebooks' own results are there all the same
+        print(f"the page was not made: {error}", file=sys.stderr)
+    return status
+
+
+def _workers(workers: str | None, cluster: str | None) -> Workers:
+    """The two options as one parameter."""
+    if cluster is not None and not cluster.startswith("tcp://"):
+        raise VptspError(f"--cluster: expected tcp://HOST:PORT, not {cluster!r}")
+    if workers is not None and workers != "gpus" and not re.fullmatch(r"[1-9][0-9]*", workers):
+        raise VptspError(f"--workers: expected a number from 1 or gpus, not {workers!r}")
+    return int(workers) if workers is not None and workers != "gpus" else workers or cluster
+
+
+@contextlib.contextmanager
+def _told(name: str, runs: Path) -> Iterator[None]:
+    """Inside, a line on the terminal, written over and over: the notebook, its time, what is training."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    watch, start = Watch(lambda: runs.glob("*")), time.perf_counter()
+
+    def tell() -> None:
+        minutes, seconds = divmod(int(time.perf_counter() - start), 60)
+        line = "  ".join(filter(None, [f"{name} {minutes}:{seconds:02d}", watch.line()]))
+        width = shutil.get_terminal_size().columns - 1
+        print(f"\r{line[:width]:<{width}}", end="", file=sys.stderr, flush=True)
+
+    try:
+        with every(1, tell):
+            yield
+    finally:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _execute(path: Path, out: Path, values: dict[str, Any], made: str) -> tuple[Path, str]:
+    """Run one notebook: (what was written, "" or what went wrong in a line). While it runs, its copy has
+    another name, so that <name>.ipynb is always one that finished.
+    """
+    import papermill  # slow to import, and only needed here
+
+    partial, failed = out / f".{path.stem}.partial.ipynb", out / f"{path.stem}.failed.ipynb"
+    done, page = out / path.name, out / f"{path.stem}.html"
+    # papermill takes braces in a path for places to fill in
+    source, target = (str(name).replace("{", "{{").replace("}", "}}") for name in (path, partial))
+    try:
+        papermill.execute_notebook(
+            source,
+            target,
+            values,
+            kernel_name="python3",
+            language="python",
+            cwd=CHECKOUT,
+            progress_bar=False,
+            shutdown_kernel="graceful",  # interrupted first, so that it lets go of what it holds; killed after 5 s
+        )
+        mark(partial, out.parent, path, made)
+        write_bytes(page, notebook_html(partial, path.stem).encode())
+        mark(partial, out.parent, path, made)  # now with the page, which is no other's than this copy's
+        os.replace(partial, done)
+        failed.unlink(missing_ok=True)
+        return done, ""
+    except Exception as error:  # whatever a notebook raises is its own failure and not the end of the series
+        if partial.exists():
+            mark(partial, out.parent, path, made)
+            os.replace(partial, failed)
+        return failed, _describe(error)
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").disabled = True  # of the cell that was cut short nobody asks the outcome
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _own_kernel() -> Iterator[None]:
+    """Inside, kernel `python3` is this interpreter with this package importable. Jupyter and IPython keep
+    their files in a temporary folder: no kernel need be registered, and a user's start-up files have no say.
+    """
+    with tempfile.TemporaryDirectory(prefix="vptsp-jupyter-", ignore_cleanup_errors=True) as folder:
+        search = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        # no warning, kernel for kernel, that loopback is not encrypted, and no traceback of one that was stopped
+        argv.append("--log-level=CRITICAL")
+        spec = {"argv": argv, "display_name": "Python 3", "language": "python", "env": {"PYTHONPATH": search}}
+        kernel = Path(folder, "kernels", "python3")
+        kernel.mkdir(parents=True)
+        (kernel / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
+        before = dict(os.environ)
+        os.environ["JUPYTER_PATH"] = folder
+        os.environ["JUPYTER_RUNTIME_DIR"] = str(Path(folder, "runtime"))
+        os.environ["IPYTHONDIR"] = str(Path(folder, "ipython"))
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def _describe(error: Exception) -> str:
+    """One line; for a failing cell with the line that failed, as far as IPython's traceback marks it."""
+    from papermill.exceptions import PapermillExecutionError
+
+    if not isinstance(error, PapermillExecutionError):
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
+    marked = re.search(r"^-+> *(\d+) +(.*)$", plain, re.MULTILINE)
+    where = f", line {marked[1]}: {marked[2].strip()}" if marked else ""
+    return f"In [{error.exec_count}]{where} -> {error.ename}: {' '.join(error.evalue.split())}"[:300]
+
+
+def _from_root(path: str | Path) -> str:
+    """Relative to the repository where inside it (the executed copies show it), absolute elsewhere."""
+    full = Path(path).resolve()
+    return str(full.relative_to(CHECKOUT) if full.is_relative_to(CHECKOUT) else full)

@@ -1,0 +1,241 @@
+"""A trained model as it is kept: the folder of its run, or one safetensors file with only what was learned.
+
+The file's tensors are what `MetricModel.learned_state` gives, without proxies, class prompts and the tower that only
+training uses. Everything else is JSON in its header, under one key: the run's description, its hash and metrics, the
+backbone's timm name with a checksum of the part that stayed frozen, and how images are prepared. Nothing is executed
+on reading, and nothing in the header is believed: the description passes `RunConfig`, names and shapes of tensors are
+held against a model without memory before one is made, the checksum of the backbone against the one that was found, and
+header and tensors against the checksums that they carry (`vptsp_core.system.seals`).
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+import vptsp_core
+from vptsp_core.data.loading import interpolation_name
+from vptsp_core.errors import ConfigError, VptspError, WeightsError
+from vptsp_core.method.backbone import checksum, identity, load_backbone, normalisation, read_weights
+from vptsp_core.method.config import RunConfig
+from vptsp_core.method.model import MetricModel
+from vptsp_core.runs.folder import CONFIG, HISTORY, METRICS, RECORD, WEIGHTS, learned_weights, read_run
+from vptsp_core.system.files import write_bytes
+from vptsp_core.system.seals import check_tensors, sealed_header, unsealed
+
+FORMAT, HEADER = 2, "vptsp_embedder"  # version of the header, and the key it lies under
+ONLY_TRAINING = ("proxies.", "class_prompts.", "vit.proxy_head.")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A trained model as read: ``frozen`` and ``preprocessing`` are None for a run's folder, which has neither.
+
+    ``data`` is what the run's record says of its images.
+    """
+
+    path: Path
+    config: RunConfig
+    learned: dict[str, Tensor]
+    run: str | None
+    metrics: dict[str, float]
+    data: dict[str, Any] | None
+    frozen: str | None = None
+    preprocessing: dict[str, Any] | None = None
+
+
+def preprocessing(model: MetricModel) -> dict[str, Any]:
+    """What images are made into the model's input by, as plain values (`data.loading.eval_transform`)."""
+    config, (mean, std) = model.config, normalisation(model.vit.backbone)
+    return {
+        "resize": config.resize, "interpolation": interpolation_name(config), "crop": config.image_size,
+        "mean": list(mean), "std": list(std),
+    }  # fmt: skip
+
+
+def exact_names(model: MetricModel) -> set[str]:
+    """Tensors that embeddings come from and that are the same bits wherever they are loaded.
+
+    Position embeddings that were resampled to another image size are not: machines round them otherwise.
+    """
+    own = (getattr(model.vit.backbone, "pretrained_cfg", None) or {}).get("input_size")
+    resampled = own is not None and own[-1] != model.config.image_size and model.config.method != "full"
+    return {
+        name
+        for name in model.state_dict()
+        if not name.startswith(ONLY_TRAINING) and not (resampled and name == "vit.backbone.pos_embed")
+    }
+
+
+def write_embedder(
+    path: Path,
+    model: MetricModel,
+    config: RunConfig,
+    run: str | None,
+    metrics: Mapping[str, float],
+    data: Mapping[str, Any] | None,
+) -> None:
+    """Write the file; ``config``, ``run``, ``metrics`` and ``data`` tell of the run that made the model.
+
+    Raises:
+        VptspError: another suffix than .safetensors, or the place cannot be written.
+    """
+    if path.suffix != ".safetensors":
+        raise VptspError(f"{path}: an embedder is kept as .safetensors; give the file that suffix")
+    learned = {
+        name: value.detach().cpu().contiguous()
+        for name, value in model.learned_state(for_retrieval=True).items()
+        if not name.startswith(ONLY_TRAINING)
+    }
+    header = {
+        "format": FORMAT,
+        "vptsp_core": vptsp_core.__version__,
+        "config": config.to_dict(),
+        "run": run,
+        "metrics": dict(metrics),
+        "data": None if data is None else dict(data),
+        "backbone": config.backbone,
+        "frozen": _frozen(model),
+        "preprocessing": preprocessing(model),
+    }
+    write_bytes(path, safetensors.torch.save(learned, {HEADER: json.dumps(sealed_header(header, learned))}))
+
+
+def read_saved(path: Path) -> Saved:
+    """A run's folder or an embedder's file.
+
+    Raises:
+        WeightsError: it is neither, or damaged; the message names it.
+    """
+    if path.is_file():
+        return _read_file(path)
+    for name in (CONFIG, RECORD, HISTORY, METRICS):
+        if not (path / name).is_file():
+            raise WeightsError(
+                f"{path} holds no finished run ({name} is missing); give the folder of one, or a saved embedder"
+            )
+    run = read_run(path)
+    return Saved(
+        path, run.config, learned_weights(path, run.record), run.record["hash"], run.metrics, run.record["data"]
+    )
+
+
+def _read_file(path: Path) -> Saved:
+    fault = f"{path} is no saved embedder; give a run's folder, or what `Embedder.save` has written"
+    if path.suffix != ".safetensors":
+        raise WeightsError(fault)
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(HEADER)
+    except Exception as error:  # of a library in Rust: no types of its own worth naming
+        raise WeightsError(f"{path}: unreadable ({' '.join(str(error).split())}); get the file again") from error
+    if text is None:
+        raise WeightsError(fault)
+    learned = read_weights(path)
+    try:
+        header = dict(json.loads(text))
+        version = header["format"]
+        if version != FORMAT:
+            raise WeightsError(f"{path}: format {version!r} is not known here; save it again from its run, or use the "
+                               f"version that wrote it ({header.get('vptsp_core')})")  # fmt: skip
+        check_tensors(unsealed(header), learned)
+        config = RunConfig.from_dict(dict(header["config"]))
+        metrics = {str(key): float(value) for key, value in dict(header["metrics"]).items()}
+        data = None if header["data"] is None else dict(header["data"])
+        run, frozen, prepared = header["run"], header["frozen"], dict(header["preprocessing"])
+    except ConfigError as error:
+        raise WeightsError(f"{path}: its header cannot be used ({error}); get the file again") from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise WeightsError(f"{path}: damaged ({reason}); get the file again") from error
+    return Saved(path, config, learned, run, metrics, data, frozen, prepared)
+
+
+def rebuild(saved: Saved, weights: str | Path | None = None) -> MetricModel:
+    """The model on the CPU, in eval mode, without what only training uses.
+
+    Args:
+        weights: the backbone's weights where they lie elsewhere by now; their content decides.
+
+    Raises:
+        WeightsError: the backbone cannot be had or is another one, or the tensors do not fit the description.
+    """
+    config = saved.config
+    if config.method == "full":  # all of the backbone is in the file: nothing to fetch
+        if weights is not None:
+            warnings.warn(f"weights {weights}: not read, as {saved.path} holds all of its backbone", stacklevel=3)
+        config = config.replace(weights="random")
+    elif weights is not None or config.weights not in ("pretrained", "random"):
+        config = config.replace(weights=str(_weights_file(saved, weights)))
+    # What only training needs is built small or not at all: one proxy, no class prompts, no proxy tower.
+    slim = config
+    if config.method == "vptsp":
+        slim = config.replace(method="vpt" if config.prompts and config.prompt_layers else "linear")
+    classes = max(1, *saved.learned["proxies.bias"].shape[:1]) if "proxies.bias" in saved.learned else 1
+    try:
+        with torch.device("meta"):
+            _check(saved, MetricModel(slim, load_backbone(slim.backbone, "random", slim.image_size), classes))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)  # for weights = "random", which are drawn from the run's seed
+            backbone = load_backbone(config.backbone, config.weights, config.image_size)
+            model = MetricModel(slim, backbone, classes)
+    except ConfigError as error:
+        raise WeightsError(f"{saved.path}: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        first = str(error).splitlines()[0]
+        raise WeightsError(f"{saved.path}: its backbone cannot be built here ({first})") from error
+    if saved.frozen is not None and saved.frozen != _frozen(model):
+        raise WeightsError(
+            f"{saved.path}: the weights of {config.backbone} ({config.weights}) are not those it was trained on; "
+            "give their file with weights=FILE"
+        )
+    if saved.preprocessing is not None and saved.preprocessing != preprocessing(model):
+        raise WeightsError(
+            f"{saved.path}: images are prepared otherwise by this version of timm or vptsp_core "
+            f"({preprocessing(model)}) than where it was saved ({saved.preprocessing}); use the versions of then"
+        )
+    model.load_state_dict(saved.learned, strict=False)
+    return model.eval()
+
+
+def _check(saved: Saved, model: MetricModel) -> None:
+    """Hold names and shapes against what such a model (on the meta device) has learned."""
+    wanted = model.learned_state()
+    if saved.frozen is not None:
+        wanted = {name: value for name, value in wanted.items() if not name.startswith(ONLY_TRAINING)}
+    learned = saved.learned
+    wrong = sorted(wanted.keys() ^ (learned.keys() - {"proxies.state"}))
+    wrong += [key for key in wanted.keys() & learned.keys() if wanted[key].shape != learned[key].shape]
+    if wrong:
+        where = saved.path / WEIGHTS if saved.frozen is None else saved.path
+        raise WeightsError(f"{where}: {wrong[0]} does not fit the config beside it; run it again, or get it again")
+
+
+def _weights_file(saved: Saved, weights: str | Path | None) -> Path:
+    """The backbone's file: as given, as the run named it, or of that name beside what was saved."""
+    named = Path(saved.config.weights)
+    places = [Path(weights)] if weights is not None else [named.expanduser(), saved.path.parent / named.name]
+    found = next((place.expanduser() for place in places if place.expanduser().is_file()), None)
+    if found is None:
+        raise WeightsError(
+            f"{saved.path}: its backbone's weights are not at {places[0]}; say where they are with weights=FILE"
+        )
+    if saved.frozen is None and saved.run is not None and weights is not None:
+        if saved.run != identity(saved.config.replace(weights=str(found))):
+            raise WeightsError(f"{saved.path}: {found} is not the file it was trained on; give that with weights=FILE")
+    return found
+
+
+def _frozen(model: MetricModel) -> str:
+    """Checksum of what the file does not hold."""
+    learned = model.learned_state().keys()
+    return checksum(model, exact_names(model) - learned)

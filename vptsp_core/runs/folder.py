@@ -1,0 +1,245 @@
+"""A finished run as files: where it lies, and what is in its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import safetensors.torch
+from torch import Tensor
+
+from vptsp_core.data import OWN, Benchmark
+from vptsp_core.errors import WeightsError
+from vptsp_core.method.backbone import identity, read_weights
+from vptsp_core.method.config import RunConfig
+from vptsp_core.runs.checkpoints import remove_checkpoints
+from vptsp_core.runs.progress import LOCK, PROGRESS
+from vptsp_core.runs.selection import reported
+from vptsp_core.system.files import as_json, write_bytes, write_json
+from vptsp_core.system.seals import SEAL, digest, sealed, unsealed
+
+CONFIG, METRICS, HISTORY, RECORD = "config.json", "metrics.json", "history.csv", "record.json"
+QUERIES, WEIGHTS = "queries.npz", "model.safetensors"
+_UNREADABLE, _AGAIN = "unreadable (cut short or damaged)", "delete the folder and run it again"
+_NUMBER = (int, float)
+_KINDS: dict[type | tuple[type, ...], str] = {str: "text", dict: "table", _NUMBER: "number"}
+# What the code reads of a run's files; more may stand there.
+_METRICS: dict[str, type | tuple[type, ...]] = {"R@1": _NUMBER}
+_RECORD: dict[str, type | tuple[type, ...]] = {
+    "hash": str, "commit": str, "device": str, "weights": str, "versions": dict, "data": dict, "parameters": dict,
+    "seconds": _NUMBER,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    A light run is one whose folder has all but the weights: it is finished, and has its place in tables and figures.
+
+    Attributes:
+        config: its description.
+        path: its folder.
+        metrics: retrieval metrics as the config's ``selection`` picks them, fractions in [0, 1].
+        history: one row an epoch: loss, learning rates, seconds of training, metrics where evaluated.
+        record: what it ran on: commit, versions, device, checksums of data and weights, parameters, times. Of a run
+            that was cut short and gone on with, ``started`` and ``seconds`` are those of the whole, ``stretches`` tells
+            what each part was made with (see `vptsp_core.runs.record`), and the rest is that of the last part.
+    """
+
+    config: RunConfig
+    path: Path
+    metrics: dict[str, float]
+    history: pd.DataFrame
+    record: dict[str, Any]
+
+    @property
+    def light(self) -> bool:
+        """Whether the weights are not kept."""
+        return not (self.path / WEIGHTS).is_file()
+
+    @cached_property
+    def queries(self) -> dict[str, np.ndarray] | None:
+        """Each test query's own values, (N,) float32, of the epoch that their metric is reported from (see `Scores`);
+        None for a run that was finished before they were kept.
+
+        Raises:
+            WeightsError: the file is damaged.
+        """
+        path = self.path / QUERIES
+        verify(self.path, self.record, QUERIES)
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except Exception as error:  # numpy and zipfile raise what they meet; of a .npy it makes no table
+            raise WeightsError(f"{path}: {_UNREADABLE}; {_AGAIN}") from error
+
+
+def run_folder(config: RunConfig, results: str | Path | None = None, benchmark: Benchmark | None = None) -> Path:
+    """Where a run of this description lies, or will lie. A weights file counts by its content, not by its place.
+
+    ``benchmark`` tells apart what the description does not: images of one's own, and data sets that are not whole.
+    """
+    root = Path(results or os.environ.get("VPTSP_RESULTS") or "results").expanduser()
+    name = f"{config.dataset}-{config.method}-{identity(config)}"
+    if benchmark is not None and (benchmark.differences or config.dataset in OWN):
+        name += f"{'-partial' if benchmark.differences else ''}-{benchmark.fingerprint()[:8]}"
+    return root / "runs" / name
+
+
+def write_run(
+    config: RunConfig,
+    path: Path,
+    history: pd.DataFrame,
+    record: dict[str, Any],
+    queries: Mapping[str, np.ndarray],
+    weights: Mapping[str, Tensor],
+) -> Run:
+    """Put a finished run into its folder, whose checkpoints go; metrics as the config's ``selection`` picks them.
+
+    Args:
+        weights: what was learned, on the CPU, of the epoch that R@1 is reported from.
+    """
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **queries)  # type: ignore[arg-type]  # names are no keyword of it
+    contents = {
+        CONFIG: as_json(config.to_dict()),
+        HISTORY: history.to_csv(index=False).encode(),
+        QUERIES: buffer.getvalue(),
+        WEIGHTS: safetensors.torch.save({name: each.contiguous() for name, each in weights.items()}),
+        METRICS: as_json(reported(history, config.selection)),  # last: its presence says that the run is finished
+    }
+    files = {name: digest(content) for name, content in contents.items()}
+    (path / METRICS).unlink(missing_ok=True)  # of a light run that is trained again
+    write_json(path / RECORD, sealed({**record, "files": files}))
+    for name, content in contents.items():
+        write_bytes(path / name, content)
+    remove_checkpoints(path)
+    return read_run(path)
+
+
+def finished_run(path: Path, benchmark: Benchmark | None = None, light: bool = True) -> Run | None:
+    """The run of a folder, or None while it is not finished.
+
+    Args:
+        benchmark: the images that it should have been made with.
+        light: whether a light run counts as finished.
+
+    A process that was killed when all was written, and only then, left more than the run: that is deleted.
+
+    Raises:
+        WeightsError: a file of it is damaged or missing, they are another run's than the folder's name says, or it was
+            made with other images.
+    """
+    if not (path / METRICS).exists():
+        return None
+    done = read_run(path)
+    if done.light and not light:
+        return None
+    verify(path, done.record, QUERIES, *([] if done.light else [WEIGHTS]))
+    own = done.config.hash() if done.config.weights in ("pretrained", "random") else done.record.get("hash")
+    if f"-{own}" not in path.name or done.record.get("hash") != own:
+        raise WeightsError(f"{path}: {CONFIG} and {RECORD} are not those of this folder's run; {_AGAIN}")
+    if benchmark is not None and done.record["data"] != benchmark.record():
+        raise WeightsError(
+            f"{path}: made with other images of {benchmark.name} than these; give those, or another results folder"
+        )
+    if done.light:  # another process may be training it again
+        return done
+    with contextlib.suppress(OSError):  # results that may only be read are read
+        remove_checkpoints(path)
+        for name in (PROGRESS, LOCK):
+            (path / name).unlink(missing_ok=True)
+    return done
+
+
+def read_run(path: str | Path) -> Run:
+    """A finished run from its folder.
+
+    Raises:
+        WeightsError: the folder holds none, or a file of it is damaged or was edited: each has its checksum in the
+            record, and the record its own. Runs from before these were kept are read without.
+    """
+    path = Path(path)
+    for name in (CONFIG, METRICS, RECORD, HISTORY):
+        if not (path / name).is_file():
+            raise WeightsError(f"{path} holds no finished run ({name} is missing); {_AGAIN}")
+    config = RunConfig.from_file(path / CONFIG)
+    metrics, record = (_table(path / name, keys) for name, keys in ((METRICS, _METRICS), (RECORD, _RECORD)))
+    try:
+        history = pd.read_csv(path / HISTORY)
+        history["epoch"].astype(int)  # no such column, no numbers
+        if history.empty or history.select_dtypes(exclude="number").size:
+            raise ValueError("no rows, or no numbers")
+    except (OSError, ValueError, KeyError, OverflowError) as error:
+        raise WeightsError(f"{path / HISTORY}: {_UNREADABLE}; {_AGAIN}") from error
+    if SEAL in record or "files" in record:
+        try:
+            record = unsealed(record)
+        except (ValueError, RecursionError) as error:
+            raise WeightsError(f"{path / RECORD}: {error} (damaged or edited); {_AGAIN}") from error
+    verify(path, record, CONFIG, METRICS, HISTORY)
+    return Run(config, path, metrics, history, record)
+
+
+def learned_weights(path: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What a finished run learned, by name, from its folder ``path``.
+
+    Raises:
+        WeightsError: the run is light, or the file is unreadable or not what ``record`` has the checksum of; runs from
+            before it was kept have none.
+    """
+    if not (path / WEIGHTS).is_file():
+        raise WeightsError(f"{path}: {light_line(path)}")
+    verify(path, record, WEIGHTS)
+    return read_weights(path / WEIGHTS)
+
+
+def light_line(path: Path) -> str:
+    """Why a light run cannot be loaded, and the command that trains it again in its place."""
+    own = f"--preset {shlex.quote(str(path / CONFIG))} --results {shlex.quote(str(path.parent.parent))}"
+    return f"a light run, without its weights; to train it again: python -m vptsp_core train {own} --data DIR"
+
+
+def verify(path: Path, record: Mapping[str, Any], *names: str) -> None:
+    """Hold files of the run in ``path`` against their checksums in its record.
+
+    Raises:
+        WeightsError: one is missing, or not what the run wrote.
+    """
+    for name in names:
+        files = record.get("files")
+        if not isinstance(files, dict) or name not in files:  # a run from before they were kept
+            continue
+        if not (path / name).is_file():
+            raise WeightsError(f"{path} holds no finished run ({name} is missing); {_AGAIN}")
+        if digest(path / name) != files[name]:
+            fault = f"not what {RECORD} has the checksum of (damaged, edited, or another run's)"
+            raise WeightsError(f"{path / name}: {fault}; {_AGAIN}")
+
+
+def _table(path: Path, keys: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    """The values in a file of a run; what is read of them is there, as what it is read as."""
+    try:
+        values: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise WeightsError(f"{path}: {_UNREADABLE}; {_AGAIN}") from error
+    for key, kind in keys.items():
+        if not isinstance(values.get(key), kind):
+            raise WeightsError(f"{path}: {key!r} is missing or no {_KINDS[kind]} (of another version?); {_AGAIN}")
+    for key, value in values.items() if path.name == METRICS else ():
+        if type(value) not in _NUMBER or not 0 <= value <= (2**53 if key == "epoch" else 1):  # NaN is not, either
+            raise WeightsError(f"{path}: {key!r} is no {'epoch' if key == 'epoch' else 'fraction'}; {_AGAIN}")
+    return values

@@ -1,0 +1,53 @@
+"""Light runs: finished runs without their weights, a few KB each, from which tables and figures can be made again."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from vptsp_core.errors import VptspError
+from vptsp_core.runs.folder import CONFIG, HISTORY, METRICS, QUERIES, RECORD, finished_run
+from vptsp_core.system.files import write_bytes
+
+FILES = (CONFIG, HISTORY, QUERIES, RECORD, METRICS)  # the metrics last: their presence says that the run is finished
+
+
+def copy_light(source: Path, target: Path) -> list[Path]:
+    """Copy the finished runs in ``source``/runs to ``target``/runs without their weights; those that are not finished,
+    and those that ``target`` has already, are left out.
+
+    Returns:
+        The new folders.
+
+    Raises:
+        VptspError: ``source`` has no finished run, or one of them is damaged.
+    """
+    if source.resolve() == target.resolve():
+        raise VptspError(f"{source}: FROM and TO are the same folder; give another one")
+    there = [path.parent for path in sorted(source.glob(f"runs/*/{METRICS}"))]
+    if not there:
+        raise VptspError(f"{source} has no finished run; give the folder that has runs/ in it")
+    new = []
+    for folder in there:
+        copy = target / "runs" / folder.name
+        if (copy / METRICS).exists():
+            continue
+        finished_run(folder)  # refuses a damaged one
+        for name in FILES:
+            if (folder / name).is_file():  # runs from before they were kept have no values of queries
+                write_bytes(copy / name, (folder / name).read_bytes())
+        new.append(copy)
+    return new
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m vptsp_core light`."""
+    parser = argparse.ArgumentParser("python -m vptsp_core light", description="Copy finished runs without weights.")
+    parser.add_argument("source", metavar="FROM", type=Path, help="results folder that has runs/ in it")
+    parser.add_argument("target", metavar="TO", type=Path, help="results folder to copy them to, e.g. results/tiny")
+    options = parser.parse_args(argv)
+    new = copy_light(options.source, options.target)
+    size = sum(file.stat().st_size for folder in new for file in folder.iterdir())
+    print(f"{len(new)} new runs, {size / 1e3:.0f} KB: {options.target / 'runs'}")
+    return 0

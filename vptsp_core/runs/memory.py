@@ -1,0 +1,116 @@
+"""Does a training step fit into the GPU's memory? Tried before the first one, so that nothing need be guessed.
+
+What is tried are the towers and the optimiser state, nearly all there is. Left out, and to be found beside them, are
+- the proxies and the loss: a few (classes, d) tensors;
+- what augmenting on the GPU takes: for each image some 25 bytes a pixel of the batch's tallest and widest boxes;
+- the decoded training set, where it is kept on the GPU: up to a quarter of what is free by then (`data.store`);
+- of several processes, the copy of all gradients in one row that they send (`system.distributed.sum_gradients`);
+- what evaluation holds: embeddings and a part of their products.
+Where these are too much, or nothing was tried, `failures_told` says in one line what helps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from vptsp_core.errors import TrainingError
+from vptsp_core.method.class_prompts import MOMENTS
+from vptsp_core.method.model import MetricModel
+from vptsp_core.system.distributed import own_rows
+
+
+def probe_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """The towers' forward and backward pass over zeros, beside room for the optimiser state that is still to come.
+
+    Of several processes each tries its own share, alone. Nothing of it stays: the random numbers and the model's mode
+    are as before, and there are no gradients.
+
+    Raises:
+        torch.OutOfMemoryError: it does not fit.
+    """
+    config, device = model.config, next(model.parameters()).device
+    learned = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    have_state = {p for optimizer in optimizers for p in optimizer.state}
+    training = model.training
+    if model.class_prompts is not None and model.class_prompts.on_host:
+        model.class_prompts.host_rows()  # its buffers are part of a step
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            room = [torch.empty_like(p) for p in learned if p not in have_state for _ in MOMENTS[config.optimizer]]
+            classes = torch.arange(config.batch // config.samples_per_class, device=device)
+            images = own_rows(torch.zeros(config.batch, 3, config.image_size, config.image_size, device=device))
+            embeddings, p = model.train().towers(images, classes)
+            (embeddings.sum() if p is None else embeddings.sum() + p.sum()).backward()
+            del room
+    finally:
+        model.train(training).zero_grad(set_to_none=True)
+
+
+def fit_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Turn gradient checkpointing on if a step does not fit without it, and say so.
+
+    Raises:
+        TrainingError: it does not fit with it either.
+    """
+    if _fits(model, optimizers):
+        return
+    if not model.vit.checkpointing:
+        model.vit.checkpointing = True
+        if _fits(model, optimizers):
+            message = "a training step does not fit into the GPU's memory: gradient checkpointing is on (slower)"
+            warnings.warn(message, stacklevel=2)
+            return
+    raise TrainingError(
+        f"a training step of batch = {model.config.batch} does not fit into the GPU's memory, even with gradient "
+        f"checkpointing; {_mend(model)}"
+    )
+
+
+@contextlib.contextmanager
+def failures_told(model: MetricModel, when: str) -> Iterator[None]:
+    """What is done inside ends with one line where memory is full, or the GPU fails or is gone.
+
+    Args:
+        when: at what, for the message: "epoch 3".
+
+    Raises:
+        TrainingError: one of the three; what the epochs before left lies in the run's folder.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(f"the GPU's memory is full in {when}; {_mend(model)}, or --device cpu") from error
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, MemoryError) or "can't allocate memory" in reason:  # of the CPU, by NumPy or by torch
+            raise TrainingError(f"the memory of this machine is full in {when}; lower batch") from error
+        if isinstance(error, torch.AcceleratorError) or reason.startswith("CUDA error"):
+            raise TrainingError(
+                f"the GPU failed in {when} ({reason}); the same command goes on after the last finished epoch: start "
+                "it again, or with --device cpu"
+            ) from error
+        raise
+
+
+def _mend(model: MetricModel) -> str:
+    """What takes less memory, first of all what changes no number."""
+    prompts = model.class_prompts
+    choices = [] if model.vit.checkpointing else ["--checkpointing on"]
+    if prompts is not None and prompts.rowwise and not prompts.on_host:
+        choices.append("--class-table host")
+    return f"choose {' or '.join(choices)}, or lower batch" if choices else "lower batch"
+
+
+def _fits(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> bool:
+    try:
+        probe_step(model, optimizers)
+    except torch.OutOfMemoryError:
+        pass  # the error holds the frames, and they the tensors: both must go before the cache can be emptied
+    else:
+        return True
+    torch.cuda.empty_cache()
+    return False

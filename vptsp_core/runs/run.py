@@ -1,0 +1,280 @@
+"""Many runs: each is trained once, found again by its hash, and read into data frames."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from vptsp_core.data import OWN, Benchmark, data_folder, load_benchmark
+from vptsp_core.data.batches import cache_folder, decoded
+from vptsp_core.data.holdout import for_selection
+from vptsp_core.data.loading import deaths_told
+from vptsp_core.errors import ConfigError, DataError, VptspError
+from vptsp_core.method.backbone import load_backbone
+from vptsp_core.method.config import RunConfig, check_choice
+from vptsp_core.method.model import MetricModel, place_class_prompts
+from vptsp_core.method.step import COMPILE
+from vptsp_core.runs.evaluate import evaluate
+from vptsp_core.runs.folder import METRICS, Run, finished_run, run_folder, write_run
+from vptsp_core.runs.memory import failures_told
+from vptsp_core.runs.progress import at_work
+from vptsp_core.runs.record import close_record, make_record, make_stretch
+from vptsp_core.runs.selection import Row, on_held_out, score
+from vptsp_core.runs.train import Trainer
+from vptsp_core.runs.workers import Workers, check_workers, share_out
+from vptsp_core.system.bars import bar
+from vptsp_core.system.deterministic import where_asked
+from vptsp_core.system.devices import autocast_dtype, pick_device
+from vptsp_core.system.distributed import from_main, is_main, launched, rank, start
+from vptsp_core.system.files import writable_folder
+
+_NAMED = 5  # failed runs in an error
+
+
+@where_asked
+def run(
+    config: RunConfig,
+    *,
+    data: str | Path | None = None,
+    results: str | Path | None = None,
+    cache: str | Path | None = None,
+    device: str | None = None,
+    class_table: str = "auto",
+    checkpointing: str = "auto",
+    compile: str = "auto",
+    deterministic: bool = False,
+    progress: bool = True,
+    allow_partial: bool = False,
+    light: bool = True,
+    on_epoch: Callable[[list[Row]], None] | None = None,
+) -> Run:
+    """Train and evaluate, or return the finished run of the same hash; a run cut short goes on where it was.
+
+    Under torchrun all processes call this and share the work; the first writes, where all machines must see it.
+
+    Args:
+        config: from `preset` or `RunConfig`.
+        data: folder of the data sets; default the environment's VPTSP_DATA. The glyphs need none.
+        results: the run goes to ``results/runs/<dataset>-<method>-<hash>``; default VPTSP_RESULTS, else ./results.
+        cache: folder of decoded images; default VPTSP_CACHE, else ``.vptsp-cache`` in the data folder; for
+            your own images in ``results``.
+        device: ``"cpu"``, ``"cuda"``, ...; default a GPU where there is one.
+        class_table: where row-wise class prompts lie, ``"device"``, ``"host"`` or ``"auto"`` (`place_class_prompts`).
+        checkpointing: of gradients, ``"on"``, ``"off"`` or ``"auto"`` (see `Trainer`). Neither changes the numbers.
+        compile: the training step, ``"on"``, ``"off"`` or ``"auto"`` (see `compiles`). Sums are then rounded otherwise.
+        deterministic: a GPU gives the same numbers twice (`deterministic_algorithms`); on a CPU it changes none.
+        allow_partial: go on with a data set that is not whole; the run then lies apart, and its record says so.
+        light: whether a finished run whose weights are not kept will do; else it is trained again.
+        on_epoch: called after every epoch with the history so far (a finished run that is found trains none).
+
+    Raises:
+        VptspError: whatever the user can mend, in one line; nothing half-written stays behind.
+    """
+    check_choice("class_table", class_table, ("auto", "device", "host"))
+    check_choice("checkpointing", checkpointing, ("auto", "on", "off"))
+    check_choice("compile", compile, COMPILE)
+    if launched():
+        start(pick_device(device))
+    place = data_folder(config.dataset, data)
+    if data and not Path(data).expanduser().is_dir():
+        raise DataError(f"--data: there is no folder {data}; check the path")
+    path, benchmark = _place(config, place, results, allow_partial)
+    if found := from_main(lambda: finished_run(path, benchmark or _there(config.dataset, place, allow_partial), light)):
+        return found
+    benchmark = benchmark or _benchmark(config.dataset, place, allow_partial)
+    target = pick_device(device)
+    training, held_out = for_selection(benchmark, config)
+    try:
+        model = build_model(config, training.train.num_classes, target, class_table)
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise VptspError(
+            "the model is too large for this machine's memory; lower embed_dim, prompts or class_prompts"
+        ) from error
+    record = make_record(config, benchmark, model, target)
+    if held_out is not None:
+        record["held_out"] = {"classes": held_out.test.num_classes, "images": len(held_out.test)}
+    first = from_main(lambda: record)
+    if (first["data"], first["weights"]) != (record["data"], record["weights"]):
+        raise VptspError(f"process {rank()} has other images or weights than the first; give all machines the same")
+    from_main(lambda: writable_folder(path))
+    try:
+        with at_work(path), deaths_told():
+            if found := from_main(lambda: finished_run(path, benchmark, light)):  # by whom this process waited for
+                return found
+            # After all that may be wrong with the run was looked at: decoding takes minutes.
+            own = path.parents[1] if config.dataset in OWN else None
+            benchmark = decoded(benchmark, config, cache_folder(place, cache, own), progress=progress and is_main())
+            begun = time.perf_counter()
+            history, stretches, queries, weights = _history(
+                config, benchmark, model, path, progress=progress, checkpointing=checkpointing, compile=compile,
+                on_epoch=on_epoch,
+                stretch=lambda: make_stretch(record, model, time.perf_counter() - begun),
+            )  # fmt: skip
+            closed = close_record(record, stretches)
+            return from_main(lambda: write_run(config, path, pd.DataFrame(history), closed, queries, weights))
+    except VptspError:
+        with contextlib.suppress(OSError):
+            path.rmdir()  # only where nothing was learned: a checkpoint keeps the folder
+        raise
+
+
+def _place(
+    config: RunConfig, data: str | None, results: str | Path | None, allow_partial: bool
+) -> tuple[Path, Benchmark | None]:
+    """A run's folder; the benchmark too, where its images decide, too, which run it is."""
+    images_decide = config.dataset in OWN or allow_partial
+    benchmark = _benchmark(config.dataset, data, allow_partial) if images_decide else None
+    return run_folder(config, results, benchmark), benchmark
+
+
+def _there(dataset: str, data: str | None, allow_partial: bool) -> Benchmark | None:
+    """The images, to compare with a finished run's; None where they are not at hand: its results are read without."""
+    if data is None:
+        return None
+    with contextlib.suppress(DataError):
+        return _benchmark(dataset, data, allow_partial)
+    return None
+
+
+def _history(
+    config: RunConfig, benchmark: Benchmark, model: MetricModel, path: Path, **options: Any
+) -> tuple[list[Row], list[dict[str, Any]], dict[str, np.ndarray], dict[str, Tensor]]:
+    """A run's history, stretches, per-query values and weights (see `Trainer`)."""
+    if config.method == "frozen":
+        model.vit.autocast = autocast_dtype(
+            config.precision, next(model.parameters()).device, model.vit.backbone.embed_dim
+        )
+        with failures_told(model, "the evaluation"):
+            metrics = evaluate(model, benchmark)
+        return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["stretch"]()}], metrics.queries, {}
+    if config.epochs == 0 and config.start == "released":
+        raise ConfigError("epochs = 0 trains nothing; use method = 'frozen' for the backbone as it is, or a start")
+    benchmark, held_out = for_selection(benchmark, config)
+    if held_out is None:
+        trainer = Trainer(model, benchmark.train, path, lambda m: evaluate(m, benchmark), **options)
+        return trainer.run(), trainer.stretches, trainer.queries, trainer.weights
+    trainer = Trainer(model, benchmark.train, path, lambda m: on_held_out(evaluate(m, held_out)), **options)
+    history = trainer.run()
+    model.load_state_dict(trainer.weights, strict=False)  # of the chosen epoch
+    with failures_told(model, "the evaluation"):
+        found = evaluate(model, benchmark)
+    max(history, key=lambda row: score(row, config.selection)).update(found)  # the first of equals, as in `Trainer`
+    trainer.stretches[-1] |= options["stretch"]()
+    return history, trainer.stretches, found.queries, trainer.weights
+
+
+def build_model(config: RunConfig, num_classes: int, device: torch.device, class_table: str = "auto") -> MetricModel:
+    """The model of a run at its start, every random tensor drawn from the run's seed."""
+    torch.manual_seed(config.seed)
+    backbone = load_backbone(config.backbone, config.weights, config.image_size)
+    torch.manual_seed(config.seed)  # again: what starts beside the backbone is the same whatever its weights are
+    model = MetricModel(config, backbone, num_classes)
+    place_class_prompts(model, device, class_table)
+    with failures_told(model, "moving the model there"):
+        return model.to(device)
+
+
+def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: bool = True, **options: Any) -> list[Run]:
+    """`run` of each, side by side where ``workers`` says so; finished ones are found, and none is trained twice.
+
+    A run that fails stops no other. A process that dies costs what its run did since its last epoch.
+    Numbers are the same to the last bit with the same threads a process; other counts of them round sums otherwise.
+
+    Args:
+        workers: None: in this process, one after another. A number: so many processes of this machine, each with its
+            share of the cores. ``"gpus"``: one process a GPU. ``"tcp://HOST:PORT"``: the workers of that Dask cluster,
+            for whom data and results lie under the same paths as here.
+        options: go to `run`.
+
+    Returns:
+        One run a config, in their order.
+
+    Raises:
+        VptspError: naming the runs that failed, and why the first did; or the workers cannot be had.
+    """
+    check_workers(workers)
+    configs = list(configs)
+    if launched():  # all its processes take the same steps, so that the first failure ends them all
+        shown = bar(configs, "runs", show=progress, unit="runs")
+        return [_one_of_many(config, progress=progress, **options) for config in shown]
+    light = bool(options.get("light", True))
+    data, results, partial = (options.get(key) for key in ("data", "results", "allow_partial"))
+    paths = [_place(each, data_folder(each.dataset, data), results, bool(partial))[0] for each in configs]
+    there = functools.cache(lambda dataset: _there(dataset, data_folder(dataset, data), bool(partial)))
+    done: dict[Path, Run | VptspError] = {
+        path: found
+        for path, config in zip(paths, configs, strict=True)
+        if (path / METRICS).exists() and (found := finished_run(path, there(config.dataset), light))
+    }
+    todo = {path: config for path, config in zip(paths, configs, strict=True) if path not in done}
+    if workers is not None:  # other processes may have another environment and working directory
+        place = data or os.environ.get("VPTSP_DATA") or None
+        own = paths[0].parents[1] if configs and configs[0].dataset in OWN else None
+        cache = cache_folder(place, options.get("cache"), own)
+        options |= {"results": paths[0].parents[1].absolute() if paths else None, "cache": cache.absolute()}
+        options |= {"data": Path(place).expanduser().absolute()} if place else {}
+        todo = {path: _with_whole_path(config) for path, config in todo.items()}
+    bars = progress and workers is None
+    work = functools.partial(_one_of_many, progress=bars, **options)
+    done |= share_out(work, todo, workers, progress, already=len(done))
+    failed = {path.name: each for path in paths if isinstance(each := done[path], VptspError)}
+    if failed:
+        first = next(iter(failed.values()))
+        if len(done) == 1:
+            raise first
+        named = ", ".join([*failed][:_NAMED]) + (f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else "")
+        raise VptspError(f"{len(failed)} of {len(done)} runs failed: {named}; the first: {first}") from first
+    return [dataclasses.replace(each, path=path) for path in paths if isinstance(each := done[path], Run)]
+
+
+def _one_of_many(config: RunConfig, *, data: str | Path | None = None, **options: Any) -> Run:
+    """`run`, where ``data`` is for those of many runs that read a folder."""
+    return run(config, data=None if config.dataset == "glyphs" else data, **options)
+
+
+def _with_whole_path(config: RunConfig) -> RunConfig:
+    named = config.weights in ("pretrained", "random")
+    return config if named else config.replace(weights=str(Path(config.weights).expanduser().absolute()))
+
+
+def frame(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row a run: every key of its config, every metric, tunable parameters, seconds."""
+    rows = []
+    for each in runs:
+        of_run = {"seconds": each.record["seconds"], "path": str(each.path)}
+        rows.append({**each.config.to_dict(), **each.metrics, **each.record["parameters"], **of_run})
+    return pd.DataFrame(rows)
+
+
+def over_seeds(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    """Mean and half-width of the 95 % interval (Student's t) of ``columns`` over the rows alike in ``by``.
+
+    Returns:
+        One row a group, in order of appearance: for each column its mean and ``<column> ±`` (NaN for one seed).
+    """
+    from scipy.stats import t
+
+    groups = table.groupby(list(by), sort=False)
+    out = groups[list(columns)].mean()
+    for column in columns:
+        count = groups[column].count()
+        out[f"{column} ±"] = groups[column].sem() * t.ppf(0.975, (count - 1).clip(lower=1)).reshape(-1)
+    out["seeds"] = groups.size()
+    return out.reset_index()
+
+
+def _benchmark(name: str, data: str | None, allow_partial: bool) -> Benchmark:
+    return load_benchmark(name, data, allow_partial)

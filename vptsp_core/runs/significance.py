@@ -1,0 +1,111 @@
+"""Could the difference between two methods be chance? A paired bootstrap over the queries they share.
+
+Two methods answer the same queries, so what varies is the difference on each query. The queries are drawn anew with
+replacement, 10,000 times; the middle 95 % of the mean differences are the interval (Efron & Tibshirani, "An
+Introduction to the Bootstrap", 1993, chapter 13). It says what other queries of the same kind could have shown. It does
+not say what other seeds would have: of several seeds each query's mean is taken first, and the ± of `report.averaged`
+is about those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from vptsp_core.errors import ConfigError, DataError
+from vptsp_core.runs.folder import Run
+
+RESAMPLES, LEVEL = 10_000, 0.95
+COLUMNS = ("difference", "low", "high", "chance")
+_CHUNK = 2**22  # counts held at a time: 32 MB
+
+
+def against(
+    runs: Sequence[Run], labels: Sequence[str], reference: str, metrics: Sequence[str] = ("R@1", "MAP@R")
+) -> pd.DataFrame:
+    """How far each method lies from the reference, in percent points, with the 95 % interval over queries.
+
+    Args:
+        runs: of one test set.
+        labels: the method of each run; runs of one method are its seeds, and are averaged query by query.
+        reference: one of the labels.
+        metrics: names of per-query values (see `Run.queries`).
+
+    Returns:
+        A row a label, in order of appearance; columns (metric, "difference" | "low" | "high" | "chance"): the mean of
+        label - reference, its interval, and whether that holds 0. NaN for the reference itself, and where either side
+        has no per-query values. The same runs give the same numbers.
+
+    Raises:
+        ConfigError: the reference is none of the labels.
+        DataError: two runs were tested on other queries; the message names both.
+    """
+    order = list(dict.fromkeys(labels))
+    if runs and reference not in order:
+        raise ConfigError(f"reference {reference!r} is none of the rows: {', '.join(map(str, order))}")
+    _same_queries(runs, labels)
+    columns = pd.MultiIndex.from_product([metrics, COLUMNS])
+    out = pd.DataFrame(np.nan, index=pd.Index(order, name="label"), columns=columns)
+    for metric in metrics:
+        out[metric, "chance"] = out[metric, "chance"].astype(object)
+        values = {label: _mean(runs, labels, label, metric) for label in order}
+        base = values.pop(reference, None)
+        others = {label: each for label, each in values.items() if each is not None}
+        if base is None or not others:
+            continue
+        differences = 100 * (np.stack(list(others.values()), 1) - base[:, None])
+        differences = differences[~np.isnan(differences).any(1)]  # nothing of these queries' classes is to be found
+        if not len(differences):
+            continue
+        low, high = _bootstrap(differences)
+        for column, found in zip(COLUMNS, (differences.mean(0), low, high, ((low <= 0) & (high >= 0)).astype(object))):
+            out.loc[list(others), (metric, column)] = found
+    return out
+
+
+def unclear(found: pd.DataFrame) -> dict[str, list[str]]:
+    """{metric: labels whose difference could be chance}, of what `against` found; for the marks of `figures.style`."""
+    return {
+        metric: [label for label, chance in found[metric]["chance"].items() if chance is True]
+        for metric in found.columns.unique(0)
+    }
+
+
+def _bootstrap(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The percentile interval of the mean of each column of (N, K): low and high, (K,) each.
+
+    All columns share the resamples, each of which is N draws told as how often every row was drawn.
+    """
+    rng, count = np.random.default_rng(0), len(differences)
+    means, step = [], max(1, _CHUNK // count)
+    for start in range(0, RESAMPLES, step):
+        size = min(step, RESAMPLES - start)
+        drawn = rng.integers(0, count, (size, count)) + count * np.arange(size)[:, None]
+        times = np.bincount(drawn.reshape(-1), minlength=size * count).reshape(size, count)
+        means.append(times.astype(np.float64) @ differences / count)
+    low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return low, high
+
+
+def _mean(runs: Sequence[Run], labels: Sequence[str], label: str, metric: str) -> np.ndarray | None:
+    """(N,) float64, the mean over a label's runs query by query; None where one of them has no such values."""
+    queries = [run.queries or {} for run, each in zip(runs, labels, strict=True) if each == label]
+    if not all(metric in each for each in queries):
+        return None
+    return np.stack([each[metric] for each in queries]).mean(axis=0, dtype=np.float64)
+
+
+def _same_queries(runs: Sequence[Run], labels: Sequence[str]) -> None:
+    tested: dict[object, str] = {}
+    counted: dict[int, str] = {}
+    for run, label in zip(runs, labels, strict=True):
+        name, data = f"{label} ({run.path})", run.record["data"]
+        tested.setdefault((data["name"], data["test"], data.get("gallery")), name)
+        for values in (run.queries or {}).values():
+            counted.setdefault(len(values), name)
+    for what, names in (("other queries", tested), ("another number of queries", counted)):
+        if len(names) > 1:
+            one, other, *_ = names.values()
+            raise DataError(f"{one} and {other} were tested on {what}; compare runs of one test set")

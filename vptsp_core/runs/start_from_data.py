@@ -1,0 +1,168 @@
+"""A start from the data: what the frozen backbone knows about the training classes, put into what learns (beyond the
+paper, whose heads, proxies and prompts all start at random).
+
+One pass over some training images, without prompts, and no step of any optimiser:
+- heads: discriminant analysis (Fisher 1936; Rao 1948; as "within-class covariance normalisation" Hatch et al.,
+  Interspeech 2006). Features, centred, are divided by how they vary WITHIN classes; of the directions then left, the d
+  along which they vary most are kept, all of them where d = D. Scaled to the size of the start that it replaces,
+  so that a learning rate means what it meant;
+- proxies: P and O of a class are the mean of its embeddings by that head, of length 1. A GRU
+  starts by keeping them (Gers et al. 2000, Jozefowicz et al. 2015, of the LSTM's gate): its candidate is random yet;
+- prompts: tokens of real patches at the input of the very block; a class's come from images of its own.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vptsp_core.data import ImageSet
+from vptsp_core.data.batches import eval_batches
+from vptsp_core.data.holdout import first_of_each
+from vptsp_core.errors import ConfigError
+from vptsp_core.method.accumulators import GRUAccumulator
+from vptsp_core.method.backbone import normalisation
+from vptsp_core.method.head import Head
+from vptsp_core.method.model import MetricModel
+from vptsp_core.method.vit import run_block
+from vptsp_core.system.distributed import from_first
+
+PER_CLASS = 32  # images a class that are looked at: all of CUB's are not needed, and iNaturalist has classes of 659
+SHRINK = 0.3  # of the covariance within classes towards a multiple of the identity (Friedman 1989)
+KEEP = 3.0  # bias of a GRU's gate between old and new: 95 % of P stay, until it has learned what to let in
+STAGES = ("released", "heads", "proxies", "all")  # each does what the ones before it do
+
+
+@torch.no_grad()
+def start_from_data(model: MetricModel, images: ImageSet) -> None:
+    """Give heads, proxies and prompts of a fresh model their start, as far as ``config.start`` says. Every process of a
+    group ends with the first one's numbers.
+
+    Args:
+        model: on its device, before its first step.
+        images: the training set.
+
+    Raises:
+        ConfigError: embeddings wider than the backbone's tokens have no such start.
+    """
+    config, vit = model.config, model.vit
+    stage = STAGES.index(config.start)
+    if not stage:
+        return
+    if config.embed_dim > vit.backbone.embed_dim:
+        raise ConfigError(
+            f"embed_dim = {config.embed_dim} must be at most {vit.backbone.embed_dim}, the width of {config.backbone}, "
+            f"for start = {config.start!r}"
+        )
+    some = first_of_each(images, PER_CLASS)
+    labels = torch.from_numpy(some.labels)
+    features = _features(model, some, _Tokens(model, labels) if stage == 3 else None)
+    normed = F.layer_norm(features, features.shape[-1:])
+    weight, bias = discriminant(normed, labels, config.embed_dim)
+    for head in (vit.sample_head, vit.proxy_head):
+        if head is not None:
+            _set_head(head, weight, bias)
+    if stage >= 2 and model.proxies is not None:
+        embeddings = F.normalize((normed @ weight.T + bias).mean(1), dim=-1)
+        means = F.normalize(class_means(embeddings, labels), dim=-1)
+        model.proxies.bias.copy_(means)
+        if model.proxies.accumulator is not None:
+            model.proxies.state.copy_(means)
+        if isinstance(gru := model.proxies.accumulator, GRUAccumulator):
+            gru.b_z.fill_(KEEP if gru.released else -KEEP)
+
+
+def class_means(rows: Tensor, labels: Tensor) -> Tensor:
+    """(N, D), (N,) int64 from 0 to C - 1 -> (C, D)."""
+    count = torch.bincount(labels).to(rows.dtype)
+    return torch.zeros(len(count), rows.shape[1], dtype=rows.dtype).index_add_(0, labels, rows) / count[:, None]
+
+
+def discriminant(features: Tensor, labels: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The linear map of the module's first item.
+
+    Args:
+        features: (N, tokens, D) on the CPU; tokens of one image are features of the same class.
+        labels: (N,) int64, contiguous from 0.
+        width: d, at most D.
+
+    Returns:
+        Weight (d, D) and bias (d,), float32; computed in float64. The weight's root mean square is Xavier's,
+        sqrt(2 / (D + d)).
+    """
+    rows = features.flatten(0, 1).double()
+    of_rows = labels.repeat_interleave(features.shape[1])
+    mean, size = rows.mean(0), rows.shape[1]
+    within = rows - class_means(rows, of_rows)[of_rows]
+    within = within.T @ within / len(rows)
+    within += SHRINK * within.diagonal().mean().clamp(min=1e-12) * torch.eye(size, dtype=within.dtype)
+    values, vectors = torch.linalg.eigh(within)
+    whiten = vectors * values**-0.5 @ vectors.T
+    centred = (rows - mean) @ whiten
+    _, directions = torch.linalg.eigh(centred.T @ centred)
+    weight = directions[:, -width:].T @ whiten
+    weight *= math.sqrt(2 / (size + width)) / weight.square().mean().sqrt()
+    return weight.float(), (-weight @ mean).float()
+
+
+class _Tokens:
+    """Fills a model's prompts with patch tokens, batch by batch of the images that are looked at.
+
+    Which images and patches is drawn from the run's seed, by a generator of its own. A prompt follows one patch through
+    all blocks. The tables are filled where they lie, row by row: that of In-Shop is far larger than a GPU.
+
+    Args:
+        labels: (N,) those of the images, ascending.
+    """
+
+    def __init__(self, model: MetricModel, labels: Tensor) -> None:
+        vit, draw = model.vit, torch.Generator().manual_seed(model.config.seed)
+        patches, prefix = vit.backbone.patch_embed.num_patches, vit.backbone.num_prefix_tokens
+        self.wanted: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # prompts (C, L, m, D); row, image, patch of each
+
+        def want(prompts: Tensor, image: Tensor) -> None:
+            rows, count = image.shape
+            order = torch.rand(rows, max(count, patches), generator=draw).argsort(1)
+            place = prefix + order[:, :count] % patches
+            self.wanted.append((prompts, torch.arange(rows).repeat_interleave(count), image.flatten(), place.flatten()))
+
+        if vit.prompts is not None:
+            want(vit.prompts[None], torch.randint(len(labels), (1, vit.prompts.shape[1]), generator=draw))
+        if model.class_prompts is not None:
+            table, counts = model.class_prompts.table, torch.bincount(labels)
+            nth = torch.arange(table.shape[2]) % counts[:, None]  # its images in turn
+            want(table, counts.cumsum(0)[:, None] - counts[:, None] + nth)
+
+    def take(self, block: int, tokens: Tensor, begin: int) -> None:
+        """Fill in what comes from the input of a block: tokens (B, T, D) of the images from ``begin`` on."""
+        for prompts, row, image, place in self.wanted:
+            here = (image >= begin) & (image < begin + len(tokens))
+            if block < prompts.shape[1] and here.any():
+                which = torch.nonzero(here)[:, 0]
+                found = from_first(tokens[image[which] - begin, place[which]].float())
+                prompts[row[which], block, which % prompts.shape[2]] = found.to(prompts)
+
+
+def _features(model: MetricModel, images: ImageSet, tokens: _Tokens | None) -> Tensor:
+    """What the frozen trunk makes of the images, without prompts: (N, pooled tokens, D) float32, on the CPU."""
+    vit, config = model.vit, model.config
+    device, found, begin = next(model.parameters()).device, [], 0
+    for pixels in eval_batches(images, config, normalisation(vit.backbone), config.batch, device):
+        with torch.autocast(device.type, dtype=vit.autocast, enabled=vit.autocast is not None):
+            x = vit.stem(pixels)
+            for i, block in enumerate(vit.backbone.blocks):
+                if tokens is not None:
+                    tokens.take(i, x, begin)
+                x = run_block(block, x, [None])
+            found.append(from_first(vit.pool_tokens(x).float()).cpu())
+        begin += len(pixels)
+    return torch.cat(found)
+
+
+def _set_head(head: Head, weight: Tensor, bias: Tensor) -> None:
+    for linear in (head.fc, head.dist_fc) if head.tokens == 2 else (head.fc,):
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)

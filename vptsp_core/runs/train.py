@@ -1,0 +1,267 @@
+"""The training loop: epochs, precision, schedule, checkpoints, history. It knows optimisers and nothing of tables.
+
+Resume order, so that a run cut short ends as if it had not been:
+1. the model is built from the seed, as at the first start;
+2. the last whole checkpoint is looked for (`vptsp_core.runs.checkpoints`), the one before it where that is damaged;
+3. what was learned, both optimisers, both schedules, the history and the best epoch, its weights and per-query values
+   included, are read from it: all that a run ends with comes from this one file, however much later it was cut;
+4. every epoch seeds its own sampler, augmentation and dropout from (seed, epoch): nothing else is carried over.
+
+Several processes (`system.distributed`) take the same steps, each with its share of the images; the first one
+writes, all read the checkpoint, which has to lie where all machines see it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from vptsp_core.data import ImageSet
+from vptsp_core.data.batches import train_batches
+from vptsp_core.errors import TrainingError, WeightsError
+from vptsp_core.method.backbone import identity, normalisation
+from vptsp_core.method.model import MetricModel, make_optimizers
+from vptsp_core.method.sampler import ClassBalancedSampler
+from vptsp_core.method.step import TrainStep, compiles
+from vptsp_core.runs.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
+from vptsp_core.runs.memory import failures_told, fit_step
+from vptsp_core.runs.numerics import all_learned, first_bad_loss, first_bad_tensor, last_change, listed
+from vptsp_core.runs.progress import write_progress
+from vptsp_core.runs.selection import HELD_OUT, Row, keep_queries, score
+from vptsp_core.runs.start_from_data import start_from_data
+from vptsp_core.system.bars import bar, duration, is_log, say
+from vptsp_core.system.devices import autocast_dtype
+from vptsp_core.system.distributed import check_batch, from_main, is_main, own_share
+
+
+class Trainer:
+    """One run of training.
+
+    Args:
+        model: on its device.
+        images: the training set.
+        folder: where the checkpoints go.
+        evaluate: metrics of the model as it is; called after the epochs that the config names and after the last.
+            Where it gives `Scores`, their per-query values are kept.
+        progress: show a bar for each epoch's steps.
+        checkpointing: of gradients, ``"on"`` or ``"off"``; ``"auto"``: on a GPU, where a step does not fit without.
+        compile: steps run compiled, ``"on"`` or ``"off"``; ``"auto"``: long runs on a GPU (`compiles`).
+        on_epoch: called after every finished epoch with the history so far, in the first process; changes no number.
+        stretch: tells what the run is made with in this call and for how long by now, for its record.
+
+    Attributes:
+        stretches: what ``stretch`` told last in every call that this run took, each with ``after_epochs``, the epochs
+            that were finished before it; travels in the checkpoint.
+        queries: per-query values of each metric at the epoch that it is reported from; travel in the checkpoint.
+        weights: of the best epoch, what retrieval needs, on the CPU; travel in the checkpoint.
+
+    Raises:
+        ConfigError: the processes cannot share the batch evenly.
+        DataError: the training set is too small for the batch.
+    """
+
+    def __init__(
+        self,
+        model: MetricModel,
+        images: ImageSet,
+        folder: Path,
+        evaluate: Callable[[MetricModel], Mapping[str, float]],
+        *,
+        progress: bool = True,
+        checkpointing: str = "auto",
+        compile: str = "auto",
+        on_epoch: Callable[[list[Row]], None] | None = None,
+        stretch: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        config = self.config = model.config
+        check_batch(config.batch, config.samples_per_class)
+        self.model, self.images, self.folder, self.evaluate = model, images, folder, evaluate
+        self.progress, self.checkpointing, self.on_epoch = progress and is_main(), checkpointing, on_epoch
+        if checkpointing != "auto":
+            model.vit.checkpointing = checkpointing == "on"
+        self.device = next(model.parameters()).device
+        self.model.vit.autocast = autocast_dtype(config.precision, self.device, model.vit.backbone.embed_dim)
+        self.sampler = ClassBalancedSampler(
+            images.labels, config.batch, config.samples_per_class, config.seed, config.steps_per_epoch,
+            in_turn=config.dataset == "own",
+        )  # fmt: skip
+        self.identity = identity(config)  # read once: the file of weights may go while the run lasts
+        self.statistics = normalisation(model.vit.backbone)
+        self.optimizers = make_optimizers(model)
+        self.schedules = [
+            CosineAnnealingLR(optimizer, config.cosine_T, eta_min=config.cosine_min) for optimizer in self.optimizers
+        ]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.model.vit.autocast is torch.float16)
+        compiled = compiles(compile, self.device, config.epochs * len(self.sampler))
+        self.step = TrainStep(model, self.optimizers, self.scaler, compiled=compiled, must=compile == "on")
+        self.history: list[Row] = []
+        self.queries: dict[str, np.ndarray] = {}
+        self.weights: dict[str, Tensor] = {}
+        self.stretch, self.stretches = stretch, [{"after_epochs": 0, **stretch(), **self._compiled()}]
+        self.best = -math.inf
+
+    @property
+    def finished(self) -> int:
+        """Epochs that are."""
+        return int(self.history[-1]["epoch"]) if self.history else 0
+
+    def run(self) -> list[Row]:
+        """Train to the last epoch, from the checkpoint where there is one; one row of history an epoch. What starts
+        from the data is evaluated before its first step too, as epoch 0, and may be the best.
+
+        Raises:
+            WeightsError: no checkpoint is whole, or they belong to another run.
+            TrainingError: the loss, a weight or an optimiser's state is not finite, or the GPU's memory is full; the
+                checkpoint of the epoch before stays.
+            VptspError: the folder cannot be written.
+        """
+        self._resume()
+        if not self.history and self.config.start != "released":
+            self._start()
+        if self.checkpointing == "auto" and self.device.type == "cuda" and self.finished < self.config.epochs:
+            fit_step(self.model, self.optimizers)
+        epochs, begun = range(self.finished, self.config.epochs), time.perf_counter()
+        if self.progress and epochs:
+            say(f"training {self.config.method} on {len(self.images):,} images, epochs {epochs.start + 1} to "
+                f"{epochs.stop} of {len(self.sampler)} steps")  # fmt: skip
+        for epoch in epochs:
+            with failures_told(self.model, f"epoch {epoch + 1}"):
+                row = self.train_epoch(epoch)
+                for schedule in self.schedules:
+                    schedule.step()
+                if epoch >= self.config.eval_start or epoch == self.config.epochs - 1:
+                    found = self.evaluate(self.model)
+                    keep_queries(self.queries, found, self.history, self.config.selection)
+                    row |= found
+            self.history.append(row)
+            self._save(row)
+            if self.progress:
+                mean = (time.perf_counter() - begun) / (epoch + 1 - epochs.start)
+                say(epoch_line(row, self.config.epochs, (epochs.stop - epoch - 1) * mean))
+            if self.on_epoch is not None and is_main():
+                self.on_epoch(self.history)
+        return self.history
+
+    def _start(self) -> None:
+        with failures_told(self.model, "the start from the data"):
+            start_from_data(self.model, self.images)
+            found = self.evaluate(self.model)
+        keep_queries(self.queries, found, self.history, self.config.selection)
+        self.history.append({"epoch": 0, **found})
+        self._save(self.history[0])
+
+    def train_epoch(self, epoch: int) -> Row:
+        """All steps of one epoch, counted from 0; its row of the history.
+
+        Raises:
+            TrainingError: the loss, a weight or an optimiser's state is not finite.
+        """
+        seed = int(np.random.SeedSequence([self.config.seed, epoch, 2]).generate_state(1)[0])
+        torch.manual_seed(seed)
+        self.model.train()
+        part = own_share(self.config.batch)
+        batches = train_batches(self.images, self.config, self.statistics, self.sampler, epoch, self.device, part)
+        title, show = f"epoch {epoch + 1}/{self.config.epochs}", self.progress and not is_log()
+        shown = bar(batches, title, len(self.sampler), show=show, leave=False)
+        start, losses = time.perf_counter(), []
+        k, of_images = self.config.samples_per_class, self.images.labels
+        schedule = [torch.from_numpy(of_images[batch[::k]]) for batch in self.sampler.epoch(epoch)]
+        for (images, labels), classes, upcoming in zip(shown, schedule, [*schedule[1:], None], strict=True):
+            losses.append(self.step(images, labels, classes, upcoming))
+        mean = torch.stack(losses).mean().item()  # but for fp16, and the check below, the only wait for the device
+        self._check_finite(epoch, torch.stack(losses))
+        seconds = time.perf_counter() - start
+        return {
+            "epoch": epoch + 1, "loss": mean, "lr": self._rate(0), "lr_proxy": self._rate(1), "seconds": seconds,
+        }  # fmt: skip
+
+    def _compiled(self) -> dict[str, Any]:
+        return {"compiled": self.step.compiled, "compile_seconds": self.step.compile_seconds}
+
+    def _rate(self, which: int) -> float:
+        return float(self.optimizers[which].param_groups[0]["lr"])
+
+    def _check_finite(self, epoch: int, losses: Tensor) -> None:
+        """Refuse an epoch with a loss (T,), or with a tensor after it, that is not finite (`runs.numerics`)."""
+        step, told = first_bad_loss(losses), "the loss is not finite from step {} of epoch {} on"
+        batches = self.sampler.epoch(epoch)
+        if step is None:
+            tensors = all_learned(self.model, self.optimizers)
+            name = first_bad_tensor(tensors)
+            if name is None:
+                return
+            told = f"{name} is not finite after step {{}} of epoch {{}}, though the losses are"
+            step = last_change(name, tensors[name], [self.images.labels[batch] for batch in batches])
+            batches = self.sampler.epoch(epoch)
+        images = listed([self.images.describe(int(i)) for i in next(itertools.islice(batches, step, None))])
+        mend = "lower the learning rates" if epoch or step else "look at the images, loss_scale and loss_margin"
+        raise TrainingError(
+            f"{told.format(step + 1, epoch + 1)} (lr = {self._rate(0):g}, lr_proxy = {self._rate(1):g}, "
+            f"images {images}); {mend}{f'; the checkpoint of epoch {epoch} stays' if epoch else ''}"
+        )
+
+    def _save(self, row: Row) -> None:
+        self.stretches[-1] |= {**self.stretch(), **self._compiled()}
+        found = score(row, self.config.selection)
+        if self.config.selection == "last" or found > self.best or not self.weights:
+            state = self.model.learned_state(for_retrieval=True)
+            self.weights = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+        self.best = max(self.best, found)
+        from_main(self._write)
+
+    def _write(self) -> None:
+        values = {
+            "learned": self.model.learned_state(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedules": [schedule.state_dict() for schedule in self.schedules],
+            "scaler": self.scaler.state_dict(),
+            "history": self.history,
+            "queries": {name: torch.from_numpy(values) for name, values in self.queries.items()},
+            "weights": self.weights,
+            "best": self.best,
+            "stretches": self.stretches,
+        }
+        write_checkpoint(self.folder, self.identity, values)
+        write_progress(self.folder, self.finished, self.config.epochs)
+
+    def _resume(self) -> None:
+        found = from_main(lambda: find_checkpoint(self.folder))
+        if found is not None:
+            saved = read_checkpoint(self.folder, found, self.identity, self.stretches[-1])
+            try:
+                self._restore(saved)
+            except Exception as error:
+                path = self.folder / found.name
+                raise WeightsError(f"checkpoint {path}: does not fit; delete it to start this run again") from error
+        from_main(lambda: write_progress(self.folder, self.finished, self.config.epochs))
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        self.model.load_state_dict(saved["learned"], strict=False)
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
+                group["fused"] = own["fused"]  # this device's, whatever the run was begun on
+            optimizer.load_state_dict(state)
+        for schedule, state in zip(self.schedules, saved["schedules"], strict=True):
+            schedule.load_state_dict(state)
+        self.scaler.load_state_dict(saved["scaler"])
+        self.history, self.best = saved["history"], saved["best"]
+        self.queries = {name: values.numpy().copy() for name, values in saved["queries"].items()}
+        self.weights = {name: value.clone() for name, value in saved["weights"].items()}  # the file goes
+        own = {"after_epochs": self.finished, **self.stretch(), **self._compiled()}
+        self.stretches = [*saved["stretches"], own]
+
+
+def epoch_line(row: Row, epochs: int, left: float) -> str:
+    """What a log says of an epoch: loss, R@1 where evaluated, seconds of training, and the time ``left`` in seconds."""
+    found = [f"{name} {100 * row[name]:.1f}" for name in ("R@1", HELD_OUT + "R@1") if name in row]
+    parts = [f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.3f}", *found, f"{row['seconds']:.0f} s"]
+    return ", ".join([*parts, f"{duration(left)} left"] if row["epoch"] < epochs else parts)

@@ -1,0 +1,98 @@
+"""Where a run computes, and in what precision."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+
+import torch
+from torch import Tensor
+
+from vptsp_core.errors import VptspError
+from vptsp_core.system.distributed import launched, local_rank
+
+PAYS = 1.5  # times as quick as float32 a bf16 product has to be on a CPU
+
+
+def autocast_dtype(precision: str, device: torch.device, width: int = 384) -> torch.dtype | None:
+    """The trunk's dtype; None is float32. ``"auto"`` is bf16 where the device multiplies it natively and it pays.
+
+    Args:
+        width: of the backbone; on a CPU ``"auto"`` times a product of its shapes.
+
+    Raises:
+        VptspError: half precision was asked for on a device without it.
+    """
+    return precision_and_reason(precision, device, width)[0]
+
+
+def precision_and_reason(precision: str, device: torch.device, width: int = 384) -> tuple[torch.dtype | None, str]:
+    """`autocast_dtype`, and in a few words why; a run's record says both."""
+    if precision == "auto":
+        if device.type != "cuda":
+            return _of_cpu(width)
+        with torch.cuda.device(device):  # emulated it would be slower than float32
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return (torch.bfloat16, "this GPU has bf16") if native else (None, "this GPU has no bf16")
+    if precision == "fp16" and device.type != "cuda":
+        raise VptspError(f"precision = 'fp16' needs a GPU, the device is {device}; use 'auto', 'bf16' or 'fp32'")
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision], "asked for"
+
+
+@functools.cache
+def _of_cpu(width: int) -> tuple[torch.dtype | None, str]:
+    units = [name for name in ("amx_bf16", "avx512_bf16") if torch.cpu.get_capabilities().get(name)]
+    if not units:
+        return None, "this CPU has no bf16 units"
+    quicker = bf16_speedup(width)
+    found = f"this CPU has {' and '.join(units)}; a bf16 product takes 1/{quicker:.1f} of float32's time"
+    return (torch.bfloat16 if quicker >= PAYS else None), found
+
+
+def bf16_speedup(width: int) -> float:
+    """Time of a float32 product of the backbone's shapes over that of a bf16 one, each the best of five."""
+    x, weight = torch.ones(1576, width), torch.ones(3 * width, width)  # QKV of eight images of 224 px
+
+    def seconds(dtype: torch.dtype) -> float:
+        a, b, best = x.to(dtype), weight.to(dtype), math.inf
+        for _ in range(5):
+            start = time.perf_counter()
+            torch.nn.functional.linear(a, b)
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    with torch.no_grad():
+        return seconds(torch.float32) / seconds(torch.bfloat16)
+
+
+def pick_device(name: str | torch.device | None = None) -> torch.device:
+    """The device called ``name``; None: a GPU where there is one. Under torchrun each process has a GPU of its own.
+
+    Raises:
+        VptspError: no such device, none that works here, or one GPU for all processes.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name is None else name)
+        if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
+            raise RuntimeError("another kind of device")
+        if device.type == "cuda" and launched():
+            if device.index not in (None, local_rank()):
+                raise VptspError(f"device {str(name)!r}: each process has a GPU of its own; use cuda")
+            device = torch.device("cuda", local_rank())
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise VptspError(
+            f"device {str(name)!r} cannot be used here; choose cpu, or cuda where there is a GPU"
+        ) from error
+    return device
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of any shape on the device.
+
+    The host does not wait for a GPU, as it would for a copy out of pageable memory.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
