@@ -19,9 +19,9 @@ from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.method import class_prompts
 from vptsp_core.method.class_prompts import ClassPrompts
 from vptsp_core.method.config import RunConfig
-from vptsp_core.method.model import place_class_prompts
 from vptsp_core.method.presets import preset
 from vptsp_core.paper.bench.table import compare_tables
+from vptsp_core.runs.memory import place_class_prompts
 from vptsp_core.system import host_rows
 from vptsp_core.system.devices import to_device
 from vptsp_core.system.host_rows import DirectCopier, HostRows, StreamCopier, own_pages, pin
@@ -351,7 +351,7 @@ def test_placing(monkeypatch):
 
 def test_a_host_table_has_to_fit_once_a_process(monkeypatch):
     def place(free, where="host", device="cpu", **options):
-        monkeypatch.setattr("vptsp_core.method.model.available_host_memory", lambda: free)
+        monkeypatch.setattr("vptsp_core.runs.memory.available_host_memory", lambda: free)
         prompts = ClassPrompts(SHAPE, **{"rowwise": True, "batch_classes": 3, "optimizer": "adam"} | options)
         place_class_prompts(SimpleNamespace(class_prompts=prompts), torch.device(device), where)
         return prompts.on_host
@@ -360,7 +360,7 @@ def test_a_host_table_has_to_fit_once_a_process(monkeypatch):
     assert place(2 * table)
     with pytest.raises(VptspError, match=r"^class table on the host: .* x 1 processes .*; lower class_prompts"):
         place(2 * table - 1)
-    monkeypatch.setattr("vptsp_core.method.model.local_size", lambda: 4)
+    monkeypatch.setattr("vptsp_core.runs.memory.local_size", lambda: 4)
     assert place(8 * table) and place(4 * table, optimizer="sgd")
     with pytest.raises(VptspError, match=r"x 4 processes .*; start fewer processes, lower .* --class-table device$"):
         place(8 * table - 1)

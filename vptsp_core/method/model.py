@@ -8,7 +8,6 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.method.accumulators import make_accumulator
 from vptsp_core.method.adapters import Adapter
 from vptsp_core.method.class_prompts import ClassPrompts
@@ -17,8 +16,7 @@ from vptsp_core.method.lora import add_lora, is_lora
 from vptsp_core.method.losses import proxy_anchor
 from vptsp_core.method.proxies import SemanticProxies
 from vptsp_core.method.vit import PromptedViT, prompt_counts
-from vptsp_core.system.distributed import gather_rows, local_size, own_rows, sum_gradients
-from vptsp_core.system.host_rows import available_host_memory
+from vptsp_core.system.distributed import gather_rows, own_rows, sum_gradients
 
 
 class MetricModel(nn.Module):
@@ -176,46 +174,6 @@ def make_optimizers(model: MetricModel) -> tuple[torch.optim.Optimizer, torch.op
         options["momentum"] = config.momentum
     kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     return kind(rest, lr=config.lr, **options), kind([ordinary], lr=config.lr_proxy, **options)
-
-
-def place_class_prompts(model: MetricModel, device: torch.device, where: str = "auto") -> None:
-    """Decide where the class-prompt table lies; call it before the model moves to its device.
-
-    Args:
-        where: ``"device"``, ``"host"`` (row-wise tables only), or ``"auto"``: in host memory if the table and its
-            optimiser state would take more than half of what the GPU has free. It changes no numbers. Every process
-            has a copy of its own, so that host memory holds one for each process of this machine.
-
-    Raises:
-        ConfigError: ``"host"`` for a model without a row-wise table.
-        VptspError: the copies of this machine's processes do not fit into its memory.
-    """
-    prompts = model.class_prompts
-    if prompts is None or not prompts.rowwise:
-        if where != "host":
-            return
-        raise ConfigError(
-            "class table on the host: needs method = 'vptsp' with class_optimizer = 'rowwise'; leave it out"
-        )
-    if where == "auto" and device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        where = "host" if prompts.table_bytes() > free / 2 else "device"
-    if where == "host":
-        _check_host_memory(prompts)
-        prompts.to_host()
-
-
-def _check_host_memory(prompts: ClassPrompts) -> None:
-    # The tables are there already, this process's and about now the others'; the moments come with the steps.
-    processes, moments = local_size(), prompts.table_bytes() - prompts.table.nbytes
-    available = available_host_memory()
-    if moments * processes > available:
-        raise VptspError(
-            f"class table on the host: {moments / 1e9:.2f} GB of optimiser state x {processes} processes of this "
-            f"machine = {moments * processes / 1e9:.2f} GB, but {available / 1e9:.2f} GB of its memory are available; "
-            f"{'start fewer processes, ' if processes > 1 else ''}lower class_prompts or class_layers, "
-            "or keep the table on the GPU with --class-table device"
-        )
 
 
 def count_parameters(model: MetricModel) -> dict[str, int]:

@@ -1,6 +1,7 @@
-"""Does a training step fit into the GPU's memory? Tried before the first one, so that nothing need be guessed.
+"""Where the class prompts of all classes are kept, and whether a training step fits into the GPU's memory.
 
-What is tried are the towers and the optimiser state, nearly all there is. Left out, and to be found beside them, are
+A step is tried before the first one, so that nothing need be guessed. What is tried are the towers and the optimiser
+state, nearly all there is. Left out, and to be found beside them, are
 - the proxies and the loss: a few (classes, d) tensors;
 - what augmenting on the GPU takes: for each image some 25 bytes a pixel of the batch's tallest and widest boxes;
 - the decoded training set, where it is kept on the GPU: up to a quarter of what is free by then (`data.store`);
@@ -17,10 +18,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from vptsp_core.errors import TrainingError
-from vptsp_core.method.class_prompts import MOMENTS
+from vptsp_core.errors import ConfigError, TrainingError, VptspError
+from vptsp_core.method.class_prompts import MOMENTS, ClassPrompts
 from vptsp_core.method.model import MetricModel
-from vptsp_core.system.distributed import own_rows
+from vptsp_core.system.distributed import local_size, own_rows
+from vptsp_core.system.host_rows import available_host_memory
 
 
 def probe_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
@@ -114,3 +116,43 @@ def _fits(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> bo
         return True
     torch.cuda.empty_cache()
     return False
+
+
+def place_class_prompts(model: MetricModel, device: torch.device, where: str = "auto") -> None:
+    """Decide where the class-prompt table lies; call it before the model moves to its device.
+
+    Args:
+        where: ``"device"``, ``"host"`` (row-wise tables only), or ``"auto"``: in host memory if the table and its
+            optimiser state would take more than half of what the GPU has free. It changes no numbers. Every process
+            has a copy of its own, so that host memory holds one for each process of this machine.
+
+    Raises:
+        ConfigError: ``"host"`` for a model without a row-wise table.
+        VptspError: the copies of this machine's processes do not fit into its memory.
+    """
+    prompts = model.class_prompts
+    if prompts is None or not prompts.rowwise:
+        if where != "host":
+            return
+        raise ConfigError(
+            "class table on the host: needs method = 'vptsp' with class_optimizer = 'rowwise'; leave it out"
+        )
+    if where == "auto" and device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        where = "host" if prompts.table_bytes() > free / 2 else "device"
+    if where == "host":
+        _check_host_memory(prompts)
+        prompts.to_host()
+
+
+def _check_host_memory(prompts: ClassPrompts) -> None:
+    # The tables are there already, this process's and about now the others'; the moments come with the steps.
+    processes, moments = local_size(), prompts.table_bytes() - prompts.table.nbytes
+    available = available_host_memory()
+    if moments * processes > available:
+        raise VptspError(
+            f"class table on the host: {moments / 1e9:.2f} GB of optimiser state x {processes} processes of this "
+            f"machine = {moments * processes / 1e9:.2f} GB, but {available / 1e9:.2f} GB of its memory are available; "
+            f"{'start fewer processes, ' if processes > 1 else ''}lower class_prompts or class_layers, "
+            "or keep the table on the GPU with --class-table device"
+        )

@@ -23,11 +23,11 @@ from vptsp_core.data.loading import deaths_told
 from vptsp_core.errors import ConfigError, DataError, VptspError
 from vptsp_core.method.backbone import load_backbone
 from vptsp_core.method.config import RunConfig, check_choice
-from vptsp_core.method.model import MetricModel, place_class_prompts
+from vptsp_core.method.model import MetricModel
 from vptsp_core.method.step import COMPILE
 from vptsp_core.runs.evaluate import evaluate
 from vptsp_core.runs.folder import METRICS, Run, finished_run, run_folder, write_run
-from vptsp_core.runs.memory import failures_told
+from vptsp_core.runs.memory import failures_told, place_class_prompts
 from vptsp_core.runs.progress import at_work
 from vptsp_core.runs.record import close_record, make_record, make_stretch
 from vptsp_core.runs.selection import Row, on_held_out, score
