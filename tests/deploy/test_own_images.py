@@ -3,6 +3,8 @@
 import json
 import random
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -611,3 +613,21 @@ def test_without_epochs_nothing_was_trained(selection, tmp_path):
 def test_one_is_singular(tmp_path):
     assert told(tmp_path, ["better"] * 2, queries=1, classes=1).startswith("1 query image of 1 class that")
     assert "1 classes" not in told(tmp_path, ["better"] * 2, classes=1)
+
+
+def test_calls_that_begin_at_once_get_one_plan(tmp_path, monkeypatch):
+    """What memory is free is another at every look: who decides second must find the first one's plan."""
+    benchmark, looks = load_benchmark("glyphs"), iter([1e9, 64e9, 1e8])
+
+    def looked(device, cache):
+        memory = next(looks)
+        time.sleep(0.5)
+        return Machine(False, memory, memory, 1e12, 1)
+
+    monkeypatch.setattr(own_images, "machine", looked)
+    changes = {"backbone": "demo_vit", "image_size": 40, "resize": 40}
+    with ThreadPoolExecutor(3) as pool:
+        calls = [pool.submit(own_images._planned, benchmark, tmp_path, changes, tmp_path, None, "cpu") for _ in "abc"]
+        plans = [call.result() for call in calls]
+    assert len({made.config for made in plans}) == 1 and next(looks) == 64e9, "one looked"
+    assert len(list((tmp_path / "plans").iterdir())) == 1

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import errno
 import io
 import os
 import shutil
@@ -9,16 +10,24 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from vptsp_core.errors import VptspError
+from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.publish import executed, runner
 from vptsp_core.publish.executed import is_finished, made_from, mark
-from vptsp_core.publish.parameters import check_parameters, check_sources, declared_parameters, discover, read
+from vptsp_core.publish.parameters import (
+    check_given,
+    check_parameters,
+    check_sources,
+    declared_parameters,
+    discover,
+    read,
+)  # fmt: skip
 from vptsp_core.runs.progress import write_progress
 
 PARAMETERS = 'profile = "demo"\ndata = None\nresults = "results"\nseeds = [0]'
@@ -354,3 +363,68 @@ def test_check_sources_names_every_breach(tmp_path):
 
 def test_our_notebooks_keep_the_rules():
     assert check_sources() == []
+
+
+INJECTED = '# Parameters\nseeds = list(range(2))\nchanges = {"lr": float("nan")}'
+DECLARED = PARAMETERS + "\nchanges = {}"
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ([DECLARED, INJECTED], None),
+        (["%load_ext autoreload", "import os", DECLARED, INJECTED], None),
+        ([DECLARED, "%load_ext autoreload\n" + INJECTED + "\nprint(seeds)\n!true"], None),
+        (["%load_ext autoreload", DECLARED, "# Parameters\nsedes = list(range(2))"], "unknown parameter 'sedes'"),
+        ([DECLARED, "# Parameters\nseeds = [1]", "# Parameters\nseeds = range(2)"], r"'seeds' must be .*range\(0, 2\)"),
+        ([DECLARED, "# Parameters\nseeds = ("], "the cell of parameters cannot be read"),
+        ([DECLARED.replace("[0]", "list(range(1))"), INJECTED], None),
+        ([DECLARED, "seeds = list(range(3))"], None),
+    ],
+)
+def test_parameters_that_are_no_literals_are_taken_from_the_kernel(monkeypatch, cells, message):
+    """As JupyterLab leaves them: a cell above, a cell edited and executed again, what papermill writes for ``.nan``."""
+    values = {}
+    for cell in cells:
+        with contextlib.suppress(SyntaxError):
+            exec("\n".join(line for line in cell.splitlines() if not line.startswith(("%", "!"))), values)
+    shell = types.SimpleNamespace(user_ns={**values, "In": ["", *cells, "check_given()"]})
+    monkeypatch.setattr("IPython.core.getipython.get_ipython", lambda: shell)
+    with pytest.raises(ConfigError, match=message) if message else contextlib.nullcontext():
+        check_given()
+
+
+def test_a_full_disk_ends_one_notebook_and_keeps_the_first_error(tmp_path, monkeypatch, capsys):
+    """papermill leaves a copy that is cut short; neither that nor a second full disk may hide what was wrong."""
+    import papermill
+
+    sources, out = tmp_path / "sources", tmp_path / "results"
+    sources.mkdir()
+    for name in ("a_full", "b_full", "c_next"):
+        write(sources, name, "seeds")
+    (out / "smoke" / "notebooks").mkdir(parents=True)
+    (out / "smoke" / "notebooks" / "a_full.failed.ipynb").write_text("of an earlier failure")
+    whole = nbformat.writes(nbformat.read(sources / "c_next.ipynb", as_version=4))
+
+    def execute(source, target, values, **options):
+        name = Path(source).stem
+        Path(target).write_text(whole[:40] if name == "a_full" else whole)
+        if name != "c_next":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full(path, content):
+        raise VptspError(f"cannot write {path} (No space left on device)")
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    real = executed.write_bytes
+
+    def written(path, content):
+        (full if "b_full" in path.name else real)(path, content)
+
+    monkeypatch.setattr(executed, "write_bytes", written)
+    assert runner.run_notebooks("smoke", results=out, folder=sources) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("OSError: [Errno 28] No space left on device") == 2
+    assert "1 of 3 notebooks are there" in printed
+    kept = {"b_full.failed.ipynb", "c_next.ipynb", "c_next.html"}
+    assert {path.name for path in (out / "smoke" / "notebooks").iterdir()} == kept

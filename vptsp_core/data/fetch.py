@@ -15,6 +15,7 @@ from vptsp_core.data.download import download
 from vptsp_core.data.partfile import mismatch
 from vptsp_core.data.unpack import unpack
 from vptsp_core.errors import DataError
+from vptsp_core.system.files import temporary_name
 from vptsp_core.system.locks import locked
 
 
@@ -115,7 +116,7 @@ def _fetched(part: Part, downloads: Path) -> Path:
 
 
 def _copy(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, temporary)
@@ -123,4 +124,5 @@ def _copy(source: Path, target: Path) -> None:
     except OSError as error:
         raise DataError(f"cannot write {target} ({error.strerror or error}); mend the folder") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

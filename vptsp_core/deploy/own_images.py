@@ -29,6 +29,7 @@ from vptsp_core.system.devices import pick_device
 from vptsp_core.system.distributed import from_main, launched, local_size, start, world_size
 from vptsp_core.system.files import write_json
 from vptsp_core.system.host_rows import available_host_memory
+from vptsp_core.system.locks import locked
 from vptsp_core.system.seals import sealed, unsealed
 
 SUMMARY = "own_images.json"  # in the run's folder: the plan's reasons, the comparison, the text
@@ -106,16 +107,22 @@ def _planned(
     known = json.dumps([benchmark.fingerprint(), changes, target.type], sort_keys=True)
     root = run_folder(RunConfig(dataset="own"), results, benchmark).parents[1]
     path = root / "plans" / f"own-{hashlib.sha256(known.encode()).hexdigest()[:12]}.json"
-    if path.exists():
-        try:
-            kept = unsealed(dict(json.loads(path.read_text())))
-            return Plan(RunConfig.from_dict(kept["config"]), tuple(map(str, kept["reasons"])))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
-            raise VptspError(f"{path}: no plan can be read ({error}); delete the file") from error
+    if not path.exists():
+        with locked(path.with_name(f".{path.stem}.lock")):  # processes that begin at once get one plan
+            if not path.exists():
+                return _new_plan(benchmark, cache_folder(folder, cache, root), path, changes, target)
+    try:
+        kept = unsealed(dict(json.loads(path.read_text())))
+        return Plan(RunConfig.from_dict(kept["config"]), tuple(map(str, kept["reasons"])))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
+        raise VptspError(f"{path}: no plan can be read ({error}); delete the file") from error
+
+
+def _new_plan(benchmark: Benchmark, cache: Path, path: Path, changes: dict[str, Any], target: torch.device) -> Plan:
+    """A plan from what is free now, which is written to ``path``."""
     backbone = changes.get("backbone", PRESETS["cub200-vits16"]["backbone"])
     classes = np.bincount(benchmark.train.labels)
-    here = machine(target, cache_folder(folder, cache, root))
-    made = plan(classes, len(benchmark.test), here, shape(backbone), changes)
+    made = plan(classes, len(benchmark.test), machine(target, cache), shape(backbone), changes)
     write_json(path, sealed({"config": made.config.to_dict(), "reasons": made.reasons}))
     return made
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +123,7 @@ def update(
         for done in _embedded(
             embedder, directory, {name: there[name] for name in new}, made_by, counts, part, progress
         ):
-            write_rows(place / f"part-{len(known):05}-{os.getpid()}.safetensors", done)
+            write_rows(place / f"part-{len(known):05}-{os.getpid()}-{secrets.token_hex(4)}.safetensors", done)
             rows |= {name: (len(known), i) for i, name in enumerate(done.names)}
             known.append(done)
         names = [name for name in there if name in rows]

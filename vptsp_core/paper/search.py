@@ -9,6 +9,7 @@ which another one makes again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -27,7 +28,20 @@ from vptsp_core.data import data_folder, load_benchmark
 from vptsp_core.data.holdout import hold_out
 from vptsp_core.errors import ConfigError, TrainingError, VptspError
 from vptsp_core.method.config import RunConfig
-from vptsp_core.paper.search_database import STOPPED, choose, counts, database, open_study, quiet, tried, waited_for
+from vptsp_core.paper.search_database import (
+    DATABASE_ERRORS,
+    STOPPED,
+    choose,
+    counts,
+    database,
+    deciding,
+    file_url,
+    open_study,
+    quiet,
+    surplus,
+    tried,
+    waited_for,
+)  # fmt: skip
 from vptsp_core.paper.search_processes import devices_of, side_by_side
 from vptsp_core.paper.search_space import Space, check, fitting_space
 from vptsp_core.runs.folder import Run
@@ -77,18 +91,19 @@ def tune(
     if trials is not None and trials < 1:
         raise ConfigError(f"trials = {trials} must be at least 1")
     if storage is None:
-        storage = f"sqlite:///{writable_folder(folder).resolve() / 'search.db'}"
+        storage = file_url(writable_folder(folder).resolve() / "search.db")
     data = data_folder(base.dataset, data)
     benchmark = load_benchmark(base.dataset, data, options.get("allow_partial", False))
     classes = (hold_out(benchmark)[0] if base.selection == "validation" else benchmark).train.num_classes
     space = {key: values for key, values in fitting_space(base, classes).items() if key not in keep}
     if not space:
         raise ConfigError(f"keep holds all that table 9 varies for method = {base.method!r}; leave some to search for")
-    study = open_study(storage, name, base, space, trials)
+    with database(storage), deciding(storage, folder):
+        study = open_study(storage, name, base, space, trials)
     options = {"progress": False, **options, "results": folder, "data": data}
     if workers is None:
         with database(storage):
-            _work(study, base, space, classes, tell, options)
+            _work(study, storage, base, space, classes, tell, options)
     else:
         devices = devices_of(workers, options.get("device"))
         side_by_side(_process, devices, storage, name, base, space, classes, tell, options)
@@ -134,13 +149,20 @@ def write_preset(study: optuna.Study, path: Path) -> Path:
 
 
 def _work(
-    study: optuna.Study, base: RunConfig, space: Space, classes: int, tell: Tell | None, options: dict[str, Any]
-) -> None:
-    """Make trials until all of the study's are finished, by whomever; one that another worker died of is made again."""
+    study: optuna.Study, storage: str, base: RunConfig, space: Space, classes: int, tell: Tell | None,
+    options: dict[str, Any],
+) -> None:  # fmt: skip
+    """Make trials until all of the study's are finished, by whomever, and none is running: the best is then the best of
+    all. A trial that another worker died of is made again."""
     lost = False
+    turn = contextlib.ExitStack()  # holds the lock from the look at what is missing until the trial has begun
 
     def objective(trial: optuna.Trial) -> float:
         nonlocal lost
+        turn.close()
+        if surplus(study, trial.number):
+            trial.set_user_attr("surplus", True)
+            raise _Surplus
         try:
             done = _trained(trial, base, space, classes, options)
             trial.set_user_attr("run", done.config.hash())
@@ -152,17 +174,22 @@ def _work(
             lost = True  # this process stood still for so long that another took the trial; it finds the run done
             raise
         except (KeyboardInterrupt, VptspError):  # nothing that the choice is to blame for
-            STOPPED(study, study.get_trials(deepcopy=False)[trial.number])
+            with contextlib.suppress(*DATABASE_ERRORS):  # it may be what failed; the first error is the one that counts
+                STOPPED(study, study.get_trials(deepcopy=False)[trial.number])
             raise
 
-    callbacks = [lambda _, trial: tell(told(trial))] if tell is not None else []
+    def ended(_: optuna.Study, trial: FrozenTrial) -> None:
+        if tell is not None and "surplus" not in trial.user_attrs:
+            tell(told(trial))
+
+    callbacks = [ended]
     awaited: set[int] = set()
     while True:
         with quiet():
             optuna.storages.fail_stale_trials(study)
             finished, running = counts(study)
             wanted = study.user_attrs["trials"]
-            if finished >= wanted:
+            if finished >= wanted and not running:
                 return
             if finished + running >= wanted:
                 for number in waited_for(study, awaited):
@@ -172,10 +199,17 @@ def _work(
                 continue
             lost = False
             try:
-                study.optimize(objective, n_trials=1, callbacks=callbacks)
+                with turn:
+                    turn.enter_context(deciding(storage, options["results"]))
+                    if sum(counts(study)) < study.user_attrs["trials"]:
+                        study.optimize(objective, n_trials=1, callbacks=callbacks, catch=_Surplus)
             except ValueError:
                 if not lost:
                     raise
+
+
+class _Surplus(Exception):
+    """Workers that do not see each other's locks took more trials than the study wants."""
 
 
 def _trained(trial: optuna.Trial, base: RunConfig, space: Space, classes: int, options: dict[str, Any]) -> Run:
@@ -220,7 +254,7 @@ def _process(
     try:
         study = open_study(storage, name, base, space)
         with database(storage):
-            _work(study, base, space, classes, tell, {**options, "device": device})
+            _work(study, storage, base, space, classes, tell, {**options, "device": device})
     except VptspError as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:

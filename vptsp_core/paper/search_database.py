@@ -8,6 +8,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ from optuna.trial import FrozenTrial, TrialState
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.method.config import RunConfig
 from vptsp_core.paper.search_space import Space
+from vptsp_core.system.locks import locked
 
 BEAT, GRACE = 20, 90  # seconds between a worker's signs of life, and without one until its trial is taken from it
 RETRIES = 3  # of one trial whose workers died: it may be what kills them
 TRIALS = 50  # of a study that nobody said a number for
+DATABASE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -118,7 +121,7 @@ def database(url: str) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
+    except DATABASE_ERRORS as error:
         reason = error.__cause__ or error if isinstance(error, StorageInternalError) else error
         first = str(getattr(reason, "orig", None) or reason).splitlines()[0]
         raise VptspError(
@@ -155,7 +158,7 @@ class _ByNumber(optuna.samplers.TPESampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         earlier = study.get_trials(deepcopy=False)[: _origin(trial)]
-        at = sum(_origin(each) == each.number for each in earlier)
+        at = sum(_origin(each) == each.number and "surplus" not in each.user_attrs for each in earlier)
         super().__init__(seed=int(np.random.SeedSequence([self._start.seed, at]).generate_state(1)[0]))
         super().before_trial(study, trial)
 
@@ -165,6 +168,41 @@ class _ByNumber(optuna.samplers.TPESampler):
         return super().sample_independent(study, trial, name, distribution)
 
 
+def file_url(path: Path) -> str:
+    """The URL of an SQLite database at ``path``, whatever characters are in the path.
+
+    Raises:
+        VptspError: the SQLAlchemy that is installed would read another path from it (before 2.1 with ``?`` in it).
+    """
+    url = sqlalchemy.engine.URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
+    if sqlalchemy.engine.make_url(url).database != str(path):
+        raise VptspError(f"{path}: this SQLAlchemy cannot name it; choose another results folder, or upgrade to 2.1")
+    return url
+
+
+def deciding(url: str, folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Inside, this process alone among those of this machine reads what a search lacks and takes a trial of it.
+
+    The lock is beside an SQLite file, else in ``folder``. Workers of several machines need not see either: `surplus`
+    finds what they began too much.
+    """
+    parsed = sqlalchemy.engine.make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return locked(folder / ".search.lock")
+    name = parsed.database or ""
+    alone = name in ("", ":memory:") or name.startswith("file:")  # in this process's memory, or with options of its own
+    if alone or not Path(name).parent.is_dir():  # to open the database says what is wrong
+        return contextlib.nullcontext()
+    return locked(Path(f"{name}.lock"))
+
+
+def surplus(study: optuna.Study, number: int) -> bool:
+    """Whether the trials before this one that are finished or running are all that the study wants."""
+    counted = (*FINISHED, TrialState.RUNNING)
+    earlier = study.get_trials(deepcopy=False, states=counted)
+    return sum(trial.number < number for trial in earlier) >= study.user_attrs["trials"]
+
+
 def _storage(url: str) -> optuna.storages.RDBStorage:
     """Signs of life included. Two processes that make its tables at once get in each other's way: one tries again."""
     patient: dict[str, Any] = {"connect_args": {"timeout": 120}}  # SQLite has one writer at a time
@@ -172,7 +210,7 @@ def _storage(url: str) -> optuna.storages.RDBStorage:
     alive: Any = dict(heartbeat_interval=BEAT, grace_period=GRACE, heartbeat_stale_trial_callback=AGAIN)
     for left in range(5, -1, -1):
         try:
-            return optuna.storages.RDBStorage(url, engine, **alive)
+            return optuna.storages.RDBStorage(_as_it_is(url), engine, **alive)
         except sqlalchemy.exc.OperationalError as error:
             if not left or "already exists" not in str(error):
                 raise
@@ -180,6 +218,12 @@ def _storage(url: str) -> optuna.storages.RDBStorage:
         except ImportError as error:
             raise VptspError(f"storage {_shown(url)}: no driver ({error.__cause__}); install it with pip") from error
     raise AssertionError("not reached")
+
+
+def _as_it_is(url: str) -> str:
+    """Optuna formats the URL, for the sake of one name: other braces are part of a path or a password."""
+    name = "{SCHEMA_VERSION}"
+    return url.replace("{", "{{").replace("}", "}}").replace(f"{{{name}}}", name)
 
 
 def _shown(url: str) -> str:

@@ -36,6 +36,7 @@ def trials_frame(study: optuna.Study) -> pd.DataFrame:
             **tried(trial),
         }
         for trial in study.get_trials(deepcopy=False)
+        if "surplus" not in trial.user_attrs
     ]  # fmt: skip
     columns = ["trial", "state", "R@1", "test R@1", "run", "seconds", "reason", "outside", *study.user_attrs["space"]]
     table = pd.DataFrame(rows, columns=columns)

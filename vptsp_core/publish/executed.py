@@ -19,6 +19,7 @@ import nbformat
 from vptsp_core.errors import VptspError
 from vptsp_core.publish.facts import HASHES, chapter
 from vptsp_core.publish.parameters import read
+from vptsp_core.system.files import write_bytes
 from vptsp_core.system.places import PACKAGE
 from vptsp_core.system.seals import digest
 
@@ -40,7 +41,7 @@ def mark(copy: Path, folder: Path, source: Path, made: str) -> None:
     notebook.metadata.setdefault("papermill", {}).update(input_path=source.name, output_path=source.name)
     results = {str(path.relative_to(folder)): digest(path) for path in sorted(_results(folder, source))}
     notebook.metadata[_KEY] = {"made_from": made, "results": results}
-    nbformat.write(notebook, copy)
+    write_bytes(copy, nbformat.writes(notebook).encode())
 
 
 def is_finished(folder: Path, source: Path, made: str) -> bool:

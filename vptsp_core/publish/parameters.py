@@ -7,7 +7,7 @@ types are checked here, before anything runs.
 import ast
 import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ _PARAMETERS: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
     "workers": ("an int, a str or None", lambda value: value is None or type(value) in (int, str), False),
     "changes": ("a dict of keys to values", lambda value: isinstance(value, dict) and _all_str(value), False),
 }
-_INJECTED = "# Parameters\n"  # how papermill begins the cell that it puts after the parameters
+_INJECTED = r"^# Parameters$"  # the line by which papermill begins the cell that it puts after the parameters
 _OF_TRAINING = ("workers", "changes")  # what a notebook that trains must have besides
 
 
@@ -149,10 +149,43 @@ def check_given() -> None:
     from IPython.core.getipython import get_ipython
 
     shell = get_ipython()
-    cells: list[str] = shell.user_ns["In"][1:3] if shell is not None else []  # the two that were executed first
-    if len(cells) == 2 and cells[1].startswith(_INJECTED):
-        declared, given = (_assigned(cell) for cell in cells)
-        refuse_unfit(given, declared)
+    if shell is None:
+        return
+    cells: list[str] = shell.user_ns["In"][1:]
+    at = max((i for i, cell in enumerate(cells) if re.search(_INJECTED, cell, re.MULTILINE)), default=None)
+    if at is None:
+        return
+    given = _in_kernel(cells[at], shell.user_ns)
+    before = [names for cell in cells[:at] if (names := _in_kernel(cell, {}))]  # the kernel has what replaced these
+    if before:
+        refuse_unfit(given, before[-1])
+
+
+def _in_kernel(source: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The names that a cell assigns: a literal as it is written, anything else as ``values``, the kernel's, have it, or
+    None. Magics and other statements beside them are left aside.
+
+    Raises:
+        ConfigError: the cell cannot be read.
+    """
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    try:
+        statements = ast.parse(TransformerManager().transform_cell(source)).body
+    except SyntaxError as error:
+        raise ConfigError(f"the cell of parameters cannot be read ({error.msg}); write name = value") from None
+    assigned: dict[str, Any] = {}
+    for statement in statements:
+        match statement:
+            case (
+                ast.Assign(targets=[ast.Name(id=name)], value=value)
+                | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
+            ):
+                try:
+                    assigned[name] = ast.literal_eval(value)
+                except (ValueError, TypeError):
+                    assigned[name] = values.get(name)
+    return assigned
 
 
 def refuse_unfit(given: dict[str, Any], declared: dict[str, Any]) -> None:

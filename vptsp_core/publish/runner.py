@@ -25,7 +25,7 @@ from vptsp_core.paper.methods import base_config, configured, integration_rows, 
 from vptsp_core.publish.executed import is_finished, made_from, mark
 from vptsp_core.publish.notebook import notebook_html
 from vptsp_core.publish.page import build
-from vptsp_core.publish.parameters import FOLDER, check_sources, discover, used_parameters
+from vptsp_core.publish.parameters import FOLDER, check_sources, discover, read, used_parameters
 from vptsp_core.runs.progress import Watch, every
 from vptsp_core.runs.workers import Workers, check_cluster, check_workers
 from vptsp_core.system.files import write_bytes
@@ -226,15 +226,28 @@ def _execute(path: Path, out: Path, values: dict[str, Any], made: str) -> tuple[
         failed.unlink(missing_ok=True)
         return done, ""
     except Exception as error:  # whatever a notebook raises is its own failure and not the end of the series
-        if partial.exists():
-            mark(partial, out.parent, path, made)
-            os.replace(partial, failed)
-        return failed, _describe(error)
+        return _keep_failed(partial, failed, path, made), _describe(error)
     except KeyboardInterrupt:
         logging.getLogger("asyncio").disabled = True  # of the cell that was cut short nobody asks the outcome
         raise
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _keep_failed(partial: Path, failed: Path, source: Path, made: str) -> Path:
+    """Keep the copy of a notebook that failed, if it is readable, and return where it is.
+
+    Nothing is raised, on a full disk say: the error that made the notebook fail is the one that counts.
+    """
+    with contextlib.suppress(OSError):
+        failed.unlink(missing_ok=True)  # an earlier one is of another failure
+    with contextlib.suppress(VptspError, OSError):
+        mark(partial, failed.parents[1], source, made)
+    with contextlib.suppress(VptspError, OSError):
+        read(partial)
+        os.replace(partial, failed)
+    return failed if failed.exists() else failed.parent
 
 
 @contextlib.contextmanager

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import json
 import os
+import re
+import secrets
+import socket
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from vptsp_core.errors import VptspError
+
+ABANDONED = 24 * 3600  # seconds without a change until a temporary file counts as left behind, wherever it came from
 
 
 @contextlib.contextmanager
@@ -25,7 +33,7 @@ def replacing(path: Path, earlier: Path | None = None) -> Iterator[IO[bytes]]:
     Raises:
         VptspError: the place cannot be written; what lay there is there still.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -53,10 +61,49 @@ def _settle(folder: Path) -> None:
             os.close(handle)
 
 
+def temporary_name(path: Path) -> Path:
+    """A name beside ``path`` that no other writer has: with the place and the process that writes, and a random part.
+
+    Two containers on one file system may have the same process ids and host names, so these alone do not tell writers
+    apart.
+    """
+    return path.with_name(f".{path.name}.{_place()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
 def remove_temporaries(folder: Path) -> None:
-    """Delete what writers that were killed left in a folder, in which nobody else may be writing."""
+    """Delete what writers that were killed left in a folder; others may be writing there.
+
+    A file is deleted where its writer was a process of this place that is no more, or where it has not changed for
+    `ABANDONED` seconds; the rest may be a living writer's.
+    """
     for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if _writer_is_dead(path) or time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink()
+
+
+def _writer_is_dead(path: Path) -> bool:
+    named = re.search(r"\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}\.tmp$", path.name)
+    if named is None or named[1] != _place():
+        return False
+    try:
+        os.kill(int(named[2]), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        pass
+    return False
+
+
+@functools.cache
+def _place() -> str:
+    """Eight hex digits of where process ids are counted: the host since it was started, and the container in it."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+    with contextlib.suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -26,8 +26,8 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 @contextlib.contextmanager
-def locked(path: Path, waiting: str) -> Iterator[None]:
-    """Hold the lock file ``path`` alone among processes and threads; says ``waiting`` while another holds it.
+def locked(path: Path, waiting: str = "") -> Iterator[None]:
+    """Hold the lock file ``path`` alone among processes and threads; prints ``waiting``, if any, if another holds it.
 
     Who is done deletes the file. Who waited then holds a file that is not in its place any more, and takes the new one.
     Where the file system has no locks it goes on without one, and says so.
@@ -37,7 +37,8 @@ def locked(path: Path, waiting: str) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(waiting, file=sys.stderr)
+                if waiting:
+                    print(waiting, file=sys.stderr)
                 fcntl.flock(file, fcntl.LOCK_EX)
             except OSError as error:
                 if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
