@@ -2,7 +2,8 @@
 
 Rates a factor 4 apart; a trial is a run of three epochs, every fifth training class held out, judged by the validation
 MAP@R of its last epoch (R@1 where two are equal; it is too near to 100 % to judge by). While the best rate is at an end
-of those tried, the next one is tried as well. No test class decides anything. The winners stand in `vptsp_core.rows.RATES`.
+of those tried, the next one is tried as well. No test class decides anything. The winners stand in
+`vptsp_core.rows.RATES`.
 """
 
 from __future__ import annotations
