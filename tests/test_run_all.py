@@ -31,7 +31,8 @@ PARAMETERS = 'profile = "demo"\ndata = None\nresults = "results"\nseeds = [0]\nw
 TRAINS = """
 from pathlib import Path
 import pandas as pd
-from vptsp_core import preset, report
+from vptsp_core import preset
+from vptsp_core.paper import report
 from vptsp_core.runs.run import many
 short = dict(dataset="folder", weights="random", batch=4, steps_per_epoch=5, eval_start=0)
 configs = [preset("smoke", **(short | changes | dict(seed=seed))) for seed in SEEDS]

@@ -37,7 +37,8 @@ def test_figure_4_measures_all_three_proxies_at_three_moments(smoke):
         np.testing.assert_allclose(found[f"{kind}, margin"], margin, atol=1e-6)
     assert abs(found.loc["start, epoch 0", "P, own centroid"]) < 0.1  # random: unrelated to any class
     scores = smoke.table("fig4_embedding_space")
-    assert list(scores.index) == ["Frozen backbone", "VPTSP-G + BitFit, midway", "VPTSP-G + BitFit, end"]
+    untrained = ["Frozen backbone", "Closed form (whitened head, no training)"]
+    assert list(scores.index) == [*untrained, "VPTSP-G + BitFit, midway", "VPTSP-G + BitFit, end"]
     assert scores["R@1, ours"].notna().all() and scores["R@1, paper"].notna().sum() == 1
 
 
