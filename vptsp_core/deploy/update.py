@@ -20,6 +20,7 @@ from vptsp_core.data.folder import IMAGE_SUFFIXES, read_image
 from vptsp_core.data.loading import Transform, decoders, end_with_parent
 from vptsp_core.deploy.index import FILE, ImageIndex, read_rows, same_model, write_rows
 from vptsp_core.errors import DataError, VptspError
+from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.embedder import Embedder
 from vptsp_core.system.bars import bar
 from vptsp_core.system.files import writable_folder
@@ -69,6 +70,7 @@ def images_in(folder: Path) -> dict[str, Stat]:
     return dict(sorted(found.items()))
 
 
+@in_torch_defaults
 def update(
     directory: str | Path,
     to: str | Path,

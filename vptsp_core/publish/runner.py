@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vptsp_core.errors import VptspError
+from vptsp_core.method.config import whole_path
 from vptsp_core.method.presets import parse_change
 from vptsp_core.paper.methods import base_config, configured, integration_rows, method_rows, proxy_source_rows
 from vptsp_core.publish.executed import is_finished, made_from, mark
@@ -77,7 +78,9 @@ def run_notebooks(
     if workers is not None:
         values["workers"] = workers
     if changes:
-        values["changes"] = dict(changes)
+        values["changes"] = dict(changes)  # kernels have another working directory
+        if isinstance(weights := changes.get("weights"), str):
+            values["changes"]["weights"] = whole_path(weights)
     work = [(path, used_parameters(path, values)) for path in discover(only, folder, profile)]
     _check_use(work, values, profile)
     out = Path(results).resolve() / profile / "notebooks"

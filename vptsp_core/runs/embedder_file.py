@@ -227,12 +227,13 @@ def _weights_file(saved: Saved, weights: str | Path | None) -> Path:
     found = next((place.expanduser() for place in places if place.expanduser().is_file()), None)
     if found is None:
         raise WeightsError(
-            f"{saved.path}: its backbone's weights are not at {places[0]}; say where they are with weights=FILE"
+            f"{saved.path}: its backbone's weights are not at {places[0]}; say where they are with weights=FILE, "
+            "in a command with --weights FILE"
         )
     if saved.frozen is None and saved.run is not None and weights is not None:
         if saved.run != identity(saved.config.replace(weights=str(found))):
             raise WeightsError(f"{saved.path}: {found} is not the file it was trained on; give that with weights=FILE")
-    return found
+    return found.absolute()
 
 
 def _frozen(model: MetricModel) -> str:

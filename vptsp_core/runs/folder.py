@@ -92,7 +92,7 @@ def run_folder(config: RunConfig, results: str | Path | None = None, benchmark: 
 
     ``benchmark`` tells apart what the description does not: images of one's own, and data sets that are not whole.
     """
-    root = Path(results or os.environ.get("VPTSP_RESULTS") or "results").expanduser()
+    root = Path(results or os.environ.get("VPTSP_RESULTS") or "results").expanduser().absolute()
     name = f"{config.dataset}-{config.method}-{identity(config)}"
     if benchmark is not None and (benchmark.differences or config.dataset in OWN):
         name += f"{'-partial' if benchmark.differences else ''}-{benchmark.fingerprint()[:8]}"

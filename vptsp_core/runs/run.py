@@ -25,6 +25,7 @@ from vptsp_core.method.backbone import load_backbone
 from vptsp_core.method.config import RunConfig, check_choice
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.step import COMPILE
+from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.evaluate import evaluate
 from vptsp_core.runs.folder import METRICS, Run, finished_run, run_folder, write_run
 from vptsp_core.runs.memory import failures_told, place_class_prompts
@@ -42,6 +43,7 @@ from vptsp_core.system.files import writable_folder
 _NAMED = 5  # failed runs in an error
 
 
+@in_torch_defaults
 @where_asked
 def run(
     config: RunConfig,
@@ -86,6 +88,7 @@ def run(
     check_choice("compile", compile, COMPILE)
     if launched():
         start(pick_device(device))
+    config = config.with_whole_path()
     place = data_folder(config.dataset, data)
     if data and not Path(data).expanduser().is_dir():
         raise DataError(f"--data: there is no folder {data}; check the path")
@@ -176,6 +179,7 @@ def _history(
     return history, trainer.stretches, found.queries, trainer.weights
 
 
+@in_torch_defaults
 def build_model(config: RunConfig, num_classes: int, device: torch.device, class_table: str = "auto") -> MetricModel:
     """The model of a run at its start, every random tensor drawn from the run's seed."""
     torch.manual_seed(config.seed)
@@ -226,7 +230,7 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
         cache = cache_folder(place, options.get("cache"), own)
         options |= {"results": paths[0].parents[1].absolute() if paths else None, "cache": cache.absolute()}
         options |= {"data": Path(place).expanduser().absolute()} if place else {}
-        todo = {path: _with_whole_path(config) for path, config in todo.items()}
+        todo = {path: config.with_whole_path() for path, config in todo.items()}
     bars = progress and workers is None
     work = functools.partial(_one_of_many, progress=bars, **options)
     done |= share_out(work, todo, workers, progress, already=len(done))
@@ -243,11 +247,6 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
 def _one_of_many(config: RunConfig, *, data: str | Path | None = None, **options: Any) -> Run:
     """`run`, where ``data`` is for those of many runs that read a folder."""
     return run(config, data=None if config.dataset == "glyphs" else data, **options)
-
-
-def _with_whole_path(config: RunConfig) -> RunConfig:
-    named = config.weights in ("pretrained", "random")
-    return config if named else config.replace(weights=str(Path(config.weights).expanduser().absolute()))
 
 
 def frame(runs: Sequence[Run]) -> pd.DataFrame:
