@@ -115,7 +115,8 @@ def test_light_runs_make_a_table_without_data_and_gaps_are_named_with_their_comm
     done = compare.carry_out(configs, seeds, data=None, results=results, notebook="table1", progress=False)
     assert done.cells == [(FROZEN, "CUB"), (BEST, "CUB"), (BEST, "CUB")] and all(each.light for each in done.runs)
     (line,) = done.left_out
-    assert line.startswith("Not run: ") and "./run_all.sh --profile tiny --data DIR --only table1" in line and line.endswith(" --seeds 0,1")
+    assert line.startswith("Not run: ") and line.endswith(" --seeds 0,1")
+    assert "./run_all.sh --profile tiny --data DIR --only table1" in line
     assert f"{FULL}; {FULL} (seed 1)" in line and f"{CLOSED};" in line and BEST not in line
     best = with_last_epoch(done.runs)[-1].metrics
     assert (best["R@1"], best["R@1 (last epoch)"]) == (0.8, 0.6)
