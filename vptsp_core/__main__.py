@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import os
 import sys
@@ -178,7 +179,7 @@ def _train(argv: Sequence[str]) -> int:
     if args.data_folder is not None:
         if args.data:
             raise ConfigError(f"--data {args.data} has no part in --data-folder {args.data_folder}; leave it out")
-        train_folder(args.data_folder, changes, **options)
+        train_folder(args.data_folder, changes, say=functools.partial(print, flush=True), **options)
         return 0
     config = preset(args.preset, **changes)
     refuse_unread(config.dataset, args.data)

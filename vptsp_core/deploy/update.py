@@ -192,10 +192,12 @@ def _embedded(
 ) -> Iterator[ImageIndex]:
     """The new images, ``part`` at a time, those that are done also when the work is stopped."""
     batch, names = embedder.config.batch, list(new)
+    workers = decoders(-(-len(names) // batch))
     loader: Callable[..., DataLoader] = DataLoader
     files = loader(
         _Files([root / name for name in names], embedder.transform), batch_size=batch, collate_fn=list,
-        num_workers=decoders(-(-len(names) // batch)), worker_init_fn=functools.partial(end_with_parent, os.getpid()),
+        num_workers=workers, worker_init_fn=functools.partial(end_with_parent, os.getpid()),
+        multiprocessing_context="fork" if workers else None,  # Python 3.14 has another default
     )  # fmt: skip
     with ctrl_c_waits():  # workers are forked here
         batches: Iterator[list[Tensor | str]] = iter(files) if names else iter(())

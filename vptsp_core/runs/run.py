@@ -34,7 +34,7 @@ from vptsp_core.runs.record import close_record, make_record, make_stretch
 from vptsp_core.runs.selection import Row, on_held_out, score
 from vptsp_core.runs.train import Trainer
 from vptsp_core.runs.workers import Workers, check_workers, share_out
-from vptsp_core.system.bars import bar
+from vptsp_core.system.bars import bar, is_log
 from vptsp_core.system.deterministic import where_asked
 from vptsp_core.system.devices import autocast_dtype, pick_device
 from vptsp_core.system.distributed import from_main, is_main, launched, rank, start
@@ -212,7 +212,7 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
     check_workers(workers)
     configs = list(configs)
     if launched():  # all its processes take the same steps, so that the first failure ends them all
-        shown = bar(configs, "runs", show=progress, unit="runs")
+        shown = bar(configs, "runs", show=progress and is_main(), unit="runs")
         return [_one_of_many(config, progress=progress, **options) for config in shown]
     light = bool(options.get("light", True))
     data, results, partial = (options.get(key) for key in ("data", "results", "allow_partial"))
@@ -231,8 +231,8 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
         options |= {"results": paths[0].parents[1].absolute() if paths else None, "cache": cache.absolute()}
         options |= {"data": Path(place).expanduser().absolute()} if place else {}
         todo = {path: config.with_whole_path() for path, config in todo.items()}
-    bars = progress and workers is None
-    work = functools.partial(_one_of_many, progress=bars, **options)
+    of_each = progress and (workers is None or is_log())  # bars of several processes would overwrite one another
+    work = functools.partial(_one_of_many, progress=of_each, **options)
     done |= share_out(work, todo, workers, progress, already=len(done))
     failed = {path.name: each for path in paths if isinstance(each := done[path], VptspError)}
     if failed:
