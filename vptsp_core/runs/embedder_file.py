@@ -25,9 +25,10 @@ from torch import Tensor
 import vptsp_core
 from vptsp_core.data.loading import interpolation_name
 from vptsp_core.errors import ConfigError, VptspError, WeightsError
-from vptsp_core.method.backbone import checksum, identity, load_backbone, normalisation, read_weights
+from vptsp_core.method.backbone import checksum, identity, load_backbone, normalisation
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel
+from vptsp_core.method.weights import read_weights
 from vptsp_core.runs.folder import CONFIG, HISTORY, METRICS, RECORD, WEIGHTS, learned_weights, read_run
 from vptsp_core.system.files import write_bytes
 from vptsp_core.system.seals import check_tensors, sealed_header, unsealed
