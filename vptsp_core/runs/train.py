@@ -127,7 +127,7 @@ class Trainer:
         self._resume()
         epochs = range(self.finished, self.config.epochs)
         if self.progress and epochs:
-            say(f"{self.folder.name}: training {self.config.method} on {len(self.images):,} images, "
+            say(f"{self.folder.name}: training {self.config.method} on {len(self.images.labels):,} images, "
                 f"epochs {epochs.start + 1} to {epochs.stop} of {len(self.sampler)} steps")  # fmt: skip
         if not self.history and self.config.start != "released":
             self._start()
