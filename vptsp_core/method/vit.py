@@ -82,7 +82,7 @@ def attend(attention: Attention, q: Tensor, kv: Tensor, prompt_kv: Tensor | None
 def by_products(q: Tensor) -> bool:
     """Whether `attend` takes two batched products and a softmax in place of torch's fused attention.
 
-    For q (B, heads, T, A / heads) in bf16 on a CPU: there the way back through the fused form takes several times as long.
+    For q (B, heads, T, A / heads) in bf16 on a CPU: there the fused form takes several times as long on the way back.
     """
     return q.device.type == "cpu" and q.dtype is torch.bfloat16
 
