@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import termios
 import types
 from pathlib import Path
 
@@ -79,6 +80,8 @@ def test_the_log_of_a_run(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_a_terminal_has_bars_and_none_of_these_lines(tmp_path):
     ours, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))  # tqdm draws nothing where there are no columns
+    os.set_blocking(ours, False)  # a terminal without bars is a failure, not a wait
     command = [*TRAIN, "epochs=1", "--results", tmp_path]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal, check=True)
     shown = os.read(ours, 65536).decode()  # before the other end closes, which makes reading an error
