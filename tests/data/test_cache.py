@@ -348,6 +348,7 @@ def test_the_command_makes_the_cache_that_a_run_reads(tmp_path, capsys, decoding
     ]
     assert main(run) == 0
     assert not decodings, "nothing was decoded again"
+    capsys.readouterr()
     assert main(["data", "cache", "glyphs"]) == 2
     assert main(["data", "cache", "folder", "--data", str(tmp_path / "data"), "--side", "0"]) == 2
     errors = capsys.readouterr().err.strip().splitlines()
