@@ -25,6 +25,8 @@ def test_a_room_imports_only_from_rooms_below_it():
             names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             if names == ["vptsp_core"]:
                 names = [f"vptsp_core.{alias.name}" for alias in node.names]
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
             for name in [each.removeprefix("vptsp_core.") for each in names if each.startswith("vptsp_core.")]:
                 room, own = name.split(".")[0], module.split(".")[0]
                 if room != own and FLOOR[room] >= FLOOR[own]:

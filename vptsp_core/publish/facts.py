@@ -18,7 +18,7 @@ RECORD = "_record"
 RUNS, HASHES, SECONDS, DEVICE, SELECTION = (
     "runs", "run", "seconds of training and evaluation, all runs", "device", "epoch reported",
 )  # fmt: skip
-# Printed by notebooks: report.absent_data, tables.carry_out, sweeps.left_out.
+# Printed by notebooks: paper.report.absent_data, paper.compare.carry_out, paper.figure3.left_out.
 _ABSENT = re.compile(r"^(?:<pre>)?((?:No runs:|Not run:|Panel \w+ without) [^<\n]+)", re.MULTILINE)
 _COMPARED = "**What can be compared.**"  # how that paragraph begins
 _COMMA = re.compile(r", (?!\d+ threads)")  # between values; the device "cpu, 2 threads" is one
