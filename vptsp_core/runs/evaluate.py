@@ -14,7 +14,7 @@ from vptsp_core.method.faiss_index import check_backend
 from vptsp_core.method.metrics import Scores, retrieval_metrics
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.torch_state import in_torch_defaults
-from vptsp_core.system.bars import bar
+from vptsp_core.system.bars import bar, say
 from vptsp_core.system.distributed import from_main, gather_rows, own_share, world_size
 
 RECALL_AT = {
@@ -75,4 +75,6 @@ def evaluate(
     if benchmark.gallery is not None:
         gallery_labels = torch.from_numpy(benchmark.gallery.labels)
         options |= dict(gallery=embed(model, benchmark.gallery, progress=progress), gallery_labels=gallery_labels)
+    if progress:
+        say(f"finding the nearest images of {len(queries):,} queries")
     return from_main(lambda: retrieval_metrics(queries, labels, **options))

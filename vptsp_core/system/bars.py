@@ -22,11 +22,13 @@ def bar(
         options: of tqdm, such as ``unit``.
     """
     kind = Lines if is_log() else auto
-    return kind(iterable, title, total, disable=not show, **options)
+    return kind(iterable, title, total, disable=not show or sys.stderr is None, **options)
 
 
 def is_log() -> bool:
     """Whether stderr is a file or a pipe (nohup, Slurm, CI): neither a terminal nor a notebook's output."""
+    if sys.stderr is None:  # closed, as by a daemon: there is nobody to write for
+        return False
     return not sys.stderr.isatty() and "ipykernel.zmqshell" not in sys.modules
 
 
