@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vptsp_core.__main__ import main
+from vptsp_core.runs import evaluate as evaluation
 from vptsp_core.runs.train import epoch_line
 from vptsp_core.system import bars
 from vptsp_core.system.bars import bar, duration, is_log, say
@@ -94,7 +95,8 @@ FROZEN, CLOSED_FORM = "method=frozen", "method=linear start=heads epochs=0"
         (CLOSED_FORM, ["starting linear from its 2,000 images", "started from the data, R@1 "]),
     ],
 )
-def test_what_trains_no_epoch_is_in_the_log_too(tmp_path, capfd, changes, said):
+def test_what_trains_no_epoch_is_in_the_log_too(tmp_path, capfd, monkeypatch, changes, said):
+    monkeypatch.setattr(evaluation, "LONG_SEARCH", 2000 * 2000)  # the images of the test split, with each other
     command = ["train", "--preset", "smoke", "--results", str(tmp_path), "--set", "bitfit=false"]
     assert main([*command, *changes.split()]) == 0
     captured = capfd.readouterr()

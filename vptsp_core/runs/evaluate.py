@@ -25,6 +25,7 @@ RECALL_AT = {
 }  # what the paper reports; elsewhere 1, 2, 4, 8
 
 
+LONG_SEARCH = 10**9  # pairs of a query and an image; from there on it takes a CPU more than about ten seconds
 TOKENS_AT_ONCE = 3200  # on a CPU: what a block makes of them is still in the cache where it is read
 
 
@@ -75,6 +76,6 @@ def evaluate(
     if benchmark.gallery is not None:
         gallery_labels = torch.from_numpy(benchmark.gallery.labels)
         options |= dict(gallery=embed(model, benchmark.gallery, progress=progress), gallery_labels=gallery_labels)
-    if progress:
+    if progress and len(queries) * len(options.get("gallery", queries)) >= LONG_SEARCH:
         say(f"finding the nearest images of {len(queries):,} queries")
     return from_main(lambda: retrieval_metrics(queries, labels, **options))

@@ -62,7 +62,7 @@ class Lines(tqdm):
         done = self.format_dict
         of, left = f"/{self._count(done['total'])}" if done["total"] else "", ""
         fresh = done["n"] - done["initial"]
-        if done["total"] and fresh:
+        if done["total"] and fresh and done["n"] < done["total"]:
             left = f", {duration(done['elapsed'] * (done['total'] - done['n']) / fresh)} left"
         beside = f" ({done['postfix']})" if done["postfix"] else ""
         unit = done["unit"].strip()
