@@ -349,6 +349,15 @@ def test_run_all_lets_uv_bring_a_python(checkout, old_python):
     assert "-m vptsp_core notebooks --profile demo" in done.stdout
 
 
+@needs_bash
+def test_run_all_says_that_uv_failed(checkout, old_python):
+    executable(old_python / "uv", "echo no network >&2; exit 1")
+    environment = {"PATH": str(old_python)}
+    done = subprocess.run([BASH, checkout / "run_all.sh"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "no network\nerror: uv could not make" in done.stderr
+    assert not (checkout / ".venv").exists() and done.stdout == ""
+
+
 def test_every_python_that_is_named_is_the_same_range():
     spec = SpecifierSet(project()["requires-python"])
     versions = [f"3.{minor}" for minor in range(8, 18) if spec.contains(f"3.{minor}")]

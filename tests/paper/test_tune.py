@@ -54,6 +54,16 @@ def fake(monkeypatch, score=lambda config: config.alpha) -> list[RunConfig]:
     return made
 
 
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_log_says_how_many_trials_are_left(tmp_path, monkeypatch, capfd, progress):
+    fake(monkeypatch)
+    monkeypatch.setattr("vptsp_core.system.bars.EVERY", 0.0)
+    tune(BASE, 2, name="first", results=tmp_path, progress=progress)
+    lines = [line for line in capfd.readouterr().err.splitlines() if " trials, " in line]
+    assert [line[:17] for line in lines if "1/2" in line] == ["first: 1/2 trials"] * progress
+    assert all(line.endswith(" left") for line in lines if "1/2" in line)
+
+
 def tried(study) -> list[dict]:
     return [trial.params for trial in study.trials]
 

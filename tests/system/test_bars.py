@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from vptsp_core.__main__ import main
+from vptsp_core.runs import evaluate as evaluation
 from vptsp_core.runs.train import epoch_line
 from vptsp_core.system import bars
 from vptsp_core.system.bars import bar, duration, is_log, say
@@ -58,6 +60,13 @@ def test_a_notebook_is_no_log(capfd, monkeypatch):
     assert not is_log() and capfd.readouterr().err == ""
 
 
+def test_a_closed_stderr_hears_nothing(capfd, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    say("training")
+    assert list(bar(range(3), show=True)) == [0, 1, 2]
+    assert capfd.readouterr() == ("", "")
+
+
 def test_an_epoch_is_a_line():
     row = {"epoch": 3, "loss": 1.23456, "seconds": 61.2}
     assert epoch_line(row, 15, 734.0) == "epoch 3/15: loss 1.235, 61 s, 12 min 14 s left"
@@ -75,6 +84,25 @@ def test_the_log_of_a_run(tmp_path):
     assert " left" in epochs[0] and "R@1" in epochs[0] and " left" not in epochs[1]
     again = subprocess.run([*command, "--results", tmp_path], capture_output=True, text=True, check=True)
     assert again.stderr == "" and again.stdout == done.stdout
+
+
+FROZEN, CLOSED_FORM = "method=frozen", "method=linear start=heads epochs=0"
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (FROZEN, ["evaluating the frozen backbone", "finding the nearest images of 2,000 queries"]),
+        (CLOSED_FORM, ["starting linear from its 2,000 images", "started from the data, R@1 "]),
+    ],
+)
+def test_what_trains_no_epoch_is_in_the_log_too(tmp_path, capfd, monkeypatch, changes, said):
+    monkeypatch.setattr(evaluation, "LONG_SEARCH", 2000 * 2000)  # the images of the test split, with each other
+    command = ["train", "--preset", "smoke", "--results", str(tmp_path), "--set", "bitfit=false"]
+    assert main([*command, *changes.split()]) == 0
+    captured = capfd.readouterr()
+    name, lines = Path(captured.out.splitlines()[-2]).name, captured.err.splitlines()
+    assert len(lines) == len(said) and lines[0] == f"{name}: {said[0]}" and said[1] in lines[1]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")

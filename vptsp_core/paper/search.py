@@ -47,6 +47,7 @@ from vptsp_core.paper.search_space import Space, check, fitting_space
 from vptsp_core.runs.folder import Run
 from vptsp_core.runs.run import run
 from vptsp_core.runs.selection import HELD_OUT
+from vptsp_core.system.bars import bar, is_log
 from vptsp_core.system.files import writable_folder, write_json
 
 POLL = 1.0  # seconds between looks at what the other workers still do
@@ -156,6 +157,10 @@ def _work(
     """Make trials until all of the study's are finished, by whomever, and none is running: the best is then the best of
     all. A trial that another worker died of is made again."""
     lost = False
+    shown = bar(
+        title=study.study_name, initial=counts(study)[0], total=study.user_attrs["trials"], unit="trials",
+        show=bool(options["progress"]) and is_log(),  # in a terminal ``tell`` is enough
+    )  # fmt: skip
     turn = contextlib.ExitStack()  # holds the lock from the look at what is missing until the trial has begun
 
     def objective(trial: optuna.Trial) -> float:
@@ -182,6 +187,7 @@ def _work(
     def ended(_: optuna.Study, trial: FrozenTrial) -> None:
         if tell is not None and "surplus" not in trial.user_attrs:
             tell(told(trial))
+        shown.update(counts(study)[0] - shown.n)  # others' trials too
 
     callbacks = [ended]
     awaited: set[int] = set()

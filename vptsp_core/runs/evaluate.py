@@ -14,7 +14,7 @@ from vptsp_core.method.faiss_index import check_backend
 from vptsp_core.method.metrics import Scores, retrieval_metrics
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.torch_state import in_torch_defaults
-from vptsp_core.system.bars import bar
+from vptsp_core.system.bars import bar, say
 from vptsp_core.system.distributed import from_main, gather_rows, own_share, world_size
 
 RECALL_AT = {
@@ -25,6 +25,7 @@ RECALL_AT = {
 }  # what the paper reports; elsewhere 1, 2, 4, 8
 
 
+LONG_SEARCH = 10**9  # pairs of a query and an image; from there on it takes a CPU more than about ten seconds
 TOKENS_AT_ONCE = 3200  # on a CPU: what a block makes of them is still in the cache where it is read
 
 
@@ -75,4 +76,6 @@ def evaluate(
     if benchmark.gallery is not None:
         gallery_labels = torch.from_numpy(benchmark.gallery.labels)
         options |= dict(gallery=embed(model, benchmark.gallery, progress=progress), gallery_labels=gallery_labels)
+    if progress and len(queries) * len(options.get("gallery", queries)) >= LONG_SEARCH:
+        say(f"finding the nearest images of {len(queries):,} queries")
     return from_main(lambda: retrieval_metrics(queries, labels, **options))

@@ -34,7 +34,7 @@ from vptsp_core.runs.record import close_record, make_record, make_stretch
 from vptsp_core.runs.selection import Row, on_held_out, score
 from vptsp_core.runs.train import Trainer
 from vptsp_core.runs.workers import Workers, check_workers, share_out
-from vptsp_core.system.bars import bar, is_log
+from vptsp_core.system.bars import bar, is_log, say
 from vptsp_core.system.deterministic import where_asked
 from vptsp_core.system.devices import autocast_dtype, pick_device
 from vptsp_core.system.distributed import from_main, is_main, launched, rank, start
@@ -156,12 +156,15 @@ def _history(
     config: RunConfig, benchmark: Benchmark, model: MetricModel, path: Path, **options: Any
 ) -> tuple[list[Row], list[dict[str, Any]], dict[str, np.ndarray], dict[str, Tensor]]:
     """A run's history, stretches, per-query values and weights (see `Trainer`)."""
+    lines = bool(options["progress"]) and is_main() and is_log()  # in a terminal the bars are of training alone
     if config.method == "frozen":
+        if lines:
+            say(f"{path.name}: evaluating the frozen backbone")
         model.vit.autocast = autocast_dtype(
             config.precision, next(model.parameters()).device, model.vit.backbone.embed_dim
         )
         with failures_told(model, "the evaluation"):
-            metrics = evaluate(model, benchmark)
+            metrics = evaluate(model, benchmark, progress=lines)
         return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["stretch"]()}], metrics.queries, {}
     if config.epochs == 0 and config.start == "released":
         raise ConfigError("epochs = 0 trains nothing; use method = 'frozen' for the backbone as it is, or a start")
@@ -173,7 +176,7 @@ def _history(
     history = trainer.run()
     model.load_state_dict(trainer.weights, strict=False)  # of the chosen epoch
     with failures_told(model, "the evaluation"):
-        found = evaluate(model, benchmark)
+        found = evaluate(model, benchmark, progress=lines)
     max(history, key=lambda row: score(row, config.selection)).update(found)  # the first of equals, as in `Trainer`
     trainer.stretches[-1] |= options["stretch"]()
     return history, trainer.stretches, found.queries, trainer.weights

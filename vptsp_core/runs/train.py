@@ -153,12 +153,18 @@ class Trainer:
         return self.history
 
     def _start(self) -> None:
+        begun = time.perf_counter()
+        if self.progress:
+            say(f"{self.folder.name}: starting {self.config.method} from its {len(self.images.labels):,} images")
         with failures_told(self.model, "the start from the data"):
             start_from_data(self.model, self.images)
             found = self.evaluate(self.model)
         keep_queries(self.queries, found, self.history, self.config.selection)
         self.history.append({"epoch": 0, **found})
         self._save(self.history[0])
+        if self.progress:
+            took = duration(time.perf_counter() - begun)
+            say(f"{self.folder.name}: {', '.join(['started from the data', *_recalls(found), took])}")
 
     def train_epoch(self, epoch: int) -> Row:
         """All steps of one epoch, counted from 0; its row of the history.
@@ -263,6 +269,9 @@ class Trainer:
 
 def epoch_line(row: Row, epochs: int, left: float) -> str:
     """What a log says of an epoch: loss, R@1 where evaluated, seconds of training, and the time ``left`` in seconds."""
-    found = [f"{name} {100 * row[name]:.1f}" for name in ("R@1", HELD_OUT + "R@1") if name in row]
-    parts = [f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.3f}", *found, f"{row['seconds']:.0f} s"]
+    parts = [f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.3f}", *_recalls(row), f"{row['seconds']:.0f} s"]
     return ", ".join([*parts, f"{duration(left)} left"] if row["epoch"] < epochs else parts)
+
+
+def _recalls(row: Mapping[str, Any]) -> list[str]:
+    return [f"{name} {100 * row[name]:.1f}" for name in ("R@1", HELD_OUT + "R@1") if name in row]

@@ -22,11 +22,13 @@ def bar(
         options: of tqdm, such as ``unit``.
     """
     kind = Lines if is_log() else auto
-    return kind(iterable, title, total, disable=not show, **options)
+    return kind(iterable, title, total, disable=not show or sys.stderr is None, **options)
 
 
 def is_log() -> bool:
     """Whether stderr is a file or a pipe (nohup, Slurm, CI): neither a terminal nor a notebook's output."""
+    if sys.stderr is None:  # closed, as by a daemon: there is nobody to write for
+        return False
     return not sys.stderr.isatty() and "ipykernel.zmqshell" not in sys.modules
 
 
@@ -60,7 +62,7 @@ class Lines(tqdm):
         done = self.format_dict
         of, left = f"/{self._count(done['total'])}" if done["total"] else "", ""
         fresh = done["n"] - done["initial"]
-        if done["total"] and fresh:
+        if done["total"] and fresh and done["n"] < done["total"]:
             left = f", {duration(done['elapsed'] * (done['total'] - done['n']) / fresh)} left"
         beside = f" ({done['postfix']})" if done["postfix"] else ""
         unit = done["unit"].strip()
