@@ -23,7 +23,7 @@ def asked(name: str) -> Iterator[None]:
     """Inside, timm may fetch the weights of ``name``; huggingface_hub tries again as ever, but tells nothing of it.
 
     Raises:
-        ConnectionError: they are not in the cache, and the hub may not or cannot be reached; it names what is in the way.
+        ConnectionError: they are not in the cache, and the hub is out of reach; what is in the way is named.
     """
     if not _cached(name):
         if constants.HF_HUB_OFFLINE:
