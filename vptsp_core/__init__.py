@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vptsp_core.system._torchvision import prepare as _prepare_torchvision
+from vptsp_core.system.caches import prepare as _prepare_caches
 
 if TYPE_CHECKING:
     from vptsp_core.method.config import RunConfig
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["PRESETS", "Embedder", "Run", "RunConfig", "load", "preset", "retrieval_metrics", "run"]
 
+_prepare_caches()
 _prepare_torchvision()
 
 _HOME = {

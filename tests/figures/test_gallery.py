@@ -1,6 +1,7 @@
 """Thumbnails lie where they should, signs say what hand-made labels say, and no image finds itself."""
 
 import io
+import warnings
 
 import matplotlib.colors as colours
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from vptsp_core.data import ImageSet
+from vptsp_core.errors import VptspError
 from vptsp_core.figures import diagram, gallery, live, style, umap
 
 
@@ -212,3 +214,30 @@ def test_a_map_leaves_the_threads_of_torch_as_they_were():
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+@pytest.mark.parametrize("dimensions", [1, 2, 8])
+def test_a_map_of_too_few_images_for_umap(count, dimensions):
+    vectors = np.random.default_rng(0).normal(size=(count, dimensions)).astype(np.float32)
+    plane = umap.umap_plane(vectors)
+    assert plane.shape == (count, 2) and plane.dtype == np.float32 and np.isfinite(plane).all()
+    if dimensions == 8 and count > 1:  # nothing is lost: distances are those of the unit vectors
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        np.testing.assert_allclose(np.linalg.norm(plane[0] - plane[1]), np.linalg.norm(unit[0] - unit[1]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", ["alike", "zeros", "four"])
+def test_a_map_of_images_that_are_all_alike(make):
+    vectors = np.random.default_rng(0).normal(size=(4 if make == "four" else 20, 4)).astype(np.float32)
+    vectors = {"alike": np.ones_like(vectors), "zeros": np.zeros_like(vectors), "four": vectors}[make]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert np.isfinite(umap.umap_plane(vectors)).all()
+
+
+def test_images_on_a_map_are_at_least_one():
+    assert umap.pick_points(np.arange(5), [], 1).shape == (1,)
+    for limit in (0, -5, 2.5, None):
+        with pytest.raises(VptspError, match="images on a map: .* is not a whole number of at least 1"):
+            umap.pick_points(np.arange(5), [], limit)

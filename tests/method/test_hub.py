@@ -20,7 +20,7 @@ NAME = "vit_tiny_patch16_224.augreg_in21k"
 @pytest.fixture(autouse=True)
 def nothing_cached(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
 
@@ -63,6 +63,33 @@ def test_a_hub_or_a_proxy_is_left_to_its_library(monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", closed())
     with pytest.raises(ConnectionError), hub.asked(NAME):
         pass
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
-    with hub.asked(NAME):
-        pass
+
+
+def test_what_is_in_the_way_is_named_at_once(monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example")
+    start = time.monotonic()
+    for variable in ("https_proxy", "HTTPS_PROXY", "all_proxy"):
+        with monkeypatch.context() as inside:
+            inside.setenv(variable, closed().replace("://", "://user:secret@"))
+            with pytest.raises(WeightsError, match=r"no connection to the proxy 127.0.0.1:\d+, ") as caught:
+                load_backbone(NAME)
+            assert "secret" not in str(caught.value)
+    with monkeypatch.context() as inside:
+        inside.setattr(constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(WeightsError, match="HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, and they are not in /"):
+            load_backbone(NAME)
+    assert time.monotonic() - start < 20
+
+
+def test_a_living_proxy_is_asked_and_one_for_others_is_not(monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("https_proxy", f"127.0.0.1:{server.getsockname()[1]}")
+        with hub.asked(NAME):
+            pass
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("http_proxy", closed())
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        with hub.asked(NAME):
+            pass

@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 
 from vptsp_core.errors import VptspError
@@ -391,3 +393,84 @@ def test_benchmark_sizes():
 def test_docstrings(module):
     result = doctest.testmod(module)
     assert result.attempted and not result.failed
+
+
+def _masked(x):
+    return np.ma.masked_array(x.numpy(), mask=np.zeros(x.shape, bool))
+
+
+@pytest.mark.parametrize(
+    "given",
+    {
+        "a table": lambda x: pd.DataFrame(x.numpy(), index=range(900, 900 + len(x))),
+        "a table of names": lambda x: pd.DataFrame(x.numpy()).add_prefix("dim_"),
+        "rows of tensors": lambda x: list(x),
+        "sparse": lambda x: x.to_sparse(),
+        "sparse rows": lambda x: x.to_sparse_csr(),
+        "of scipy": lambda x: scipy.sparse.csr_matrix(x.numpy()),
+        "backwards": lambda x: x.flip(0).numpy()[::-1],
+        "sideways": lambda x: x.flip(1).numpy()[:, ::-1],
+        "of another byte order": lambda x: x.numpy().astype(">f4"),
+        "masked, of which nothing": _masked,
+        "frozen": lambda x: _frozen(x.numpy()),
+        "learning": lambda x: x.clone().requires_grad_(),
+    }.values(),
+)
+def test_embeddings_as_people_hold_them(given):
+    x, labels = make(40, 6, 5)
+    assert retrieval_metrics(given(x), labels) == retrieval_metrics(x, labels)
+    assert retrieval_metrics(x, labels, gallery=given(x), gallery_labels=labels)["R@1"] == 1.0
+    assert torch.equal(nearest_neighbours(given(x), x, 3)[1], nearest_neighbours(x, x, 3)[1])
+
+
+def _frozen(array):
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    "given",
+    {
+        "a Series of some rows": lambda y: pd.Series(np.repeat(y.numpy(), 2), name="class")[::2],
+        "whole numbers that may lack": lambda y: pd.Series(y.numpy(), dtype="Int64"),
+        "categories' codes": lambda y: pd.Series(y.numpy()).astype("category").cat.codes,
+        "backwards": lambda y: y.flip(0).numpy()[::-1],
+        "numbers": lambda y: [int(each) for each in y],
+        "tensors": lambda y: list(y),
+        "of another byte order": lambda y: y.numpy().astype(">i8"),
+    }.values(),
+)
+def test_labels_as_people_hold_them(given):
+    x, labels = make(40, 6, 5)
+    assert retrieval_metrics(x, given(labels)) == retrieval_metrics(x, labels)
+
+
+def test_ks_may_be_one_number():
+    x, labels = make(40, 6, 5)
+    for ks in (4, np.int64(4), [4], np.array([4]), torch.tensor([4]), iter((4,))):
+        assert retrieval_metrics(x, labels, ks=ks) == retrieval_metrics(x, labels, ks=(4,))
+    for ks in (None, 0, "1", 1.5, [[1]], [None]):
+        with pytest.raises(VptspError, match="ks: .* is not a whole number of at least 1"):
+            retrieval_metrics(x, labels, ks=ks)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda x, y: (np.ma.masked_less(x.numpy(), 0), y), "embeddings: .* are masked: leave their rows"),
+        (lambda x, y: (x, np.ma.masked_equal(y.numpy(), 0)), "labels: .* of its values are masked"),
+        (lambda x, y: (pd.DataFrame(x.numpy()).assign(name="a"), y), "embeddings: torch cannot read it"),
+        (lambda x, y: (x, pd.Series(["a"] * len(y))), "labels: torch cannot read it"),
+        (lambda x, y: (x, pd.Series(y.numpy(), dtype="Int64").where(y.numpy() > 0)), "labels: "),
+        (lambda x, y: ({"a": 1}, y), "embeddings: torch cannot read it"),
+        (lambda x, y: (None, y), "embeddings: torch cannot read it"),
+        (lambda x, y: (x.to("meta"), y), "embeddings: .* give one real vector a row"),
+        (lambda x, y: ([x[0], x[1, :2]], y), "embeddings: torch cannot read it"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line_that_names_it(change, message):
+    x, labels = change(*make(40, 6, 5))
+    with pytest.raises(VptspError, match=message) as caught:
+        retrieval_metrics(x, labels)
+    assert "\n" not in str(caught.value)

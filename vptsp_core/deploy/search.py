@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from vptsp_core.deploy.index_command import PLACE, left_out, model_path
 from vptsp_core.deploy.picture import found_images
 from vptsp_core.deploy.update import images_in
 from vptsp_core.errors import DataError, VptspError, printable
+from vptsp_core.figures.style import file_of
 from vptsp_core.method.neighbours import positive
 from vptsp_core.runs.embedder import Embedder, load
 from vptsp_core.system.files import write_bytes
@@ -67,12 +67,9 @@ def main(argv: Sequence[str]) -> int:
         for row in rows.itertuples():
             print(f"  {row.rank:3d}  {row.cosine:.4f}  {printable(str(row.path))}")
     drawn = table[table["query"].isin([str(query) for query in queries[:DRAWN]]) & (table["rank"] <= DRAWN_EACH)]
-    picture = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # of names in other scripts: a box each
-        found_images(drawn, Path(index.root)).savefig(
-            picture, format="png", dpi=120, facecolor="white", metadata={"Software": MADE_BY}
-        )
+        picture = file_of(found_images(drawn, Path(index.root)), dpi=120, metadata={"Software": MADE_BY})
     write_bytes(png, picture.getvalue())
     write_bytes(csv, _csv(table))
     part = "" if len(drawn) == len(table) else f" ({len(drawn)} of {len(table)} rows)"

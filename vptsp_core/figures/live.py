@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vptsp_core.figures.style import BLUE, GREY, STYLE, VERMILION, _house
+from vptsp_core.figures.style import BLUE, GREY, VERMILION, _house, file_of
 from vptsp_core.paper.report import watched
 from vptsp_core.runs.train import Row
 
@@ -61,10 +59,8 @@ class Redrawn:
 
         if not watched():
             return
-        fig, buffer = self.draw(pd.DataFrame(history)), io.BytesIO()
-        with rc_context(STYLE):
-            fig.savefig(buffer, format="png", dpi=200, facecolor="white")
-        self._show(Image(data=buffer.getvalue(), width=int(100 * fig.get_figwidth())))
+        fig = self.draw(pd.DataFrame(history))
+        self._show(Image(data=file_of(fig).getvalue(), width=int(100 * fig.get_figwidth())))
 
     def finish(self, picture: Any) -> None:
         """Put ``picture``, from `figures.style.save_figure`, in the place of what was shown so far."""

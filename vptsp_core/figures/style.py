@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.style import context
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from vptsp_core.figures.umap import short_name
@@ -53,12 +54,17 @@ STYLE: Any = {
 }  # fmt: skip
 
 
+def house_style() -> AbstractContextManager[None]:
+    """In it every figure is drawn and saved: matplotlib's defaults and the house style, whatever the user's style."""
+    return context(["default", STYLE])
+
+
 def _house(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Draw inside the house style, ticks included (matplotlib makes them late)."""
 
     @wraps(draw)
     def styled(*args: Any, **kwargs: Any) -> Figure:
-        with rc_context(STYLE):
+        with house_style():
             fig = draw(*args, **kwargs)
             fig.draw_without_rendering()
         return fig
@@ -66,16 +72,22 @@ def _house(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return styled
 
 
+def file_of(fig: Figure, kind: str = "png", *, dpi: int = 200, metadata: Mapping[str, Any] | None = None) -> io.BytesIO:
+    """The figure as a file of that kind, on white."""
+    buffer = io.BytesIO()
+    with house_style():
+        fig.savefig(buffer, format=kind, dpi=dpi, facecolor="white", metadata=metadata)
+    return buffer
+
+
 def save_figure(fig: Figure, results: Path, name: str, alt: str = "") -> Image:
     """Write ``results/figures/<name>.png`` (200 dpi, 256 colours) and ``.pdf``; returns the picture to show."""
     from IPython.display import Image
 
     for kind in ("pdf", "png"):
-        buffer = io.BytesIO()
         # No date: the same numbers give the same file. The results page takes its captions from the PNG.
         told = {"CreationDate": None} if kind == "pdf" else {"Description": alt or name}
-        with rc_context(STYLE):
-            fig.savefig(buffer, format=kind, dpi=200, facecolor="white", metadata=told)
+        buffer = file_of(fig, kind, metadata=told)
         if kind == "png":
             buffer = _with_palette(buffer)
         write_bytes(results / "figures" / f"{name}.{kind}", buffer.getvalue())

@@ -7,12 +7,17 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from vptsp_core.method.neighbours import positive
+
 
 def umap_plane(vectors: np.ndarray, *, seed: int = 0, neighbours: int = 15) -> np.ndarray:
     """UMAP (McInnes et al., 2018) of vectors (N, d) into the plane, by cosine: (N, 2) float32.
 
-    The same vectors and seed give the same map. The first call of a process compiles for some twenty seconds.
+    The same vectors and seed give the same map. The first call of a process compiles for some twenty seconds. Up to
+    three vectors, too few for UMAP, are put at their principal components.
     """
+    if len(vectors) <= 3:
+        return _principal(vectors)
     import umap  # slow to import, and only needed here
 
     threads = torch.get_num_threads()
@@ -23,6 +28,16 @@ def umap_plane(vectors: np.ndarray, *, seed: int = 0, neighbours: int = 15) -> n
         return np.asarray(fitted.fit_transform(vectors), dtype=np.float32)
     finally:
         torch.set_num_threads(threads)  # numba leaves one a core behind, for torch too
+
+
+def _principal(vectors: np.ndarray) -> np.ndarray:
+    """The first two principal components of vectors (N, d) of length 1: (N, 2) float32, zeros where there are fewer."""
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    plane = np.zeros((len(vectors), 2), np.float32)
+    if len(vectors) > 1:
+        left, sizes, _ = np.linalg.svd(unit - unit.mean(0), full_matrices=False)
+        plane[:, : len(sizes)] = (left * sizes)[:, :2]
+    return plane
 
 
 def plane_with_proxies(
@@ -46,7 +61,12 @@ def spread_classes(num_classes: int, count: int) -> list[int]:
 
 def pick_points(labels: np.ndarray, shown: list[int], limit: int, seed: int = 0) -> np.ndarray:
     """Places of at most ``limit`` images, (n,) int64, sorted: those of the classes ``shown`` first of all, then any
-    others. labels (N,) are the images' classes."""
+    others. labels (N,) are the images' classes.
+
+    Raises:
+        VptspError: ``limit`` is not a whole number of at least 1.
+    """
+    limit = positive("images on a map", limit)
     order = np.random.default_rng(seed).permutation(len(labels))
     first = np.isin(labels[order], shown)
     return np.sort(np.concatenate([order[first], order[~first]])[:limit])

@@ -7,12 +7,13 @@ import logging
 import socket
 from collections.abc import Iterator
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 import timm
 from huggingface_hub import constants, try_to_load_from_cache
 
 PATIENCE = 3.0  # seconds for a connection to one address; huggingface_hub tries six times, whatever is in the way
+PORTS = {"http": 80, "https": 443}
 # What timm asks for where a model's description names no file of its own.
 FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
@@ -22,10 +23,16 @@ def asked(name: str) -> Iterator[None]:
     """Inside, timm may fetch the weights of ``name``; huggingface_hub tries again as ever, but tells nothing of it.
 
     Raises:
-        ConnectionError: they are not in the cache, and the hub cannot be reached.
+        ConnectionError: they are not in the cache, and the hub is out of reach; what is in the way is named.
     """
-    if not _cached(name) and not _reached():
-        raise ConnectionError(f"no connection to {urlsplit(constants.ENDPOINT).hostname}")
+    if not _cached(name):
+        if constants.HF_HUB_OFFLINE:
+            raise ConnectionError("HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, and they are not in "
+                                  f"{constants.HF_HUB_CACHE}")  # fmt: skip
+        proxy = _proxy()
+        if not _reached(proxy or constants.ENDPOINT):
+            place = f"the proxy {_host(proxy)}, which the environment names" if proxy else _host(constants.ENDPOINT)
+            raise ConnectionError(f"no connection to {place}")
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -45,14 +52,27 @@ def _cached(name: str) -> bool:
     return any(isinstance(try_to_load_from_cache(place, file, revision=revision or None), str) for file in files)
 
 
-def _reached() -> bool:
-    """Whether the hub takes a connection; where a proxy is to be asked, it is left to huggingface_hub to find out."""
-    if getproxies().keys() & {"http", "https", "all"}:
-        return True
+def _proxy() -> str | None:
+    """Address of the proxy that the environment names for the hub, None where it is asked directly."""
     address = urlsplit(constants.ENDPOINT)
-    port = address.port or (80 if address.scheme == "http" else 443)
+    if proxy_bypass(address.hostname or ""):
+        return None
+    proxies = getproxies()
+    found = proxies.get(address.scheme) or proxies.get("all")
+    return found if found is None or "://" in found else f"http://{found}"
+
+
+def _host(address: str) -> str | None:
+    """Host of an address, with its port where there is one; without a password."""
+    parts = urlsplit(address)
+    return parts.hostname if parts.port is None or address == constants.ENDPOINT else f"{parts.hostname}:{parts.port}"
+
+
+def _reached(address: str) -> bool:
+    """Whether somebody takes a connection there."""
     try:
-        socket.create_connection((address.hostname or "", port), PATIENCE).close()
-    except OSError:
+        parts = urlsplit(address)
+        socket.create_connection((parts.hostname or "", parts.port or PORTS.get(parts.scheme, 1080)), PATIENCE).close()
+    except (OSError, ValueError):
         return False
     return True

@@ -6,7 +6,7 @@ beneath them, and what it promises on precision, ties and memory, is in `neighbo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,14 +44,14 @@ def retrieval_metrics(
     *,
     gallery: Any = None,
     gallery_labels: Any = None,
-    ks: Sequence[int] = (1, 2, 4, 8),
+    ks: int | Sequence[int] = (1, 2, 4, 8),
     backend: str = "torch",
 ) -> Scores:
     """How well items find others of their class; fractions in [0, 1].
 
-    embeddings (N, d), of any precision, and labels (N,), whole numbers of any values: tensors on any device,
-    or numpy arrays. Without a gallery each item searches all the others; it is itself left out by its index,
-    so a duplicate of it counts. With gallery (M, d) and gallery_labels (M,) nothing is left out.
+    embeddings (N, d), of any precision, and labels (N,), whole numbers of any values: tensors on any device, arrays or
+    tables (of pandas the rows count, not the index). Without a gallery each item searches all the others; it is itself
+    left out by its index, so a duplicate of it counts. With gallery (M, d) and gallery_labels (M,) nothing is left out.
 
     R is the number of (other) gallery items of the query's class, rel_i = 1 if the item at rank i is one of
     them, else 0, and P@i = (rel_1 + ... + rel_i) / i.
@@ -89,7 +89,7 @@ def retrieval_metrics(
     alone = gallery is None
     if alone != (gallery_labels is None):
         raise VptspError("gallery and gallery_labels belong together; give both or neither")
-    ks = [positive("ks", k) for k in ks]
+    ks = [positive("ks", k) for k in (ks if isinstance(ks, Iterable) else [ks])]
     queries = unit_rows("embeddings", embeddings)
     wanted = _labels("labels", labels, queries)
     items, owned = queries, wanted
@@ -148,7 +148,7 @@ def _score(hits: Tensor, relevant: Tensor, ks: Sequence[int]) -> Tensor:
 
 def _labels(name: str, data: Any, rows: Tensor) -> Tensor:
     ids = as_tensor(name, data)
-    if ids.dim() != 1 or ids.is_floating_point() or ids.is_complex():
+    if ids.dim() != 1 or ids.is_floating_point() or ids.is_complex() or ids.is_meta or ids.is_quantized:
         raise VptspError(f"{name}: {ids.dtype} of shape {tuple(ids.shape)}; give one whole number an item")
     if len(ids) != len(rows):
         raise VptspError(f"{name}: {len(ids)} labels for {len(rows)} embeddings; give one for each")

@@ -11,6 +11,7 @@ import operator
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +36,7 @@ def nearest_neighbours(
 ) -> tuple[Tensor, Tensor]:
     """The k gallery items of highest cosine for each query: scores (N, k) float32 and indices (N, k) int64.
 
-    queries (N, d) and gallery (M, d): tensors or numpy arrays, of any precision; rows need not have length 1.
+    queries (N, d) and gallery (M, d): tensors, arrays or tables, of any precision; rows need not have length 1.
     The answer is on the device of the queries, best first, equal scores by index. exclude_self: query i is
     gallery item i and does not find itself. Where there are fewer than k items, score -inf and index -1 fill
     the places left over. chunk: queries scored at a time (default: what fits into 256 MiB, at most 512; GPU: 1 GiB).
@@ -190,17 +191,33 @@ def positive(name: str, value: Any) -> int:
 
 
 def as_tensor(name: str, data: Any) -> Tensor:
-    """A tensor or array of any shape as a tensor without gradient, its memory shared where it may be written to.
+    """A tensor or array of any shape as a dense tensor without gradient, its memory shared where that is possible.
+
+    Of a table or a Series of pandas the rows count, in their order, and not the index.
 
     Raises:
-        VptspError: naming the argument, where torch cannot read it.
+        VptspError: naming the argument, where torch cannot read it, or some of its values are masked.
     """
     try:
-        if getattr(getattr(data, "flags", None), "writeable", True) is False:
-            data = data.copy()  # a memory-mapped or frozen array, of which torch would warn
+        if isinstance(data, (list, tuple)) and data and all(isinstance(each, Tensor) for each in data):
+            data = torch.stack(list(data))
+        if isinstance(data, Tensor):
+            return data.detach().to_dense() if data.layout != torch.strided else data.detach()
+        if hasattr(data, "toarray"):  # scipy's sparse arrays
+            data = data.toarray()
+        elif hasattr(data, "to_numpy"):  # pandas, and what is like it
+            data = data.to_numpy()
+        if np.ma.isMaskedArray(data):
+            if np.ma.is_masked(data):
+                raise ValueError(f"{np.ma.count_masked(data)} of its values are masked: leave their rows out")
+            data = data.data
+        if isinstance(data, np.ndarray):
+            usable = data.flags.writeable and data.dtype.isnative and all(step >= 0 for step in data.strides)
+            data = data if usable else data.astype(data.dtype.newbyteorder("="), order="C")  # a copy
         return torch.as_tensor(data).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise VptspError(f"{name}: torch cannot read it ({error}); give a tensor or an array") from None
+    except Exception as error:  # of any library whose object was given
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise VptspError(f"{name}: torch cannot read it ({reason}); give a tensor or an array of numbers") from None
 
 
 def unit_rows(name: str, data: Any, like: Tensor | None = None) -> Tensor:
@@ -210,7 +227,7 @@ def unit_rows(name: str, data: Any, like: Tensor | None = None) -> Tensor:
         VptspError: naming the argument: another shape, another d, or rows that hold NaN or infinity.
     """
     x = as_tensor(name, data)
-    if x.dim() != 2 or 0 in x.shape or x.is_complex():
+    if x.dim() != 2 or 0 in x.shape or x.is_complex() or x.is_meta or x.is_quantized:
         raise VptspError(f"{name}: {x.dtype} of shape {tuple(x.shape)}; give one real vector a row, (n, d)")
     if like is not None:
         x = x.to(like.device)

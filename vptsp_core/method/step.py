@@ -165,7 +165,7 @@ def compiled_loss(model: MetricModel) -> Callable[[Tensor, Tensor], Tensor]:
     is then compiled on its own, and not replayed as a CUDA graph.
     """
     # What is kept there is code, so it lies with the user and not in the folder for everybody's temporary files.
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(home) / "vptsp" / "compiled"))
     alone = world_size() == 1
     # Dropout draws what it draws uncompiled, so that the same seed gives the same masks.

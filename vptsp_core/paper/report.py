@@ -24,7 +24,7 @@ from vptsp_core.runs.folder import Run
 from vptsp_core.runs.run import frame, over_seeds
 from vptsp_core.runs.selection import reported
 from vptsp_core.system.files import write_bytes
-from vptsp_core.system.places import PACKAGE
+from vptsp_core.system.places import CHECKOUT, PACKAGE
 
 PAPER, OURS, DIFFERENCE = "paper", "ours", "difference"
 _CELL = "padding: 0.25em 0.7em; text-align: right; font-variant-numeric: tabular-nums"
@@ -47,10 +47,14 @@ _STYLE: list[Any] = [
 
 
 def place(path: str | Path) -> Path:
-    """A notebook's path parameter, relative to the repository, which is where `run_all.sh` starts notebooks;
-    JupyterLab starts them in notebooks/."""
+    """A notebook's path parameter, relative to the repository, which is where `run_all.sh` starts notebooks; JupyterLab
+    starts them where they are, in notebooks/, or in results/ if they are executed copies."""
     here = Path.cwd()
-    return (here.parent if here.name == "notebooks" else here) / Path(path).expanduser()
+    if here.is_relative_to(CHECKOUT):
+        base = CHECKOUT
+    else:
+        base = here.parent if here.name == "notebooks" else here
+    return base / Path(path).expanduser()
 
 
 def absent_data(config: RunConfig, data: str | Path | None, notebook: str, folder: Path = Path("results/paper")) -> str:

@@ -1,0 +1,81 @@
+"""The same numbers give the same file whatever style the user has, in a matplotlibrc or in the kernel."""
+
+import ast
+from contextlib import ExitStack
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from vptsp_core.deploy.picture import found_images
+from vptsp_core.figures import live, style, tune
+from vptsp_core.system.places import PACKAGE
+
+HISTORY = pd.DataFrame({"epoch": [1, 2], "loss": [3.0, 1.5], "R@1": [0.5, 0.625]})
+TRIALS = pd.DataFrame({"trial": [0, 1], "state": "trained", "R@1": [50.0, 60.0], "best so far": [50.0, 60.0]})
+FOREIGN = {
+    "dark matplotlibrc": {"figure.facecolor": "black", "axes.facecolor": "black", "savefig.facecolor": "black",
+                          "text.color": "white", "axes.labelcolor": "white", "xtick.color": "white"},
+    "tiny letters": {"axes.labelsize": 2, "xtick.labelsize": 2, "figure.titlesize": 2, "legend.title_fontsize": 2},
+    "LaTeX": {"text.usetex": True, "text.latex.preamble": r"\usepackage{none}", "mathtext.fontset": "cm"},
+    "saved tightly": {"savefig.bbox": "tight", "savefig.transparent": True, "savefig.dpi": 30, "figure.dpi": 30},
+    "another look": {"axes.prop_cycle": matplotlib.cycler(color="r"), "lines.dash_capstyle": "round",
+                     "image.cmap": "gray", "image.origin": "lower", "axes.unicode_minus": False, "axes.xmargin": 0.4,
+                     "axes.formatter.limits": [-1, 1], "legend.loc": "center", "hist.bins": 3, "errorbar.capsize": 9,
+                     "pdf.compression": 0, "path.sketch": (1, 100, 2)},
+}  # fmt: skip
+
+
+def pictures(folder) -> list[bytes]:
+    """Files as `save_figure`, the live picture of a run and `search` make them."""
+    image = folder / "image.png"
+    Image.new("RGB", (8, 8), "red").save(image)
+    table = pd.DataFrame({"query": [str(image)], "rank": [1], "path": ["image.png"], "cosine": [1.0]})
+    style.save_figure(live.training(HISTORY, epochs=2, frozen=0.5), folder, "run")
+    style.save_figure(tune.history(TRIALS, "test classes"), folder, "trials")
+    kept = [path.read_bytes() for path in sorted((folder / "figures").iterdir())]
+    return [*kept, style.file_of(found_images(table, folder), dpi=60).getvalue()]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return pictures(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.mark.parametrize("foreign", [*FOREIGN, "dark_background", "seaborn", "xkcd"])
+def test_the_style_of_the_user_does_not_get_in(foreign, plain, tmp_path):
+    with ExitStack() as stack:
+        stack.enter_context(matplotlib.rc_context(FOREIGN.get(foreign, {})))
+        if foreign == "seaborn":
+            pytest.importorskip("seaborn").set_theme(style="darkgrid", font_scale=0.4)
+        elif foreign == "xkcd":
+            import matplotlib.pyplot as plt
+
+            stack.enter_context(plt.xkcd())
+        elif foreign not in FOREIGN:
+            matplotlib.style.use(foreign)
+        before = dict(matplotlib.rcParams)
+        assert pictures(tmp_path) == plain
+        assert dict(matplotlib.rcParams) == before, "and the user's style stays"
+
+
+def test_every_figure_is_drawn_and_saved_in_it():
+    """`savefig` is called in `style` alone, and a figure is made only in a function drawn in the house style."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(path.read_text("utf-8"))
+        styled = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
+                  and any(isinstance(by, ast.Name) and by.id == "_house" for by in node.decorator_list)]  # fmt: skip
+        inside = {id(node) for each in styled for node in ast.walk(each)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                assert name != "savefig" or path.name == "style.py", path
+                assert name != "Figure" or id(node) in inside, path
+
+
+def test_pictures_are_on_white(tmp_path):
+    with matplotlib.rc_context(FOREIGN["dark matplotlibrc"]):
+        buffer = style.file_of(live.training(HISTORY, epochs=2))
+    assert np.asarray(Image.open(buffer).convert("RGB"))[0, 0].tolist() == [255, 255, 255]
