@@ -58,10 +58,9 @@ TABLE: dict[str, list[Case]] = {
               "image DIR/data/b/odd.jpg: unreadable (image file is truncated (267 bytes not processed)); replace the file"),
         image("PNG cut short", images.truncated_png,
               "image DIR/data/b/odd.png: unreadable (image file is truncated); replace the file"),
-        image("no bytes", images.empty, "image DIR/data/b/odd.jpg: unreadable (not an image of a known kind); replace "
-              "the file"),
+        image("no bytes", images.empty, "image DIR/data/b/odd.jpg: unreadable (the file is empty); replace the file"),
         image("a web page named .jpg", images.web_page,
-              "image DIR/data/b/odd.jpg: unreadable (not an image of a known kind); replace the file"),
+              "image DIR/data/b/odd.jpg: unreadable (its content is a web page, a failed download?); replace the file"),
         image("decompression bomb: 1 kB of PNG that says 60,000 x 60,000 pixels", images.bomb,
               "image DIR/data/b/odd.png: unreadable (Image size (3600000000 pixels) exceeds limit of 178956970 pixels, "
               "could be decompression bomb DOS attack.); replace the file"),
@@ -72,9 +71,8 @@ TABLE: dict[str, list[Case]] = {
         image("32 bits, values of 8 bits", images.small_numbers,
               f"image DIR/data/b/odd.tif: its values end at {images.PHOTO[..., 0].max()} of 65,535; spread them over the "
               "range, or convert it to 8 bits a channel"),
-        Case("a strip of 1 x 60,000 pixels", "`train`, cached pipeline", images.strip,
-             "image DIR/data/b/odd.png: 60000 x 1 pixels would take 288.0 MB with a shorter side of 40; leave it out, or "
-             "set pipeline=classic"),
+        image("a strip of 1 x 60,000 pixels", images.strip,
+              "image DIR/data/b/odd.png: 60000 x 1 pixels, more than 256 times as long as wide; leave it out"),
         Case("a folder named .jpg", "`embed`", images.folder_embedded,
              "image DIR/data/b/odd.jpg: unreadable (Is a directory); replace the file"),
         Case("a folder named .jpg, among one's images", "`train`", images.folder_trained,
@@ -367,7 +365,7 @@ TABLE: dict[str, list[Case]] = {
              WORKS + "it is left out, with a warning, and the others are answered",
              "warning: 1 left out: image DIR/asked/bad.jpg: unreadable (not an image of a known kind); replace the file"),
         Case("index in the folder of the images", "`index DIR --to DIR`", models.index_among_images,
-             "the index would lie among the images of DIR/data; name another folder with --to"),
+             "DIR/data is in DIR/data, the folder of your images, where nothing is written; name a place outside of it with --to"),
     ],
     "Devices and disks": [
         Case("no such device", "`train --device banana`", runs.device("--device", "banana"),

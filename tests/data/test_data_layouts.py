@@ -4,7 +4,9 @@ import dataclasses
 import os
 import warnings
 
+import numpy as np
 import pytest
+import scipy.io
 from PIL import Image
 
 from vptsp_core import preset
@@ -111,6 +113,101 @@ MAKE = {
 def names(images):
     """What each image is: its file's name and its class."""
     return [(path.name, images.class_names[label]) for path, label in zip(images.paths, images.labels, strict=True)]
+
+
+def annotations(path, images, key, labels=True):
+    """A file as Stanford distributed it: a 1 x N struct array."""
+    fields = ["bbox_x1", *(["class"] if labels else []), key]
+    table = np.empty((1, len(images)), dtype=[(field, object) for field in fields])
+    for i, (image, number) in enumerate(images):
+        table[0, i] = (1, *([np.uint8(number)] if labels else []), image)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scipy.io.savemat(path, {"annotations": table})
+
+
+CARS = [(f"{n + 1:06}.jpg", 196 - n // 2) for n in range(392)]  # in no class order
+
+
+def car_ims(folder):
+    put(*(f"{folder}/car_ims/{image}" for image, _ in CARS))
+    images = [(f"car_ims/{image}", c) for image, c in CARS]
+    annotations(put.root / folder / "cars_annos.mat", images, "relative_im_path")
+
+
+def halves(folder, devkit="devkit/", nested=False, labels=True):
+    for i, (half, file) in enumerate([("cars_train", "cars_train_annos"), ("cars_test", "cars_test_annos_withlabels")]):
+        put(*(f"{folder}/{half}/{f'{half}/' * nested}{image}" for image, _ in CARS[i::2]))
+        file = file if labels else file.removesuffix("_withlabels")
+        annotations(put.root / folder / f"{devkit}{file}.mat", CARS[i::2], "fname", labels or not i)
+
+
+def class_halves(folder):
+    put(*(f"{folder}/{('cars_train', 'cars_test')[i % 2]}/Car {196 - i // 2:03}/{image}"
+          for i, (image, _) in enumerate(CARS)))  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", [
+    lambda: car_ims("cars196"), lambda: car_ims("stanford_cars"), lambda: halves("cars196"),
+    lambda: halves("cars196", "", nested=True), lambda: halves("stanford_cars", "devkit/devkit/"),
+    lambda: class_halves("cars196"),
+])  # fmt: skip
+def test_cars_as_people_have_them(root, layout):
+    """Of the classes, not of the official halves, the first 98 are for training; file and class stay together."""
+    layout()
+    benchmark = load_benchmark("cars196", root)
+    of = dict(CARS)
+    for images, first, last in ((benchmark.train, 1, 98), (benchmark.test, 99, 196)):
+        found = names(images)
+        assert len(found) == 196 and {of[file] for file, _ in found} == {*range(first, last + 1)}
+        assert all(int(label.split()[-1]) == of[file] for file, label in found)
+    assert not set(names(benchmark.train)) & set(names(benchmark.test))
+
+
+def test_cars_without_labels_or_annotations(root):
+    halves("cars196", labels=False)
+    with pytest.raises(DataError, match="cars_test_annos.mat has no labels; get cars_test_annos_withlabels.mat"):
+        load_benchmark("cars196", root)
+    (root / "cars196" / "devkit" / "cars_test_annos.mat").unlink()
+    with pytest.raises(DataError, match="cars_test needs cars_test_annos_withlabels.mat, .* put it into "):
+        load_benchmark("cars196", root)
+    (root / "cars196" / "cars_test_annos_withlabels.mat").write_bytes(b"<html>")
+    with pytest.raises(DataError, match="is no cars_test_annos_withlabels.mat .*; get it again"):
+        load_benchmark("cars196", root)
+
+
+@pytest.mark.parametrize(("name", "folder"), [
+    ("cub200", "CUB_200_2011"), ("cub200", "cub200/CUB_200_2011"), ("cars196", "stanford_cars"),
+])  # fmt: skip
+def test_folders_by_the_names_of_their_archives(root, name, folder):
+    make_classes(folder, 200 if name == "cub200" else 196)
+    load_benchmark(name, root)
+    load_benchmark(name, root / folder)
+
+
+@pytest.mark.parametrize("sign", ["lists", "annotations-mat", "numbers"])
+@pytest.mark.parametrize("folder", ["cub200", "CUB_200_2010"])
+def test_the_birds_of_2010_are_refused_by_their_name(root, folder, sign):
+    for c in range(200):
+        number = 2950163169 + c if sign == "numbers" else 796111 + c
+        put(*(f"{folder}/images/{c + 1:03}.Bird_{c}/Bird_{c}_{i:04}_{number}.jpg" for i in range(2)))
+    if sign == "numbers":
+        for allow_partial in (False, True):
+            with pytest.raises(DataError, match=f"{folder} holds CUB-200 of 2010 .6,033 images.; the bench"):
+                load_benchmark("cub200", root, allow_partial)
+        return
+    load_benchmark("cub200", root)  # of 2011 by all that is there
+    (root / folder / sign).mkdir()
+    with pytest.raises(DataError, match="holds CUB-200 of 2010"):
+        load_benchmark("cub200", root)
+
+
+def test_inshop_as_it_is_published(root):
+    make_inshop()
+    (root / "inshop" / "Img").mkdir()
+    (root / "inshop" / "img").rename(root / "inshop" / "Img" / "img")
+    (root / "inshop" / "Eval").mkdir()
+    (root / "inshop" / "list_eval_partition.txt").rename(root / "inshop" / "Eval" / "list_eval_partition.txt")
+    assert len(load_benchmark("inshop", root).train) == 3
 
 
 # ---- what is published ---------------------------------------------------------------------------

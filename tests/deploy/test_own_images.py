@@ -1,10 +1,13 @@
 """One's own images: how they are split, what is planned for them, what is told in the end."""
 
+import functools
 import json
 import random
 import re
 import time
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -164,6 +167,117 @@ def test_a_table_as_people_write_it(split, tmp_path):
         load_benchmark("own", tmp_path)
 
 
+TABLE = [(f"{label}/{i}.png", label, "test" if label > "class 08" else "train") for label in TWELVE for i in range(3)]
+
+
+def written(folder, rows=TABLE, *, header="path,class,split", delimiter=",", encoding="utf-8", first=""):
+    """``split.csv`` of these rows, in which nothing is quoted."""
+    lines = [header.replace(",", delimiter), *(delimiter.join(row) for row in rows)]
+    (folder / "split.csv").write_text(first + "\n".join(lines) + "\n", encoding)
+
+
+def files(benchmark):
+    sets = (benchmark.train, benchmark.test)
+    return {(path, images.class_names[label])
+            for images in sets for path, label in zip(images.paths, images.labels, strict=True)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["own", "folder"])
+@pytest.mark.parametrize("way", [
+    dict(delimiter="\t"), dict(delimiter="|"), dict(delimiter="\t", encoding="utf-16"), dict(delimiter=";"),
+    dict(first="\n\n"), dict(first="sep=|\n", delimiter="|"), dict(first=",,\n"),
+    dict(rows=[(*row, "", "") for row in TABLE]),  # delimiters without values
+    dict(rows=[(str(i), *row) for i, row in enumerate(TABLE)], header=",path,class,split"),  # pandas
+    dict(rows=[(path, f' "{label}"', split) for path, label, split in TABLE]),
+], ids=str)  # fmt: skip
+def test_a_table_as_programs_write_it(way, name, tmp_path):
+    put(tmp_path, TWELVE)
+    written(tmp_path)
+    wanted = files(load_benchmark(name, tmp_path))
+    written(tmp_path, **way)
+    assert files(load_benchmark(name, tmp_path)) == wanted and len(wanted) == 36
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("header", ["path,class", "path,class,split", "path,class,", "path,class,,"])
+def test_a_value_without_a_column_is_refused(header, delimiter, tmp_path):
+    """An unquoted delimiter in a name: what is behind it must not vanish, or classes become one."""
+    put(tmp_path, TWELVE)
+    rows = [list(row)[: header.rstrip(",").count(",") + 1] for row in TABLE]
+    rows[4][1] += f"{delimiter} kind a"
+    written(tmp_path, rows, header=header, delimiter=delimiter)
+    column = "'train'" if "split" in header else "'kind a'"
+    with pytest.raises(DataError, match=f"line 6: the header has no column for {column}; put a name that holds .* in "):
+        load_benchmark("own", tmp_path)
+    rows[4][1] = f'"{rows[4][1]}"'
+    written(tmp_path, rows, header=header, delimiter=delimiter)
+    assert f"class 01{delimiter} kind a" in load_benchmark("own", tmp_path).train.class_names
+
+
+@pytest.mark.parametrize("start", ["{0}/", "{0}/../images/", "images/", "../images/", "./", "{1}/", "../link/"])
+def test_paths_that_name_a_file_of_the_folder(start, tmp_path):
+    """Absolute, or as seen from the parent, or by way of a link to the folder."""
+    folder = put(tmp_path / "images", TWELVE)
+    (tmp_path / "link").symlink_to(folder)
+    written(folder)
+    wanted = files(load_benchmark("folder", folder))
+    begin = start.format(folder, tmp_path / "link")
+    written(folder, [(begin + path, label, split) for path, label, split in TABLE])
+    assert files(load_benchmark("folder", folder)) == wanted
+    outside = put(tmp_path / "other", {"a": 1}) / "a" / "0.png"
+    for path in (outside, "../other/a/0.png"):
+        written(folder, [*TABLE, (str(path), "class 00", "train")])
+        with pytest.raises(DataError, match=f"lists {path}, which is not inside {folder}; write it so"):
+            load_benchmark("folder", folder)
+
+
+def test_paths_in_another_case_or_with_accents_stored_otherwise(tmp_path):
+    """A table of macOS, images of Linux, and the other way round; both forms look the same."""
+    decompose, compose = (functools.partial(unicodedata.normalize, form) for form in ("NFD", "NFC"))
+    put(tmp_path, TWELVE | {compose("Möwe"): 3, decompose("Krähe"): 3})
+    more = [(f"{label}/{i}.{suffix}", label, "test")
+            for label, suffix in ((decompose("Möwe"), "png"), (compose("Krähe"), "PNG")) for i in range(3)]  # fmt: skip
+    written(tmp_path, [*TABLE, *more])
+    with pytest.warns(UserWarning, match="6 path.s. in .*split.csv are written in another case than on the disk, or"):
+        test = load_benchmark("folder", tmp_path).test
+    assert {"Möwe", "Krähe"} <= {*test.class_names} and all(path.is_file() for path in test.paths)
+    written(tmp_path, [*TABLE, *more, (f"{compose('Möwe')}/0.png", "Möwe", "test")])
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="lists .*/0.png twice"):
+        load_benchmark("folder", tmp_path)
+    put(tmp_path, {"x": 1, "X": 1})  # either may be meant
+    (tmp_path / "x" / "0.png").rename(tmp_path / "x" / "a.png")
+    (tmp_path / "X" / "0.png").rename(tmp_path / "X" / "A.png")
+    written(tmp_path, [*TABLE, ("x/A.png", "x", "test")])
+    with pytest.warns(UserWarning, match="x/A.png, which is read from x/a.png"):
+        load_benchmark("folder", tmp_path)
+
+
+def test_classes_that_look_alike(tmp_path):
+    put(tmp_path, TWELVE | {unicodedata.normalize(form, "Möwe"): 2 for form in ("NFC", "NFD")})
+    with pytest.warns(UserWarning, match="differ only in spaces, or in how their letters are stored; where they are"):
+        load_benchmark("own", tmp_path)
+    rows = [*TABLE, *((f"{unicodedata.normalize(form, 'Möwe')}/0.png",) * 2 + ("test",) for form in ("NFC", "NFD"))]
+    written(tmp_path, [(path, path.partition("/")[0], split) for path, _, split in rows])
+    assert load_benchmark("own", tmp_path).test.class_names.count("Möwe") == 1
+
+
+@pytest.mark.parametrize("name", ["own", "folder"])
+def test_rows_to_test_on_alone(name, tmp_path, capsys):
+    """Frozen needs nothing else, nor does the evaluation of a model that is trained."""
+    folder = put(tmp_path / "images", TWELVE)
+    written(folder, [row for row in TABLE if row[2] == "test"])
+    command = ["train", "--preset", "demo", "--data", str(folder), "--results", str(tmp_path / "out")]
+    settings = ["--set", f"dataset={name}", "image_size=24", "resize=24"]
+    assert main([*command, *settings]) == 2
+    assert "no images to train on; give some the split train, or take method=frozen" in capsys.readouterr().err
+    assert main([*command, *settings, "method=frozen", "bitfit=False"]) == 0
+    (run,) = (tmp_path / "out" / "runs").iterdir()
+    assert main(["evaluate", str(run), "--data", str(folder), "--device", "cpu"]) == 0
+    assert main(["data", "check", name, "--data", str(folder), "--decode"]) == 0
+    assert main(["train", "--data-folder", str(folder), "--results", str(tmp_path / "own")]) == 2
+    assert "0 class(es) to train on, at least 2 are needed" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["folders", "classes", "splits"])
 @pytest.mark.parametrize("name", ["own", "folder"])
 def test_classes_that_differ_only_in_case_are_named(kind, name, tmp_path):
@@ -249,6 +363,35 @@ def test_nothing_is_written_among_the_images(tmp_path):
     assert main([*training(tmp_path), "--set", *SHORT, "epochs=0", "pipeline=cached"]) == 0
     assert sorted(tmp_path.joinpath("images").rglob("*")) == before
     assert [*tmp_path.joinpath("out", ".vptsp-cache").glob("own-*")], "the decoded images are with the results"
+
+
+@pytest.mark.parametrize("words", [
+    ["train", "--data-folder", "."],  # ./results
+    ["train", "--data-folder", ".", "--results", "../out", "--cache", "cache"],
+    ["train", "--preset", "demo", "--set", "dataset=folder", "--data", "."],
+    ["train", "--preset", "demo", "--set", "dataset=folder", "--data", ".", "--results", "../out", "--cache", "c"],
+    ["data", "cache", "own", "--data", "."],
+    ["data", "cache", "folder", "--data", ".", "--cache", "../images/cache"],
+], ids=" ".join)  # fmt: skip
+def test_a_place_among_the_images_is_refused(words, tmp_path, capsys, monkeypatch):
+    """The folder is a user's: whatever is written there is a class to the next program that reads it."""
+    put(tmp_path / "images", TWELVE)
+    monkeypatch.chdir(tmp_path / "images")
+    before = sorted(Path().rglob("*"))
+    settings = ["--set", "backbone=demo_vit", "image_size=24", "resize=24"] if words[0] == "train" else []
+    assert main([*words, *settings]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f" is in {tmp_path / 'images'}, the folder of your images, where nothing is written; " in error, error
+    assert ("--cache or VPTSP_CACHE" if "cache" in str(words) or "c" in words else "--results or VPTSP") in error
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_images_are_decoded_for_all_commands_in_one_place(tmp_path, capsys, monkeypatch):
+    put(tmp_path / "images", TWELVE)
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "cache", "own", "--data", "images", "--side", "24"]) == 0
+    assert [*tmp_path.joinpath("results", ".vptsp-cache").glob("own-*")]
+    assert sorted(Path("images").glob("*")) == [Path("images", label) for label in TWELVE]
 
 
 # ---- the plan ------------------------------------------------------------------------------------
