@@ -356,7 +356,7 @@ TABLE: dict[str, list[Case]] = {
              "DIR/bird.onnx is no saved embedder; give a run's folder, or what `Embedder.save` has written"),
         Case("index with one bit of a name changed", "`search`", models.damaged_index,
              "index DIR/results/index/index.safetensors: unreadable (its tensors do not fit their checksum); delete that file and "
-             "call index again"),
+             "call index again: python -m vptsp_core index DIR --model RUN --to DIR/results/index"),
         Case("model that was moved", "`search`, `index`", models.moved_model,
              "index DIR/results/index: its model is not at DIR/bird.safetensors any more; name its new place with "
              "--model"),

@@ -4,6 +4,7 @@ import functools
 import json
 import random
 import re
+import shutil
 import time
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import timm
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, features
 
+import vptsp_core
 from vptsp_core.__main__ import main
 from vptsp_core.data import load_benchmark
 from vptsp_core.data.holdout import held_out_classes, hold_out
@@ -23,6 +25,7 @@ from vptsp_core.deploy import own_images
 from vptsp_core.deploy.own_plan import DENSE_CLASSES, Machine, plan
 from vptsp_core.errors import ConfigError, DataError, VptspError
 from vptsp_core.method.config import RunConfig
+from vptsp_core.method.presets import preset
 from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.runs.folder import read_run
 
@@ -392,6 +395,102 @@ def test_images_are_decoded_for_all_commands_in_one_place(tmp_path, capsys, monk
     assert main(["data", "cache", "own", "--data", "images", "--side", "24"]) == 0
     assert [*tmp_path.joinpath("results", ".vptsp-cache").glob("own-*")]
     assert sorted(Path("images").glob("*")) == [Path("images", label) for label in TWELVE]
+
+
+@pytest.mark.parametrize("name", ["own", "folder"])
+def test_kinds_that_are_not_read_are_counted(name, tmp_path, capsys):
+    put(tmp_path, TWELVE)
+    for label, file in (
+        ("class 00", "a.heic"),
+        ("class 01", "b.HEIC"),
+        ("class 01", "sub/c.heic"),
+        ("class 02", "d.dng"),
+    ):
+        path = tmp_path / label / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    assert main(["data", "check", name, "--data", str(tmp_path)]) == 0
+    assert "; 3 .heic and 1 .dng are not read; convert them to JPEG or PNG" in capsys.readouterr().err
+    empty = tmp_path / "all" / "phone"
+    empty.mkdir(parents=True)
+    (empty / "x.heic").write_bytes(b"")
+    assert main(["data", "check", name, "--data", str(empty.parent)]) == 2
+    assert "1 .heic are not read; convert them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [
+    (".jfif", "JPEG"), (".jpe", "JPEG"), (".JIF", "JPEG"), (".pgm", "PPM"), (".apng", "PNG"), (".avif", "AVIF"),
+    (".jpg", "AVIF"),
+])  # fmt: skip
+def test_more_suffixes(suffix, kind, tmp_path):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    put(tmp_path, TWELVE)
+    Image.new("RGB", (24, 24), (200, 30, 60)).save(tmp_path / "class 00" / f"x{suffix}", kind)
+    train = load_benchmark("own", tmp_path).train
+    place = train.paths.index(tmp_path / "class 00" / f"x{suffix}")
+    np.testing.assert_allclose(np.asarray(train.image(place))[5, 5], (200, 30, 60), atol=9)
+
+
+@pytest.mark.parametrize(("begin", "message"), [
+    (b"\0\0\0\x18ftypheic\0\0", "its content is HEIC); convert it to JPEG or PNG"),
+    (b"\0\0\0\x0cJXL \r\n", "its content is JPEG XL); convert it to JPEG or PNG"),
+    (b"\r\n<!DOCTYPE html>", "its content is a web page, a failed download?); replace the file"),
+    (b"version https://git-lfs.github.com/spec/v1", "Git LFS, which git lfs pull follows); replace the file"),
+    (b"", "the file is empty); replace the file"), (b"what", "not an image of a known kind); replace the file"),
+])  # fmt: skip
+def test_what_a_file_is_in_place_of_an_image(begin, message, tmp_path):
+    path = put(tmp_path, TWELVE) / "class 00" / "0.png"
+    path.write_bytes(begin)
+    with pytest.raises(DataError) as caught:
+        load_benchmark("own", tmp_path).train.image(0)
+    assert str(caught.value) == (
+        f"image {path}: unreadable ({message.replace('Git', 'its content is a pointer of Git')}; all such files: "
+        "python -m vptsp_core data check own --data DIR --decode"
+    )
+
+
+def test_one_file_in_two_classes_is_named(tmp_path):
+    put(tmp_path, TWELVE)
+    load_benchmark("own", tmp_path)  # copies within a class are no mistake of the labels
+    shutil.copy(tmp_path / "class 03" / "1.png", tmp_path / "class 07" / "copy.png")
+    for name in ("own", "folder"):
+        with pytest.warns(
+            UserWarning, match="1 image.s. are in two classes or more, the first .* and .*; delete the w"
+        ):
+            load_benchmark(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["own", "folder"])
+def test_a_single_tested_class_is_refused(name, tmp_path):
+    put(tmp_path, TWELVE)
+    written(tmp_path, [row for row in TABLE if row[2] == "train" or row[1] == "class 10"])
+    with pytest.raises(DataError, match="has 1 class to test on, .* give at least 2 classes the split test"):
+        load_benchmark(name, tmp_path)
+    gallery = [(path, label, "query" if path.endswith("0.png") else "gallery") for path, label, _ in TABLE[-3:]]
+    written(tmp_path, [*TABLE[:3], *gallery])
+    with pytest.raises(DataError, match="has 1 class to test on"):
+        load_benchmark(name, tmp_path)
+
+
+@pytest.mark.parametrize("pipeline", ["cached", "classic"])
+def test_training_images_that_are_all_alike(pipeline, tmp_path):
+    for label in TWELVE:
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for i in range(3):
+            colour = (90, 90, 90) if label < "class 08" else (i * 40, 0, 99)
+            Image.new("RGB", (24, 24), colour).save(tmp_path / "images" / label / f"{i}.png")
+    written(tmp_path / "images")
+    changes = dict(dataset="folder", backbone="demo_vit", image_size=24, resize=24, start="proxies", pipeline=pipeline)
+    config = preset("demo", **changes, epochs=1, steps_per_epoch=1, batch=4, selection="last")
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="sees no difference between the 27 training images"):
+        vptsp_core.run(config, data=tmp_path / "images", results=tmp_path / "out", device="cpu")
+
+
+def test_a_plan_without_epochs_speaks_of_no_training():
+    said = " ".join(plan(np.full(12, 5), 20, machine(gpu=False), VIT_S, {"epochs": 0}).reasons)
+    assert "epochs=0 (as you set): nothing is trained" in said and "the start is made of 10 classes" in said
+    assert not re.search(r"trained on|drawn|choose the epoch|batch=", said), said
 
 
 # ---- the plan ------------------------------------------------------------------------------------

@@ -23,12 +23,13 @@ from vptsp_core.system.seals import digest
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _AVIF = features.check("avif")  # Pillow has it from 11.3 on
 IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".png", ".webp", ".apng", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".gif",
-    *([".avif"] if _AVIF else []),
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".png", ".webp", ".apng", ".bmp", ".ppm", ".pgm", ".pbm",
+    ".pnm", ".tif", ".tiff", ".gif", *([".avif"] if _AVIF else []),
 )  # fmt: skip
 # What else people keep photographs in: never passed over without a word.
 OTHER_SUFFIXES = (
-    ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".psd", ".svg", ".ico", ".tga", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pdf", ".eps",
+    ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".psd", ".svg", ".ico", ".tga", ".exr", ".hdr",
+    ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pdf", ".eps",
 )  # fmt: skip
 DARK = 4096  # of 16 bits: 12-bit data, or 8-bit data in wider numbers
 # What a file is told by its content, and Pillow knows kinds that are programs (EPS, which it hands to Ghostscript).
@@ -36,12 +37,18 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", *(["AVIF"] if _AV
 LONGEST = 256  # times as long as wide: with a shorter side of 256 pixels 50 MB; of more, the crop shows next to nothing
 # Beginnings of files that are found under the name of an image, and what they are.
 _CONTENTS = (
-    (rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", "HEIC"), (rb"....ftypavi[fs]", "AVIF"),
-    (rb"\xff\x0a|....JXL ", "JPEG XL"), (rb"....jP  |\xff\x4f\xff\x51", "JPEG 2000"),
-    (rb"8BPS", "a Photoshop file"), (rb"%PDF", "a PDF"), (rb"\s*<(!doctype html|html)", "a web page, a failed download?"),
-    (rb"\s*<(\?xml|svg)", "SVG or other XML"), (rb"version https://git-lfs", "a pointer of Git LFS (git lfs pull gets it)"),
-    (rb"II\*\0.{4}CR|FUJIFILM", "a raw file"), (rb"PK\x03\x04", "a ZIP archive"),
-)  # fmt: skip
+    (rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", "HEIC"),
+    (rb"....ftypavi[fs]", "AVIF"),
+    (rb"\xff\x0a|....JXL ", "JPEG XL"),
+    (rb"....jP  |\xff\x4f\xff\x51", "JPEG 2000"),
+    (rb"8BPS", "a Photoshop file"),
+    (rb"%PDF", "a PDF"),
+    (rb"\s*<(!doctype html|html)", "a web page, a failed download?"),
+    (rb"\s*<(\?xml|svg)", "SVG or other XML"),
+    (rb"version https://git-lfs", "a pointer of Git LFS, which git lfs pull follows"),
+    (rb"II\*\0.{4}CR|FUJIFILM", "a raw file"),
+    (rb"PK\x03\x04", "a ZIP archive"),
+)
 _PICTURES = ("HEIC", "AVIF", "JPEG XL", "JPEG 2000", "a Photoshop file", "a PDF", "SVG or other XML", "a raw file")
 
 

@@ -154,7 +154,7 @@ def read_rows(path: Path) -> ImageIndex:
 
 def _again(path: Path) -> str:
     place = shlex.quote(str(path.parent))
-    return f"delete that file and make it again: python -m vptsp_core index DIR --model RUN --to {place}"
+    return f"delete that file and call index again: python -m vptsp_core index DIR --model RUN --to {place}"
 
 
 def read_index(place: str | Path) -> ImageIndex:
