@@ -29,8 +29,8 @@ goes on. Two calls at once share the work. Status: 0; 1: a notebook failed (the 
 2: wrong options; 130 and 143: stopped.
 
 Uses the active environment (virtualenv, conda, python on PATH) where it has what pyproject.toml asks for; otherwise
-makes .venv in this checkout with Python 3.11 to 3.14 (by uv, where only another
-Python is there and uv is) and installs the pinned requirements once.
+makes .venv in this checkout with Python 3.11 to 3.14 (by uv, where only another Python is there and uv is) and
+installs the pinned requirements once.
 TEXT
 }
 

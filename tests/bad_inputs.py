@@ -206,7 +206,7 @@ TABLE: dict[str, list[Case]] = {
         Case("nothing after the equals sign", "`train --set weights=`", runs.no_name_of_weights,
              "weights is empty; give a .safetensors or .pth file, or leave it out"),
         Case("another kind of file", "`train`", runs.weights("w.onnx", runs.junk),
-             "weights DIR/w.onnx: unknown kind '.onnx'; give .safetensors, .pth, .pt or .bin"),
+             "weights DIR/w.onnx: unknown kind '.onnx'; give .safetensors, .pth, .pt, .bin or .npz"),
         Case(".safetensors cut short", "`train`", runs.weights("w.safetensors", runs.cut),
              "weights DIR/w.safetensors: unreadable (cut short or damaged); get the file again"),
         Case(".pth cut short", "`train`", runs.weights("w.pth", runs.cut),

@@ -153,9 +153,10 @@ class Case:
         self.compare(self.folder / "counted")
 
     def command(self, place: Path) -> list[str]:
-        """``train`` into the folder ``place``, its cache of decoded images among it."""
+        """``train`` into the folder ``place``, the cache of decoded images in it where there is one."""
+        cache = ["--cache", str(place / "cache")] if "pipeline=cached" in self.changes else []
         return ["train", "--preset", "smoke", "--data", str(self.images), "--results", str(place / "results"),
-                "--cache", str(place / "cache"), "--device", "cpu", "--set", *SHARED, *self.changes]  # fmt: skip
+                *cache, "--device", "cpu", "--set", *SHARED, *self.changes]  # fmt: skip
 
     def start(self, place: Path, aim: Aim) -> int:
         """The command in a process group of its own; its number."""

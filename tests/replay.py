@@ -62,8 +62,8 @@ def check_options(golden: dict[str, Any]) -> None:
     Raises:
         VptspError: an option that nothing here reads, or a value that has no counterpart.
     """
-    scale, margin = golden.get("loss_oproxy_pos_alpha"), golden.get("loss_oproxy_pos_delta")
-    fixed = FIXED | {"loss_oproxy_neg_alpha": scale, "loss_oproxy_neg_delta": None if margin is None else -margin}
+    scale, margin = golden.get("loss_oproxy_pos_alpha", 32.0), golden.get("loss_oproxy_pos_delta", 0.1)
+    fixed = FIXED | {"loss_oproxy_neg_alpha": scale, "loss_oproxy_neg_delta": -margin}
     if unknown := sorted(golden.keys() - READ - NO_NUMBERS - fixed.keys()):
         raise VptspError(f"the replay does not know the option {', '.join(unknown)}; map it in tests/replay.py")
     allowed = {key: (value,) for key, value in fixed.items()}

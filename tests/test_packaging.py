@@ -219,7 +219,7 @@ def test_scripts_parse_and_are_executable(script):
         (["--bogus"], "unknown option '--bogus'"),
         (["tests"], "unknown option 'tests'"),
         (["--profile"], "--profile needs a value"),
-        (["--profile", "big"], "demo, smoke or paper, not 'big'"),
+        (["--profile", "big"], "demo, smoke, tiny or paper, not 'big'"),
         (["--seeds=1,,2"], "numbers such as 0,1,2, not '1,,2'"),
         (["--data", "no such folder"], "there is no folder 'no such folder'"),
         (["--only="], "--only needs a value"),

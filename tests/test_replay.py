@@ -113,7 +113,7 @@ def test_pooling_is_that_of_the_file(tmp_path, pooling):
         ("vit_global_pooling", "max", "vit_global_pooling = 'max' cannot be replayed, only 'token' or 'avg'"),
         ("semantic_mix_type", "lstm", "semantic_mix_type = 'lstm' cannot be replayed"),
         ("mix_precision", True, "mix_precision = True cannot be replayed, only False"),
-        ("loss_oproxy_neg_alpha", 16.0, "loss_oproxy_neg_alpha = 16.0 cannot be replayed"),
+        ("loss_oproxy_neg_alpha", 16.0, "loss_oproxy_neg_alpha = 16.0 cannot be replayed, only 32.0"),
         ("full_fine_tune", True, "full_fine_tune = True cannot be replayed"),
     ],
 )

@@ -4,13 +4,11 @@ import warnings
 
 import nbformat
 import pytest
-import torch
 from nbformat.v4 import new_code_cell, new_notebook
 
 from vptsp_core.__main__ import main
 from vptsp_core.data import load_benchmark
-from vptsp_core.errors import DataError, VptspError, WeightsError
-from vptsp_core.method.backbone import read_weights
+from vptsp_core.errors import DataError, VptspError
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.presets import PRESETS, preset
 from vptsp_core.paper import beyond, methods, tables
@@ -133,13 +131,3 @@ def test_the_shipped_notebooks_say_what_they_have_no_use_for(tmp_path):
     for only, given in [("table9", dict(seeds=[3])), ("explore", dict(workers=2)), ("table10", dict(data=tmp_path))]:
         with pytest.raises(VptspError, match=f"no use for {only}"):
             runner.run_notebooks("smoke", results=tmp_path / "results", only=[only], **given)
-
-
-def test_a_file_with_two_tables_of_weights_is_refused_by_their_names(tmp_path):
-    table = {"weight": torch.zeros(2, 2)}
-    for names in (("state_dict", "model"), ("state_dict", "state_dict_ema"), ("teacher", "student")):
-        torch.save(dict.fromkeys(names, table) | {"epoch": 3}, tmp_path / "w.pth")
-        with pytest.raises(WeightsError, match=f"several tables of tensors \\({names[0]}, {names[1]}\\)"):
-            read_weights(tmp_path / "w.pth")
-    torch.save({"model": table, "epoch": 3, "optimizer": {"state": {}}}, tmp_path / "w.pth")
-    assert list(read_weights(tmp_path / "w.pth")) == ["weight"]

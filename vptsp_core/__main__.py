@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import os
 import sys
@@ -178,7 +179,7 @@ def _train(argv: Sequence[str]) -> int:
     if args.data_folder is not None:
         if args.data:
             raise ConfigError(f"--data {args.data} has no part in --data-folder {args.data_folder}; leave it out")
-        train_folder(args.data_folder, changes, **options)
+        train_folder(args.data_folder, changes, say=functools.partial(print, flush=True), **options)
         return 0
     config = preset(args.preset, **changes)
     refuse_unread(config.dataset, args.data)
@@ -213,13 +214,14 @@ def _evaluate(argv: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser("python -m vptsp_core evaluate", description=COMMANDS["evaluate"])
     parser.add_argument("run", help="folder of a finished run, or a saved embedder")
+    parser.add_argument("--weights", metavar="FILE", help="the backbone's, where they lie elsewhere by now")
     parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets")
     parser.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     parser.add_argument("--backend", choices=BACKENDS, default="torch", help="what searches (default: torch)")
     args = parser.parse_args(argv)
     _join(args.device)
-    embedder = load(args.run, args.device)
+    embedder = load(args.run, args.device, weights=args.weights)
     refuse_unread(embedder.model.config.dataset, args.data)
     benchmark = load_benchmark(embedder.model.config.dataset, args.data, args.allow_partial)
     if embedder.data is not None:

@@ -1,5 +1,6 @@
 """The index of a folder: made, brought up to date, stopped and gone on with, searched; by graph where it is large."""
 
+import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -51,6 +52,18 @@ def counted(monkeypatch) -> list[int]:
     embed = Embedder.embed
     monkeypatch.setattr(Embedder, "embed", lambda self, images: sizes.append(len(images)) or embed(self, images))
     return sizes
+
+
+def test_indexing_decodes_in_forks_whatever_this_python_begins_processes_with(folder, model, tmp_path, monkeypatch):
+    """From Python 3.14 on Linux the default is another one, whose processes have another parent."""
+    monkeypatch.setattr("vptsp_core.deploy.update.decoders", lambda batches: 2)
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        _, counts = update(folder, tmp_path / "index", vptsp_core.load(model, "cpu"), model=model)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert counts.embedded == 13
 
 
 def test_index_then_search(folder, model, tmp_path, capsys, monkeypatch):

@@ -210,7 +210,7 @@ def test_evaluate_passes_the_backend_on():
     parts = {"test": SimpleNamespace(labels=labels.numpy()), "gallery": SimpleNamespace(labels=labels[:40].numpy())}
     benchmark = SimpleNamespace(name="inshop", **parts)
     with (
-        mock.patch("vptsp_core.runs.evaluate.embed", lambda model, images: x[: len(images.labels)]),
+        mock.patch("vptsp_core.runs.evaluate.embed", lambda model, images, progress: x[: len(images.labels)]),
         mock.patch("vptsp_core.runs.embedder.load", return_value=SimpleNamespace(model=Model(), data=None)),
         mock.patch("vptsp_core.data.load_benchmark", return_value=benchmark),
         mock.patch.object(neighbours, "FlatIndex", side_effect=FlatIndex) as index,

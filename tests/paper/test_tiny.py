@@ -14,10 +14,11 @@ from vptsp_core.paper import compare, methods, rate_search
 from vptsp_core.paper.methods import BEST, CLOSED, FROZEN, FULL, SEEDED, configured, method_rows, seeds_by_row
 from vptsp_core.paper.report import with_last_epoch
 from vptsp_core.publish.page import build
-from vptsp_core.publish.parameters import ROOT, TINY, WITH_PHOTOGRAPHS, discover
+from vptsp_core.publish.parameters import TINY, WITH_PHOTOGRAPHS, discover
 from vptsp_core.runs.folder import METRICS, QUERIES, WEIGHTS, finished_run, run_folder, write_run
 from vptsp_core.runs.light import copy_light
 from vptsp_core.runs.run import run
+from vptsp_core.system.places import CHECKOUT
 
 
 def put(config, results, history):
@@ -115,7 +116,8 @@ def test_light_runs_make_a_table_without_data_and_gaps_are_named_with_their_comm
     done = compare.carry_out(configs, seeds, data=None, results=results, notebook="table1", progress=False)
     assert done.cells == [(FROZEN, "CUB"), (BEST, "CUB"), (BEST, "CUB")] and all(each.light for each in done.runs)
     (line,) = done.left_out
-    assert line.startswith("Not run: ") and "./run_all.sh --profile tiny --data DIR --only table1" in line
+    assert line.startswith("Not run: ") and line.endswith(" --seeds 0,1")
+    assert "./run_all.sh --profile tiny --data DIR --only table1" in line
     assert f"{FULL}; {FULL} (seed 1)" in line and f"{CLOSED};" in line and BEST not in line
     best = with_last_epoch(done.runs)[-1].metrics
     assert (best["R@1"], best["R@1 (last epoch)"]) == (0.8, 0.6)
@@ -154,7 +156,7 @@ def test_the_search_goes_on_at_an_edge_and_the_best_trial_wins(tmp_path):
 
 
 def test_the_committed_trials_are_what_the_rates_come_from():
-    for name, lr in rate_search.winners(ROOT / "results" / "tiny").items():
+    for name, lr in rate_search.winners(CHECKOUT / "results" / "tiny").items():
         assert methods.RATES["tiny"].get(name, {}).get("lr", methods.base_config("tiny").lr) == lr, name
 
 
@@ -179,7 +181,7 @@ def test_git_keeps_light_runs_and_neither_weights_nor_photographs():
     never += [f"{place}/{name}" for name in WITH_PHOTOGRAPHS for place in ("figures", "notebooks")]
     never += ["figures/tour_images.png", "notebooks/explore.html", "notebooks/table4_components.ipynb"]
     names = [f"results/tiny/{name}" for name in (*kept, *never)]
-    asked = subprocess.run(["git", "check-ignore", *names], cwd=ROOT, capture_output=True, text=True)
+    asked = subprocess.run(["git", "check-ignore", *names], cwd=CHECKOUT, capture_output=True, text=True)
     if asked.returncode == 128:
         pytest.skip("no git repository here")
     assert asked.stdout.split() == [f"results/tiny/{name}" for name in never]

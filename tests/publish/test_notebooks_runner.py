@@ -169,8 +169,8 @@ def test_workers_and_cluster_exclude_each_other(capsys):
     assert stopped.value.code == 2 and "not allowed with argument --workers" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_a_terminal_sees_what_is_at_work_in_one_line(tmp_path, monkeypatch, terminal):
+@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "log"])
+def test_a_terminal_shows_what_is_at_work_in_one_line_and_a_log_in_a_line_a_change(tmp_path, monkeypatch, terminal):
     shown = io.StringIO()
     shown.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stderr", shown)
@@ -178,10 +178,14 @@ def test_a_terminal_sees_what_is_at_work_in_one_line(tmp_path, monkeypatch, term
     told, runs = [], tmp_path / "runs"
     with runner._told("table1", runs):
         write_progress(runs / "glyphs-vptsp-1a2b3c", 1, 4)
-        for tell in told:
-            tell()
-    assert "\n" not in shown.getvalue()
-    assert ("\rtable1 0:00  vptsp-1a2b epoch 2/4 " in shown.getvalue()) == terminal == bool(shown.getvalue())
+        told[0]()
+        told[0]()
+        write_progress(runs / "glyphs-vptsp-1a2b3c", 2, 4)
+        told[0]()
+    if terminal:
+        assert "\n" not in shown.getvalue() and "\rtable1 0:00  vptsp-1a2b epoch 2/4 " in shown.getvalue()
+    else:
+        assert shown.getvalue() == "table1 0:00  vptsp-1a2b epoch 2/4\ntable1 0:00  vptsp-1a2b epoch 3/4\n"
 
 
 def test_only_picks_by_the_beginning_of_the_name(tmp_path):

@@ -101,9 +101,9 @@ def test_decoded_images_serve_both_parts(tmp_path):
 def test_the_test_set_is_embedded_once_and_last(tmp_path, monkeypatch, benchmark, pipeline):
     embedded, log, real = [], benchmark.test.log, vptsp_core.runs.evaluate.embed
 
-    def embed(model, images, *rest):
+    def embed(model, images, *rest, **options):
         embedded.append(images.name)
-        return real(model, images, *rest)
+        return real(model, images, *rest, **options)
 
     monkeypatch.setattr("vptsp_core.runs.evaluate.embed", embed)
     done = run(config(pipeline=pipeline), results=tmp_path, progress=False)

@@ -190,6 +190,20 @@ def test_two_processes_find_the_same_numbers(reference, tmp_path):
     assert runs[0].record["device"] == f"cpu, {SHARE} threads"
 
 
+def test_a_log_has_a_line_an_epoch_of_each_run(tmp_path):
+    code = (
+        "import sys; from test_workers import config; from vptsp_core.runs.run import many\n"
+        "print(*[run.path.name for run in many([config(0), config(1)], workers=2, results=sys.argv[1])])"
+    )
+    path = os.pathsep.join([ENVIRONMENT["PYTHONPATH"], str(Path(__file__).parent)])
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, env=ENVIRONMENT | {"PYTHONPATH": path}, capture_output=True, text=True, check=True)
+    said = sorted(line.split(",")[0].split(": loss")[0] for line in done.stderr.splitlines() if "glyphs-" in line)
+    lines = [": epoch 1/3", ": epoch 2/3", ": epoch 3/3", ": training vptsp on 2"]
+    assert said == sorted(name + line for name in done.stdout.split() for line in lines)
+    assert "\r" not in done.stderr and "\x1b" not in done.stderr
+
+
 def test_a_process_that_dies_is_replaced_and_a_run_that_fails_stops_no_other(tmp_path):
     items = {tmp_path / name: (name, str(tmp_path)) for name in ("fail", "die once", "a", "b")}
     came = share_out(shared_work.work, items, 2, progress=False)

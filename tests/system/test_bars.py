@@ -1,13 +1,18 @@
 """Progress: bars in a terminal, whole lines in a log."""
 
+import os
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import pytest
 
 from vptsp_core.runs.train import epoch_line
 from vptsp_core.system import bars
-from vptsp_core.system.bars import bar, duration, is_log
+from vptsp_core.system.bars import bar, duration, is_log, say
+
+TRAIN = [sys.executable, "-m", "vptsp_core", "train", "--preset", "smoke", "--set"]
 
 
 @pytest.mark.parametrize(
@@ -38,6 +43,20 @@ def test_short_work_and_hidden_work_say_nothing(capfd, monkeypatch):
     assert counted(capfd, monkeypatch, every=0.0, show=False) == ""
 
 
+def test_other_text_beside_lines_brings_no_control_characters(capfd, monkeypatch):
+    monkeypatch.setattr(bars, "EVERY", 0.0)
+    with bar(title="runs", total=2, unit="runs", show=True) as first, bar(title="images", total=9, show=True):
+        capfd.readouterr()
+        first.write("a run failed", file=sys.stderr)
+        assert capfd.readouterr() == ("", "a run failed\n")
+
+
+def test_a_notebook_is_no_log(capfd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel.zmqshell", types.ModuleType("zmqshell"))
+    say("training")
+    assert not is_log() and capfd.readouterr().err == ""
+
+
 def test_an_epoch_is_a_line():
     row = {"epoch": 3, "loss": 1.23456, "seconds": 61.2}
     assert epoch_line(row, 15, 734.0) == "epoch 3/15: loss 1.235, 61 s, 12 min 14 s left"
@@ -46,11 +65,24 @@ def test_an_epoch_is_a_line():
 
 
 def test_the_log_of_a_run(tmp_path):
-    command = [sys.executable, "-m", "vptsp_core", "train", "--preset", "smoke", "--set", "epochs=2"]
+    command = [*TRAIN, "epochs=2"]
     done = subprocess.run([*command, "--results", tmp_path], capture_output=True, text=True, check=True)
     first, *epochs = done.stderr.splitlines()
-    assert first == "training vptsp on 2,000 images, epochs 1 to 2 of 3 steps"
-    assert [line.split(":")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
+    name = Path(done.stdout.splitlines()[-2]).name
+    assert first == f"{name}: training vptsp on 2,000 images, epochs 1 to 2 of 3 steps"
+    assert [line.split(":")[:2] for line in epochs] == [[name, " epoch 1/2"], [name, " epoch 2/2"]]
     assert " left" in epochs[0] and "R@1" in epochs[0] and " left" not in epochs[1]
     again = subprocess.run([*command, "--results", tmp_path], capture_output=True, text=True, check=True)
     assert again.stderr == "" and again.stdout == done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_terminal_has_bars_and_none_of_these_lines(tmp_path):
+    ours, terminal = os.openpty()
+    command = [*TRAIN, "epochs=1", "--results", tmp_path]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal, check=True)
+    os.close(terminal)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "epoch 1/1: " in shown and "\r" in shown
+    assert "training" not in shown and "loss" not in shown and b"loss" in done.stdout

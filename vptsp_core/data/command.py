@@ -83,7 +83,7 @@ def _check(args: argparse.Namespace) -> int:
     except DataError as strict:
         _table_of_partial(args.name, data)
         raise strict
-    print("\n".join(_table(benchmark)))
+    print("\n".join(_table(benchmark)), flush=True)
     if args.decode and (broken := _unreadable(benchmark)):
         print("\n".join(broken))
         raise DataError(f"{args.name}: {len(broken)} image(s) cannot be read, as listed above; replace the files")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import vptsp_core
 from vptsp_core.errors import VptspError
+from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.embedder import Embedder, load
 from vptsp_core.runs.embedder_file import preprocessing
 from vptsp_core.system.files import write_bytes
@@ -75,6 +76,7 @@ def about(embedder: Embedder) -> dict[str, str]:
     }
 
 
+@in_torch_defaults
 def export_program(embedder: Embedder) -> torch.export.ExportedProgram:
     """The tower as a `torch.export` program, for any size of batch."""
     tower = SampleTower(embedder)
@@ -142,7 +144,7 @@ def export(source: str | Path, to: str | Path, weights: str | Path | None = None
     Raises:
         VptspError: another suffix, a place in the run itself; what `load`, `Embedder.save` or `write_onnx` raise.
     """
-    to, source = Path(to).expanduser(), Path(source).expanduser()
+    to, source = Path(to).expanduser().absolute(), Path(source).expanduser()
     if source.resolve() in (to.resolve(), to.resolve().parent):
         raise VptspError(f"{to} is or lies in what is exported, whose files must stay as they are; name another place")
     if to.suffix not in KINDS:

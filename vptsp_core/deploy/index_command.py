@@ -39,8 +39,9 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     if counts.unreadable:
         warnings.warn(left_out(list(counts.unreadable.values())), stacklevel=2)
+    place = printable(str(Path(args.to).expanduser().absolute()))
     print(
-        f"{printable(args.to)}: {len(index.names):,} images, {counts.embedded:,} embedded now, {counts.kept:,} kept, "
+        f"{place}: {len(index.names):,} images, {counts.embedded:,} embedded now, {counts.kept:,} kept, "
         f"{counts.removed:,} removed"
     )
     if index.searched:

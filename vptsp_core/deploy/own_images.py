@@ -22,8 +22,9 @@ from vptsp_core.deploy.own_plan import Machine, Plan, plan
 from vptsp_core.deploy.own_words import EQUAL, FEW_QUERIES, UNCLEAR, counted, summary
 from vptsp_core.errors import ConfigError, VptspError, WeightsError
 from vptsp_core.method.backbone import shape
-from vptsp_core.method.config import RunConfig
+from vptsp_core.method.config import RunConfig, whole_path
 from vptsp_core.method.presets import PRESETS
+from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.folder import Run, run_folder
 from vptsp_core.runs.run import run
 from vptsp_core.runs.significance import against
@@ -56,6 +57,7 @@ class Trained:
     summary: str
 
 
+@in_torch_defaults
 def train_folder(
     folder: str | Path,
     changes: dict[str, Any] | None = None,
@@ -81,7 +83,9 @@ def train_folder(
     Raises:
         VptspError: whatever the user can mend, in one line.
     """
-    folder, changes = Path(folder).expanduser(), changes or {}
+    folder, changes = Path(folder).expanduser(), dict(changes or {})
+    if isinstance(weights := changes.get("weights"), str):
+        changes["weights"] = whole_path(weights)
     if launched():
         start(pick_device(device))  # the first process plans for all
     benchmark = load_benchmark("own", folder, allow_partial)

@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     args = parser.parse_args(argv)
     positive("k", args.k)
-    png, csv = (Path(f"{args.to}.{kind}").expanduser() for kind in ("png", "csv"))
+    png, csv = (Path(f"{args.to}.{kind}").expanduser().absolute() for kind in ("png", "csv"))
     _may_write(png, csv)
     index, asked = read_index(args.index), _queries(args.images)
     for path in (png, csv):

@@ -21,6 +21,7 @@ from vptsp_core.data.folder import IMAGE_SUFFIXES, not_read, outside_images, rea
 from vptsp_core.data.loading import Transform, decoders, end_with_parent
 from vptsp_core.deploy.index import FILE, ImageIndex, read_rows, same_model, write_rows
 from vptsp_core.errors import DataError, VptspError
+from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.embedder import Embedder
 from vptsp_core.system.bars import bar
 from vptsp_core.system.files import writable_folder
@@ -75,6 +76,7 @@ def images_in(folder: Path) -> dict[str, Stat]:
     return dict(sorted(found.items()))
 
 
+@in_torch_defaults
 def update(
     directory: str | Path,
     to: str | Path,
@@ -193,10 +195,12 @@ def _embedded(
 ) -> Iterator[ImageIndex]:
     """The new images, ``part`` at a time, those that are done also when the work is stopped."""
     batch, names = embedder.config.batch, list(new)
+    workers = decoders(-(-len(names) // batch))
     loader: Callable[..., DataLoader] = DataLoader
     files = loader(
         _Files([root / name for name in names], embedder.transform), batch_size=batch, collate_fn=list,
-        num_workers=decoders(-(-len(names) // batch)), worker_init_fn=functools.partial(end_with_parent, os.getpid()),
+        num_workers=workers, worker_init_fn=functools.partial(end_with_parent, os.getpid()),
+        multiprocessing_context="fork" if workers else None,  # Python 3.14 has another default
     )  # fmt: skip
     with ctrl_c_waits():  # workers are forked here
         batches: Iterator[list[Tensor | str]] = iter(files) if names else iter(())

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import math
-import re
 import warnings
 from collections.abc import Collection
 from importlib import resources
@@ -15,8 +13,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
-from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import nn
 
@@ -24,6 +20,7 @@ from vptsp_core.errors import ConfigError, WeightsError
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.hub import asked
 from vptsp_core.method.lora import is_lora, plain_name
+from vptsp_core.method.weights import load_weights, refuse_no_file
 
 # The embedded ViT, small enough to be shipped and to be tuned in seconds on two cores (see pretrain).
 DEMO_VIT: dict[str, Any] = dict(img_size=40, patch_size=8, embed_dim=96, depth=6, num_heads=3, num_classes=0)
@@ -35,8 +32,8 @@ def load_backbone(name: str, weights: str = "pretrained", image_size: int | None
 
     Args:
         name: full timm name (``vit_small_patch16_224.augreg_in21k``) or ``"demo_vit"``.
-        weights: ``"pretrained"`` (the hub; the package for demo_vit), ``"random"``, or a .safetensors or .pth
-            file with timm's keys; a classifier in the file is left aside.
+        weights: ``"pretrained"`` (the hub; the package for demo_vit), ``"random"``, or a file of
+            weights (see `weights.load_weights`); a classifier in the file is left aside.
         image_size: input side in pixels, None for the model's own.
 
     Raises:
@@ -149,93 +146,6 @@ def pooling(model: VisionTransformer, wanted: str = "auto") -> str:
     return pool
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill ``model`` from a .safetensors or .pth file with timm's keys; anything that does not fit is an error.
-
-    Source of the key names: timm's ``VisionTransformer``. Nothing in the file is executed (``weights_only``). Position
-    embeddings of another image size are resampled, as timm does with the weights it downloads.
-
-    Raises:
-        WeightsError: no such file, unreadable, missing or unknown keys, another shape, numbers that are none.
-    """
-    state = read_weights(path)
-    own = model.state_dict()
-    heads = ("head.", "head_dist.", "pre_logits.")
-    state = {key: value for key, value in state.items() if key in own or not key.startswith(heads)}
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or unknown:
-        what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which the model does not"
-        raise WeightsError(f"weights {path}: {what} ({len(missing)} missing, {len(unknown)} unknown keys); "
-                           "give a file saved for this very backbone")  # fmt: skip
-    if "pos_embed" in state and isinstance(model, VisionTransformer):
-        state["pos_embed"] = _resampled(state["pos_embed"], model)
-    for key, value in state.items():
-        if value.shape != own[key].shape:
-            raise WeightsError(
-                f"weights {path}: {key} has shape {tuple(value.shape)}, the model needs {tuple(own[key].shape)}; "
-                "give a file saved for this backbone and image size"
-            )
-    model.load_state_dict(state)
-
-
-def _resampled(positions: torch.Tensor, model: VisionTransformer) -> torch.Tensor:
-    """Position embeddings (1, T', D) for the model's grid; as they are where the width or the old grid fits nothing."""
-    tokens, prefix = model.pos_embed.shape[1], 0 if model.no_embed_class else model.num_prefix_tokens
-    patches = positions.shape[1] - prefix if positions.dim() == 3 else -1
-    square = patches > 0 and math.isqrt(patches) ** 2 == patches
-    if not square or positions.shape[1] == tokens or positions.shape[2] != model.pos_embed.shape[2]:
-        return positions
-    return resample_abs_pos_embed(positions, list(model.patch_embed.grid_size), num_prefix_tokens=prefix)
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors, .pth, .pt or .bin file by name. Nothing in the file is executed.
-
-    Raises:
-        WeightsError: no such file, another suffix, unreadable, code in it, or values that are not finite numbers.
-    """
-    _refuse_no_file(path, str(path))
-    if path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
-        raise WeightsError(f"weights {path}: unknown kind {path.suffix!r}; give .safetensors, .pth, .pt or .bin")
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if code := re.search(r"GLOBAL (\S+)", str(error)):  # of torch's text, which advises to trust the file
-            raise WeightsError(
-                f"weights {path}: holds {code[1]} besides tensors, and no code of a file is executed; "
-                "save model.state_dict() alone"
-            ) from error
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "cut short or damaged"
-        raise WeightsError(f"weights {path}: unreadable ({reason}); get the file again") from error
-    if isinstance(state, dict):
-        tables = [key for key, value in state.items() if _is_table(value)]
-        if len(tables) > 1:
-            raise WeightsError(
-                f"weights {path}: holds several tables of tensors ({', '.join(map(str, tables))}); save the one that "
-                "you mean as a file of its own"
-            )
-        state = state.get("state_dict", state.get("model", state))
-    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise WeightsError(f"weights {path}: holds no table of tensors; save model.state_dict()")
-    for key, value in state.items():
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.layout != torch.strided:
-            raise WeightsError(f"weights {path}: {key} is no table of floating-point numbers; save model.state_dict()")
-        # Few bytes may claim to be many numbers; of eight bits each, torch knows no arithmetic.
-        whole = value.device.type == "cpu" and value.untyped_storage().nbytes() >= value.nbytes and value.itemsize > 1
-        if not whole:
-            raise WeightsError(f"weights {path}: {key} is no plain table of 16, 32 or 64 bits; save model.state_dict()")
-        if not value.isfinite().all():
-            raise WeightsError(f"weights {path}: {key} holds values that are no finite numbers; get the file again")
-    return state
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, dict) and any(isinstance(each, torch.Tensor) for each in value.values())
-
-
 def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the input, per channel, from the model's timm data config."""
     config = getattr(model, "pretrained_cfg", None) or {}
@@ -268,13 +178,5 @@ def identity(config: RunConfig) -> str:
     if config.weights in ("pretrained", "random"):
         return config.hash()
     file = Path(config.weights).expanduser()
-    _refuse_no_file(file, config.weights)
+    refuse_no_file(file, config.weights)
     return config.replace(weights="sha256:" + hashlib.sha256(file.read_bytes()).hexdigest()[:16]).hash()
-
-
-def _refuse_no_file(path: Path, given: str) -> None:
-    if not given.strip():
-        raise WeightsError("weights is empty; give a .safetensors or .pth file, or leave it out")
-    if not path.is_file():
-        fault = "a folder, no file" if path.is_dir() else "no such file"
-        raise WeightsError(f"weights {given}: {fault}; give a .safetensors or .pth file")

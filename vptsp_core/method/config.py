@@ -165,6 +165,11 @@ class RunConfig:
         _refuse_unknown(changes)
         return dataclasses.replace(self, **changes)
 
+    def with_whole_path(self) -> RunConfig:
+        """The same run, with the absolute path of a weights file: it is read from other working directories, too."""
+        whole = whole_path(self.weights)
+        return self if whole == self.weights else self.replace(weights=whole)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return dataclasses.asdict(self)
@@ -248,6 +253,13 @@ class RunConfig:
             parts.append(f"{keys} with {decider} = {getattr(self, decider)!r}")
         if parts:
             warnings.warn(f"set, but this run does not read it: {'; '.join(parts)}", stacklevel=3)
+
+
+def whole_path(weights: str) -> str:
+    """A value of ``weights``, absolute where it is a file."""
+    if weights in ("pretrained", "random") or not weights.strip():
+        return weights
+    return str(Path(weights).expanduser().absolute())
 
 
 def check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:

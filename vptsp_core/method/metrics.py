@@ -16,6 +16,7 @@ from torch import Tensor
 from vptsp_core.errors import VptspError
 from vptsp_core.method.faiss_index import check_backend
 from vptsp_core.method.neighbours import as_tensor, nearest_neighbours, positive, search, unit_rows
+from vptsp_core.method.torch_state import in_torch_defaults
 
 __all__ = ["Scores", "nearest_neighbours", "retrieval_metrics"]
 
@@ -36,6 +37,7 @@ class Scores(dict[str, float]):
         self.queries = queries
 
 
+@in_torch_defaults
 def retrieval_metrics(
     embeddings: Any,
     labels: Any,

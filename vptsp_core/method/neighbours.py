@@ -16,12 +16,14 @@ from torch import Tensor
 
 from vptsp_core.errors import VptspError
 from vptsp_core.method.faiss_index import FlatIndex, check_backend
+from vptsp_core.method.torch_state import in_torch_defaults
 
 CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**30}  # scores and lists of one chunk; enough for full matmul speed
 CHUNK_ROWS = {"cpu": 512, "cuda": 2**20}  # on a CPU more rows make no quicker product, and leave its cache
 MIN_ROWS = 16  # smaller products take other paths through BLAS, whose last bits differ from column to column
 
 
+@in_torch_defaults
 def nearest_neighbours(
     queries: Any,
     gallery: Any,

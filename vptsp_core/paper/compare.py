@@ -67,6 +67,8 @@ def carry_out(
     Raises:
         VptspError: a data set that is there and broken, or every run failed.
     """
+    every = sorted({seed for of in seeds.values() for seed in of}) if isinstance(seeds, Mapping) else list(seeds)
+    asked = f" --seeds {','.join(map(str, every))}" if every != [0] else ""
     absent: dict[str, str] = {}  # of each data set, why it is not here
     refused: dict[tuple[str, str, bool], str] = {}
     missing: dict[str, list[str]] = {}  # of each reason, what could not be run
@@ -91,11 +93,11 @@ def carry_out(
                 missing.setdefault(absent[config.dataset], []).append(f"{cell[0]} (seed {seed})" if seed else cell[0])
     shown = {run.dataset for _, run in pairs}
     whole = [line for dataset, line in absent.items() if line and dataset not in shown]  # of these there is no run
-    left_out = whole + [
-        f"Not run: {'; '.join(dict.fromkeys(labels))}: {reason.removeprefix('No runs: ')}"
-        for reason, labels in missing.items()
-        if reason not in whole
-    ]
+    left_out = list(whole)
+    for reason, labels in missing.items():
+        if reason not in whole:
+            line = f"Not run: {'; '.join(dict.fromkeys(labels))}: {reason.removeprefix('No runs: ')}"
+            left_out.append(line + (asked if reason in absent.values() else ""))  # which ends with a command
     try:
         finished = _many(pairs, data, results, options)
     except VptspError as error:  # the others are done, and found again

@@ -92,6 +92,7 @@ def tune(
         raise ConfigError(f"trials = {trials} must be at least 1")
     if storage is None:
         storage = file_url(writable_folder(folder).resolve() / "search.db")
+    base = base.with_whole_path()
     data = data_folder(base.dataset, data)
     benchmark = load_benchmark(base.dataset, data, options.get("allow_partial", False))
     classes = (hold_out(benchmark)[0] if base.selection == "validation" else benchmark).train.num_classes
@@ -126,7 +127,7 @@ def study_name(base: RunConfig, changes: Mapping[str, Any] | None = None) -> str
 
 def results_folder(results: str | Path | None) -> Path:
     """Where `runs.run.run` writes, too."""
-    return Path(results or os.environ.get("VPTSP_RESULTS") or "results").expanduser()
+    return Path(results or os.environ.get("VPTSP_RESULTS") or "results").expanduser().absolute()
 
 
 def best_config(study: optuna.Study) -> RunConfig:

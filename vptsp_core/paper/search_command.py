@@ -59,5 +59,5 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     best_config(study)  # says so where there is none
     file = Path(args.best or results_folder(args.results) / "presets" / f"{study.study_name}.json")
-    print(f"best: {told(study.best_trial)}\n{write_preset(study, file)}")
+    print(f"best: {told(study.best_trial)}\n{write_preset(study, file.expanduser().absolute())}")
     return 0

@@ -18,7 +18,7 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
 from vptsp_core.errors import ConfigError, VptspError
-from vptsp_core.method.config import RunConfig
+from vptsp_core.method.config import RunConfig, whole_path
 from vptsp_core.paper.search_space import Space
 from vptsp_core.system.locks import locked
 
@@ -236,6 +236,7 @@ def _shown(url: str) -> str:
 def _differing(known: dict[str, Any], fixed: dict[str, Any], space: Space) -> str:
     """In what a study in the database is another one; keys that it is too old to know count by their defaults."""
     begun = {key: value for key, value in RunConfig().to_dict().items() if key not in space} | known["base"]
+    begun["weights"] = whole_path(begun["weights"])  # older versions wrote it as it was given
     keys = [key for key in begun if key not in space and begun[key] != fixed.get(key)]
     spaces = [key for key in known["space"].keys() | space.keys() if known["space"].get(key) != space.get(key)]
     if spaces:

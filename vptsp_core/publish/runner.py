@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vptsp_core.errors import VptspError
+from vptsp_core.method.config import whole_path
 from vptsp_core.method.presets import parse_change
 from vptsp_core.paper.methods import base_config, configured, integration_rows, method_rows, proxy_source_rows
 from vptsp_core.publish.executed import is_finished, made_from, mark
@@ -28,6 +29,7 @@ from vptsp_core.publish.page import build
 from vptsp_core.publish.parameters import FOLDER, check_sources, discover, read, used_parameters
 from vptsp_core.runs.progress import Watch, every
 from vptsp_core.runs.workers import Workers, check_cluster, check_workers
+from vptsp_core.system.bars import EVERY, is_log, say
 from vptsp_core.system.files import write_bytes
 from vptsp_core.system.locks import locked
 from vptsp_core.system.places import CHECKOUT
@@ -77,7 +79,9 @@ def run_notebooks(
     if workers is not None:
         values["workers"] = workers
     if changes:
-        values["changes"] = dict(changes)
+        values["changes"] = dict(changes)  # kernels have another working directory
+        if isinstance(weights := changes.get("weights"), str):
+            values["changes"]["weights"] = whole_path(weights)
     work = [(path, used_parameters(path, values)) for path in discover(only, folder, profile)]
     _check_use(work, values, profile)
     out = Path(results).resolve() / profile / "notebooks"
@@ -179,23 +183,28 @@ def _workers(workers: str | None, cluster: str | None) -> Workers:
 
 @contextlib.contextmanager
 def _told(name: str, runs: Path) -> Iterator[None]:
-    """Inside, a line on the terminal, written over and over: the notebook, its time, what is training."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    watch, start = Watch(lambda: runs.glob("*")), time.perf_counter()
+    """Inside, the notebook, its time and what is training are shown: on a terminal in one line, written over and over,
+    in a log in a line whenever something else is training or an epoch is done."""
+    watch, start, log, said = Watch(lambda: runs.glob("*")), time.perf_counter(), is_log(), ""
 
     def tell() -> None:
+        nonlocal said
+        training = watch.line()
         minutes, seconds = divmod(int(time.perf_counter() - start), 60)
-        line = "  ".join(filter(None, [f"{name} {minutes}:{seconds:02d}", watch.line()]))
-        width = shutil.get_terminal_size().columns - 1
-        print(f"\r{line[:width]:<{width}}", end="", file=sys.stderr, flush=True)
+        line = "  ".join(filter(None, [f"{name} {minutes}:{seconds:02d}", training]))
+        if not log:
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r{line[:width]:<{width}}", end="", file=sys.stderr, flush=True)
+        elif training not in ("", said):
+            said = training
+            say(line)
 
     try:
-        with every(1, tell):
+        with every(EVERY if log else 1, tell):
             yield
     finally:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        if not log:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _execute(path: Path, out: Path, values: dict[str, Any], made: str) -> tuple[Path, str]:

@@ -21,6 +21,7 @@ from vptsp_core.method.backbone import checksum, normalisation
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.neighbours import nearest_neighbours
+from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.embedder_file import exact_names, preprocessing, read_saved, rebuild, write_embedder
 from vptsp_core.runs.evaluate import embed, embed_batch
 from vptsp_core.system.devices import autocast_dtype, pick_device
@@ -61,11 +62,13 @@ class Embedder:
         """From a PIL image in RGB to (3, H, W) normalised: shorter side, centre crop, mean and deviation."""
         return eval_transform(self.model.config, *normalisation(self.model.vit.backbone))
 
+    @in_torch_defaults
     def checksum(self) -> str:
         """Sixteen hex digits that are the same for embedders that give the same embeddings, wherever they are kept."""
         made = [checksum(self.model, exact_names(self.model)), self.model.vit.pool, preprocessing(self.model)]
         return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16]
 
+    @in_torch_defaults
     def embed(self, images: Images) -> np.ndarray:
         """(N, d) float32, L2-normalised.
 
@@ -104,6 +107,7 @@ class Embedder:
         self._gallery = torch.from_numpy(self.embed(images))
         return self
 
+    @in_torch_defaults
     def search(self, images: Images, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest of the gallery for each image: cosines (N, k) float32 and places (N, k) int64, best first.
 
@@ -117,6 +121,7 @@ class Embedder:
         scores, places = nearest_neighbours(torch.from_numpy(self.embed(images)), self._gallery, k)
         return scores.numpy(), places.numpy()
 
+    @in_torch_defaults
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file that `load` reads: what was learned, and a JSON header that names the rest.
 
@@ -151,6 +156,7 @@ def _no_image(given: object) -> DataError:
     return DataError(f"{kind} is no image; give paths, PIL images, or one (N, 3, H, W) tensor")
 
 
+@in_torch_defaults
 def load(path: str | Path, device: str | torch.device | None = None, *, weights: str | Path | None = None) -> Embedder:
     """The model of a finished run.
 

@@ -25,9 +25,10 @@ from torch import Tensor
 import vptsp_core
 from vptsp_core.data.loading import interpolation_name
 from vptsp_core.errors import ConfigError, VptspError, WeightsError
-from vptsp_core.method.backbone import checksum, identity, load_backbone, normalisation, read_weights
+from vptsp_core.method.backbone import checksum, identity, load_backbone, normalisation
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel
+from vptsp_core.method.weights import read_weights
 from vptsp_core.runs.folder import CONFIG, HISTORY, METRICS, RECORD, WEIGHTS, learned_weights, read_run
 from vptsp_core.system.files import write_bytes
 from vptsp_core.system.seals import check_tensors, sealed_header, unsealed
@@ -227,12 +228,13 @@ def _weights_file(saved: Saved, weights: str | Path | None) -> Path:
     found = next((place.expanduser() for place in places if place.expanduser().is_file()), None)
     if found is None:
         raise WeightsError(
-            f"{saved.path}: its backbone's weights are not at {places[0]}; say where they are with weights=FILE"
+            f"{saved.path}: its backbone's weights are not at {places[0]}; say where they are with weights=FILE, "
+            "in a command with --weights FILE"
         )
     if saved.frozen is None and saved.run is not None and weights is not None:
         if saved.run != identity(saved.config.replace(weights=str(found))):
             raise WeightsError(f"{saved.path}: {found} is not the file it was trained on; give that with weights=FILE")
-    return found
+    return found.absolute()
 
 
 def _frozen(model: MetricModel) -> str:

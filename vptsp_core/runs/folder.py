@@ -20,8 +20,9 @@ from torch import Tensor
 
 from vptsp_core.data import OWN, Benchmark
 from vptsp_core.errors import WeightsError
-from vptsp_core.method.backbone import identity, read_weights
+from vptsp_core.method.backbone import identity
 from vptsp_core.method.config import RunConfig
+from vptsp_core.method.weights import read_weights
 from vptsp_core.runs.checkpoints import remove_checkpoints
 from vptsp_core.runs.progress import LOCK, PROGRESS
 from vptsp_core.runs.selection import reported
@@ -92,7 +93,7 @@ def run_folder(config: RunConfig, results: str | Path | None = None, benchmark: 
 
     ``benchmark`` tells apart what the description does not: images of one's own, and data sets that are not whole.
     """
-    root = Path(results or os.environ.get("VPTSP_RESULTS") or "results").expanduser()
+    root = Path(results or os.environ.get("VPTSP_RESULTS") or "results").expanduser().absolute()
     name = f"{config.dataset}-{config.method}-{identity(config)}"
     if benchmark is not None and (benchmark.differences or config.dataset in OWN):
         name += f"{'-partial' if benchmark.differences else ''}-{benchmark.fingerprint()[:8]}"

@@ -26,6 +26,7 @@ from vptsp_core.method.backbone import load_backbone
 from vptsp_core.method.config import RunConfig, check_choice
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.step import COMPILE
+from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.evaluate import evaluate
 from vptsp_core.runs.folder import METRICS, Run, finished_run, run_folder, write_run
 from vptsp_core.runs.memory import failures_told, place_class_prompts
@@ -34,7 +35,7 @@ from vptsp_core.runs.record import close_record, make_record, make_stretch
 from vptsp_core.runs.selection import Row, on_held_out, score
 from vptsp_core.runs.train import Trainer
 from vptsp_core.runs.workers import Workers, check_workers, share_out
-from vptsp_core.system.bars import bar
+from vptsp_core.system.bars import bar, is_log
 from vptsp_core.system.deterministic import where_asked
 from vptsp_core.system.devices import autocast_dtype, pick_device
 from vptsp_core.system.distributed import from_main, is_main, launched, rank, start
@@ -43,6 +44,7 @@ from vptsp_core.system.files import writable_folder
 _NAMED = 5  # failed runs in an error
 
 
+@in_torch_defaults
 @where_asked
 def run(
     config: RunConfig,
@@ -87,6 +89,7 @@ def run(
     check_choice("compile", compile, COMPILE)
     if launched():
         start(pick_device(device))
+    config = config.with_whole_path()
     place = data_folder(config.dataset, data)
     if data and not Path(data).expanduser().is_dir():
         raise DataError(f"--data: there is no folder {data}; check the path")
@@ -182,6 +185,7 @@ def _history(
     return history, trainer.stretches, found.queries, trainer.weights
 
 
+@in_torch_defaults
 def build_model(config: RunConfig, num_classes: int, device: torch.device, class_table: str = "auto") -> MetricModel:
     """The model of a run at its start, every random tensor drawn from the run's seed."""
     torch.manual_seed(config.seed)
@@ -214,7 +218,7 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
     check_workers(workers)
     configs = list(configs)
     if launched():  # all its processes take the same steps, so that the first failure ends them all
-        shown = bar(configs, "runs", show=progress, unit="runs")
+        shown = bar(configs, "runs", show=progress and is_main(), unit="runs")
         return [_one_of_many(config, progress=progress, **options) for config in shown]
     light = bool(options.get("light", True))
     data, results, partial = (options.get(key) for key in ("data", "results", "allow_partial"))
@@ -232,9 +236,9 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
         cache = cache_folder(configs[0].dataset if configs else "", place, options.get("cache"), root)
         options |= {"results": root, "cache": cache.absolute()}
         options |= {"data": Path(place).expanduser().absolute()} if place else {}
-        todo = {path: _with_whole_path(config) for path, config in todo.items()}
-    bars = progress and workers is None
-    work = functools.partial(_one_of_many, progress=bars, **options)
+        todo = {path: config.with_whole_path() for path, config in todo.items()}
+    of_each = progress and (workers is None or is_log())  # bars of several processes would overwrite one another
+    work = functools.partial(_one_of_many, progress=of_each, **options)
     done |= share_out(work, todo, workers, progress, already=len(done))
     failed = {path.name: each for path in paths if isinstance(each := done[path], VptspError)}
     if failed:
@@ -249,11 +253,6 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
 def _one_of_many(config: RunConfig, *, data: str | Path | None = None, **options: Any) -> Run:
     """`run`, where ``data`` is for those of many runs that read a folder."""
     return run(config, data=None if config.dataset == "glyphs" else data, **options)
-
-
-def _with_whole_path(config: RunConfig) -> RunConfig:
-    named = config.weights in ("pretrained", "random")
-    return config if named else config.replace(weights=str(Path(config.weights).expanduser().absolute()))
 
 
 def frame(runs: Sequence[Run]) -> pd.DataFrame:

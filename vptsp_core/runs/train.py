@@ -52,7 +52,7 @@ class Trainer:
         folder: where the checkpoints go.
         evaluate: metrics of the model as it is; called after the epochs that the config names and after the last.
             Where it gives `Scores`, their per-query values are kept.
-        progress: show a bar for each epoch's steps.
+        progress: show a bar for each epoch's steps; in a log, write a line at the start and one an epoch.
         checkpointing: of gradients, ``"on"`` or ``"off"``; ``"auto"``: on a GPU, where a step does not fit without.
         compile: steps run compiled, ``"on"`` or ``"off"``; ``"auto"``: long runs on a GPU (`compiles`).
         on_epoch: called after every finished epoch with the history so far, in the first process; changes no number.
@@ -125,14 +125,15 @@ class Trainer:
             VptspError: the folder cannot be written.
         """
         self._resume()
+        epochs = range(self.finished, self.config.epochs)
+        if self.progress and epochs:
+            say(f"{self.folder.name}: training {self.config.method} on {len(self.images.labels):,} images, "
+                f"epochs {epochs.start + 1} to {epochs.stop} of {len(self.sampler)} steps")  # fmt: skip
         if not self.history and self.config.start != "released":
             self._start()
         if self.checkpointing == "auto" and self.device.type == "cuda" and self.finished < self.config.epochs:
             fit_step(self.model, self.optimizers)
-        epochs, begun = range(self.finished, self.config.epochs), time.perf_counter()
-        if self.progress and epochs:
-            say(f"training {self.config.method} on {len(self.images):,} images, epochs {epochs.start + 1} to "
-                f"{epochs.stop} of {len(self.sampler)} steps")  # fmt: skip
+        begun = time.perf_counter()
         for epoch in epochs:
             with failures_told(self.model, f"epoch {epoch + 1}"):
                 row = self.train_epoch(epoch)
@@ -146,7 +147,7 @@ class Trainer:
             self._save(row)
             if self.progress:
                 mean = (time.perf_counter() - begun) / (epoch + 1 - epochs.start)
-                say(epoch_line(row, self.config.epochs, (epochs.stop - epoch - 1) * mean))
+                say(f"{self.folder.name}: {epoch_line(row, epochs.stop, (epochs.stop - epoch - 1) * mean)}")
             if self.on_epoch is not None and is_main():
                 self.on_epoch(self.history)
         return self.history

@@ -68,6 +68,14 @@ class Lines(tqdm):
         print(line, file=sys.stderr, flush=True)
         return True
 
+    def clear(self, nolock: bool = False) -> None:
+        """Nothing: whole lines need not be wiped before another one is written."""
+
+    @classmethod
+    def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:
+        """Write a line of other text, as tqdm's method does beside bars."""
+        print(s, file=file or sys.stdout, end=end, flush=True)
+
     def close(self) -> None:
         """End without a last line: the command itself says what came of it."""
         if not self.disable:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from vptsp_core.errors import ConfigError
 from vptsp_core.method import textbook
@@ -16,6 +15,7 @@ from vptsp_core.method.step import TrainStep, compiles
 from vptsp_core.paper.bench.memory import Bench, kept_bytes, with_memory
 from vptsp_core.paper.bench.turns import STEPS_A_TURN, K, Turn, by_turns, spread, step_times
 from vptsp_core.runs.run import build_model
+from vptsp_core.system.bars import bar
 from vptsp_core.system.devices import autocast_dtype, pick_device, to_device
 
 FORMS = ("eager", "compiled", "textbook")
@@ -195,5 +195,5 @@ def timed_turns(
     if count < 1:
         raise ConfigError(f"steps = {count} must be at least 1")
     a_turn = min(count, STEPS_A_TURN.get(device.type, 1))
-    turns = tqdm(range(warmup + -(-count // a_turn)), "turns", disable=not progress)
+    turns = bar(range(warmup + -(-count // a_turn)), "measuring", show=progress, unit="turns")
     return by_turns(steps, device, turns, warmup, a_turn)

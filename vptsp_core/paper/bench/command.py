@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,8 +88,7 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
         if forms[0] != "eager":
             raise ConfigError(f"--forms {args.forms} must begin with eager, which the others are compared with")
         return compare_forms(
-            config, device=args.device, steps=args.steps, forms=forms, reference=args.reference,
-            progress=sys.stderr.isatty(),
+            config, device=args.device, steps=args.steps, forms=forms, reference=args.reference, progress=True,
         )  # fmt: skip
     if args.kind == "table":
         return compare_tables(config, args.classes, device=args.device, steps=args.steps)

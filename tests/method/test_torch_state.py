@@ -1,0 +1,102 @@
+"""What a caller has set in torch has no part in the numbers, and is as it was afterwards."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+
+from vptsp_core import load, preset, retrieval_metrics, run
+from vptsp_core.data import load_benchmark
+from vptsp_core.runs.embedder import Embedder
+from vptsp_core.runs.evaluate import evaluate
+
+
+@contextlib.contextmanager
+def default_dtype():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextlib.contextmanager
+def default_device():
+    torch.set_default_device("meta")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@contextlib.contextmanager
+def coarse_products():
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+STATES = {
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "float64": default_dtype,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "set_default_device": default_device,
+    "with device": lambda: torch.device("meta"),
+    "matmul precision": coarse_products,
+}
+
+
+def state():
+    return (
+        torch.is_autocast_enabled("cpu"), torch.get_default_dtype(), torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(), torch.get_default_device(), torch.get_float32_matmul_precision(),
+    )  # fmt: skip
+
+
+def test_a_run_is_the_same_whatever_its_caller_has_set(tmp_path):
+    config = preset("smoke", steps_per_epoch=2)
+    plain = run(config, results=tmp_path / "plain", progress=False)
+    for names in (["autocast", "no_grad"], ["float64", "inference_mode"], ["set_default_device"]):
+        with contextlib.ExitStack() as stack:
+            for name in names:
+                stack.enter_context(STATES[name]())
+            before = state()
+            made = run(config, results=tmp_path / names[0], progress=False)
+            assert state() == before
+        assert made.metrics == plain.metrics
+        assert made.history["loss"].tolist() == plain.history["loss"].tolist(), names
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory):
+    config = preset("smoke", method="frozen", bitfit=False)
+    return run(config, results=tmp_path_factory.mktemp("frozen"), progress=False).path
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_embeddings_and_metrics_are_the_same(frozen, name):
+    images = torch.rand(8, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    embedder: Embedder = load(frozen, "cpu")
+    vectors = embedder.embed(images)
+    scores, checksum = retrieval_metrics(torch.from_numpy(vectors), labels, ks=(1,)), embedder.checksum()
+    with STATES[name]():
+        before = state()
+        again = load(frozen, "cpu")
+        assert np.array_equal(again.embed(images), vectors) and again.embed(images).dtype == np.float32
+        assert again.checksum() == checksum
+        assert retrieval_metrics(torch.from_numpy(vectors), labels, ks=(1,)) == scores
+        found, places = again.index(images).search(images, k=2)
+        assert state() == before
+    assert places[:, 0].tolist() == list(range(8)) and found.dtype == np.float32
+
+
+def test_an_evaluation_is_the_same(frozen):
+    embedder, benchmark = load(frozen, "cpu"), load_benchmark("glyphs")
+    plain = evaluate(embedder.model, benchmark)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad(), coarse_products():
+        assert evaluate(embedder.model, benchmark) == plain

@@ -1,0 +1,78 @@
+"""Paths are absolute from the door inwards: what was made in one working directory is used from any other."""
+
+import shutil
+from pathlib import Path
+
+import optuna
+import pytest
+from safetensors.torch import save_file
+
+from vptsp_core import load, preset
+from vptsp_core.__main__ import main
+from vptsp_core.method.backbone import load_backbone
+from vptsp_core.method.config import RunConfig, whole_path
+from vptsp_core.paper import search
+from vptsp_core.publish import runner
+from vptsp_core.runs.folder import read_run, run_folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The working directory, with a file of weights in it."""
+    (tmp_path / "here" / "w").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    save_file(load_backbone("demo_vit").state_dict(), tmp_path / "here" / "w" / "plain.safetensors")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def test_a_run_of_relative_paths_is_used_from_elsewhere(here, monkeypatch, capsys):
+    changes = ["method=frozen", "bitfit=false", "weights=w/plain.safetensors"]
+    assert main(["train", "--preset", "smoke", "--results", "out", "--set", *changes]) == 0
+    path = Path(capsys.readouterr().out.splitlines()[-2])
+    assert path.is_absolute() and path.parent == here / "out" / "runs"
+    assert read_run(path).config.weights == str(here / "w" / "plain.safetensors")
+    config = preset("smoke", method="frozen", bitfit=False, weights="w/plain.safetensors")
+    assert run_folder(config, "out") == path, "the file's content decides, as before"
+
+    monkeypatch.chdir(here.parent / "elsewhere")
+    assert main(["evaluate", str(path)]) == 0
+    assert main(["export", str(path), "--to", "model.safetensors"]) == 0
+    assert str(here.parent / "elsewhere" / "model.safetensors") in capsys.readouterr().out
+
+    shutil.move(here / "w", here.parent / "moved")
+    assert main(["evaluate", str(path)]) == 2
+    assert "--weights FILE" in capsys.readouterr().err
+    moved = Path("..", "moved", "plain.safetensors")
+    assert main(["evaluate", str(path), "--weights", str(moved)]) == 0
+    assert load(path, weights=moved).config.weights == str(moved.absolute()), "which the next file keeps"
+
+
+def test_what_is_no_file_stays_as_it_is(here):
+    assert [whole_path(each) for each in ("pretrained", "random", "")] == ["pretrained", "random", ""]
+    assert RunConfig().with_whole_path() == RunConfig()
+
+
+def test_the_notebooks_get_absolute_paths(here, monkeypatch):
+    given = {}
+
+    def execute(path, out, values, made):
+        given.update(values)
+        return out, ""
+
+    monkeypatch.setattr(runner, "_execute", execute)
+    runner.run_notebooks("smoke", results="out", only=["table1"], changes={"weights": "w/plain.safetensors"})
+    assert given["changes"] == {"weights": str(here / "w" / "plain.safetensors")}
+    assert given["results"] == str(here / "out")
+
+
+def test_a_search_keeps_the_absolute_path(here, monkeypatch):
+    """Also one that an older version began with the path as it was given."""
+    monkeypatch.setattr(search, "run", lambda config, **options: pytest.fail(config.weights))
+    for _ in range(2):
+        with pytest.raises(pytest.fail.Exception, match=str(here / "w" / "plain.safetensors")):
+            search.tune(preset("smoke", weights="w/plain.safetensors"), 1, results="out")
+        url = f"sqlite:///{here}/out/search.db"
+        study = optuna.load_study(study_name=search.study_name(preset("smoke")), storage=url)
+        assert study.user_attrs["base"]["weights"] in (str(here / "w" / "plain.safetensors"), "w/plain.safetensors")
+        study.set_user_attr("base", {**study.user_attrs["base"], "weights": "w/plain.safetensors"})

@@ -1,0 +1,47 @@
+"""What a caller has set in torch has no part in the numbers here: the public entrances start from torch's defaults."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@contextlib.contextmanager
+def torch_defaults() -> Iterator[None]:
+    """Inside: no autocast, gradients recorded, float32 as the default type and in full in products of matrices, new
+    tensors on the CPU. Afterwards all is as the caller had it."""
+    dtype = torch.get_default_dtype()
+    precision = torch.get_float32_matmul_precision()
+    with contextlib.ExitStack() as stack:
+        gpu = torch.accelerator.current_accelerator()
+        for kind in {"cpu"} if gpu is None else {"cpu", gpu.type}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        if dtype != torch.float32:
+            torch.set_default_dtype(torch.float32)
+            stack.callback(torch.set_default_dtype, dtype)
+        if precision != "highest":
+            torch.set_float32_matmul_precision("highest")
+            stack.callback(torch.set_float32_matmul_precision, precision)
+        yield
+
+
+def in_torch_defaults(function: Callable[P, R]) -> Callable[P, R]:
+    """``function``, which runs in `torch_defaults` whatever its caller has set."""
+
+    @functools.wraps(function)
+    def guarded(*args: P.args, **options: P.kwargs) -> R:
+        with torch_defaults():
+            return function(*args, **options)
+
+    return guarded

@@ -1,0 +1,333 @@
+"""Files of weights as people have them, read into timm's keys. Nothing in a file is executed.
+
+The kind of a file is told by its content. The backbone's table is the only one in the file that has a patch embedding;
+what its keys begin with is stripped. Layouts that timm maps (Meta's DINOv2, OpenAI's and OpenCLIP's CLIP, Google's
+.npz) are mapped by timm. A warning says what was done; a file that could be meant in two ways is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import io
+import math
+import re
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from vptsp_core.errors import WeightsError
+
+Table = dict[str, Any]
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt", ".npz")
+# Keys of the patch embedding: OpenCLIP's, OpenAI's, and that of timm and Meta.
+PATCHES = ("visual.trunk.patch_embed.proj.weight", "visual.conv1.weight", "patch_embed.proj.weight")
+WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # torch's own, in any place
+# What stands beside an encoder and is no part of it: heads, decoders, mask tokens.
+ASIDE = re.compile(r"(.*\.)?(\w*head\w*|pre_logits|fc|classifier|decoder\w*|mask_token|masked_embed)(\..*)?")
+OF_A_RUN = ("vit.head.", "vit.proxy_head.", "vit.prompts", "vit.backbone.", "proxies.", "class_prompts.")
+FOREIGN = {
+    "patch_embeddings.projection.weight": "Hugging Face transformers",
+    "conv_proj.weight": "torchvision",
+    "transformer.layers.0.0.norm.weight": "vit-pytorch",
+}
+BEGINNINGS = {
+    b"version https://git-lfs": "a Git LFS pointer in place of the weights; run git lfs pull",
+    b"<": "a web page in place of the weights; download the file itself",
+    b"\x1f\x8b": "a compressed archive; unpack it and give the file of weights inside",
+}
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill ``model`` from a file of weights; anything that does not fit is an error.
+
+    Source of the key names: timm's ``VisionTransformer``. Position embeddings of another image size are resampled, as
+    timm does with the weights it downloads. A classifier in the file is not used.
+
+    Raises:
+        WeightsError: no such file, unreadable, two backbones in it, missing or unknown keys, another shape, values
+            that are not finite numbers.
+    """
+    content = _from_npz(path, model) if _kind(path) == "npz" else _content(path)
+    stored = dict(_tables(content))
+    tables = {name: _unwrapped(table) for name, table in stored.items()}
+    _refuse_other_files(path, tables)
+    places = [(name, prefix) for name, table in tables.items() for prefix in _prefixes(table)]
+    if len(places) > 1:
+        names = " and ".join(f"{name}.{prefix}".strip(".") or "the top" for name, prefix in places)
+        raise WeightsError(f"weights {path}: holds {len(places)} backbones, {names}; save one of them in its own file")
+    largest = max(tables, key=lambda name: len(tables[name]))
+    name, prefix = places[0] if places else (largest, "")
+    state, notes = _of_backbone(path, tables[name], prefix, model)
+    own = model.state_dict()
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unknown:
+        what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which the model does not"
+        raise WeightsError(f"weights {path}: {what} ({len(missing)} missing, {len(unknown)} unknown keys); "
+                           f"give a file saved for this very backbone{_beginning(tables[name], prefix)}")  # fmt: skip
+    for key, value in state.items():
+        _check(path, key, value)
+    if "pos_embed" in state and isinstance(model, VisionTransformer):
+        state["pos_embed"] = _resampled(state["pos_embed"], model)
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            raise WeightsError(_other_shape(path, key, value, own[key]))
+    if tables[name] is not stored[name]:
+        notes.insert(0, "the names of torch's wrappers are stripped from the keys")
+    if name:
+        notes.insert(0, f"the weights under {name!r} are used")
+    if notes:
+        warnings.warn(f"weights {path}: {'; '.join(notes)}", stacklevel=2)
+    model.load_state_dict(state)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that this project wrote, by name.
+
+    Raises:
+        WeightsError: no such file, unreadable, code in it, or values that are not finite numbers.
+    """
+    state = _content(path)
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise WeightsError(f"weights {path}: holds no table of tensors; save model.state_dict()")
+    for key, value in state.items():
+        _check(path, key, value)
+    return state
+
+
+def refuse_no_file(path: Path, given: str) -> None:
+    """An error unless there is such a file.
+
+    Raises:
+        WeightsError: naming what was given.
+    """
+    if not given.strip():
+        raise WeightsError("weights is empty; give a .safetensors or .pth file, or leave it out")
+    if not path.is_file():
+        fault = "a folder, no file" if path.is_dir() else "no such file"
+        raise WeightsError(f"weights {given}: {fault}; give a .safetensors or .pth file")
+
+
+def _kind(path: Path) -> str:
+    """``"safetensors"``, ``"torch"`` or ``"npz"``, by content; a file named .safetensors is never read as a pickle."""
+    refuse_no_file(path, str(path))
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise WeightsError(f"weights {path}: unreadable ({error.strerror}); get the file again") from error
+    suffix = path.suffix.lower()
+    if start[8:9] == b"{":
+        return "safetensors"
+    if zipfile.is_zipfile(path) and suffix != ".safetensors":
+        names = _members(path)
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise WeightsError(f"weights {path}: a TorchScript program, and no code of a file is executed; "
+                               "save its state_dict() alone")  # fmt: skip
+        if any(name.endswith("/data.pkl") for name in names):
+            return "torch"
+        if names and all(name.endswith(".npy") for name in names):
+            return "npz"
+    elif start[:1] == b"\x80" and suffix != ".safetensors":
+        return "torch"  # as torch saved until 1.5
+    for beginning, what in BEGINNINGS.items():
+        if start.startswith(beginning):
+            raise WeightsError(f"weights {path}: {what}")
+    if suffix == ".tar" and tarfile.is_tarfile(path):
+        raise WeightsError(f"weights {path}: an archive; unpack it and give the file of weights inside")
+    if suffix not in SUFFIXES:
+        raise WeightsError(f"weights {path}: unknown kind {path.suffix!r}; give .safetensors, .pth, .pt, .bin or .npz")
+    raise WeightsError(f"weights {path}: unreadable (cut short or damaged); get the file again")
+
+
+def _members(path: Path) -> list[str]:
+    """Names in a zip archive; none of a damaged one."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.namelist()
+    except Exception:  # zipfile raises whatever its parts raise
+        return []
+
+
+def _content(path: Path) -> Any:
+    """What a .safetensors or torch file holds."""
+    try:
+        if _kind(path) == "safetensors":
+            with safe_open(path, "pt") as file:
+                ours = [key for key in file.metadata() or {} if key.startswith("vptsp_")]
+            return _Ours(load_file(path)) if ours else load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # options, beside the weights in many a file
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
+    except Exception as error:
+        if code := re.search(r"GLOBAL (\S+)", str(error)):  # of torch's text, which advises to trust the file
+            raise WeightsError(
+                f"weights {path}: holds {code[1]} besides tensors, and no code of a file is executed; "
+                "save model.state_dict() alone"
+            ) from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "cut short or damaged"
+        raise WeightsError(f"weights {path}: unreadable ({reason}); get the file again") from error
+
+
+class _Ours(dict[str, Tensor]):
+    """Tensors of a file that says it was written by this project."""
+
+
+def _tables(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Table]]:
+    """Every table of tensors in what a file holds, with its name: ("", ...) at the top, ("teacher.backbone", ...)."""
+    if not isinstance(content, dict) or depth > 3 or not all(isinstance(key, str) for key in content):
+        return
+    if any(isinstance(value, Tensor) for value in content.values()) or isinstance(content, _Ours):
+        yield name, content
+    for key, value in content.items():
+        yield from _tables(value, f"{name}.{key}".strip("."), depth + 1)
+
+
+def _unwrapped(table: Table) -> Table:
+    """Without the names of torch's wrappers in its keys, unless two keys become one."""
+    plain = {WRAPPERS.sub("", key): value for key, value in table.items()}
+    return plain if len(plain) == len(table) and plain.keys() != table.keys() else table
+
+
+def _prefixes(table: Table) -> list[str]:
+    """What the keys of each backbone in a table begin with."""
+    ends = [(key, next((end for end in PATCHES if f".{key}".endswith("." + end)), None)) for key in table]
+    return [key.removesuffix(end) for key, end in ends if end is not None]
+
+
+def _refuse_other_files(path: Path, tables: dict[str, Table]) -> None:
+    """An error for a file without tensors, of a run, or of another library."""
+    if not tables:
+        raise WeightsError(f"weights {path}: holds no table of tensors; save model.state_dict()")
+    for table in tables.values():
+        if isinstance(table, _Ours) or any(key.startswith(OF_A_RUN) for key in table):
+            raise WeightsError(f"weights {path}: what a run of this project wrote, not a backbone; load it with "
+                               "vptsp_core.load, or give the weights that the run began from")  # fmt: skip
+        for key in table:
+            for ending, library in FOREIGN.items():
+                if key == ending or key.endswith("." + ending):
+                    raise WeightsError(f"weights {path}: in the layout of {library} ({key}); give a file with timm's "
+                                       "keys, or weights=pretrained and the backbone's timm name")  # fmt: skip
+
+
+def _of_backbone(path: Path, table: Table, prefix: str, model: nn.Module) -> tuple[Table, list[str]]:
+    """The backbone's part of a table under timm's keys, and notes on how it came to them."""
+    own, notes = model.state_dict(), []
+    state = {key.removeprefix(prefix): value for key, value in table.items() if key.startswith(prefix)}
+    beside = [key for key in table if not key.startswith(prefix)]
+    mapped = _mapped(path, state, model) if isinstance(model, VisionTransformer) else state
+    if strange := [key for key in beside if not ASIDE.fullmatch(key)]:
+        raise WeightsError(f"weights {path}: has {strange[0]} beside the backbone's {prefix}*; save the backbone alone")
+    if prefix:
+        notes.append(f"{prefix!r} is stripped from the keys")
+    if mapped is not state:
+        notes.append("timm maps their layout to its own")
+    kept = {key: value for key, value in mapped.items() if key in own or not ASIDE.fullmatch(key)}
+    usual = ("head.", "head_dist.", "pre_logits.")
+    if other := [key for key in (*beside, *(mapped.keys() - kept.keys())) if not key.startswith(usual)]:
+        notes.append(f"{len(other)} tensors of heads or decoders are not used (such as {min(other)})")
+    return kept, notes
+
+
+def _mapped(path: Path, state: Table, model: VisionTransformer) -> Table:
+    """``state`` as timm maps it where that gives the model's keys; else ``state`` itself."""
+    own = model.state_dict()
+    if own.keys() <= state.keys():
+        return state
+    floating = {key: value for key, value in state.items() if isinstance(value, Tensor) and value.is_floating_point()}
+    for key, value in floating.items():
+        _check(path, key, value)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            mapped = checkpoint_filter_fn(dict(floating), model, adapt_layer_scale=True)
+    except Exception:  # of a layout that timm only seems to know: the file's own keys are reported
+        return state
+    if not own.keys() <= mapped.keys():
+        return state
+    patches = next((state[key] for key in PATCHES if key in state), None)
+    wanted = own[PATCHES[-1]]
+    if patches is not None and patches.dim() == 4 and patches.shape[2:] != wanted.shape[2:]:  # timm would resample them
+        raise WeightsError(_other_shape(path, PATCHES[-1], patches, wanted))
+    return mapped
+
+
+def _from_npz(path: Path, model: nn.Module) -> Table:
+    """A file of Google's vision transformers (AugReg, big_vision), as timm reads it; position embeddings as stored."""
+    if not isinstance(model, VisionTransformer):
+        raise WeightsError(f"weights {path}: an .npz file fits a VisionTransformer only; give timm's keys")
+    filled = copy.deepcopy(model)
+    try:
+        with np.load(path, allow_pickle=False) as file, torch.no_grad():
+            positions = torch.from_numpy(next(file[name] for name in file.files if name.endswith("pos_embedding")))
+            patches = next(file[name] for name in file.files if re.fullmatch(r"(.*/)?embedding/kernel", name))
+            blocks = {block[1] for name in file.files if (block := re.search(r"encoderblock_(\d+)/", name))}
+            stacked = [name for name in file.files if name.endswith("Transformer/encoderblock/LayerNorm_0/scale")]
+            count = len(file[stacked[0]]) if stacked else len(blocks)
+        if positions.dim() == 3 and model.pos_embed is not None:
+            filled.pos_embed = nn.Parameter(torch.empty_like(positions, dtype=torch.float32))
+        with torch.no_grad():
+            for value in filled.parameters():
+                value.fill_(torch.nan)  # what the file lacks is seen by it
+            if count == len(model.blocks) and patches.shape[:2] == model.patch_embed.proj.weight.shape[2:]:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    filled.load_pretrained(str(path))
+    except (StopIteration, KeyError) as error:
+        raise WeightsError(f"weights {path}: not in the layout of Google's vision transformers; "
+                           "give a file with timm's keys") from error  # fmt: skip
+    except Exception as error:  # zip, numpy, torch
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise WeightsError(f"weights {path}: does not fit this backbone ({reason}); give its own file") from error
+    if count != len(model.blocks):
+        raise WeightsError(f"weights {path}: has {count} blocks, the model {len(model.blocks)}; "
+                           "give a file saved for this very backbone")  # fmt: skip
+    if patches.shape[:2] != model.patch_embed.proj.weight.shape[2:]:
+        kernel = torch.from_numpy(patches).permute(3, 2, 0, 1)
+        raise WeightsError(_other_shape(path, PATCHES[-1], kernel, model.patch_embed.proj.weight))
+    return {key: value for key, value in filled.state_dict().items() if not value.isnan().all()}
+
+
+def _check(path: Path, key: str, value: Any) -> None:
+    """An error for what is not a plain tensor of finite numbers."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
+        raise WeightsError(f"weights {path}: {key} is no table of floating-point numbers; save model.state_dict()")
+    # Few bytes may claim to be many numbers; of eight bits each, torch knows no arithmetic.
+    whole = value.device.type == "cpu" and value.untyped_storage().nbytes() >= value.nbytes and value.itemsize > 1
+    if not whole:
+        raise WeightsError(f"weights {path}: {key} is no plain table of 16, 32 or 64 bits; save model.state_dict()")
+    if not value.isfinite().all():
+        raise WeightsError(f"weights {path}: {key} holds values that are no finite numbers; get the file again")
+
+
+def _resampled(positions: Tensor, model: VisionTransformer) -> Tensor:
+    """Position embeddings (1, T', D) for the model's grid; as they are where the width or the old grid fits nothing."""
+    tokens, prefix = model.pos_embed.shape[1], 0 if model.no_embed_class else model.num_prefix_tokens
+    patches = positions.shape[1] - prefix if positions.dim() == 3 else -1
+    square = patches > 0 and math.isqrt(patches) ** 2 == patches
+    if not square or positions.shape[1] == tokens or positions.shape[2] != model.pos_embed.shape[2]:
+        return positions
+    return resample_abs_pos_embed(positions, list(model.patch_embed.grid_size), num_prefix_tokens=prefix)
+
+
+def _beginning(table: Table, prefix: str) -> str:
+    """What all keys of a table begin with, for a message; "" where that is nothing, or what was stripped."""
+    firsts = {key.split(".")[0] for key in table}
+    one = next(iter(firsts)) + "." if len(firsts) == 1 else ""
+    return f"; all its keys begin with {one!r}" if one and len(table) > 1 and not prefix else ""
+
+
+def _other_shape(path: Path, key: str, value: Tensor, wanted: Tensor) -> str:
+    return (f"weights {path}: {key} has shape {tuple(value.shape)}, the model needs {tuple(wanted.shape)}; "
+            "give a file saved for this backbone and image size")  # fmt: skip
