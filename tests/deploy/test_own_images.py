@@ -478,7 +478,7 @@ def test_training_images_that_are_all_alike(pipeline, tmp_path):
     for label in TWELVE:
         (tmp_path / "images" / label).mkdir(parents=True)
         for i in range(3):
-            colour = (90, 90, 90) if label < "class 08" else (i * 40, 0, 99)
+            colour = (90, 90, 90) if label <= "class 08" else (i * 40, 0, 99)
             Image.new("RGB", (24, 24), colour).save(tmp_path / "images" / label / f"{i}.png")
     written(tmp_path / "images")
     changes = dict(dataset="folder", backbone="demo_vit", image_size=24, resize=24, start="proxies", pipeline=pipeline)

@@ -41,5 +41,6 @@ def _letters(path: str) -> frozenset[int]:
 
 @functools.cache
 def _font_with(letter: str) -> str | None:
-    fonts = sorted(font_manager.fontManager.ttflist, key=lambda font: (font.style != "normal", font.name, font.fname))
+    fonts = [font for font in font_manager.fontManager.ttflist if not font.name.startswith("Last Resort")]  # boxes
+    fonts.sort(key=lambda font: (font.style != "normal", font.name, font.fname))
     return next((font.name for font in fonts if ord(letter) in _letters(font.fname)), None)
