@@ -53,7 +53,8 @@ class Desk:
     def train(self, *changes: str, options: tuple = ()) -> tuple[str, ...]:
         """The command that trains one step an epoch on the folder's images."""
         settings = [*SMALL, "pipeline=classic", *changes]
-        places = ("--data", self.data, "--results", self.results, "--cache", self.cache)
+        cache = ("--cache", self.cache) if "pipeline=cached" in changes else ()
+        places = ("--data", self.data, "--results", self.results, *cache)
         return ("train", "--preset", "smoke", "--set", *settings, *places, *options)
 
     def told(self, call) -> str:
@@ -83,7 +84,8 @@ class Desk:
 
 def without_progress(log: str) -> str:
     """What a command says beside how far it is."""
-    return re.sub(r"^(training .* steps|epoch \d+/.*|cache: .* to write in .*)\n", "", log, flags=re.MULTILINE)
+    progress = r"^(\S+: training .* steps|\S+: epoch \d+/.*|cache: .* to write in .*)\n"
+    return re.sub(progress, "", log, flags=re.MULTILINE)
 
 
 def picture(seed: int, size: tuple[int, int] = (SIDE, SIDE + 16)) -> np.ndarray:

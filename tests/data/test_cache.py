@@ -325,7 +325,8 @@ def test_a_damaged_store_is_refused(images, tmp_path):
 def test_the_command_makes_the_cache_that_a_run_reads(tmp_path, capsys, decodings):
     for label in "abcd":
         make_images(tmp_path / "data" / label, 4)
-    assert main(["data", "cache", "folder", "--data", str(tmp_path / "data"), "--side", "40"]) == 0
+    cache = ["--cache", str(tmp_path / "cache")]
+    assert main(["data", "cache", "folder", "--data", str(tmp_path / "data"), "--side", "40", *cache]) == 0
     out = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in out] == [["train", "8", "images"], ["test", "8", "images"]]
     decodings.clear()
@@ -337,6 +338,7 @@ def test_the_command_makes_the_cache_that_a_run_reads(tmp_path, capsys, decoding
         str(tmp_path / "data"),
         "--results",
         str(tmp_path / "r"),
+        *cache,
         "--set",
         "dataset=folder",
         "pipeline=cached",

@@ -7,6 +7,7 @@ import tracemalloc
 
 import pytest
 import torch
+from desk import without_progress
 from safetensors.torch import load_file
 
 from tests.runs.test_run import assert_same_run, benchmark, cut, tiny  # noqa: F401  (a fixture is found by its name)
@@ -171,7 +172,7 @@ def test_the_command_says_it_in_one_line(tmp_path, monkeypatch, capsys):
                "steps_per_epoch=2", "epochs=3"]  # fmt: skip
     (folder / CHECKPOINT).write_bytes(b"")
     assert main(command) == 0
-    assert capsys.readouterr().err.splitlines() == [
+    assert without_progress(capsys.readouterr().err).splitlines() == [
         f"warning: checkpoint {folder / CHECKPOINT}: damaged (cut short, or of an older version); {USED}"
     ]
 

@@ -336,7 +336,7 @@ BAD_COMMANDS = {
     "missing data folder": (["train", "--preset", "cub200-vits16", "--data", "nowhere"], "no folder nowhere"),
     "unknown backbone": (["train", "--set", "backbone=vit_smal"], "backbone 'vit_smal' is no timm model"),
     "other family": (["train", "--set", "backbone=resnet18", "weights=random"], "is a ResNet"),
-    "no such weights": (["train", "--set", "weights=nowhere.pth"], "weights nowhere.pth: no such file"),
+    "no such weights": (["train", "--set", "weights=nowhere.pth"], "nowhere.pth: no such file"),
     "too many prompt layers": (["train", "--set", "prompt_layers=7"], "prompt_layers = 7 must be at most 6"),
     "no run": (["evaluate", "nowhere"], "holds no finished run"),
     "no epochs": (["train", "--set", "epochs=0"], "use method = 'frozen'"),

@@ -133,7 +133,7 @@ def test_a_worker_that_dies_costs_only_what_its_run_did_since_its_last_epoch(
     thread.join(LONG)
 
     assert [run.path for run in runs] == [runs[0].path, runs[1].path, runs[0].path]
-    assert not runs[0].path.is_absolute()
+    assert runs[0].path.is_absolute()
     assert same(runs[0], reference[0]) and same(runs[1], reference[1])
     stretches = sorted(len(run.record["stretches"]) for run in runs[:2])
     assert stretches == [1, 2]  # one of them was gone on with, and not begun anew

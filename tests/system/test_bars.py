@@ -81,8 +81,8 @@ def test_a_terminal_has_bars_and_none_of_these_lines(tmp_path):
     ours, terminal = os.openpty()
     command = [*TRAIN, "epochs=1", "--results", tmp_path]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal, check=True)
+    shown = os.read(ours, 65536).decode()  # before the other end closes, which makes reading an error
     os.close(terminal)
-    shown = os.read(ours, 65536).decode()
     os.close(ours)
     assert "epoch 1/1: " in shown and "\r" in shown
     assert "training" not in shown and "loss" not in shown and b"loss" in done.stdout

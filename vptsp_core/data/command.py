@@ -23,7 +23,11 @@ ALLOW_PARTIAL = "go on, with a warning, where it is not the whole published data
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Dispatch; 0 where the data set is there and whole, 2 (by way of `DataError`) where something is to be mended."""
+    """Dispatch; 0 where the data set is there and whole, 2 (by way of `DataError`) where something is to be mended.
+
+    Raises:
+        DataError: ``--data`` for a set that is in the package.
+    """
     args = _parser().parse_args(argv)
     unread = {_check: ("glyphs",), _info: ("glyphs", *OWN)}.get(args.call, ())
     if args.data and args.name in unread:

@@ -98,7 +98,8 @@ def preset(name: str, /, **changes: Any) -> RunConfig:
 
 
 def table_preset(name: str, /, **changes: Any) -> RunConfig:
-    """`preset` for the rows of tables, which set keys for all methods alike: without its warning."""
+    """`preset` for the rows of tables, which set keys for all methods alike: without its warning. Raises what it
+    raises."""
     if name.endswith(".json"):
         return RunConfig().replace(**{**_from_file(name), **changes})
     if name not in PRESETS:

@@ -39,7 +39,7 @@ KEYS_AT_ONCE = 32  # of bf16: a row of a tile of AMX, and a vector register of A
 
 
 def in_autocast(x: Tensor) -> Tensor:
-    """``x`` in the dtype that autocast computes products in; as it is where autocast is off."""
+    """``x`` (any shape) in the dtype that autocast computes products in; as it is where autocast is off."""
     kind = x.device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return x.to(torch.get_autocast_dtype(kind)) if on else x
@@ -82,7 +82,7 @@ def attend(attention: Attention, q: Tensor, kv: Tensor, prompt_kv: Tensor | None
 def by_products(q: Tensor) -> bool:
     """Whether `attend` takes two batched products and a softmax in place of torch's fused attention.
 
-    In bf16 on a CPU: there the way back through the fused form takes several times as long.
+    For q (B, heads, T, A / heads) in bf16 on a CPU: there the fused form takes several times as long on the way back.
     """
     return q.device.type == "cpu" and q.dtype is torch.bfloat16
 
@@ -93,8 +93,10 @@ def in_heads(
     """Keys and values of prompts, tokens and zeros up to ``padded``, written once: (2, B, heads, keys, A / heads)."""
     parts = [kv]
     if prompt_kv is not None:
-        shared = prompt_kv if prompt_kv.dim() == 2 else prompt_kv.repeat_interleave(len(kv) // len(prompt_kv), 0)
-        parts.insert(0, shared.expand(len(kv), -1, -1))
+        shared = prompt_kv
+        if prompt_kv.dim() == 3:
+            shared = prompt_kv.repeat_interleave(kv.shape[0] // prompt_kv.shape[0], 0)
+        parts.insert(0, shared.expand(kv.shape[0], -1, -1))
     parts = [part.unflatten(-1, (2, attention.num_heads, -1)).permute(2, 0, 3, 1, 4) for part in parts]
     if padded is not None:
         missing = padded - sum(part.shape[3] for part in parts)

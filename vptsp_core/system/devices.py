@@ -28,7 +28,7 @@ def autocast_dtype(precision: str, device: torch.device, width: int = 384) -> to
 
 
 def precision_and_reason(precision: str, device: torch.device, width: int = 384) -> tuple[torch.dtype | None, str]:
-    """`autocast_dtype`, and in a few words why; a run's record says both."""
+    """`autocast_dtype`, and in a few words why; a run's record says both. Raises what that one raises."""
     if precision == "auto":
         if device.type != "cuda":
             return _of_cpu(width)
