@@ -118,7 +118,7 @@ TABLE: dict[str, list[Case]] = {
              "sop: no Info_Files/Ebay_train.txt or Ebay_train.txt in DIR/online_products; python -m vptsp_core data get "
              "sop says how to get it"),
         Case("missing list, In-Shop", "`data check inshop`", sets.no_list("inshop"),
-             "inshop: no list_eval_partition.txt in DIR/inshop; python -m vptsp_core data get inshop says how to get it"),
+             "inshop: no list_eval_partition.txt or Eval/list_eval_partition.txt in DIR/inshop; python -m vptsp_core data get inshop says how to get it"),
         Case("missing list, iNaturalist", "`data check inaturalist`", sets.no_list("inaturalist"),
              "inaturalist: no Inaturalist_train_set1.txt in DIR/inaturalist; python -m vptsp_core data get inaturalist "
              "says how to get it"),
@@ -193,7 +193,7 @@ TABLE: dict[str, list[Case]] = {
              "mine: labels must run from 0 to 1 without gaps; found 2 different ones; give every class at least one "
              "image"),
         Case("batch of more classes than there are", "`train`", sets.large_batch,
-             "a batch draws 64 classes, the training set has 1; lower batch or raise samples_per_class"),
+             "a batch draws 64 classes, the training set has 2; lower batch or raise samples_per_class"),
     ],
     "Weights": [
         Case("no network", "`train`", runs.no_network,
@@ -363,7 +363,7 @@ TABLE: dict[str, list[Case]] = {
         Case("image that is not there", "`search`", models.absent_query, "image DIR/none.jpg: no such file; check the path"),
         Case("folder that holds an image that cannot be read", "`search`", models.unreadable_query,
              WORKS + "it is left out, with a warning, and the others are answered",
-             "warning: 1 left out: image DIR/asked/bad.jpg: unreadable (not an image of a known kind); replace the file"),
+             "warning: 1 left out: image DIR/asked/bad.jpg: unreadable (the file is empty); replace the file"),
         Case("index in the folder of the images", "`index DIR --to DIR`", models.index_among_images,
              "DIR/data is in DIR/data, the folder of your images, where nothing is written; name a place outside of it with --to"),
     ],

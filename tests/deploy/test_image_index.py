@@ -98,7 +98,7 @@ def test_index_then_search(folder, model, tmp_path, capsys, monkeypatch):
         kept = Path(name).read_bytes()
         assert main(["search", "letters/a/04.png", "--to", "mine"]) == 2
         assert capsys.readouterr().err == (
-            f"error: {name} is there already and no search wrote it; name another place with --to\n"
+            f"error: {Path(name).absolute()} is there already and no search wrote it; name another place with --to\n"
         )
         assert Path(name).read_bytes() == kept
         os.remove(name)
