@@ -324,7 +324,8 @@ MISTAKES = {
     "header with a split": (table("file,class,split\n"), "header path,class; a third column, split, is optional"),
     "backslashes": (table("path,class\na\\b.png,a\n"), "line 2: write a\\b.png with / instead of \\"),
     "no UTF-8": (table("path,class\nä.png,ä\n", "latin-1"), "is not in UTF-8"),
-    "one class tested": (table("path,class,split\na.png,a,test\nb.png,a,test\nc.png,c,train\n"),
+    "one class tested": (lambda root: [put(root, {"a": 2, "c": 1}),
+                                       table("path,class,split\na/0.png,a,test\na/1.png,a,test\nc/0.png,c,train")(root)],
                          "has 1 class to test on, and among its images alone nothing can be confused; give at least 2"),
     "row": (table("path,class\na.png,\n"), "line 2: each line is path,class"),
 }  # fmt: skip
@@ -869,7 +870,8 @@ def test_calls_that_begin_at_once_get_one_plan(tmp_path, monkeypatch):
     monkeypatch.setattr(own_images, "machine", looked)
     changes = {"backbone": "demo_vit", "image_size": 40, "resize": 40}
     with ThreadPoolExecutor(3) as pool:
-        calls = [pool.submit(own_images._planned, benchmark, tmp_path, changes, tmp_path, None, "cpu") for _ in "abc"]
+        given = (benchmark, tmp_path / "images", changes, tmp_path, None, "cpu")
+        calls = [pool.submit(own_images._planned, *given) for _ in "abc"]
         plans = [call.result() for call in calls]
     assert len({made.config for made in plans}) == 1 and next(looks) == 64e9, "one looked"
     assert len(list((tmp_path / "plans").iterdir())) == 1
