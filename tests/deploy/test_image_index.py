@@ -70,7 +70,7 @@ def test_index_then_search(folder, model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["index", "letters", "--model", str(model)]) == 0
     told = capsys.readouterr()
-    assert told.out.endswith("vptsp-index: 13 images, 13 embedded now, 0 kept, 0 removed\n")
+    assert told.out == f"{tmp_path / 'vptsp-index'}: 13 images, 13 embedded now, 0 kept, 0 removed\n"
     assert told.err.startswith("warning: 1 left out: image ") and "broken.jpg: unreadable" in told.err
     assert told.err.count("\n") == 1
     index, embedder = read_index("vptsp-index"), vptsp_core.load(model, "cpu")
@@ -79,7 +79,8 @@ def test_index_then_search(folder, model, tmp_path, capsys, monkeypatch):
 
     assert main(["search", "letters/a/04.png", "letters/b/03.png", "-k", "4"]) == 0
     out = capsys.readouterr().out
-    assert "letters/a/04.png\n    1  1.0000  a/04.png\n" in out and out.endswith("search.csv\n")
+    assert out.startswith("letters/a/04.png\n    1  1.0000  a/04.png\n")
+    assert out.endswith(f"{tmp_path / 'search.png'}\n{tmp_path / 'search.csv'}\n")
     table = pd.read_csv("search.csv")
     assert table.columns.tolist() == ["query", "rank", "path", "cosine"] and table["rank"].tolist() == [1, 2, 3, 4] * 2
     assert set(table["path"][4:6]) == {"b/03.png", "copy of 03 ü.PNG"}, "a copy is kept under its own name"
@@ -98,7 +99,7 @@ def test_index_then_search(folder, model, tmp_path, capsys, monkeypatch):
         kept = Path(name).read_bytes()
         assert main(["search", "letters/a/04.png", "--to", "mine"]) == 2
         assert capsys.readouterr().err == (
-            f"error: {Path(name).absolute()} is there already and no search wrote it; name another place with --to\n"
+            f"error: {tmp_path / name} is there already and no search wrote it; name another place with --to\n"
         )
         assert Path(name).read_bytes() == kept
         os.remove(name)
