@@ -58,10 +58,9 @@ TABLE: dict[str, list[Case]] = {
               "image DIR/data/b/odd.jpg: unreadable (image file is truncated (267 bytes not processed)); replace the file"),
         image("PNG cut short", images.truncated_png,
               "image DIR/data/b/odd.png: unreadable (image file is truncated); replace the file"),
-        image("no bytes", images.empty, "image DIR/data/b/odd.jpg: unreadable (not an image of a known kind); replace "
-              "the file"),
+        image("no bytes", images.empty, "image DIR/data/b/odd.jpg: unreadable (the file is empty); replace the file"),
         image("a web page named .jpg", images.web_page,
-              "image DIR/data/b/odd.jpg: unreadable (not an image of a known kind); replace the file"),
+              "image DIR/data/b/odd.jpg: unreadable (its content is a web page, a failed download?); replace the file"),
         image("decompression bomb: 1 kB of PNG that says 60,000 x 60,000 pixels", images.bomb,
               "image DIR/data/b/odd.png: unreadable (Image size (3600000000 pixels) exceeds limit of 178956970 pixels, "
               "could be decompression bomb DOS attack.); replace the file"),
@@ -72,9 +71,8 @@ TABLE: dict[str, list[Case]] = {
         image("32 bits, values of 8 bits", images.small_numbers,
               f"image DIR/data/b/odd.tif: its values end at {images.PHOTO[..., 0].max()} of 65,535; spread them over the "
               "range, or convert it to 8 bits a channel"),
-        Case("a strip of 1 x 60,000 pixels", "`train`, cached pipeline", images.strip,
-             "image DIR/data/b/odd.png: 60000 x 1 pixels would take 288.0 MB with a shorter side of 40; leave it out, or "
-             "set pipeline=classic"),
+        image("a strip of 1 x 60,000 pixels", images.strip,
+              "image DIR/data/b/odd.png: 60000 x 1 pixels, more than 256 times as long as wide; leave it out"),
         Case("a folder named .jpg", "`embed`", images.folder_embedded,
              "image DIR/data/b/odd.jpg: unreadable (Is a directory); replace the file"),
         Case("a folder named .jpg, among one's images", "`train`", images.folder_trained,
@@ -120,7 +118,7 @@ TABLE: dict[str, list[Case]] = {
              "sop: no Info_Files/Ebay_train.txt or Ebay_train.txt in DIR/online_products; python -m vptsp_core data get "
              "sop says how to get it"),
         Case("missing list, In-Shop", "`data check inshop`", sets.no_list("inshop"),
-             "inshop: no list_eval_partition.txt in DIR/inshop; python -m vptsp_core data get inshop says how to get it"),
+             "inshop: no list_eval_partition.txt or Eval/list_eval_partition.txt in DIR/inshop; python -m vptsp_core data get inshop says how to get it"),
         Case("missing list, iNaturalist", "`data check inaturalist`", sets.no_list("inaturalist"),
              "inaturalist: no Inaturalist_train_set1.txt in DIR/inaturalist; python -m vptsp_core data get inaturalist "
              "says how to get it"),
@@ -195,7 +193,7 @@ TABLE: dict[str, list[Case]] = {
              "mine: labels must run from 0 to 1 without gaps; found 2 different ones; give every class at least one "
              "image"),
         Case("batch of more classes than there are", "`train`", sets.large_batch,
-             "a batch draws 64 classes, the training set has 1; lower batch or raise samples_per_class"),
+             "a batch draws 64 classes, the training set has 2; lower batch or raise samples_per_class"),
     ],
     "Weights": [
         Case("no network", "`train`", runs.no_network,
@@ -358,16 +356,16 @@ TABLE: dict[str, list[Case]] = {
              "DIR/bird.onnx is no saved embedder; give a run's folder, or what `Embedder.save` has written"),
         Case("index with one bit of a name changed", "`search`", models.damaged_index,
              "index DIR/results/index/index.safetensors: unreadable (its tensors do not fit their checksum); delete that file and "
-             "call index again"),
+             "call index again: python -m vptsp_core index DIR --model RUN --to DIR/results/index"),
         Case("model that was moved", "`search`, `index`", models.moved_model,
              "index DIR/results/index: its model is not at DIR/bird.safetensors any more; name its new place with "
              "--model"),
         Case("image that is not there", "`search`", models.absent_query, "image DIR/none.jpg: no such file; check the path"),
         Case("folder that holds an image that cannot be read", "`search`", models.unreadable_query,
              WORKS + "it is left out, with a warning, and the others are answered",
-             "warning: 1 left out: image DIR/asked/bad.jpg: unreadable (not an image of a known kind); replace the file"),
+             "warning: 1 left out: image DIR/asked/bad.jpg: unreadable (the file is empty); replace the file"),
         Case("index in the folder of the images", "`index DIR --to DIR`", models.index_among_images,
-             "the index would lie among the images of DIR/data; name another folder with --to"),
+             "DIR/data is in DIR/data, the folder of your images, where nothing is written; name a place outside of it with --to"),
     ],
     "Devices and disks": [
         Case("no such device", "`train --device banana`", runs.device("--device", "banana"),

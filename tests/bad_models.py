@@ -83,5 +83,5 @@ def unreadable_query(desk: Desk) -> str:
 def index_among_images(desk: Desk) -> str:
     model = desk.embedder.save(desk.root / "bird.safetensors")
     said = desk.refused("index", desk.data, "--model", model, "--to", desk.data)
-    assert sorted(path.name for path in desk.data.iterdir()) == ["a", "b"]
+    assert sorted(path.name for path in desk.data.iterdir()) == ["0", "a", "b", "c"]
     return said

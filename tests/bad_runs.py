@@ -114,7 +114,8 @@ def no_network(desk: Desk) -> str:
     desk.patch.setattr("vptsp_core.method.hub.getproxies", dict)
     desk.patch.setattr("vptsp_core.method.hub.constants.HF_HUB_CACHE", str(desk.root / "hub"))
     desk.patch.setattr("vptsp_core.method.hub.constants.ENDPOINT", "https://huggingface.co")
-    said = desk.refused(*desk.train("weights=pretrained", "backbone=vit_tiny_patch16_224.augreg_in21k"))
+    said = desk.refused(*desk.train("weights=pretrained", "backbone=vit_tiny_patch16_224.augreg_in21k",
+                                    "image_size=48", "resize=48"))  # fmt: skip
     assert not desk.results.exists()
     return said
 
@@ -332,7 +333,7 @@ def cache(desk: Desk) -> str:
 
 def cache_bit(desk: Desk) -> str:
     _finished(desk, "pipeline=cached")
-    (path,) = desk.cache.glob("folder-train-*/pixels.u8")
+    (path,) = desk.cache.glob("folder-test-*/pixels.u8")  # of which all are read
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

@@ -6,7 +6,8 @@ import shutil
 from collections.abc import Callable
 
 import numpy as np
-from desk import Desk
+from desk import Desk, picture
+from PIL import Image
 
 from vptsp_core.data import load_benchmark
 from vptsp_core.data.catalog import CATALOG
@@ -93,25 +94,27 @@ def a_file(desk: Desk) -> None:
 
 
 def excel(desk: Desk) -> str:
-    rows = [f"{c}/{i}.png;{c};{'train' if c == 'a' else 'test'}" for c in "ab" for i in range(2)]
+    rows = [f"{c}/{i}.png;{c};{'train' if c == 'a' else 'test'}" for c in "abc" for i in range(2)]
     (desk.data / "split.csv").write_bytes("\ufeff".encode() + "\r\n".join(["path;class;split", *rows]).encode())
     assert desk.command("data", "check", "folder", "--data", desk.data)[0] == 0
     benchmark = load_benchmark("folder", desk.data)
-    assert (benchmark.train.class_names, benchmark.test.class_names) == (("a",), ("b",))
+    assert (benchmark.train.class_names, benchmark.test.class_names) == (("a",), ("b", "c"))
     return ""
 
 
 def excel_by_hand(desk: Desk) -> str:
-    rows = [f"{c}/{i}.png;{c};{'Train' if c == 'a' else 'TEST'}" for c in "ab" for i in range(2)]
+    rows = [f"{c}/{i}.png;{c};{'Train' if c == 'a' else 'TEST'}" for c in "abc" for i in range(2)]
     (desk.data / "split.csv").write_text("\r\n".join(["sep=;", "Path;Class;Split", *rows, ";;", ";;"]))
     assert desk.command("data", "check", "folder", "--data", desk.data)[0] == 0
     benchmark = load_benchmark("folder", desk.data)
-    assert (benchmark.train.class_names, benchmark.test.class_names) == (("a",), ("b",))
+    assert (benchmark.train.class_names, benchmark.test.class_names) == (("a",), ("b", "c"))
     return ""
 
 
 def other_case(desk: Desk) -> str:
-    shutil.copytree(desk.data / "a", desk.data / "A")
+    (desk.data / "A").mkdir()
+    for i in range(2):
+        Image.fromarray(picture(i)).save(desk.data / "A" / f"{i}.png")
     return _check(desk, "folder", desk.data)
 
 

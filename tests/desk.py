@@ -1,4 +1,4 @@
-"""A user at work, for tests/bad_inputs.py: a folder with two classes of two images, and the public commands."""
+"""A user at work, for tests/bad_inputs.py: a folder with four classes of two images, and the public commands."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Desk:
     def __init__(self, root: Path, patch, embedder: Embedder) -> None:
         self.root, self.patch, self.embedder = root, patch, embedder
         self.data, self.results, self.cache = root / "data", root / "results", root / "cache"
-        for c in "ab":
+        for c in "0abc":  # in name order: two classes to train on, two to test on
             (self.data / c).mkdir(parents=True)
             for i in range(2):
                 Image.fromarray(picture(10 * ord(c) + i)).save(self.data / c / f"{i}.png")

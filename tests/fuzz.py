@@ -276,8 +276,8 @@ def _config(**changes):
 
 
 def _trained(folder: Path) -> Path:
-    """A finished run on two classes of two images."""
-    for place in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+    """A finished run on four classes of two images."""
+    for place in (f"{c}/{i}.png" for c in "abcd" for i in range(2)):
         path = folder / "images" / place
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(len(str(path))).integers(0, 256, (40, 40, 3), np.uint8)).save(path)

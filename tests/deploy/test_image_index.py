@@ -230,12 +230,17 @@ def test_what_cannot_be_indexed_or_searched_is_named(tmp_path, model, capsys, mo
 def test_an_index_among_the_images_is_refused(folder, model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     before = sorted(folder.rglob("*"))
-    for directory, to in ((".", "."), (str(folder), "../letters"), ("a", "b/../a")):
+    for directory, to in ((".", "."), (str(folder), "../letters"), ("a", "b/../a"), (".", "vptsp-index"), (".", "a/i")):
         assert main(["index", directory, "--model", str(model), "--to", to]) == 2
         at = Path(directory).resolve()
         assert capsys.readouterr().err == (
-            f"error: the index would lie among the images of {at}; name another folder with --to\n"
+            f"error: {to} is in {at}, the folder of your images, where nothing is written; name a place outside of it "
+            "with --to\n"
         )
+    assert main(["index", ".", "--model", str(model), "--to", "../index"]) == 0
+    capsys.readouterr()
+    assert main(["search", "a", "--index", "../index"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {folder}/search.png is in {folder}, the folder of your images")
     assert sorted(folder.rglob("*")) == before
 
 

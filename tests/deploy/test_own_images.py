@@ -1,18 +1,23 @@
 """One's own images: how they are split, what is planned for them, what is told in the end."""
 
+import functools
 import json
 import random
 import re
+import shutil
 import time
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import timm
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, features
 
+import vptsp_core
 from vptsp_core.__main__ import main
 from vptsp_core.data import load_benchmark
 from vptsp_core.data.holdout import held_out_classes, hold_out
@@ -20,6 +25,7 @@ from vptsp_core.deploy import own_images
 from vptsp_core.deploy.own_plan import DENSE_CLASSES, Machine, plan
 from vptsp_core.errors import ConfigError, DataError, VptspError
 from vptsp_core.method.config import RunConfig
+from vptsp_core.method.presets import preset
 from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.runs.folder import read_run
 
@@ -164,6 +170,117 @@ def test_a_table_as_people_write_it(split, tmp_path):
         load_benchmark("own", tmp_path)
 
 
+TABLE = [(f"{label}/{i}.png", label, "test" if label > "class 08" else "train") for label in TWELVE for i in range(3)]
+
+
+def written(folder, rows=TABLE, *, header="path,class,split", delimiter=",", encoding="utf-8", first=""):
+    """``split.csv`` of these rows, in which nothing is quoted."""
+    lines = [header.replace(",", delimiter), *(delimiter.join(row) for row in rows)]
+    (folder / "split.csv").write_text(first + "\n".join(lines) + "\n", encoding)
+
+
+def files(benchmark):
+    sets = (benchmark.train, benchmark.test)
+    return {(path, images.class_names[label])
+            for images in sets for path, label in zip(images.paths, images.labels, strict=True)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["own", "folder"])
+@pytest.mark.parametrize("way", [
+    dict(delimiter="\t"), dict(delimiter="|"), dict(delimiter="\t", encoding="utf-16"), dict(delimiter=";"),
+    dict(first="\n\n"), dict(first="sep=|\n", delimiter="|"), dict(first=",,\n"),
+    dict(rows=[(*row, "", "") for row in TABLE]),  # delimiters without values
+    dict(rows=[(str(i), *row) for i, row in enumerate(TABLE)], header=",path,class,split"),  # pandas
+    dict(rows=[(path, f' "{label}"', split) for path, label, split in TABLE]),
+], ids=str)  # fmt: skip
+def test_a_table_as_programs_write_it(way, name, tmp_path):
+    put(tmp_path, TWELVE)
+    written(tmp_path)
+    wanted = files(load_benchmark(name, tmp_path))
+    written(tmp_path, **way)
+    assert files(load_benchmark(name, tmp_path)) == wanted and len(wanted) == 36
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("header", ["path,class", "path,class,split", "path,class,", "path,class,,"])
+def test_a_value_without_a_column_is_refused(header, delimiter, tmp_path):
+    """An unquoted delimiter in a name: what is behind it must not vanish, or classes become one."""
+    put(tmp_path, TWELVE)
+    rows = [list(row)[: header.rstrip(",").count(",") + 1] for row in TABLE]
+    rows[4][1] += f"{delimiter} kind a"
+    written(tmp_path, rows, header=header, delimiter=delimiter)
+    column = "'train'" if "split" in header else "'kind a'"
+    with pytest.raises(DataError, match=f"line 6: the header has no column for {column}; put a name that holds .* in "):
+        load_benchmark("own", tmp_path)
+    rows[4][1] = f'"{rows[4][1]}"'
+    written(tmp_path, rows, header=header, delimiter=delimiter)
+    assert f"class 01{delimiter} kind a" in load_benchmark("own", tmp_path).train.class_names
+
+
+@pytest.mark.parametrize("start", ["{0}/", "{0}/../images/", "images/", "../images/", "./", "{1}/", "../link/"])
+def test_paths_that_name_a_file_of_the_folder(start, tmp_path):
+    """Absolute, or as seen from the parent, or by way of a link to the folder."""
+    folder = put(tmp_path / "images", TWELVE)
+    (tmp_path / "link").symlink_to(folder)
+    written(folder)
+    wanted = files(load_benchmark("folder", folder))
+    begin = start.format(folder, tmp_path / "link")
+    written(folder, [(begin + path, label, split) for path, label, split in TABLE])
+    assert files(load_benchmark("folder", folder)) == wanted
+    outside = put(tmp_path / "other", {"a": 1}) / "a" / "0.png"
+    for path in (outside, "../other/a/0.png"):
+        written(folder, [*TABLE, (str(path), "class 00", "train")])
+        with pytest.raises(DataError, match=f"lists {path}, which is not inside {folder}; write it so"):
+            load_benchmark("folder", folder)
+
+
+def test_paths_in_another_case_or_with_accents_stored_otherwise(tmp_path):
+    """A table of macOS, images of Linux, and the other way round; both forms look the same."""
+    decompose, compose = (functools.partial(unicodedata.normalize, form) for form in ("NFD", "NFC"))
+    put(tmp_path, TWELVE | {compose("Möwe"): 3, decompose("Krähe"): 3})
+    more = [(f"{label}/{i}.{suffix}", label, "test")
+            for label, suffix in ((decompose("Möwe"), "png"), (compose("Krähe"), "PNG")) for i in range(3)]  # fmt: skip
+    written(tmp_path, [*TABLE, *more])
+    with pytest.warns(UserWarning, match="6 path.s. in .*split.csv are written in another case than on the disk, or"):
+        test = load_benchmark("folder", tmp_path).test
+    assert {"Möwe", "Krähe"} <= {*test.class_names} and all(path.is_file() for path in test.paths)
+    written(tmp_path, [*TABLE, *more, (f"{compose('Möwe')}/0.png", "Möwe", "test")])
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="lists .*/0.png twice"):
+        load_benchmark("folder", tmp_path)
+    put(tmp_path, {"x": 1, "X": 1})  # either may be meant
+    (tmp_path / "x" / "0.png").rename(tmp_path / "x" / "a.png")
+    (tmp_path / "X" / "0.png").rename(tmp_path / "X" / "A.png")
+    written(tmp_path, [*TABLE, ("x/A.png", "x", "test")])
+    with pytest.warns(UserWarning, match="x/A.png, which is read from x/a.png"):
+        load_benchmark("folder", tmp_path)
+
+
+def test_classes_that_look_alike(tmp_path):
+    put(tmp_path, TWELVE | {unicodedata.normalize(form, "Möwe"): 2 for form in ("NFC", "NFD")})
+    with pytest.warns(UserWarning, match="differ only in spaces, or in how their letters are stored; where they are"):
+        load_benchmark("own", tmp_path)
+    rows = [*TABLE, *((f"{unicodedata.normalize(form, 'Möwe')}/0.png",) * 2 + ("test",) for form in ("NFC", "NFD"))]
+    written(tmp_path, [(path, path.partition("/")[0], split) for path, _, split in rows])
+    assert load_benchmark("own", tmp_path).test.class_names.count("Möwe") == 1
+
+
+@pytest.mark.parametrize("name", ["own", "folder"])
+def test_rows_to_test_on_alone(name, tmp_path, capsys):
+    """Frozen needs nothing else, nor does the evaluation of a model that is trained."""
+    folder = put(tmp_path / "images", TWELVE)
+    written(folder, [row for row in TABLE if row[2] == "test"])
+    command = ["train", "--preset", "demo", "--data", str(folder), "--results", str(tmp_path / "out")]
+    settings = ["--set", f"dataset={name}", "image_size=24", "resize=24"]
+    assert main([*command, *settings]) == 2
+    assert "no images to train on; give some the split train, or take method=frozen" in capsys.readouterr().err
+    assert main([*command, *settings, "method=frozen", "bitfit=False"]) == 0
+    (run,) = (tmp_path / "out" / "runs").iterdir()
+    assert main(["evaluate", str(run), "--data", str(folder), "--device", "cpu"]) == 0
+    assert main(["data", "check", name, "--data", str(folder), "--decode"]) == 0
+    assert main(["train", "--data-folder", str(folder), "--results", str(tmp_path / "own")]) == 2
+    assert "0 class(es) to train on, at least 2 are needed" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["folders", "classes", "splits"])
 @pytest.mark.parametrize("name", ["own", "folder"])
 def test_classes_that_differ_only_in_case_are_named(kind, name, tmp_path):
@@ -207,7 +324,8 @@ MISTAKES = {
     "header with a split": (table("file,class,split\n"), "header path,class; a third column, split, is optional"),
     "backslashes": (table("path,class\na\\b.png,a\n"), "line 2: write a\\b.png with / instead of \\"),
     "no UTF-8": (table("path,class\nä.png,ä\n", "latin-1"), "is not in UTF-8"),
-    "one class tested": (table("path,class,split\na.png,a,test\nb.png,a,test\nc.png,c,train\n"),
+    "one class tested": (lambda root: [put(root, {"a": 2, "c": 1}),
+                                       table("path,class,split\na/0.png,a,test\na/1.png,a,test\nc/0.png,c,train")(root)],
                          "has 1 class to test on, and among its images alone nothing can be confused; give at least 2"),
     "row": (table("path,class\na.png,\n"), "line 2: each line is path,class"),
 }  # fmt: skip
@@ -249,6 +367,131 @@ def test_nothing_is_written_among_the_images(tmp_path):
     assert main([*training(tmp_path), "--set", *SHORT, "epochs=0", "pipeline=cached"]) == 0
     assert sorted(tmp_path.joinpath("images").rglob("*")) == before
     assert [*tmp_path.joinpath("out", ".vptsp-cache").glob("own-*")], "the decoded images are with the results"
+
+
+@pytest.mark.parametrize("words", [
+    ["train", "--data-folder", "."],  # ./results
+    ["train", "--data-folder", ".", "--results", "../out", "--cache", "cache"],
+    ["train", "--preset", "demo", "--set", "dataset=folder", "--data", "."],
+    ["train", "--preset", "demo", "--set", "dataset=folder", "--data", ".", "--results", "../out", "--cache", "c"],
+    ["data", "cache", "own", "--data", "."],
+    ["data", "cache", "folder", "--data", ".", "--cache", "../images/cache"],
+], ids=" ".join)  # fmt: skip
+def test_a_place_among_the_images_is_refused(words, tmp_path, capsys, monkeypatch):
+    """The folder is a user's: whatever is written there is a class to the next program that reads it."""
+    put(tmp_path / "images", TWELVE)
+    monkeypatch.chdir(tmp_path / "images")
+    before = sorted(Path().rglob("*"))
+    settings = ["--set", "backbone=demo_vit", "image_size=24", "resize=24"] if words[0] == "train" else []
+    assert main([*words, *settings]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f" is in {tmp_path / 'images'}, the folder of your images, where nothing is written; " in error, error
+    assert ("--cache or VPTSP_CACHE" if "cache" in str(words) or "c" in words else "--results or VPTSP") in error
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_images_are_decoded_for_all_commands_in_one_place(tmp_path, capsys, monkeypatch):
+    put(tmp_path / "images", TWELVE)
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "cache", "own", "--data", "images", "--side", "24"]) == 0
+    assert [*tmp_path.joinpath("results", ".vptsp-cache").glob("own-*")]
+    assert sorted(Path("images").glob("*")) == [Path("images", label) for label in TWELVE]
+
+
+@pytest.mark.parametrize("name", ["own", "folder"])
+def test_kinds_that_are_not_read_are_counted(name, tmp_path, capsys):
+    put(tmp_path, TWELVE)
+    for label, file in (
+        ("class 00", "a.heic"),
+        ("class 01", "b.HEIC"),
+        ("class 01", "sub/c.heic"),
+        ("class 02", "d.dng"),
+    ):
+        path = tmp_path / label / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    assert main(["data", "check", name, "--data", str(tmp_path)]) == 0
+    assert "; 3 .heic and 1 .dng are not read; convert them to JPEG or PNG" in capsys.readouterr().err
+    empty = tmp_path / "all" / "phone"
+    empty.mkdir(parents=True)
+    (empty / "x.heic").write_bytes(b"")
+    assert main(["data", "check", name, "--data", str(empty.parent)]) == 2
+    assert "1 .heic are not read; convert them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [
+    (".jfif", "JPEG"), (".jpe", "JPEG"), (".JIF", "JPEG"), (".pgm", "PPM"), (".apng", "PNG"), (".avif", "AVIF"),
+    (".jpg", "AVIF"),
+])  # fmt: skip
+def test_more_suffixes(suffix, kind, tmp_path):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    put(tmp_path, TWELVE)
+    Image.new("RGB", (24, 24), (200, 30, 60)).save(tmp_path / "class 00" / f"x{suffix}", kind)
+    train = load_benchmark("own", tmp_path).train
+    place = train.paths.index(tmp_path / "class 00" / f"x{suffix}")
+    np.testing.assert_allclose(np.asarray(train.image(place))[5, 5], (200, 30, 60), atol=9)
+
+
+@pytest.mark.parametrize(("begin", "message"), [
+    (b"\0\0\0\x18ftypheic\0\0", "its content is HEIC); convert it to JPEG or PNG"),
+    (b"\0\0\0\x0cJXL \r\n", "its content is JPEG XL); convert it to JPEG or PNG"),
+    (b"\r\n<!DOCTYPE html>", "its content is a web page, a failed download?); replace the file"),
+    (b"version https://git-lfs.github.com/spec/v1", "Git LFS, which git lfs pull follows); replace the file"),
+    (b"", "the file is empty); replace the file"), (b"what", "not an image of a known kind); replace the file"),
+])  # fmt: skip
+def test_what_a_file_is_in_place_of_an_image(begin, message, tmp_path):
+    path = put(tmp_path, TWELVE) / "class 00" / "0.png"
+    path.write_bytes(begin)
+    with pytest.raises(DataError) as caught:
+        load_benchmark("own", tmp_path).train.image(0)
+    assert str(caught.value) == (
+        f"image {path}: unreadable ({message.replace('Git', 'its content is a pointer of Git')}; all such files: "
+        "python -m vptsp_core data check own --data DIR --decode"
+    )
+
+
+def test_one_file_in_two_classes_is_named(tmp_path):
+    put(tmp_path, TWELVE)
+    load_benchmark("own", tmp_path)  # copies within a class are no mistake of the labels
+    shutil.copy(tmp_path / "class 03" / "1.png", tmp_path / "class 07" / "copy.png")
+    for name in ("own", "folder"):
+        with pytest.warns(
+            UserWarning, match="1 image.s. are in two classes or more, the first .* and .*; delete the w"
+        ):
+            load_benchmark(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["own", "folder"])
+def test_a_single_tested_class_is_refused(name, tmp_path):
+    put(tmp_path, TWELVE)
+    written(tmp_path, [row for row in TABLE if row[2] == "train" or row[1] == "class 10"])
+    with pytest.raises(DataError, match="has 1 class to test on, .* give at least 2 classes the split test"):
+        load_benchmark(name, tmp_path)
+    gallery = [(path, label, "query" if path.endswith("0.png") else "gallery") for path, label, _ in TABLE[-3:]]
+    written(tmp_path, [*TABLE[:3], *gallery])
+    with pytest.raises(DataError, match="has 1 class to test on"):
+        load_benchmark(name, tmp_path)
+
+
+@pytest.mark.parametrize("pipeline", ["cached", "classic"])
+def test_training_images_that_are_all_alike(pipeline, tmp_path):
+    for label in TWELVE:
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for i in range(3):
+            colour = (90, 90, 90) if label <= "class 08" else (i * 40, 0, 99)
+            Image.new("RGB", (24, 24), colour).save(tmp_path / "images" / label / f"{i}.png")
+    written(tmp_path / "images")
+    changes = dict(dataset="folder", backbone="demo_vit", image_size=24, resize=24, start="proxies", pipeline=pipeline)
+    config = preset("demo", **changes, epochs=1, steps_per_epoch=1, batch=4, selection="last")
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="sees no difference between the 27 training images"):
+        vptsp_core.run(config, data=tmp_path / "images", results=tmp_path / "out", device="cpu")
+
+
+def test_a_plan_without_epochs_speaks_of_no_training():
+    said = " ".join(plan(np.full(12, 5), 20, machine(gpu=False), VIT_S, {"epochs": 0}).reasons)
+    assert "epochs=0 (as you set): nothing is trained" in said and "the start is made of 10 classes" in said
+    assert not re.search(r"trained on|drawn|choose the epoch|batch=", said), said
 
 
 # ---- the plan ------------------------------------------------------------------------------------
@@ -627,7 +870,8 @@ def test_calls_that_begin_at_once_get_one_plan(tmp_path, monkeypatch):
     monkeypatch.setattr(own_images, "machine", looked)
     changes = {"backbone": "demo_vit", "image_size": 40, "resize": 40}
     with ThreadPoolExecutor(3) as pool:
-        calls = [pool.submit(own_images._planned, benchmark, tmp_path, changes, tmp_path, None, "cpu") for _ in "abc"]
+        given = (benchmark, tmp_path / "images", changes, tmp_path, None, "cpu")
+        calls = [pool.submit(own_images._planned, *given) for _ in "abc"]
         plans = [call.result() for call in calls]
     assert len({made.config for made in plans}) == 1 and next(looks) == 64e9, "one looked"
     assert len(list((tmp_path / "plans").iterdir())) == 1

@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
 from vptsp_core.data import ImageSet
 from vptsp_core.errors import VptspError
-from vptsp_core.figures import diagram, gallery, live, style, umap
+from vptsp_core.figures import diagram, fonts, gallery, live, style, umap
 
 
 class Flat(ImageSet):
@@ -87,9 +88,7 @@ def test_the_grid_marks_right_and_wrong_by_sign_and_colour(birds):
 
 
 def test_two_models_stand_side_by_side(birds):
-    fig = gallery.retrieval_grid(
-        birds, birds, {"one": [0]}, {"a": np.full((6, 2), 1), "b": np.full((6, 2), 2)}
-    )
+    fig = gallery.retrieval_grid(birds, birds, {"one": [0]}, {"a": np.full((6, 2), 1), "b": np.full((6, 2), 2)})
     assert [t.get_text() for t in fig.axes[0].texts if t.get_text() in "✓✗"] == ["✓", "✓", "✗", "✗"]
 
 
@@ -241,3 +240,22 @@ def test_images_on_a_map_are_at_least_one():
     for limit in (0, -5, 2.5, None):
         with pytest.raises(VptspError, match="images on a map: .* is not a whole number of at least 1"):
             umap.pick_points(np.arange(5), [], limit)
+
+
+def test_letters_that_the_figures_font_lacks(monkeypatch):
+    """Another font has them, or their code is shown; never a box."""
+    plain, rare, nowhere = Figure(), "\u4e2d", "\u4e01"  # both lacking in DejaVu Sans
+    plain.text(0, 0, "Möwe $\\alpha$")
+    assert not fonts.show_letters(plain)
+    fig = Figure()
+    text = fig.text(0, 0, f"a{rare}b{nowhere}")
+    own = text.get_fontfamily()
+    monkeypatch.setattr(fonts, "_font_with", {rare: "Some Sans", nowhere: None}.get)
+    with pytest.warns(UserWarning, match=f"no font here has the letters {nowhere}: figures show their codes; install"):
+        assert fonts.show_letters(fig)
+    assert text.get_text() == f"a{rare}b\\u4e01" and text.get_fontfamily() == [*own, "Some Sans"]
+
+
+def test_a_font_is_found_by_its_letters():
+    fonts._font_with.cache_clear()
+    assert fonts._font_with("a") and fonts._font_with("\U0010fffe") is None

@@ -3,9 +3,11 @@
 In float64, where two ways to the same number agree to 1e-9 and nothing hides behind rounding; then in float32.
 """
 
+import warnings
 from unittest.mock import Mock
 
 import pytest
+import timm
 import torch
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
@@ -351,3 +353,30 @@ def test_counts_are_those_of_the_papers_table_1():
     for changes, millions in printed.items():
         model = MetricModel(RunConfig(**dict(changes)), backbone, 100)
         assert count_parameters(model)["tunable released"] / 1e6 == pytest.approx(millions, abs=0.0101), changes
+
+
+@pytest.mark.parametrize("weights", ["random", "pretrained"])
+def test_image_sizes_that_patches_do_not_fill(weights):
+    """demo_vit has patches of 8 pixels."""
+    for side in (1, 7):
+        with pytest.raises(
+            ConfigError, match=f"image_size = {side} must be at least 8, the side of a patch of demo_vit"
+        ):
+            load_backbone("demo_vit", weights, side)
+    with pytest.warns(UserWarning, match="does not see the last 4 on the right and .*; with 40 or 48 it sees all"):
+        load_backbone("demo_vit", weights, 44)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_backbone("demo_vit", weights, 48)
+
+
+@pytest.mark.parametrize(("method", "bitfit"), [("linear", True), ("full", False)])
+def test_a_pooling_that_is_not_used_is_not_counted(method, bitfit):
+    """Every parameter that is counted as tunable gets a gradient; SigLIP's own pooling gets none beside pool=avg."""
+    backbone = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, depth=1, class_token=False,
+                                 global_pool="map", fc_norm=False)  # fmt: skip
+    config = RunConfig(method=method, bitfit=bitfit, pool="avg", batch=4, image_size=32, resize=32)
+    model = MetricModel(config, backbone, 3)
+    model.loss(torch.randn(4, 3, 32, 32), torch.tensor([0, 0, 1, 1])).backward()
+    learning = sum(p.numel() for p in model.parameters() if p.grad is not None)
+    assert count_parameters(model)["tunable"] == learning > 0

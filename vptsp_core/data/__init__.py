@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vptsp_core.data.base import Benchmark, ImageSet
 from vptsp_core.errors import DataError
+
+if TYPE_CHECKING:
+    from vptsp_core.data.catalog import DataSet
 
 DATASETS = ("glyphs", "cub200", "cars196", "sop", "inshop", "inaturalist", "folder", "own")
 _EMBEDDED = "the data set of this run is the embedded glyphs, which read no folder"
@@ -74,4 +78,14 @@ def load_benchmark(name: str, data: str | Path | None = None, allow_partial: boo
         reader = own_images if name == "folder" else every_fifth
         return assemble(name, reader(root, name), {}, allow_partial)
     known = CATALOG[name]
-    return assemble(name, known.reader(root / known.folder, name), known.counts, allow_partial)
+    return assemble(name, known.reader(_folder(root, known), name), known.counts, allow_partial)
+
+
+def _folder(root: Path, known: DataSet) -> Path:
+    """The data set's folder in ``root``, by its own name or as its archive calls it, or ``root`` if that is it."""
+    names = (known.folder, *known.aliases)
+    places = [place for name in names if (place := root / name).is_dir()]
+    if root.resolve().name in names:
+        places.append(root)
+    place = next(iter(places), root / known.folder)
+    return next((inside for name in known.aliases if (inside := place / name).is_dir()), place)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import posixpath
+import unicodedata
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 
 from vptsp_core.data.base import Benchmark
-from vptsp_core.data.folder import FileSet
-from vptsp_core.data.layouts import LINE_ENDS, Listing, Rows
+from vptsp_core.data.folder import FileSet, content_of, size_of
+from vptsp_core.data.layouts import LINE_ENDS, Listing, Rows, plain
 from vptsp_core.errors import DataError
 
 Counts = Mapping[str, tuple[int, int]]
@@ -34,6 +38,16 @@ def assemble(name: str, listing: Listing, published: Counts, allow_partial: bool
     _refuse_shared(name, listing)
     paths = [path for rows in listing.splits.values() for path, _ in rows]
     missing = _missing(str(listing.root), paths)
+    if on_disk := _alike_on_disk(str(listing.root), missing):
+        path, there = min(on_disk.items())
+        text = f"{name}: {len(on_disk)} path(s) in {listing.source} are written in another case than on the disk, or "
+        text += f"their accents are stored otherwise; the first is {path}, which is read from {there}"
+        warnings.warn(text.translate(LINE_ENDS), stacklevel=3)
+        renamed = {split: [(on_disk.get(path, path), label) for path, label in rows]
+                   for split, rows in listing.splits.items()}  # fmt: skip
+        listing, missing = dataclasses.replace(listing, splits=renamed), missing - on_disk.keys()
+        _refuse_shared(name, listing)  # two ways to write one file
+        paths = [path for rows in renamed.values() for path, _ in rows]
     splits = {split: [row for row in rows if row[0] not in missing] for split, rows in listing.splits.items()}
     differences = [*_miscounts(splits, published), *listing.notes]
     if missing:
@@ -56,8 +70,15 @@ def assemble(name: str, listing: Listing, published: Counts, allow_partial: bool
     elif listing.classes_of_one == "told" and (missed := _can_only_miss(splits)):
         text = f"{name}: {len(missed)} class(es) of {listing.source} have nothing to be found, the first {missed[0]}"
         warnings.warn(f"{text}; their queries can only miss".translate(LINE_ENDS), stacklevel=3)
-    if empty := [split for split, rows in splits.items() if not rows]:
+    if empty := [split for split, rows in splits.items() if not rows and (split != "train" or listing.splits[split])]:
         raise DataError(f"{name}: {listing.source} leaves no images for {' and '.join(empty)}; add some")
+    searched = splits.get("gallery", splits.get("test", []))
+    if listing.as_shown and len({label for _, label in searched}) == 1:
+        cure = "add classes" if listing.source == listing.root else "give at least 2 classes the split test"
+        raise DataError(f"{name}: {listing.source} has 1 class to test on, and among its images alone nothing can be "
+                        f"confused; {cure}")  # fmt: skip
+    if listing.as_shown:
+        _tell_copies(name, listing.root, splits)
     train = _fileset(name, "train", listing, splits["train"], splits["train"])
     if "test" in splits:
         return Benchmark(name, train, _fileset(name, "test", listing, splits["test"], splits["test"]), None,
@@ -93,6 +114,50 @@ def _missing(root: str, paths: Iterable[str]) -> set[str]:
             raise DataError(f"cannot read {place} ({error.strerror or error}); mend or remove it") from error
         missing.update(f"{folder}/{file}" if folder else file for file in files - there)
     return missing
+
+
+def _alike_on_disk(root: str, paths: Iterable[str]) -> dict[str, str]:
+    """Of ``paths`` that are no files, those that are but for case and how accents are stored, with the files' own
+    paths. Where several names are alike, none is chosen.
+    """
+
+    @functools.cache
+    def names(place: str) -> dict[str, list[str]]:
+        alike = defaultdict(list)
+        for name in os.listdir(place) if os.path.isdir(place) else ():
+            alike[plain(name)].append(name)
+        return alike
+
+    def there(path: str) -> str:
+        found = ""
+        for part in path.split("/"):
+            place = os.path.join(root, found)
+            alike = [part] if os.path.lexists(os.path.join(place, part)) else names(place).get(plain(part), [])
+            composed = unicodedata.normalize("NFC", part)
+            same = [name for name in alike if unicodedata.normalize("NFC", name) == composed] or alike
+            if len(same) != 1:
+                return ""
+            found = os.path.join(found, same[0])
+        return found if os.path.isfile(os.path.join(root, found)) else ""
+
+    return {path: found for path in paths if (found := there(path))}
+
+
+def _tell_copies(name: str, root: Path, splits: dict[str, Rows]) -> None:
+    """Warn of one file in two classes: whichever is right, the other is wrong. A gallery may hold its queries."""
+    by_size: dict[int, list[tuple[Path, str]]] = defaultdict(list)
+    for path, label in dict.fromkeys(row for rows in splits.values() for row in rows):
+        by_size[size_of(root / path)].append((root / path, label))
+    by_content: dict[str, list[tuple[Path, str]]] = defaultdict(list)
+    for alike in by_size.values():
+        for file, label in alike if len({label for _, label in alike}) > 1 else ():
+            by_content[content_of(file)].append((file, label))
+    copies = [same for same in by_content.values() if len({label for _, label in same}) > 1]
+    if copies:
+        first, label = copies[0][0]
+        other = next(each for each in copies[0] if each[1] != label)[0]
+        text = f"{name}: {len(copies)} image(s) are in two classes or more, the first {first} and {other}"
+        warnings.warn(f"{text}; delete the wrong copies".translate(LINE_ENDS), stacklevel=4)
 
 
 def _miscounts(splits: dict[str, Rows], published: Counts) -> list[str]:

@@ -12,22 +12,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vptsp_core.data import cached, loading
+from vptsp_core.data import OWN, cached, loading
 from vptsp_core.data.base import Benchmark, ImageSet
 from vptsp_core.data.cache import open_stores
 from vptsp_core.data.cached import Statistics
+from vptsp_core.data.folder import outside_images
 from vptsp_core.errors import DataError
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.sampler import ClassBalancedSampler
 
 
-def cache_folder(data: str | Path | None, cache: str | Path | None = None, results: Path | None = None) -> Path:
+def cache_folder(
+    dataset: str, data: str | Path | None, cache: str | Path | None = None, results: str | Path | None = None
+) -> Path:
     """Where decoded images are kept: ``cache``, else the environment's VPTSP_CACHE, else beside the data sets.
 
-    Args:
-        results: for your own images the folder of the results, where the cache then is: nothing is written among them.
+    Of your own images it is with the ``results`` (default: the environment's VPTSP_RESULTS, else ./results).
+
+    Raises:
+        DataError: the place is in the folder of your own images.
     """
-    return Path(cache or os.environ.get("VPTSP_CACHE") or Path(results or data or ".") / ".vptsp-cache").expanduser()
+    own = dataset in OWN
+    beside = (results or os.environ.get("VPTSP_RESULTS") or "results") if own else (data or ".")
+    place = Path(cache or os.environ.get("VPTSP_CACHE") or Path(beside) / ".vptsp-cache").expanduser()
+    return outside_images(place, data, "--cache or VPTSP_CACHE") if own and data else place
 
 
 def decoded(benchmark: Benchmark, config: RunConfig, folder: Path, *, progress: bool = True) -> Benchmark:

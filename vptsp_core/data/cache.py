@@ -25,7 +25,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
 from vptsp_core.data.base import ImageSet
-from vptsp_core.data.folder import FORMATS, TURNED, FileSet, orientation, read_image
+from vptsp_core.data.folder import FORMATS, TURNED, FileSet, check_shape, orientation, read_image
 from vptsp_core.data.partfile import amount
 from vptsp_core.data.store import PixelStore, image_checksum, image_starts, resized
 from vptsp_core.data.threads import Threads
@@ -133,7 +133,8 @@ def _measured(images: FileSet, folder: Path, side: int, threads: Threads) -> int
 
         def measure(chunk: range) -> None:
             for i in chunk:
-                raw[i] = _header(images.paths[i], images.as_shown)
+                with images.all_told():
+                    raw[i] = _header(images.paths[i], images.as_shown)
 
         threads.run(measure, len(images), f"{images.name}: reading sizes")
         sizes = resized(raw, side)
@@ -217,6 +218,7 @@ def _decode(image: Image.Image, side: int, interpolation: str) -> np.ndarray:
 def _header(path: Path, as_shown: bool) -> tuple[int, int]:
     """Height and width, of the header alone where that tells."""
     with contextlib.suppress(Exception), Image.open(path, formats=FORMATS) as image:
+        check_shape(*image.size)  # `read_image` raises it
         if not as_shown or orientation(image) not in TURNED:
             return image.height, image.width
         if image.format != "TIFF":  # of which Pillow tells the turned size at once, or later

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from vptsp_core.data import layouts
+from vptsp_core.data.cars import cars
 from vptsp_core.data.cars import renaming as cars_renaming
 from vptsp_core.data.layouts import Reader
 from vptsp_core.data.unpack import Renaming, prefixes
@@ -46,6 +46,7 @@ class DataSet:
         parts: the files to get.
         steps: what a person has to do, a line each; empty where every part has a source.
         tree: the layout, for people.
+        aliases: other names that its folder has, as of its archive.
     """
 
     name: str
@@ -59,6 +60,7 @@ class DataSet:
     citation: str
     tree: str
     steps: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
 
 
 def _moved(moves: Mapping[str, str]) -> Callable[[Path], Renaming]:
@@ -69,7 +71,8 @@ CUB200 = DataSet(
     name="cub200",
     title="Caltech-UCSD Birds-200-2011",
     folder="cub200",
-    reader=partial(layouts.class_split, train_classes=100),
+    reader=layouts.birds,
+    aliases=("CUB_200_2011", "CUB-200-2011", "CUB_200_2010", "CUB-200"),
     counts={"train": (100, 5_864), "test": (100, 5_924)},
     parts=(
         Part(
@@ -94,7 +97,8 @@ CARS196 = DataSet(
     name="cars196",
     title="Stanford Cars",
     folder="cars196",
-    reader=partial(layouts.class_split, train_classes=98),
+    reader=cars,
+    aliases=("stanford_cars", "Stanford_Cars", "StanfordCars", "stanford-cars-dataset"),
     counts={"train": (98, 8_054), "test": (98, 8_131)},
     parts=(
         Part("cars_annos.mat", makes=("cars_annos.mat",), checksum="md5:b407c6086d669747186bd1d764ff9dbc"),
@@ -114,7 +118,8 @@ CARS196 = DataSet(
         "Find the files of the original distribution: car_ims.tgz (16,185 images, "
         "md5 d5c8f0aa497503f355e17dc7886c3f14) and cars_annos.mat (md5 b407c6086d669747186bd1d764ff9dbc).",
         "Put both into {downloads} and run {get}: it sorts the images into class folders.",
-        "Or put class folders that sort in the order of the class numbers into {folder}/images.",
+        "Or put class folders that sort in the order of the class numbers into {folder}/images; or, into {folder}, "
+        "cars_train and cars_test with cars_train_annos.mat and cars_test_annos_withlabels.mat.",
     ),
 )
 
@@ -123,6 +128,7 @@ SOP = DataSet(
     title="Stanford Online Products",
     folder="online_products",
     reader=layouts.online_products,
+    aliases=("Stanford_Online_Products",),
     counts={"train": (11_318, 59_551), "test": (11_316, 60_502)},
     parts=(
         Part(
@@ -153,6 +159,7 @@ INSHOP = DataSet(
     title="DeepFashion In-Shop Clothes Retrieval",
     folder="inshop",
     reader=layouts.inshop,
+    aliases=("In-shop Clothes Retrieval Benchmark", "In-shop_Clothes_Retrieval_Benchmark", "In_shop"),
     counts={"train": (3_997, 25_882), "query": (3_985, 14_218), "gallery": (3_985, 12_612)},
     parts=(
         Part("list_eval_partition.txt", makes=("list_eval_partition.txt",)),
@@ -175,6 +182,7 @@ INATURALIST = DataSet(
     title="iNaturalist 2018, split by Brown et al.",
     folder="inaturalist",
     reader=layouts.inaturalist,
+    aliases=("iNaturalist2018", "inaturalist2018", "iNaturalist"),
     counts={"train": (5_690, 325_846), "test": (2_452, 136_093)},
     parts=(
         Part("Inaturalist_train_set1.txt", makes=("Inaturalist_train_set1.txt",)),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vptsp_core.data import OWN
-from vptsp_core.data.folder import IMAGE_SUFFIXES
+from vptsp_core.data.folder import IMAGE_SUFFIXES, not_read
 from vptsp_core.errors import DataError
 
 
@@ -46,7 +46,7 @@ def _no_classes(folder: Path, name: str, labels: list[str], ignored: list[str]) 
             f"{count} image(s) lie in {folder} itself, and no class folders with images; make a sub-folder for each "
             "class, or write split.csv"
         )
-    return f"{nowhere}; it must hold <class>/<image>.jpg"
+    return f"{nowhere}; it must hold <class>/<image>.jpg{'; ' * bool(others := not_read(ignored))}{others}"
 
 
 def _holds_classes(folder: Path) -> bool:
@@ -55,15 +55,18 @@ def _holds_classes(folder: Path) -> bool:
 
 
 def lost_below(folder: Path, ignored: Sequence[str]) -> str:
-    """How many images lie, at any depth, in those of the ``ignored`` that are sub-folders of class folders, for the end
-    of a message; empty where none do.
+    """What of the ``ignored`` are images: those in sub-folders of class folders, at any depth, and those of kinds that
+    are not read; for the end of a message, empty where there are none.
     """
-    count = 0
+    count, others = 0, [*ignored]
     for inside in ignored:
         for _, folders, files in os.walk(folder / inside) if "/" in inside else ():
             folders[:] = [name for name in folders if not name.startswith(".")]
-            count += sum(file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".") for file in files)
-    return f"; {count:,} image(s) in sub-folders of class folders are not used" if count else ""
+            files = [file for file in files if not file.startswith(".")]
+            count += sum(file.lower().endswith(IMAGE_SUFFIXES) for file in files)
+            others += files
+    told = [f"; {count:,} image(s) in sub-folders of class folders are not used"] if count else []
+    return "".join([*told, *(f"; {each}" for each in [not_read(others)] if each)])
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:

@@ -67,7 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
     cache.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one a core)")
     cache.add_argument(
-        "--cache", metavar="DIR", help="default: the environment's VPTSP_CACHE, else .vptsp-cache in the data folder"
+        "--cache",
+        metavar="DIR",
+        help="default: the environment's VPTSP_CACHE, else .vptsp-cache in the data folder, "
+        "of your own images in ./results",
     )
     return parser
 
@@ -192,8 +195,9 @@ def _cache(args: argparse.Namespace) -> int:
         if (value := getattr(args, key)) is not None and value < 1:
             raise DataError(f"--{key} {value} must be at least 1")
     data = _folder(args)
-    benchmark, folder = load_benchmark(args.name, data, args.allow_partial), cache_folder(data, args.cache)
-    splits = _splits(benchmark)
+    benchmark = load_benchmark(args.name, data, args.allow_partial)
+    folder = cache_folder(args.name, data, args.cache)
+    splits = {split: images for split, images in _splits(benchmark).items() if len(images)}
     stores = open_stores(
         list(splits.values()), folder, side=args.side, interpolation=args.interpolation, workers=args.workers
     )

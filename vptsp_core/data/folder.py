@@ -2,26 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
+import re
 import stat
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from vptsp_core.data.base import ImageSet
 from vptsp_core.errors import DataError
 from vptsp_core.system.seals import digest
 
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif")
+_AVIF = features.check("avif")  # Pillow has it from 11.3 on
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".png", ".webp", ".apng", ".bmp", ".ppm", ".pgm", ".pbm",
+    ".pnm", ".tif", ".tiff", ".gif", *([".avif"] if _AVIF else []),
+)  # fmt: skip
+# What else people keep photographs in: never passed over without a word.
+OTHER_SUFFIXES = (
+    ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".psd", ".svg", ".ico", ".tga", ".exr", ".hdr",
+    ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pdf", ".eps",
+)  # fmt: skip
 DARK = 4096  # of 16 bits: 12-bit data, or 8-bit data in wider numbers
 # What a file is told by its content, and Pillow knows kinds that are programs (EPS, which it hands to Ghostscript).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", *(["AVIF"] if _AVIF else []))
+LONGEST = 256  # times as long as wide: with a shorter side of 256 pixels 50 MB; of more, the crop shows next to nothing
+# Beginnings of files that are found under the name of an image, and what they are.
+_CONTENTS = (
+    (rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", "HEIC"),
+    (rb"....ftypavi[fs]", "AVIF"),
+    (rb"\xff\x0a|....JXL ", "JPEG XL"),
+    (rb"....jP  |\xff\x4f\xff\x51", "JPEG 2000"),
+    (rb"8BPS", "a Photoshop file"),
+    (rb"%PDF", "a PDF"),
+    (rb"\s*<(!doctype html|html)", "a web page, a failed download?"),
+    (rb"\s*<(\?xml|svg)", "SVG or other XML"),
+    (rb"version https://git-lfs", "a pointer of Git LFS, which git lfs pull follows"),
+    (rb"II\*\0.{4}CR|FUJIFILM", "a raw file"),
+    (rb"PK\x03\x04", "a ZIP archive"),
+)
+_PICTURES = ("HEIC", "AVIF", "JPEG XL", "JPEG 2000", "a Photoshop file", "a PDF", "SVG or other XML", "a raw file")
 
 
 class FileSet(ImageSet):
@@ -48,7 +76,19 @@ class FileSet(ImageSet):
 
     def image(self, index: int) -> Image.Image:
         """Image ``index`` as RGB; grayscale, palette, CMYK and alpha are converted, of several frames the first."""
-        return read_image(self.paths[index], self.as_shown)
+        with self.all_told():
+            return read_image(self.paths[index], self.as_shown)
+
+    @contextlib.contextmanager
+    def all_told(self) -> Iterator[None]:
+        """To what is wrong with one image, adds the command that finds all such."""
+        try:
+            yield
+        except DataError as error:
+            name = self.name.partition(" ")[0]
+            raise DataError(
+                f"{error}; all such files: python -m vptsp_core data check {name} --data DIR --decode"
+            ) from error
 
     def describe(self, index: int) -> str:
         """The image's path."""
@@ -56,6 +96,8 @@ class FileSet(ImageSet):
 
     def relative_names(self) -> list[str]:
         """The paths from the folder that is common to all of them, so that they are the same on another machine."""
+        if not self.paths:
+            return []
         common = os.path.commonpath([path.parent for path in self.paths])
         return [os.path.relpath(path, common) for path in self.paths]
 
@@ -69,17 +111,19 @@ class FileSet(ImageSet):
         """
         found = hashlib.sha256(b"as shown\n" if self.as_shown else b"")
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            told = pool.map(_content, self.paths) if self.as_shown else map(_size, self.paths)
+            told = pool.map(content_of, self.paths) if self.as_shown else map(size_of, self.paths)
             for name, label, each in zip(self.relative_names(), self.labels, told, strict=True):
                 found.update(f"{label} ".encode() + os.fsencode(name) + f" {each}\n".encode())
         return found.hexdigest()[:16]
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Bytes of a file."""
     return _stat(path).st_size
 
 
-def _content(path: Path) -> str:
+def content_of(path: Path) -> str:
+    """SHA-256 of a file, which is read once in a process unless it changes."""
     now = _stat(path)
     return _content_of(path, (now.st_size, now.st_ino, now.st_mtime_ns, now.st_ctime_ns))
 
@@ -122,16 +166,63 @@ def read_image(path: Path, as_shown: bool = False) -> Image.Image:
     except DataError:
         raise
     except Exception as error:  # Pillow's plugins raise what they meet: OSError, SyntaxError, struct.error, ...
-        raise DataError(f"{name}: unreadable ({_reason(error)}); replace the file") from error
+        reason, cure = _reason(error, path)
+        raise DataError(f"{name}: unreadable ({reason}); {cure}") from error
 
 
-def _reason(error: Exception) -> str:
-    """Why Pillow gave up, in one line; not where, which the message tells anyhow."""
+def _reason(error: Exception, path: Path) -> tuple[str, str]:
+    """Why Pillow gave up, in one line, and what to do; not where, which the message tells anyhow."""
+    cure = "replace the file"
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image of a known kind"
-    return " ".join(str(error).split()) or type(error).__name__
+        return error.strerror, cure
+    if not isinstance(error, UnidentifiedImageError):
+        return " ".join(str(error).split()) or type(error).__name__, cure
+    with open(path, "rb") as file:
+        begin = file.read(64)
+    if not begin:
+        return "the file is empty", cure
+    for pattern, what in _CONTENTS:
+        if re.match(pattern, begin, re.DOTALL | re.IGNORECASE):
+            return f"its content is {what}", "convert it to JPEG or PNG" if what in _PICTURES else cure
+    return "not an image of a known kind", cure
+
+
+def not_read(names: Iterable[str]) -> str:
+    """Of files that are left out: how many have the suffix of which kind of image, and what to do; empty for none.
+
+    >>> not_read(["a/1.heic", "a/2.HEIC", "notes.txt"])
+    '2 .heic are not read; convert them to JPEG or PNG'
+    """
+    suffixes = Counter(os.path.splitext(name)[1].lower() for name in names)
+    kinds = [f"{suffixes[each]:,} {each}" for each in OTHER_SUFFIXES if suffixes[each] and each not in IMAGE_SUFFIXES]
+    return f"{' and '.join(kinds)} are not read; convert them to JPEG or PNG" if kinds else ""
+
+
+def check_shape(width: int, height: int, name: str = "image") -> None:
+    """Refuse a strip: resized by its shorter side it takes gigabytes, of which a crop shows next to nothing.
+
+    Raises:
+        DataError: under the image's ``name``.
+    """
+    if max(width, height) > LONGEST * min(width, height):
+        raise DataError(f"{name}: {width} x {height} pixels, more than {LONGEST} times as long as wide; leave it out")
+
+
+def outside_images(place: Path, images: str | Path, option: str) -> Path:
+    """``place``, which is to be written, unless it is in the folder of somebody's ``images``.
+
+    What is written there becomes a class, or an image, for whatever reads the folder next.
+
+    Raises:
+        DataError: it is; the message names the ``option`` that gives another place.
+    """
+    folder = Path(images).expanduser().resolve()
+    if place.expanduser().resolve().is_relative_to(folder):
+        raise DataError(
+            f"{place} is in {folder}, the folder of your images, where nothing is written; name a place outside of it "
+            f"with {option}"
+        )
+    return place
 
 
 def to_rgb(image: Image.Image, name: str = "image", as_shown: bool = False) -> Image.Image:
@@ -144,6 +235,7 @@ def to_rgb(image: Image.Image, name: str = "image", as_shown: bool = False) -> I
     Raises:
         DataError: pixels whose range is not known, under the image's ``name``.
     """
+    check_shape(*image.size, name)
     if as_shown:
         image.load()  # turns a TIFF by itself
         if orientation(image) != 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -65,6 +66,22 @@ def class_split(folder: Path, name: str, train_classes: int) -> Listing:
     return _classes(folder / "images", found, list(found)[:train_classes], uncertain=True)
 
 
+def birds(folder: Path, name: str) -> Listing:
+    """CUB-200-2011, whose first 100 classes are for training (`class_split`).
+
+    Raises:
+        DataError: these are the images of 2010, which have the same classes.
+    """
+    files = [file for label in class_folders(folder / "images", name)[0].values() for file in label]
+    flickr = sum(re.search(r"_[0-9]{7,}\.", file) is not None for file in files)  # numbers of 2011 are shorter
+    if flickr > len(files) / 2 or (folder / "annotations-mat").is_dir() or (folder / "lists").is_dir():
+        raise DataError(
+            f"{name}: {folder} holds CUB-200 of 2010 (6,033 images); the benchmark is CUB-200-2011 (11,788 images), "
+            f"which python -m vptsp_core data get {name} gets"
+        )
+    return class_split(folder, name, 100)
+
+
 def own_images(folder: Path, name: str) -> Listing:
     """Anyone's images: by ``split.csv`` where there is one, else ``<class>/<image>``, half of the classes each.
 
@@ -102,22 +119,33 @@ def own_images(folder: Path, name: str) -> Listing:
                 "gallery"
             )
         splits.setdefault(split, []).append((path, label))
-    if set(splits) not in ({"train", "test"}, {"train", "query", "gallery"}):
+    if set(splits) - {"train"} not in ({"test"}, {"query", "gallery"}):
         found = ", ".join(splits) or "none"
-        raise DataError(f"{name}: {table} has the splits {found}; it must have train, and test or query and gallery")
+        raise DataError(
+            f"{name}: {table} has the splits {found}; it must have test, or query and gallery, and train where "
+            "something is trained"
+        )
+    splits.setdefault("train", [])
     tell_alike(name, table, (label for rows in splits.values() for _, label in rows))
     return Listing(table, folder, splits, classes_of_one="told", as_shown=True)
 
 
 def tell_alike(name: str, source: Path, labels: Iterable[str]) -> None:
-    """Warn of classes whose names differ only in case: most often one class, written in two ways."""
+    """Warn of classes whose names look alike: most often one class, written in two ways."""
     kinds: dict[str, list[str]] = {}
     for label in dict.fromkeys(labels):
-        kinds.setdefault(label.casefold(), []).append(label)
+        kinds.setdefault(" ".join(plain(label).split()), []).append(label)
     if alike := [each for each in kinds.values() if len(each) > 1]:
+        first, second = alike[0][:2]
+        what = "case" if first.casefold() == second.casefold() else "spaces, or in how their letters are stored"
         more = f" (and {len(alike) - 1} more such)" if len(alike) > 1 else ""
-        warnings.warn(f"{name}: {source}: the classes {alike[0][0]} and {alike[0][1]} differ only in case{more}; where "
+        warnings.warn(f"{name}: {source}: the classes {first} and {second} differ only in {what}{more}; where "
                       "they are one class, write it in one way".translate(LINE_ENDS), stacklevel=4)  # fmt: skip
+
+
+def plain(name: str) -> str:
+    """A name without what the eye does not see in it, or hardly: case, and how accents are stored."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
 def online_products(folder: Path, name: str) -> Listing:
@@ -144,7 +172,8 @@ def inshop(folder: Path, name: str) -> Listing:
     Raises:
         DataError: the list is missing or not as said, with file and line.
     """
-    path = _find(folder, name, "list_eval_partition.txt")
+    path = _find(folder, name, "list_eval_partition.txt", "Eval/list_eval_partition.txt")
+    folder = folder / "Img" if (folder / "Img" / "img").is_dir() else folder  # as it is published
     lines = [line for line in _lines(path, name) if line.strip()]
     header = "image_name item_id evaluation_status"
     if len(lines) < 2 or not re.fullmatch(r"[0-9]{1,9}", lines[0].strip()) or lines[1].split() != header.split():

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -129,10 +130,7 @@ def read_rows(path: Path) -> ImageIndex:
         with safetensors.safe_open(path, "np") as file:
             header = json.loads((file.metadata() or {})[HEADER])
             if header["format"] != FORMAT:
-                raise DataError(
-                    f"index {path}: format {header['format']!r} is not known here; delete that "
-                    "file and call index again"
-                )
+                raise DataError(f"index {path}: format {header['format']!r} is not known here; {_again(path)}")
             embeddings, stats, names = (file.get_tensor(name) for name in ("embeddings", "stats", "names"))
         check_tensors(unsealed(header), {"embeddings": embeddings, "stats": stats, "names": names})
         index = ImageIndex(
@@ -150,8 +148,13 @@ def read_rows(path: Path) -> ImageIndex:
         raise
     except Exception as error:  # of a library in Rust, of JSON, of what the header lacks
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"index {path}: unreadable ({reason}); delete that file and call index again") from error
+        raise DataError(f"index {path}: unreadable ({reason}); {_again(path)}") from error
     return index
+
+
+def _again(path: Path) -> str:
+    place = shlex.quote(str(path.parent))
+    return f"delete that file and call index again: python -m vptsp_core index DIR --model RUN --to {place}"
 
 
 def read_index(place: str | Path) -> ImageIndex:

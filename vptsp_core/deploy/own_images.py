@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 
 from vptsp_core.data import Benchmark, load_benchmark
 from vptsp_core.data.batches import cache_folder
+from vptsp_core.data.folder import outside_images
 from vptsp_core.deploy.own_plan import Machine, Plan, plan
 from vptsp_core.deploy.own_words import EQUAL, FEW_QUERIES, UNCLEAR, counted, summary
 from vptsp_core.errors import ConfigError, VptspError, WeightsError
@@ -110,11 +112,12 @@ def _planned(
     target = pick_device(device)
     known = json.dumps([benchmark.fingerprint(), changes, target.type], sort_keys=True)
     root = run_folder(RunConfig(dataset="own"), results, benchmark).parents[1]
+    outside_images(root, folder, "--results or VPTSP_RESULTS")
     path = root / "plans" / f"own-{hashlib.sha256(known.encode()).hexdigest()[:12]}.json"
     if not path.exists():
         with locked(path.with_name(f".{path.stem}.lock")):  # processes that begin at once get one plan
             if not path.exists():
-                return _new_plan(benchmark, cache_folder(folder, cache, root), path, changes, target)
+                return _new_plan(benchmark, cache_folder("own", folder, cache, root), path, changes, target)
     try:
         kept = unsealed(dict(json.loads(path.read_text())))
         return Plan(RunConfig.from_dict(kept["config"]), tuple(map(str, kept["reasons"])))
@@ -137,7 +140,8 @@ def machine(device: torch.device, cache: Path) -> Machine:
     gpu = device.type == "cuda"
     there = next((place for place in (cache.absolute(), *cache.absolute().parents) if place.exists()), Path.cwd())
     memory = float(torch.cuda.mem_get_info(device)[0]) if gpu else host / local_size()
-    return Machine(gpu, memory, host, shutil.disk_usage(there).free, world_size())
+    disk = shutil.disk_usage(there).free if os.access(there, os.W_OK) else 0
+    return Machine(gpu, memory, host, disk, world_size())
 
 
 def compare(frozen: Run, trained: Run) -> pd.DataFrame:

@@ -105,7 +105,10 @@ def _choose_selection(draft: _Draft, classes: np.ndarray) -> np.ndarray:
         "last": f"the last epoch is taken{few}",
         "released": "the tested classes choose the epoch, so that the gain looks larger than it is",
     }
-    draft.reasons.append(f"{len(kept):,} classes are trained on; {how[selection]} (selection={selection})")
+    if draft.given.get("epochs") == 0:
+        draft.reasons.append(f"the start is made of {len(kept):,} classes")
+    else:
+        draft.reasons.append(f"{len(kept):,} classes are trained on; {how[selection]} (selection={selection})")
     return kept
 
 
@@ -183,6 +186,8 @@ def _choose_batch(draft: _Draft, kept: np.ndarray, machine: Machine, shape: tupl
         fitting = [k for k in range(1, wanted + 1) if wanted % k == 0 and wanted // k <= len(kept)]
         draft.settle(samples_per_class=min(fitting, key=lambda k: abs(k - samples), default=1))
     batch, samples = draft.values["batch"], draft.values["samples_per_class"]
+    if draft.given.get("epochs") == 0:
+        return
     draft.reasons.append(
         f"batch={batch}: {samples} image(s) of each of {batch // max(samples, 1)} classes; classes have "
         f"{int(kept.min()):,} to {int(kept.max()):,} images, {median:,} in the middle"
@@ -197,6 +202,9 @@ def _choose_steps(draft: _Draft, kept: np.ndarray, machine: Machine) -> None:
     draft.settle(epochs=EPOCHS, steps_per_epoch=max(min(wanted, by_heart), 1), eval_start=0)
     draft.settle(cosine_T=max(draft.values["epochs"], 1))
     epochs, a_step = draft.values["epochs"], draft.values["steps_per_epoch"] or images // batch
+    if not epochs:
+        draft.reasons.append("epochs=0 (as you set): nothing is trained, the model is its start")
+        return
     drawn = epochs * a_step * batch / len(kept)  # images of each class
     often, rarely = (f"{drawn / size:.3g}" for size in (kept.min(), kept.max()))
     why = f"{fewest:,} to {most:,} steps with {'a GPU' if machine.gpu else 'no GPU'}"

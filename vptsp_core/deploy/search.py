@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from vptsp_core.data.folder import read_image
+from vptsp_core.data.folder import outside_images, read_image
 from vptsp_core.deploy.index import ImageIndex, read_index, same_model
 from vptsp_core.deploy.index_command import PLACE, left_out, model_path
 from vptsp_core.deploy.picture import found_images
@@ -56,6 +56,8 @@ def main(argv: Sequence[str]) -> int:
     png, csv = (Path(f"{args.to}.{kind}").expanduser().absolute() for kind in ("png", "csv"))
     _may_write(png, csv)
     index, asked = read_index(args.index), _queries(args.images)
+    for path in (png, csv):
+        outside_images(path, index.root, "--to")
     embedder = load(
         args.model or model_path(index, args.index), args.device, weights=args.weights or index.model["weights"]
     )

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import secrets
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vptsp_core.data.folder import IMAGE_SUFFIXES, read_image
+from vptsp_core.data.folder import IMAGE_SUFFIXES, not_read, outside_images, read_image
 from vptsp_core.data.loading import Transform, decoders, end_with_parent
 from vptsp_core.deploy.index import FILE, ImageIndex, read_rows, same_model, write_rows
 from vptsp_core.errors import DataError, VptspError
@@ -58,6 +59,7 @@ def images_in(folder: Path) -> dict[str, Stat]:
         raise DataError(f"cannot read {error.filename} ({error.strerror}); mend or remove it") from error
 
     found: dict[str, Stat] = {}
+    others: list[str] = []
     for here, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
@@ -67,6 +69,10 @@ def images_in(folder: Path) -> dict[str, Stat]:
                 found[path.relative_to(folder).as_posix()] = (
                     told.st_size, told.st_ino, told.st_mtime_ns, told.st_ctime_ns,
                 )  # fmt: skip
+            elif not name.startswith("."):
+                others.append(name)
+    if left_out := not_read(others):
+        warnings.warn(f"{folder}: {left_out}", stacklevel=3)
     return dict(sorted(found.items()))
 
 
@@ -95,8 +101,7 @@ def update(
         VptspError: the index is another model's, that of another folder that still exists, or among the images.
     """
     directory, place = Path(directory).expanduser().resolve(), Path(to).expanduser()
-    if place.resolve() == directory:
-        raise VptspError(f"the index would lie among the images of {directory}; name another folder with --to")
+    outside_images(place, directory, "--to")
     there = images_in(directory)
     if not there:
         raise DataError(f"{directory} holds no images ({', '.join(IMAGE_SUFFIXES)}); name another folder")
@@ -113,9 +118,7 @@ def update(
                 raise VptspError(f"index {place} is that of {old.root}; give another place with --to")
         parts = sorted(place.glob("part-*.safetensors"))
         known = [
-            rows
-            for rows in ([old] if old else []) + _readable(parts)
-            if rows.model["checksum"] == made_by["checksum"]
+            rows for rows in ([old] if old else []) + _readable(parts) if rows.model["checksum"] == made_by["checksum"]
         ]
         rows = {name: (at, i) for at, each in enumerate(known) for i, name in enumerate(each.names)
                 if there.get(name) == tuple(each.stats[i])}  # fmt: skip

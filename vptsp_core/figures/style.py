@@ -7,6 +7,7 @@ colour, the paper's series lighter. pyplot's list of open figures and the global
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import wraps
@@ -21,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.style import context
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from vptsp_core.figures.fonts import show_letters
 from vptsp_core.figures.umap import short_name
 from vptsp_core.paper.methods import METHODS
 from vptsp_core.system.files import write_bytes
@@ -66,7 +68,11 @@ def _house(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     def styled(*args: Any, **kwargs: Any) -> Figure:
         with house_style():
             fig = draw(*args, **kwargs)
-            fig.draw_without_rendering()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Glyph .* missing")
+                fig.draw_without_rendering()
+            if show_letters(fig):
+                fig.draw_without_rendering()
         return fig
 
     return styled

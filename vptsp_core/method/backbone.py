@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import warnings
 from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
@@ -39,8 +40,9 @@ def load_backbone(name: str, weights: str = "pretrained", image_size: int | None
         ConfigError: the name is unknown, names a tag that does not exist, or names another family of model.
         WeightsError: the weights cannot be had, read or fitted.
     """
-    if weights == "pretrained":
-        shape(name)  # what is refused is refused before its weights are downloaded
+    patch = shape(name)[2]  # what is refused is refused before its weights are downloaded
+    if image_size is not None:
+        _check_size(name, image_size, patch)
     model = _create(name, pretrained=weights == "pretrained", image_size=image_size)
     check_supported(model, name)
     if name == "demo_vit" and weights == "pretrained":
@@ -49,6 +51,19 @@ def load_backbone(name: str, weights: str = "pretrained", image_size: int | None
     elif weights not in ("pretrained", "random"):
         load_weights(model, Path(weights).expanduser())
     return model.eval().requires_grad_(False)
+
+
+def _check_size(name: str, image_size: int, patch: int) -> None:
+    """Refuse images smaller than a patch, and warn of a border that no patch covers; some timm models are made so."""
+    rest = image_size % patch
+    if image_size < patch:
+        raise ConfigError(f"image_size = {image_size} must be at least {patch}, the side of a patch of {name}")
+    if rest:
+        warnings.warn(
+            f"image_size = {image_size}: {name} has patches of {patch} pixels and does not see the last {rest} on the "
+            f"right and at the bottom; with {image_size - rest} or {image_size - rest + patch} it sees all",
+            stacklevel=3,
+        )
 
 
 def _create(name: str, *, pretrained: bool, image_size: int | None) -> VisionTransformer:

@@ -152,9 +152,7 @@ class MetricModel(nn.Module):
 
 
 def _adapters(config: RunConfig, width: int) -> list[Adapter]:
-    options: dict[str, Any] = dict(
-        position=config.adapter_position, norm=config.adapter_norm, init=config.adapter_init
-    )
+    options: dict[str, Any] = dict(position=config.adapter_position, norm=config.adapter_norm, init=config.adapter_init)
     return [Adapter(width, config.adapter_dim, **options) for _ in range(config.adapter_layers)]
 
 
@@ -184,7 +182,8 @@ def count_parameters(model: MetricModel) -> dict[str, int]:
         table 1 counts them: class prompts of one batch only and, with BitFit, the bias of the pretrained classifier,
         which nothing uses. ``total``: the backbone and all that was added.
     """
-    tunable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    unused = "vit.backbone.attn_pool."  # the model's own pooling, where `pool` names another
+    tunable = sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and not name.startswith(unused))
     released, total = tunable, sum(p.numel() for p in model.parameters())
     if model.class_prompts is not None:
         prompts = model.class_prompts.table

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vptsp_core.data import OWN, Benchmark, data_folder, load_benchmark
 from vptsp_core.data.batches import cache_folder, decoded
+from vptsp_core.data.folder import outside_images
 from vptsp_core.data.holdout import for_selection
 from vptsp_core.data.loading import deaths_told
 from vptsp_core.errors import ConfigError, DataError, VptspError
@@ -96,6 +97,8 @@ def run(
     if found := from_main(lambda: finished_run(path, benchmark or _there(config.dataset, place, allow_partial), light)):
         return found
     benchmark = benchmark or _benchmark(config.dataset, place, allow_partial)
+    if not len(benchmark.train) and config.method != "frozen":
+        raise DataError(f"{benchmark.name}: no images to train on; give some the split train, or take method=frozen")
     target = pick_device(device)
     training, held_out = for_selection(benchmark, config)
     try:
@@ -118,8 +121,8 @@ def run(
             if found := from_main(lambda: finished_run(path, benchmark, light)):  # by whom this process waited for
                 return found
             # After all that may be wrong with the run was looked at: decoding takes minutes.
-            own = path.parents[1] if config.dataset in OWN else None
-            benchmark = decoded(benchmark, config, cache_folder(place, cache, own), progress=progress and is_main())
+            stores = cache_folder(config.dataset, place, cache, path.parents[1])
+            benchmark = decoded(benchmark, config, stores, progress=progress and is_main())
             begun = time.perf_counter()
             history, stretches, queries, weights = _history(
                 config, benchmark, model, path, progress=progress, checkpointing=checkpointing, compile=compile,
@@ -140,7 +143,10 @@ def _place(
     """A run's folder; the benchmark too, where its images decide, too, which run it is."""
     images_decide = config.dataset in OWN or allow_partial
     benchmark = _benchmark(config.dataset, data, allow_partial) if images_decide else None
-    return run_folder(config, results, benchmark), benchmark
+    path = run_folder(config, results, benchmark)
+    if config.dataset in OWN and data:
+        outside_images(path.parents[1], data, "--results or VPTSP_RESULTS")
+    return path, benchmark
 
 
 def _there(dataset: str, data: str | None, allow_partial: bool) -> Benchmark | None:
@@ -229,9 +235,9 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
     todo = {path: config for path, config in zip(paths, configs, strict=True) if path not in done}
     if workers is not None:  # other processes may have another environment and working directory
         place = data or os.environ.get("VPTSP_DATA") or None
-        own = paths[0].parents[1] if configs and configs[0].dataset in OWN else None
-        cache = cache_folder(place, options.get("cache"), own)
-        options |= {"results": paths[0].parents[1].absolute() if paths else None, "cache": cache.absolute()}
+        root = paths[0].parents[1].absolute() if paths else None
+        cache = cache_folder(configs[0].dataset if configs else "", place, options.get("cache"), root)
+        options |= {"results": root, "cache": cache.absolute()}
         options |= {"data": Path(place).expanduser().absolute()} if place else {}
         todo = {path: config.with_whole_path() for path, config in todo.items()}
     of_each = progress and (workers is None or is_log())  # bars of several processes would overwrite one another

@@ -22,7 +22,7 @@ from torch import Tensor
 from vptsp_core.data import ImageSet
 from vptsp_core.data.batches import eval_batches
 from vptsp_core.data.holdout import first_of_each
-from vptsp_core.errors import ConfigError
+from vptsp_core.errors import ConfigError, DataError
 from vptsp_core.method.accumulators import GRUAccumulator
 from vptsp_core.method.backbone import normalisation
 from vptsp_core.method.head import Head
@@ -47,6 +47,7 @@ def start_from_data(model: MetricModel, images: ImageSet) -> None:
 
     Raises:
         ConfigError: embeddings wider than the backbone's tokens have no such start.
+        DataError: all images are alike.
     """
     config, vit = model.config, model.vit
     stage = STAGES.index(config.start)
@@ -60,6 +61,11 @@ def start_from_data(model: MetricModel, images: ImageSet) -> None:
     some = first_of_each(images, PER_CLASS)
     labels = torch.from_numpy(some.labels)
     features = _features(model, some, _Tokens(model, labels) if stage == 3 else None)
+    if (features - features[:1]).abs().max() <= 1e-4 * features.abs().max():  # rounding differs from batch to batch
+        raise DataError(
+            f"{images.name}: the backbone sees no difference between the {len(some)} training images (copies of one?), "
+            "so no start can be made of them; look at the images, or set start=released"
+        )
     normed = F.layer_norm(features, features.shape[-1:])
     weight, bias = discriminant(normed, labels, config.embed_dim)
     for head in (vit.sample_head, vit.proxy_head):

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from vptsp_core.data import ImageSet
+from vptsp_core.data import OWN, ImageSet
 from vptsp_core.data.batches import train_batches
 from vptsp_core.errors import TrainingError, WeightsError
 from vptsp_core.method.backbone import identity, normalisation
@@ -92,7 +92,7 @@ class Trainer:
         self.model.vit.autocast = autocast_dtype(config.precision, self.device, model.vit.backbone.embed_dim)
         self.sampler = ClassBalancedSampler(
             images.labels, config.batch, config.samples_per_class, config.seed, config.steps_per_epoch,
-            in_turn=config.dataset == "own",
+            in_turn=config.dataset in OWN,
         )  # fmt: skip
         self.identity = identity(config)  # read once: the file of weights may go while the run lasts
         self.statistics = normalisation(model.vit.backbone)

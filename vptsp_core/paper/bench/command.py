@@ -34,8 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     step = kinds.add_parser("step", help="our step as written, compiled, textbook and as released, by turns")
     step.add_argument("--preset", default="cub200-vits16")
     step.add_argument("--steps", type=int, default=100, help="timed steps of each (default: 100)")
-    step.add_argument("--forms", default=",".join(FORMS), metavar="F,...",
-                      help="of ours, eager first (default: %(default)s; compiling takes minutes on a CPU)")
+    step.add_argument(
+        "--forms",
+        default=",".join(FORMS),
+        metavar="F,...",
+        help="of ours, eager first (default: %(default)s; compiling takes minutes on a CPU)",
+    )
     memory = kinds.add_parser("table", help="class prompts in host memory against the device's, by turns")
     memory.add_argument("--preset", default="inshop-vits16")
     memory.add_argument("--classes", type=int, help="default: the training set's; on the CPU at most 256")
@@ -90,7 +94,7 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
         return compare_tables(config, args.classes, device=args.device, steps=args.steps)
     refuse_unread(config.dataset, args.data)
     benchmark = load_benchmark(config.dataset, args.data, args.allow_partial)
-    cache = cache_folder(data_folder(config.dataset, args.data), args.cache)
+    cache = cache_folder(config.dataset, data_folder(config.dataset, args.data), args.cache)
     if args.kind == "epoch":
         return measure_epoch(config, benchmark, cache, device=args.device)
     measure = epoch_over_steps if args.train else compare_pipelines
