@@ -259,7 +259,7 @@ TABLE: dict[str, list[Case]] = {
              "alpha = [0.5] must be of type float, not list"),
         Case("not one of the choices", "`train --set method=vpsp`", runs.config("method=vpsp"),
              "method = 'vpsp' must be one of 'frozen', 'full', 'linear', 'adapter', 'lora', 'vpt', 'vptsp'"),
-        Case("impossible value", "`train --set alpha=2`", runs.config("alpha=2"), "alpha = 2.0 must lie in [0, 1]"),
+        Case("impossible value", "`train --set alpha=2`", runs.config("alpha=2"), "alpha = 2.0 must be in [0, 1]"),
         Case("no number", "`train --set lr=NaN`", runs.config("lr=NaN"), "lr = nan must be a finite number"),
         Case("impossible pair", "`train --set batch=7 samples_per_class=2`", runs.config("batch=7", "samples_per_class=2"),
              "batch = 7 must be a multiple of samples_per_class = 2"),

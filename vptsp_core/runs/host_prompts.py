@@ -38,8 +38,8 @@ class HostPrompts(ClassPrompts):
     def swap_in(self, classes: Tensor, optimizer: torch.optim.Optimizer, upcoming: Tensor | None = None) -> None:
         """As `ClassPrompts.swap_in`; the rows of ``upcoming`` are sent while this batch computes.
 
-        Both are (C',) on the CPU, so that nothing waits for the GPU. Other rows than the announced ones are fetched on the
-        spot.
+        Both are (C',) on the CPU, so that nothing waits for the GPU. Other rows than the announced ones are fetched
+        when they are asked for.
         """
         self.host_rows().take(classes, self.slots(optimizer))
         if upcoming is not None:
