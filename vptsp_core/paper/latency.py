@@ -101,7 +101,7 @@ class StepBench:
         self, config: RunConfig, form: str = "eager", device: str | None = None,
         *, classes: int | None = None, class_table: str = "auto",
     ) -> None:  # fmt: skip
-        check_choice("form", form, FORMS)
+        check_choice("form", form, tuple(FORMS))
         self.form, self.device = form, pick_device(device)
         self.model = random_model(config, self.device, classes, class_table)
         self.images, self.labels = random_batch(config, self.device)
@@ -312,7 +312,7 @@ def compare_forms(
         VptspError: the clone cannot be used, or its loss differs from ours.
     """
     for form in forms:
-        check_choice("--forms", form, FORMS)
+        check_choice("--forms", form, tuple(FORMS))
     if "eager" not in forms:
         raise ConfigError(f"--forms {','.join(forms)} must name eager, which the others are compared with")
     target = pick_device(device)
