@@ -181,7 +181,7 @@ DAMAGE = {
     "another family": (lambda h: h["config"].update(backbone="resnet18"), "is a ResNet"),
     "another backbone": (lambda h: h["config"].update(backbone="vit_tiny_patch16_224"), "does not fit"),
     "wide head": (lambda h: h["config"].update(embed_dim=10**6), "does not fit"),
-    "huge head": (lambda h: h["config"].update(embed_dim=10**12), "vit.sample_head.fc.bias does not fit the config beside it"),
+    "huge head": (lambda h: h["config"].update(embed_dim=10**12), "fc.bias does not fit the config beside it"),
     "large images": (lambda h: h["config"].update(image_size=10**6, resize=10**6), "cannot be built here"),
     "huge images": (lambda h: h["config"].update(image_size=10**7), "resize = 40 must be at least image_size = 10+"),
     "too deep": (lambda h: h["config"].update(prompt_layers=99), "prompt_layers = 99"),
