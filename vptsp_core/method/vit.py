@@ -82,7 +82,7 @@ def attend(attention: Attention, q: Tensor, kv: Tensor, prompt_kv: Tensor | None
 def by_products(q: Tensor) -> bool:
     """Whether `attend` takes two batched products and a softmax in place of torch's fused attention.
 
-    For q (B, heads, T, A / heads) in bf16 on a CPU: there the backward pass of the fused form takes several times as long.
+    For q (B, heads, T, A / heads) in bf16 on a CPU: there the fused form's backward pass takes several times as long.
     """
     return q.device.type == "cpu" and q.dtype is torch.bfloat16
 
@@ -177,8 +177,8 @@ class PromptedViT(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.autocast: torch.dtype | None = None
-        # Both towers as one batch of 2B rows, or as two batches. None: two on a CPU, whose caches hold the MLP of B rows
-        # and not of 2B (ViT-S/16, batch 16, 2 cores: 1.1 times quicker), one batch elsewhere.
+        # Both towers as one batch of 2B rows, or as two batches. None: two on a CPU, whose caches hold the MLP of B
+        # rows and not of 2B (ViT-S/16, batch 16, 2 cores: 1.1 times quicker), one batch elsewhere.
         self.one_batch: bool | None = None
         # Gradient checkpointing (Chen et al., arXiv 1604.06174): keep the inputs of the blocks alone, and compute each
         # block again in the backward pass. A step takes a third longer; the numbers are the same.
