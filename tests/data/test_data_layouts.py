@@ -228,6 +228,7 @@ def test_the_counts_add_up_to_the_published_totals():
             "steps where something has to be done by hand"
         )
         for part in known.parts:
+            assert part.checksum or not part.sources
             kind, _, digits = (part.checksum or "md5:" + "0" * 32).partition(":")
             assert len(digits) == {"md5": 32, "sha256": 64}[kind]
     assert DATASETS == ("glyphs", *CATALOG, "folder", "own")

@@ -26,10 +26,10 @@ from torchvision.transforms.functional import resize
 
 from vptsp_core.data.base import ImageSet
 from vptsp_core.data.folder import FORMATS, TURNED, FileSet, check_shape, orientation, read_image
-from vptsp_core.data.partfile import amount
 from vptsp_core.data.store import PixelStore, image_checksum, image_starts, resized
 from vptsp_core.data.threads import Threads
 from vptsp_core.errors import DataError
+from vptsp_core.system.bars import amount
 from vptsp_core.system.files import remove_temporaries, write_bytes
 from vptsp_core.system.locks import locked
 

@@ -15,9 +15,8 @@ from vptsp_core.data.base import ImageSet
 from vptsp_core.data.catalog import CATALOG, DataSet
 from vptsp_core.data.fetch import get, steps
 from vptsp_core.data.folder import IMAGE_SUFFIXES, FileSet, read_image
-from vptsp_core.data.partfile import amount
 from vptsp_core.errors import DataError
-from vptsp_core.system.bars import bar
+from vptsp_core.system.bars import amount, bar
 
 ALLOW_PARTIAL = "go on, with a warning, where it is not the whole published data set"
 
