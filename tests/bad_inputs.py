@@ -339,8 +339,6 @@ TABLE: dict[str, list[Case]] = {
         Case("metrics.json with a better R@1", "`train`, once more", runs.results("metrics.json", lambda v: {**v, "R@1": 1.0}),
              "DIR/results/runs/RUN/metrics.json: not what record.json has the checksum of (damaged, edited, or another "
              "run's); delete the folder and run it again"),
-        Case("decoded cache with one bit changed", "`train`, once more", runs.cache_bit,
-             "cache DIR/cache/STORE: damaged (an image does not fit its checksum); delete the folder, it will be made again"),
         Case("decoded cache with pickled code", "`train`, once more", runs.cache,
              "cache DIR/cache/STORE: not whole; delete the folder, it will be made again"),
     ],
