@@ -150,7 +150,7 @@ def scripted(monkeypatch, validation, test):
     """The epochs' R@1 on the held-out classes, and the test set's."""
     scores = iter(validation)
 
-    def evaluate(model, benchmark):
+    def evaluate(model, benchmark, **options):
         if benchmark.test.name == "test":
             tested.append(learned(model))
             return Scores({"R@1": test}, {"R@1": np.array([test], np.float32)})
@@ -200,10 +200,10 @@ def test_a_run_cut_short_ends_as_if_it_had_not_been(tmp_path, monkeypatch, bench
             if len(self.history) == 2:
                 raise Cut
 
-        def cut_in_test(model, benchmark):
+        def cut_in_test(model, benchmark, **options):
             if benchmark.test.name == "test":
                 raise Cut
-            return evaluate(model, benchmark)
+            return evaluate(model, benchmark, **options)
 
         if when == "after the second epoch":
             patch.setattr(Trainer, "_save", save_then_cut)
