@@ -169,7 +169,7 @@ TABLE: dict[str, list[Case]] = {
              "folder: DIR/data/split.csv has the column 'class' twice; keep one"),
         Case("classes that differ only in case", "`data check folder`", sets.other_case,
              WORKS + "they are two classes, with a warning",
-             "warning: folder: DIR/data: the classes A and a differ only in case; where they are one class, write it in one way"),
+             "warning: folder: DIR/data: the classes A and a differ only in case, spaces or how letters are stored; if they are one class, write it in one way"),
         Case("images in a sub-folder of a class folder", "`data check folder`", sets.nested,
              WORKS + "they are left out, with a warning that counts them",
              "warning: folder: 1 thing(s) in DIR/data are ignored, being no images or folders of them, the first a/more; "

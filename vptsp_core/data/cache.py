@@ -91,8 +91,8 @@ class _Work:
 
     def map(self, task: Callable[[int], Any], numbers: range, title: str) -> Iterator[list[Any]]:
         """``task`` of each number, in order, `CHUNK` of them at a time; the first error stops all."""
-        options = dict(total=numbers.stop, initial=numbers.start, unit="images")
-        with ThreadPoolExecutor(self.workers) as pool, bar(title=title, show=self.progress, **options) as shown:
+        shown = bar(None, title, numbers.stop, show=self.progress, initial=numbers.start, unit="images")
+        with ThreadPoolExecutor(self.workers) as pool, shown:
             for start in range(0, len(numbers), CHUNK):
                 done = list(pool.map(task, numbers[start : start + CHUNK]))
                 yield done
@@ -146,10 +146,10 @@ def _fill(images: FileSet, folder: Path, side: int, interpolation: str, work: _W
 
         for arrays in work.map(decode, range(count, len(images)), f"{images.name}: decoding"):
             for array in arrays:
-                pixels.write(np.ascontiguousarray(array))
+                pixels.write(array.tobytes())
             pixels.flush()
             os.fsync(pixels.fileno())  # pixels first, then the note that they are there
-            done.write(np.array([array.shape[:2] for array in arrays], np.int64))
+            done.write(np.array([array.shape[:2] for array in arrays], np.int64).tobytes())
             done.flush()
     np.save(folder / SIZES, np.fromfile(folder / DONE, np.int64).reshape(-1, 2))
     (folder / DONE).unlink()
