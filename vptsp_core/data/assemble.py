@@ -93,7 +93,7 @@ def _check_classes(name: str, listing: Listing, splits: dict[str, Rows]) -> None
                 raise DataError(
                     f"class {listing.root / label} has {count} image(s), at least 2 are needed; add or remove it"
                 )
-    elif listing.classes_of_one == "told" and (missed := _can_only_miss(splits)):
+    elif listing.classes_of_one == "warned of" and (missed := _can_only_miss(splits)):
         warnings.warn(f"{name}: {len(missed)} class(es) of {listing.source} have nothing to be found, the first "
                       f"{missed[0]}; their queries can only miss", stacklevel=4)  # fmt: skip
     if empty := [split for split, rows in splits.items() if not rows and (split != "train" or listing.splits[split])]:

@@ -25,7 +25,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
 from vptsp_core.data.base import ImageSet
-from vptsp_core.data.folder import FORMATS, FileSet
+from vptsp_core.data.folder import FORMATS, FileSet, stamps
 from vptsp_core.data.store import PixelStore, image_starts
 from vptsp_core.errors import DataError
 from vptsp_core.system.bars import amount, bar
@@ -181,12 +181,7 @@ def _decode(image: Image.Image, side: int, interpolation: str) -> np.ndarray:
 def _name(images: FileSet, side: int, interpolation: str) -> str:
     digest = hashlib.sha256(f"{FORMAT}{' as shown' if images.as_shown else ''}\n".encode())
     for path, name in zip(images.paths, images.relative_names(), strict=True):
-        try:
-            found = path.stat()
-        except OSError as error:
-            raise DataError(f"image {path}: {error.strerror}; get the data set again") from error
-        stamps = (found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
-        digest.update(os.fsencode(name) + f" {stamps}\n".encode())
+        digest.update(os.fsencode(name) + f" {stamps(path)}\n".encode())
     return f"{images.name.replace(' ', '-')}-{side}-{interpolation}-{digest.hexdigest()[:12]}"
 
 

@@ -186,7 +186,7 @@ def _augmented(
 
     own, threads = torch.get_num_threads(), _threads()
     list(_pool(threads).map(work, (range(i, len(boxes), threads) for i in range(threads))))
-    torch.set_num_threads(own)  # the pool's threads told torch otherwise, for themselves and those made later
+    torch.set_num_threads(own)  # the pool's threads set it for themselves and for those made later
     return out
 
 

@@ -36,7 +36,7 @@ class Listing:
         splits: ``train``, and ``test`` or ``query`` and ``gallery``; of each (path with ``/``, class) in order.
         notes: what the lists themselves lack.
         uncertain: the split rests on the order of the classes, so nothing may be missing.
-        classes_of_one: ``fine``, as in a benchmark's list, where they count as misses; ``told`` in a warning, or
+        classes_of_one: classes of one image are ``fine`` (a benchmark's own, which count as misses), ``warned of``, or
             ``refused``, whatever else is allowed.
         as_shown: images are read as a viewer shows them (`folder.read_image`).
     """

@@ -13,12 +13,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from vptsp_core.data.folder import IMAGE_SUFFIXES, not_read
+from vptsp_core.data.holdout import FEWEST, held_out_classes
 from vptsp_core.data.layouts import Listing, Rows, class_folders, plain
 from vptsp_core.errors import DataError
 
-EVERY = 5  # data set `own`: the last of every five classes, in name order, is for testing
-FEWEST = 10  # classes of two or more images, so that two are tested on: among one alone nothing can be confused
 COLUMNS = ("path", "class", "split")
 SPLITS = ("train", "test", "query", "gallery")
 VALIDATION = ("val", "valid", "validation")  # what others call a split that we make ourselves
@@ -68,15 +69,18 @@ def own_images(folder: Path, name: str) -> Listing:
 
 
 def _every_fifth(folder: Path, name: str, classes: dict[str, Rows]) -> set[str]:
-    several = [label for label, rows in classes.items() if len(rows) > 1]
-    if len(several) < FEWEST:
+    """As `holdout.held_out_classes` chooses, in name order."""
+    images = np.array([len(rows) for rows in classes.values()])
+    tested = held_out_classes(images)
+    if not tested.any():
         raise DataError(
-            f"{name}: {folder} holds {len(several)} class(es) of two or more images, at least {FEWEST} are needed, "
-            "since a fifth is kept for testing; add classes, or say in split.csv (path,class,split) which to test on"
+            f"{name}: {folder} holds {(images > 1).sum()} class(es) of two or more images, at least {FEWEST} are "
+            "needed, since a fifth is kept for testing; add classes, or say in split.csv (path,class,split) which to "
+            "test on"
         )
-    if singles := len(classes) - len(several):
+    if singles := (images == 1).sum():
         warnings.warn(f"{name}: {singles} class(es) of one image are trained on and never tested", stacklevel=2)
-    return set(several[EVERY - 1 :: EVERY])
+    return {label for label, chosen in zip(classes, tested, strict=True) if chosen}
 
 
 def _by_folder(folder: Path, name: str) -> dict[str, Rows]:
@@ -97,8 +101,8 @@ def _lost(folder: Path, ignored: Sequence[str]) -> str:
             folders[:] = [each for each in folders if not each.startswith(".")]
             names += [f"{inside}/{file}" for file in files if not file.startswith(".")]
     count = sum(each.lower().endswith(IMAGE_SUFFIXES) for each in names if "/" in each)
-    told = [f"{count:,} image(s) in sub-folders of class folders are not used"] if count else []
-    return "".join(f"; {each}" for each in (*told, not_read(names)) if each)
+    in_sub_folders = f"{count:,} image(s) in sub-folders of class folders are not used" if count else ""
+    return "".join(f"; {each}" for each in (in_sub_folders, not_read(names)) if each)
 
 
 def _by_split(rows: Sequence[Row], table: Path, name: str) -> Listing:
@@ -121,7 +125,7 @@ def _by_split(rows: Sequence[Row], table: Path, name: str) -> Listing:
             "something is trained"
         )
     _warn_of_similar(name, table, (row.label for row in rows))
-    return Listing(table, table.parent, splits, classes_of_one="told", as_shown=True)
+    return Listing(table, table.parent, splits, classes_of_one="warned of", as_shown=True)
 
 
 def _warn_of_similar(name: str, source: Path, labels: Iterable[str]) -> None:
@@ -198,8 +202,8 @@ def _lines(table: Path) -> tuple[list[str], str, int]:
         lines = list(file)
     delimiter = ""
     for before, line in enumerate(lines):
-        if told := re.fullmatch(rf'"?sep=([{DELIMITERS}])[{DELIMITERS}"\s]*', line, re.IGNORECASE):
-            delimiter = told[1]
+        if found := re.fullmatch(rf'"?sep=([{DELIMITERS}])[{DELIMITERS}"\s]*', line, re.IGNORECASE):
+            delimiter = found[1]
         elif line.strip(f"{DELIMITERS} \r\n"):
             return lines, delimiter or max(DELIMITERS, key=line.count), before
     return [], ",", 0
