@@ -14,7 +14,7 @@ def history(trials: pd.DataFrame, judge: str, reference: float | None = None, la
     """Every trial's R@1 in order, and the best so far; crosses on the axis are trials that could not be run.
 
     Args:
-        trials: of `paper.search_frames.trials_frame`.
+        trials: of `paper.search_study.trials_frame`.
         judge: what R@1 is of, for the axis: "test classes".
         reference: R@1 in percent that a dashed line marks, called ``label``.
     """
@@ -40,7 +40,7 @@ def importance(shares: pd.Series, trials: int) -> Figure:
     """Bars, the most important key on top.
 
     Args:
-        shares: of `paper.search_frames.importance`; no rows give an empty frame that says so.
+        shares: of `paper.search_study.importance`; no rows give an empty frame that says so.
         trials: from how many they come.
     """
     fig = Figure(figsize=(7.0, 0.9 + 0.32 * max(len(shares), 3)), layout="constrained")
