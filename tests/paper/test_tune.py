@@ -211,8 +211,11 @@ def test_choices_that_cannot_be_trained_are_left_out_with_the_reason(tmp_path, m
     np.testing.assert_array_equal(frame["best so far"], best)
     assert frame["best so far"].is_monotonic_increasing or np.isnan(best[0])
     fig = plots_tune.history(frame, "test classes", 50.0)
-    drawn = {str(line.get_label()): list(line.get_xdata()) for line in fig.axes[0].lines}
-    assert drawn["trial"] == list(frame["trial"][~of_sgd]) and drawn["left out"] == list(frame["trial"][of_sgd])
+    points, ticks = fig.axes[0].collections
+    assert list(points.get_offsets()[:, 0].compressed()) == list(frame["trial"][~of_sgd])
+    assert [segment[0, 0] for segment in ticks.get_segments()] == list(frame["trial"][of_sgd])
+    texts = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert texts == ["trial", "best so far", "start", "left out"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), VptspError("the disk is full")])

@@ -44,6 +44,7 @@ FAMILIES = {  # of the methods in table 1: colour and marker; hollow without Bit
 }  # fmt: skip
 PROXIES = {"O": ("v", "original proxy O"), "P": ("s", "semantic proxy P"), "Q": ("*", "composed proxy Q")}
 LIGHT = 0.5  # opacity of the paper's series
+RANGE: Any = {"estimator": "median", "errorbar": ("pi", 100)}  # for seaborn: of `ranged`
 RING: Any = {
     "linestyle": "", "marker": "o", "markersize": 19, "zorder": 3,
     "markerfacecolor": "none", "markeredgecolor": BLACK, "markeredgewidth": 1.2,
@@ -113,6 +114,12 @@ def _with_palette(png: io.BytesIO) -> io.BytesIO:
     quantised = picture.convert("RGB").quantize(256)
     quantised.save(small, "PNG", optimize=True, pnginfo=told, dpi=picture.info.get("dpi"))
     return small
+
+
+def ranged(table: pd.DataFrame, column: str, low: pd.Series, high: pd.Series) -> pd.DataFrame:
+    """Each row three times, with ``column`` at its low end, at its value and at its high end: with `RANGE`, seaborn
+    draws the value and its range."""
+    return pd.concat([table.assign(**{column: values}) for values in (low, table[column], high)], ignore_index=True)
 
 
 @_house

@@ -7,6 +7,7 @@ against each other, the shapes are. Where our x axis covers the paper's, the two
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from seaborn import lineplot
 
-from vptsp_core.figures.style import BLUE, GREY, LIGHT, ORANGE, VERMILION, _house, _ring, _ring_entry
+from vptsp_core.figures.style import BLUE, GREY, LIGHT, ORANGE, RANGE, VERMILION, _house, _ring, _ring_entry, ranged
 from vptsp_core.paper.figure3_tables import Panel
 
 ACROSS = 4  # panels beside each other
@@ -77,12 +79,13 @@ def _ours(ax: Axes, panel: Panel, y: str) -> None:
         ax.text(0.5, 0.5, "no runs", color=GREY, ha="center", va="center", transform=ax.transAxes)
         ax.set(xticks=[], yticks=[])
         return
-    ax.plot(ours["x"], ours[y], f"{marker}-", color=colour)
+    half = ours[f"{y} ±"].fillna(0)
+    seeds = ranged(ours, y, ours[y] - half, ours[y] + half)
+    band: Any = {**RANGE, "err_kws": {"alpha": 0.18, "linewidth": 0}} if half.any() else {"errorbar": None}
+    lineplot(seeds, x="x", y=y, marker=marker, color=colour, markeredgecolor=colour, legend=False, ax=ax, **band)
+    ax.set(xlabel="", ylabel=f"ours: {y}, %")
     if y == "R@1":  # by which the highest was chosen
         _ring(ax, ours[ours["x"].isin(panel.unclear)], "x", y)
-    half = ours[f"{y} ±"].fillna(0)
-    if half.any():
-        ax.fill_between(ours["x"], ours[y] - half, ours[y] + half, color=colour, alpha=0.18, linewidth=0)
     _places(ax, panel, ours["x"])
 
 
