@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from seaborn import lineplot
 
 from vptsp_core.figures.style import BLUE, GREY, LIGHT, ORANGE, RANGE, VERMILION, _house, _ring, _ring_entry, ranged
-from vptsp_core.paper.figure3_tables import Panel
+from vptsp_core.paper.figure3 import Panel
 
 ACROSS = 4  # panels beside each other
 OURS = {"R@1": (BLUE, "o"), "MAP@R": (VERMILION, "D")}

@@ -132,7 +132,7 @@ def study_name(base: RunConfig, changes: Mapping[str, Any] | None = None) -> str
 
 
 def results_folder(results: str | Path | None) -> Path:
-    """The folder to which `runs.run.run` writes, too."""
+    """The folder of the results, as `runs.run.run` finds it."""
     return Path(results or os.environ.get("VPTSP_RESULTS") or "results").expanduser().absolute()
 
 
