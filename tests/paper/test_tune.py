@@ -103,9 +103,9 @@ def test_space_is_table_9_as_printed():
     assert rows == {(group, attribute) for group, keys in KEYS.items() for attribute in keys}
 
 
-@pytest.mark.parametrize("method", ["full", "linear", "adapter", "vpt", "vptsp"])
+@pytest.mark.parametrize("method", ["adapter", "vptsp"])  # these two have all keys
 def test_every_value_of_the_space_makes_a_run_description(method):
-    base = preset("cub200-vits16", method=method, bitfit=False)
+    base = preset("cub200-vits16", method=method)
     space = fitting_space(base, classes=100)
     assert space == paper_space(method)  # ViT-S/16 on CUB takes all of it
     for key, values in space.items():
@@ -113,8 +113,7 @@ def test_every_value_of_the_space_makes_a_run_description(method):
             config = base.replace(**{key: value})
             config.check_depth(12)
             assert getattr(config, key) == value and type(getattr(config, key)) is type(value)
-    if method != "full":
-        assert len({base.replace(**{key: v}).hash() for key, values in space.items() for v in values}) > len(space)
+        assert len({base.replace(**{key: value}).hash() for value in values}) == len(values)
 
 
 def test_what_does_not_fit_is_left_out_by_rule():

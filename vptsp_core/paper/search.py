@@ -84,7 +84,6 @@ def tune(
     Raises:
         VptspError: the database cannot be used, has the study of another base or space, or a run failed.
     """
-    folder = results_folder(results)
     if trials is not None and trials < 1:
         raise ConfigError(f"trials = {trials} must be at least 1")
     if str(workers).startswith("tcp://"):
@@ -94,7 +93,8 @@ def tune(
         )
     several = check_workers(workers)
     base = base.with_whole_path()
-    url = storage or file_url(writable_folder(folder).resolve() / "search.db")
+    folder = writable_folder(results_folder(results))
+    url = storage or file_url(folder.resolve() / "search.db")
     name = name or study_name(base)
     data = data_folder(base.dataset, data)
     benchmark = load_benchmark(base.dataset, data, options.get("allow_partial", False))
@@ -106,9 +106,12 @@ def tune(
     with locked(folder / LOCK):
         study = open_study(url, name, base, space, trials)
     if several is None:
-        shown = bool(options["progress"]) and is_log()  # in a terminal ``tell`` is enough
-        with database(url), bar(title=name, total=study.user_attrs["trials"], unit="trials", show=shown) as progress:
-            _work(study, lambda trial: _trained(trial, base, space, classes, options), folder / LOCK, tell, progress)
+        shown = bar(
+            title=name, initial=counts(study)[0], total=study.user_attrs["trials"], unit="trials",
+            show=bool(options["progress"]) and is_log(),  # in a terminal ``tell`` is enough
+        )  # fmt: skip
+        with database(url), shown:
+            _work(study, lambda trial: _trained(trial, base, space, classes, options), folder / LOCK, tell, shown)
         return study
     count = torch.cuda.device_count() if several == "gpus" else int(several)
     again = dict(base=base, storage=url, name=name, keep=keep, tell=tell, **options)
