@@ -414,7 +414,7 @@ def test_an_image_of_ones_own_is_asked_by_path_and_by_upload(opened, explorer, t
     said, cards = shown(explorer)
     assert "your image" in said and [c.strip() for c in cards[1:]] == expected
     explorer._uploaded(({"name": "<b>.png", "content": memoryview(b"no image")},))
-    assert "<b>.png is no readable image" in shown(explorer)[0] and "<b>.png" not in explorer.said.value
+    assert "<b>.png is not a readable image" in shown(explorer)[0] and "<b>.png" not in explorer.said.value
     explorer.file.value = str(tmp_path / "absent.png")
     assert "absent.png" in shown(explorer)[0]
 

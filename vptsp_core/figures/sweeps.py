@@ -1,7 +1,7 @@
 """Figure 3 as the paper prints it, a panel each, in the house style of `vptsp_core.figures.style`.
 
-Our curve and the paper's lie in axes of their own, one above the other: the scales of unlike data are not to be read
-against each other, the shapes are. Where our x axis covers the paper's, the two share it.
+Our curve and the paper's have separate axes, one above the other: compare their shapes, not their scales, which come
+from different data. Where our x axis covers enough of the paper's, the two share it.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _apart(places: list[float], logarithmic: bool) -> list[float]:
 
 
 def _share(above: Axes, below: Axes, panel: Panel) -> None:
-    """One x axis for both, where ours lies within the paper's and covers half of it or more."""
+    """One x axis for both, where ours is within the paper's and covers at least half of it."""
     ours, paper = panel.ours.get("x", pd.Series(dtype=float)), panel.paper["x"]
     if ours.empty or paper.empty or ours.min() < paper.min() or ours.max() > paper.max():
         return

@@ -38,8 +38,8 @@ def classes(table: pd.DataFrame, count: int = 15) -> Figure:
     for y, (recall, other, times) in enumerate(zip(lowest["R@1"], lowest["most taken for"], lowest["times"])):
         if times:  # beside its bar, or in it where there is no room
             x, side, colour = (recall - 1, "right", "white") if recall > 55 else (recall + 1, "left", "#404040")
-            told = f"{times} x {short_name(other)}"
-            bars.text(x, y, told, ha=side, va="center", fontsize=9, color=colour)
+            text = f"{times} x {short_name(other)}"
+            bars.text(x, y, text, ha=side, va="center", fontsize=9, color=colour)
     bars.set_yticks(places, [short_name(name) for name in lowest["name"]], fontsize=9)
     bars.set(xlabel="R@1, %", xlim=(0, 100), title=f"lowest {len(lowest)}, and what each is most taken for")
     bars.grid(axis="y", visible=False)

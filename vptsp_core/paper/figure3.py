@@ -22,7 +22,7 @@ from vptsp_core.runs.folder import Run
 from vptsp_core.runs.run import build_model
 
 METRICS = ("R@1", "MAP@R", "MAP@R released")
-WITHOUT_CLASS_PROMPTS = "VPT + BitFit"  # what is left of `BEST` when nobody has class prompts
+WITHOUT_CLASS_PROMPTS = "VPT + BitFit"  # `BEST` without class prompts
 
 
 class Point(NamedTuple):
@@ -68,7 +68,7 @@ SWEEPS: dict[str, Sweep] = {
         "class_prompts", "tunable parameters", "class-prompt parameters, K",
         "nearly flat: CUB 85.0 at 0, highest at 1,500 K (85.5), 84.5 from 2,500 K on",
         {
-            # Class prompts of 100 classes in 12 blocks of width 384: 461 K for each m. The released m = 3 then lies at
+            # Class prompts of 100 classes in 12 blocks of width 384: 461 K for each m. The released m = 3 is then at
             # 1,382 K, where the paper's curve has its maximum, and its seven points are m = 0 to 6.
             "paper": {m: 500 * m for m in range(7)},
             "tiny": {m: 500 * m for m in range(7)},  # of width 192: half the parameters for each m
@@ -203,7 +203,7 @@ def left_out(panel: str, profile: str, **changes: Any) -> str:
 
 
 def train_classes(config: RunConfig) -> int:
-    """Classes of the training split, as published; of images of one's own as many as one likes."""
+    """Classes of the training split, as published; of your own images any number."""
     if config.dataset in CATALOG:
         return CATALOG[config.dataset].counts["train"][0]
     return 100 if config.dataset == "glyphs" else 2**31
