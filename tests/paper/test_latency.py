@@ -4,6 +4,7 @@ import json
 import time
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -150,6 +151,10 @@ def test_the_figure_has_every_cell_on_its_line():
     assert len(both.containers) == 4 and isinstance(paper, pd.DataFrame)
 
 
+def widths(ax) -> list[float]:
+    return [bar.get_width() for bar in ax.patches if bar.get_width() > 0]
+
+
 def test_the_figure_of_forms_has_a_bar_for_everything_that_was_measured():
     cells = [("VPT", 32, "eager"), ("VPT", 32, "released"), ("VPT", 64, "eager"), ("Adapter", 64, "eager")]
     measured = pd.DataFrame(cells, columns=["method", "batch", "form"]).assign(
@@ -162,12 +167,8 @@ def test_the_figure_of_forms_has_a_bar_for_everything_that_was_measured():
     )
     fig = latency.forms(measured, "here")
     (first, _, second, memory) = fig.axes
-    assert [bar.get_width() for bar in first.patches] == [4, 8] and [bar.get_width() for bar in second.patches] == [
-        5,
-        6,
-    ]
-    assert [bar.get_width() for bar in memory.patches] == [2, 3]
+    assert [widths(ax) for ax in (first, second, memory)] == [[4, 8], [5, 6], [2, 3]]
     assert [label.get_text() for label in second.get_yticklabels()] == ["VPT", "Adapter"]
-    (line,) = first.containers[1].errorbar.lines[2]
-    assert line.get_segments()[0][:, 0].tolist() == [3, 6], "quartiles"
+    ends = [(np.nanmin(line.get_xdata()), np.nanmax(line.get_xdata())) for line in first.lines]
+    assert (3, 6) in ends and (7, 9) in ends, "quartiles"
     assert [text.get_text() for text in fig.legends[0].get_texts()] == ["eager", "released"]

@@ -429,7 +429,7 @@ def _long(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def record(configs: Mapping[tuple[str, int], RunConfig], device: torch.device) -> pd.DataFrame:
-    """What was measured on what, in the form of `report.record_table`: no run was trained, so there is no data."""
+    """The machine and the models, as `report.record_table` shows them for runs; here no run is trained."""
     made = made_with(device)
     facts = {
         "commit": made["commit"],
