@@ -1,25 +1,35 @@
-"""Parts of a static page: the shell with its style, Markdown, figures as data URIs. No script, no network."""
+"""Parts of static pages: the templates in assets/, Markdown, pictures as data URIs, executed notebooks. No script, no
+network."""
 
 from __future__ import annotations
 
 import base64
 import io
-from html import escape
+import re
 from pathlib import Path
-from string import Template
+from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from vptsp_core.errors import VptspError
+from vptsp_core.publish.parameters import read
 from vptsp_core.system.places import ASSETS
 
-DPI = 110  # of the pictures in the page; those in figures/ have 200
+DPI = 110  # of the figures in the results page; those in figures/ have 200
+WIDTH = 1800  # pixels of the widest picture in an executed notebook, about twice what it is shown at
+TEMPLATES = Environment(
+    loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
 
-
-def document(title: str, body: str, meta: str = "") -> str:
-    """A whole page around ``body``, which is HTML; ``title`` is text, ``meta`` what else the head holds."""
-    shell, css = ((ASSETS / name).read_text(encoding="utf-8") for name in ("page.html", "page.css"))
-    return Template(shell).substitute(title=escape(title), body=body, css=css, meta=meta)
+# nbconvert's basic template, without what needs a script (widgets, JavaScript).
+_NOTEBOOK = """{%- extends 'index.html.j2' -%}
+{%- block input_group -%}
+<details><summary>code</summary>{{ super() }}</details>
+{%- endblock input_group -%}
+{%- block data_javascript -%}{%- endblock -%}
+{%- block data_widget_view -%}{%- endblock -%}
+{%- block footer -%}{%- endblock -%}"""
 
 
 def markdown(text: str) -> str:
@@ -30,8 +40,43 @@ def markdown(text: str) -> str:
     return rendered
 
 
+def notebook_html(path: Path, name: str) -> str:
+    """The page of an executed notebook called ``name``: code folded away, pictures palettised."""
+    from nbconvert import HTMLExporter
+
+    notebook = read(path)
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            _shrink(output)
+    exporter = HTMLExporter(
+        template_name="basic", raw_template=_NOTEBOOK, exclude_input_prompt=True, exclude_output_prompt=True
+    )
+    body = exporter.from_notebook_node(notebook, resources={"metadata": {"name": name}})[0]
+    heading = re.search(r"^# (.+)$", notebook.cells[0].source, re.MULTILINE) if notebook.cells else None
+    title = heading[1].replace("*", "") if heading else name
+    return TEMPLATES.get_template("notebook.html").render(title=title, name=name, body=body)
+
+
+def figure(path: Path, caption: str) -> dict[str, Any]:
+    """A figure for the page: ``src`` (a data URI), ``width`` and ``height``, and ``words``, its own description or else
+    ``caption``.
+
+    Raises:
+        VptspError: the file is no picture.
+    """
+    try:
+        content, texts = small_png(path.read_bytes(), dpi=DPI)
+    except (OSError, VptspError) as error:
+        raise VptspError(f"{path.name}: {error}") from None
+    with Image.open(io.BytesIO(content)) as image:
+        width, height = (round(size * 100 / DPI) for size in image.size)
+    source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    return {"src": source, "width": width, "height": height, "words": texts.get("Description", caption)}
+
+
 def small_png(content: bytes, *, dpi: float | None = None, width: int | None = None) -> tuple[bytes, dict[str, str]]:
-    """A PNG in at most 256 colours and what is written in it; ``dpi`` or a largest ``width`` (pixels) shrinks it.
+    """A PNG in at most 256 colours and the texts that it holds; ``dpi`` or a largest ``width`` (pixels) shrinks it.
 
     Raises:
         VptspError: it is no picture.
@@ -52,22 +97,13 @@ def small_png(content: bytes, *, dpi: float | None = None, width: int | None = N
     return out.getvalue(), texts
 
 
-def figure_html(path: Path, caption: str) -> str:
-    """A figure inside the page (a data URI), linked to its file; the caption is the picture's own description, else
-    ``caption``.
-
-    Raises:
-        VptspError: the file is no picture.
-    """
+def _shrink(output: Any) -> None:
+    """Palettise a picture among a cell's outputs; one that is no PNG stays."""
+    content = output.get("data", {}).get("image/png")
+    if not content:
+        return
     try:
-        content, texts = small_png(path.read_bytes(), dpi=DPI)
-    except (OSError, VptspError) as error:
-        raise VptspError(f"{path.name}: {error}") from None
-    said = escape(texts.get("Description", caption))
-    with Image.open(io.BytesIO(content)) as image:
-        size = f'width="{round(image.width * 100 / DPI)}" height="{round(image.height * 100 / DPI)}"'
-    source = base64.b64encode(content).decode()
-    return (
-        f'<figure><a href="figures/{escape(path.name)}"><img src="data:image/png;base64,{source}" alt="{said}" {size}>'
-        f"</a><figcaption>{said}</figcaption></figure>\n"
-    )
+        smaller = small_png(base64.b64decode(content), width=WIDTH)[0]
+    except (ValueError, VptspError):
+        return
+    output["data"]["image/png"] = base64.b64encode(smaller).decode()
