@@ -21,7 +21,7 @@ from vptsp_core.errors import VptspError
 from vptsp_core.method.presets import preset
 from vptsp_core.paper import report
 from vptsp_core.publish import page
-from vptsp_core.publish.html import notebook_html, small_png
+from vptsp_core.publish.html import notebook_html
 from vptsp_core.publish.manifest import Manifest
 from vptsp_core.publish.parameters import FOLDER, discover, read
 from vptsp_core.publish.session import Session
@@ -95,10 +95,10 @@ def folders(tmp_path, capsys) -> tuple[Path, Path]:
     sources.mkdir()
     source(sources, "table10_latency", "# Table 10: time")
     aside = "**What can be compared.** In the\nsecond cell."
-    source(sources, "fig3_ablations", "# Figure 3", f"rest of it\n\n{aside}")
+    source(sources, "fig3_ablations", "# Figure 3", "more", aside)
     source(sources, "tour", "# Tour")
-    rest = "Rest of it.\n\n**What can be compared.** Little."
-    source(sources, "table2_sota", f"# Table 2: {EVIL}\n\n**Claim** {EVIL}:\n\n- R@1 86.6\n\n{rest}")
+    rest = ("Rest of it.", "**What can be compared.** Little.")
+    source(sources, "table2_sota", f"# Table 2: {EVIL}\n\n**Claim** {EVIL}:\n\n- R@1 86.6", *rest)
     source(sources, "table4_components", "# Table 4\n\nClaim four.")
     columns = {
         ("R@1", "paper"): [86.6, 85.35, np.nan], ("R@1", "ours"): [61.7512, np.nan, 1 / 3],
@@ -199,7 +199,7 @@ def test_what_is_missing_stands_there_with_its_command(folders):
     listed = shown.words[shown.words.index("What is missing") : shown.words.index("How to read this")]
     assert f"table2_sota: Not run: DINO & co: no weights. Again: {command} table2" in listed
     assert "table4_components: table4_components.csv cannot be read" in listed and f"{command} table4)" in listed
-    assert "table4_components_cars.png: not a readable picture" in listed
+    assert "table4_components_cars.png is not a readable picture" in listed
     (results / "demo" / "manifests" / "table2_sota.json").write_text('{"tables": 3, "other": 1}')
     words = Page(page.build(results, "demo", sources)).words
     assert "table2_sota.json cannot be read" in words and "--only table2)" in words
@@ -309,7 +309,7 @@ def test_notebook_page_needs_no_network_and_folds_code(tmp_path):
         new_output("display_data", {"application/javascript": "alert(1)", "text/plain": "js"}),
         new_output("stream", text="a < b\n"), new_output("display_data", {"image/png": "bm90IGEgcG5n"}),
     ]  # fmt: skip
-    cells = [new_markdown_cell("# Table 9: *how*\n\nText."), new_code_cell("value = 'code'  # why", outputs=outputs)]
+    cells = [new_markdown_cell("# Table 9: how\n\nText."), new_code_cell("value = 'code'  # why", outputs=outputs)]
     state = {"widgets": {"application/vnd.jupyter.widget-state+json": {"state": {}}}}
     path = tmp_path / "x.ipynb"
     nbformat.write(new_notebook(cells=cells, metadata=state), path)
@@ -323,24 +323,7 @@ def test_notebook_page_needs_no_network_and_folds_code(tmp_path):
     assert "61.8" in shown.tables[0][-1][-1] or "61.7" in shown.tables[0][-1][-1]
     assert "a < b" in shown.words
     assert "a curve" in shown.all("img", "alt") and "400" in shown.all("img", "width")
-    picture = base64.b64decode(shown.all("img", "src")[0].partition(",")[2])
-    with Image.open(io.BytesIO(picture)) as image:
-        assert image.mode == "P" and image.size == (800, 600)
     assert len(html) - sum(map(len, shown.all("img", "src"))) < 20_000
-
-
-def test_small_png_keeps_the_picture(tmp_path):
-    pixels = np.zeros((40, 60, 4), np.uint8)
-    pixels[:, :30] = (0, 114, 178, 255)  # right half transparent: white on any page
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", dpi=(200, 200))
-    small, _ = small_png(buffer.getvalue(), dpi=100)
-    with Image.open(io.BytesIO(small)) as image:
-        assert image.size == (30, 20)
-        shown = np.asarray(image.convert("RGB")).astype(int)
-    assert np.abs(shown[:, :14] - (0, 114, 178)).max() <= 3 and np.abs(shown[:, 16:] - 255).max() <= 3
-    with Image.open(io.BytesIO(small_png(buffer.getvalue(), width=1000)[0])) as image:
-        assert image.size == (60, 40)  # never enlarged
 
 
 def test_our_notebooks_need_no_formula_renderer():

@@ -1,11 +1,9 @@
-"""Parts of static pages: the templates in assets/, Markdown, pictures as data URIs, executed notebooks. No script, no
-network."""
+"""Parts of static pages: the templates in assets/, Markdown, figures, executed notebooks. No script, no network."""
 
 from __future__ import annotations
 
 import base64
 import io
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from vptsp_core.publish.parameters import read
 from vptsp_core.system.places import ASSETS
 
 DPI = 110  # of the figures in the results page; those in figures/ have 200
-WIDTH = 1800  # pixels of the widest picture in an executed notebook, about twice what it is shown at
 TEMPLATES = Environment(
     loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
@@ -41,21 +38,28 @@ def markdown(text: str) -> str:
 
 
 def notebook_html(path: Path, name: str) -> str:
-    """The page of an executed notebook called ``name``: code folded away, pictures palettised."""
+    """The page of an executed notebook called ``name``; its code is folded away."""
     from nbconvert import HTMLExporter
 
     notebook = read(path)
     notebook.metadata.pop("widgets", None)
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            _shrink(output)
     exporter = HTMLExporter(
         template_name="basic", raw_template=_NOTEBOOK, exclude_input_prompt=True, exclude_output_prompt=True
     )
     body = exporter.from_notebook_node(notebook, resources={"metadata": {"name": name}})[0]
-    heading = re.search(r"^# (.+)$", notebook.cells[0].source, re.MULTILINE) if notebook.cells else None
-    title = heading[1].replace("*", "") if heading else name
-    return TEMPLATES.get_template("notebook.html").render(title=title, name=name, body=body)
+    return TEMPLATES.get_template("notebook.html").render(title=opening(notebook, name)[0], name=name, body=body)
+
+
+def opening(notebook: Any, name: str) -> tuple[str, str, str, str]:
+    """Of a notebook's Markdown before its code: the title and the claim, which are the first cell; the cell "What can
+    be compared"; and the rest."""
+    cells = [str(cell.source) for cell in notebook.cells]
+    code = [cell.cell_type == "code" for cell in notebook.cells]
+    first, *others = cells[: code.index(True) if True in code else None] or [""]
+    title, _, claim = first.partition("\n")
+    compared = [text for text in others if text.startswith("**What can be compared.**")]
+    more = [text for text in others if text not in compared]
+    return title.lstrip("# ") or name, claim, "\n\n".join(compared), "\n\n".join(more)
 
 
 def figure(path: Path, caption: str) -> dict[str, Any]:
@@ -66,44 +70,15 @@ def figure(path: Path, caption: str) -> dict[str, Any]:
         VptspError: the file is no picture.
     """
     try:
-        content, texts = small_png(path.read_bytes(), dpi=DPI)
-    except (OSError, VptspError) as error:
-        raise VptspError(f"{path.name}: {error}") from None
-    with Image.open(io.BytesIO(content)) as image:
-        width, height = (round(size * 100 / DPI) for size in image.size)
-    source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-    return {"src": source, "width": width, "height": height, "words": texts.get("Description", caption)}
-
-
-def small_png(content: bytes, *, dpi: float | None = None, width: int | None = None) -> tuple[bytes, dict[str, str]]:
-    """A PNG in at most 256 colours and the texts that it holds; ``dpi`` or a largest ``width`` (pixels) shrinks it.
-
-    Raises:
-        VptspError: it is no picture.
-    """
-    try:
-        with Image.open(io.BytesIO(content)) as opened:
-            texts = {str(key): value for key, value in opened.info.items() if isinstance(value, str)}
-            factor = dpi / opened.info.get("dpi", (200, 200))[0] if dpi else (width or opened.width) / opened.width
-            image = opened.convert("RGBA")
+        with Image.open(path) as opened:
+            scale = DPI / opened.info.get("dpi", (200, 200))[0]
+            words = opened.info.get("Description", caption)
+            image = opened.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:  # Pillow's ways to say so
-        raise VptspError(f"not a readable picture ({error}); run its notebook again") from None
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    if factor < 1:
-        size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-        image = image.resize(size, Image.Resampling.LANCZOS)
+        raise VptspError(f"{path.name} is not a readable picture ({error}); run its notebook again") from None
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     image.quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
-    return out.getvalue(), texts
-
-
-def _shrink(output: Any) -> None:
-    """Palettise a picture among a cell's outputs; one that is no PNG stays."""
-    content = output.get("data", {}).get("image/png")
-    if not content:
-        return
-    try:
-        smaller = small_png(base64.b64decode(content), width=WIDTH)[0]
-    except (ValueError, VptspError):
-        return
-    output["data"]["image/png"] = base64.b64encode(smaller).decode()
+    width, height = (round(size * 100 / DPI) for size in image.size)
+    source = f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+    return {"src": source, "width": width, "height": height, "words": words}

@@ -38,7 +38,6 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value),
     ),
 }
-_INJECTED = re.compile(r"^# Parameters$", re.MULTILINE)  # begins the cell that papermill puts after the parameters
 
 
 def discover(only: Sequence[str] = (), folder: Path = FOLDER, profile: str = "demo") -> list[Path]:
@@ -106,36 +105,23 @@ def check_given() -> None:
 
     shell = get_ipython()
     cells: list[str] = [] if shell is None else shell.user_ns["In"]
-    injected = [at for at, cell in enumerate(cells) if _INJECTED.search(cell)]
-    if not injected:
+    injected = [at for at, cell in enumerate(cells) if "# Parameters" in cell.splitlines()]  # papermill's first line
+    if shell is None or not injected:
         return
-    assert shell is not None
-    given = _assigned(cells[injected[-1]], shell.user_ns)
-    before = [names for cell in cells[: injected[-1]] if (names := _assigned(cell, {}))]
-    for name, value in given.items():
-        check_parameter(name, value, before[-1])
+    before = [names for cell in cells[: injected[-1]] if (names := _assigned(cell))]
+    for name in _assigned(cells[injected[-1]]):
+        check_parameter(name, shell.user_ns[name], before[-1])
 
 
-def _assigned(cell: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The names that a cell assigns, each with its value: a literal, else what ``values``, the kernel's, hold, or None.
-    Magics, and whatever else the cell does, are left aside.
+def _assigned(cell: str) -> dict[str, Any]:
+    """The names that a cell assigns, each with its value where that is a literal, else None."""
+    from papermill.translators import PythonTranslator
 
-    Raises:
-        ConfigError: the cell is not Python.
-    """
-    from IPython.core.inputtransformer2 import TransformerManager
-
-    try:
-        statements = ast.parse(TransformerManager().transform_cell(cell)).body
-    except SyntaxError as error:
-        raise ConfigError(f"the cell of parameters cannot be read ({error.msg}); write name = value") from None
     assigned: dict[str, Any] = {}
-    for statement in statements:
-        match statement:
-            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
-                assigned[name] = values.get(name)
-                with contextlib.suppress(ValueError, TypeError):  # no literal
-                    assigned[name] = ast.literal_eval(statement.value or "None")
+    for parameter in PythonTranslator.inspect({"source": cell}):
+        assigned[parameter.name] = None
+        with contextlib.suppress(ValueError, TypeError, SyntaxError):
+            assigned[parameter.name] = ast.literal_eval(parameter.default)
     return assigned
 
 
