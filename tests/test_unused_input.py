@@ -103,8 +103,7 @@ def test_presets_and_tables_stay_silent():
 
 def _write(folder, name, parameters, code):
     cells = [new_code_cell(parameters, metadata={"tags": ["parameters"]}), new_code_cell(code)]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(new_notebook(cells=cells, metadata=kernel), folder / f"{name}.ipynb")
+    nbformat.write(new_notebook(cells=cells), folder / f"{name}.ipynb")
 
 
 def test_an_option_that_no_notebook_has_is_refused_and_one_that_some_have_is_told(tmp_path, capsys):

@@ -6,10 +6,7 @@ import errno
 import io
 import os
 import re
-import signal
-import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -30,9 +27,8 @@ PARAMETERS = 'profile = "demo"\ndata = None\nresults = "results"\nseeds = [0]'
 def write(folder: Path, name: str, *cells: str, parameters: str | None = PARAMETERS) -> Path:
     tagged = [] if parameters is None else [new_code_cell(parameters, metadata={"tags": ["parameters"]})]
     path = folder / f"{name}.ipynb"
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     cells = [new_markdown_cell("# A"), *tagged, *map(new_code_cell, cells)]
-    nbformat.write(new_notebook(cells=cells, metadata=kernel), path)
+    nbformat.write(new_notebook(cells=cells), path)
     return path
 
 
@@ -202,36 +198,6 @@ def test_what_cannot_work_is_one_error_line(tmp_path):
     (tmp_path / "a.ipynb").write_text("{")
     with pytest.raises(VptspError, match="not a readable notebook"):
         runner.run_notebooks(results=tmp_path / "results", folder=tmp_path)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="sends signals")
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ctrl_c_and_sigterm_stop_promptly_and_the_kernel_lets_go_of_what_it_holds(tmp_path, number, status):
-    sleeps = "try:\n    time.sleep(600)\nfinally:\n    open(results + '/let_go', 'w').close()"
-    write(tmp_path, "a", f"import time\nopen(results + '/started', 'w').close()\n{sleeps}")
-    write(tmp_path, "b", "1")
-    code = (
-        "import signal, sys\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where a shell runs us with &
-        "from pathlib import Path\n"
-        "from vptsp_core import __main__\nfrom vptsp_core.publish import runner as notebooks\n"
-        "folder = Path(sys.argv[1])\n"
-        "notebooks.run_notebooks.__defaults__ = (*notebooks.run_notebooks.__defaults__[:-1], folder)\n"
-        "sys.exit(__main__.main(['notebooks', '--results', str(folder / 'results')]))\n"
-    )
-    (tmp_path / "results").mkdir()
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=runner.CHECKOUT, stderr=subprocess.PIPE, text=True
-    )
-    until = time.monotonic() + 60
-    while not (tmp_path / "results" / "started").exists() and time.monotonic() < until:
-        time.sleep(0.1)
-    process.send_signal(number)
-    _, printed = process.communicate(timeout=120)  # it would sleep for 600
-    assert process.returncode == status
-    assert printed.splitlines() == ["stopped; the same command goes on where it was"]
-    assert (tmp_path / "results" / "let_go").exists()
-    assert list((tmp_path / "results" / "demo" / "notebooks").iterdir()) == []
 
 
 def test_what_a_finished_notebook_is(tmp_path):

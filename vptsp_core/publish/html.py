@@ -12,6 +12,7 @@ from PIL import Image
 
 from vptsp_core.errors import VptspError
 from vptsp_core.publish.parameters import read
+from vptsp_core.system.bars import duration
 from vptsp_core.system.places import ASSETS
 
 DPI = 110  # of the figures in the results page; those in figures/ have 200
@@ -35,6 +36,9 @@ def markdown(text: str) -> str:
 
     rendered: str = MarkdownWithMath(renderer=IPythonRenderer(escape=True)).render(text)
     return rendered
+
+
+TEMPLATES.filters.update(markdown=markdown, duration=duration)
 
 
 def notebook_html(path: Path, name: str) -> str:

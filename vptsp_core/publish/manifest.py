@@ -66,15 +66,15 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folder: Path, notebook: str) -> Manifest | None:
-        """The manifest in ``folder``, the results of a profile; None where there is none.
+    def read(cls, folder: Path, notebook: str) -> Manifest:
+        """The manifest in ``folder``, the results of a profile; an empty one where the notebook has not run.
 
         Raises:
             VptspError: it cannot be read.
         """
         path = folder / "manifests" / f"{notebook}.json"
         if not path.is_file():
-            return None
+            return cls()
         try:
             made = cls(**json.loads(path.read_text(encoding="utf-8")))
             made.runs = [MadeRun(**each) for each in made.runs]  # type: ignore[arg-type]
@@ -103,7 +103,7 @@ def is_finished(folder: Path, notebook: str, made: str) -> bool:
     missing: what was, data say, may be there now."""
     try:
         manifest = Manifest.read(folder, notebook)
-        if manifest is None or manifest.made_from != made or manifest.failure or manifest.missing:
+        if manifest.made_from != made or manifest.failure or manifest.missing:
             return False
         return all(digest(folder / name) == kept for name, kept in manifest.files.items())
     except (VptspError, OSError):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vptsp_core.errors import VptspError
-from vptsp_core.publish.html import TEMPLATES, figure, markdown, opening
+from vptsp_core.publish.html import TEMPLATES, figure, opening
 from vptsp_core.publish.manifest import RECORD, Manifest
 from vptsp_core.publish.parameters import FOLDER, discover, read
 from vptsp_core.publish.tables import OURS, PAPER, Column, read_table, table_html
@@ -24,7 +24,6 @@ PROFILES = {
     "tiny": "CUB-200 and a ViT-Ti/16, the paper's protocol made for a CPU",
     "paper": "the paper's benchmarks and backbones",
 }
-DEVICE, SEED, SELECTION = "device", "seed", "epoch reported"  # facts of a record
 
 
 @dataclass
@@ -86,8 +85,8 @@ def build(results: str | Path = CHECKOUT / "results", profile: str = "demo", not
         for fact, values in chapter.made.record.items():
             facts.setdefault(fact, []).extend(value for value in values if value not in facts[fact])
     command = "./run_all.sh" + _options(folder.parent, profile)
-    if facts.get(SEED, ["0"]) != ["0"]:
-        command += f" --seeds {','.join(facts[SEED])}"
+    if facts.get("seed", ["0"]) != ["0"]:
+        command += f" --seeds {','.join(facts['seed'])}"
     page = TEMPLATES.get_template("results.html").render(
         title=f"VPTSP: the paper's tables and figures, profile {profile}",
         profile=profile,
@@ -99,11 +98,9 @@ def build(results: str | Path = CHECKOUT / "results", profile: str = "demo", not
         there=[chapter for chapter in chapters if chapter.there],
         runs={run.hash: run.seconds for chapter in chapters for run in chapter.made.runs},
         absent=_absent(chapters),
-        devices="; ".join(facts.get(DEVICE, [])),
-        facts=_facts({fact: values for fact, values in facts.items() if fact not in ("run", "runs")}, "all notebooks"),
+        devices="; ".join(facts.get("device", [])),
+        facts=_facts({fact: values for fact, values in facts.items() if fact != "run"}, "all notebooks"),
         record=lambda chapter: _facts(chapter.made.record, f"record of {chapter.name}"),
-        markdown=markdown,
-        duration=_duration,
         RECORD=RECORD,
     )
     path = folder / "index.html"
@@ -127,7 +124,7 @@ def _chapter(folder: Path, source: Path) -> Chapter:
     page = f"{name}.html" if (folder / "notebooks" / f"{name}.html").is_file() else ""
     chapter = Chapter(name, name.split("_")[0], *opening(read(source), name), page=page)
     try:
-        chapter.made = Manifest.read(folder, name) or Manifest()
+        chapter.made = Manifest.read(folder, name)
     except VptspError as error:
         chapter.broken.append(str(error))
     for kind, files, shown in (
@@ -183,9 +180,3 @@ def _options(results: Path, profile: str) -> str:
     text += " --data DIR" if profile in ("tiny", "paper") else ""
     where = results.relative_to(CHECKOUT) if results.is_relative_to(CHECKOUT) else results
     return text if str(where) == "results" else f"{text} --results {shlex.quote(str(where))}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

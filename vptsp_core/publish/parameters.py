@@ -83,10 +83,8 @@ def taken_parameters(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         VptspError: the notebook is unreadable, or has no `profile` or no `results`.
     """
-    from papermill import inspect_notebook  # slow to import
-
-    read(path)
-    declared = inspect_notebook(str(path).replace("{", "{{").replace("}", "}}"))
+    tagged = [cell for cell in read(path).cells if "parameters" in cell.metadata.get("tags", [])]
+    declared = _assigned(tagged[0].source) if tagged else {}
     for name in ("profile", "results"):
         if name not in declared:
             known = ", ".join(declared) or "none"
@@ -115,7 +113,7 @@ def check_given() -> None:
 
 def _assigned(cell: str) -> dict[str, Any]:
     """The names that a cell assigns, each with its value where that is a literal, else None."""
-    from papermill.translators import PythonTranslator
+    from papermill.translators import PythonTranslator  # slow to import
 
     assigned: dict[str, Any] = {}
     for parameter in PythonTranslator.inspect({"source": cell}):

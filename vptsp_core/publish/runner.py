@@ -214,7 +214,7 @@ def _execute(path: Path, out: Path, values: dict[str, Any], made: str, kernel: O
         kernel.execute(path, begun, values)
         write_bytes(out / f"{name}.html", notebook_html(begun, name).encode())
         os.replace(begun, out / path.name)
-        manifest = Manifest.read(out.parent, name) or Manifest()
+        manifest = Manifest.read(out.parent, name)
         manifest.failure = ""
         manifest.close(out.parent, name, made, time.perf_counter() - start)
         failed.unlink(missing_ok=True)
@@ -239,7 +239,7 @@ def _keep_failed(begun: Path, failed: Path, problem: str) -> Path:
     with contextlib.suppress(OSError):
         failed.unlink(missing_ok=True)  # an earlier one is of another failure
     with contextlib.suppress(VptspError, OSError):
-        manifest = Manifest.read(folder, name) or Manifest()
+        manifest = Manifest.read(folder, name)
         manifest.failure = problem
         manifest.write(folder, name)
     with contextlib.suppress(VptspError, OSError):

@@ -114,30 +114,25 @@ def _part(index: Column, groups: list[list[Column]]) -> Part:
 
 
 def _formatted(group: Sequence[Column]) -> Iterator[list[str]]:
-    """The cells of a column and its sides as text: percent with the paper's decimals (one or two), cosines and other
-    fractions with three, quantities with three significant digits, differences signed. What is no number stays."""
-    name, compared = group[0].group, [column for column in group if column.side in (PAPER, OURS) and column.numeric]
-    numbers = [abs(_number(cell) or 0) for column in compared for cell in column.cells if cell]
+    """The cells of a column and its sides as text: percent with the paper's decimals (one or two), quantities with
+    three significant digits, differences signed. What is no number stays."""
+    compared = [column for column in group if column.side in (PAPER, OURS) and column.numeric]
     printed = [_trimmed(cell) for column in compared if column.side == PAPER for cell in column.cells]
-    quantity = not _METRIC.search(name) and (_UNIT.search(name) is not None or not compared)
     decimals: int | None = min(2, max([1, *(len(text.partition(".")[2]) for text in printed)]))
-    if quantity:
+    if not _METRIC.search(group[0].group) and (_UNIT.search(group[0].group) or not compared):
         decimals = None
-    elif numbers and max(numbers) <= 1 and not _METRIC.search(name):
-        decimals = 3
     for column in group:
-        values = [_number(cell) for cell in column.cells]
+        values = [_number(cell) if column.numeric else None for cell in column.cells]
         whole = all(value is None or value == round(value) for value in values)
-        shown = []
-        for cell, value in zip(column.cells, values, strict=True):
-            as_written = quantity and (whole or column.side == PAPER and len(_trimmed(cell)) < 6)
-            if value is None or not column.numeric:
-                shown.append(cell)
-            elif as_written:
-                shown.append(_trimmed(cell))
-            else:
-                shown.append(_rounded(value, decimals, sign=column.side == DIFFERENCE))
-        yield shown
+        yield [_shown(cell, value, column, decimals, whole) for cell, value in zip(column.cells, values, strict=True)]
+
+
+def _shown(cell: str, value: float | None, column: Column, decimals: int | None, whole: bool) -> str:
+    if value is None:
+        return cell
+    if decimals is None and (whole or column.side == PAPER and len(_trimmed(cell)) < 6):
+        return _trimmed(cell)
+    return _rounded(value, decimals, sign=column.side == DIFFERENCE)
 
 
 def _number(cell: str) -> float | None:
