@@ -39,16 +39,18 @@ def test_one_kernel_runs_all_goes_on_after_a_failure_and_reports_it(tmp_path, ca
     write(sources, "a_runs", "import os, sys\n(profile, data, os.getcwd(), sys.executable)", seen, "kept = 1")
     write(sources, "b_runs", "import os", seen)
     write(sources, "c_fails", "import math\nmath.sqrt(-1)", "print('never')")
+    write(sources, "cc_dies", "import os\nos._exit(3)")
     write(sources, "d_plain", "profile", parameters='profile = "demo"\nresults = "results"')
     before = dict(os.environ)
     status = runner.run_notebooks("smoke", None, tmp_path / "results {here}", (), [3, 4], sources)
     printed = capfd.readouterr().out
 
     assert status == 1 and os.environ == before
-    names = {"c_fails.failed.ipynb"} | {f"{name}.{kind}" for name in ("a_runs", "b_runs", "d_plain")
-                                        for kind in ("ipynb", "html")}  # fmt: skip
+    names = {f"{name}.{kind}" for name in ("a_runs", "b_runs", "d_plain") for kind in ("ipynb", "html")}
+    names |= {"c_fails.failed.ipynb", "cc_dies.failed.ipynb"}
     assert {path.name for path in out.iterdir()} == names
-    assert "In [3], line 2: math.sqrt(-1) -> ValueError" in printed and "3 of 4 notebooks are there" in printed
+    assert "In [3], line 2: math.sqrt(-1) -> ValueError" in printed and "3 of 5 notebooks are there" in printed
+    assert "DeadKernelError: Kernel died" in printed
     ran = nbformat.read(out / "a_runs.ipynb", as_version=4)
     assert ran.cells[3].execution_count == 3
     shown = ran.cells[3].outputs[0]["data"]["text/plain"]

@@ -31,12 +31,14 @@ class OneKernel:
         """
         import papermill  # slow to import, and only needed here
         from jupyter_client import AsyncKernelManager
+        from jupyter_client.utils import run_sync
+        from papermill.clientwrap import PapermillNotebookClient
         from papermill.engines import Engine, papermill_engines
 
         class KeepsKernel(Engine):
             @classmethod
             def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **_: Any) -> None:
-                client = papermill.clientwrap.PapermillNotebookClient(nb_man, km=self._manager, kernel_name=kernel_name)
+                client = PapermillNotebookClient(nb_man, km=self._manager, kernel_name=kernel_name)
                 try:
                     client.execute()
                 finally:
@@ -44,10 +46,10 @@ class OneKernel:
                         client.kc.stop_channels()
 
         papermill_engines.register("keeps kernel", KeepsKernel)
-        if self._manager is None:
-            self._manager = AsyncKernelManager(kernel_name="python3")
-        else:
+        if self._manager is not None and run_sync(self._manager.is_alive)():
             self._empty()
+        else:
+            self._manager = AsyncKernelManager(kernel_name="python3")
         # papermill takes braces in a path for places to fill in
         paths = (str(path).replace("{", "{{").replace("}", "}}") for path in (source, target))
         papermill.execute_notebook(
@@ -59,9 +61,9 @@ class OneKernel:
         """Interrupt what the kernel does, so that it lets go of what it holds, and end it; it is killed after 5 s."""
         from jupyter_client.utils import run_sync
 
-        if self._manager is not None and self._manager.has_kernel:
-            run_sync(self._manager.shutdown_kernel)()
-        self._manager = None
+        manager, self._manager = self._manager, None
+        if manager is not None and manager.has_kernel:
+            run_sync(manager.shutdown_kernel)()
 
     def _empty(self) -> None:
         """Remove what the last notebook left, its names and its history; what it imported stays."""

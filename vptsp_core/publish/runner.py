@@ -220,7 +220,8 @@ def _execute(path: Path, out: Path, values: dict[str, Any], made: str, kernel: O
         failed.unlink(missing_ok=True)
         return out / path.name, ""
     except Exception as error:  # whatever a notebook raises is its own failure and not the end of the series
-        kernel.close()
+        with contextlib.suppress(Exception):  # the first error is the one that counts
+            kernel.close()
         return _keep_failed(begun, failed, _describe(error)), _describe(error)
     except KeyboardInterrupt:
         logging.getLogger("asyncio").disabled = True  # nobody asks for the outcome of the cell that was stopped
