@@ -300,7 +300,9 @@ DECLARED = PARAMETERS + "\nchanges = {}"
         ([DECLARED, INJECTED], None),
         (["%load_ext autoreload", "import os", DECLARED, INJECTED], None),
         ([DECLARED, "%load_ext autoreload\n" + INJECTED + "\nprint(seeds)\n!true"], None),
-        ([DECLARED, "# Parameters\nseeds = [\n    0,\n    1.5,\n]"], r"'seeds' must be a list of int, not \[0, 1.5\]"),
+        ([DECLARED, "# Parameters\nchanges = [\n    0,\n]"], r"'changes' must be of type dict, not \[0\]"),
+        ([DECLARED + "\nurl = None  # a=b", "x = (", "# Parameters\nurl = 'x?a=b'\ndata = 1"],
+         r"'data' must be of type str \| None, not 1"),
         (["%load_ext autoreload", DECLARED, "# Parameters\nsedes = list(range(2))"], "unknown parameter 'sedes'"),
         ([DECLARED, "# Parameters\nseeds = [1]", "# Parameters\nseeds = range(2)"], r"'seeds' must be .*range\(0, 2\)"),
         ([DECLARED.replace("[0]", "list(range(1))"), INJECTED], None),
@@ -311,7 +313,8 @@ def test_parameters_that_are_no_literals_are_taken_from_the_kernel(monkeypatch, 
     """As JupyterLab leaves them: a cell above, a cell edited and executed again, what papermill writes for ``.nan``."""
     values = {}
     for cell in cells:
-        exec("\n".join(line for line in cell.splitlines() if not line.startswith(("%", "!"))), values)
+        with contextlib.suppress(SyntaxError):
+            exec("\n".join(line for line in cell.splitlines() if not line.startswith(("%", "!"))), values)
     shell = types.SimpleNamespace(user_ns={**values, "In": ["", *cells, "check_given()"]})
     monkeypatch.setattr("IPython.core.getipython.get_ipython", lambda: shell)
     with pytest.raises(ConfigError, match=message) if message else contextlib.nullcontext():

@@ -8,7 +8,7 @@ import ast
 import contextlib
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,10 @@ TINY = (
 )  # fmt: skip
 WITH_PHOTOGRAPHS = ("tour", "explore")
 
-# The parameters that the runner gives: what each must be.
-KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "profile": ("a str", lambda value: isinstance(value, str)),
-    "results": ("a str", lambda value: isinstance(value, str)),
-    "data": ("a str or None", lambda value: isinstance(value, str | None)),
-    "seeds": ("a list of int", lambda value: isinstance(value, list) and all(type(item) is int for item in value)),
-    "workers": ("an int, a str or None", lambda value: value is None or type(value) in (int, str)),
-    "changes": (
-        "a dict of keys to values",
-        lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value),
-    ),
-}
+# The parameters that the runner gives: the type of each.
+KINDS: dict[str, Any] = {
+    "profile": str, "results": str, "data": str | None, "seeds": list, "workers": int | str | None, "changes": dict,
+}  # fmt: skip
 
 
 def discover(only: Sequence[str] = (), folder: Path = FOLDER, profile: str = "demo") -> list[Path]:
@@ -112,14 +104,18 @@ def check_given() -> None:
 
 
 def _assigned(cell: str) -> dict[str, Any]:
-    """The names that a cell assigns, each with its value where that is a literal, else None."""
-    from papermill.translators import PythonTranslator  # slow to import
+    """The names that a cell assigns, each with its value where that is a literal, else None. Magics, and whatever else
+    the cell does, are left aside; a cell that is not Python assigns nothing."""
+    from IPython.core.inputtransformer2 import TransformerManager
 
     assigned: dict[str, Any] = {}
-    for parameter in PythonTranslator.inspect({"source": cell}):
-        assigned[parameter.name] = None
-        with contextlib.suppress(ValueError, TypeError, SyntaxError):
-            assigned[parameter.name] = ast.literal_eval(parameter.default)
+    with contextlib.suppress(SyntaxError):
+        for statement in ast.parse(TransformerManager().transform_cell(cell)).body:
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                    assigned[name] = None
+                    with contextlib.suppress(ValueError, TypeError):
+                        assigned[name] = ast.literal_eval(statement.value or "None")
     return assigned
 
 
@@ -132,8 +128,6 @@ def check_parameter(name: str, value: Any, declared: Mapping[str, Any]) -> None:
         near = difflib.get_close_matches(name, declared, n=3) or declared
         raise ConfigError(f"unknown parameter {name!r}; did you mean {', '.join(near)}?")
     default = declared[name]
-    kind, fits = KINDS.get(
-        name, (f"of type {type(default).__name__}", lambda value: default is None or type(value) is type(default))
-    )
-    if not fits(value):
-        raise ConfigError(f"parameter {name!r} must be {kind}, not {value!r}")
+    kind = KINDS.get(name, object if default is None else type(default))
+    if not isinstance(value, kind):
+        raise ConfigError(f"parameter {name!r} must be of type {getattr(kind, '__name__', kind)}, not {value!r}")
