@@ -84,6 +84,11 @@ class Manifest:
         return made
 
     def write(self, folder: Path, notebook: str) -> None:
+        """Write the manifest where `read` finds it.
+
+        Raises:
+            VptspError: the place cannot be written.
+        """
         write_json(folder / "manifests" / f"{notebook}.json", asdict(self))
 
     def close(self, folder: Path, notebook: str, made: str, seconds: float) -> None:

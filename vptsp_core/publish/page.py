@@ -58,6 +58,7 @@ class Chapter:
 
     @property
     def state(self) -> str:
+        """How its last execution ended, in words."""
         if self.made.failure:
             return "failed last time; shown is an earlier one" if self.there else "failed"
         if not self.there:
@@ -67,6 +68,7 @@ class Chapter:
         return "run in part" if self.made.missing else "run"
 
     def values(self, fact: str) -> str:
+        """A fact of its record."""
         return ", ".join(self.made.record.get(fact, []))
 
 
