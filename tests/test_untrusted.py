@@ -51,12 +51,7 @@ AUDITED = {
         "vptsp_core/paper/bench/clone.py",
         "import_module",
     ): "the released code in a clone that the user names: run, to be measured",
-    (
-        "vptsp_core/runs/workers.py",
-        "Parallel",
-    ): "joblib pickles between processes that this one starts, or of a Dask cluster "
-    "that the user names and has to trust; no file is read so",
-    ("vptsp_core/runs/cluster.py", "Client"): "the same",
+    ("vptsp_core/runs/cluster.py", "Client"): "a Dask cluster that the user names and has to trust; no file is read so",
 }
 
 

@@ -267,12 +267,12 @@ def test_a_disk_that_runs_full_is_one_line_and_the_build_goes_on_later(images, t
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.os, "posix_fallocate", full)
+        patch.setattr(module.os, "posix_fallocate", full, raising=False)
         with pytest.raises(DataError, match="No space left on device; give another folder") as caught:
             build(images, tmp_path / "cache")
     assert "\n" not in str(caught.value)
     with monkeypatch.context() as patch:
-        patch.setattr(module.os, "pwrite", full)
+        patch.setattr(module.os, "fsync", full)
         with pytest.raises(DataError, match="No space left on device; give another folder"):
             build(images, tmp_path / "cache")
     assert len(build(images, tmp_path / "cache")) == 14
@@ -300,7 +300,7 @@ def test_a_file_system_without_locks_or_allocation_will_do(images, tmp_path, mon
     def refuse(*args):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("vptsp_core.system.locks.fcntl.flock", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
     if number == errno.EOPNOTSUPP:
         monkeypatch.setattr(module.os, "posix_fallocate", refuse)
     assert len(build(images, tmp_path / "cache")) == 14

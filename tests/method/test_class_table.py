@@ -5,7 +5,6 @@ notice a missing wait is itself tested.
 """
 
 import copy
-import os
 import random
 from contextlib import nullcontext
 from functools import partial
@@ -351,7 +350,7 @@ def test_placing(monkeypatch):
 
 def test_a_host_table_has_to_fit_once_a_process(monkeypatch):
     def place(free, where="host", device="cpu", **options):
-        monkeypatch.setattr("vptsp_core.runs.memory.available_host_memory", lambda: free)
+        monkeypatch.setattr("vptsp_core.runs.memory.available_memory", lambda: free)
         prompts = ClassPrompts(SHAPE, **{"rowwise": True, "batch_classes": 3, "optimizer": "adam"} | options)
         place_class_prompts(SimpleNamespace(class_prompts=prompts), torch.device(device), where)
         return prompts.on_host
@@ -370,21 +369,10 @@ def test_a_host_table_has_to_fit_once_a_process(monkeypatch):
     assert not place(0, "device", "cuda") and not place(0, "auto", "cpu"), "no table in host memory, no check"
 
 
-def test_available_host_memory():
-    found = host_rows.available_host_memory()
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert os.sysconf("SC_PAGE_SIZE") < found <= pages or not os.path.exists("/proc/meminfo")
-
-
 def test_a_table_that_cannot_be_filled_is_refused_before_it_is(monkeypatch):
-    monkeypatch.setattr(host_rows, "available_host_memory", lambda: 4 * 7 * 2 * 3 * 4 - 1)
+    monkeypatch.setattr(host_rows, "available_memory", lambda: 4 * 7 * 2 * 3 * 4 - 1)
     with pytest.raises(VptspError, match="no host memory for a class-prompt table of .* are available"):
         ClassPrompts((7, 2, 3, 4), rowwise=True, batch_classes=3, optimizer="sgd")
-
-
-def test_a_system_that_tells_no_available_memory(monkeypatch):
-    monkeypatch.setattr(host_rows.Path, "read_text", lambda self: "MemTotal: 5 kB")
-    assert host_rows.available_host_memory() == float("inf")
 
 
 def test_bench_table():

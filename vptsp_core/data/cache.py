@@ -10,12 +10,12 @@ that was cut short goes on where it was (unless a file was mended since: that is
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from vptsp_core.data.threads import Threads
 from vptsp_core.errors import DataError
 from vptsp_core.system.files import remove_temporaries, write_bytes
 from vptsp_core.system.locks import locked
+from vptsp_core.system.portable import allocate, cores, disk_space, replace
 
 FORMAT = 3  # of the files and the key; a change makes old stores unknown
 LARGEST = 2**28  # bytes of one stored image: a strip of 1 x 60,000 pixels would take 12 GB
@@ -61,7 +62,7 @@ def open_stores(
     Raises:
         DataError: an image cannot be read, or the disk has too little room; what was done is kept for the next try.
     """
-    threads = Threads(workers or len(os.sched_getaffinity(0)), progress)
+    threads = Threads(workers or cores(), progress)
     files = [images for images in sets if isinstance(images, FileSet)]
     places = {images: folder / _name(images, side, interpolation) for images in files}
     if missing := {place: images for images, place in places.items() if not place.exists()}:
@@ -120,7 +121,7 @@ def _build(jobs: dict[Path, FileSet], side: int, interpolation: str, threads: Th
         )
     for place, images in jobs.items():
         _fill(images, _partial(place), side, interpolation, threads)
-        os.replace(_partial(place), place)
+        replace(_partial(place), place)
 
 
 def _measured(images: FileSet, folder: Path, side: int, threads: Threads) -> int:
@@ -151,8 +152,7 @@ def _measured(images: FileSet, folder: Path, side: int, threads: Threads) -> int
         np.save(buffer, sizes)
         write_bytes(folder / SIZES, buffer.getvalue())
     pixels = folder / PIXELS
-    # blocks, not length: what was only made long by a truncation has no disk yet
-    return max(0, int(image_starts(sizes)[-1]) - (pixels.stat().st_blocks * 512 if pixels.exists() else 0))
+    return max(0, int(image_starts(sizes)[-1]) - (disk_space(pixels) if pixels.exists() else 0))
 
 
 def _sizes(folder: Path, count: int) -> np.ndarray | None:
@@ -174,34 +174,29 @@ def _fill(images: FileSet, folder: Path, side: int, interpolation: str, threads:
             marks = np.fromfile(folder / SUMS, np.uint32)
             sums = marks if len(marks) == len(images) else sums
     found = sums.copy()
-    with open(pixels, "ab") as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, total)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot: it was measured
-                raise
-    os.truncate(pixels, total)
-    todo = np.flatnonzero(sums == 0)
-    handle = os.open(pixels, os.O_RDWR)
-    try:
+    pixels.touch()
+    todo, writing = np.flatnonzero(sums == 0), threading.Lock()
+    with open(pixels, "r+b") as file:
+        allocate(file, total)
 
         def decode(chunk: range) -> None:
             for i in todo[chunk.start : chunk.stop]:
                 array = _decode(images.image(int(i)), side, interpolation)
                 if array.shape[:2] != tuple(sizes[i]):
                     raise DataError(f"image {images.describe(int(i))}: changed while it was read; start again")
-                _write(handle, array.tobytes(), int(starts[i]))
+                with writing:
+                    file.seek(starts[i])
+                    file.write(array.tobytes())
                 found[i] = image_checksum(array)
 
         def mark(chunk: range) -> None:
-            os.fdatasync(handle)  # pixels first, then the mark that they are there
+            file.flush()
+            os.fsync(file.fileno())  # pixels first, then the mark that they are there
             rows = todo[chunk.start : chunk.stop]
             sums[rows] = found[rows]
             write_bytes(folder / SUMS, sums.tobytes())
 
         threads.run(decode, len(todo), f"{images.name}: decoding", mark)
-    finally:
-        os.close(handle)
 
 
 def _in_memory(images: ImageSet, side: int, interpolation: str) -> PixelStore:
@@ -247,10 +242,3 @@ def _same_set(path: Path, place: Path) -> bool:
     """Whether ``path`` is a store, finished or not, of an earlier state of the set that ``place`` is to hold."""
     name = path.name.removesuffix(".partial")
     return name != place.name and name.rpartition("-")[0] == place.name.rpartition("-")[0] and path.is_dir()
-
-
-def _write(file: int, data: bytes, start: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(file, view, start)
-        view, start = view[written:], start + written

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from vptsp_core.data.base import ImageSet
 from vptsp_core.errors import DataError
+from vptsp_core.system.portable import cores
 from vptsp_core.system.seals import digest
 
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
@@ -79,6 +80,11 @@ class FileSet(ImageSet):
         with self.all_told():
             return read_image(self.paths[index], self.as_shown)
 
+    def reader(self, index: int) -> Callable[[], Image.Image]:
+        """What reads image ``index``, small enough to be sent to another process."""
+        one = FileSet(self.name, [self.paths[index]], np.zeros(1, np.int64), [""], as_shown=self.as_shown)
+        return functools.partial(one.image, 0)
+
     @contextlib.contextmanager
     def all_told(self) -> Iterator[None]:
         """To what is wrong with one image, adds the command that finds all such."""
@@ -110,7 +116,7 @@ class FileSet(ImageSet):
             DataError: naming a file that is gone or cannot be read.
         """
         found = hashlib.sha256(b"as shown\n" if self.as_shown else b"")
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             told = pool.map(content_of, self.paths) if self.as_shown else map(size_of, self.paths)
             for name, label, each in zip(self.relative_names(), self.labels, told, strict=True):
                 found.update(f"{label} ".encode() + os.fsencode(name) + f" {each}\n".encode())

@@ -7,7 +7,6 @@ uses the image.
 from __future__ import annotations
 
 import copy
-import os
 import zlib
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from vptsp_core.data.threads import Threads
 from vptsp_core.errors import DataError
+from vptsp_core.system.portable import cores
 
 RESIDENT_SHARE = 0.25  # of a GPU's free memory that a store may take; the step needs the rest
 
@@ -97,7 +97,7 @@ class PixelStore:
         if device not in self._resident:
             if device.type == "cuda" and self.pixels.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
                 return None
-            threads = Threads(len(os.sched_getaffinity(0)), progress=False)
+            threads = Threads(cores(), progress=False)
             threads.run(lambda rows: self.check(np.arange(rows.start, rows.stop)), len(self), "checking")
             self._resident[device] = torch.from_numpy(self.pixels).to(device)
         return self._resident[device]

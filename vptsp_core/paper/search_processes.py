@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from vptsp_core.errors import ConfigError
-from vptsp_core.system.signals import end_with
+from vptsp_core.system.processes import CONTEXT, end_with_parent
 
 
 def devices_of(workers: int | str, device: str | None) -> list[str | None]:
@@ -33,9 +32,7 @@ def devices_of(workers: int | str, device: str | None) -> list[str | None]:
 def side_by_side(work: Callable[..., None], devices: list[str | None], *arguments: Any) -> None:
     """``work(device, number of processes, *arguments)`` in a process a device. One that dies does not stop the others;
     all end when this process does."""
-    spawn = multiprocessing.get_context("spawn")
-    given = (os.getpid(), work, len(devices), arguments)
-    processes = [spawn.Process(target=_begin, args=(device, *given)) for device in devices]
+    processes = [CONTEXT.Process(target=_begin, args=(device, work, len(devices), arguments)) for device in devices]
     try:
         for each in processes:
             each.start()
@@ -50,6 +47,6 @@ def side_by_side(work: Callable[..., None], devices: list[str | None], *argument
         raise
 
 
-def _begin(device: str | None, parent: int, work: Callable[..., None], of: int, arguments: tuple[Any, ...]) -> None:
-    end_with(parent)
+def _begin(device: str | None, work: Callable[..., None], of: int, arguments: tuple[Any, ...]) -> None:
+    end_with_parent()
     work(device, of, *arguments)

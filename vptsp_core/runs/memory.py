@@ -22,7 +22,7 @@ from vptsp_core.errors import ConfigError, TrainingError, VptspError
 from vptsp_core.method.class_prompts import MOMENTS, ClassPrompts
 from vptsp_core.method.model import MetricModel
 from vptsp_core.system.distributed import local_size, own_rows
-from vptsp_core.system.host_rows import available_host_memory
+from vptsp_core.system.portable import available_memory
 
 
 def probe_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
@@ -148,7 +148,7 @@ def place_class_prompts(model: MetricModel, device: torch.device, where: str = "
 def _check_host_memory(prompts: ClassPrompts) -> None:
     # The tables are there already, this process's and about now the others'; the moments come with the steps.
     processes, moments = local_size(), prompts.table_bytes() - prompts.table.nbytes
-    available = available_host_memory()
+    available = available_memory()
     if moments * processes > available:
         raise VptspError(
             f"class table on the host: {moments / 1e9:.2f} GB of optimiser state x {processes} processes of this "

@@ -18,13 +18,13 @@ import math
 import mmap
 import weakref
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from vptsp_core.errors import VptspError
+from vptsp_core.system.portable import available_memory
 
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device, not only for the current one
 
@@ -41,7 +41,7 @@ def own_pages(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Ten
         VptspError: more than there is.
     """
     size = math.prod(shape) * dtype.itemsize
-    if size > (available := available_host_memory()):  # before it is filled, and the system ends the process
+    if size > (available := available_memory()):  # before it is filled, and the system ends the process
         raise VptspError(
             f"no host memory for a class-prompt table of {size / 1e9:.1f} GB ({available / 1e9:.1f} GB are available); "
             "lower class_prompts or class_layers"
@@ -79,14 +79,6 @@ def pin(table: Tensor, device: torch.device) -> int:
 def unpin(address: int) -> None:
     """The inverse of `pin`."""
     torch.cuda.cudart().cudaHostUnregister(address)
-
-
-def available_host_memory() -> float:
-    """Bytes of host memory that could be taken now without swapping; infinite where the system does not tell."""
-    meminfo = Path("/proc/meminfo")
-    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
-    found = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return 1024.0 * found[0] if found else math.inf
 
 
 class Copier(Protocol):
