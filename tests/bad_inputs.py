@@ -1,7 +1,7 @@
 # ruff: noqa: E501  (messages, word for word)
 """Bad and odd input as one table: what is given, to which command, and what is said, word for word.
 
-`python tests/bad_inputs.py` writes docs/bad_input.md from it; tests/test_bad_inputs.py does what every line says.
+tests/test_bad_inputs.py does what every line says.
 In messages DIR is the user's folder and RUN a run's folder name, which ends with the run's hash.
 """
 
@@ -22,7 +22,6 @@ import bad_sets as sets
 from vptsp_core import __version__ as VERSION
 from vptsp_core.method.config import RunConfig
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "bad_input.md"
 WORKS = "works: "
 
 
@@ -259,7 +258,7 @@ TABLE: dict[str, list[Case]] = {
              "alpha = [0.5] must be of type float, not list"),
         Case("not one of the choices", "`train --set method=vpsp`", runs.config("method=vpsp"),
              "method = 'vpsp' must be one of 'frozen', 'full', 'linear', 'adapter', 'lora', 'vpt', 'vptsp'"),
-        Case("impossible value", "`train --set alpha=2`", runs.config("alpha=2"), "alpha = 2.0 must lie in [0, 1]"),
+        Case("impossible value", "`train --set alpha=2`", runs.config("alpha=2"), "alpha = 2.0 must be in [0, 1]"),
         Case("no number", "`train --set lr=NaN`", runs.config("lr=NaN"), "lr = nan must be a finite number"),
         Case("impossible pair", "`train --set batch=7 samples_per_class=2`", runs.config("batch=7", "samples_per_class=2"),
              "batch = 7 must be a multiple of samples_per_class = 2"),
@@ -417,28 +416,3 @@ TABLE: dict[str, list[Case]] = {
              runs.papermill(queries="many"), "parameter 'queries' must be of type int, not 'many'"),
     ],
 }  # fmt: skip
-
-
-def page() -> str:
-    """The table as Markdown."""
-    out = [
-        "# Bad and odd input\n",
-        "What is said where something is wrong, word for word; tests do what every line says. Made from the table in",
-        "tests/bad_inputs.py by `python tests/bad_inputs.py`.\n",
-        "On the command line a message follows `error: `, is one line, and the exit status is 2; in Python it is the",
-        "text of a `vptsp_core.errors.VptspError`. `DIR` is your folder, `RUN` a run's folder name (`<dataset>-<method>-",
-        "<hash>`), `STORE` that of a decoded data set. Images of one's own (`dataset=folder`, `embed`) are read as a",
-        "viewer shows them; those of the published benchmarks as the paper's loaders read them, `convert('RGB')` alone.",
-    ]
-    for group, cases in TABLE.items():
-        out += [f"\n## {group}\n", "| given | to | said |", "|---|---|---|"]
-        for case in cases:
-            said = f"*{case.message}*" if case.message.startswith(WORKS) else f"`{case.message}`"
-            said += f" `{case.warning}`" if case.warning else ""
-            out.append(f"| {case.given} | {case.call} | {said} |")
-    return "\n".join(out) + "\n"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    print(f"{PAGE.name}: {sum(map(len, TABLE.values()))} cases")

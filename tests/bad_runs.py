@@ -125,19 +125,19 @@ def no_network(desk: Desk) -> str:
 
 def _begun(desk: Desk, *changes: str) -> Path:
     """The folder of a run that was stopped after its first epoch of two."""
-    from vptsp_core.runs.train import Trainer
+    from vptsp_core.method.loop import Loop
 
     class Stop(Exception):
         pass
 
-    def stop(self, epoch, train=Trainer.train_epoch):
+    def stop(self, epoch, train=Loop.train_epoch):
         if epoch == 1:
             raise Stop
         return train(self, epoch)
 
     before = set((desk.results / "runs").iterdir()) if desk.results.exists() else set()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "train_epoch", stop)
+        patch.setattr(Loop, "train_epoch", stop)
         with pytest.raises(Stop):
             desk.command(*desk.train("epochs=2", *changes))
     (folder,) = set((desk.results / "runs").iterdir()) - before

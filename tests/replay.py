@@ -35,6 +35,7 @@ from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 from vptsp_core.errors import VptspError  # noqa: E402
 from vptsp_core.method.config import RunConfig  # noqa: E402
 from vptsp_core.method.model import MetricModel, make_optimizers  # noqa: E402
+from vptsp_core.runs.host_prompts import HostPrompts  # noqa: E402
 
 BOUND = 1e-4
 ACCUMULATORS = {"gru_relu": "gru", "gru": "gru_tanh", "mix": "ema"}
@@ -172,7 +173,7 @@ def replay(path: Path, host: bool = False) -> dict[str, float]:
     model = build(data, golden)
     prompts = model.class_prompts
     if host and prompts.rowwise:
-        prompts.to_host()
+        prompts = model.class_prompts = HostPrompts(prompts)
     schedule = [labels[:: golden["samples_per_class"]] for labels in data["labels"]]
     optimizers = make_optimizers(model)
     start = {name: tensor.clone() for name, tensor in named(model).items()}
@@ -211,7 +212,8 @@ def replay(path: Path, host: bool = False) -> dict[str, float]:
         prompts.swap_out(classes, optimizers[0])
         losses.append(loss.item())
     compare("losses", torch.tensor(losses, dtype=torch.float64), "losses")
-    prompts.flush()
+    if isinstance(prompts, HostPrompts):
+        prompts.flush()
     final = named(model)
     for key in data:
         name = key.removeprefix("final.")

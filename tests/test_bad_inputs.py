@@ -1,6 +1,5 @@
-"""Every line of the table of bad and odd input, and the page that is made from it."""
+"""Every line of the table of bad and odd input."""
 
-import bad_inputs
 import numpy as np
 import pytest
 import torch
@@ -31,10 +30,6 @@ def test_what_the_table_says_is_what_happens(case, tmp_path, monkeypatch, embedd
     assert said == (case.warning if case.message.startswith(WORKS) else case.message)
     after = desk.untouched()
     assert all(after.get(path) == content for path, content in before.items()), "a user's file was changed"
-
-
-def test_the_page_is_the_table():
-    assert bad_inputs.PAGE.read_text(encoding="utf-8") == bad_inputs.page(), "run python tests/bad_inputs.py"
 
 
 def test_the_table_is_long_enough_and_names_no_case_twice():

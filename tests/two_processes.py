@@ -85,7 +85,7 @@ def tiny_model(**changes: Any) -> MetricModel:
     config = RunConfig(**settings | changes)
     torch.manual_seed(0)
     backbone = VisionTransformer(img_size=SIDE, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0)
-    return MetricModel(config, backbone.eval().requires_grad_(False), CLASSES)
+    return MetricModel(config, backbone.eval().requires_grad_(False), CLASSES, distributed.Processes())
 
 
 def train(case: str) -> dict[str, Tensor]:
@@ -94,18 +94,17 @@ def train(case: str) -> dict[str, Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         images = decoded(Benchmark("noise", Noise(), Noise()), model.config, Path(folder), progress=False).train
         trainer = Trainer(model.double() if double else model, images, Path(folder), lambda m: {}, progress=False)
-        step, losses = trainer.step, []
+        step, losses = trainer.loop.step, []
 
         def spy(images: Tensor, labels: Tensor, classes: Tensor, upcoming: Tensor | None) -> Tensor:
             losses.append(step(images.double() if double else images, labels, classes, upcoming))
             return losses[-1]
 
-        spy.compiled, spy.compile_seconds = step.compiled, step.compile_seconds  # what the run asks its step
-        trainer.step = spy
+        trainer.loop.step = spy
         trainer.run()
     found = {"losses": torch.stack(losses)} | model.learned_state()
     for name, parameter in model.named_parameters():
-        for optimizer in trainer.optimizers:
+        for optimizer in trainer.loop.optimizers:
             moments = optimizer.state.get(parameter, {})
             found |= {f"{name} {key}": value for key, value in moments.items() if isinstance(value, Tensor)}
     return found
@@ -120,9 +119,9 @@ def gather_gradient(x: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Tensor
     """Gradients of `coupled` with this process's rows of x; weight acts before they are gathered, bias after."""
     own = x[distributed.own_share(len(x))].clone().requires_grad_()
     weight, bias, unused = (t.clone().requires_grad_() for t in (weight, bias, bias))
-    loss = coupled(distributed.gather_rows(own @ weight) + bias)
+    loss = coupled(distributed.Processes().gather(own @ weight) + bias)
     loss.backward()
-    distributed.sum_gradients([weight, unused], [bias])
+    distributed.Processes().sum_gradients([weight, unused], [bias])
     assert unused.grad is None
     return {"loss": loss.detach(), "x": own.grad, "weight": weight.grad, "bias": bias.grad}
 

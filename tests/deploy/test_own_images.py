@@ -701,7 +701,7 @@ def test_without_weights_it_is_said_where_to_get_some(tmp_path, monkeypatch):
         return create(name, pretrained=False, **options)
 
     monkeypatch.setattr(timm, "create_model", offline)
-    monkeypatch.setattr("vptsp_core.method.hub._reached", lambda: True)
+    monkeypatch.setattr("vptsp_core.method.hub._reached", lambda address: True)
     with pytest.raises(
         VptspError, match=r"\(no network\); give the file with weights=FILE.* backbone=demo_vit"
     ) as caught:

@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from vptsp_core.errors import ConfigError, VptspError
-from vptsp_core.method import class_prompts
 from vptsp_core.method.class_prompts import ClassPrompts
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.presets import preset
 from vptsp_core.paper.bench.table import compare_tables
-from vptsp_core.runs.memory import place_class_prompts
+from vptsp_core.runs import host_prompts, memory
+from vptsp_core.runs.host_prompts import HostPrompts
+from vptsp_core.runs.memory import check_table_memory, place_class_prompts
 from vptsp_core.system import host_rows
-from vptsp_core.system.devices import to_device
 from vptsp_core.system.host_rows import DirectCopier, HostRows, StreamCopier, own_pages, pin
 
 SHAPE, PICKED, STEPS = (7, 2, 3, 4), 3, 14
@@ -73,7 +73,7 @@ def make(optimizer, *, host, shape=SHAPE, picked=PICKED):
     torch.manual_seed(0)
     prompts = ClassPrompts(shape, rowwise=True, batch_classes=picked, optimizer=optimizer)
     if host:
-        prompts.to_host()
+        prompts = HostPrompts(prompts)
     kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
     momentum = {"momentum": 0.9} if optimizer == "sgd" else {}
     return prompts, kind(prompts.parameters(), lr=0.1, weight_decay=0.05, **momentum)
@@ -118,7 +118,7 @@ COPIERS = {"at once": DirectCopier, "late": LateCopier, "at random": RandomCopie
 
 
 def use(monkeypatch, copier):
-    monkeypatch.setattr(class_prompts, "HostRows", lambda *args: HostRows(*args, copier=copier()))
+    monkeypatch.setattr(host_prompts, "HostRows", lambda *args: HostRows(*args, copier=copier()))
 
 
 def assert_same_state(ours, theirs):
@@ -207,7 +207,8 @@ def test_a_copy_has_all_rows_and_goes_its_own_way(monkeypatch, optimizer):
     outer, of_twin = copy.deepcopy((torch.nn.Sequential(host), of_host))
     twin = outer[0]
     assert torch.equal(twin.table, device.table), "read as it lies, without state_dict"
-    assert twin.on_host and all(t.data_ptr() % 4096 == 0 for t in (twin.table, getattr(twin, twin.moments[0])))
+    assert isinstance(twin, HostPrompts)
+    assert all(t.data_ptr() % 4096 == 0 for t in (twin.table, getattr(twin, twin.moments[0])))
     rest = train(device, of_device, following, start=6)
     assert train(host, of_host, following, start=6) == rest
     assert train(twin, of_twin, following, start=6) == rest, "the original's steps do not reach the copy"
@@ -238,7 +239,7 @@ def test_classes_must_be_on_the_host_and_as_many_as_rows():
     with pytest.raises(AssertionError, match="2 classes for 3 rows"):
         prompts.swap_in(torch.tensor([0, 1]), optimizer)
     with pytest.raises(AssertionError, match="dense"):
-        ClassPrompts(SHAPE, rowwise=False, batch_classes=1, optimizer="sgd").to_host()
+        HostPrompts(ClassPrompts(SHAPE, rowwise=False, batch_classes=1, optimizer="sgd"))
 
 
 def test_own_pages():
@@ -314,29 +315,28 @@ def test_the_stream_copies_after_the_computing_and_before_its_ticket(monkeypatch
     side.synchronize.assert_called_once_with()
 
 
-def test_classes_reach_a_gpu_through_pinned_memory(monkeypatch):
+def test_classes_reach_a_gpu_without_waiting(monkeypatch):
     """A copy out of pageable memory would make the host wait for the GPU, twice a step."""
-    gpu = torch.device("cuda")
-    for place, pinned in (("cpu", 1), ("cuda", 0)):
-        tensor = create_autospec(torch.Tensor, instance=True)
-        tensor.device = torch.device(place)
-        tensor.pin_memory.return_value = tensor
-        to_device(tensor, gpu)
-        assert tensor.pin_memory.call_count == pinned
-        tensor.to.assert_called_once_with(gpu, **({"non_blocking": True} if pinned else {}))
-    sent = []
-    monkeypatch.setattr(class_prompts, "to_device", lambda tensor, device: sent.append(tensor.tolist()) or tensor)
     prompts, optimizer = make("adam", host=False)
+    sent, to = [], torch.Tensor.to
+
+    def noted(tensor, *args, **options):
+        if tensor.dtype == torch.int64 and tensor.dim() == 1:
+            sent.append((tensor.tolist(), options.get("non_blocking")))
+        return to(tensor, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", noted)
     train(prompts, optimizer, following, stop=2)
-    assert sent == [[0, 1, 2], [0, 1, 2], [2, 3, 4], [2, 3, 4]], "in and out, step after step"
+    assert sent == [(classes, True) for classes in ([0, 1, 2], [0, 1, 2], [2, 3, 4], [2, 3, 4])]
 
 
 def test_placing(monkeypatch):
     def placed(free, where="auto", device="cuda", **options):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**12))
         prompts = ClassPrompts(SHAPE, **{"rowwise": True, "batch_classes": 3, "optimizer": "adam"} | options)
-        place_class_prompts(SimpleNamespace(class_prompts=prompts), torch.device(device), where)
-        return prompts.on_host
+        model = SimpleNamespace(class_prompts=prompts)
+        place_class_prompts(model, torch.device(device), where)
+        return isinstance(model.class_prompts, HostPrompts)
 
     size = 3 * 7 * 2 * 3 * 4 * 4  # table and two moments, float32
     assert placed(2 * size - 1) and not placed(2 * size)
@@ -352,8 +352,9 @@ def test_a_host_table_has_to_fit_once_a_process(monkeypatch):
     def place(free, where="host", device="cpu", **options):
         monkeypatch.setattr("vptsp_core.runs.memory.available_memory", lambda: free)
         prompts = ClassPrompts(SHAPE, **{"rowwise": True, "batch_classes": 3, "optimizer": "adam"} | options)
-        place_class_prompts(SimpleNamespace(class_prompts=prompts), torch.device(device), where)
-        return prompts.on_host
+        model = SimpleNamespace(class_prompts=prompts)
+        place_class_prompts(model, torch.device(device), where)
+        return isinstance(model.class_prompts, HostPrompts)
 
     table = 7 * 2 * 3 * 4 * 4  # float32; the table is there already, two moments come with the steps
     assert place(2 * table)
@@ -370,9 +371,15 @@ def test_a_host_table_has_to_fit_once_a_process(monkeypatch):
 
 
 def test_a_table_that_cannot_be_filled_is_refused_before_it_is(monkeypatch):
-    monkeypatch.setattr(host_rows, "available_memory", lambda: 4 * 7 * 2 * 3 * 4 - 1)
-    with pytest.raises(VptspError, match="no host memory for a class-prompt table of .* are available"):
-        ClassPrompts((7, 2, 3, 4), rowwise=True, batch_classes=3, optimizer="sgd")
+    config = RunConfig(class_layers=2, class_prompts=3)
+    for available, fits in ((4 * 7 * 2 * 3 * 4, True), (4 * 7 * 2 * 3 * 4 - 1, False)):
+        monkeypatch.setattr(memory, "available_memory", lambda: available)  # noqa: B023
+        monkeypatch.setattr(host_rows, "available_memory", lambda: available)  # noqa: B023
+        refused = pytest.raises(VptspError, match="no host memory for a class-prompt table of .* are available")
+        with nullcontext() if fits else refused:
+            check_table_memory(config, 7, 4)
+        with nullcontext() if fits else refused:
+            own_pages((7, 2, 3, 4))
 
 
 def test_bench_table():

@@ -10,17 +10,15 @@ from vptsp_core.errors import ConfigError
 
 BAD = [
     ({"prompt": 3}, "unknown key 'prompt'; did you mean prompts"),
-    ({"alpha": 1.5}, "alpha = 1.5 must lie in [0, 1]"),
+    ({"alpha": 1.5}, "alpha = 1.5 must be in [0, 1]"),
     ({"alpha": float("nan")}, "alpha = nan must be a finite number"),
-    ({"ema_keep": -0.1}, "ema_keep = -0.1 must lie in [0, 1]"),
+    ({"ema_keep": -0.1}, "ema_keep = -0.1 must be in [0, 1]"),
     ({"batch": 63}, "batch = 63 must be a multiple of samples_per_class = 2"),
     ({"batch": 0}, "batch = 0 must be at least 1"),
     ({"batch": 64.0}, "batch = 64.0 must be of type int, not float"),
     ({"batch": True}, "batch = True must be of type int, not bool"),
     ({"lr": "fast"}, "lr = 'fast' must be of type float, not str"),
     ({"lr": -1}, "lr = -1.0 must not be negative"),
-    ({"lr": 1e39}, "lr = 1e+39 must be at most 1e30, or float32 cannot hold a step of it"),
-    ({"lr_proxy": 1e300}, "lr_proxy = 1e+300 must be at most 1e30"),
     ({"epochs": None}, "epochs = None must be of type int, not NoneType"),
     (
         {"method": "dora"},
@@ -35,7 +33,7 @@ BAD = [
     ({"method": "adapter", "adapter_layers": 0}, "adapter_layers = 0 must be at least 1 for method = 'adapter'"),
     ({"method": "full"}, "bitfit must be False for method = 'full'"),
     ({"resize": 200}, "resize = 200 must be at least image_size = 224"),
-    ({"gru_dropout": 1.0}, "gru_dropout = 1.0 must lie in [0, 1)"),
+    ({"gru_dropout": 1.0}, "gru_dropout = 1.0 must be in [0, 1)"),
     ({"steps_per_epoch": 0}, "steps_per_epoch = 0 must be at least 1"),
     ({"bitfit": 1}, "bitfit = 1 must be of type bool, not int"),
 ]
@@ -117,13 +115,6 @@ def test_hash_is_stable_across_versions_of_the_project():
     assert preset("cub200-vits16").hash() == "4c54db03ef64"
     assert preset("cub200-vits16", selection="last").hash() == "77b1247fde32"
 
-
-def test_a_description_older_than_the_pipelines_is_a_classic_run():
-    old = {key: value for key, value in preset("cub200-vits16").to_dict().items() if key != "pipeline"}
-    read = RunConfig.from_dict(old)
-    assert read.pipeline == "classic" and read.hash() == "064c051e2806"
-    adv = preset("cub200-vits16", pipeline="classic", augmentation="adv")
-    assert RunConfig.from_dict({key: value for key, value in adv.to_dict().items() if key != "pipeline"}) == adv
 
 
 def test_all_presets_are_valid_and_frozen():

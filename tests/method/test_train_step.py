@@ -11,10 +11,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vptsp_core.errors import ConfigError, VptspError
-from vptsp_core.method import step as train_step
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel, make_optimizers
-from vptsp_core.method.step import TrainStep, compiles, hold_frozen
+from vptsp_core.method.step import TrainStep, hold_frozen
+from vptsp_core.runs import compile as compiling
+from vptsp_core.runs.compile import CompiledStep, compiles
 
 TINY = dict(img_size=32, patch_size=8, embed_dim=32, num_heads=2, num_classes=0)
 CLASSES, SIDE = 12, 32
@@ -51,8 +52,8 @@ def batches(model, count, seed=0):
         yield images, classes.repeat_interleave(config.samples_per_class), classes
 
 
-def trained(model, steps=4, **options):
-    step = TrainStep(model, make_optimizers(model), **{"compiled": False} | options)
+def trained(model, steps=4, compiled=False, **options):
+    step = (CompiledStep if compiled else TrainStep)(model, make_optimizers(model), **options)
     torch.manual_seed(1)
     losses = [step(images, labels, classes) for images, labels, classes in batches(model, steps)]
     return step, torch.stack(losses), {name: value.clone() for name, value in model.state_dict().items()}
@@ -116,7 +117,7 @@ def failing_on_the_way_back(monkeypatch):
         def backward(ctx, gradient):
             raise RuntimeError("no backend\nmore of it")
 
-    monkeypatch.setattr(train_step, "compiled_loss", lambda model: lambda *batch: Broken.apply(model.loss(*batch)))
+    monkeypatch.setattr(compiling, "compiled_loss", lambda model: lambda *batch: Broken.apply(model.loss(*batch)))
 
 
 @pytest.mark.parametrize("kind", ["gru", "gru, dropout", "lstm", "rowwise"])
@@ -151,7 +152,7 @@ def test_graphs_that_fail_when_they_are_recorded_are_told_too(monkeypatch, at):
 
         return loss
 
-    monkeypatch.setattr(train_step, "compiled_loss", compiled_loss)
+    monkeypatch.setattr(compiling, "compiled_loss", compiled_loss)
     with pytest.warns(UserWarning, match=r"cannot be compiled here \(cannot be recorded\): steps run as written"):
         step, fallen, fallen_state = trained(make(**KINDS["gru, dropout"]), compiled=True)
     assert not step.compiled and len(calls) == at + 1 and torch.equal(fallen, losses)
@@ -165,7 +166,7 @@ def test_a_device_that_fails_is_no_compiler_that_does(monkeypatch):
 
         return loss
 
-    monkeypatch.setattr(train_step, "compiled_loss", compiled_loss)
+    monkeypatch.setattr(compiling, "compiled_loss", compiled_loss)
     with pytest.raises(torch.AcceleratorError):
         trained(make(), compiled=True)
 
@@ -237,7 +238,7 @@ def test_nothing_in_a_step_waits_for_the_device(monkeypatch, kind):
     """On tensors without values, of a device that is no CPU: what reads a value on the host cannot be had from them."""
     monkeypatch.setattr(torch, "autocast", lambda *a, **k: contextlib.nullcontext())  # torch knows none of that device
     model = make(**KINDS[kind]).to("meta")
-    step = TrainStep(model, make_optimizers(model), compiled=False)
+    step = TrainStep(model, make_optimizers(model))
     classes = torch.arange(model.config.batch // model.config.samples_per_class, device="meta")
     labels = classes.repeat_interleave(model.config.samples_per_class)
     images = torch.empty(model.config.batch, 3, SIDE, SIDE, device="meta")

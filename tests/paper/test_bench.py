@@ -12,12 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vptsp_core.data import load_benchmark
 from vptsp_core.errors import ConfigError, VptspError
-from vptsp_core.method import step as train_step
 from vptsp_core.method.presets import preset
 from vptsp_core.paper import bench
 from vptsp_core.paper.bench import command, epoch, forms, terminal, turns
 from vptsp_core.paper.bench.epoch import measure_epoch
 from vptsp_core.paper.bench.flops import PRODUCTS, product, step_flops
+from vptsp_core.runs import compile as compiling
 
 CPU = torch.device("cpu")
 OURS = ("eager", "textbook")  # compiling takes a minute
@@ -180,8 +180,8 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path, monkeypatch, capsy
 def test_the_parts_of_an_epoch(tmp_path, monkeypatch, compiled):
     if compiled:  # what a long run on a GPU does; compiling itself takes a minute
         monkeypatch.setattr(epoch, "as_trains", lambda *run: "on")
-        monkeypatch.setattr(train_step, "_missing_compiler", lambda device: "")
-        monkeypatch.setattr(train_step, "compiled_loss", lambda model: model.loss)
+        monkeypatch.setattr(compiling, "_missing_compiler", lambda device: "")
+        monkeypatch.setattr(compiling, "compiled_loss", lambda model: model.loss)
     taken = iter([9.0, 3.0, 4.0, 2.0])  # the first steps, the steps alone, the epoch, the evaluation
     monkeypatch.setattr(epoch, "_seconds", lambda task, device: (task(), next(taken))[1])
     benchmark = load_benchmark("glyphs")

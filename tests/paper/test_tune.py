@@ -387,7 +387,7 @@ def test_workers_without_a_common_lock_give_up_what_is_too_many(tmp_path, monkey
     study = tune(BASE, 2, results=tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(tune_module, "deciding", lambda *place: contextlib.nullcontext())
-        seen = iter([(1, 0), (1, 0)])  # what is in the database by then is not what this worker saw
+        seen = iter([(1, 0)] * 3)  # what is in the database by then is not what this worker saw
         real = tune_module.counts
         patch.setattr(tune_module, "counts", lambda study: next(seen, None) or real(study))
         study = tune(BASE, 2, results=tmp_path, tell=lines.append)

@@ -130,9 +130,10 @@ def test_memory_that_is_full_later_is_one_line(monkeypatch, tmp_path, place, whe
     model, _ = make(where)
     images = SimpleNamespace(labels=np.arange(20).repeat(2))
     trainer = Trainer(model, images, tmp_path, lambda model: {}, checkpointing=asked)
-    trainer.schedules = []
-    monkeypatch.setattr(trainer, "train_epoch", lambda epoch: {})
-    monkeypatch.setattr(trainer, place, full)
+    trainer.loop.schedules = []
+    monkeypatch.setattr(trainer.loop, "train_epoch", lambda epoch: {})
+    monkeypatch.setattr(trainer, "_check_finite", lambda epoch, row: None)
+    monkeypatch.setattr(trainer.loop if place == "train_epoch" else trainer, place, full)
     with pytest.raises(VptspError, match=f"^the GPU's memory is full in epoch 1; {mend}, or --device cpu$"):
         trainer.run()
 
@@ -151,7 +152,7 @@ def test_the_trainer_probes_on_a_gpu_and_only_where_it_may_choose(monkeypatch, t
     trainer.run()
     assert probed == []
     trainer.history = [{"epoch": last - 1}]
-    monkeypatch.setattr(trainer, "train_epoch", Mock(side_effect=EOFError))  # as far as the first step
+    monkeypatch.setattr(trainer.loop, "train_epoch", Mock(side_effect=EOFError))  # as far as the first step
     with pytest.raises(EOFError):
         trainer.run()
     assert probed == ([2] if kind == "cuda" and asked == "auto" else [])

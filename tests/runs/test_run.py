@@ -331,7 +331,7 @@ BAD_COMMANDS = {
     "unknown preset": (["train", "--preset", "cub"], "unknown preset 'cub'"),
     "unknown key": (["train", "--set", "alhpa=1"], "unknown key 'alhpa'; did you mean alpha"),
     "not key=value": (["train", "--set", "alpha"], "write KEY=VALUE"),
-    "impossible value": (["train", "--set", "alpha=2"], "alpha = 2.0 must lie in [0, 1]"),
+    "impossible value": (["train", "--set", "alpha=2"], "alpha = 2.0 must be in [0, 1]"),
     "no data folder": (["train", "--preset", "cub200-vits16"], "--data DIR"),
     "missing data folder": (["train", "--preset", "cub200-vits16", "--data", "nowhere"], "no folder nowhere"),
     "unknown backbone": (["train", "--set", "backbone=vit_smal"], "backbone 'vit_smal' is no timm model"),

@@ -16,10 +16,11 @@ from vptsp_core.data.holdout import first_of_each, of_classes
 from vptsp_core.errors import ConfigError
 from vptsp_core.method.backbone import load_backbone, normalisation
 from vptsp_core.method.config import RunConfig
+from vptsp_core.method.loop import Loop
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.presets import PRESETS
+from vptsp_core.runs.host_prompts import HostPrompts
 from vptsp_core.runs.start_from_data import KEEP, PER_CLASS, class_means, discriminant, start_from_data
-from vptsp_core.runs.train import Trainer
 
 CLASSES = 12
 
@@ -108,7 +109,7 @@ def test_prompts_are_patch_tokens_of_their_block_and_class(images, table):
     torch.manual_seed(0)
     model = MetricModel(config, load_backbone("demo_vit", "pretrained", 40), CLASSES)
     if table == "host":
-        model.class_prompts.to_host()
+        model.class_prompts = HostPrompts(model.class_prompts)
     start_from_data(model, images)
     _, inputs = trunk(model, images)
     labels, prefix = torch.from_numpy(images.labels), model.vit.backbone.num_prefix_tokens
@@ -198,7 +199,7 @@ def test_cut_short_before_its_first_step_it_starts_once(letters, tmp_path, monke
     changes = dict(start="all", class_optimizer="rowwise")
     whole = short(letters, tmp_path / "whole", **changes)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_epoch", lambda self, epoch: 1 / 0)
+        patch.setattr(Loop, "train_epoch", lambda self, epoch: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             short(letters, tmp_path / "cut", **changes)
     monkeypatch.setattr("vptsp_core.runs.train.start_from_data", lambda *given: pytest.fail("started again"))

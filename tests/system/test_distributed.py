@@ -168,10 +168,11 @@ def test_without_torchrun_everything_is_the_identity():
     distributed.start(torch.device("cpu"))
     assert not distributed.joined() and distributed.world_size() == 1 and distributed.is_main()
     rows = torch.ones(3, 2, requires_grad=True)
-    assert distributed.gather_rows(rows) is rows is distributed.own_rows(rows)
+    group = distributed.Processes()
+    assert group.gather(rows) is rows is group.share(rows)
     assert distributed.own_share(7) == slice(0, 7)
     rows.grad = torch.ones(3, 2)
-    distributed.sum_gradients([rows], [rows])
+    group.sum_gradients([rows], [rows])
     assert (rows.grad == 1).all() and distributed.from_main(lambda: 5) == 5
 
 

@@ -87,7 +87,11 @@ class FileSet(ImageSet):
 
     @contextlib.contextmanager
     def all_told(self) -> Iterator[None]:
-        """To what is wrong with one image, adds the command that finds all such."""
+        """Inside, an error of one image also names the command that finds all such.
+
+        Raises:
+            DataError: what was raised, with the command added.
+        """
         try:
             yield
         except DataError as error:

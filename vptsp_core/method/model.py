@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -16,7 +17,35 @@ from vptsp_core.method.lora import add_lora, is_lora
 from vptsp_core.method.losses import proxy_anchor
 from vptsp_core.method.proxies import SemanticProxies
 from vptsp_core.method.vit import PromptedViT, prompt_counts
-from vptsp_core.system.distributed import gather_rows, own_rows, sum_gradients
+
+
+class Group(Protocol):
+    """The processes that train a model together, each with its share of every batch."""
+
+    def share(self, rows: Tensor) -> Tensor:
+        """This process's share of a batch's rows: (B, ...) -> (b, ...)."""
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, with their gradients: (b, d) -> (B, d)."""
+
+    def sum_gradients(self, partial: Iterable[Tensor], whole: Iterable[Tensor]) -> None:
+        """Give every process the gradients of the batch: those of ``partial`` are sums over the processes, each has
+        those of ``whole`` already."""
+
+
+class OneProcess:
+    """A `Group` of one, which holds the whole batch. For many: `vptsp_core.system.distributed.Processes`."""
+
+    def share(self, rows: Tensor) -> Tensor:
+        """All rows, (B, ...)."""
+        return rows
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows as they are, (B, d)."""
+        return rows
+
+    def sum_gradients(self, partial: Iterable[Tensor], whole: Iterable[Tensor]) -> None:
+        """Nothing: they are the batch's."""
 
 
 class MetricModel(nn.Module):
@@ -50,16 +79,19 @@ class MetricModel(nn.Module):
         config: the run.
         backbone: from `load_backbone(config.backbone, ...)`; it is changed in place (what learns is marked).
         num_classes: C, classes of the training set.
+        group: the processes that share the batch; None: this one has all of it.
 
     Raises:
         ConfigError: more prompt layers than blocks, or a pooling that the backbone does not have.
         VptspError: lora, and peft is not installed.
     """
 
-    def __init__(self, config: RunConfig, backbone: VisionTransformer, num_classes: int) -> None:
+    def __init__(
+        self, config: RunConfig, backbone: VisionTransformer, num_classes: int, group: Group | None = None
+    ) -> None:
         super().__init__()
         config.check_depth(len(backbone.blocks))
-        self.config = config
+        self.config, self.group = config, group or OneProcess()
         semantic, frozen, own = config.method == "vptsp", config.method == "frozen", config.has_class_prompts
         prompted = config.method in ("vpt", "vptsp")
         counts = prompt_counts(config.prompts, config.prompt_layers, config.prompt_step) if prompted else []
@@ -103,14 +135,14 @@ class MetricModel(nn.Module):
         Several processes embed a share of the images each, and all of them compute the loss of the whole batch.
 
         Args:
-            images: (b, 3, H, W), normalised: this process's share of whole classes (`own_share`), all B where there
-                is one process; the k images of a class next to each other.
+            images: (b, 3, H, W), normalised: this process's share of whole classes, all B where there is one
+                process; the k images of a class next to each other.
             labels: (B,) int64 of the whole batch, each class in one run of k.
         """
         assert self.proxies is not None
         classes = labels[:: self.config.samples_per_class] if self.config.method == "vptsp" else None
         embeddings, p = self.towers(images, classes)
-        embeddings, p = gather_rows(embeddings), None if p is None else gather_rows(p)
+        embeddings, p = self.group.gather(embeddings), None if p is None else self.group.gather(p)
         return proxy_anchor(
             embeddings, self.proxies(p, classes), labels,
             scale=self.config.loss_scale, margin=self.config.loss_margin, semantics=self.config.semantics,
@@ -126,7 +158,7 @@ class MetricModel(nn.Module):
             (b, d) and, for vptsp, (b, d), L2-normalised.
         """
         if self.class_prompts is not None:
-            return self.vit(images, own_rows(self.class_prompts(classes)))
+            return self.vit(images, self.group.share(self.class_prompts(classes)))
         return self.vit(images, source=self.config.proxy_source if self.config.method == "vptsp" else None)
 
     def sum_gradients(self) -> None:
@@ -135,7 +167,7 @@ class MetricModel(nn.Module):
         The towers saw only a process's own images; O and the accumulator saw the whole batch everywhere.
         """
         towers = [p for name, p in self.named_parameters() if not name.startswith("proxies.")]
-        sum_gradients(towers, [] if self.proxies is None else self.proxies.parameters())
+        self.group.sum_gradients(towers, [] if self.proxies is None else self.proxies.parameters())
 
     def learned_state(self, *, for_retrieval: bool = False) -> dict[str, Tensor]:
         """What the run has learned, by name: all of it, or only what embedding images and drawing proxies need.

@@ -15,7 +15,7 @@ from vptsp_core.method.metrics import Scores, retrieval_metrics
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.system.bars import bar, say
-from vptsp_core.system.distributed import from_main, gather_rows, own_share, world_size
+from vptsp_core.system.distributed import Processes, from_main, own_share, world_size
 
 RECALL_AT = {
     "sop": (1, 10, 100, 1000),
@@ -59,7 +59,7 @@ def embed(model: MetricModel, images: ImageSet, batch: int | None = None, *, pro
             own[start : start + len(part)] = part
             start += len(part)
             shown.update(len(part))
-    return gather_rows(own)[: len(images)]
+    return Processes().gather(own)[: len(images)]
 
 
 @in_torch_defaults

@@ -5,7 +5,7 @@ state, nearly all there is. Left out, and to be found beside them, are
 - the proxies and the loss: a few (classes, d) tensors;
 - what augmenting on the GPU takes: for each image some 25 bytes a pixel of the batch's tallest and widest boxes;
 - the decoded training set, where it is kept on the GPU: up to a quarter of what is free by then (`data.store`);
-- of several processes, the copy of all gradients in one row that they send (`system.distributed.sum_gradients`);
+- of several processes, the copy of all gradients in one row that they send (`system.distributed.Processes`);
 - what evaluation holds: embeddings and a part of their products.
 Where these are too much, or nothing was tried, `failures_told` says in one line what helps.
 """
@@ -20,8 +20,10 @@ import torch
 
 from vptsp_core.errors import ConfigError, TrainingError, VptspError
 from vptsp_core.method.class_prompts import MOMENTS, ClassPrompts
+from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel
-from vptsp_core.system.distributed import local_size, own_rows
+from vptsp_core.runs.host_prompts import HostPrompts
+from vptsp_core.system.distributed import local_size
 from vptsp_core.system.portable import available_memory
 
 
@@ -38,13 +40,14 @@ def probe_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) 
     learned = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     have_state = {p for optimizer in optimizers for p in optimizer.state}
     training = model.training
-    if model.class_prompts is not None and model.class_prompts.on_host:
+    if isinstance(model.class_prompts, HostPrompts):
         model.class_prompts.host_rows()  # its buffers are part of a step
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             room = [torch.empty_like(p) for p in learned if p not in have_state for _ in MOMENTS[config.optimizer]]
             classes = torch.arange(config.batch // config.samples_per_class, device=device)
-            images = own_rows(torch.zeros(config.batch, 3, config.image_size, config.image_size, device=device))
+            whole = torch.zeros(config.batch, 3, config.image_size, config.image_size, device=device)
+            images = model.group.share(whole)
             embeddings, p = model.train().towers(images, classes)
             (embeddings.sum() if p is None else embeddings.sum() + p.sum()).backward()
             del room
@@ -102,7 +105,7 @@ def _mend(model: MetricModel) -> str:
     """What takes less memory, first of all what changes no number."""
     prompts = model.class_prompts
     choices = [] if model.vit.checkpointing else ["--checkpointing on"]
-    if prompts is not None and prompts.rowwise and not prompts.on_host:
+    if prompts is not None and prompts.rowwise and not isinstance(prompts, HostPrompts):
         choices.append("--class-table host")
     return f"choose {' or '.join(choices)}, or lower batch" if choices else "lower batch"
 
@@ -119,7 +122,7 @@ def _fits(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> bo
 
 
 def place_class_prompts(model: MetricModel, device: torch.device, where: str = "auto") -> None:
-    """Decide where the class-prompt table lies; call it before the model moves to its device.
+    """Decide where the class-prompt table is kept; call it before the model moves to its device.
 
     Args:
         where: ``"device"``, ``"host"`` (row-wise tables only), or ``"auto"``: in host memory if the table and its
@@ -139,15 +142,37 @@ def place_class_prompts(model: MetricModel, device: torch.device, where: str = "
         )
     if where == "auto" and device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        where = "host" if prompts.table_bytes() > free / 2 else "device"
+        where = "host" if _bytes(prompts) > free / 2 else "device"
     if where == "host":
         _check_host_memory(prompts)
-        prompts.to_host()
+        model.class_prompts = HostPrompts(prompts)
+
+
+def check_table_memory(config: RunConfig, num_classes: int, width: int) -> None:
+    """Refuse a class-prompt table that this machine's memory cannot hold, before the system ends the process.
+
+    Args:
+        num_classes: C.
+        width: D of the backbone.
+
+    Raises:
+        VptspError: with both sizes.
+    """
+    size = 4 * num_classes * config.class_layers * config.class_prompts * width if config.has_class_prompts else 0
+    if size > (available := available_memory()):
+        raise VptspError(
+            f"no host memory for a class-prompt table of {size / 1e9:.1f} GB ({available / 1e9:.1f} GB are available); "
+            "lower class_prompts or class_layers"
+        )
+
+
+def _bytes(prompts: ClassPrompts) -> int:
+    return sum(table.nbytes for table in prompts.tables().values())
 
 
 def _check_host_memory(prompts: ClassPrompts) -> None:
     # The tables are there already, this process's and about now the others'; the moments come with the steps.
-    processes, moments = local_size(), prompts.table_bytes() - prompts.table.nbytes
+    processes, moments = local_size(), _bytes(prompts) - prompts.table.nbytes
     available = available_memory()
     if moments * processes > available:
         raise VptspError(

@@ -15,6 +15,7 @@ from vptsp_core.data import Benchmark
 from vptsp_core.method.backbone import checksum, identity
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel, count_parameters
+from vptsp_core.runs.host_prompts import HostPrompts
 from vptsp_core.system.devices import precision_and_reason
 from vptsp_core.system.distributed import world_size
 from vptsp_core.system.places import PACKAGE
@@ -22,6 +23,7 @@ from vptsp_core.system.places import PACKAGE
 
 def make_record(config: RunConfig, benchmark: Benchmark, model: MetricModel, device: torch.device) -> dict[str, Any]:
     """What a run is made with: commit, versions, device, checksums of images and weights, parameters."""
+    prompts = model.class_prompts
     dtype, why = precision_and_reason(config.precision, device, model.vit.backbone.embed_dim)
     return {
         "hash": identity(config),
@@ -33,7 +35,7 @@ def make_record(config: RunConfig, benchmark: Benchmark, model: MetricModel, dev
         "data": benchmark.record(),
         "weights": checksum(model.vit.backbone),
         "parameters": count_parameters(model),
-        "class_table": None if model.class_prompts is None else "host" if model.class_prompts.on_host else "device",
+        "class_table": None if prompts is None else "host" if isinstance(prompts, HostPrompts) else "device",
     }
 
 

@@ -25,11 +25,11 @@ from vptsp_core.errors import ConfigError, DataError, VptspError
 from vptsp_core.method.backbone import load_backbone
 from vptsp_core.method.config import RunConfig, check_choice
 from vptsp_core.method.model import MetricModel
-from vptsp_core.method.step import COMPILE
 from vptsp_core.method.torch_state import in_torch_defaults
+from vptsp_core.runs.compile import COMPILE
 from vptsp_core.runs.evaluate import evaluate
 from vptsp_core.runs.folder import METRICS, Run, finished_run, run_folder, write_run
-from vptsp_core.runs.memory import failures_told, place_class_prompts
+from vptsp_core.runs.memory import check_table_memory, failures_told, place_class_prompts
 from vptsp_core.runs.progress import at_work
 from vptsp_core.runs.record import close_record, make_record, make_stretch
 from vptsp_core.runs.selection import Row, on_held_out, score
@@ -38,7 +38,7 @@ from vptsp_core.runs.workers import Workers, check_workers, share_out
 from vptsp_core.system.bars import bar, is_log, say
 from vptsp_core.system.deterministic import where_asked
 from vptsp_core.system.devices import autocast_dtype, pick_device
-from vptsp_core.system.distributed import from_main, is_main, launched, rank, start
+from vptsp_core.system.distributed import Processes, from_main, is_main, launched, rank, start
 from vptsp_core.system.files import writable_folder
 
 _NAMED = 5  # failed runs in an error
@@ -196,7 +196,8 @@ def build_model(config: RunConfig, num_classes: int, device: torch.device, class
     torch.manual_seed(config.seed)
     backbone = load_backbone(config.backbone, config.weights, config.image_size)
     torch.manual_seed(config.seed)  # again: what starts beside the backbone is the same whatever its weights are
-    model = MetricModel(config, backbone, num_classes)
+    check_table_memory(config, num_classes, backbone.embed_dim)
+    model = MetricModel(config, backbone, num_classes, Processes())
     place_class_prompts(model, device, class_table)
     with failures_told(model, "moving the model there"):
         return model.to(device)

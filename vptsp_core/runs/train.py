@@ -1,4 +1,4 @@
-"""The training loop: epochs, precision, schedule, checkpoints, history. It knows optimisers and nothing of tables.
+"""Training as a run does it: resumes, evaluates, selects, saves. The steps are those of `vptsp_core.method.loop`.
 
 Resume order, so that a run cut short ends as if it had not been:
 1. the model is built from the seed, as at the first start;
@@ -8,35 +8,37 @@ Resume order, so that a run cut short ends as if it had not been:
 4. every epoch seeds its own sampler, augmentation and dropout from (seed, epoch): nothing else is carried over.
 
 Several processes (`system.distributed`) take the same steps, each with its share of the images; the first one
-writes, all read the checkpoint, which has to lie where all machines see it.
+writes, all read the checkpoint, which has to be in a folder that all machines see.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from vptsp_core.data import OWN, ImageSet
 from vptsp_core.data.batches import train_batches
 from vptsp_core.errors import TrainingError, WeightsError
 from vptsp_core.method.backbone import identity, normalisation
-from vptsp_core.method.model import MetricModel, make_optimizers
+from vptsp_core.method.loop import Loop, Row
+from vptsp_core.method.model import MetricModel
 from vptsp_core.method.sampler import ClassBalancedSampler
-from vptsp_core.method.step import TrainStep, compiles
+from vptsp_core.method.step import TrainStep
 from vptsp_core.runs.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
+from vptsp_core.runs.compile import CompiledStep, compiles
 from vptsp_core.runs.memory import failures_told, fit_step
 from vptsp_core.runs.numerics import all_learned, first_bad_loss, first_bad_tensor, last_change, listed
 from vptsp_core.runs.progress import write_progress
-from vptsp_core.runs.selection import HELD_OUT, Row, keep_queries, score
+from vptsp_core.runs.selection import HELD_OUT, keep_queries, score
 from vptsp_core.runs.start_from_data import start_from_data
 from vptsp_core.system.bars import bar, duration, is_log, say
 from vptsp_core.system.devices import autocast_dtype
@@ -56,13 +58,14 @@ class Trainer:
         checkpointing: of gradients, ``"on"`` or ``"off"``; ``"auto"``: on a GPU, where a step does not fit without.
         compile: steps run compiled, ``"on"`` or ``"off"``; ``"auto"``: long runs on a GPU (`compiles`).
         on_epoch: called after every finished epoch with the history so far, in the first process; changes no number.
-        stretch: tells what the run is made with in this call and for how long by now, for its record.
+        stretch: says what the run is made with in this call and for how long by now, for its record.
 
     Attributes:
-        stretches: what ``stretch`` told last in every call that this run took, each with ``after_epochs``, the epochs
-            that were finished before it; travels in the checkpoint.
-        queries: per-query values of each metric at the epoch that it is reported from; travel in the checkpoint.
-        weights: of the best epoch, what retrieval needs, on the CPU; travel in the checkpoint.
+        loop: the model with its optimisers and schedules.
+        stretches: what ``stretch`` said last in every call that this run took, each with ``after_epochs``, the epochs
+            that were finished before it; stored in the checkpoint.
+        queries: per-query values of each metric at the epoch that it is reported from; stored in the checkpoint.
+        weights: of the best epoch, what retrieval needs, on the CPU; stored in the checkpoint.
 
     Raises:
         ConfigError: the processes cannot share the batch evenly.
@@ -89,29 +92,25 @@ class Trainer:
         if checkpointing != "auto":
             model.vit.checkpointing = checkpointing == "on"
         self.device = next(model.parameters()).device
-        self.model.vit.autocast = autocast_dtype(config.precision, self.device, model.vit.backbone.embed_dim)
+        model.vit.autocast = autocast_dtype(config.precision, self.device, model.vit.backbone.embed_dim)
         self.sampler = ClassBalancedSampler(
             images.labels, config.batch, config.samples_per_class, config.seed, config.steps_per_epoch,
             in_turn=config.dataset in OWN,
         )  # fmt: skip
         self.identity = identity(config)  # read once: the file of weights may go while the run lasts
         self.statistics = normalisation(model.vit.backbone)
-        self.optimizers = make_optimizers(model)
-        self.schedules = [
-            CosineAnnealingLR(optimizer, config.cosine_T, eta_min=config.cosine_min) for optimizer in self.optimizers
-        ]
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.model.vit.autocast is torch.float16)
         compiled = compiles(compile, self.device, config.epochs * len(self.sampler))
-        self.step = TrainStep(model, self.optimizers, self.scaler, compiled=compiled, must=compile == "on")
+        make_step = functools.partial(CompiledStep, must=compile == "on") if compiled else TrainStep
+        self.loop = Loop(model, self.sampler, images.labels, self._batches, make_step)
         self.history: list[Row] = []
         self.queries: dict[str, np.ndarray] = {}
         self.weights: dict[str, Tensor] = {}
-        self.stretch, self.stretches = stretch, [{"after_epochs": 0, **stretch(), **self._compiled()}]
+        self.stretch, self.stretches = stretch, [{"after_epochs": 0, **stretch(), **self.compiled()}]
         self.best = -math.inf
 
     @property
     def finished(self) -> int:
-        """Epochs that are."""
+        """Number of finished epochs."""
         return int(self.history[-1]["epoch"]) if self.history else 0
 
     def run(self) -> list[Row]:
@@ -131,14 +130,13 @@ class Trainer:
                 f"epochs {epochs.start + 1} to {epochs.stop} of {len(self.sampler)} steps")  # fmt: skip
         if not self.history and self.config.start != "released":
             self._start()
-        if self.checkpointing == "auto" and self.device.type == "cuda" and self.finished < self.config.epochs:
-            fit_step(self.model, self.optimizers)
-        begun = time.perf_counter()
+        if self.checkpointing == "auto" and self.device.type == "cuda" and epochs:
+            fit_step(self.model, self.loop.optimizers)
+        begun, rows = time.perf_counter(), self.loop.rows(epochs.start)
         for epoch in epochs:
             with failures_told(self.model, f"epoch {epoch + 1}"):
-                row = self.train_epoch(epoch)
-                for schedule in self.schedules:
-                    schedule.step()
+                row = next(rows)
+                self._check_finite(epoch, row)
                 if epoch >= self.config.eval_start or epoch == self.config.epochs - 1:
                     found = self.evaluate(self.model)
                     keep_queries(self.queries, found, self.history, self.config.selection)
@@ -166,43 +164,26 @@ class Trainer:
             took = duration(time.perf_counter() - begun)
             say(f"{self.folder.name}: {', '.join(['started from the data', *_recalls(found), took])}")
 
-    def train_epoch(self, epoch: int) -> Row:
-        """All steps of one epoch, counted from 0; its row of the history.
-
-        Raises:
-            TrainingError: the loss, a weight or an optimiser's state is not finite.
-        """
-        seed = int(np.random.SeedSequence([self.config.seed, epoch, 2]).generate_state(1)[0])
-        torch.manual_seed(seed)
-        self.model.train()
+    def _batches(self, epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """This process's share of an epoch's batches, under a bar."""
         part = own_share(self.config.batch)
         batches = train_batches(self.images, self.config, self.statistics, self.sampler, epoch, self.device, part)
         title, show = f"epoch {epoch + 1}/{self.config.epochs}", self.progress and not is_log()
-        shown = bar(batches, title, len(self.sampler), show=show, leave=False)
-        start, losses = time.perf_counter(), []
-        k, of_images = self.config.samples_per_class, self.images.labels
-        schedule = [torch.from_numpy(of_images[batch[::k]]) for batch in self.sampler.epoch(epoch)]
-        for (images, labels), classes, upcoming in zip(shown, schedule, [*schedule[1:], None], strict=True):
-            losses.append(self.step(images, labels, classes, upcoming))
-        mean = torch.stack(losses).mean().item()  # but for fp16, and the check below, the only wait for the device
-        self._check_finite(epoch, torch.stack(losses))
-        seconds = time.perf_counter() - start
-        return {
-            "epoch": epoch + 1, "loss": mean, "lr": self._rate(0), "lr_proxy": self._rate(1), "seconds": seconds,
-        }  # fmt: skip
+        return bar(batches, title, len(self.sampler), show=show, leave=False)
 
-    def _compiled(self) -> dict[str, Any]:
-        return {"compiled": self.step.compiled, "compile_seconds": self.step.compile_seconds}
+    def compiled(self) -> dict[str, Any]:
+        """Whether steps run compiled by now, and the seconds that compiling took."""
+        step = self.loop.step
+        if isinstance(step, CompiledStep):
+            return {"compiled": step.compiled, "compile_seconds": step.compile_seconds}
+        return {"compiled": False, "compile_seconds": None}
 
-    def _rate(self, which: int) -> float:
-        return float(self.optimizers[which].param_groups[0]["lr"])
-
-    def _check_finite(self, epoch: int, losses: Tensor) -> None:
-        """Refuse an epoch with a loss (T,), or with a tensor after it, that is not finite (`runs.numerics`)."""
-        step, told = first_bad_loss(losses), "the loss is not finite from step {} of epoch {} on"
+    def _check_finite(self, epoch: int, row: Row) -> None:
+        """Refuse an epoch with a loss, or with a tensor after it, that is not finite (`runs.numerics`)."""
+        step, told = first_bad_loss(self.loop.losses), "the loss is not finite from step {} of epoch {} on"
         batches = self.sampler.epoch(epoch)
         if step is None:
-            tensors = all_learned(self.model, self.optimizers)
+            tensors = all_learned(self.model, self.loop.optimizers)
             name = first_bad_tensor(tensors)
             if name is None:
                 return
@@ -210,14 +191,14 @@ class Trainer:
             step = last_change(name, tensors[name], [self.images.labels[batch] for batch in batches])
             batches = self.sampler.epoch(epoch)
         images = listed([self.images.describe(int(i)) for i in next(itertools.islice(batches, step, None))])
-        mend = "lower the learning rates" if epoch or step else "look at the images, loss_scale and loss_margin"
+        cure = "lower the learning rates" if epoch or step else "look at the images, loss_scale and loss_margin"
         raise TrainingError(
-            f"{told.format(step + 1, epoch + 1)} (lr = {self._rate(0):g}, lr_proxy = {self._rate(1):g}, "
-            f"images {images}); {mend}{f'; the checkpoint of epoch {epoch} stays' if epoch else ''}"
+            f"{told.format(step + 1, epoch + 1)} (lr = {row['lr']:g}, lr_proxy = {row['lr_proxy']:g}, "
+            f"images {images}); {cure}{f'; the checkpoint of epoch {epoch} stays' if epoch else ''}"
         )
 
     def _save(self, row: Row) -> None:
-        self.stretches[-1] |= {**self.stretch(), **self._compiled()}
+        self.stretches[-1] |= {**self.stretch(), **self.compiled()}
         found = score(row, self.config.selection)
         if self.config.selection == "last" or found > self.best or not self.weights:
             state = self.model.learned_state(for_retrieval=True)
@@ -227,10 +208,7 @@ class Trainer:
 
     def _write(self) -> None:
         values = {
-            "learned": self.model.learned_state(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "schedules": [schedule.state_dict() for schedule in self.schedules],
-            "scaler": self.scaler.state_dict(),
+            **self.loop.state_dict(),
             "history": self.history,
             "queries": {name: torch.from_numpy(values) for name, values in self.queries.items()},
             "weights": self.weights,
@@ -252,18 +230,11 @@ class Trainer:
         from_main(lambda: write_progress(self.folder, self.finished, self.config.epochs))
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        self.model.load_state_dict(saved["learned"], strict=False)
-        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
-            for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
-                group["fused"] = own["fused"]  # this device's, whatever the run was begun on
-            optimizer.load_state_dict(state)
-        for schedule, state in zip(self.schedules, saved["schedules"], strict=True):
-            schedule.load_state_dict(state)
-        self.scaler.load_state_dict(saved["scaler"])
+        self.loop.load_state_dict(saved)
         self.history, self.best = saved["history"], saved["best"]
         self.queries = {name: values.numpy().copy() for name, values in saved["queries"].items()}
-        self.weights = {name: value.clone() for name, value in saved["weights"].items()}  # the file goes
-        own = {"after_epochs": self.finished, **self.stretch(), **self._compiled()}
+        self.weights = {name: value.clone() for name, value in saved["weights"].items()}  # the file is replaced later
+        own = {"after_epochs": self.finished, **self.stretch(), **self.compiled()}
         self.stretches = [*saved["stretches"], own]
 
 

@@ -1,8 +1,8 @@
 """Several processes, one for each GPU or share of the CPUs: what torchrun starts, and what they tell each other.
 
 All processes hold the same model and draw the same global batches; each embeds its own share of the images. The
-embeddings are gathered, so that every process computes the loss and the proxies of the whole batch (`gather_rows`), and
-the gradients are put together again (`sum_gradients`). Without a group all of this is the identity.
+embeddings are gathered, so that every process computes the loss and the proxies of the whole batch, and the gradients
+are put together again (`Processes`). Without a group all of this is the identity.
 """
 
 from __future__ import annotations
@@ -97,12 +97,6 @@ def own_share(n: int) -> slice:
     return slice(rank() * size, (rank() + 1) * size)
 
 
-def own_rows(rows: Tensor) -> Tensor:
-    """`own_share` of the rows of a tensor (n, ...); without a group the tensor itself, whose gradient is
-    then not copied."""
-    return rows[own_share(len(rows))] if joined() else rows
-
-
 def check_batch(batch: int, samples_per_class: int) -> None:
     """Refuse a batch that does not split into equal shares of whole classes.
 
@@ -137,33 +131,40 @@ def _all_gather(own: Tensor) -> Tensor:
     return out
 
 
-def gather_rows(own: Tensor) -> Tensor:
-    """The rows of all processes, in the order of their ranks: (b, d), the same b everywhere -> (world size * b, d).
+class Processes:
+    """The processes of this group as a model sees them (`vptsp_core.method.model.Group`)."""
 
-    Every process then computes the same loss from the same rows, so each has the whole gradient already; backward
-    takes out the part of its own rows, and adds nothing up.
-    """
-    return _GatherRows.apply(own) if joined() else own
+    def share(self, rows: Tensor) -> Tensor:
+        """`own_share` of the rows of a tensor (n, ...); without a group the tensor itself, whose gradient is then not
+        copied."""
+        return rows[own_share(len(rows))] if joined() else rows
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, in the order of their ranks: (b, d), the same b everywhere -> (world size * b, d).
 
-def sum_gradients(partial: Iterable[Tensor], whole: Iterable[Tensor]) -> None:
-    """Give every process the batch's gradients, the same to the last bit, in one all-reduce.
+        Every process then computes the same loss from the same rows, so each has the whole gradient already; backward
+        takes out the part of its own rows, and adds nothing up.
+        """
+        return _GatherRows.apply(rows) if joined() else rows
 
-    A parameter without a gradient is left alone: the processes run the same graph, so none of them has one.
+    def sum_gradients(self, partial: Iterable[Tensor], whole: Iterable[Tensor]) -> None:
+        """Give every process the batch's gradients, the same to the last bit, in one all-reduce.
 
-    Args:
-        partial: parameters whose gradient is that of this process's images alone; they are added up.
-        whole: parameters whose gradient every process has in full; the first process's counts.
-    """
-    if not joined():
-        return
-    own = [p.grad for p in partial if p.grad is not None]
-    common = [p.grad for p in whole if p.grad is not None]
-    sent = own + (common if is_main() else [torch.zeros_like(g) for g in common])
-    flat = torch.cat([g.reshape(-1) for g in sent])
-    dist.all_reduce(flat)
-    for gradient, total in zip(own + common, flat.split([g.numel() for g in sent]), strict=True):
-        gradient.copy_(total.view_as(gradient))
+        A parameter without a gradient is left alone: the processes run the same graph, so none of them has one.
+
+        Args:
+            partial: parameters whose gradient is that of this process's images alone; they are added up.
+            whole: parameters whose gradient every process has in full; the first process's counts.
+        """
+        if not joined():
+            return
+        own = [p.grad for p in partial if p.grad is not None]
+        common = [p.grad for p in whole if p.grad is not None]
+        sent = own + (common if is_main() else [torch.zeros_like(g) for g in common])
+        flat = torch.cat([g.reshape(-1) for g in sent])
+        dist.all_reduce(flat)
+        for gradient, total in zip(own + common, flat.split([g.numel() for g in sent]), strict=True):
+            gradient.copy_(total.view_as(gradient))
 
 
 def from_main(make: Callable[[], T]) -> T:

@@ -11,9 +11,10 @@ from vptsp_core.errors import ConfigError
 from vptsp_core.method import textbook
 from vptsp_core.method.config import RunConfig, check_choice
 from vptsp_core.method.model import MetricModel, make_optimizers
-from vptsp_core.method.step import TrainStep, compiles
+from vptsp_core.method.step import TrainStep
 from vptsp_core.paper.bench.memory import Bench, kept_bytes, with_memory
 from vptsp_core.paper.bench.turns import STEPS_A_TURN, K, Turn, by_turns, spread, step_times
+from vptsp_core.runs.compile import CompiledStep, compiles
 from vptsp_core.runs.run import build_model
 from vptsp_core.system.bars import bar
 from vptsp_core.system.devices import autocast_dtype, pick_device, to_device
@@ -49,10 +50,16 @@ class StepBench:
         if form == "textbook":
             self.train_step = TextbookStep(self.model, self.optimizers, scaler)
         else:
-            self.train_step = TrainStep(self.model, self.optimizers, scaler, compiled=form == "compiled")
+            kind = CompiledStep if form == "compiled" else TrainStep
+            self.train_step = kind(self.model, self.optimizers, scaler)
         self.images, chosen = random_batch(config)
         self.images = self.images.to(self.device)
         self.choose(chosen)
+
+    @property
+    def compile_seconds(self) -> float | None:
+        """What the first step took to compile; None where steps are not compiled."""
+        return self.train_step.compile_seconds if isinstance(self.train_step, CompiledStep) else None
 
     def choose(self, classes: Tensor, upcoming: Tensor | None = None) -> None:
         """The classes of the next `step`, and of the one after: (C',) int64 on the CPU."""
@@ -175,7 +182,7 @@ def measure_steps(
 
 def fell_back(bench: Bench) -> bool:
     """Whether it was to be compiled and could not be, of which `TrainStep` has warned."""
-    return isinstance(bench, StepBench) and bench.form == "compiled" and bench.train_step.compile_seconds is None
+    return isinstance(bench, StepBench) and bench.compile_seconds is None and bench.form == "compiled"
 
 
 def as_trains(config: RunConfig, images: int, device: torch.device) -> str:

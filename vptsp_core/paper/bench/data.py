@@ -102,18 +102,18 @@ def epoch_over_steps(
         classes = batch[1][:: config.samples_per_class].cpu()
         for turn in range(turns + 1):
             start = time.perf_counter()
-            trainer.train_epoch(turn)
+            trainer.loop.train_epoch(turn)
             _wait(target)
             middle = time.perf_counter()
             for _ in range(steps):
-                trainer.step(*batch, classes, classes)
+                trainer.loop.step(*batch, classes, classes)
             _wait(target)
             if turn:  # the first warms up
                 times["epoch"].append(middle - start)
                 times["steps"].append(time.perf_counter() - middle)
     ratios = sorted(a / b for a, b in zip(times["epoch"], times["steps"], strict=True))
     medians = {f"{name} s": round(statistics.median(values), 3) for name, values in times.items()}
-    return {**medians, **_spread(ratios), "steps": steps, "compiled": trainer.step.compiled,
+    return {**medians, **_spread(ratios), "steps": steps, "compiled": trainer.compiled()["compiled"],
             "device": str(target)}  # fmt: skip
 
 

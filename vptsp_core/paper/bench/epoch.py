@@ -58,26 +58,26 @@ def measure_epoch(
         def some(count: int) -> Callable[[], None]:
             def take() -> None:
                 for _ in range(count):
-                    trainer.step(*batch, classes, classes)
+                    trainer.loop.step(*batch, classes, classes)
 
             return take
 
         model.train()
         first = _seconds(some(FIRST), target)
         a_step = _seconds(some(alone), target) / alone
-        training = _seconds(lambda: trainer.train_epoch(0), target)
+        training = _seconds(lambda: trainer.loop.train_epoch(0), target)
     evaluation = _seconds(lambda: evaluate(model, data), target)
     evaluated = len(data.test) + (len(data.gallery) if data.gallery is not None else 0)
     seconds = {
         "epoch s": training + evaluation, "steps s": a_step * steps, "data s": training - a_step * steps,
         "evaluation s": evaluation,
     }  # fmt: skip
-    if trainer.step.compiled:
+    if trainer.compiled()["compiled"]:
         seconds["compile s"] = first - FIRST * a_step
     return {
         **{name: round(value, 3) for name, value in seconds.items()},
         "images/s": round(steps * config.batch / training, 1), "evaluated images/s": round(evaluated / evaluation, 1),
-        "steps": steps, "compiled": trainer.step.compiled,
+        "steps": steps, "compiled": trainer.compiled()["compiled"],
         "device": "cpu" if target.type == "cpu" else torch.cuda.get_device_name(target),
         "threads": torch.get_num_threads(),
     }  # fmt: skip

@@ -120,7 +120,7 @@ def _cpu_ratio(found: Sequence[float]) -> dict[str, float]:
 def _own(bench: Bench) -> dict[str, Any]:
     if isinstance(bench, ReleasedBench):
         return {"loss_difference": bench.difference, "precision": bench.precision}
-    seconds = bench.train_step.compile_seconds if isinstance(bench, StepBench) else None
+    seconds = bench.compile_seconds if isinstance(bench, StepBench) else None
     return {} if seconds is None else {"compile_s": seconds}
 
 

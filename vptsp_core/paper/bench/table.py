@@ -79,5 +79,5 @@ def compare_tables(
     return {
         "ms": {where: statistics.median(of) for where, of in times.items()},
         "ratio": statistics.median(ratios), "ratio min": ratios[0], "ratio max": ratios[-1], "turns": steps,
-        "classes": classes, "table_GB": prompts.table_bytes() / 1e9,
+        "classes": classes, "table_GB": sum(table.nbytes for table in prompts.tables().values()) / 1e9,
     }  # fmt: skip

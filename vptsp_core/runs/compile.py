@@ -1,0 +1,151 @@
+"""A training step that is compiled for one shape and replayed.
+
+The whole loss (towers, proxies, Proxy-Anchor) is one graph, forward and backward; on a GPU it is replayed as a CUDA
+graph, so that the host launches a handful of things a step instead of some thousand kernels.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from vptsp_core.errors import VptspError
+from vptsp_core.method.config import check_choice
+from vptsp_core.method.model import MetricModel
+from vptsp_core.method.step import TrainStep
+from vptsp_core.system.caches import user_folder
+from vptsp_core.system.distributed import world_size
+
+COMPILE = ("auto", "on", "off")
+ENOUGH_STEPS = 1000  # compiling takes about a minute, which shorter runs do not win back
+GUARDED = 3  # steps in which compiling may fail: the graphs of a GPU are recorded in the second and third
+
+
+class CompiledStep(TrainStep):
+    """`TrainStep` with a compiled loss.
+
+    Args:
+        model, optimizers, scaler: as for `TrainStep`.
+        must: a graph that cannot be compiled is an error; else one line warns, and steps run uncompiled. Of several
+            processes none can go on alone, so there it is an error always.
+
+    Attributes:
+        compiled: False from the moment that compiling failed.
+        compile_seconds: what the first step took, nearly all of it compiling, or reading what an earlier run compiled;
+            None before it, and where compiling failed.
+
+    Raises:
+        VptspError: at a step, it cannot be compiled, and must be.
+    """
+
+    def __init__(
+        self,
+        model: MetricModel,
+        optimizers: Sequence[torch.optim.Optimizer],
+        scaler: torch.amp.GradScaler | None = None,
+        *,
+        must: bool = False,
+    ) -> None:
+        super().__init__(model, optimizers, scaler)
+        self.must = must or world_size() > 1
+        self.taken = 0
+        self.compiled = True
+        self.compile_seconds: float | None = None
+        self._loss = compiled_loss(model)
+
+    def forward_backward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """As `TrainStep.forward_backward`: images (b, 3, H, W), labels (B,)."""
+        if not self.compiled:
+            return super().forward_backward(images, labels)
+        loss = self._guarded(images, labels) if self.taken < GUARDED else self._replay(images, labels)
+        self.taken += 1
+        return loss
+
+    def _replay(self, images: Tensor, labels: Tensor) -> Tensor:
+        if self.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()
+        loss = self._loss(images, labels)
+        self.scaler.scale(loss).backward()
+        return loss.detach().clone()  # a replayed graph writes the next step's loss into the same memory
+
+    def _guarded(self, images: Tensor, labels: Tensor) -> Tensor:
+        """A compiled step; where it fails, all is put back as it was before, and the step is taken uncompiled."""
+        proxies, on_gpu = self.model.proxies, self.device.type == "cuda"
+        before = {} if proxies is None else {name: value.clone() for name, value in proxies.named_buffers()}
+        random = torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if on_gpu else None
+        start = time.perf_counter()
+        try:
+            loss = self._replay(images, labels)
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except Exception as error:  # the compilers raise what they like
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            if self.must:
+                raise VptspError(f"a training step cannot be compiled here ({reason}); choose --compile off") from error
+            warnings.warn(f"a training step cannot be compiled here ({reason}): steps run as written", stacklevel=3)
+            self.compiled, self.compile_seconds = False, None
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for name, value in before.items():
+                    self.model.get_buffer(f"proxies.{name}").copy_(value)
+            torch.set_rng_state(random[0])
+            if random[1] is not None:
+                torch.cuda.set_rng_state(random[1], self.device)
+            return super().forward_backward(images, labels)
+        if self.compile_seconds is None:
+            self.compile_seconds = time.perf_counter() - start
+        return loss
+
+
+def compiles(wanted: str, device: torch.device, steps: int) -> bool:
+    """Whether steps run compiled: ``"on"``, ``"off"``, or ``"auto"``, on a GPU that has a compiler, in a run of so many
+    steps that it pays. On a CPU compiled steps were found to be no quicker (``bench step``).
+
+    Raises:
+        ConfigError: another word.
+        VptspError: ``"on"``, and this machine has no compiler for the device.
+    """
+    check_choice("compile", wanted, COMPILE)
+    missing = _missing_compiler(device)
+    if wanted == "on" and missing:
+        raise VptspError(f"compile = 'on' needs {missing}; install it, or leave --compile away")
+    pays = device.type == "cuda" and steps >= ENOUGH_STEPS
+    return wanted == "on" or (wanted == "auto" and pays and not missing)
+
+
+def _missing_compiler(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "" if importlib.util.find_spec("triton") else "the package triton"
+    compilers = (os.environ.get("CXX", ""), "g++", "clang++", "c++")
+    return "" if any(shutil.which(name) for name in compilers if name) else "a C++ compiler (g++)"
+
+
+def compiled_loss(model: MetricModel) -> Callable[[Tensor, Tensor], Tensor]:
+    """`MetricModel.loss` as one compiled graph, its compiled form kept between runs.
+
+    It is compiled when first called. Several processes exchange embeddings in its midst: what lies before and after
+    is then compiled on its own, and not replayed as a CUDA graph.
+    """
+    # What is kept there is executed: it belongs in the user's folder, not in the one for everybody's temporary files.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_folder() / "vptsp" / "compiled"))
+    alone = world_size() == 1
+    # Dropout draws what it draws uncompiled, so that the same seed gives the same masks.
+    options: dict[str, str | int | bool | Callable[..., object]] = {"fallback_random": True}
+    if alone and next(model.parameters()).device.type == "cuda":
+        options["triton.cudagraphs"] = True
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        return model.loss(images, labels)
+
+    # torch keeps what it compiled by code object, eight forms of each: a model needs one of its own.
+    loss.__code__ = loss.__code__.replace()
+    return torch.compile(loss, fullgraph=alone, dynamic=False, options=options)
+
