@@ -118,7 +118,7 @@ def _load(images: ImageSet, transform: Transform, items: list[Any], device: torc
     torch.empty((), dtype=torch.int64).random_()  # a number that DataLoader drew here before it kept its workers
     key = _workers(images, len(items)), device.type == "cuda"
     loader, batches = _idle.pop(key) if key in _idle else _loader(*key)
-    batches[:] = [[(seed, images.reader(i), transform) for seed, i in batch] for batch in items]
+    batches.left = ([(seed, images.reader(i), transform) for seed, i in batch] for batch in items)
     try:
         with deaths_told():
             with starting():
@@ -132,13 +132,17 @@ def _load(images: ImageSet, transform: Transform, items: list[Any], device: torc
     _idle[key] = loader, batches
 
 
-# Loaders that are not in use, by number of workers and pinned memory: it takes seconds to start a worker.
-_idle: dict[tuple[int, bool], tuple[DataLoader, list[Any]]] = {}
+class _Batches:
+    """What a loader is to read next: another iterator for each epoch and evaluation."""
+
+    left: Iterator[Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.left
 
 
-def _loader(workers: int, pinned: bool) -> tuple[DataLoader, list[Any]]:
-    """A loader, and the list in which it finds its batches."""
-    batches: list[Any] = []
+def _loader(workers: int, pinned: bool) -> tuple[DataLoader, _Batches]:
+    batches = _Batches()
     loader: DataLoader = DataLoader(
         _Read(),
         batch_sampler=batches,
@@ -150,6 +154,10 @@ def _loader(workers: int, pinned: bool) -> tuple[DataLoader, list[Any]]:
         generator=torch.Generator(),
     )
     return loader, batches
+
+
+# Loaders that are not in use, by number of workers and pinned memory: it takes seconds to start a worker.
+_idle: dict[tuple[int, bool], tuple[DataLoader, _Batches]] = {}
 
 
 def end_workers() -> None:

@@ -1,13 +1,13 @@
 """Where the class prompts of all classes are kept, and whether a training step fits into the GPU's memory.
 
-A step is tried before the first one, so that nothing need be guessed. What is tried are the towers and the optimiser
-state, nearly all there is. Left out, and to be found beside them, are
+A step is tried before the first one, so that nothing is guessed. It tries the towers and the optimiser state, nearly
+all that a step takes. It leaves out
 - the proxies and the loss: a few (classes, d) tensors;
 - what augmenting on the GPU takes: for each image some 25 bytes a pixel of the batch's tallest and widest boxes;
 - the decoded training set, where it is kept on the GPU: up to a quarter of what is free by then (`data.store`);
 - of several processes, the copy of all gradients in one row that they send (`system.distributed.Processes`);
 - what evaluation holds: embeddings and a part of their products.
-Where these are too much, or nothing was tried, `failures_told` says in one line what helps.
+If these are too much, or nothing was tried, `failures_told` says in one line what helps.
 """
 
 from __future__ import annotations
@@ -77,13 +77,13 @@ def fit_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) ->
 
 @contextlib.contextmanager
 def failures_told(model: MetricModel, when: str) -> Iterator[None]:
-    """What is done inside ends with one line where memory is full, or the GPU fails or is gone.
+    """Inside, memory that is full and a GPU that fails or is gone are errors of one line.
 
     Args:
-        when: at what, for the message: "epoch 3".
+        when: for the message: "epoch 3".
 
     Raises:
-        TrainingError: one of the three; what the epochs before left lies in the run's folder.
+        TrainingError: one of the three; the checkpoint of the epoch before is in the run's folder.
     """
     try:
         yield

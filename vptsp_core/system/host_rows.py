@@ -32,7 +32,7 @@ _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device, not only for
 def own_pages(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """Zeros in memory pages that hold nothing else, so that they can be pinned alone; committed when first touched.
 
-    The pages are shared with child processes: a fork must not move, by copy on write, what a GPU is reading.
+    The pages are shared with processes that are forked: none must move, by copy on write, what a GPU is reading.
 
     Args:
         shape: of the table, (rows, ...).
@@ -57,7 +57,7 @@ def own_pages(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Ten
 
 
 def pin(table: Tensor, device: torch.device) -> int:
-    """Register the memory of a table (rows, ...) with CUDA as it lies, and give its address for `unpin`.
+    """Register the memory of a table (rows, ...) with CUDA where it is, and return its address for `unpin`.
 
     ``Tensor.pin_memory`` would copy it, into an allocation rounded up to a power of two.
 
@@ -133,7 +133,7 @@ class StreamCopier:
 
 
 class _Written(NamedTuple):
-    """What lies in the outgoing buffer: the place of each class, the tables it has rows of, its write-back."""
+    """What the outgoing buffer holds: the place of each class, the tables it has rows of, its write-back."""
 
     places: dict[int, int]
     names: frozenset[str]
