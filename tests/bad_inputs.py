@@ -220,9 +220,9 @@ TABLE: dict[str, list[Case]] = {
         Case("no table", "`train`", runs.weights("w.pth", runs.no_table),
              "weights DIR/w.pth: holds no table of tensors; save model.state_dict()"),
         Case("whole numbers", "`train`", runs.weights("w.safetensors", runs.whole_numbers),
-             "weights DIR/w.safetensors: norm.bias is no table of floating-point numbers; save model.state_dict()"),
+             "weights DIR/w.safetensors: norm.bias is not a table of floating-point numbers; save model.state_dict()"),
         Case("infinite values", "`train`", runs.weights("w.safetensors", runs.infinite),
-             "weights DIR/w.safetensors: norm.bias holds values that are no finite numbers; get the file again"),
+             "weights DIR/w.safetensors: norm.bias holds values that are not finite numbers; get the file again"),
         Case("a tensor of another shape", "`train`", runs.weights("w.safetensors", runs.other_shape),
              "weights DIR/w.safetensors: norm.bias has shape (7,), the model needs (96,); give a file saved for this "
              "backbone and image size"),

@@ -177,7 +177,7 @@ DAMAGE = {
     "config is no table": (lambda h: h.update(config=3), "damaged"),
     "unknown key": (lambda h: h["config"].update(evil=1), "header cannot be used .unknown key 'evil'"),
     "wrong type": (lambda h: h["config"].update(batch="64"), "batch = '64' must be of type int"),
-    "foreign backbone": (lambda h: h["config"].update(backbone="hf-hub:a/b"), "'hf-hub:a/b' is no timm model"),
+    "foreign backbone": (lambda h: h["config"].update(backbone="hf-hub:a/b"), "'hf-hub:a/b' is not a timm model"),
     "another family": (lambda h: h["config"].update(backbone="resnet18"), "is a ResNet"),
     "another backbone": (lambda h: h["config"].update(backbone="vit_tiny_patch16_224"), "does not fit"),
     "wide head": (lambda h: h["config"].update(embed_dim=10**6), "does not fit"),
