@@ -39,7 +39,7 @@ class Executed:
         notebook = nbformat.read(self.folder / "notebooks" / f"{name}.ipynb", as_version=4)
         found = [output for cell in notebook.cells for output in cell.get("outputs", [])]
         said = "".join(output["text"] for output in found if output.get("name") == "stderr")
-        assert all(line.endswith(": another process trains it; waiting") for line in said.splitlines()), said
+        assert all(": another process trains it; waiting for process " in line for line in said.splitlines()), said
         assert not [output for output in found if output.output_type == "error"]
         found = [output for output in found if output.get("name") != "stderr"]
         assert not [o for o in found if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]

@@ -49,12 +49,7 @@ AUDITED = {
     ("vptsp_core/deploy/graph.py", "import_module"): "of one fixed name",
     ("vptsp_core/deploy/export.py", "import_module"): "of fixed names",
     ("vptsp_core/paper/released.py", "import_module"): "the released code in a clone that the user names, to be timed",
-    (
-        "vptsp_core/runs/workers.py",
-        "Parallel",
-    ): "joblib pickles between processes that this one starts, or of a Dask cluster "
-    "that the user names and has to trust; no file is read so",
-    ("vptsp_core/runs/cluster.py", "Client"): "the same",
+    ("vptsp_core/runs/cluster.py", "Client"): "a Dask cluster that the user names and has to trust; no file is read so",
 }
 
 

@@ -11,6 +11,7 @@ from vptsp_core.data import download as module
 from vptsp_core.data.download import download
 from vptsp_core.errors import DataError
 from vptsp_core.system import locks
+from vptsp_core.system.bars import amount
 
 CONTENT = os.urandom(3_000_000)
 MD5 = "md5:" + hashlib.md5(CONTENT).hexdigest()
@@ -240,4 +241,9 @@ def test_two_that_fetch_the_same_file(server, target, monkeypatch):
     for thread in threads:
         thread.join(20)
     assert done == [target, target] and only(target) and len(server.seen) == 1
-    assert said == ["file.zip: another process is fetching it; waiting"]
+    assert len(said) == 1 and said[0].startswith("file.zip: another process is fetching it; waiting for process ")
+
+
+def test_amounts_are_in_a_unit_that_shows_them():
+    assert [amount(count) for count in (0, 1_250_000, 9_990_000_000, 10_000_000_000, 1.2e11)] == [
+        "0.0 MB", "1.2 MB", "9990.0 MB", "10.0 GB", "120.0 GB"]  # fmt: skip

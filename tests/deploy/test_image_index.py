@@ -54,16 +54,10 @@ def counted(monkeypatch) -> list[int]:
     return sizes
 
 
-def test_indexing_decodes_in_forks_whatever_this_python_begins_processes_with(folder, model, tmp_path, monkeypatch):
-    """From Python 3.14 on Linux the default is another one, whose processes have another parent."""
+def test_indexing_decodes_in_other_processes(folder, model, tmp_path, monkeypatch):
     monkeypatch.setattr("vptsp_core.deploy.update.decoders", lambda batches: 2)
-    before = multiprocessing.get_start_method()
-    multiprocessing.set_start_method("forkserver", force=True)
-    try:
-        _, counts = update(folder, tmp_path / "index", vptsp_core.load(model, "cpu"), model=model)
-    finally:
-        multiprocessing.set_start_method(before, force=True)
-    assert counts.embedded == 13
+    _, counts = update(folder, tmp_path / "index", vptsp_core.load(model, "cpu"), model=model)
+    assert counts.embedded == 13 and not multiprocessing.active_children()
 
 
 def test_index_then_search(folder, model, tmp_path, capsys, monkeypatch):

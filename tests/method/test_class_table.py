@@ -5,7 +5,6 @@ notice a missing wait is itself tested.
 """
 
 import copy
-import os
 import random
 from contextlib import nullcontext
 from functools import partial
@@ -349,7 +348,7 @@ def test_placing(monkeypatch):
 
 def test_a_host_table_has_to_fit_once_a_process(monkeypatch):
     def place(free, where="host", device="cpu", **options):
-        monkeypatch.setattr("vptsp_core.runs.memory.available_host_memory", lambda: free)
+        monkeypatch.setattr("vptsp_core.runs.memory.available_memory", lambda: free)
         prompts = ClassPrompts(SHAPE, **{"rowwise": True, "batch_classes": 3, "optimizer": "adam"} | options)
         model = SimpleNamespace(class_prompts=prompts)
         place_class_prompts(model, torch.device(device), where)
@@ -369,17 +368,11 @@ def test_a_host_table_has_to_fit_once_a_process(monkeypatch):
     assert not place(0, "device", "cuda") and not place(0, "auto", "cpu"), "no table in host memory, no check"
 
 
-def test_available_host_memory():
-    found = host_rows.available_host_memory()
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert os.sysconf("SC_PAGE_SIZE") < found <= pages or not os.path.exists("/proc/meminfo")
-
-
 def test_a_table_that_cannot_be_filled_is_refused_before_it_is(monkeypatch):
     config = RunConfig(class_layers=2, class_prompts=3)
     for available, fits in ((4 * 7 * 2 * 3 * 4, True), (4 * 7 * 2 * 3 * 4 - 1, False)):
-        monkeypatch.setattr(memory, "available_host_memory", lambda: available)  # noqa: B023
-        monkeypatch.setattr(host_rows, "available_host_memory", lambda: available)  # noqa: B023
+        monkeypatch.setattr(memory, "available_memory", lambda: available)  # noqa: B023
+        monkeypatch.setattr(host_rows, "available_memory", lambda: available)  # noqa: B023
         refused = pytest.raises(VptspError, match="no host memory for a class-prompt table of .* are available")
         with nullcontext() if fits else refused:
             check_table_memory(config, 7, 4)

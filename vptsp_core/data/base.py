@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,10 @@ class ImageSet(ABC):
     @abstractmethod
     def image(self, index: int) -> Image.Image:
         """Image ``index`` as RGB; raises a `DataError` that names the file if it cannot be read."""
+
+    def reader(self, index: int) -> Callable[[], Image.Image]:
+        """What reads image ``index``, small enough to be sent to another process."""
+        return functools.partial(self.image, index)
 
     @abstractmethod
     def fingerprint(self) -> str:

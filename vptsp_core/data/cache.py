@@ -30,6 +30,7 @@ from vptsp_core.data.store import PixelStore, image_starts
 from vptsp_core.errors import DataError
 from vptsp_core.system.bars import amount, bar
 from vptsp_core.system.locks import locked
+from vptsp_core.system.portable import cores, replace
 
 FORMAT = 3  # of the files and the key; a change makes old stores unknown
 PIXELS, SIZES = "pixels.u8", "sizes.npy"
@@ -63,7 +64,7 @@ def open_stores(
     """
     places = {images: folder / _name(images, side, interpolation) for images in sets if isinstance(images, FileSet)}
     if not all(place.exists() for place in places.values()):
-        work = _Work(workers or len(os.sched_getaffinity(0)), progress)
+        work = _Work(workers or cores(), progress)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder / ".lock", f"cache: another process is decoding images into {folder}; waiting"):
@@ -72,7 +73,7 @@ def open_stores(
                 for images, place in missing.items():
                     partial = _partial(place)
                     _fill(images, partial, side, interpolation, work)
-                    os.replace(partial, place)
+                    replace(partial, place)
         except OSError as error:
             raise DataError(f"cache {folder}: {error.strerror or error}; {CURE}") from error
     return [

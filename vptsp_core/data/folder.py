@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from vptsp_core.data.base import ImageSet
 from vptsp_core.errors import DataError
+from vptsp_core.system.portable import cores
 from vptsp_core.system.seals import digest
 
 _AVIF = features.check("avif")  # Pillow has it from 11.3 on
@@ -72,6 +73,11 @@ class FileSet(ImageSet):
         super().__init__(name, labels, class_names, shared)
         self.paths, self.as_shown = list(paths), as_shown
 
+    def reader(self, index: int) -> Callable[[], Image.Image]:
+        """What reads image ``index``, small enough to be sent to another process."""
+        one = FileSet(self.name, [self.paths[index]], np.zeros(1, np.int64), [""], as_shown=self.as_shown)
+        return functools.partial(one.image, 0)
+
     def image(self, index: int) -> Image.Image:
         """Image ``index`` as RGB; grayscale, palette, CMYK and alpha are converted, of several frames the first.
 
@@ -105,7 +111,7 @@ class FileSet(ImageSet):
             DataError: naming a file that is gone or cannot be read.
         """
         found = hashlib.sha256(b"as shown\n" if self.as_shown else b"")
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             contents = pool.map(content_of, self.paths) if self.as_shown else map(size_of, self.paths)
             for name, label, each in zip(self.relative_names(), self.labels, contents, strict=True):
                 found.update(f"{label} ".encode() + os.fsencode(name) + f" {each}\n".encode())

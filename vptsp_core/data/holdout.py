@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -39,6 +39,9 @@ class Rows(ImageSet):
 
     def image(self, index: int) -> Image.Image:
         return self.whole.image(int(self.rows[index]))
+
+    def reader(self, index: int) -> Callable[[], Image.Image]:
+        return self.whole.reader(int(self.rows[index]))
 
     def describe(self, index: int) -> str:
         return self.whole.describe(int(self.rows[index]))

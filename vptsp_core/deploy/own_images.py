@@ -31,8 +31,8 @@ from vptsp_core.runs.significance import against
 from vptsp_core.system.devices import pick_device
 from vptsp_core.system.distributed import from_main, launched, local_size, start, world_size
 from vptsp_core.system.files import write_json
-from vptsp_core.system.host_rows import available_host_memory
 from vptsp_core.system.locks import locked
+from vptsp_core.system.portable import available_memory
 from vptsp_core.system.seals import sealed, unsealed
 
 SUMMARY = "own_images.json"  # in the run's folder: the plan's reasons, the comparison, the text
@@ -136,7 +136,7 @@ def _new_plan(benchmark: Benchmark, cache: Path, path: Path, changes: dict[str, 
 
 def machine(device: torch.device, cache: Path) -> Machine:
     """What is free now, on this machine, for a run on ``device`` that decodes images into the folder ``cache``."""
-    host = available_host_memory()
+    host = available_memory()
     gpu = device.type == "cuda"
     there = next((place for place in (cache.absolute(), *cache.absolute().parents) if place.exists()), Path.cwd())
     memory = float(torch.cuda.mem_get_info(device)[0]) if gpu else host / local_size()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import secrets
 import warnings
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vptsp_core.data.folder import IMAGE_SUFFIXES, not_read, outside_images, read_image
-from vptsp_core.data.loading import Transform, decoders, end_with_parent
+from vptsp_core.data.loading import Transform, decoders
 from vptsp_core.deploy.index import FILE, ImageIndex, read_rows, same_model, write_rows
 from vptsp_core.errors import DataError, VptspError
 from vptsp_core.method.torch_state import in_torch_defaults
@@ -26,7 +25,7 @@ from vptsp_core.runs.embedder import Embedder
 from vptsp_core.system.bars import bar
 from vptsp_core.system.files import writable_folder
 from vptsp_core.system.locks import locked
-from vptsp_core.system.signals import ctrl_c_waits
+from vptsp_core.system.processes import CONTEXT, end_with_parent, starting
 
 PART = 2048  # images between two writings of what is embedded: what a call that is stopped loses at most
 
@@ -110,7 +109,7 @@ def update(
         "weights": None if weights is None else str(Path(weights).expanduser().resolve()),
         "checksum": embedder.checksum(),
     }
-    with locked(writable_folder(place) / ".lock", f"{place}: waiting for another process that updates it"):
+    with locked(writable_folder(place) / ".lock", f"{place}: another process updates it; waiting"):
         old = read_rows(place / FILE) if (place / FILE).exists() else None
         if old is not None:
             same_model(old, made_by["checksum"] or "", place)
@@ -199,10 +198,9 @@ def _embedded(
     loader: Callable[..., DataLoader] = DataLoader
     files = loader(
         _Files([root / name for name in names], embedder.transform), batch_size=batch, collate_fn=list,
-        num_workers=workers, worker_init_fn=functools.partial(end_with_parent, os.getpid()),
-        multiprocessing_context="fork" if workers else None,  # Python 3.14 has another default
+        num_workers=workers, worker_init_fn=end_with_parent, multiprocessing_context=CONTEXT if workers else None,
     )  # fmt: skip
-    with ctrl_c_waits():  # workers are forked here
+    with starting():
         batches: Iterator[list[Tensor | str]] = iter(files) if names else iter(())
     done: list[str] = []
     vectors: list[np.ndarray] = []

@@ -1,0 +1,127 @@
+"""What differs between Linux, macOS and Windows. No other module asks which system this is."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import psutil
+
+PATIENCE = 5.0  # seconds to wait for another program to close a file that must be replaced
+_OPEN_ELSEWHERE = (5, 32)  # Windows: access denied, sharing violation
+
+
+def cores() -> int:
+    """Processor cores that this process may use: its affinity, and a container's limit, where there are any."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no container, or no limit ("max")
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        count = min(count, -(-quota // period))
+    return max(1, count)
+
+
+def physical_cores() -> int:
+    """`cores`, where two threads of one core count once: what matrix products can use."""
+    return min(cores(), psutil.cpu_count(logical=False) or cores())
+
+
+def available_memory() -> int:
+    """Bytes of memory that programs can still take without swapping."""
+    return psutil.virtual_memory().available
+
+
+def peak_memory(reset: bool = False) -> int:
+    """The most bytes of memory that this process has held.
+
+    Args:
+        reset: start again from what it holds now, where the system can.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        if reset:
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")
+        # not ru_maxrss here: Linux hands a parent's peak on to the process it starts, even across exec
+        return 1024 * int(next(line for line in status.read_text().splitlines() if "VmHWM" in line).split()[1])
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):
+        return memory.peak_wset
+    import resource  # macOS, which counts in bytes
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def allocate(file: BinaryIO, size: int) -> None:
+    """Give a file its full size; where the system can, its disk space too, so that writing cannot run out of it.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot
+                raise
+    file.truncate(size)
+
+
+def disk_space(path: Path) -> int:
+    """Bytes of disk that a file takes; one that was only made long takes none yet."""
+    found = path.stat()
+    return found.st_blocks * 512 if hasattr(found, "st_blocks") else found.st_size
+
+
+def replace(source: Path, target: Path) -> None:
+    """Move a file to the place of another.
+
+    Windows refuses while another program has ``target`` open, such as a virus scanner: then it is tried for `PATIENCE`.
+
+    Raises:
+        OSError: it cannot be moved; for a file that is open elsewhere, the message says so.
+    """
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError as error:
+            if getattr(error, "winerror", None) not in _OPEN_ELSEWHERE:
+                raise
+            if time.monotonic() > end:
+                raise PermissionError(error.errno, "another program has it open: close it there") from error
+            time.sleep(0.1)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the system can: after a power failure none is missing that came
+    before another."""
+    with contextlib.suppress(OSError):  # Windows and some network file systems cannot
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def ctrl_c_blocked() -> Iterator[None]:
+    """Start processes inside that do not see a terminal's Ctrl-C: the process that started them ends them.
+
+    A Ctrl-C that comes meanwhile reaches this process at the end. Windows has no such thing; there a process that is
+    just starting may print how it was interrupted.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
