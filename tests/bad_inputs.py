@@ -168,7 +168,7 @@ TABLE: dict[str, list[Case]] = {
              "folder: DIR/data/split.csv has the column 'class' twice; keep one"),
         Case("classes that differ only in case", "`data check folder`", sets.other_case,
              WORKS + "they are two classes, with a warning",
-             "warning: folder: DIR/data: the classes A and a differ only in case; where they are one class, write it in one way"),
+             "warning: folder: DIR/data: the classes A and a differ only in case, spaces or how letters are stored; if they are one class, write it in one way"),
         Case("images in a sub-folder of a class folder", "`data check folder`", sets.nested,
              WORKS + "they are left out, with a warning that counts them",
              "warning: folder: 1 thing(s) in DIR/data are ignored, being no images or folders of them, the first a/more; "
@@ -338,8 +338,6 @@ TABLE: dict[str, list[Case]] = {
         Case("metrics.json with a better R@1", "`train`, once more", runs.results("metrics.json", lambda v: {**v, "R@1": 1.0}),
              "DIR/results/runs/RUN/metrics.json: not what record.json has the checksum of (damaged, edited, or another "
              "run's); delete the folder and run it again"),
-        Case("decoded cache with one bit changed", "`train`, once more", runs.cache_bit,
-             "cache DIR/cache/STORE: damaged (an image does not fit its checksum); delete the folder, it will be made again"),
         Case("decoded cache with pickled code", "`train`, once more", runs.cache,
              "cache DIR/cache/STORE: not whole; delete the folder, it will be made again"),
     ],

@@ -29,7 +29,7 @@ CROPS = {"base": ((0.08, 1.0), (3 / 4, 4 / 3)), "gentle": ((0.85, 1.0), (0.85, 1
 
 
 def train_transform(config: RunConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> Transform:
-    """What the paper trains with (``base``), what the demo needs (``gentle``), or the released code's other three."""
+    """The paper's augmentation (``base``), the demo's (``gentle``), or the other three of the released code."""
     scale, ratio = CROPS.get(config.augmentation, CROPS["base"])
     crop = transforms.RandomResizedCrop(config.image_size, scale, ratio, interpolation=_interpolation(config))
     flip, grey = transforms.RandomHorizontalFlip(), transforms.RandomGrayscale(0.2)
@@ -92,7 +92,7 @@ def train_batches(
             place in the whole batch, and the labels are those of the whole batch.
 
     Raises:
-        DataError: naming the image that cannot be read.
+        DataError: an image cannot be read; the message names it.
     """
     batches = list(sampler.epoch(epoch))
     seeds = np.random.SeedSequence([sampler.seed, epoch, 1]).generate_state(sum(map(len, batches)), np.uint64)
@@ -167,10 +167,10 @@ def end_workers() -> None:
 
 @contextlib.contextmanager
 def deaths_told() -> Iterator[None]:
-    """Inside, a data worker that dies (torch notices it at once, wherever the main thread is) is one line.
+    """Inside, the death of a data worker (torch notices it at once, wherever the main thread is) is one line.
 
     Raises:
-        DataError: one did.
+        DataError: a worker died.
     """
     try:
         yield
@@ -188,7 +188,7 @@ def _workers(images: ImageSet, batches: int) -> int:
 
 
 def decoders(batches: int) -> int:
-    """Processes that decode files: one a core of this process's, up to eight; none for a few batches."""
+    """Processes that decode files: one for each core of this process, up to eight; none for a few batches."""
     if batches < 4:
         return 0
     return max(1, min(8, cores() // local_size()))

@@ -75,7 +75,7 @@ def train_folder(
     memory that is free is another by then.
 
     Args:
-        folder: ``<class>/<image>`` or ``split.csv`` (see `data.own.every_fifth`).
+        folder: ``<class>/<image>`` or ``split.csv`` (see `data.own.own_images`).
         changes: keys of `RunConfig` that hold whatever is planned.
         say: told the plan before, and the summary after the training.
         options: as all others, go to `run`.
