@@ -1,12 +1,15 @@
 """Lock files: who waits knows for whom, and a holder that is killed frees its lock."""
 
 import contextlib
+import errno
 import os
 import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
+
+import pytest
 
 from vptsp_core.system.locks import locked
 
@@ -60,6 +63,18 @@ def test_a_lock_is_one_even_if_its_file_and_folder_are_removed(tmp_path):
     for thread in threads:
         thread.join()
     assert most == [1] * 90 and not (tmp_path / "run" / "lock").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_said_in_one_line(tmp_path, monkeypatch, capsys, number):
+    def refuse(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with locked(tmp_path / "lock"):
+        pass
+    assert capsys.readouterr().err == f"{tmp_path}: no locks on this file system; run one process at a time\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_process_that_is_started_inside_does_not_keep_the_lock(tmp_path):

@@ -124,7 +124,11 @@ def size_of(path: Path) -> int:
 
 
 def stamps(path: Path) -> tuple[int, ...]:
-    """Size, inode, times of modification and of change: a file that has others was changed."""
+    """Size, inode, times of modification and of change: a file that has others was changed.
+
+    Raises:
+        DataError: it is gone.
+    """
     try:
         now = path.stat()
     except OSError as error:

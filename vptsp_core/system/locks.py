@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+_TRIES = 100  # to make the lock's folder
 
 
 @contextlib.contextmanager
@@ -38,7 +39,7 @@ def locked(path: Path, waiting: str = "") -> Iterator[None]:
 
 
 def _acquire(lock: FileLock, path: Path, waiting: str) -> None:
-    timeout = 0.0
+    timeout, failed = 0.0, 0
     while True:
         try:
             lock.acquire(timeout)
@@ -47,8 +48,10 @@ def _acquire(lock: FileLock, path: Path, waiting: str) -> None:
             if waiting:
                 print(f"{waiting}{_holder(path)}", file=sys.stderr)
             timeout = -1  # for as long as it takes
-        except FileNotFoundError:
-            continue  # the last holder has just removed the folder
+        except (FileNotFoundError, FileExistsError):  # the last holder has just removed the folder
+            failed += 1
+            if failed == _TRIES:
+                raise
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise

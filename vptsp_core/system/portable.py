@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import psutil
 
@@ -55,27 +53,6 @@ def peak_memory(reset: bool = False) -> int:
     import resource  # macOS, which counts in bytes
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def allocate(file: BinaryIO, size: int) -> None:
-    """Give a file its full size; where the system can, its disk space too, so that writing cannot run out of it.
-
-    Raises:
-        OSError: the disk is full.
-    """
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot
-                raise
-    file.truncate(size)
-
-
-def disk_space(path: Path) -> int:
-    """Bytes of disk that a file takes; one that was only made long takes none yet."""
-    found = path.stat()
-    return found.st_blocks * 512 if hasattr(found, "st_blocks") else found.st_size
 
 
 def replace(source: Path, target: Path) -> None:
