@@ -107,7 +107,7 @@ class ImageIndex:
             found["digest"] = digest(content)
             write_bytes(place / GRAPH, content)
         names = b"\0".join(os.fsencode(name) for name in self.names)
-        tensors = {
+        tensors: dict[str, np.ndarray] = {
             "embeddings": np.ascontiguousarray(self.embeddings, np.float32),
             "stats": np.ascontiguousarray(self.stats, np.int64),
             "names": np.frombuffer(names, np.uint8),
