@@ -47,10 +47,7 @@ AUDITED = {
     ("vptsp_core/method/faiss_index.py", "import_module"): "of one fixed name",
     ("vptsp_core/deploy/index.py", "import_module"): "of one fixed name",
     ("vptsp_core/deploy/export.py", "import_module"): "of fixed names",
-    (
-        "vptsp_core/paper/bench/clone.py",
-        "import_module",
-    ): "the released code in a clone that the user names: run, to be measured",
+    ("vptsp_core/paper/released.py", "import_module"): "the released code in a clone that the user names, to be timed",
     (
         "vptsp_core/runs/workers.py",
         "Parallel",

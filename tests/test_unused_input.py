@@ -18,8 +18,8 @@ from vptsp_core.runs.run import many, run
 
 @pytest.mark.parametrize(
     "command",
-    [["train"], ["train", "--preset", "smoke"], ["tune", "--preset", "smoke"], ["bench", "epoch"], ["bench", "data",
-     "--preset", "demo"], ["data", "check", "glyphs"], ["data", "info", "glyphs"], ["data", "info", "folder"]],
+    [["train"], ["train", "--preset", "smoke"], ["tune", "--preset", "smoke"],
+     ["data", "check", "glyphs"], ["data", "info", "glyphs"], ["data", "info", "folder"]],
 )  # fmt: skip
 @pytest.mark.parametrize("there", [True, False])
 def test_a_data_folder_that_nothing_reads_is_refused(tmp_path, monkeypatch, capsys, command, there):

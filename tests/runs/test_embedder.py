@@ -175,7 +175,7 @@ DAMAGE = {
     "format": (lambda h: h.update(format=99), "format 99 is not known here"),
     "no config": (lambda h: h.pop("config"), "damaged .no 'config'"),
     "unknown key": (lambda h: h["config"].update(evil=1), "header cannot be used .unknown key 'evil'"),
-    "foreign backbone": (lambda h: h["config"].update(backbone="hf-hub:a/b"), "'hf-hub:a/b' is no timm model"),
+    "foreign backbone": (lambda h: h["config"].update(backbone="hf-hub:a/b"), "'hf-hub:a/b' is not a timm model"),
     "another backbone": (lambda h: h["config"].update(backbone="vit_tiny_patch16_224"), "does not fit"),
     "huge head": (lambda h: h["config"].update(embed_dim=10**12), "fc.bias does not fit the config beside it"),
     "weights": (lambda h: h["config"].update(weights="/no/such/file.pth"), "weights are not at .no.such.file.pth"),

@@ -15,19 +15,13 @@ from tests.runs.test_embedder import learned
 from vptsp_core import preset, run
 from vptsp_core.__main__ import main
 from vptsp_core.data import load_benchmark
-from vptsp_core.data.cache import open_stores
-from vptsp_core.data.cached import eval_batches, train_batches
-from vptsp_core.data.store import PixelStore
 from vptsp_core.deploy.index import read_index
 from vptsp_core.deploy.update import update
 from vptsp_core.errors import DataError, VptspError, WeightsError
-from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.runs.embedder_file import read_saved
 from vptsp_core.runs.folder import read_run
 from vptsp_core.runs.run import many
 from vptsp_core.system import seals
-
-NORMAL = ((0.5,) * 3, (0.5,) * 3)
 
 
 def flipped(content: bytes, at: int, bit: int) -> bytes:
@@ -195,58 +189,6 @@ def test_own_images_count_by_their_content(tmp_path):
     shutil.copytree(tmp_path / "images", tmp_path / "copy")
     (tmp_path / "copy" / path.relative_to(tmp_path / "images")).write_bytes(content)
     assert load_benchmark("own", tmp_path / "copy").fingerprint() == first, "wherever and whenever"
-
-
-@pytest.fixture
-def store(tmp_path):
-    put(tmp_path / "images", TWELVE)
-    images = load_benchmark("own", tmp_path / "images").train
-    options = dict(side=24, workers=1, progress=False)
-    return lambda: (open_stores([images], tmp_path / "cache", **options)[0], images)
-
-
-def damage(store: PixelStore, image: int) -> None:
-    path = store.place / "pixels.u8"
-    path.write_bytes(flipped(path.read_bytes(), int(store.starts[image]) + 100, 0))
-
-
-def test_every_reader_of_the_decoded_cache_notices_a_flipped_bit(store, monkeypatch):
-    config = preset("smoke", batch=6, samples_per_class=2, image_size=24, resize=24)
-    cpu = torch.device("cpu")
-
-    def train(images, labels):
-        sampler = ClassBalancedSampler(labels, 6, 2, 0, 10)
-        return list(train_batches(images, labels, config, NORMAL, sampler, 0, cpu))
-
-    def evaluate(images, labels):
-        return list(eval_batches(images, config, NORMAL, 6, cpu))
-
-    def part(images, labels):
-        return [images.part(np.arange(len(images) // 2, len(images))).image(len(images) // 2 - 1)]
-
-    readers = [train, evaluate, part]
-    for reader in readers:
-        assert reader(store()[0], store()[1].labels)
-    damage(store()[0], len(store()[1]) - 1)
-    for reader in readers:
-        with pytest.raises(DataError, match=r"cache .*: damaged .* delete the folder, it will be made again"):
-            reader(store()[0], store()[1].labels)
-    monkeypatch.setattr(PixelStore, "resident", lambda self, device: None)  # streamed, as to a GPU without room
-    with pytest.raises(DataError, match="damaged"):
-        train(store()[0], store()[1].labels)
-    shutil.rmtree(store()[0].place)
-    assert all(len(reader(store()[0], store()[1].labels)) for reader in readers)
-
-
-def test_an_image_is_held_against_its_checksum_once(store, monkeypatch):
-    counted, checksum = [], vptsp_core.data.store.image_checksum
-    monkeypatch.setattr("vptsp_core.data.store.image_checksum", lambda image: counted.append(1) or checksum(image))
-    images = store()[0]
-    counted.clear()
-    for _ in range(3):
-        images.check(np.arange(len(images)))
-        images.image(0)
-    assert len(counted) == len(images)
 
 
 def test_no_flipped_bit_of_an_index_goes_unnoticed(tmp_path):

@@ -31,7 +31,7 @@ CROPS = {"base": ((0.08, 1.0), (3 / 4, 4 / 3)), "gentle": ((0.85, 1.0), (0.85, 1
 
 
 def train_transform(config: RunConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> Transform:
-    """What the paper trains with (``base``), what the demo needs (``gentle``), or the released code's other three."""
+    """The paper's augmentation (``base``), the demo's (``gentle``), or the other three of the released code."""
     scale, ratio = CROPS.get(config.augmentation, CROPS["base"])
     crop = transforms.RandomResizedCrop(config.image_size, scale, ratio, interpolation=_interpolation(config))
     flip, grey = transforms.RandomHorizontalFlip(), transforms.RandomGrayscale(0.2)
@@ -96,7 +96,7 @@ def train_batches(
             place in the whole batch, and the labels are those of the whole batch.
 
     Raises:
-        DataError: naming the image that cannot be read.
+        DataError: an image cannot be read; the message names it.
     """
     batches = list(sampler.epoch(epoch))
     seeds = np.random.SeedSequence([sampler.seed, epoch, 1]).generate_state(sum(map(len, batches)), np.uint64)
@@ -141,17 +141,17 @@ def _load(images: ImageSet, transform: Transform, items: list[Any], device: torc
 
 
 def end_with_parent(parent: int, worker: int) -> None:
-    """For data workers: torch's own watch takes whatever parent it finds, and the work of one that was killed just
-    after it forked would wait for ever."""
+    """For data workers. Torch's own check takes whatever parent it finds: a worker whose parent was killed just after
+    the fork would wait for ever."""
     end_with(parent)
 
 
 @contextlib.contextmanager
 def deaths_told() -> Iterator[None]:
-    """Inside, a data worker that dies (torch notices it at once, wherever the main thread is) is one line.
+    """Inside, the death of a data worker (torch notices it at once, wherever the main thread is) is one line.
 
     Raises:
-        DataError: one did.
+        DataError: a worker died.
     """
     try:
         yield
@@ -169,7 +169,7 @@ def _workers(images: ImageSet, batches: int) -> int:
 
 
 def decoders(batches: int) -> int:
-    """Processes that decode files: one a core of this process's, up to eight; none for a few batches."""
+    """Processes that decode files: one for each core of this process, up to eight; none for a few batches."""
     if sys.platform != "linux" or batches < 4:
         return 0
     return max(1, min(8, len(os.sched_getaffinity(0)) // local_size()))

@@ -78,7 +78,7 @@ def train_folder(
     amount of memory is free by then.
 
     Args:
-        folder: ``<class>/<image>`` or ``split.csv`` (see `data.own.every_fifth`).
+        folder: ``<class>/<image>`` or ``split.csv`` (see `data.own.own_images`).
         changes: keys of `RunConfig` that hold whatever is planned.
         say: is given the plan before, and the summary after the training.
         options: as all others, go to `run`.

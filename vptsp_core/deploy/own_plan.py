@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from vptsp_core.data.holdout import held_out_classes
-from vptsp_core.data.partfile import amount
 from vptsp_core.errors import ConfigError
 from vptsp_core.method.class_prompts import MOMENTS
 from vptsp_core.method.config import RunConfig, checked_changes
 from vptsp_core.method.presets import PRESETS
+from vptsp_core.system.bars import amount
 
 DENSE_CLASSES = 1_000  # at most; the released presets are dense up to 100 classes, row-wise from 3,997 on
 # In place of the CUB preset's SGD and GRU, which start slowly: ahead after one epoch of CUB at 112 px (README).
