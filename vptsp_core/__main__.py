@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             modules = {
                 "data": "data.command", "pretrain": "data.glyphs.pretrain", "bench": "paper.latency",
                 "tune": "paper.search_command", "light": "runs.light", "notebooks": "publish.runner",
-                "report": "publish.page", "export": "deploy.export", "index": "deploy.index_command",
+                "report": "publish.page", "export": "deploy.export", "index": "deploy.update",
                 "search": "deploy.search",
             }  # fmt: skip
             module = importlib.import_module(f"vptsp_core.{modules[argv[0]]}")

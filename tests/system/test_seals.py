@@ -1,4 +1,4 @@
-"""What was written is what is read: a bit that flips, or an edit by hand, is told and never computed with."""
+"""What was written is what is read: a bit that flips, or an edit by hand, is reported and never computed with."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import torch
 from reseal import reseal_run
 
 import vptsp_core
-from tests.deploy.test_own_images import SHORT, TWELVE, put, training
+from tests.deploy.test_own_images import TWELVE, put
 from tests.runs.test_embedder import learned
 from vptsp_core import preset, run
 from vptsp_core.__main__ import main
@@ -43,8 +43,8 @@ def test_a_seal_holds_values_types_and_tensors():
         with pytest.raises(ValueError, match="does not fit its checksum"):
             seals.unsealed(other)
     tensors = {"x": torch.arange(6.0).reshape(2, 3), "y": torch.tensor(1.0)}
-    header = seals.sealed_header({}, tensors)
-    seals.check_tensors(header, dict(reversed(tensors.items())))
+    header = seals.sealed({}, tensors)
+    seals.unsealed(header, dict(reversed(tensors.items())))
     for other in (
         {**tensors, "x": tensors["x"].T.contiguous()},
         {**tensors, "x": tensors["x"].double()},
@@ -52,7 +52,7 @@ def test_a_seal_holds_values_types_and_tensors():
         {"x": tensors["x"], "z": tensors["y"]},
     ):
         with pytest.raises(ValueError, match="do not fit their checksum"):
-            seals.check_tensors(header, other)
+            seals.unsealed(header, other)
 
 
 @pytest.mark.parametrize(
@@ -68,14 +68,14 @@ def test_no_flipped_bit_of_a_run_goes_unnoticed(finished, tmp_path, name):
         return saved.config, saved.metrics, saved.data, again.record, again.history.to_csv(), str(again.queries)
 
     clean, told = read(), 0
-    for at in rng.integers(0, len(whole), 60):
+    for at in rng.integers(0, len(whole), 30):
         (folder / name).write_bytes(flipped(whole, at, int(rng.integers(8))))
         try:
             assert read() == clean, "only a number's other spelling, such as 1E5 for 1e5, may pass"
         except WeightsError as error:
             assert name in str(error) and "\n" not in str(error)
             told += 1
-    assert told >= 58
+    assert told >= 28
 
 
 def test_an_edit_is_told_by_each_command_and_one_with_fitting_checksums_is_taken(finished, tmp_path, capsys):
@@ -191,28 +191,13 @@ def test_own_images_count_by_their_content(tmp_path):
     assert load_benchmark("own", tmp_path / "copy").fingerprint() == first, "wherever and whenever"
 
 
-def test_an_edited_plan_is_refused(tmp_path, capsys):
-    put(tmp_path / "images", TWELVE)
-    command = [*training(tmp_path), "--set", *SHORT]
-    assert main(command) == 0
-    (path,) = (tmp_path / "out" / "plans").iterdir()
-    plan = json.loads(path.read_text())
-    capsys.readouterr()
-    for change in ({"reasons": [1, None]}, {"config": {**plan["config"], "method": "linear"}}):
-        path.write_text(json.dumps({**plan, **change}))
-        assert main(command) == 2
-        assert f"error: {path}: no plan can be read (its content does not fit its checksum); delete the file" in (
-            capsys.readouterr().err
-        )
-
-
 def test_no_flipped_bit_of_an_index_goes_unnoticed(tmp_path):
     put(tmp_path / "images", {"a": 6})
     model = learned(method="vpt").save(tmp_path / "bird.safetensors")
     update(tmp_path / "images", tmp_path / "index", vptsp_core.load(model, "cpu"), model=model)
     path, rng = tmp_path / "index" / "index.safetensors", np.random.default_rng(0)
     whole = path.read_bytes()
-    for at in rng.integers(0, len(whole), 200):
+    for at in rng.integers(0, len(whole), 60):
         path.write_bytes(flipped(whole, at, int(rng.integers(8))))
         with pytest.raises(DataError, match=r"index.safetensors: .*delete that file and call index again"):
             read_index(tmp_path / "index")
