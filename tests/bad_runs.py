@@ -481,8 +481,8 @@ def papermill(**given) -> Do:
 
         notebook = parameterize_notebook(load_notebook_node(str(FOLDER / "tour.ipynb")), given)
         cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-        assert cells[1].startswith("# Parameters") and "\ncheck_given()\n" in cells[2]
-        shell = SimpleNamespace(user_ns={"In": ["", *cells]})
+        assert cells[1].startswith("# Parameters") and "\nsession = Session(" in cells[2]
+        shell = SimpleNamespace(user_ns={**given, "In": ["", *cells]})
         desk.patch.setattr("IPython.core.getipython.get_ipython", lambda: shell)
         return desk.told(check_given)
 

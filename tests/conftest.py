@@ -12,9 +12,9 @@ torch.set_num_threads(1)
 
 # The longest, up to two minutes each: first, so that neither of two processes is left with one of them in the end.
 LONG = (
-    "test_run_all", "test_notebooks_figures", "test_notebooks_tables", "test_train_step", "test_workers",
-    "test_kill_resume", "test_notebooks_tour", "test_notebooks_smoke", "test_tune", "test_beyond", "test_distributed",
-    "test_notebooks_runner", "test_soak", "test_notebooks_explore", "test_gallery",
+    "test_notebooks_pictures", "test_notebooks_tables", "test_run_all", "test_train_step", "test_workers",
+    "test_kill_resume", "test_tune", "test_beyond", "test_distributed", "test_notebooks_runner", "test_soak",
+    "test_gallery",
 )  # fmt: skip
 
 

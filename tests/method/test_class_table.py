@@ -17,8 +17,6 @@ import torch
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.method.class_prompts import ClassPrompts
 from vptsp_core.method.config import RunConfig
-from vptsp_core.method.presets import preset
-from vptsp_core.paper.bench.table import compare_tables
 from vptsp_core.runs import host_prompts, memory
 from vptsp_core.runs.host_prompts import HostPrompts
 from vptsp_core.runs.memory import check_table_memory, place_class_prompts
@@ -380,14 +378,3 @@ def test_a_table_that_cannot_be_filled_is_refused_before_it_is(monkeypatch):
             check_table_memory(config, 7, 4)
         with nullcontext() if fits else refused:
             own_pages((7, 2, 3, 4))
-
-
-def test_bench_table():
-    small = preset("smoke", class_optimizer="rowwise", batch=4, prompts=1, prompt_layers=1, class_layers=1)
-    found = compare_tables(small, 9, device="cpu", steps=2, warmup=0)
-    assert found["classes"] == 9 and found["turns"] == 2 and found["table_GB"] == 3 * 9 * 2 * 96 * 4 / 1e9
-    assert 0 < found["ratio min"] <= found["ratio"] <= found["ratio max"] and min(found["ms"].values()) > 0
-    with pytest.raises(ConfigError, match="--classes 3 must be at least 4"):
-        compare_tables(small, 3, device="cpu")
-    with pytest.raises(ConfigError, match="give --classes"):
-        compare_tables(RunConfig(dataset="flowers", class_optimizer="rowwise"), device="cpu")

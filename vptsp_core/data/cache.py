@@ -94,8 +94,9 @@ class _Work:
         """``task`` of each number, in order, `CHUNK` of them at a time; the first error stops all."""
         shown = bar(None, title, numbers.stop, show=self.progress, initial=numbers.start, unit="images")
         with ThreadPoolExecutor(self.workers) as pool, shown:
-            for start in range(0, len(numbers), CHUNK):
-                done = list(pool.map(task, numbers[start : start + CHUNK]))
+            ahead = pool.map(task, numbers[:CHUNK])
+            for start in range(CHUNK, len(numbers) + CHUNK, CHUNK):
+                done, ahead = list(ahead), pool.map(task, numbers[start : start + CHUNK])
                 yield done
                 shown.update(len(done))
 
@@ -149,9 +150,9 @@ def _fill(images: FileSet, folder: Path, side: int, interpolation: str, work: _W
             for array in arrays:
                 pixels.write(array.tobytes())
             pixels.flush()
-            os.fsync(pixels.fileno())  # pixels first, then the note that they are there
             done.write(np.array([array.shape[:2] for array in arrays], np.int64).tobytes())
             done.flush()
+        os.fsync(pixels.fileno())
     np.save(folder / SIZES, np.fromfile(folder / DONE, np.int64).reshape(-1, 2))
     (folder / DONE).unlink()
 

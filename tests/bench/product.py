@@ -1,26 +1,38 @@
-"""The arithmetic of a training step, and the rate at which this device multiplies matrices."""
+"""The arithmetic of a training step, and the rate at which this device multiplies matrices of its size."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel
+from vptsp_core.paper.latency import StepBench, take_turn
 
 PRODUCTS = 10  # in one call of `product`, so that starting it weighs nothing
 
 
-def step_flops(model: MetricModel, images: Tensor, labels: Tensor) -> int:
-    """Floating-point operations of one forward and backward pass, a multiplication and its addition being two.
+def product_rate(config: RunConfig, device: str | None = None, turns: int = 20) -> dict[str, Any]:
+    """``GFLOP`` that a step needs, and the device's ``product TFLOP/s`` (median over turns, after two untimed ones)."""
+    bench = StepBench(config, device=device)
+    multiply, operations = product(bench.model, bench.images)
+    ms = [each for _ in range(turns + 2) for each in take_turn(multiply, bench.device).ms]
+    rate = operations / statistics.median(ms[2 * len(ms) // (turns + 2) :]) / 1e9
+    return {"GFLOP": step_flops(bench.model, bench.images, bench.labels) / 1e9, "product TFLOP/s": rate}
 
-    Counted by PyTorch while our own form runs as written, hence what the method needs and no more: matrix products and
+
+def step_flops(model: MetricModel, images: Tensor, labels: Tensor) -> int:
+    """Floating-point operations of one forward and backward pass; a multiplication and its addition are two.
+
+    PyTorch counts them while our own form runs as written, so they are what the method needs: matrix products and
     convolutions (attention's two products forward and four backward among them; no softmax, norm, activation or
-    optimiser); weight gradients where weights learn; prompts as keys and values, shared parts of the towers once,
-    nothing twice. Every form's rate is worked out from this one number, whatever the form itself computes besides.
+    optimiser); weight gradients where weights learn; prompts as keys and values; shared parts of the towers once.
 
     The accumulated proxies move on, as in any step; gradients are gone afterwards.
 
@@ -43,13 +55,11 @@ def product(model: MetricModel, images: Tensor) -> tuple[Callable[[], object], i
         What does (B * T, D) @ (D, 4 D) ten times, and how many operations that is.
     """
     trunk = model.vit.backbone
-    tokens_an_image = trunk.patch_embed.num_patches + trunk.num_prefix_tokens
-    rows, width = len(images) * tokens_an_image, trunk.embed_dim
-    hidden, dtype = trunk.blocks[0].mlp.fc1.out_features, model.vit.autocast or torch.float32
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randn(rows, width, generator=generator).to(images.device, dtype)
-    matrix = torch.randn(width, hidden, generator=generator).to(images.device, dtype)
-    out = torch.empty(rows, hidden, device=images.device, dtype=dtype)
+    rows = len(images) * (trunk.patch_embed.num_patches + trunk.num_prefix_tokens)
+    width, hidden = trunk.embed_dim, trunk.blocks[0].mlp.fc1.out_features
+    options = dict(device=images.device, dtype=model.vit.autocast or torch.float32)
+    tokens, matrix = torch.randn(rows, width, **options), torch.randn(width, hidden, **options)
+    out = torch.empty(rows, hidden, **options)
 
     def multiply() -> None:
         for _ in range(PRODUCTS):

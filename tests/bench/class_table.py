@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import statistics
-import time
 from typing import Any
 
 import torch
 
-from vptsp_core.data.catalog import CATALOG
 from vptsp_core.errors import ConfigError
 from vptsp_core.method.config import RunConfig
-from vptsp_core.paper.bench import StepBench
-from vptsp_core.paper.bench.turns import wait
+from vptsp_core.paper.latency import CLASSES, StepBench, training_classes
 from vptsp_core.system.devices import pick_device
 
-CLASSES = {name: known.counts["train"][0] for name, known in CATALOG.items()} | {"glyphs": 100}
+from .clock import seconds
+
 STEPS_A_TURN = 4  # between two waits for the device: only then can copies go on behind the next step
-ON_CPU = 256  # the default there: any table lies in host memory, and a row costs the same in a small one
-
-
-def training_classes(config: RunConfig, device: torch.device) -> int:
-    """The classes of a run's training set, on a CPU at most 256, and at least a batch's; 100 of a set unknown here."""
-    known = CLASSES.get(config.dataset, 100)
-    return max(min(known, ON_CPU) if device.type == "cpu" else known, config.batch // config.samples_per_class)
 
 
 def compare_tables(
     config: RunConfig, classes: int | None = None, *, device: str | None = None, steps: int = 10, warmup: int = 1
 ) -> dict[str, Any]:
-    """Steps with the table on the device and in host memory, by turns in one process, on the same random batches.
+    """Steps with the table on the device and in host memory, alternately in one process, on the same random batches.
 
     Args:
-        classes: C; default the training set's, on the CPU at most 256.
+        classes: C; default the training set's, on a CPU at most 256.
 
     Returns:
         ``ms`` a step for ``device`` and ``host`` (medians); ``ratio``: the median over turns of host / device, with its
@@ -42,14 +33,10 @@ def compare_tables(
         ConfigError: no row-wise class prompts, an unknown data set, or fewer classes than a batch holds.
     """
     if config.method != "vptsp" or config.class_optimizer != "rowwise":
-        what = "are dense" if config.method == "vptsp" else f"are none: method = {config.method!r}"
-        raise ConfigError(
-            f"the class prompts of this run {what}, and only row-wise ones can lie in host memory; "
-            "choose a row-wise preset such as inshop-vits16"
-        )
+        raise ConfigError("only row-wise class prompts can be in host memory; choose a preset such as inshop-vits16")
     count = config.batch // config.samples_per_class
     if classes is None:
-        if config.dataset not in CLASSES:
+        if config.dataset not in {*CLASSES, "glyphs"}:
             raise ConfigError(f"dataset = {config.dataset!r} has classes unknown here; give --classes")
         classes = training_classes(config, pick_device(device))
     if classes < count:
@@ -60,19 +47,19 @@ def compare_tables(
     generator = torch.Generator().manual_seed(0)
     turns = warmup + steps
     batches = [torch.randperm(classes, generator=generator)[:count] for _ in range(turns * STEPS_A_TURN + 1)]
+
+    def several(bench: StepBench, turn: int) -> None:
+        for i in range(turn * STEPS_A_TURN, (turn + 1) * STEPS_A_TURN):
+            bench.classes, bench.upcoming = batches[i], batches[i + 1]
+            bench.labels = batches[i].repeat_interleave(config.samples_per_class).to(bench.device)
+            bench.step()
+
     times: dict[str, list[float]] = {where: [] for where in benches}
     for turn in range(turns):
-        of_turn = range(turn * STEPS_A_TURN, (turn + 1) * STEPS_A_TURN)
         for where, bench in benches.items():
-            wait(bench.device)
-            start = time.perf_counter()
-            for i in of_turn:
-                bench.choose(batches[i], batches[i + 1])
-                bench.step()
-            wait(bench.device)
-            taken = 1000 * (time.perf_counter() - start) / STEPS_A_TURN
+            taken = seconds(lambda bench=bench, turn=turn: several(bench, turn), bench.device)
             if turn >= warmup:
-                times[where].append(taken)
+                times[where].append(1000 * taken / STEPS_A_TURN)
     ratios = sorted(host / device for host, device in zip(times["host"], times["device"], strict=True))
     prompts = benches["host"].model.class_prompts
     assert prompts is not None

@@ -1,16 +1,19 @@
 """What retrieval metrics cost beside the search that they cannot do without.
 
-The yardstick is a bare exact search: chunks of `q @ g.T` and `topk`, on rows that are unit rows already, with
-one k for all, the longest list that these metrics need (the largest K or class). Both are timed by turns in one
-process, so that a busy machine slows both; memory is measured in a fresh process for each, as the rise of its
-peak above what it held with the data in place. With a clone of the released implementation, its evaluation takes its
-turns beside them (`released_metrics`).
+The measure is a bare exact search: chunks of `q @ g.T` and `topk`, on rows that are unit rows already, with one k for
+all, the longest list that these metrics need (the largest K or class). Both are timed alternately in one process, so
+that a busy machine slows both; memory is measured in a fresh process for each, as the rise of its peak above what it
+held with the data in place. With a clone of the released implementation, its evaluation is timed too
+(`released_metrics`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -24,11 +27,12 @@ from vptsp_core.errors import VptspError
 from vptsp_core.method.faiss_index import check_backend
 from vptsp_core.method.metrics import retrieval_metrics
 from vptsp_core.method.neighbours import positive, unit_rows
-from vptsp_core.paper.bench.clone import clone_folder
-from vptsp_core.paper.bench.released_metrics import released_metrics
+from vptsp_core.paper.released import clone_folder
 from vptsp_core.runs.evaluate import RECALL_AT
 from vptsp_core.system.devices import pick_device
-from vptsp_core.system.portable import peak_memory
+
+from .clock import wait
+from .released_metrics import released_metrics
 
 BARE_ROWS = 512  # the product is at full speed from about 256 rows on
 BOUND = 1e-3  # of the difference to released metrics: rounding swaps a few neighbours that are all but equally near
@@ -73,16 +77,21 @@ def benchmark_metrics(
 ) -> dict[str, Any]:  # fmt: skip
     """Seconds and peak memory of `retrieval_metrics` and of a bare exact search over the same made-up items.
 
-    device: None for a GPU where there is one. backend: what searches for the metrics; the bare search is always
-    torch's. Returns the medians "bare_s" and "metrics_s" over repeats taken by turns, "ratio" (the median of each
-    turn's ratio, all of which are "ratios"), "cpu_ratio" (the same of CPU time, to look at where others use the CPU
-    too), "bare_mib" and "metrics_mib" (rise of the peak of memory while it runs), "bare_peak_mib" and
-    "metrics_peak_mib" (that peak itself, data and interpreter included; on a GPU, all four are of that GPU's), the
-    "k" of the bare search, the "largest_class" searched in, the "R@1" found, and what all this ran on. The bare
-    search is given unit rows, which the metrics make for themselves. reference: the user's clone of the released
-    implementation; adds "released_s", "released_ratio" (to ours, the median of each turn's), "released_mib",
-    "released_peak_mib" and "released_difference", the largest of any metric that both compute. Raises VptspError for a
-    device, a backend or a clone that cannot be used here, and where released metrics are other numbers than ours.
+    Args:
+        device: None for a GPU where there is one.
+        backend: what searches for the metrics; the bare search is always torch's. It is given unit rows, which the
+            metrics make for themselves.
+        reference: the user's clone of the released implementation; adds "released_..." and "released_difference", the
+            largest of any metric that both compute.
+
+    Returns:
+        For "bare" and "metrics": "..._s" (medians over repeats), "..._mib" (rise of the peak of memory while it runs)
+        and "..._peak_mib" (that peak itself, data and interpreter included; on a GPU the GPU's); "ratio" of the two
+        (the median of each turn's "ratios") and "cpu_ratio" (of processor time); the "k" of the bare search, the
+        "largest_class" searched in, the "R@1" found, and what all this ran on.
+
+    Raises:
+        VptspError: a device, backend or clone that cannot be used here, or released metrics that differ from ours.
     """
     check_backend(backend)
     if reference is not None:
@@ -90,22 +99,20 @@ def benchmark_metrics(
     target = pick_device(device)
     device = "cpu" if target.type == "cpu" else str(target)
     data = clustered(size, device)
-    bare_task, metrics_task = _bare_task(size, data), _metrics_task(size, data, backend)
-    released_task = None if reference is None else _released_task(size, data, reference)
-    result: dict[str, float] = {}
-    theirs: dict[str, float] = {}
-    bare, full, released = [], [], []
+    tasks = {"bare": _bare_task(size, data), "metrics": _metrics_task(size, data, backend)}
+    if reference is not None:
+        tasks["released"] = _released_task(size, data, reference)
+    results: dict[str, Any] = {}
+    times: dict[str, list[Seconds]] = {name: [] for name in tasks}
     for _ in range(positive("repeats", repeats)):
-        bare.append(_seconds(bare_task, device))
-        full.append(_seconds(lambda: result.update(metrics_task()), device))
-        if released_task is not None:
-            released.append(_seconds(lambda: theirs.update(released_task()), device))
-    difference = _difference(result, theirs)
-    ratios = [b.wall / a.wall for a, b in zip(bare, full)]
+        for name, task in tasks.items():
+            times[name].append(_seconds(lambda name=name, task=task: results.update({name: task()}), target))
+    difference = _difference(results["metrics"], results.get("released", {}))
+    ratios = [ours.wall / bare.wall for bare, ours in zip(times["bare"], times["metrics"])]
 
     spawn, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
     rises: dict[str, float] = {}
-    for name in ("bare", "metrics", *(["released"] if reference else [])):
+    for name in tasks:
         with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as process:
             memory = process.submit(_memory_mib, name, size, device, backend, threads, reference).result()
             rises[f"{name}_mib"], rises[f"{name}_peak_mib"] = memory
@@ -113,26 +120,17 @@ def benchmark_metrics(
     return {
         **{key: value for key, value in size._asdict().items() if key != "ks"},
         **{"k": _bare_k(size, data.owned), "largest_class": largest, "backend": backend},
-        "bare_s": round(statistics.median(t.wall for t in bare), 3),
-        "metrics_s": round(statistics.median(t.wall for t in full), 3),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratios": [round(ratio, 3) for ratio in ratios],
-        "cpu_ratio": round(statistics.median(b.cpu / a.cpu for a, b in zip(bare, full)), 3),
-        **(
-            {}
-            if not released
-            else {
-                "released_s": round(statistics.median(t.wall for t in released), 3),
-                "released_ratio": round(statistics.median(c.wall / b.wall for b, c in zip(full, released)), 3),
-                "released_difference": difference,
-            }
-        ),
+        **{f"{name}_s": round(statistics.median(each.wall for each in of), 3) for name, of in times.items()},
+        "ratio": round(statistics.median(ratios), 3), "ratios": [round(ratio, 3) for ratio in ratios],
+        "cpu_ratio": _ratio(times["metrics"], times["bare"], "cpu"),
+        **({} if reference is None else {"released_ratio": _ratio(times["released"], times["metrics"], "wall"),
+                                         "released_difference": difference}),
         **rises,
-        "R@1": round(result["R@1"], 4),
+        "R@1": round(results["metrics"]["R@1"], 4),
         "device": "cpu" if device == "cpu" else torch.cuda.get_device_name(device),
         "threads": threads,
         "torch": torch.__version__,
-    }
+    }  # fmt: skip
 
 
 def bare_search(queries: Tensor, gallery: Tensor, k: int) -> Tensor:
@@ -190,13 +188,13 @@ def _released_task(size: Size, data: Data, reference: str | Path) -> Callable[[]
 
 
 def _difference(ours: dict[str, float], theirs: dict[str, float]) -> float:
-    """The largest of what both computed; VptspError where the two are not the same metrics."""
+    """The largest difference of a metric that both computed; VptspError where it is too large."""
     far = {name: abs(value - ours[name]) for name, value in theirs.items()}
     for name, value in far.items():
         if not value <= BOUND:
             raise VptspError(
                 f"reference: its {name} is {theirs[name]:.6f}, ours {ours[name]:.6f} on the same embeddings; "
-                "what computes another thing is not compared (is the clone as it was released?)"
+                "so the times cannot be compared; give a clone as it was released"
             )
     return max(far.values(), default=0.0)
 
@@ -208,13 +206,15 @@ class Seconds(NamedTuple):
     cpu: float  # of all threads of this process
 
 
-def _seconds(task: Callable[[], Any], device: str) -> Seconds:
-    if device != "cpu":
-        torch.cuda.synchronize(device)
+def _ratio(of: list[Seconds], to: list[Seconds], which: str) -> float:
+    return round(statistics.median(getattr(a, which) / getattr(b, which) for a, b in zip(of, to)), 3)
+
+
+def _seconds(task: Callable[[], Any], device: torch.device) -> Seconds:
+    wait(device)
     wall, cpu = time.perf_counter(), time.process_time()
     task()
-    if device != "cpu":
-        torch.cuda.synchronize(device)
+    wait(device)
     return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
 
 
@@ -242,4 +242,11 @@ def _peak_bytes(device: str, reset: bool = False) -> int:
         if reset:
             torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.max_memory_allocated(device)
-    return peak_memory(reset)
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if reset:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+    # not ru_maxrss here: Linux hands a parent's peak on to the process it starts, even across exec
+    return 1024 * int(next(line for line in status.read_text().splitlines() if "VmHWM" in line).split()[1])

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vptsp_core.paper.bench.clone import at_home, clone_modules
+from vptsp_core.paper.released import clone_modules, on_device
 
 BATCH = 64  # rows that its loader hands over at a time
 
@@ -45,7 +45,7 @@ def released_metrics(
     loaders = (Loader(rows, labels), Loader(gallery, gallery_labels))
 
     def evaluate() -> dict[str, float]:
-        with at_home(rows.device), _quiet():
+        with on_device(rows.device), _quiet():
             recalls, mean = in_shop.evaluate_query_gallery(Ready(), *loaders, list(ks))
         return {**{f"R@{k}": float(r) for k, r in zip(sorted(ks), recalls, strict=True)}, "MAP released": float(mean)}
 
@@ -85,7 +85,7 @@ def _standard(package: object, rows: Tensor, labels: Tensor, ks: Sequence[int]) 
         kernels=torch.get_num_threads(), device=rows.device, normal=False, n_test_classes=len(labels.unique())
     )  # fmt: skip
     names = [*(f"e_recall@{k}" for k in ks), "mAP_R"]
-    with at_home(rows.device), _quiet():
+    with on_device(rows.device), _quiet():
         computer = package.MetricComputer(names, options)  # type: ignore[attr-defined]
         options.evaluate_on_gpu = rows.device.type == "cuda" and hasattr(faiss, "StandardGpuResources")
         found, _ = computer.compute_standard(options, Ready(), Loader(rows, labels), ["embeds"], rows.device, "Val")
