@@ -9,8 +9,11 @@ held with the data in place. With a clone of the released implementation, its ev
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -27,7 +30,6 @@ from vptsp_core.method.neighbours import positive, unit_rows
 from vptsp_core.paper.released import clone_folder
 from vptsp_core.runs.evaluate import RECALL_AT
 from vptsp_core.system.devices import pick_device
-from vptsp_core.system.portable import peak_memory
 
 from .clock import wait
 from .released_metrics import released_metrics
@@ -240,4 +242,11 @@ def _peak_bytes(device: str, reset: bool = False) -> int:
         if reset:
             torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.max_memory_allocated(device)
-    return peak_memory(reset)
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if reset:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+    # not ru_maxrss here: Linux hands a parent's peak on to the process it starts, even across exec
+    return 1024 * int(next(line for line in status.read_text().splitlines() if "VmHWM" in line).split()[1])

@@ -213,7 +213,7 @@ def _execute(path: Path, out: Path, values: dict[str, Any], made: str, kernel: O
     try:
         kernel.execute(path, begun, values)
         write_bytes(out / f"{name}.html", notebook_html(begun, name).encode())
-        os.replace(begun, out / path.name)
+        replace(begun, out / path.name)
         manifest = Manifest.read(out.parent, name)
         manifest.failure = ""
         manifest.close(out.parent, name, made, time.perf_counter() - start)
@@ -245,7 +245,7 @@ def _keep_failed(begun: Path, failed: Path, problem: str) -> Path:
         manifest.write(folder, name)
     with contextlib.suppress(VptspError, OSError):
         read(begun)
-        os.replace(begun, failed)
+        replace(begun, failed)
     return failed if failed.exists() else failed.parent
 
 

@@ -34,27 +34,6 @@ def available_memory() -> int:
     return psutil.virtual_memory().available
 
 
-def peak_memory(reset: bool = False) -> int:
-    """The most bytes of memory that this process has held.
-
-    Args:
-        reset: start again from what it holds now, where the system can.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        if reset:
-            with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")
-        # not ru_maxrss here: Linux hands a parent's peak on to the process it starts, even across exec
-        return 1024 * int(next(line for line in status.read_text().splitlines() if "VmHWM" in line).split()[1])
-    memory = psutil.Process().memory_info()
-    if hasattr(memory, "peak_wset"):
-        return memory.peak_wset
-    import resource  # macOS, which counts in bytes
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def replace(source: Path, target: Path) -> None:
     """Move a file to the place of another.
 
