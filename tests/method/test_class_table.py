@@ -378,8 +378,3 @@ def test_a_table_that_cannot_be_filled_is_refused_before_it_is(monkeypatch):
             check_table_memory(config, 7, 4)
         with nullcontext() if fits else refused:
             own_pages((7, 2, 3, 4))
-
-
-def test_a_system_that_tells_no_available_memory(monkeypatch):
-    monkeypatch.setattr(host_rows.Path, "read_text", lambda self: "MemTotal: 5 kB")
-    assert host_rows.available_host_memory() == float("inf")

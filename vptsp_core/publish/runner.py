@@ -8,7 +8,6 @@ the work of the others, and a copy that is half done never looks like one that f
 import argparse
 import contextlib
 import logging
-import os
 import re
 import shutil
 import sys
@@ -33,6 +32,7 @@ from vptsp_core.system.bars import EVERY, is_log, say
 from vptsp_core.system.files import write_bytes
 from vptsp_core.system.locks import locked
 from vptsp_core.system.places import CHECKOUT
+from vptsp_core.system.portable import replace
 
 _WHAT = """Execute the notebooks, and build the page of the results. One that was finished with the same source,
 parameters and package, and whose results are there, is left as it is: delete its executed copy to have it again."""
