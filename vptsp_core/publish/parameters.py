@@ -33,8 +33,8 @@ KINDS: dict[str, Any] = {
 
 
 def discover(only: Sequence[str] = (), folder: Path = FOLDER, profile: str = "demo") -> list[Path]:
-    """Notebooks in name order. An entry of `only` picks those that begin with it ("fig3": fig3_ablations; "table1":
-    not table10).
+    """Notebooks in name order, the tour first: it shows a picture soonest. An entry of `only` picks those that begin
+    with it ("fig3": fig3_ablations; "table1": not table10).
 
     Raises:
         VptspError: no notebooks, or an entry that picks none that the profile has, with the known ones.
@@ -54,7 +54,7 @@ def discover(only: Sequence[str] = (), folder: Path = FOLDER, profile: str = "de
             of = " of the profile tiny" if profile == "tiny" else ""
             raise VptspError(f"--only: no notebook{of} begins with {entry!r}; known: {known}")
         picked.update(chosen)
-    return sorted(picked)
+    return sorted(picked, key=lambda path: (path.stem != "tour", path))
 
 
 def read(path: Path) -> Any:

@@ -102,6 +102,8 @@ def run_notebooks(
                 else:
                     with _shown(path.stem, out.parent / "runs"):
                         written, problem = _execute(path, out, given, made, kernel)
+                if not problem:
+                    print(f"    {written.with_suffix('.html')}", flush=True)
             seconds = time.perf_counter() - start
             state = "there" if there else "failed" if problem else "ok"
             table.append(f"{path.stem:<28} {state:<7} {seconds:7.1f} s  {written}")
