@@ -168,7 +168,7 @@ TABLE: dict[str, list[Case]] = {
              "folder: DIR/data/split.csv has the column 'class' twice; keep one"),
         Case("classes that differ only in case", "`data check folder`", sets.other_case,
              WORKS + "they are two classes, with a warning",
-             "warning: folder: DIR/data: the classes A and a differ only in case; where they are one class, write it in one way"),
+             "warning: folder: DIR/data: the classes A and a differ only in case, spaces or how letters are stored; if they are one class, write it in one way"),
         Case("images in a sub-folder of a class folder", "`data check folder`", sets.nested,
              WORKS + "they are left out, with a warning that counts them",
              "warning: folder: 1 thing(s) in DIR/data are ignored, being no images or folders of them, the first a/more; "
@@ -220,9 +220,9 @@ TABLE: dict[str, list[Case]] = {
         Case("no table", "`train`", runs.weights("w.pth", runs.no_table),
              "weights DIR/w.pth: holds no table of tensors; save model.state_dict()"),
         Case("whole numbers", "`train`", runs.weights("w.safetensors", runs.whole_numbers),
-             "weights DIR/w.safetensors: norm.bias is no table of floating-point numbers; save model.state_dict()"),
+             "weights DIR/w.safetensors: norm.bias is not a table of floating-point numbers; save model.state_dict()"),
         Case("infinite values", "`train`", runs.weights("w.safetensors", runs.infinite),
-             "weights DIR/w.safetensors: norm.bias holds values that are no finite numbers; get the file again"),
+             "weights DIR/w.safetensors: norm.bias holds values that are not finite numbers; get the file again"),
         Case("a tensor of another shape", "`train`", runs.weights("w.safetensors", runs.other_shape),
              "weights DIR/w.safetensors: norm.bias has shape (7,), the model needs (96,); give a file saved for this "
              "backbone and image size"),
@@ -338,8 +338,6 @@ TABLE: dict[str, list[Case]] = {
         Case("metrics.json with a better R@1", "`train`, once more", runs.results("metrics.json", lambda v: {**v, "R@1": 1.0}),
              "DIR/results/runs/RUN/metrics.json: not what record.json has the checksum of (damaged, edited, or another "
              "run's); delete the folder and run it again"),
-        Case("decoded cache with one bit changed", "`train`, once more", runs.cache_bit,
-             "cache DIR/cache/STORE: damaged (an image does not fit its checksum); delete the folder, it will be made again"),
         Case("decoded cache with pickled code", "`train`, once more", runs.cache,
              "cache DIR/cache/STORE: not whole; delete the folder, it will be made again"),
     ],

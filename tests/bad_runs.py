@@ -331,15 +331,6 @@ def cache(desk: Desk) -> str:
     return said
 
 
-def cache_bit(desk: Desk) -> str:
-    _finished(desk, "pipeline=cached")
-    (path,) = desk.cache.glob("folder-test-*/pixels.u8")  # of which all are read
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    return desk.refused(*desk.train("pipeline=cached", "seed=1"))
-
-
 # ---- devices and disks ---------------------------------------------------------------------------
 
 
@@ -436,11 +427,11 @@ def file_size_limit(desk: Desk) -> str:
 
 
 def full_cache(desk: Desk) -> str:
-    def pwrite(*arguments):
+    def full(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vptsp_core.data.cache.os.pwrite", pwrite)
+        patch.setattr("vptsp_core.data.cache._fill", full)
         said = desk.refused(*desk.train("pipeline=cached"))
     assert desk.command(*desk.train("pipeline=cached"))[0] == 0
     return said
@@ -490,8 +481,8 @@ def papermill(**given) -> Do:
 
         notebook = parameterize_notebook(load_notebook_node(str(FOLDER / "tour.ipynb")), given)
         cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-        assert cells[1].startswith("# Parameters") and "\ncheck_given()\n" in cells[2]
-        shell = SimpleNamespace(user_ns={"In": ["", *cells]})
+        assert cells[1].startswith("# Parameters") and "\nsession = Session(" in cells[2]
+        shell = SimpleNamespace(user_ns={**given, "In": ["", *cells]})
         desk.patch.setattr("IPython.core.getipython.get_ipython", lambda: shell)
         return desk.told(check_given)
 

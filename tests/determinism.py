@@ -116,7 +116,7 @@ def outcome(config: RunConfig, data: Path, folder: Path, workers: Sequence[int],
         count = calls.pop(0)
         threads = mock.patch.object(cached, "_threads", lambda n=count: max(1, n))
         processes = mock.patch.object(loading, "_workers", lambda images, batches, n=count: n)
-        decoding = mock.patch.object(cache.os, "sched_getaffinity", lambda pid, n=count: range(max(1, n)))
+        decoding = mock.patch.object(cache, "cores", lambda n=count: max(1, n))
         options |= dict(data=data, results=folder, cache=folder / "cache", device="cpu", compile="off", progress=False)
         with threads, processes, decoding:
             try:

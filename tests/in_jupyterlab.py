@@ -30,8 +30,8 @@ import nbformat
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vptsp_core.data.glyphs import GlyphSet  # noqa: E402
+from vptsp_core.publish.kernel import own_kernel  # noqa: E402
 from vptsp_core.publish.parameters import discover  # noqa: E402
-from vptsp_core.publish.runner import _own_kernel  # noqa: E402
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = (
@@ -89,7 +89,7 @@ def server(folder: Path):
         f"--IdentityProvider.token={token}", "--ServerApp.terminals_enabled=False",
         "--LabApp.expose_app_in_browser=True",  # to ask it whether the kernel is connected
     ]  # fmt: skip
-    with _own_kernel(), (folder / "server.log").open("w") as log:
+    with own_kernel(), (folder / "server.log").open("w") as log:
         place = {"JUPYTER_CONFIG_DIR": str(home), "JUPYTERLAB_SETTINGS_DIR": str(home / "lab" / "user-settings"),
                  "JUPYTERLAB_WORKSPACES_DIR": str(home / "lab" / "workspaces")}  # fmt: skip
         process = subprocess.Popen(command, env={**os.environ, **place}, stdout=log, stderr=log, cwd=folder)

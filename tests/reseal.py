@@ -8,7 +8,7 @@ from pathlib import Path
 import safetensors
 import safetensors.numpy
 
-from vptsp_core.system.seals import SEAL, digest, sealed, sealed_header
+from vptsp_core.system.seals import SEAL, digest, sealed
 
 
 def reseal_run(folder: Path) -> None:
@@ -34,4 +34,4 @@ def read(path: Path, key: str) -> tuple[dict, dict]:
 
 def write_sealed(path: Path, key: str, header: dict, tensors: dict) -> None:
     header = {name: value for name, value in header.items() if name != SEAL}
-    path.write_bytes(safetensors.numpy.save(tensors, {key: json.dumps(sealed_header(header, tensors))}))
+    path.write_bytes(safetensors.numpy.save(tensors, {key: json.dumps(sealed(header, tensors))}))

@@ -21,7 +21,10 @@ from vptsp_core import __main__ as command_line
 ROOT = Path(__file__).resolve().parents[1]
 BASH = shutil.which("bash")
 # conda's name -> PyPI's, where they differ
-CONDA = {"huggingface_hub": "huggingface-hub", "pytorch-gpu": "torch", "faiss-gpu": "faiss-cpu"}
+CONDA = {
+    "huggingface_hub": "huggingface-hub", "jupyter_client": "jupyter-client", "pytorch-gpu": "torch",
+    "faiss-gpu": "faiss-cpu",
+}  # fmt: skip
 # imported name -> distribution, where they differ
 IMPORTED = {
     "huggingface_hub": "huggingface-hub",
@@ -29,6 +32,7 @@ IMPORTED = {
     "sklearn": "scikit-learn",
     "umap": "umap-learn",
     "faiss": "faiss-cpu",
+    "jupyter_client": "jupyter-client",
 }
 
 
@@ -91,7 +95,7 @@ def test_conda_environment_agrees_with_the_pins():
     every = pins("requirements.txt") | pins("requirements-dev.txt")
     seen = set()
     for entry in environment["dependencies"]:
-        name, spec = re.fullmatch(r"([a-z_-]+)(.*)", entry).groups()
+        name, spec = re.fullmatch(r"([a-z0-9_-]+)(.*)", entry).groups()
         if name == "pip":
             continue
         if name == "python":

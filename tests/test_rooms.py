@@ -6,7 +6,7 @@ import sys
 
 from vptsp_core.system.places import PACKAGE
 
-FLOORS = ("errors", "method system", "data", "runs", "paper", "figures publish", "deploy", "__main__")
+FLOORS = ("errors", "method system", "data", "runs", "paper", "figures", "publish", "deploy", "__main__")
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
 
 

@@ -125,23 +125,6 @@ def state(said: str) -> dict[str, str]:
     return {line[0]: line[1] for line in words if len(line) >= 5 and line[1] in ("ok", "there", "failed")}
 
 
-def test_a_failing_one_stops_no_other_and_a_second_call_does_only_what_is_missing(checkout):
-    write(checkout.notebooks, "a_broken", "1 / 0", parameters=PARAMETERS)
-    write(checkout.notebooks, "b_trains", trains("b_trains", 0), parameters=PARAMETERS)
-    status, said = checkout.call()
-    failed = checkout.executed("a_broken").with_name("a_broken.failed.ipynb")
-    assert status == 1 and state(said) == {"a_broken": "failed", "b_trains": "ok"}
-    assert str(failed) in said and "line 1: 1 / 0 -> ZeroDivisionError" in said and failed.exists()
-    assert said.splitlines()[-1] == str(checkout.results / "smoke" / "index.html")
-    before = checkout.executed("b_trains").stat().st_mtime_ns
-
-    write(checkout.notebooks, "a_broken", "1 / 1", parameters=PARAMETERS)
-    status, said = checkout.call("--workers", "2")
-    assert status == 0 and state(said) == {"a_broken": "ok", "b_trains": "there"}
-    assert checkout.executed("b_trains").stat().st_mtime_ns == before and not failed.exists()
-    assert checkout.hidden() == []
-
-
 def test_stopped_and_called_again_until_it_is_done(checkout):
     """Ctrl-C, as a terminal sends it to all; then two workers and a SIGTERM to the script alone; then the rest."""
     write(checkout.notebooks, "a_short", trains("a_short", 7), parameters=PARAMETERS)

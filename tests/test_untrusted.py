@@ -16,7 +16,8 @@ from vptsp_core.data.folder import read_image
 from vptsp_core.errors import DataError
 from vptsp_core.paper import report
 from vptsp_core.publish import page
-from vptsp_core.publish.notebook import notebook_html
+from vptsp_core.publish.html import notebook_html
+from vptsp_core.publish.manifest import MadeRun, Manifest, Missing
 from vptsp_core.publish.parameters import FOLDER, read
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,22 +42,14 @@ CALLS = {
 }  # fmt: skip
 BUILTINS = {"eval", "exec", "compile", "__import__", "input"}
 AUDITED = {
-    ("vptsp_core/publish/runner.py", "execute_notebook"): "our own notebooks, whose sources lie in the checkout",
+    ("vptsp_core/publish/kernel.py", "execute_notebook"): "our own notebooks, whose sources are in the checkout",
     ("vptsp_core/__main__.py", "import_module"): "of a fixed list of commands",
     ("vptsp_core/__init__.py", "import_module"): "of a fixed list of our own names",
     ("vptsp_core/method/faiss_index.py", "import_module"): "of one fixed name",
-    ("vptsp_core/deploy/graph.py", "import_module"): "of one fixed name",
+    ("vptsp_core/deploy/index.py", "import_module"): "of one fixed name",
     ("vptsp_core/deploy/export.py", "import_module"): "of fixed names",
-    (
-        "vptsp_core/paper/bench/clone.py",
-        "import_module",
-    ): "the released code in a clone that the user names: run, to be measured",
-    (
-        "vptsp_core/runs/workers.py",
-        "Parallel",
-    ): "joblib pickles between processes that this one starts, or of a Dask cluster "
-    "that the user names and has to trust; no file is read so",
-    ("vptsp_core/runs/cluster.py", "Client"): "the same",
+    ("vptsp_core/paper/released.py", "import_module"): "the released code in a clone that the user names, to be timed",
+    ("vptsp_core/runs/cluster.py", "Client"): "a Dask cluster that the user names and has to trust; no file is read so",
 }
 
 
@@ -177,18 +170,13 @@ def test_the_results_page_escapes_what_runs_and_folders_are_called(tmp_path):
     source = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Table 1"), parameters])
     nbformat.write(source, tmp_path / "sources" / "table1_x.ipynb")
     demo = tmp_path / "demo"
-    record = pd.DataFrame(
-        {"value": [EVIL] * 4}, index=pd.Index(["device", "backbone", "commit", "epoch reported"], name="fact")
-    )
-    report.save_table(record, demo, "table1_x_record")
     report.save_table(pd.DataFrame({EVIL: [EVIL]}, index=[EVIL]), demo, "table1_x")
     (demo / "tables" / "table1_x_<script>.csv").write_text(f"a,b\n{EVIL},1\n")
-    (demo / "figures").mkdir()
-    (demo / "figures" / "table1_x_<script>.png").write_bytes(b"no picture")
-    error = nbformat.v4.new_output("error", ename="DataError", evalue=EVIL, traceback=[])
-    failed = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[error])])
-    (demo / "notebooks").mkdir()
-    nbformat.write(failed, demo / "notebooks" / "table1_x.failed.ipynb")
+    Manifest(
+        tables=["table1_x.csv", "table1_x_<script>.csv"], figures=["table1_x_<script>.png"],
+        record=dict.fromkeys(("device", "backbone", "commit", "epoch reported"), [EVIL]),
+        missing=[Missing(EVIL), Missing(EVIL, EVIL, EVIL)], runs=[MadeRun(EVIL, EVIL, 1.0)], failure=EVIL,
+    ).write(demo, "table1_x")  # fmt: skip
     shown = page.build(tmp_path, "demo", tmp_path / "sources").read_text(encoding="utf-8")
     assert "<script" not in shown and shown.count("&lt;script&gt;") > 6
 

@@ -28,7 +28,7 @@ COMMANDS = {
     "search": "find the images of an index that are nearest to others",
     "tune": "search the space of the paper's table 9",
     "data": "get, check, describe or cache a data set",
-    "bench": "measure the step or the metrics",
+    "bench": "measure a training step",
     "pretrain": "make the embedded demo ViT again",
     "light": "copy finished runs without their weights",
     "notebooks": "execute the notebooks (what run_all.sh calls)",
@@ -67,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 command = {"train": _train, "evaluate": _evaluate}[argv[0]]
                 return _together(command, argv[1:]) if "LOCAL_RANK" in os.environ else command(argv[1:])
             modules = {
-                "data": "data.command", "pretrain": "data.glyphs.pretrain", "bench": "paper.bench.command",
+                "data": "data.command", "pretrain": "data.glyphs.pretrain", "bench": "paper.latency",
                 "tune": "paper.search_command", "light": "runs.light", "notebooks": "publish.runner",
-                "report": "publish.page", "export": "deploy.export", "index": "deploy.index_command",
+                "report": "publish.page", "export": "deploy.export", "index": "deploy.update",
                 "search": "deploy.search",
             }  # fmt: skip
             module = importlib.import_module(f"vptsp_core.{modules[argv[0]]}")

@@ -1,1 +1,2 @@
-"""Measurements for developers: `python -m tests.bench.gpu` measures a GPU, `python -m tests.bench.table` shows it."""
+"""Measurements for developers. `python -m tests.bench --help` lists them; `python -m tests.bench.gpu` measures a GPU,
+and `python -m tests.bench.table` shows what it measured."""

@@ -29,11 +29,8 @@ from PIL import Image
 from vptsp_core import RunConfig, preset
 from vptsp_core.data import load_benchmark
 from vptsp_core.errors import VptspError
-from vptsp_core.paper.bench import StepBench, measure_steps
-from vptsp_core.paper.bench.clone import clone_folder
-from vptsp_core.paper.bench.epoch import measure_epoch
-from vptsp_core.paper.bench.forms import compare_forms
-from vptsp_core.paper.bench.metrics import SIZES, Size, benchmark_metrics
+from vptsp_core.paper.latency import StepBench, compare_forms, measure_steps
+from vptsp_core.paper.released import clone_folder
 from vptsp_core.runs.record import made_with
 from vptsp_core.runs.run import run
 from vptsp_core.system.deterministic import deterministic_algorithms, fix_cublas
@@ -41,6 +38,9 @@ from vptsp_core.system.devices import pick_device
 from vptsp_core.system.files import write_json
 
 from .apart import Found, Part, apart
+from .epoch import measure_epoch
+from .metrics import SIZES, Size, benchmark_metrics
+from .product import product_rate
 
 Args = argparse.Namespace
 
@@ -53,11 +53,12 @@ SMALL_SIZE = Size(items=300, dim=16, classes=40, ks=(1, 10))
 
 
 def step(name: str, args: Args) -> Found:
-    """A training step of a preset in every form, with the peak memory of each."""
-    return compare_forms(
+    """A training step of a preset in every form, with the peak memory of each, and the rate of a matrix product."""
+    found = compare_forms(
         config(name, args), device=args.device, steps=3 if args.small else 60, forms=(*own_forms(args), "textbook"),
         reference=args.reference,
     )  # fmt: skip
+    return {**found, **product_rate(config(name, args), args.device)}
 
 
 def epoch(args: Args) -> Found:

@@ -11,9 +11,8 @@ from vptsp_core import preset
 from vptsp_core.data import Benchmark
 from vptsp_core.data.base import ImageSet
 from vptsp_core.data.batches import decoded, eval_batches, train_batches
-from vptsp_core.data.cached import normalise
+from vptsp_core.data.cached import normalise, on_device
 from vptsp_core.data.crops import random_boxes
-from vptsp_core.data.prefetch import on_device
 from vptsp_core.data.store import PixelStore
 from vptsp_core.errors import ConfigError, DataError
 from vptsp_core.method.sampler import ClassBalancedSampler

@@ -86,8 +86,10 @@ def test_by_hand_what_shrinks_is_averaged():
     assert found[0, :, 0].tolist() == [expected] * 3 and found[0, :, 1].tolist() == [expected] * 3
 
 
-@pytest.mark.parametrize("height, width", [(256, 256), (256, 384), (340, 256), (256, 700)])
-@pytest.mark.parametrize("scale, ratio", [(SCALE, RATIO), ((0.85, 1.0), (0.85, 1 / 0.85))])
+@pytest.mark.parametrize(
+    "height, width, scale, ratio",
+    [(256, 256, SCALE, RATIO), (256, 700, SCALE, RATIO), (340, 256, (0.85, 1.0), (0.85, 1 / 0.85))],
+)
 def test_boxes_are_distributed_as_torchvisions(height, width, scale, ratio):
     """Kolmogorov-Smirnov on area, shape and place; seeds are fixed, so the outcome is too."""
     count = 4000

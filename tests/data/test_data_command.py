@@ -1,9 +1,11 @@
 """python -m vptsp_core data: from archives as they are published, on the loopback or by hand, to a whole data set."""
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import io
+import os
 import tarfile
 import threading
 import types
@@ -18,6 +20,7 @@ from PIL import Image
 from vptsp_core.__main__ import main
 from vptsp_core.data import DATASETS, fetch, load_benchmark
 from vptsp_core.data.catalog import CATALOG
+from vptsp_core.errors import DataError
 from vptsp_core.system import locks
 
 
@@ -109,7 +112,7 @@ def test_cub_from_nothing_to_whole(published, data, capsys):
     status, out, err = run(capsys, "get", "cub200", "--data", data)
     assert status == 0 and "cub200: whole, in" in out and "non-commercial" in out and err == ""
     assert sorted(path.name for path in data.iterdir()) == ["cub200", "downloads"]
-    assert [path.name for path in (data / "cub200").iterdir()] == ["images"]
+    assert [path.name for path in (data / "cub200").iterdir()] == ["CUB_200_2011"]
     assert len(load_benchmark("cub200", data).test) == 200
     status, out, err = run(capsys, "get", "cub200", "--data", data)
     assert status == 0 and "already there and whole" in out and len(published.seen) == 1
@@ -148,14 +151,6 @@ def test_a_wrong_checksum_unpacks_nothing(published, data, capsys):
     assert [path.name for path in data.iterdir()] == ["downloads"] and not list((data / "downloads").iterdir())
 
 
-def test_online_products_archive_is_put_in_order(published, data, capsys):
-    publish_sop(published)
-    assert run(capsys, "get", "sop", "--data", data)[0] == 0
-    assert {path.name for path in (data / "online_products").iterdir()} == {"images", "Info_Files"}
-    assert {path.name for path in (data / "online_products/Info_Files").iterdir()} == set(SOP_LISTS)
-    assert (data / "online_products/images/bicycle_final/a_0.JPG").is_file()
-
-
 def publish_sop(published):
     files = {f"Stanford_Online_Products/bicycle_final/{name}.JPG": PICTURE for name in ("a_0", "a_1", "b_0", "b_1")}
     files |= {f"Stanford_Online_Products/{name}": content.encode() for name, content in SOP_LISTS.items()}
@@ -163,21 +158,17 @@ def publish_sop(published):
     published.publish("sop", {"train": (1, 2), "test": (1, 2)})
 
 
-def test_a_killed_unpacking_is_gone_on_with(published, data, capsys):
-    """Killed while it wrote: its folder is removed. Killed between two renames: what is in place stays."""
+def test_a_killed_unpacking_leaves_nothing(published, data, capsys):
     publish_sop(published)
-    (data / ".online_products.abc.unpacking" / "online_products" / "images").mkdir(parents=True)
-    (data / "online_products" / "Info_Files").mkdir(parents=True)
-    for name, content in SOP_LISTS.items():
-        (data / "online_products" / "Info_Files" / name).write_text(content)
+    (data / "online_products" / ".abc.unpacking" / "Stanford_Online_Products").mkdir(parents=True)
     status, out, err = run(capsys, "get", "sop", "--data", data)
     assert status == 0 and err == "" and len(load_benchmark("sop", data).test) == 2
-    assert sorted(path.name for path in data.iterdir()) == ["downloads", "online_products"]
+    assert [path.name for path in (data / "online_products").iterdir()] == ["Stanford_Online_Products"]
 
 
 def test_two_that_get_the_same_data_set(published, data, capsys, monkeypatch):
     publish_sop(published)
-    begun, go, waits, unpack, status = threading.Event(), threading.Event(), threading.Event(), fetch.unpack, []
+    begun, go, waits, unpack, status = threading.Event(), threading.Event(), threading.Event(), fetch._unpack, []
     said = []
     monkeypatch.setattr(locks, "print", lambda text, file: (said.append(text), waits.set()), raising=False)
 
@@ -186,7 +177,7 @@ def test_two_that_get_the_same_data_set(published, data, capsys, monkeypatch):
         assert go.wait(20)
         unpack(*args, **kwargs)
 
-    monkeypatch.setattr(fetch, "unpack", slow)
+    monkeypatch.setattr(fetch, "_unpack", slow)
     command = ["data", "get", "sop", "--data", str(data)]
     threads = [threading.Thread(target=lambda: status.append(main(command))) for _ in "12"]
     threads[0].start()
@@ -197,7 +188,8 @@ def test_two_that_get_the_same_data_set(published, data, capsys, monkeypatch):
     for thread in threads:
         thread.join(20)
     out, err = capsys.readouterr()
-    assert status == [0, 0] and err == "" and said == ["sop: another process is getting it; waiting"]
+    assert status == [0, 0] and err == ""
+    assert len(said) == 1 and said[0].startswith("sop: another process is getting it; waiting for process ")
     assert out.count(" -> ") == 1 and out.count("sop: whole, in") == 2 and not list(data.rglob("*.lock"))
 
 
@@ -206,9 +198,63 @@ def test_stopping_while_unpacking_promises_nothing(published, data, capsys, monk
         raise KeyboardInterrupt
 
     publish_sop(published)
-    monkeypatch.setattr(fetch, "unpack", stop)
+    monkeypatch.setattr(fetch, "_extract", stop)
     status, out, err = run(capsys, "get", "sop", "--data", data)
     assert status == 130 and err == "stopped; the same command unpacks Stanford_Online_Products.zip again\n"
+    assert list((data / "online_products").iterdir()) == []
+
+
+EVIL = {
+    "outside.tgz": (tgz, {"../../evil": b"x", "img/a": b""}), "outside.zip": (zipped, {"../../evil": b"x"}),
+    "absolute.zip": (zipped, {"{data}/evil": b"x"}), "other.zip": (zipped, {"images/a": b""}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_an_archive_writes_nothing_outside_and_holds_what_it_should(published, data, name):
+    data.mkdir()
+    make, files = EVIL[name]
+    make(data / name, {path.format(data=data): content for path, content in files.items()})
+    with pytest.raises(DataError, match="cannot be unpacked .*get it again|holds no folder img") as caught:
+        fetch._unpack(data / name, data, "img")
+    assert "\n" not in str(caught.value) and [path.name for path in data.iterdir()] == [name]
+    assert not (data.parent / "evil").exists() and not (data.parent.parent / "evil").exists()
+
+
+@pytest.mark.parametrize(("make", "damage"), [(tgz, "cut"), (zipped, "cut"), (zipped, "noise"), (tgz, "no archive")])
+def test_a_broken_archive_is_refused_in_one_line(data, make, damage):
+    data.mkdir()
+    path = data / "a"
+    make(path, {f"img/{i}": os.urandom(40_000) for i in range(4)})
+    content = path.read_bytes()
+    noise = content[:70_000] + bytes(999) + content[70_999:]
+    path.write_bytes({"cut": content[:70_000], "noise": noise, "no archive": b"<html>"}[damage])
+    with pytest.raises(DataError, match="a: cannot be unpacked .*; get it again, or unpack it yourself") as caught:
+        fetch._unpack(path, data, "img")
+    assert "\n" not in str(caught.value) and [each.name for each in data.iterdir()] == ["a"]
+
+
+def test_an_archive_with_a_password_is_unpacked_by_hand(data):
+    data.mkdir()
+    zipped(data / "img.zip", {"img/a": b"x"})
+    content = bytearray((data / "img.zip").read_bytes())
+    for mark, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # the flag "encrypted" in both headers
+        content[content.index(mark) + offset] |= 1
+    (data / "img.zip").write_bytes(content)
+    with pytest.raises(DataError, match="password required .*unpack it yourself"):
+        fetch._unpack(data / "img.zip", data, "img")
+
+
+def test_a_disk_that_fills_up_leaves_nothing(data, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    data.mkdir()
+    zipped(data / "img.zip", {"img/a": b"x"})
+    monkeypatch.setattr(zipfile.ZipFile, "extract", full)
+    with pytest.raises(DataError, match="the disk is full, img.zip was not unpacked; free some"):
+        fetch._unpack(data / "img.zip", data, "img")
+    assert [path.name for path in data.iterdir()] == ["img.zip"]
 
 
 def cars_annotations(path, images):
@@ -229,10 +275,10 @@ def test_cars_are_sorted_by_their_annotations(published, data, capsys):
     status, out, err = run(capsys, "get", "cars196", "--data", data)
     assert status == 2 and one_line(err) and "cars_annos.mat and car_ims.tgz must be fetched by hand" in err
     assert str(data / "downloads") in out and "train 196 images of 98 classes" in out and not data.exists()
-    (published.folder).rename(data.parent / "got")
     data.mkdir()
-    (data.parent / "got").rename(data / "downloads")
+    published.folder.rename(data / "downloads")
     assert run(capsys, "get", "cars196", "--data", data)[0] == 0
+    assert sorted(path.name for path in (data / "cars196").iterdir()) == ["car_ims", "cars_annos.mat"]
     benchmark = load_benchmark("cars196", data)
     assert benchmark.train.class_names[:2] == ("001.Car 1", "002.Ram C-V Cargo Van Minivan 2012")
     assert [path.name for path in benchmark.train.paths[:2]] == ["000391.jpg", "000392.jpg"], "class 1 came last"
@@ -244,7 +290,7 @@ def test_cars_with_other_annotations(published, data, capsys):
     (data / "downloads" / "cars_annos.mat").write_bytes(b"<html>")
     status, out, err = run(capsys, "get", "cars196", "--data", data)
     assert status == 2 and one_line(err) and "cars_annos.mat is not the published file (md5" in err
-    published.publish("cars196", {}, **{part.file: {"checksum": None} for part in CATALOG["cars196"].parts})
+    published.publish("cars196", {}, **{part.file: {"checksum": ""} for part in CATALOG["cars196"].parts})
     status, out, err = run(capsys, "get", "cars196", "--data", data)
     assert status == 2 and one_line(err) and "is no cars_annos.mat" in err
 

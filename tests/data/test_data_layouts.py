@@ -122,7 +122,8 @@ def annotations(path, images, key, labels=True):
     for i, (image, number) in enumerate(images):
         table[0, i] = (1, *([np.uint8(number)] if labels else []), image)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scipy.io.savemat(path, {"annotations": table})
+    names = np.array([f"Car C/V {number}" for number in range(1, 197)], dtype=object)
+    scipy.io.savemat(path, {"annotations": table} | ({"class_names": names[None]} if key == "relative_im_path" else {}))
 
 
 CARS = [(f"{n + 1:06}.jpg", 196 - n // 2) for n in range(392)]  # in no class order
@@ -184,16 +185,14 @@ def test_folders_by_the_names_of_their_archives(root, name, folder):
     load_benchmark(name, root / folder)
 
 
-@pytest.mark.parametrize("sign", ["lists", "annotations-mat", "numbers"])
-@pytest.mark.parametrize("folder", ["cub200", "CUB_200_2010"])
+@pytest.mark.parametrize(("folder", "sign"), [("cub200", "lists"), ("CUB_200_2010", "numbers")])
 def test_the_birds_of_2010_are_refused_by_their_name(root, folder, sign):
     for c in range(200):
         number = 2950163169 + c if sign == "numbers" else 796111 + c
         put(*(f"{folder}/images/{c + 1:03}.Bird_{c}/Bird_{c}_{i:04}_{number}.jpg" for i in range(2)))
     if sign == "numbers":
-        for allow_partial in (False, True):
-            with pytest.raises(DataError, match=f"{folder} holds CUB-200 of 2010 .6,033 images.; the bench"):
-                load_benchmark("cub200", root, allow_partial)
+        with pytest.raises(DataError, match=f"{folder} holds CUB-200 of 2010 .6,033 images.; the bench"):
+            load_benchmark("cub200", root, allow_partial=True)
         return
     load_benchmark("cub200", root)  # of 2011 by all that is there
     (root / folder / sign).mkdir()
@@ -228,6 +227,7 @@ def test_the_counts_add_up_to_the_published_totals():
             "steps where something has to be done by hand"
         )
         for part in known.parts:
+            assert part.checksum or not part.sources
             kind, _, digits = (part.checksum or "md5:" + "0" * 32).partition(":")
             assert len(digits) == {"md5": 32, "sha256": 64}[kind]
     assert DATASETS == ("glyphs", *CATALOG, "folder", "own")
@@ -258,22 +258,6 @@ def test_class_folders_are_split_in_name_order(root):
                                           ("1_0.jpg", "002.Class 1")]  # fmt: skip
 
 
-def test_a_missing_class_moves_no_other(root):
-    MAKE["cub200"]()
-    (root / "cub200/images/050.Class 49").rename(root / "away")
-    put("cub200/images/000.stray/1.jpg", "cub200/images/000.stray/2.jpg")
-    with pytest.warns(UserWarning):
-        (root / "away").rename(root / "cub200/images/050.Class 49")
-        stray = load_benchmark("cub200", root, allow_partial=True)
-    assert stray.test.class_names[0] == "101.Class 100" and stray.train.class_names[-1] == "100.Class 99"
-    (root / "cub200/images/000.stray").rename(root / "stray")
-    (root / "cub200/images/050.Class 49").rename(root / "away")
-    with pytest.warns(UserWarning, match="99 training classes instead of 100"):
-        benchmark = load_benchmark("cub200", root, allow_partial=True)
-    assert benchmark.train.num_classes == 99 and benchmark.train.class_names[-1] == "100.Class 99"
-    assert benchmark.test.class_names[0] == "101.Class 100" and benchmark.test.num_classes == 100
-
-
 def test_classes_without_numbers_are_not_guessed_at(root):
     put(*(f"cars196/images/Car {c:03}/{i}.jpg" for c in range(196) for i in range(2)))
     assert load_benchmark("cars196", root).test.class_names[0] == "Car 098", "all are there: their order decides"
@@ -288,16 +272,13 @@ def test_classes_without_numbers_are_not_guessed_at(root):
         load_benchmark("cars196", root, True)
 
 
-def test_a_stray_folder_among_numbered_classes_moves_none(root):
+def test_a_missing_class_and_a_stray_folder_move_no_other(root):
     put(*(f"cub200/images/{c + 1:03}.Class {c}/{i}.jpg" for c in range(200) for i in range(2)))
     (root / "cub200/images/050.Class 49").rename(root / "cub200/images/Class049")
-    with pytest.raises(
-        DataError, match="99 training classes .* 1 folder.s. without a class number, the first Class049"
-    ):
-        load_benchmark("cub200", root)
-    with pytest.warns(UserWarning, match="without a class number"):
+    with pytest.warns(UserWarning, match="99 training classes .* 1 folder.s. without a class number, the first Class0"):
         benchmark = load_benchmark("cub200", root, allow_partial=True)
-    assert benchmark.train.class_names[-1] == "100.Class 99" and benchmark.test.class_names[0] == "101.Class 100"
+    assert benchmark.train.num_classes == 99 and benchmark.train.class_names[-1] == "100.Class 99"
+    assert benchmark.test.class_names[0] == "101.Class 100" and benchmark.test.num_classes == 100
 
 
 def test_online_products_follows_its_lists(root):
@@ -310,7 +291,7 @@ def test_online_products_follows_its_lists(root):
 
 @pytest.mark.parametrize("images", ["online_products/images", "online_products"])
 @pytest.mark.parametrize("lists", ["online_products/Info_Files", "online_products"])
-def test_online_products_as_its_archive_lies(root, lists, images):
+def test_online_products_as_its_archive_unpacks(root, lists, images):
     make_sop(lists, images)
     assert len(load_benchmark("sop", root).test) == 3
 
@@ -355,15 +336,6 @@ def test_all_differences_are_in_one_line(root):
     assert "gallery" not in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_folder_is_no_image(root):
-    make_inshop()
-    path = root / "inshop" / INSHOP[0][0]
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(DataError, match="1 of 8 listed images not, the first"):
-        load_benchmark("inshop", root)
-
-
 def test_going_on_knowingly(root):
     make_inshop()
     (root / "inshop" / INSHOP[3][0]).unlink()
@@ -405,8 +377,6 @@ BROKEN = {
                   "Ebay_train.txt, line 6: 2 fields instead of 4"),
     "not text": ("inshop", "list_eval_partition.txt", b"\xff\xfe\x00", "list_eval_partition.txt is unreadable"),
     "no number": ("inshop", "list_eval_partition.txt", "image_name item_id\n", "must begin with the number of rows"),
-    "digits": ("inshop", "list_eval_partition.txt", inshop_list(declared="9" * 5000), "must begin with the number of"),
-    "other digits": ("inshop", "list_eval_partition.txt", inshop_list(declared="\u0664"), "must begin with the number"),
     "status": ("inshop", "list_eval_partition.txt", inshop_list([("img/a.jpg", "a", "val")]), "status 'val' is none"),
     "no path": ("inaturalist", "Inaturalist_test_set1.txt", "a.jpg\n", "line 1: 'a.jpg' is no path"),
     "web page": ("inaturalist", "Inaturalist_test_set1.txt", "<html>\n", "line 1: '<html>' is no path"),
@@ -420,8 +390,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("name", "file", "content", "message"), BROKEN.values(), ids=BROKEN.keys())
-@pytest.mark.parametrize("allow_partial", [False, True])
-def test_broken_lists_are_refused_by_name(root, name, file, content, message, allow_partial):
+def test_broken_lists_are_refused_by_name(root, name, file, content, message):
     if file:
         MAKE[name]()
         path = root / CATALOG[name].folder / file
@@ -429,11 +398,11 @@ def test_broken_lists_are_refused_by_name(root, name, file, content, message, al
         if content is not None:
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=message) as caught:
-        load_benchmark(name, root, allow_partial)
+        load_benchmark(name, root, allow_partial=True)
     assert "\n" not in str(caught.value)
 
 
-# ---- anyone's images -----------------------------------------------------------------------------
+# ---- your own images -----------------------------------------------------------------------------
 
 
 def test_own_folders_are_halved(root):
@@ -471,7 +440,6 @@ OWN = {
     "shared": (["images/0.jpg,a,train", "images/1.jpg,a,test"], None, "the first a; testing needs unseen classes"),
     "missing": (["images/0.jpg,a,train", "images/9.jpg,b,test"], None, "1 of 2 listed images not, the first .*9.jpg"),
     "twice": (["images/0.jpg,a,train", "images/./0.jpg,b,test"], None, "lists images/./0.jpg twice"),
-    "twice as well": (["images/0.jpg,a,train", "./images//0.jpg,b,test"], None, "lists images//0.jpg twice"),
     "outside": (["images/0.jpg,a,train", "../9.jpg,b,test"], None, "not inside"),
 }  # fmt: skip
 
@@ -495,7 +463,7 @@ def test_own_folders_mistakes(root):
         load_benchmark("folder", root)
     put("b/2.jpg")
     (root / "loop").symlink_to("loop")
-    with pytest.raises(DataError, match="cannot read .*loop.* mend or remove it"):
+    with pytest.raises(DataError, match="cannot read .*loop.* make it readable, or remove it"):
         load_benchmark("folder", root)
 
 
@@ -503,7 +471,7 @@ def test_own_folders_mistakes(root):
 def test_own_folders_that_cannot_be_read(root):
     put("a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg")
     (root / "b").chmod(0)
-    with pytest.raises(DataError, match="cannot read .*b .Permission denied.; mend or remove it"):
+    with pytest.raises(DataError, match="cannot read .*b .Permission denied.; make it readable, or remove it"):
         load_benchmark("folder", root)
 
 
@@ -522,7 +490,7 @@ def test_what_is_ignored_is_told(root):
     assert benchmark.differences == ()
 
 
-@pytest.mark.parametrize("suffix", ["tif", "tiff", "gif", "TIF"])
+@pytest.mark.parametrize("suffix", ["TIF", "gif"])
 def test_other_kinds_of_images(root, suffix):
     put(*(f"{c}/{i}.jpg" for c in "0abc" for i in range(2)))
     frames = [Image.new("RGB", (8, 6), color) for color in ((200, 0, 0), (0, 0, 200))]
@@ -559,21 +527,19 @@ def test_class_folders_of_one_image_are_refused_knowingly_or_not(root):
 
 
 @pytest.mark.parametrize("name", ["0\u2028.jpg", "0\n.jpg"])
-def test_own_split_with_odd_names(root, name):
+def test_own_split_with_odd_names(root, name, capsys):
     put(f"images/{name}", *(f"images/{i}.jpg" for i in (1, 2)))
     (root / "split.csv").write_text(
         f'path,class,split\n"images/{name}",a,train\nimages/1.jpg,b,test\nimages/2.jpg,c,test'
     )
     assert load_benchmark("folder", root).train.paths == [root / "images" / name]
     (root / "images" / name).unlink()
-    with pytest.raises(DataError) as caught:
-        load_benchmark("folder", root)
-    assert len(str(caught.value).splitlines()) == 1
+    assert main(["data", "check", "folder", "--data", str(root)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: folder: "), "one line"
 
 
 UNREADABLE = {
     "quote": (b'path,class,split\nimages/0.jpg,"a,train\n' + b"images/1.jpg,b,test\n" * 9, "a quote that is not"),
-    "long quote": (b'path,class,split\nimages/0.jpg,"a,train\n' + b"images/1.jpg,b,test\n" * 9000, "a quote that is"),
     "another encoding": ("path,class,split\na.jpg,é,train\n".encode("latin-1"), "is not in UTF-8 .*; save it as UTF-8"),
     "backslashes": (b"path,class,split\nimages\\0.jpg,a,train\n", r"line 2: write images.0\.jpg with / instead of"),
     "NUL": (b"path,class,split\nima\0ges/0.jpg,a,train\nimages/1.jpg,b,test\n", "not inside"),
@@ -592,17 +558,17 @@ def test_own_split_that_cannot_be_read(root, content, message):
 # ---- runs ----------------------------------------------------------------------------------------
 
 
-def test_runs_on_other_images_lie_apart(root, tmp_path):
+def test_runs_on_other_images_have_other_folders(root, tmp_path):
     config = preset("demo", dataset="folder")
     put(*(f"{place}/{c}/{i}.jpg" for place in ("one", "two") for c in "0abc" for i in range(2)))
     folders = [run_folder(config, tmp_path, load_benchmark("folder", root / place)) for place in ("one", "two")]
-    assert folders[0] == folders[1], "the same files are the same images, wherever they lie"
+    assert folders[0] == folders[1], "the same files are the same images, wherever they are"
     put("two/b/2.jpg")
     other = run_folder(config, tmp_path, load_benchmark("folder", root / "two"))
     assert other != folders[0] and other.name.startswith(run_folder(config, tmp_path).name)
 
 
-def test_partial_runs_lie_apart(root, tmp_path):
+def test_partial_runs_have_other_folders(root, tmp_path):
     config = preset("demo", dataset="sop")
     make_sop()
     assert run_folder(config, tmp_path, load_benchmark("sop", root)) == run_folder(config, tmp_path)

@@ -140,7 +140,7 @@ def test_the_heat_map_writes_each_share_and_the_veil_is_thinnest_where_it_looks(
     parts = pd.DataFrame({"prompts": [30.0, 50], "class token": [10.0, 10], "patches": [60.0, 40],
                           "prompts if even": [20.0, 11]}, index=[1, 2])  # fmt: skip
     fig = views.attention_shares(each, parts)
-    assert [text.get_text() for text in fig.axes[0].texts] == ["25.0", "5.0", "50.0", ""]
+    assert [text.get_text() for text in fig.axes[0].texts] == ["25.0", "5.0", "50.0"]
     weights = np.full((1, 1 + 1 + 4), 0.1)
     weights[0, 4] = 0.5
     looked = attention.Looked([weights], [1], 1, (2, 2))
@@ -414,7 +414,7 @@ def test_an_image_of_ones_own_is_asked_by_path_and_by_upload(opened, explorer, t
     said, cards = shown(explorer)
     assert "your image" in said and [c.strip() for c in cards[1:]] == expected
     explorer._uploaded(({"name": "<b>.png", "content": memoryview(b"no image")},))
-    assert "<b>.png is no readable image" in shown(explorer)[0] and "<b>.png" not in explorer.said.value
+    assert "<b>.png is not a readable image" in shown(explorer)[0] and "<b>.png" not in explorer.said.value
     explorer.file.value = str(tmp_path / "absent.png")
     assert "absent.png" in shown(explorer)[0]
 

@@ -5,7 +5,6 @@ notice a missing wait is itself tested.
 """
 
 import copy
-import os
 import random
 from contextlib import nullcontext
 from functools import partial
@@ -18,8 +17,6 @@ import torch
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.method.class_prompts import ClassPrompts
 from vptsp_core.method.config import RunConfig
-from vptsp_core.method.presets import preset
-from vptsp_core.paper.bench.table import compare_tables
 from vptsp_core.runs import host_prompts, memory
 from vptsp_core.runs.host_prompts import HostPrompts
 from vptsp_core.runs.memory import check_table_memory, place_class_prompts
@@ -351,7 +348,7 @@ def test_placing(monkeypatch):
 
 def test_a_host_table_has_to_fit_once_a_process(monkeypatch):
     def place(free, where="host", device="cpu", **options):
-        monkeypatch.setattr("vptsp_core.runs.memory.available_host_memory", lambda: free)
+        monkeypatch.setattr("vptsp_core.runs.memory.available_memory", lambda: free)
         prompts = ClassPrompts(SHAPE, **{"rowwise": True, "batch_classes": 3, "optimizer": "adam"} | options)
         model = SimpleNamespace(class_prompts=prompts)
         place_class_prompts(model, torch.device(device), where)
@@ -371,35 +368,13 @@ def test_a_host_table_has_to_fit_once_a_process(monkeypatch):
     assert not place(0, "device", "cuda") and not place(0, "auto", "cpu"), "no table in host memory, no check"
 
 
-def test_available_host_memory():
-    found = host_rows.available_host_memory()
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert os.sysconf("SC_PAGE_SIZE") < found <= pages or not os.path.exists("/proc/meminfo")
-
-
 def test_a_table_that_cannot_be_filled_is_refused_before_it_is(monkeypatch):
     config = RunConfig(class_layers=2, class_prompts=3)
     for available, fits in ((4 * 7 * 2 * 3 * 4, True), (4 * 7 * 2 * 3 * 4 - 1, False)):
-        monkeypatch.setattr(memory, "available_host_memory", lambda: available)  # noqa: B023
-        monkeypatch.setattr(host_rows, "available_host_memory", lambda: available)  # noqa: B023
+        monkeypatch.setattr(memory, "available_memory", lambda: available)  # noqa: B023
+        monkeypatch.setattr(host_rows, "available_memory", lambda: available)  # noqa: B023
         refused = pytest.raises(VptspError, match="no host memory for a class-prompt table of .* are available")
         with nullcontext() if fits else refused:
             check_table_memory(config, 7, 4)
         with nullcontext() if fits else refused:
             own_pages((7, 2, 3, 4))
-
-
-def test_a_system_that_tells_no_available_memory(monkeypatch):
-    monkeypatch.setattr(host_rows.Path, "read_text", lambda self: "MemTotal: 5 kB")
-    assert host_rows.available_host_memory() == float("inf")
-
-
-def test_bench_table():
-    small = preset("smoke", class_optimizer="rowwise", batch=4, prompts=1, prompt_layers=1, class_layers=1)
-    found = compare_tables(small, 9, device="cpu", steps=2, warmup=0)
-    assert found["classes"] == 9 and found["turns"] == 2 and found["table_GB"] == 3 * 9 * 2 * 96 * 4 / 1e9
-    assert 0 < found["ratio min"] <= found["ratio"] <= found["ratio max"] and min(found["ms"].values()) > 0
-    with pytest.raises(ConfigError, match="--classes 3 must be at least 4"):
-        compare_tables(small, 3, device="cpu")
-    with pytest.raises(ConfigError, match="give --classes"):
-        compare_tables(RunConfig(dataset="flowers", class_optimizer="rowwise"), device="cpu")

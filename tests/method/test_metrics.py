@@ -5,7 +5,6 @@ from __future__ import annotations
 import doctest
 import math
 import pickle
-from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import numpy as np
@@ -17,7 +16,6 @@ import torch
 from vptsp_core.errors import VptspError
 from vptsp_core.method import metrics, neighbours
 from vptsp_core.method.metrics import nearest_neighbours, retrieval_metrics
-from vptsp_core.paper.bench import metrics as bench_metrics
 
 
 @pytest.fixture(autouse=True)
@@ -359,34 +357,6 @@ def test_memory_of_a_chunk_is_bounded_however_large_a_class_is():
         assert seen[0][1] == longest
         # behind the large class lists shorten and chunks grow
         assert labels is one_class or (seen[-1][1] == 8 and max(rows for rows, _ in seen) > 2 * seen[0][0])
-
-
-@pytest.mark.parametrize("queries, backend", [(0, "torch"), (300, "torch"), (0, "faiss")])
-def test_benchmark_reports_both(queries, backend):
-    if backend == "faiss":
-        pytest.importorskip("faiss")
-    size = bench_metrics.Size(600, 8, 120, (1, 4), queries, tail=1.0)
-    threads = lambda max_workers, mp_context: ThreadPoolExecutor(max_workers)  # noqa: E731  (no torch to start)
-    with mock.patch.object(bench_metrics, "ProcessPoolExecutor", threads):
-        result = bench_metrics.benchmark_metrics(size, backend=backend, repeats=2)
-    data = bench_metrics.clustered(size)
-    assert data.owned.bincount().max() == result["k"] == result["largest_class"] > 4
-    assert len(data.labels) == (queries or 600) and data.embeddings.shape[1] == 8
-    assert result["R@1"] == round(retrieval_metrics(**data._asdict(), ks=(1,))["R@1"], 4)
-    assert result["ratio"] > 0 and len(result["ratios"]) == 2
-    assert all(result[f"{name}_peak_mib"] >= result[f"{name}_mib"] >= 0 for name in ("bare", "metrics"))
-
-
-def test_benchmark_sizes():
-    sizes = bench_metrics.SIZES
-    assert {name: (s.queries, s.items, s.classes) for name, s in sizes.items()} == {
-        "sop": (0, 60_502, 11_316), "inshop": (14_218, 12_612, 3_985), "inaturalist": (0, 136_093, 2_452),
-    }  # fmt: skip
-    for size, most in zip(sizes.values(), (12, 12, 700), strict=True):
-        each = bench_metrics.class_sizes(size.items, size.classes, size.tail)
-        assert each.sum() == size.items and len(each) == size.classes and each.min() >= 2
-        assert most / 3 < each.max() <= most
-    assert each.median() < each.double().mean()  # a long tail
 
 
 @pytest.mark.parametrize("module", [metrics, neighbours])

@@ -1,13 +1,21 @@
-"""Table 10: its cells, their forms, and shares of full fine-tuning."""
+"""Table 10 and `bench step`: cells, forms, turns, ratios, memory. No test compares times but of sleep and work."""
 
+import json
+import time
+from functools import partial
+
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from vptsp_core.errors import ConfigError
+from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.figures import latency
-from vptsp_core.paper import bench
-from vptsp_core.paper.bench import turns
+from vptsp_core.method.presets import preset
+from vptsp_core.paper import latency as cost
 from vptsp_core.paper.latency import latency_benches, latency_configs, measured_latency, paper_latency
+
+CPU = torch.device("cpu")
 
 
 def test_there_is_a_cell_for_every_one_of_the_papers():
@@ -22,22 +30,93 @@ def test_there_is_a_cell_for_every_one_of_the_papers():
         latency_configs("x")
 
 
-def test_steps_of_several_runs_are_measured(monkeypatch):
+def test_the_cells_come_in_every_form():
     configs = latency_configs("smoke", batches=[32])
-    chosen = {key: configs[key] for key in [("Linear probing", 32), ("Full fine-tuning (PA)", 32)]}
-    benches = latency_benches(chosen)
-    assert [key[2] for key in benches] == ["eager", "textbook"] * 2
+    chosen = {key: configs[key] for key in [("Linear probing", 32), ("VPT", 32)]}
+    assert [key[2] for key in latency_benches(chosen)] == ["eager", "textbook"] * 2
     assert [key[2] for key in latency_benches(chosen, compiled=True)] == ["eager", "compiled", "textbook"] * 2
-    eager = {key: make for key, make in benches.items() if key[2] == "eager"}
-    slow = iter([9.0, 9.0, 4.0, 40.0, 2.0, 20.0, 1.0, 10.0])
-    monkeypatch.setattr(turns, "step_times", lambda step, device, count: turns.Turn([next(slow)]))
-    found = bench.measure_steps(eager, device="cpu", steps=3, warmup=1, progress=False)
-    probing, full = found.values()
-    assert list(found) == list(eager)
-    assert (probing["ms"], probing["ms 25 %"], probing["ms 75 %"], probing["steps"]) == (2, 1.5, 3, 3)
-    assert full["ms"] == 20 and full["memory_MB"] > 2 * probing["memory_MB"] > 0
-    with pytest.raises(ConfigError, match="steps = 0"):
-        bench.measure_steps(eager, device="cpu", steps=0)
+
+
+class Counted:
+    """A bench without a model; its times are given."""
+
+    def __init__(self, name, order, times, **facts):
+        self.images, self.kept, self.facts = torch.zeros(8, 1), lambda: None, lambda: facts
+        self.times, self.step = iter(times), lambda: order.append(name)
+
+
+def test_steps_take_turns_and_ratios_are_taken_within_each(monkeypatch):
+    order: list[str] = []
+    made = {
+        "eager": Counted("eager", order, [50, 10, 20, 10]),
+        "slow": Counted("slow", order, [90, 20, 60, 40], precision="float32"),
+        "compiled": Counted("compiled", order, [], compile_s=None),  # could not be compiled
+    }
+
+    def take_turn(step, device):
+        step()
+        ms = next(made[order[-1]].times)
+        return cost.Turn([ms], 2 * ms)
+
+    monkeypatch.setattr(cost, "take_turn", take_turn)
+    makers = {name: (lambda bench=bench: bench) for name, bench in made.items()}
+    found = cost.measure_steps(makers, device="cpu", steps=3, warmup=1, progress=False, base="eager")
+    assert order == ["eager", "slow", "compiled"] + ["eager", "slow"] * 4, "each once for its memory"
+    assert list(found) == ["eager", "slow"], "what could not be compiled is left out"
+    slow = found["slow"]
+    assert (slow["ms"], slow["ms 25 %"], slow["ms 75 %"], slow["steps"]) == (40, 30, 50, 3)
+    assert (slow["ratio"], slow["ratio 25 %"], slow["ratio 75 %"]) == (3, 2.5, 3.5) and found["eager"]["ratio"] == 1
+    assert slow["images/s"] == 200 and slow["precision"] == "float32" and slow["memory_MB"] is None
+    with pytest.raises(ConfigError, match="steps = 0 must be at least 1"):
+        cost.measure_steps(makers, device="cpu", steps=0)
+
+
+def test_processor_time_is_this_processes_own():
+    asleep = cost.take_turn(partial(time.sleep, 0.1), CPU)
+    busy = cost.take_turn(lambda: sum(range(1_000_000)), CPU)
+    assert len(asleep.ms) == 1 and asleep.ms[0] > 90 and asleep.cost < busy.cost
+
+
+def test_the_textbook_form_has_our_loss_in_the_trunks_precision():
+    for precision, bound in (("fp32", 1e-5), ("bf16", 0.05)):
+        config = preset("smoke", precision=precision, batch=4)
+        ours, textbook = (cost.StepBench(config, form, "cpu") for form in ("eager", "textbook"))
+        mine, other = (float(bench.kept()[0]().detach()) for bench in (ours, textbook))
+        assert mine == pytest.approx(other, rel=bound)
+        textbook.step()
+        assert float(textbook.kept()[0]().detach()) != other, "it learns"
+        assert textbook.facts() == {"precision": {"fp32": "float32", "bf16": "bfloat16"}[precision]}
+
+
+def test_classes_are_those_of_the_training_set():
+    assert cost.training_classes(preset("sop-vits16"), torch.device("cuda")) == 11_318
+    assert cost.training_classes(preset("sop-vits16"), CPU) == 256
+    assert cost.training_classes(preset("smoke", batch=128), CPU) == 128
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--forms", "textbook"], "--forms textbook must name eager"),
+        (["--forms", "eager,fast"], "--forms = 'fast' must be one of eager, compiled, textbook"),
+        (["--reference", "nowhere"], "reference nowhere: the folder is missing"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(options, message):
+    with pytest.raises(VptspError, match=message):
+        cost.main(["step", "--preset", "smoke", "--device", "cpu", "--forms", "eager", *options])
+
+
+def test_the_command_prints_a_table_and_writes_json(tmp_path, capsys):
+    file = tmp_path / "step.json"
+    command = ["step", "--preset", "smoke", "--set", "batch=4", "--device", "cpu", "--steps", "1"]
+    assert cost.main([*command, "--forms", "eager,textbook", "--json", str(file)]) == 0
+    found, text = json.loads(file.read_text()), capsys.readouterr().out
+    assert text.startswith("batches of 4, 100 classes, cpu, 1 threads, torch ")
+    head, eager, textbook = (line.split() for line in text.splitlines()[1:4])
+    assert head[0] == "ms" and (eager[0], textbook[0]) == ("eager", "textbook")
+    assert found["forms"]["eager"]["ratio"] == 1 and f"{found['forms']['textbook']['ms']:,.4g}" in textbook
+    assert 0 < found["forms"]["eager"]["memory_MB"] < found["forms"]["textbook"]["memory_MB"]
 
 
 def test_shares_are_of_full_fine_tuning_at_the_same_batch():
@@ -72,6 +151,10 @@ def test_the_figure_has_every_cell_on_its_line():
     assert len(both.containers) == 4 and isinstance(paper, pd.DataFrame)
 
 
+def widths(ax) -> list[float]:
+    return [bar.get_width() for bar in ax.patches if bar.get_width() > 0]
+
+
 def test_the_figure_of_forms_has_a_bar_for_everything_that_was_measured():
     cells = [("VPT", 32, "eager"), ("VPT", 32, "released"), ("VPT", 64, "eager"), ("Adapter", 64, "eager")]
     measured = pd.DataFrame(cells, columns=["method", "batch", "form"]).assign(
@@ -84,12 +167,8 @@ def test_the_figure_of_forms_has_a_bar_for_everything_that_was_measured():
     )
     fig = latency.forms(measured, "here")
     (first, _, second, memory) = fig.axes
-    assert [bar.get_width() for bar in first.patches] == [4, 8] and [bar.get_width() for bar in second.patches] == [
-        5,
-        6,
-    ]
-    assert [bar.get_width() for bar in memory.patches] == [2, 3]
+    assert [widths(ax) for ax in (first, second, memory)] == [[4, 8], [5, 6], [2, 3]]
     assert [label.get_text() for label in second.get_yticklabels()] == ["VPT", "Adapter"]
-    (line,) = first.containers[1].errorbar.lines[2]
-    assert line.get_segments()[0][:, 0].tolist() == [3, 6], "quartiles"
+    ends = [(np.nanmin(line.get_xdata()), np.nanmax(line.get_xdata())) for line in first.lines]
+    assert (3, 6) in ends and (7, 9) in ends, "quartiles"
     assert [text.get_text() for text in fig.legends[0].get_texts()] == ["eager", "released"]

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from vptsp_core.errors import ConfigError
 from vptsp_core.figures import sweeps
-from vptsp_core.paper import figure3, figure3_tables
+from vptsp_core.paper import figure3
 from vptsp_core.paper.methods import base_config, method_rows
 from vptsp_core.paper.report import paper_table
 from vptsp_core.runs.run import build_model
@@ -17,19 +17,19 @@ PROFILES = ("demo", "smoke", "tiny", "paper")
 PAPER = paper_table("fig3_curves_R1")
 
 
-def made_panel(name: str, profile: str = "paper", chance: tuple[str, ...] = ()) -> figure3_tables.Panel:
+def made_panel(name: str, profile: str = "paper", chance: tuple[str, ...] = ()) -> figure3.Panel:
     """A panel with R@1 = 50, 51, ... over its points; those in ``chance`` could differ from the last by chance."""
     points = figure3.points(name, profile)
     labels = [point.label for point in points]
     ours = pd.DataFrame({"label": labels, "x": [point.x for point in points]})
-    for metric in figure3_tables.METRICS:
+    for metric in figure3.METRICS:
         ours[metric], ours[f"{metric} ±"] = 50.0 + np.arange(len(ours)), np.nan
-    theirs = figure3_tables.outcome(name, points, [], []).paper
+    theirs = figure3.outcome(name, points, [], []).paper
     against = pd.DataFrame(
         {("R@1", "difference"): -1.0, ("R@1", "low"): -2.0, ("R@1", "high"): 0.5,
          ("R@1", "chance"): [label in chance for label in labels]}, index=labels,
     ).astype({("R@1", "chance"): object})  # fmt: skip
-    return figure3_tables.Panel(name, figure3.SWEEPS[name], ours, theirs, labels[-1], against)
+    return figure3.Panel(name, figure3.SWEEPS[name], ours, theirs, labels[-1], against)
 
 
 @pytest.mark.parametrize("panel", figure3.SWEEPS)
@@ -88,32 +88,32 @@ def test_a_panel_whose_own_key_is_changed_is_left_out_and_named(panel):
     for other in figure3.SWEEPS.keys() - {panel}:
         assert len(figure3.points(other, "paper", **change)) > 1
         assert not figure3.left_out(other, "paper", **change).startswith("No runs")
-    left = figure3_tables.outcome(panel, [], [], [])
+    left = figure3.outcome(panel, [], [], [])
     assert (
-        left.ours.empty and figure3_tables.table(left)["R@1", "paper"].notna().sum() == left.paper["CUB"].notna().sum()
+        left.ours.empty and figure3.table(left)["R@1", "paper"].notna().sum() == left.paper["CUB"].notna().sum()
     )
 
 
 def test_the_table_has_every_point_of_both_sides_once_in_order():
-    found = figure3_tables.table(made_panel("b"))
+    found = figure3.table(made_panel("b"))
     assert list(found.index) == ["24 (paper: 25)", "50", "64", "100", "150", "paper: 250"]
     assert list(found["R@1", "paper"].dropna()) == [85.7, 86.1, 86.0, 85.9, 85.3]
     assert found.loc["50", ("R@1", "difference")] == pytest.approx(51 - 86.1)
     assert found["R@1", "ours"].isna().sum() == 1 and found.loc["paper: 250", ("R@1 on Cars196", "paper")] == 87.4
     assert found.loc["64", ("R@1", "vs 150")] == "-1.0 [-2.0, +0.5]"
-    layers = list(figure3_tables.table(made_panel("e", "demo")).index)
+    layers = list(figure3.table(made_panel("e", "demo")).index)
     assert layers == ["1 (paper: 2)", "2 (paper: 4)", "paper: 6", "4 (paper: 8)", "paper: 10", "6 (paper: 12)"]
 
 
 def test_without_runs_a_panel_has_the_papers_side_alone():
-    panel = figure3_tables.outcome("c", figure3.points("c", "paper"), [], [])
+    panel = figure3.outcome("c", figure3.points("c", "paper"), [], [])
     assert panel.ours.empty and panel.unclear == [] and panel.best is None
-    assert figure3_tables.table(panel)["R@1", "paper"].notna().sum() == 6
-    assert figure3_tables.maxima([panel]).loc["c: embedding dimension", "paper, Cars"] == "384 (87.5)"
+    assert figure3.table(panel)["R@1", "paper"].notna().sum() == 6
+    assert figure3.maxima([panel]).loc["c: embedding dimension", "paper, Cars"] == "384 (87.5)"
 
 
 def test_maxima_name_the_place_and_what_is_not_clearly_below():
-    found = figure3_tables.maxima([made_panel("d", chance=("0.8",)), made_panel("lambda")])
+    found = figure3.maxima([made_panel("d", chance=("0.8",)), made_panel("lambda")])
     row = found.loc["d: weight of the ordinary proxy"]
     assert row.to_dict() == {
         "paper, CUB": "0.6 (86.75)", "paper, Cars": "0.8 (87.25)", "ours": "1 (56)", "not clearly below": "0.8",

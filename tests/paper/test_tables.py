@@ -14,7 +14,7 @@ from vptsp_core.figures import dots, style
 from vptsp_core.method.backbone import check_supported, load_backbone, pooling
 from vptsp_core.method.presets import preset
 from vptsp_core.paper import compare, methods, tables
-from vptsp_core.paper.bench import StepBench
+from vptsp_core.paper.latency import StepBench
 from vptsp_core.paper.report import paper_table
 from vptsp_core.paper.tables import AUGREG, DEMO_PRETRAINED, DEMO_RANDOM, GLYPHS, NEWER, TABLES, paper_rows
 from vptsp_core.runs import significance
@@ -135,7 +135,10 @@ def test_backbones_of_table_8_fit_or_are_refused_by_their_class(name):
     assert model.patch_embed.num_patches == (256 if "patch14" in name else 196)
 
 
-@pytest.mark.parametrize("name", [name for name in BACKBONES if "dinov3" not in name])
+KINDS = {name.split(".")[0].replace("base", "small"): name for name in BACKBONES if "dinov3" not in name}
+
+
+@pytest.mark.parametrize("name", KINDS.values())  # one of each architecture
 def test_backbones_of_table_8_take_a_step(name, monkeypatch):
     monkeypatch.setattr("vptsp_core.method.backbone.timm.create_model", functools.partial(timm.create_model, depth=2))
     config = preset("cub200-vits16", backbone=name, image_size=112, batch=4, prompt_layers=2, class_layers=2, prompts=3)

@@ -1,15 +1,19 @@
-"""The notebooks of tables 2 to 8 run end to end under the smoke profile, and leave what they promise."""
+"""The notebooks of tables 1 to 9 run under the smoke profile, and leave what they promise."""
+
+import json
 
 import numpy as np
 import pytest
 
+from vptsp_core.paper.methods import BEST, UNTRAINED, method_rows
 from vptsp_core.paper.tables import DEMO_PRETRAINED, DEMO_RANDOM, GLYPHS, TABLES, paper_rows
+from vptsp_core.publish.runner import run_notebooks
 
 NAMES = {
     2: "table2_sota", 3: "table3_inaturalist", 4: "table4_components", 5: "table5_proxy_source", 6: "table6_cub200",
     7: "table7_integration", 8: "table8_pretraining",
 }  # fmt: skip
-NOTEBOOKS = tuple(NAMES.values())
+NOTEBOOKS = ("table1_peft_methods", *NAMES.values(), "table9_search")
 
 
 @pytest.mark.parametrize("number", NAMES)
@@ -49,10 +53,47 @@ def test_differences_have_their_intervals(smoke, number, reference):
     assert told.str.fullmatch(r"(≈ )?[+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]").all(), list(told)
 
 
-def test_executed_copies_show_a_figure_each_name_the_selection_and_are_quiet(smoke):
-    for name in NOTEBOOKS:
+def test_executed_copies_show_their_figures_name_the_selection_and_are_quiet(smoke):
+    assert smoke.figures("table9_search") == ["table9_search_history", "table9_search_importance"]
+    for name in NOTEBOOKS[:-1]:
         assert smoke.figures(name) == [name]
         printed = "".join(output.get("text", "") for output in smoke.outputs(name))
-        assert "best epoch on the test set" in printed and "on the glyphs." in printed
+        assert name == "table1_peft_methods" or "best epoch on the test set" in printed and "on the glyphs." in printed
+    for name in NOTEBOOKS:
         facts = smoke.table(f"{name}_record")["value"]
-        assert facts["seed"] == "0" and {"commit", "device", "data checksum, test"} <= set(facts.index)
+        assert facts["seed"] == "0" and "," not in facts["data checksum, train"] and facts["weights checksum"]
+        assert {"commit", "device", "torch version", "data checksum, test"} <= set(facts.index)
+
+
+def test_the_manifest_names_all_that_a_notebook_left_and_a_second_call_does_nothing(smoke, smoke_results, capsys):
+    manifest = json.loads((smoke.folder / "manifests" / "table2_sota.json").read_text())
+    assert manifest["tables"] == ["table2_sota.csv"] and manifest["figures"] == ["table2_sota.png"]
+    assert [run["hash"] for run in manifest["runs"]] == manifest["record"]["run"]
+    assert all((smoke.folder / run["folder"] / "metrics.json").is_file() for run in manifest["runs"])
+    assert manifest["missing"] == [] and manifest["failure"] == "" and manifest["seconds"] > 0
+    before = {path: path.stat().st_mtime_ns for path in (smoke.folder / "notebooks").glob("table*.ipynb")}
+    assert run_notebooks("smoke", None, smoke_results, ["table2", "table4"], [0]) == 0
+    assert capsys.readouterr().out.count(" there ") >= 2
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+def test_table1_has_values_for_every_method(smoke):
+    found = smoke.table("table1_peft_methods")
+    assert list(found.index) == list(method_rows("smoke"))
+    measured = ["memory, GB, ours", "memory, %, ours", "step, ms, ours", "step, %, ours"]
+    assert found[["R@1, ours", "MAP@R released, ours", "MAP@R, ours", "tunable, M, ours"]].notna().all(axis=None)
+    assert (found.drop(list(UNTRAINED))[measured] > 0).all(axis=None)
+    assert found.loc[list(UNTRAINED), measured].isna().all(axis=None)
+    assert found["R@1, paper"].notna().sum() == 11
+    np.testing.assert_allclose(found["R@1, difference"], found["R@1, ours"] - found["R@1, paper"])
+    assert found.loc["Full fine-tuning (PA)", "tunable, %, ours"] == 100
+    for metric in ("R@1", "MAP@R released"):
+        text = found[f"{metric}, vs {BEST}"].drop(BEST)
+        numbers = text.str.extract(r"^(≈ )?([+-][\d.]+) \[([+-][\d.]+), ([+-][\d.]+)\]$")
+        clear, numbers = numbers[0].isna(), numbers[[1, 2, 3]].astype(float)
+        far = found[f"{metric}, ours"] - found.loc[BEST, f"{metric}, ours"]
+        np.testing.assert_allclose(numbers[1], far.drop(BEST), atol=0.051)
+        assert (numbers[2] <= numbers[1]).all() and (numbers[1] <= numbers[3]).all()
+        assert ((numbers[2] >= 0) | (numbers[3] <= 0))[clear].all(), "rounded to one decimal"
+    order = found["tunable, M, ours"]
+    assert order["Linear probing"] < order["VPT"] < order["VPTSP-M"] < order["VPTSP-G"] < order["Full fine-tuning (PA)"]

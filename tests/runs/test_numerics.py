@@ -106,11 +106,9 @@ def test_what_breaks_while_the_losses_are_finite_is_found_before_it_is_saved(
     )
     with pytest.raises(TrainingError) as caught:
         run(config, results=tmp_path, progress=False)
-    names = ", ".join(str(i) for i in dict.fromkeys(first if rowwise else last))
-    assert str(caught.value).startswith(
-        f"{name} is not finite after step {1 if rowwise else 2} of epoch 2, though the losses are (lr = "
-    )
-    assert f"images glyphs train image {{{names}}}); lower the learning rates; the checkpoint of" in str(caught.value)
+    said = str(caught.value)
+    assert said.startswith(f"{name} is not finite after epoch 2, though the losses are (lr = ")
+    assert said.endswith("; lower the learning rates; the checkpoint of epoch 1 stays")
     folder = run_folder(config, tmp_path)
     assert len(read_checkpoint(folder, find_checkpoint(folder), config.hash(), {})["history"]) == 1
 

@@ -56,7 +56,7 @@ def test_what_is_no_file_stays_as_it_is(here):
 def test_the_notebooks_get_absolute_paths(here, monkeypatch):
     given = {}
 
-    def execute(path, out, values, made):
+    def execute(path, out, values, made, kernel):
         given.update(values)
         return out, ""
 

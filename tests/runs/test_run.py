@@ -20,8 +20,7 @@ from vptsp_core.errors import VptspError, WeightsError
 from vptsp_core.method.backbone import DEMO_VIT, load_backbone
 from vptsp_core.method.metrics import Scores
 from vptsp_core.method.presets import parse_change
-from vptsp_core.paper.bench import StepBench, measure_step
-from vptsp_core.paper.bench.memory import with_memory
+from vptsp_core.paper.latency import StepBench, measure_step, with_memory
 from vptsp_core.runs.checkpoints import CHECKPOINT, write_checkpoint
 from vptsp_core.runs.folder import read_run, run_folder
 from vptsp_core.runs.run import frame, over_seeds
@@ -334,7 +333,7 @@ BAD_COMMANDS = {
     "impossible value": (["train", "--set", "alpha=2"], "alpha = 2.0 must be in [0, 1]"),
     "no data folder": (["train", "--preset", "cub200-vits16"], "--data DIR"),
     "missing data folder": (["train", "--preset", "cub200-vits16", "--data", "nowhere"], "no folder nowhere"),
-    "unknown backbone": (["train", "--set", "backbone=vit_smal"], "backbone 'vit_smal' is no timm model"),
+    "unknown backbone": (["train", "--set", "backbone=vit_smal"], "backbone 'vit_smal' is not a timm model"),
     "other family": (["train", "--set", "backbone=resnet18", "weights=random"], "is a ResNet"),
     "no such weights": (["train", "--set", "weights=nowhere.pth"], "nowhere.pth: no such file"),
     "too many prompt layers": (["train", "--set", "prompt_layers=7"], "prompt_layers = 7 must be at most 6"),
@@ -348,20 +347,9 @@ BAD_COMMANDS = {
     "no such place": (["train", "--class-table", "disk"], "class_table = 'disk' must be one of auto, device, host"),
     "no such checkpointing": (["train", "--checkpointing", "1"], "checkpointing = '1' must be one of auto, on, off"),
     "nothing to measure": (["bench", "step", *FROZEN], "method = 'frozen' trains nothing"),
-    "nothing to load for": (["bench", "data", *FROZEN], "method = 'frozen' trains nothing"),
-    "no epoch to measure": (["bench", "data", "--train", *FROZEN], "method = 'frozen' trains nothing"),
-    "bench on no device": (["bench", "eval", "--device", "banana"], "device 'banana' cannot be used here"),
-    "bench on no such GPU": (["bench", "eval", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
-    "one pipeline only": (
-        ["bench", "data", "--preset", "smoke", "--set", "pipeline=classic", "augmentation=adv"],
-        "bench data compares both pipelines, which share base and gentle alone",
-    ),
-    "bench of a dense table": (
-        ["bench", "table", "--preset", "cub200-vits16"],
-        "class prompts of this run are dense, and only row-wise ones can lie in host memory; choose a row-wise preset",
-    ),
-    "negative steps": (["bench", "step", "--steps", "-1"], "--steps -1 must be at least 1"),
-    "negative repeats": (["bench", "eval", "--repeats", "-1"], "--repeats -1 must be at least 1"),
+    "bench on no device": (["bench", "step", "--device", "banana"], "device 'banana' cannot be used here"),
+    "bench on no such GPU": (["bench", "step", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
+    "negative steps": (["bench", "step", "--steps", "-1"], "steps = -1 must be at least 1"),
     "fp16 on the CPU": (["train", "--set", "precision=fp16", "--device", "cpu"], "needs a GPU"),
 }
 

@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import time
 from pathlib import Path
 
 import determinism
@@ -138,19 +137,13 @@ def test_a_data_worker_that_is_killed_is_told_at_once_and_the_run_goes_on_from_i
     monkeypatch.setattr(loading, "_workers", lambda images, batches: 2)
     config = Pair("EMA", "classic", "again", 0).config().replace(steps_per_epoch=12, eval_start=0)
     options = dict(data=images, results=tmp_path, device="cpu", progress=False)
-    image, step, second = loading._Augmented.__getitem__, TrainStep.__call__, tmp_path / "second epoch"
-
-    def slow(self, item):
-        if second.exists():
-            time.sleep(0.1)  # so that it dies before it has drawn all
-        return image(self, item)
+    step, second = TrainStep.__call__, tmp_path / "second epoch"
 
     def killing(self, *batch):
         if second.exists() and (children := multiprocessing.active_children()):
             os.kill(children[0].pid, signal.SIGKILL)
         return step(self, *batch)
 
-    monkeypatch.setattr(loading._Augmented, "__getitem__", slow)
     with monkeypatch.context() as patch, pytest.raises(DataError, match="is killed by signal: Killed.*goes on") as told:
         patch.setattr(TrainStep, "__call__", killing)
         run(config, on_epoch=lambda history: second.touch(), **options)

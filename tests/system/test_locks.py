@@ -1,47 +1,85 @@
-"""Lock files whose folder comes and goes."""
+"""Lock files: who waits knows for whom, and a holder that is killed frees its lock."""
 
-import fcntl
+import contextlib
+import errno
 import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 
-from vptsp_core.system import locks
+from vptsp_core.system.locks import locked
+
+ROOT = Path(__file__).resolve().parents[2]
+HOLD = """
+import sys, pathlib
+from vptsp_core.system.locks import locked
+with locked(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
-def test_a_folder_that_its_last_holder_removes_just_now_is_made_again(tmp_path, monkeypatch):
-    path, tries = tmp_path / "run" / ".lock", []
-
-    def late(file, mode):
-        tries.append(file)
-        if len(tries) == 1:
-            file.parent.rmdir()  # the other one's, between the two
-        return open(file, mode)
-
-    monkeypatch.setattr(locks, "open", late, raising=False)
-    with locks.locked(path, "waiting"):
-        assert path.exists()
-    assert tries == [path, path] and not path.exists()
+@contextlib.contextmanager
+def holder(path):
+    """Another process that holds the lock until its input ends."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        yield process
 
 
-def test_a_child_that_outlives_its_killed_parent_holds_no_lock(tmp_path):
-    """As a data worker does whose parent was killed: the next call would wait for it."""
-    path, (told, tell), (stay, go) = tmp_path / "lock", os.pipe(), os.pipe()
-    parent = os.fork()
-    if not parent:
-        os.close(go)
-        with locks.locked(path, "waiting"):
-            if not os.fork():
-                os.write(tell, b"forked")
-                os.read(stay, 1)  # until the test is done
-                os._exit(0)
-            os.read(stay, 1)
-        os._exit(0)
-    os.close(stay)
-    assert os.read(told, 6) == b"forked"
-    with open(path, "ab") as file, pytest.raises(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the parent's, while it lives
-    os.kill(parent, 9)
-    os.waitpid(parent, 0)
-    with open(path, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.close(go)
+def test_who_waits_is_told_for_whom_and_a_killed_holder_frees_the_lock(tmp_path, capsys):
+    path = tmp_path / "run" / "lock"
+    with holder(path) as process:
+        killer = threading.Timer(0.5, process.kill)
+        killer.start()
+        with locked(path, "run: another process trains it; waiting"):
+            assert process.wait(10) != 0 and path.exists()
+    expected = f"run: another process trains it; waiting for process {process.pid} on {socket.gethostname()}\n"
+    assert capsys.readouterr().err == expected and not path.exists()
+
+
+def test_a_lock_is_one_even_if_its_file_and_folder_are_removed(tmp_path):
+    """Each of three threads removes both when it is done: never are two of them inside."""
+    inside, most = set(), []
+
+    def work(name):
+        for _ in range(30):
+            with locked(tmp_path / "run" / "lock"):
+                inside.add(name)
+                most.append(len(inside))
+                inside.discard(name)
+            with contextlib.suppress(OSError):
+                (tmp_path / "run").rmdir()
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 90 and not (tmp_path / "run" / "lock").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_said_in_one_line(tmp_path, monkeypatch, capsys, number):
+    def refuse(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with locked(tmp_path / "lock"):
+        pass
+    assert capsys.readouterr().err == f"{tmp_path}: no locks on this file system; run one process at a time\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_is_started_inside_does_not_keep_the_lock(tmp_path):
+    path = tmp_path / "lock"
+    with locked(path):
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False)
+    with locked(path):
+        child.communicate()

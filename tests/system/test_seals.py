@@ -1,4 +1,4 @@
-"""What was written is what is read: a bit that flips, or an edit by hand, is told and never computed with."""
+"""What was written is what is read: a bit that flips, or an edit by hand, is reported and never computed with."""
 
 import json
 import os
@@ -10,24 +10,18 @@ import torch
 from reseal import reseal_run
 
 import vptsp_core
-from tests.deploy.test_own_images import SHORT, TWELVE, put, training
+from tests.deploy.test_own_images import TWELVE, put
 from tests.runs.test_embedder import learned
 from vptsp_core import preset, run
 from vptsp_core.__main__ import main
 from vptsp_core.data import load_benchmark
-from vptsp_core.data.cache import open_stores
-from vptsp_core.data.cached import eval_batches, train_batches
-from vptsp_core.data.store import PixelStore
 from vptsp_core.deploy.index import read_index
 from vptsp_core.deploy.update import update
 from vptsp_core.errors import DataError, VptspError, WeightsError
-from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.runs.embedder_file import read_saved
 from vptsp_core.runs.folder import read_run
 from vptsp_core.runs.run import many
 from vptsp_core.system import seals
-
-NORMAL = ((0.5,) * 3, (0.5,) * 3)
 
 
 def flipped(content: bytes, at: int, bit: int) -> bytes:
@@ -49,8 +43,8 @@ def test_a_seal_holds_values_types_and_tensors():
         with pytest.raises(ValueError, match="does not fit its checksum"):
             seals.unsealed(other)
     tensors = {"x": torch.arange(6.0).reshape(2, 3), "y": torch.tensor(1.0)}
-    header = seals.sealed_header({}, tensors)
-    seals.check_tensors(header, dict(reversed(tensors.items())))
+    header = seals.sealed({}, tensors)
+    seals.unsealed(header, dict(reversed(tensors.items())))
     for other in (
         {**tensors, "x": tensors["x"].T.contiguous()},
         {**tensors, "x": tensors["x"].double()},
@@ -58,7 +52,7 @@ def test_a_seal_holds_values_types_and_tensors():
         {"x": tensors["x"], "z": tensors["y"]},
     ):
         with pytest.raises(ValueError, match="do not fit their checksum"):
-            seals.check_tensors(header, other)
+            seals.unsealed(header, other)
 
 
 @pytest.mark.parametrize(
@@ -74,14 +68,14 @@ def test_no_flipped_bit_of_a_run_goes_unnoticed(finished, tmp_path, name):
         return saved.config, saved.metrics, saved.data, again.record, again.history.to_csv(), str(again.queries)
 
     clean, told = read(), 0
-    for at in rng.integers(0, len(whole), 60):
+    for at in rng.integers(0, len(whole), 30):
         (folder / name).write_bytes(flipped(whole, at, int(rng.integers(8))))
         try:
             assert read() == clean, "only a number's other spelling, such as 1E5 for 1e5, may pass"
         except WeightsError as error:
             assert name in str(error) and "\n" not in str(error)
             told += 1
-    assert told >= 58
+    assert told >= 28
 
 
 def test_an_edit_is_told_by_each_command_and_one_with_fitting_checksums_is_taken(finished, tmp_path, capsys):
@@ -197,80 +191,13 @@ def test_own_images_count_by_their_content(tmp_path):
     assert load_benchmark("own", tmp_path / "copy").fingerprint() == first, "wherever and whenever"
 
 
-def test_an_edited_plan_is_refused(tmp_path, capsys):
-    put(tmp_path / "images", TWELVE)
-    command = [*training(tmp_path), "--set", *SHORT]
-    assert main(command) == 0
-    (path,) = (tmp_path / "out" / "plans").iterdir()
-    plan = json.loads(path.read_text())
-    capsys.readouterr()
-    for change in ({"reasons": [1, None]}, {"config": {**plan["config"], "method": "linear"}}):
-        path.write_text(json.dumps({**plan, **change}))
-        assert main(command) == 2
-        assert f"error: {path}: no plan can be read (its content does not fit its checksum); delete the file" in (
-            capsys.readouterr().err
-        )
-
-
-@pytest.fixture
-def store(tmp_path):
-    put(tmp_path / "images", TWELVE)
-    images = load_benchmark("own", tmp_path / "images").train
-    options = dict(side=24, workers=1, progress=False)
-    return lambda: (open_stores([images], tmp_path / "cache", **options)[0], images)
-
-
-def damage(store: PixelStore, image: int) -> None:
-    path = store.place / "pixels.u8"
-    path.write_bytes(flipped(path.read_bytes(), int(store.starts[image]) + 100, 0))
-
-
-def test_every_reader_of_the_decoded_cache_notices_a_flipped_bit(store, monkeypatch):
-    config = preset("smoke", batch=6, samples_per_class=2, image_size=24, resize=24)
-    cpu = torch.device("cpu")
-
-    def train(images, labels):
-        sampler = ClassBalancedSampler(labels, 6, 2, 0, 10)
-        return list(train_batches(images, labels, config, NORMAL, sampler, 0, cpu))
-
-    def evaluate(images, labels):
-        return list(eval_batches(images, config, NORMAL, 6, cpu))
-
-    def part(images, labels):
-        return [images.part(np.arange(len(images) // 2, len(images))).image(len(images) // 2 - 1)]
-
-    readers = [train, evaluate, part]
-    for reader in readers:
-        assert reader(store()[0], store()[1].labels)
-    damage(store()[0], len(store()[1]) - 1)
-    for reader in readers:
-        with pytest.raises(DataError, match=r"cache .*: damaged .* delete the folder, it will be made again"):
-            reader(store()[0], store()[1].labels)
-    monkeypatch.setattr(PixelStore, "resident", lambda self, device: None)  # streamed, as to a GPU without room
-    with pytest.raises(DataError, match="damaged"):
-        train(store()[0], store()[1].labels)
-    shutil.rmtree(store()[0].place)
-    assert all(len(reader(store()[0], store()[1].labels)) for reader in readers)
-
-
-def test_an_image_is_held_against_its_checksum_once(store, monkeypatch):
-    counted, checksum = [], vptsp_core.data.store.image_checksum
-    monkeypatch.setattr("vptsp_core.data.store.image_checksum", lambda image: counted.append(1) or checksum(image))
-    images = store()[0]
-    counted.clear()
-    for _ in range(3):
-        images.check(np.arange(len(images)))
-        images.image(0)
-    assert len(counted) == len(images)
-
-
 def test_no_flipped_bit_of_an_index_goes_unnoticed(tmp_path):
     put(tmp_path / "images", {"a": 6})
     model = learned(method="vpt").save(tmp_path / "bird.safetensors")
     update(tmp_path / "images", tmp_path / "index", vptsp_core.load(model, "cpu"), model=model)
     path, rng = tmp_path / "index" / "index.safetensors", np.random.default_rng(0)
     whole = path.read_bytes()
-    for at in rng.integers(0, len(whole), 200):
+    for at in rng.integers(0, len(whole), 60):
         path.write_bytes(flipped(whole, at, int(rng.integers(8))))
         with pytest.raises(DataError, match=r"index.safetensors: .*delete that file and call index again"):
             read_index(tmp_path / "index")

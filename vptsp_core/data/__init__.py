@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DATASETS = ("glyphs", "cub200", "cars196", "sop", "inshop", "inaturalist", "folder", "own")
 _EMBEDDED = "the data set of this run is the embedded glyphs, which read no folder"
-OWN = ("folder", "own")  # anyone's images, which a name alone does not tell
+OWN = ("folder", "own")  # your own images, which the name alone does not identify
 __all__ = ["DATASETS", "OWN", "Benchmark", "ImageSet", "data_folder", "load_benchmark", "refuse_unread"]
 
 
@@ -48,12 +48,11 @@ def load_benchmark(name: str, data: str | Path | None = None, allow_partial: boo
     """The train and test splits of a data set.
 
     Args:
-        name: one of `DATASETS`; ``"folder"`` is anyone's images (see `layouts.own_images`), ``"own"`` the same
-            with every fifth class for testing (`own.every_fifth`).
-        data: folder that holds the data sets, or the images themselves for these; the embedded glyphs need
-            none. Default: the environment's VPTSP_DATA.
-        allow_partial: go on where the published data set is not whole, with one warning that lists the
-            differences; ``Benchmark.differences`` keeps them.
+        name: one of `DATASETS`; ``"folder"`` and ``"own"`` are your own images (see `own.own_images`).
+        data: folder that holds the data sets, or for these the images themselves; the embedded glyphs need none.
+            Default: the environment's VPTSP_DATA.
+        allow_partial: continue if the published data set is not whole, with one warning that lists the differences;
+            ``Benchmark.differences`` keeps them.
 
     Raises:
         DataError: unknown name, no folder given, or a folder that does not hold the whole data set.
@@ -67,16 +66,14 @@ def load_benchmark(name: str, data: str | Path | None = None, allow_partial: boo
         raise DataError(f"data set {name!r} cannot be read by this version; known: {', '.join(DATASETS)}")
     from vptsp_core.data.assemble import assemble
     from vptsp_core.data.catalog import CATALOG
-    from vptsp_core.data.layouts import own_images
-    from vptsp_core.data.own import every_fifth
+    from vptsp_core.data.own import own_images
 
     if data is None:
         inside = "<class>/<image>" if name in OWN else f"{CATALOG[name].folder}/"
         raise DataError(f"{name}: where are the images? give the folder that holds {inside} with --data DIR")
     root = Path(data).expanduser()
     if name in OWN:
-        reader = own_images if name == "folder" else every_fifth
-        return assemble(name, reader(root, name), {}, allow_partial)
+        return assemble(name, own_images(root, name), {}, allow_partial)
     known = CATALOG[name]
     return assemble(name, known.reader(_folder(root, known), name), known.counts, allow_partial)
 

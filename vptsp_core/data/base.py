@@ -1,10 +1,11 @@
-"""What every data set is to the rest of the project: labelled images, and a train / test pair with unlike classes."""
+"""What every data set is to the rest of the project: labelled images, and a train / test pair of different classes."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +22,8 @@ class ImageSet(ABC):
         name: what messages call it, e.g. ``"cub200 test"``.
         labels: (N,) int64, contiguous from 0 to C - 1.
         class_names: C names, in the order of the labels.
-        shared: the names are another set's as well (query and gallery), so some may have no image here.
-        store: the same images decoded and resized, where a run reads them from there (`vptsp_core.data.batches`).
+        shared: the names are also another set's (query and gallery), so some may have no image here.
+        store: the same images decoded and resized, if a run reads them from there (`vptsp_core.data.batches`).
 
     Raises:
         DataError: labels outside of 0 to C - 1, or, unless shared, with gaps.
@@ -52,19 +53,23 @@ class ImageSet(ABC):
 
     @property
     def in_memory(self) -> bool:
-        """Whether the images lie in memory, as the array ``images``."""
+        """Whether the images are in memory, as the array ``images``."""
         return hasattr(self, "images")
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:
-        """Image ``index`` as RGB; raises `DataError` naming the file where it cannot be read."""
+        """Image ``index`` as RGB; raises a `DataError` that names the file if it cannot be read."""
+
+    def reader(self, index: int) -> Callable[[], Image.Image]:
+        """What reads image ``index``, small enough to be sent to another process."""
+        return functools.partial(self.image, index)
 
     @abstractmethod
     def fingerprint(self) -> str:
         """Short hash of what the set holds (names and sizes, or pixels), for the run's record."""
 
     def describe(self, index: int) -> str:
-        """What to call image ``index`` in a message: its path where it has one."""
+        """What to call image ``index`` in a message: its path if it has one."""
         return f"{self.name} image {index}"
 
 
@@ -72,9 +77,11 @@ class ImageSet(ABC):
 class Benchmark:
     """A training set and the unseen classes it is tested on.
 
-    ``gallery`` is None where every test image is searched for among all others (CUB, Cars, SOP, iNaturalist);
-    where it is given, ``test`` holds the queries (In-Shop). ``differences`` says how the images on disk differ from
-    the published data set, empty where they do not: numbers from a partial set are not the benchmark's.
+    Attributes:
+        gallery: the images that ``test`` is searched in (In-Shop); None if every test image is searched for among all
+            others (CUB, Cars, SOP, iNaturalist).
+        differences: how the images on disk differ from the published data set, empty if they do not. Numbers from a
+            partial set are not the benchmark's.
     """
 
     name: str
@@ -88,7 +95,7 @@ class Benchmark:
         return hashlib.sha256(" ".join(self._fingerprints().values()).encode()).hexdigest()[:16]
 
     def record(self) -> dict[str, str | list[str]]:
-        """For a run's record: the name, the fingerprint of each split, and ``partial`` where there are differences."""
+        """For a run's record: the name, the fingerprint of each split, and ``partial`` if there are differences."""
         partial = {"partial": list(self.differences)} if self.differences else {}
         return {"name": self.name, **self._fingerprints(), **partial}
 

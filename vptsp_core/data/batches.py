@@ -27,7 +27,7 @@ def cache_folder(
 ) -> Path:
     """Where decoded images are kept: ``cache``, else the environment's VPTSP_CACHE, else beside the data sets.
 
-    Of your own images it is with the ``results`` (default: the environment's VPTSP_RESULTS, else ./results).
+    For your own images it is with the ``results`` (default: the environment's VPTSP_RESULTS, else ./results).
 
     Raises:
         DataError: the place is in the folder of your own images.
@@ -39,13 +39,12 @@ def cache_folder(
 
 
 def decoded(benchmark: Benchmark, config: RunConfig, folder: Path, *, progress: bool = True) -> Benchmark:
-    """The benchmark with its images decoded, where the config's pipeline wants them so (see `cache.open_stores`).
+    """The benchmark with its images decoded, if the config's pipeline is the cached one (see `cache.open_stores`).
 
-    A copy: the image sets of ``benchmark`` stay as they are.
+    It is a copy; the image sets of ``benchmark`` stay as they are.
     """
     if config.pipeline == "classic":
         return benchmark
-
     splits = {"test": benchmark.test}
     if config.method != "frozen":
         splits["train"] = benchmark.train

@@ -1,23 +1,23 @@
 """The decoded cache: every image file decoded and resized once, in parallel, into one memory-mapped file.
 
-A store lies in ``<cache>/<set>-<side>-<interpolation>-<key>/``. The key is over the list of files: path, size, inode,
-times of modification and of change, so an edited, added, moved or swapped image makes a new store and no stale one is
-read (and so does, in vain, a copy of the files or a change of their owner). While it is made, the folder is called
-``*.partial``: the file has its full size from the start, every finished image is marked by its checksum, and a build
-that was cut short goes on where it was (unless a file was mended since: that is another list).
+A store is in ``<cache>/<set>-<side>-<interpolation>-<key>/``. The key is over the list of files: path, size, inode,
+times of modification and of change. So an image that was edited, added, moved or swapped makes a new store, and no
+outdated one is read (a copy of the files or a change of their owner makes a new one, too). While a store is made, its
+folder is called ``*.partial``: images are appended in order, and a build that was cut short is resumed behind the last
+image that is whole. A store is whole if its folder has its final name and its file the length that its sizes add up to.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
+import functools
 import hashlib
-import io
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,17 +25,18 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
 from vptsp_core.data.base import ImageSet
-from vptsp_core.data.folder import FORMATS, TURNED, FileSet, check_shape, orientation, read_image
-from vptsp_core.data.partfile import amount
-from vptsp_core.data.store import PixelStore, image_checksum, image_starts, resized
-from vptsp_core.data.threads import Threads
+from vptsp_core.data.folder import FORMATS, FileSet, stamps
+from vptsp_core.data.store import PixelStore, image_starts
 from vptsp_core.errors import DataError
-from vptsp_core.system.files import remove_temporaries, write_bytes
+from vptsp_core.system.bars import amount, bar
 from vptsp_core.system.locks import locked
+from vptsp_core.system.portable import cores, replace
 
 FORMAT = 3  # of the files and the key; a change makes old stores unknown
-LARGEST = 2**28  # bytes of one stored image: a strip of 1 x 60,000 pixels would take 12 GB
-PIXELS, SIZES, SUMS = "pixels.u8", "sizes.npy", "sums.u32"
+PIXELS, SIZES = "pixels.u8", "sizes.npy"
+DONE = "sizes.i64"  # of the images that are appended so far
+CHUNK = 256  # images that are decoded at a time: bounds the memory
+CURE = "give another folder with --cache or VPTSP_CACHE, or set pipeline=classic to go without"
 
 
 def open_stores(
@@ -47,37 +48,34 @@ def open_stores(
     workers: int | None = None,
     progress: bool = True,
 ) -> list[PixelStore]:
-    """The decoded images of each set, made first if need be. Images that lie in memory are resized in memory.
+    """The decoded images of each set, made first if need be. Images in memory are resized in memory.
 
-    What all sets together will take is compared with the disk before the first image is decoded. Several processes may
-    ask at once: one builds, the others wait for it.
+    What all sets together take is compared with the free disk before the first image is decoded. If several processes
+    ask at once, one builds and the others wait for it.
 
     Args:
         folder: of all stores.
         side: of every image's shorter side, in pixels; smaller images are enlarged, as the classic path does.
         workers: threads that decode, None for one a core (Pillow decodes and resizes outside of Python's lock).
-        progress: on stderr a line with the disk that will be used and, on a terminal or in a notebook, bars.
+        progress: on stderr a line with the disk space that is used, and bars, or lines in a log.
 
     Raises:
         DataError: an image cannot be read, or the disk has too little room; what was done is kept for the next try.
     """
-    threads = Threads(workers or len(os.sched_getaffinity(0)), progress)
-    files = [images for images in sets if isinstance(images, FileSet)]
-    places = {images: folder / _name(images, side, interpolation) for images in files}
-    if missing := {place: images for images, place in places.items() if not place.exists()}:
+    places = {images: folder / _name(images, side, interpolation) for images in sets if isinstance(images, FileSet)}
+    if not all(place.exists() for place in places.values()):
+        work = _Work(workers or cores(), progress)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with contextlib.ExitStack() as locks:
-                for place in sorted(missing):
-                    lock = place.with_name(f".{place.name}.lock")
-                    locks.enter_context(locked(lock, f"cache: another process is making {place}; waiting"))
-                # another process may have been quicker
-                _build({p: images for p, images in missing.items() if not p.exists()}, side, interpolation, threads)
+            with locked(folder / ".lock", f"cache: another process is decoding images into {folder}; waiting"):
+                missing = {images: place for images, place in places.items() if not place.exists()}
+                _check_room(missing, folder, side, work)
+                for images, place in missing.items():
+                    partial = _partial(place)
+                    _fill(images, partial, side, interpolation, work)
+                    replace(partial, place)
         except OSError as error:
-            raise DataError(
-                f"cache {folder}: {error.strerror or error}; give another folder with --cache or VPTSP_CACHE, or set "
-                "pipeline=classic to go without"
-            ) from error
+            raise DataError(f"cache {folder}: {error.strerror or error}; {CURE}") from error
     return [
         _open(places[images], len(images), side, interpolation)
         if isinstance(images, FileSet)
@@ -86,122 +84,89 @@ def open_stores(
     ]
 
 
+class _Work:
+    """Work on many images, in threads and with a progress bar."""
+
+    def __init__(self, workers: int, progress: bool) -> None:
+        self.workers, self.progress = workers, progress
+
+    def map(self, task: Callable[[int], Any], numbers: range, title: str) -> Iterator[list[Any]]:
+        """``task`` of each number, in order, `CHUNK` of them at a time; the first error stops all."""
+        shown = bar(None, title, numbers.stop, show=self.progress, initial=numbers.start, unit="images")
+        with ThreadPoolExecutor(self.workers) as pool, shown:
+            ahead = pool.map(task, numbers[:CHUNK])
+            for start in range(CHUNK, len(numbers) + CHUNK, CHUNK):
+                done, ahead = list(ahead), pool.map(task, numbers[start : start + CHUNK])
+                yield done
+                shown.update(len(done))
+
+
+def _check_room(missing: dict[FileSet, Path], folder: Path, side: int, work: _Work) -> None:
+    """Say what the stores will take, and refuse if the disk has less."""
+    if not missing:
+        return
+    total = 0
+    for images, place in missing.items():
+        pixels = _partial(place) / PIXELS
+        task = functools.partial(_bytes, images, side=side)
+        counts = work.map(task, range(len(images)), f"{images.name}: reading sizes")
+        total += sum(map(sum, counts)) - (pixels.stat().st_size if pixels.exists() else 0)
+    free = shutil.disk_usage(folder).free
+    if work.progress:
+        names = ", ".join(f"{images.name} {len(images):,} images" for images in missing)
+        print(f"cache: {names}; {amount(total)} to write in {folder} ({amount(free)} free)", file=sys.stderr)
+        for old in sorted(path for path in folder.iterdir() if any(_same_set(path, each) for each in missing.values())):
+            print(f"cache: {old} holds other files of a set of that name; delete it if nothing uses it",
+                  file=sys.stderr)  # fmt: skip
+    if total > free:
+        raise DataError(f"cache {folder}: needs {amount(total)}, {amount(free)} are free; {CURE}")
+
+
+def _bytes(images: FileSet, index: int, side: int) -> int:
+    """What an image takes once its shorter side is ``side``, by its header; a turned image takes as much."""
+    try:
+        with Image.open(images.paths[index], formats=FORMATS) as image:
+            short, long = sorted(image.size)
+    except Exception:  # Pillow raises what it meets
+        short, long = sorted(images.image(index).size)  # raises, and says why
+    return 3 * side * (side * long // short)
+
+
+def _fill(images: FileSet, folder: Path, side: int, interpolation: str, work: _Work) -> None:
+    """Append the images that are not yet in ``folder``."""
+    folder.mkdir(exist_ok=True)
+    with open(folder / PIXELS, "ab") as pixels, open(folder / DONE, "ab") as done:
+        sizes = np.fromfile(folder / DONE, np.int64)
+        sizes = sizes[: len(sizes) // 2 * 2].reshape(-1, 2)
+        starts = image_starts(sizes)
+        count = int(np.searchsorted(starts, pixels.tell(), "right")) - 1  # images that are there and whole
+        pixels.truncate(starts[count])
+        done.truncate(sizes[:count].nbytes)
+
+        def decode(i: int) -> np.ndarray:
+            return _decode(images.image(i), side, interpolation)
+
+        for arrays in work.map(decode, range(count, len(images)), f"{images.name}: decoding"):
+            for array in arrays:
+                pixels.write(array.tobytes())
+            pixels.flush()
+            done.write(np.array([array.shape[:2] for array in arrays], np.int64).tobytes())
+            done.flush()
+        os.fsync(pixels.fileno())
+    np.save(folder / SIZES, np.fromfile(folder / DONE, np.int64).reshape(-1, 2))
+    (folder / DONE).unlink()
+
+
 def _open(place: Path, count: int, side: int, interpolation: str) -> PixelStore:
     try:
         sizes = np.load(place / SIZES)
         pixels = np.memmap(place / PIXELS, np.uint8, mode="c")  # "c": torch warns of read-only memory; none is written
-        sums = np.fromfile(place / SUMS, np.uint32)
-        whole = sizes.shape == (count, 2) and len(pixels) == image_starts(sizes)[-1] and len(sums) == count
+        whole = sizes.shape == (count, 2) and len(pixels) == image_starts(sizes)[-1]
     except (OSError, ValueError, EOFError):
         whole = False
     if not whole:
         raise DataError(f"cache {place}: not whole; delete the folder, it will be made again")
-    return PixelStore(pixels, sizes, side, interpolation, place, sums)
-
-
-def _build(jobs: dict[Path, FileSet], side: int, interpolation: str, threads: Threads) -> None:
-    """Measure all sets, then fill their stores; with the locks held."""
-    if not jobs:
-        return
-    folder = next(iter(jobs)).parent
-    total = sum(_measured(images, _partial(place), side, threads) for place, images in jobs.items())
-    free = shutil.disk_usage(folder).free
-    if threads.progress:
-        names = ", ".join(f"{images.name} {len(images):,} images" for images in jobs.values())
-        print(f"cache: {names}; {amount(total)} to write in {folder} ({amount(free)} free)", file=sys.stderr)
-        for old in sorted(path for path in folder.iterdir() if any(_same_set(path, place) for place in jobs)):
-            print(
-                f"cache: {old} holds other files of a set of that name; delete it if nothing uses it", file=sys.stderr
-            )
-    if total > free:
-        raise DataError(
-            f"cache {folder}: needs {amount(total)}, {amount(free)} are free; give another folder with --cache or "
-            "VPTSP_CACHE, or set pipeline=classic to go without"
-        )
-    for place, images in jobs.items():
-        _fill(images, _partial(place), side, interpolation, threads)
-        os.replace(_partial(place), place)
-
-
-def _measured(images: FileSet, folder: Path, side: int, threads: Threads) -> int:
-    """Have the sizes of all images in ``folder``; the bytes that its file still has to grow by."""
-    folder.mkdir(exist_ok=True)
-    remove_temporaries(folder)
-    sizes = _sizes(folder, len(images))
-    if sizes is None:
-        raw = np.empty((len(images), 2), np.int64)
-
-        def measure(chunk: range) -> None:
-            for i in chunk:
-                with images.all_told():
-                    raw[i] = _header(images.paths[i], images.as_shown)
-
-        threads.run(measure, len(images), f"{images.name}: reading sizes")
-        sizes = resized(raw, side)
-        taken = sizes.prod(1) * 3
-        if taken.max() > LARGEST:
-            largest = int(taken.argmax())
-            height, width = raw[largest]
-            raise DataError(
-                f"image {images.paths[largest]}: {width} x {height} pixels would take {amount(taken.max())} "
-                f"with a shorter side of {side}; leave it out, or set pipeline=classic"
-            )
-        (folder / SUMS).unlink(missing_ok=True)
-        buffer = io.BytesIO()
-        np.save(buffer, sizes)
-        write_bytes(folder / SIZES, buffer.getvalue())
-    pixels = folder / PIXELS
-    # blocks, not length: what was only made long by a truncation has no disk yet
-    return max(0, int(image_starts(sizes)[-1]) - (pixels.stat().st_blocks * 512 if pixels.exists() else 0))
-
-
-def _sizes(folder: Path, count: int) -> np.ndarray | None:
-    try:
-        sizes = np.load(folder / SIZES)
-    except (OSError, ValueError, EOFError):
-        return None
-    return sizes if sizes.shape == (count, 2) else None
-
-
-def _fill(images: FileSet, folder: Path, side: int, interpolation: str, threads: Threads) -> None:
-    """Decode what is not yet marked as done."""
-    sizes = np.load(folder / SIZES)
-    starts = image_starts(sizes)
-    pixels, total = folder / PIXELS, int(starts[-1])
-    sums = np.zeros(len(images), np.uint32)
-    if pixels.exists() and pixels.stat().st_size == total:  # else the marks are of another file
-        with contextlib.suppress(OSError):
-            marks = np.fromfile(folder / SUMS, np.uint32)
-            sums = marks if len(marks) == len(images) else sums
-    found = sums.copy()
-    with open(pixels, "ab") as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, total)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot: it was measured
-                raise
-    os.truncate(pixels, total)
-    todo = np.flatnonzero(sums == 0)
-    handle = os.open(pixels, os.O_RDWR)
-    try:
-
-        def decode(chunk: range) -> None:
-            for i in todo[chunk.start : chunk.stop]:
-                array = _decode(images.image(int(i)), side, interpolation)
-                if array.shape[:2] != tuple(sizes[i]):
-                    raise DataError(f"image {images.describe(int(i))}: changed while it was read; start again")
-                _write(handle, array.tobytes(), int(starts[i]))
-                found[i] = image_checksum(array)
-
-        def mark(chunk: range) -> None:
-            os.fdatasync(handle)  # pixels first, then the mark that they are there
-            rows = todo[chunk.start : chunk.stop]
-            sums[rows] = found[rows]
-            write_bytes(folder / SUMS, sums.tobytes())
-
-        threads.run(decode, len(todo), f"{images.name}: decoding", mark)
-    finally:
-        os.close(handle)
+    return PixelStore(pixels, sizes, side, interpolation, place)
 
 
 def _in_memory(images: ImageSet, side: int, interpolation: str) -> PixelStore:
@@ -215,27 +180,10 @@ def _decode(image: Image.Image, side: int, interpolation: str) -> np.ndarray:
     return np.asarray(resize(image, [side], InterpolationMode(interpolation)))
 
 
-def _header(path: Path, as_shown: bool) -> tuple[int, int]:
-    """Height and width, of the header alone where that tells."""
-    with contextlib.suppress(Exception), Image.open(path, formats=FORMATS) as image:
-        check_shape(*image.size)  # `read_image` raises it
-        if not as_shown or orientation(image) not in TURNED:
-            return image.height, image.width
-        if image.format != "TIFF":  # of which Pillow tells the turned size at once, or later
-            return image.width, image.height
-    whole = read_image(path, as_shown)  # raises, and says why
-    return whole.height, whole.width
-
-
 def _name(images: FileSet, side: int, interpolation: str) -> str:
     digest = hashlib.sha256(f"{FORMAT}{' as shown' if images.as_shown else ''}\n".encode())
     for path, name in zip(images.paths, images.relative_names(), strict=True):
-        try:
-            found = path.stat()
-        except OSError as error:
-            raise DataError(f"image {path}: {error.strerror}; get the data set again") from error
-        stamps = (found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
-        digest.update(os.fsencode(name) + f" {stamps}\n".encode())
+        digest.update(os.fsencode(name) + f" {stamps(path)}\n".encode())
     return f"{images.name.replace(' ', '-')}-{side}-{interpolation}-{digest.hexdigest()[:12]}"
 
 
@@ -247,10 +195,3 @@ def _same_set(path: Path, place: Path) -> bool:
     """Whether ``path`` is a store, finished or not, of an earlier state of the set that ``place`` is to hold."""
     name = path.name.removesuffix(".partial")
     return name != place.name and name.rpartition("-")[0] == place.name.rpartition("-")[0] and path.is_dir()
-
-
-def _write(file: int, data: bytes, start: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(file, view, start)
-        view, start = view[written:], start + written

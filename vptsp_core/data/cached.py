@@ -7,8 +7,10 @@ kind, on threads or on the number of processes (but for rounding).
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +18,12 @@ from torch import Tensor
 
 from vptsp_core.data.crops import random_boxes, resize_one, resize_together
 from vptsp_core.data.loading import CROPS, interpolation_name
-from vptsp_core.data.prefetch import on_device
 from vptsp_core.data.store import PixelStore
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.system.devices import to_device
 
+AHEAD = 2  # batches that wait on the device
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of the input, per channel
 
 
@@ -47,14 +49,21 @@ def train_batches(
     everything = store.resident(device)
     if everything is not None:
         for chosen, boxes, flips, batch in drawn:
-            store.check(chosen)
             starts, widths = store.starts[chosen], store.sizes[chosen, 1]
             images = _augmented(everything, starts, widths, boxes, flips, config, statistics)
             yield images, to_device(every[batch], device)
         return
-    plans: list[tuple[np.ndarray, np.ndarray]] = []
-    for pixels, batch_labels in on_device(_cut(store, drawn, every, plans), device):
-        boxes, flips = plans.pop(0)
+
+    def host() -> Iterator[tuple[Any, ...]]:
+        """The pixels of each step's boxes, one after another, and the labels of its batch."""
+        for chosen, boxes, flips, batch in drawn:
+            cut = [
+                store.image(i)[top : top + height, left : left + width].reshape(-1)
+                for i, (top, left, height, width) in zip(chosen, boxes, strict=True)
+            ]
+            yield torch.from_numpy(np.concatenate(cut)), every[batch], boxes, flips
+
+    for pixels, batch_labels, boxes, flips in on_device(host(), device):
         starts = np.concatenate([[0], np.cumsum(boxes[:-1, 2] * boxes[:-1, 3] * 3)])
         whole = boxes * [0, 0, 1, 1]  # only the boxes came along
         yield _augmented(pixels, starts, boxes[:, 3], whole, flips, config, statistics), batch_labels
@@ -88,6 +97,40 @@ def eval_batches(
 
     for (pixels,) in on_device(host(), device):
         yield normalise(pixels.permute(0, 3, 1, 2), statistics)
+
+
+def on_device(batches: Iterator[tuple[Any, ...]], device: torch.device) -> Iterator[tuple[Any, ...]]:
+    """The same tuples in order, their tensors on the device.
+
+    For a GPU a thread draws the batches, pins them and copies them on a stream of its own, `AHEAD` of them at most; the
+    current stream waits for a copy on the device, the host never does. On a CPU a thread would only take the cores from
+    the step.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield tuple(each.to(device) if isinstance(each, Tensor) else each for each in batch)
+        return
+    stream = torch.cuda.Stream(device)
+
+    def load() -> tuple[list[Any], torch.cuda.Event] | None:
+        with torch.cuda.device(device), torch.cuda.stream(stream):
+            if (batch := next(batches, None)) is None:
+                return None
+            copies = [each.pin_memory().to(device, non_blocking=True) if isinstance(each, Tensor) else each
+                      for each in batch]  # fmt: skip
+            return copies, stream.record_event()
+
+    with ThreadPoolExecutor(1, "prefetch") as pool:
+        waiting = deque(pool.submit(load) for _ in range(AHEAD))
+        while (loaded := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(load))
+            copies, copied = loaded
+            current = torch.cuda.current_stream(device)
+            current.wait_event(copied)
+            for each in copies:
+                if isinstance(each, Tensor):
+                    each.record_stream(current)
+            yield tuple(copies)
 
 
 def normalise(pixels: Tensor, statistics: Statistics) -> Tensor:
@@ -129,7 +172,7 @@ def _augmented(
     config: RunConfig,
     statistics: Statistics,
 ) -> Tensor:
-    """(b, 3, S, S) float32: together on a GPU; on a CPU one by one, each finished while it lies in the cache."""
+    """(b, 3, S, S) float32: together on a GPU; on a CPU one by one, each finished while it is in the CPU's cache."""
     size, mode = config.image_size, interpolation_name(config)
     if pixels.device.type != "cpu":
         return normalise(resize_together(pixels, starts, widths, boxes, flips, size, mode), statistics)
@@ -143,7 +186,7 @@ def _augmented(
 
     own, threads = torch.get_num_threads(), _threads()
     list(_pool(threads).map(work, (range(i, len(boxes), threads) for i in range(threads))))
-    torch.set_num_threads(own)  # the pool's threads told torch otherwise, for themselves and those made later
+    torch.set_num_threads(own)  # the pool's threads set it for themselves and for those made later
     return out
 
 
@@ -156,19 +199,3 @@ def _threads() -> int:
 def _pool(threads: int) -> ThreadPoolExecutor:
     """A thread an image: one resize is too small for torch to share it out, and slow where torch does."""
     return ThreadPoolExecutor(threads, "augment", initializer=torch.set_num_threads, initargs=(1,))
-
-
-def _cut(
-    store: PixelStore,
-    drawn: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],
-    labels: Tensor,
-    plans: list[tuple[np.ndarray, np.ndarray]],
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The pixels of each step's boxes, one after another, and the labels of its batch; boxes and flips to ``plans``."""
-    for chosen, boxes, flips, batch in drawn:
-        views = [
-            store.image(i)[top : top + height, left : left + width]
-            for i, (top, left, height, width) in zip(chosen, boxes, strict=True)
-        ]
-        plans.append((boxes, flips))
-        yield torch.from_numpy(np.concatenate([view.reshape(-1) for view in views])), labels[batch]

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from vptsp_core.data import layouts
-from vptsp_core.data.cars import cars
-from vptsp_core.data.cars import renaming as cars_renaming
 from vptsp_core.data.layouts import Reader
-from vptsp_core.data.unpack import Renaming, prefixes
 
 
 @dataclass(frozen=True)
@@ -19,19 +15,17 @@ class Part:
 
     Attributes:
         file: its name under ``DIR/downloads``.
-        makes: paths in the data set's folder; where all exist, the part is not needed any more.
-        renaming: given the downloads folder, where each path of the archive goes in the data set's folder;
-            None for a plain file, which is copied as it is.
-        sources: addresses, in the order they are tried; none where a person has to fetch it.
-        checksum: ``"md5:..."`` or ``"sha256:..."`` as published.
+        makes: what it holds of the data set: the folder of an archive, or the file itself; where that exists in the
+            data set's folder, the part is not needed.
+        sources: addresses, in the order in which they are tried; empty if a person has to fetch it.
+        checksum: ``"md5:..."`` or ``"sha256:..."`` as published; a part with sources has one.
         size: bytes, as published.
     """
 
     file: str
-    makes: tuple[str, ...]
-    renaming: Callable[[Path], Renaming] | None = None
+    makes: str
     sources: tuple[str, ...] = ()
-    checksum: str | None = None
+    checksum: str = ""
     size: int | None = None
 
 
@@ -63,10 +57,6 @@ class DataSet:
     aliases: tuple[str, ...] = ()
 
 
-def _moved(moves: Mapping[str, str]) -> Callable[[Path], Renaming]:
-    return lambda downloads: prefixes(moves)
-
-
 CUB200 = DataSet(
     name="cub200",
     title="Caltech-UCSD Birds-200-2011",
@@ -77,8 +67,7 @@ CUB200 = DataSet(
     parts=(
         Part(
             "CUB_200_2011.tgz",
-            makes=("images",),
-            renaming=_moved({"CUB_200_2011/images/": "images/"}),
+            makes="CUB_200_2011",
             sources=(
                 "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
                 "http://www.vision.caltech.edu/visipedia-data/CUB-200-2011/CUB_200_2011.tgz",
@@ -90,34 +79,29 @@ CUB200 = DataSet(
     home="https://www.vision.caltech.edu/datasets/cub_200_2011/",
     terms="non-commercial research and education; the photographs belong to their authors",
     citation="Wah, Branson, Welinder, Perona, Belongie: The Caltech-UCSD Birds-200-2011 Dataset. CNS-TR-2011-001, 2011",
-    tree="cub200/images/001.Black_footed_Albatross/*.jpg ... (first 100 of 200 classes for training)",
+    tree="cub200/CUB_200_2011/images/001.Black_footed_Albatross/*.jpg ... (first 100 of 200 classes for training)",
 )
 
 CARS196 = DataSet(
     name="cars196",
     title="Stanford Cars",
     folder="cars196",
-    reader=cars,
+    reader=layouts.cars,
     aliases=("stanford_cars", "Stanford_Cars", "StanfordCars", "stanford-cars-dataset"),
     counts={"train": (98, 8_054), "test": (98, 8_131)},
     parts=(
-        Part("cars_annos.mat", makes=("cars_annos.mat",), checksum="md5:b407c6086d669747186bd1d764ff9dbc"),
-        Part(
-            "car_ims.tgz",
-            makes=("images",),
-            renaming=cars_renaming,
-            checksum="md5:d5c8f0aa497503f355e17dc7886c3f14",
-        ),
+        Part("cars_annos.mat", makes="cars_annos.mat", checksum="md5:b407c6086d669747186bd1d764ff9dbc"),
+        Part("car_ims.tgz", makes="car_ims", checksum="md5:d5c8f0aa497503f355e17dc7886c3f14"),
     ),
     home="http://ai.stanford.edu/~jkrause/cars/car_dataset.html",
     terms="non-commercial research and education; the photographs belong to their authors",
     citation="Krause, Stark, Deng, Fei-Fei: 3D Object Representations for Fine-Grained Categorization. 3dRR, 2013",
-    tree="cars196/images/001.AM General Hummer SUV 2000/*.jpg ... (first 98 of 196 classes for training)",
+    tree="cars196/cars_annos.mat, cars196/car_ims/*.jpg (first 98 of 196 classes for training)",
     steps=(
         "The links on the home page are dead; no other public home is known to us.",
         "Find the files of the original distribution: car_ims.tgz (16,185 images, "
         "md5 d5c8f0aa497503f355e17dc7886c3f14) and cars_annos.mat (md5 b407c6086d669747186bd1d764ff9dbc).",
-        "Put both into {downloads} and run {get}: it sorts the images into class folders.",
+        "Put both into {downloads} and run {get}: it verifies and unpacks them.",
         "Or put class folders that sort in the order of the class numbers into {folder}/images; or, into {folder}, "
         "cars_train and cars_test with cars_train_annos.mat and cars_test_annos_withlabels.mat.",
     ),
@@ -133,13 +117,7 @@ SOP = DataSet(
     parts=(
         Part(
             "Stanford_Online_Products.zip",
-            makes=("images", "Info_Files"),
-            renaming=_moved(
-                {
-                    "Stanford_Online_Products/Ebay_": "Info_Files/Ebay_",
-                    "Stanford_Online_Products/": "images/",
-                }
-            ),
+            makes="Stanford_Online_Products",
             sources=(
                 "http://ftp.cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip",
                 "ftp://cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip",
@@ -151,7 +129,7 @@ SOP = DataSet(
     terms="research; no licence is published with the images, which come from eBay",
     citation="Oh Song, Xiang, Jegelka, Savarese: Deep Metric Learning via Lifted Structured Feature Embedding. CVPR "
     "2016",
-    tree="online_products/Info_Files/Ebay_{train,test}.txt, online_products/images/bicycle_final/*.JPG ...",
+    tree="online_products/Stanford_Online_Products/: Ebay_{train,test}.txt, bicycle_final/*.JPG ...",
 )
 
 INSHOP = DataSet(
@@ -162,8 +140,8 @@ INSHOP = DataSet(
     aliases=("In-shop Clothes Retrieval Benchmark", "In-shop_Clothes_Retrieval_Benchmark", "In_shop"),
     counts={"train": (3_997, 25_882), "query": (3_985, 14_218), "gallery": (3_985, 12_612)},
     parts=(
-        Part("list_eval_partition.txt", makes=("list_eval_partition.txt",)),
-        Part("img.zip", makes=("img",), renaming=_moved({"img/": "img/"})),
+        Part("list_eval_partition.txt", makes="list_eval_partition.txt"),
+        Part("img.zip", makes="img"),
     ),
     home="https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html",
     terms="non-commercial research, by an agreement with MMLAB, The Chinese University of Hong Kong",
@@ -185,12 +163,11 @@ INATURALIST = DataSet(
     aliases=("iNaturalist2018", "inaturalist2018", "iNaturalist"),
     counts={"train": (5_690, 325_846), "test": (2_452, 136_093)},
     parts=(
-        Part("Inaturalist_train_set1.txt", makes=("Inaturalist_train_set1.txt",)),
-        Part("Inaturalist_test_set1.txt", makes=("Inaturalist_test_set1.txt",)),
+        Part("Inaturalist_train_set1.txt", makes="Inaturalist_train_set1.txt"),
+        Part("Inaturalist_test_set1.txt", makes="Inaturalist_test_set1.txt"),
         Part(
             "train_val2018.tar.gz",
-            makes=("train_val2018",),
-            renaming=_moved({"train_val2018/": "train_val2018/"}),
+            makes="train_val2018",
             sources=("https://ml-inat-competition-datasets.s3.amazonaws.com/2018/train_val2018.tar.gz",),
             checksum="md5:b1c6952ce38f31868cc50ea72d066cc3",
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -15,25 +16,25 @@ from vptsp_core.data.base import ImageSet
 from vptsp_core.data.catalog import CATALOG, DataSet
 from vptsp_core.data.fetch import get, steps
 from vptsp_core.data.folder import IMAGE_SUFFIXES, FileSet, read_image
-from vptsp_core.data.partfile import amount
 from vptsp_core.errors import DataError
-from vptsp_core.system.bars import bar
+from vptsp_core.system.bars import amount, bar
 
-ALLOW_PARTIAL = "go on, with a warning, where it is not the whole published data set"
+ALLOW_PARTIAL = "continue, with a warning, if it is not the whole published data set"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Dispatch; 0 where the data set is there and whole, 2 (by way of `DataError`) where something is to be mended.
+    """Dispatch; 0 if the data set is there and whole.
 
     Raises:
-        DataError: ``--data`` for a set that is in the package.
+        DataError: what is there has to be fixed, or nothing reads the given ``--data``.
     """
     args = _parser().parse_args(argv)
     unread = {_check: ("glyphs",), _info: ("glyphs", *OWN)}.get(args.call, ())
     if args.data and args.name in unread:
         raise DataError(f"--data {args.data}: nothing reads it for {args.name}; leave it out")
     args.data = args.data or os.environ.get("VPTSP_DATA")
-    return int(args.call(args))
+    args.call(args)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     check = command("check", _check, "compare a data set with its published counts")
     check.add_argument("--decode", action="store_true", help="open every image, too")
     check.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
-    command("info", _info, "what a data set is, where it comes from, how it lies; all of them without a name", True)
+    command("info", _info, "what a data set is, where it comes from, its layout; all of them without a name", True)
     cache = command(
         "cache", _cache, "keep a data set's images decoded and resized: what the cached pipeline trains from"
     )
@@ -75,47 +76,38 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _get(args: argparse.Namespace) -> int:
+def _get(args: argparse.Namespace) -> None:
     get(_known(args.name), _folder(args))
-    return 0
 
 
-def _check(args: argparse.Namespace) -> int:
+def _check(args: argparse.Namespace) -> None:
     data = None if args.name == "glyphs" else _folder(args)
     try:
         benchmark = load_benchmark(args.name, data, args.allow_partial)
     except DataError as strict:
-        _table_of_partial(args.name, data)
-        raise strict
-    print("\n".join(_table(benchmark)), flush=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                benchmark = load_benchmark(args.name, data, allow_partial=True)
+            except DataError:
+                raise strict from None
+        _print_counts(benchmark)
+        raise
+    _print_counts(benchmark)
     if args.decode and (broken := _unreadable(benchmark)):
         print("\n".join(broken))
         raise DataError(f"{args.name}: {len(broken)} image(s) cannot be read, as listed above; replace the files")
-    return 0
 
 
-def _table_of_partial(name: str, data: Path | None) -> None:
-    """The counts of what is there, where anything is; why it is refused is said by the caller."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            benchmark = load_benchmark(name, data, allow_partial=True)
-        except DataError:
-            return
-    print("\n".join(_table(benchmark)))
-
-
-def _table(benchmark: Benchmark) -> list[str]:
+def _print_counts(benchmark: Benchmark) -> None:
     known = CATALOG.get(benchmark.name)
-    lines = [f"{'split':8} {'classes':>8} {'images':>8}   {'published':>17}"]
+    print(f"{'split':8} {'classes':>8} {'images':>8}   {'published':>17}")
     for split, images in _splits(benchmark).items():
-        found = len(set(images.labels.tolist())), len(images)
-        published = known.counts[split] if known else None
-        text = f"{published[0]:8} {published[1]:8}   {'ok' if published == found else 'NOT OK'}" if published else ""
-        lines.append(f"{split:8} {found[0]:8} {found[1]:8}   {text}".rstrip())
-    return lines
+        found, text = (len(set(images.labels.tolist())), len(images)), ""
+        if known:
+            published = known.counts[split]
+            text = f"{published[0]:8} {published[1]:8}   {'ok' if published == found else 'NOT OK'}"
+        print(f"{split:8} {found[0]:8} {found[1]:8}   {text}".rstrip(), flush=True)
 
 
 def _splits(benchmark: Benchmark) -> dict[str, ImageSet]:
@@ -125,7 +117,7 @@ def _splits(benchmark: Benchmark) -> dict[str, ImageSet]:
 
 
 def _unreadable(benchmark: Benchmark) -> list[str]:
-    """What is wrong with each image that cannot be decoded, in their order."""
+    """What is wrong with each image that cannot be decoded, in order."""
     sets = [images for images in _splits(benchmark).values() if isinstance(images, FileSet)]
     paths = [path for images in sets for path in images.paths]
     why = partial(_why_unreadable, as_shown=any(images.as_shown for images in sets))
@@ -145,52 +137,51 @@ def _why_unreadable(path: Path, as_shown: bool) -> str:
     return ""
 
 
-def _info(args: argparse.Namespace) -> int:
+def _info(args: argparse.Namespace) -> None:
     if args.name is None:
         for known in CATALOG.values():
             there = "" if not args.data else "folder there" if (_folder(args) / known.folder).is_dir() else "no folder"
             images = sum(images for _, images in known.counts.values())
             print(f"{known.name:12} {known.title:40} {images:8,} images  {there}".rstrip())
-        print("glyphs       embedded, drawn when it is asked for; folder, own: your own images, see data info folder")
+        print("glyphs       embedded, drawn when needed; folder, own: your own images, see data info folder")
     elif args.name in OWN:
-        rest = "the first half of the classes in name order is for training; data set own: four fifths"
-        print(f"Your own images: DIR/<class>/<image>; {rest}.\n"
+        print("Your own images: DIR/<class>/<image>. The first half of the classes in name order is for training; "
+              "data set own: four fifths.\n"
               f"An image's name ends with one of {' '.join(IMAGE_SUFFIXES)}; other files are ignored, with a warning.\n"
               "Or DIR/split.csv with the header path,class,split (train, and test or query and gallery).")  # fmt: skip
     elif args.name == "glyphs":
         print("Letters of five scripts, drawn from the fonts that matplotlib ships; nothing to get.")
     else:
-        print("\n".join(_description(_known(args.name), args)))
-    return 0
+        _describe(_known(args.name), args)
 
 
-def _description(known: DataSet, args: argparse.Namespace) -> list[str]:
-    lines = [known.title, f"  home page: {known.home}", f"  terms: {known.terms}", f"  cite: {known.citation}"]
-    lines.append(f"  layout under DIR: {known.tree}")
+def _describe(known: DataSet, args: argparse.Namespace) -> None:
+    print(f"{known.title}\n  home page: {known.home}\n  terms: {known.terms}\n  cite: {known.citation}")
+    print(f"  layout under DIR: {known.tree}")
     for split, (classes, images) in known.counts.items():
-        lines.append(f"  {split}: {images:,} images of {classes:,} classes")
+        print(f"  {split}: {images:,} images of {classes:,} classes")
     for part in known.parts:
-        size = "" if part.size is None else f", {part.size:,} bytes"
-        lines.append(
-            f"  file: {part.file}{size}{f', {part.checksum}' if part.checksum else ''}"
-            + ("" if part.sources else ", by hand")
-        )
-        lines += [f"    from {source}" for source in part.sources]
+        size = f"{part.size:,} bytes" if part.size else ""
+        by_hand = "" if part.sources else "by hand"
+        print("  file:", ", ".join(each for each in (part.file, size, part.checksum, by_hand) if each))
+        for source in part.sources:
+            print(f"    from {source}")
     if args.data:
         try:
             load_benchmark(known.name, _folder(args))
-            lines.append(f"  in {args.data}: there and whole")
+            print(f"  in {args.data}: there and whole")
         except DataError as error:
-            lines.append(f"  in {args.data}: {error}")
-    return lines + (steps(known, Path(args.data or "DIR"))[3:] if known.steps else [])
+            print(f"  in {args.data}: {error}")
+    if known.steps:
+        print("\n".join(steps(known, Path(args.data or "DIR"))[3:]))
 
 
-def _cache(args: argparse.Namespace) -> int:
+def _cache(args: argparse.Namespace) -> None:
     from vptsp_core.data.batches import cache_folder  # torch takes a while
     from vptsp_core.data.cache import open_stores
 
     if args.name == "glyphs":
-        raise DataError("glyphs: they lie in memory, there is nothing to cache")
+        raise DataError("glyphs: they are in memory, there is nothing to cache")
     for key in ("side", "workers"):
         if (value := getattr(args, key)) is not None and value < 1:
             raise DataError(f"--{key} {value} must be at least 1")
@@ -203,7 +194,6 @@ def _cache(args: argparse.Namespace) -> int:
     )
     for split, store in zip(splits, stores, strict=True):
         print(f"{split:8} {len(store):8} images {amount(store.pixels.nbytes):>10} in {folder}")
-    return 0
 
 
 def _known(name: str) -> DataSet:

@@ -1,8 +1,8 @@
 """Augmentation from stored pixels, a whole batch at a time: random boxes, drawn on the host, resized on the device.
 
-Boxes follow torchvision's RandomResizedCrop, drawn for all images at once. The resizing is that of Pillow: the filter
-is widened where pixels are taken away, a horizontal pass, then a vertical one, each rounded to uint8. (Pillow 13 takes
-the vertical pass first where that saves work, which moves some values by a level.) Boxes are known on the host, so
+Boxes follow torchvision's RandomResizedCrop, drawn for all images at once. The resizing is Pillow's: the filter is
+widened to shrink an image, and a horizontal pass is followed by a vertical one, each rounded to uint8. (Pillow 13 takes
+the vertical pass first if that saves work, which changes some values by one level.) Boxes are known on the host, so
 nothing here waits for the device.
 """
 
@@ -23,7 +23,7 @@ TRIES = 10  # boxes tried for an image before the whole of it (or its middle) is
 def random_boxes(
     sizes: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> np.ndarray:
-    """One box an image as torchvision's ``RandomResizedCrop.get_params`` draws it.
+    """One box for each image, as torchvision's ``RandomResizedCrop.get_params`` draws it.
 
     Args:
         sizes: (B, 2), heights and widths in pixels.
@@ -43,7 +43,7 @@ def random_boxes(
     w, h = np.take_along_axis(widths, first, 1), np.take_along_axis(heights, first, 1)
     top = rng.integers(0, np.where(fits.any(1, keepdims=True), height - h, 0), endpoint=True)
     left = rng.integers(0, np.where(fits.any(1, keepdims=True), width - w, 0), endpoint=True)
-    # No try fits (a very long image): its middle, as near to the allowed shapes as can be.
+    # No try fits (a very long image): its middle, as close to the allowed shapes as possible.
     middle_w = np.where(width / height > ratio[1], np.rint(height * ratio[1]).astype(np.int64), width)
     middle_h = np.where(width / height < ratio[0], np.rint(width / ratio[0]).astype(np.int64), height)
     middle = ((height - middle_h) // 2, (width - middle_w) // 2, middle_h, middle_w)
@@ -103,7 +103,7 @@ def resize_together(
 def _weights(length: Tensor, longest: int, size: int, mode: str) -> Tensor:
     """Share of each of a box's first ``longest`` pixels in each of ``size`` resized ones: (B, size, longest).
 
-    ``length`` (B, 1) pixels are resized; what lies beyond them has no share (Pillow cuts its filters off there).
+    ``length`` (B, 1) pixels are resized; those beyond have no share (Pillow cuts its filters off there).
     """
     scale = (length / size)[:, :, None]
     centre = (torch.arange(size, device=length.device)[:, None] + 0.5) * scale

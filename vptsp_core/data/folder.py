@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,24 +17,24 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from vptsp_core.data.base import ImageSet
 from vptsp_core.errors import DataError
+from vptsp_core.system.portable import cores
 from vptsp_core.system.seals import digest
 
-TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _AVIF = features.check("avif")  # Pillow has it from 11.3 on
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".png", ".webp", ".apng", ".bmp", ".ppm", ".pgm", ".pbm",
     ".pnm", ".tif", ".tiff", ".gif", *([".avif"] if _AVIF else []),
 )  # fmt: skip
-# What else people keep photographs in: never passed over without a word.
+# Other formats of photographs: files of these are counted in a warning.
 OTHER_SUFFIXES = (
     ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".psd", ".svg", ".ico", ".tga", ".exr", ".hdr",
     ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pdf", ".eps",
 )  # fmt: skip
 DARK = 4096  # of 16 bits: 12-bit data, or 8-bit data in wider numbers
-# What a file is told by its content, and Pillow knows kinds that are programs (EPS, which it hands to Ghostscript).
+# The content decides what a file is, and some kinds that Pillow knows are programs (EPS, for Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", *(["AVIF"] if _AVIF else []))
-LONGEST = 256  # times as long as wide: with a shorter side of 256 pixels 50 MB; of more, the crop shows next to nothing
-# Beginnings of files that are found under the name of an image, and what they are.
+LONGEST = 256  # times as long as wide, which takes 50 MB with a shorter side of 256 pixels
+# How files begin that have the name of an image and are something else.
 _CONTENTS = (
     (rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", "HEIC"),
     (rb"....ftypavi[fs]", "AVIF"),
@@ -74,20 +73,19 @@ class FileSet(ImageSet):
         super().__init__(name, labels, class_names, shared)
         self.paths, self.as_shown = list(paths), as_shown
 
-    def image(self, index: int) -> Image.Image:
-        """Image ``index`` as RGB; grayscale, palette, CMYK and alpha are converted, of several frames the first."""
-        with self.all_told():
-            return read_image(self.paths[index], self.as_shown)
+    def reader(self, index: int) -> Callable[[], Image.Image]:
+        """What reads image ``index``, small enough to be sent to another process."""
+        one = FileSet(self.name, [self.paths[index]], np.zeros(1, np.int64), [""], as_shown=self.as_shown)
+        return functools.partial(one.image, 0)
 
-    @contextlib.contextmanager
-    def all_told(self) -> Iterator[None]:
-        """Inside, an error of one image also names the command that finds all such.
+    def image(self, index: int) -> Image.Image:
+        """Image ``index`` as RGB; grayscale, palette, CMYK and alpha are converted, of several frames the first.
 
         Raises:
-            DataError: what was raised, with the command added.
+            DataError: it cannot be read; the message names the command that finds all such files.
         """
         try:
-            yield
+            return read_image(self.paths[index], self.as_shown)
         except DataError as error:
             name = self.name.partition(" ")[0]
             raise DataError(
@@ -106,54 +104,57 @@ class FileSet(ImageSet):
         return [os.path.relpath(path, common) for path in self.paths]
 
     def fingerprint(self) -> str:
-        """Over labels, paths and file sizes: quick. One's own images (``as_shown``) are edited, so theirs is over the
-        files' contents, of which each is read once in a process; of a published data set, edits of equal length are not
-        seen.
+        """Over labels, paths and file sizes, which is quick and does not see edits of equal length. Your own images
+        (``as_shown``) may be edited, so theirs is over the files' contents, each read once in a process.
 
         Raises:
             DataError: naming a file that is gone or cannot be read.
         """
         found = hashlib.sha256(b"as shown\n" if self.as_shown else b"")
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            told = pool.map(content_of, self.paths) if self.as_shown else map(size_of, self.paths)
-            for name, label, each in zip(self.relative_names(), self.labels, told, strict=True):
+        with ThreadPoolExecutor(cores()) as pool:
+            contents = pool.map(content_of, self.paths) if self.as_shown else map(size_of, self.paths)
+            for name, label, each in zip(self.relative_names(), self.labels, contents, strict=True):
                 found.update(f"{label} ".encode() + os.fsencode(name) + f" {each}\n".encode())
         return found.hexdigest()[:16]
 
 
 def size_of(path: Path) -> int:
     """Bytes of a file."""
-    return _stat(path).st_size
+    return stamps(path)[0]
+
+
+def stamps(path: Path) -> tuple[int, ...]:
+    """Size, inode, times of modification and of change: a file that has others was changed.
+
+    Raises:
+        DataError: it is gone.
+    """
+    try:
+        now = path.stat()
+    except OSError as error:
+        raise DataError(f"image {path}: {error.strerror}; get the data set again") from error
+    return now.st_size, now.st_ino, now.st_mtime_ns, now.st_ctime_ns
 
 
 def content_of(path: Path) -> str:
     """SHA-256 of a file, which is read once in a process unless it changes."""
-    now = _stat(path)
-    return _content_of(path, (now.st_size, now.st_ino, now.st_mtime_ns, now.st_ctime_ns))
+    return _content_of(path, stamps(path))
 
 
 @functools.cache
 def _content_of(path: Path, stamps: tuple[int, ...]) -> str:
-    """SHA-256 of a file that has these ``stamps``."""
     try:
         return digest(path)
     except OSError as error:
-        raise DataError(f"image {path}: {error.strerror}; mend or remove it") from error
-
-
-def _stat(path: Path) -> os.stat_result:
-    try:
-        return path.stat()
-    except OSError as error:
-        raise DataError(f"image {path}: {error.strerror}; get the data set again") from error
+        raise DataError(f"image {path}: {error.strerror}; make it readable, or remove it") from error
 
 
 def read_image(path: Path, as_shown: bool = False) -> Image.Image:
     """Decode one file to RGB; of several frames the first.
 
     Args:
-        as_shown: as a viewer shows it (`to_rgb`): one's own photographs. The benchmarks' images are read as the
-            paper's loaders read them, which know of neither orientation nor transparency.
+        as_shown: as a viewer shows it (`to_rgb`), for your own photographs. The benchmarks' images are read as the
+            paper's loaders read them, without regard to orientation and transparency.
 
     Raises:
         DataError: missing, truncated, not an image, or too large to be one; the message names the file.
@@ -165,8 +166,8 @@ def read_image(path: Path, as_shown: bool = False) -> Image.Image:
         with Image.open(path, formats=FORMATS) as image:
             return to_rgb(image, name, as_shown)
     except FileNotFoundError as error:
-        mend = "check the path" if as_shown else "get the data set again"  # what is read as shown is one's own
-        raise DataError(f"{name}: no such file; {mend}") from error
+        cure = "check the path" if as_shown else "get the data set again"
+        raise DataError(f"{name}: no such file; {cure}") from error
     except DataError:
         raise
     except Exception as error:  # Pillow's plugins raise what they meet: OSError, SyntaxError, struct.error, ...
@@ -175,7 +176,7 @@ def read_image(path: Path, as_shown: bool = False) -> Image.Image:
 
 
 def _reason(error: Exception, path: Path) -> tuple[str, str]:
-    """Why Pillow gave up, in one line, and what to do; not where, which the message tells anyhow."""
+    """Why Pillow gave up, and what to do."""
     cure = "replace the file"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror, cure
@@ -192,7 +193,7 @@ def _reason(error: Exception, path: Path) -> tuple[str, str]:
 
 
 def not_read(names: Iterable[str]) -> str:
-    """Of files that are left out: how many have the suffix of which kind of image, and what to do; empty for none.
+    """How many of the files that are left out are images of which kind, and what to do; empty for none.
 
     >>> not_read(["a/1.heic", "a/2.HEIC", "notes.txt"])
     '2 .heic are not read; convert them to JPEG or PNG'
@@ -203,7 +204,7 @@ def not_read(names: Iterable[str]) -> str:
 
 
 def check_shape(width: int, height: int, name: str = "image") -> None:
-    """Refuse a strip: resized by its shorter side it takes gigabytes, of which a crop shows next to nothing.
+    """Refuse a strip: resized by its shorter side it takes gigabytes, and a crop of it shows hardly anything.
 
     Raises:
         DataError: under the image's ``name``.
@@ -213,9 +214,8 @@ def check_shape(width: int, height: int, name: str = "image") -> None:
 
 
 def outside_images(place: Path, images: str | Path, option: str) -> Path:
-    """``place``, which is to be written, unless it is in the folder of somebody's ``images``.
-
-    What is written there becomes a class, or an image, for whatever reads the folder next.
+    """``place``, which is to be written, unless it is in the folder of your own ``images``: there it would be a class,
+    or an image, for whatever reads the folder next.
 
     Raises:
         DataError: it is; the message names the ``option`` that gives another place.
@@ -230,14 +230,14 @@ def outside_images(place: Path, images: str | Path, option: str) -> Path:
 
 
 def to_rgb(image: Image.Image, name: str = "image", as_shown: bool = False) -> Image.Image:
-    """Pillow's conversion, which cuts numbers beyond 255 off: 16 bits are brought to 8 first.
+    """Pillow's conversion; it would cut values beyond 255 off, so 16 bits are reduced to 8 first.
 
     Args:
-        as_shown: turned as its EXIF orientation says, what is transparent over white. Without, the pixels as they are
-            stored, and the colours that lie hidden below full transparency.
+        as_shown: turned as its EXIF orientation says, and what is transparent over white. Otherwise the pixels as they
+            are stored, with the colours that full transparency hides.
 
     Raises:
-        DataError: pixels whose range is not known, under the image's ``name``.
+        DataError: the range of the pixels' values is not known; the message begins with ``name``.
     """
     check_shape(*image.size, name)
     if as_shown:
@@ -258,12 +258,12 @@ def to_rgb(image: Image.Image, name: str = "image", as_shown: bool = False) -> I
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     found = image.convert("RGB")
-    found.info.clear()  # it is as it is meant to be: nobody who reads it again shall turn it again
+    found.info.clear()  # no orientation: it is turned already
     return found
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation from 1 to 8; 1, upright, where none is noted or what is noted cannot be read."""
+    """EXIF orientation from 1 to 8; 1, upright, if there is none or it cannot be read."""
     try:
         noted = int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # viewers show such images all the same

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -18,7 +18,7 @@ FEWEST = 10  # of those, so that two are held out: among one alone nothing can b
 
 
 class Rows(ImageSet):
-    """Some images of a set, a view; its decoded images, where it has some, serve here too.
+    """Some images of a set, as a view; its decoded images, if it has any, are used here, too.
 
     Args:
         whole: the set.
@@ -40,6 +40,9 @@ class Rows(ImageSet):
     def image(self, index: int) -> Image.Image:
         return self.whole.image(int(self.rows[index]))
 
+    def reader(self, index: int) -> Callable[[], Image.Image]:
+        return self.whole.reader(int(self.rows[index]))
+
     def describe(self, index: int) -> str:
         return self.whole.describe(int(self.rows[index]))
 
@@ -55,7 +58,7 @@ def of_classes(whole: ImageSet, classes: Sequence[int], name: str) -> Rows:
 
 
 def first_of_each(whole: ImageSet, count: int) -> Rows:
-    """The first ``count`` images of every class, or all it has, class by class."""
+    """The first ``count`` images of every class, or all that it has, class by class."""
     order = np.argsort(whole.labels, kind="stable")
     labels = whole.labels[order]
     within = np.arange(len(labels)) - np.searchsorted(labels, labels)
@@ -63,18 +66,18 @@ def first_of_each(whole: ImageSet, count: int) -> Rows:
 
 
 def for_selection(benchmark: Benchmark, config: RunConfig) -> tuple[Benchmark, Benchmark | None]:
-    """What to train on and test; and, where the config's epoch is chosen by validation, what it is chosen on."""
+    """What to train on and test; and, if the config chooses the epoch by validation, what it is chosen on."""
     if config.selection != "validation" or config.method == "frozen":
         return benchmark, None
     return hold_out(benchmark)
 
 
 def held_out_classes(images: np.ndarray) -> np.ndarray:
-    """Which training classes are held out, (C,) bool; none where they would be fewer than two.
+    """Which classes are held out, (C,) bool; none if they would be fewer than two. The same for every seed.
 
-    They are the 5th, 10th, 15th, ... of those with two or more images (the query of another could only miss, whatever
-    the model), in the order of the labels: where that is the order of names, alike classes are neighbours, and a fifth
-    of each kind is held out. The same for every seed.
+    They are the 5th, 10th, 15th, ... of those with two or more images (as a query, the image of a class of one could
+    only miss), in the order of the labels. If that is the order of names, similar classes are neighbours, and a fifth
+    of each kind is held out.
 
     Args:
         images: (C,) how many each class has.
@@ -87,8 +90,8 @@ def held_out_classes(images: np.ndarray) -> np.ndarray:
 
 
 def hold_out(benchmark: Benchmark) -> tuple[Benchmark, Benchmark]:
-    """Two benchmarks whose training set lacks the `held_out_classes`: one tested as before, the other on those classes,
-    whose images are searched among themselves, in benchmarks with a separate gallery too.
+    """Two benchmarks whose training set lacks the `held_out_classes`: one is tested as before, the other on those
+    classes, whose images are searched among themselves, even if the benchmark has a separate gallery.
 
     Raises:
         DataError: too few training classes.

@@ -1,25 +1,29 @@
-"""How data sets lie on disk: each reader turns a folder into a listing of what should be there, by split."""
+"""The published data sets on disk: each reader turns a folder into a listing of what should be there, by split."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
+import os
 import re
 import unicodedata
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from vptsp_core.data.class_folders import class_folders, lost_below
-from vptsp_core.data.split_csv import csv_rows
+from vptsp_core.data import OWN
+from vptsp_core.data.folder import IMAGE_SUFFIXES, not_read
 from vptsp_core.errors import DataError
 
 Rows = list[tuple[str, str]]
-VALIDATION = ("val", "valid", "validation")  # what others call a split that we make ourselves
-LINE_ENDS = dict.fromkeys(
-    map(ord, "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), " "
-)  # in names, where a message is one line
+CARS_TRAIN_CLASSES = 98
+# Cars196: each folder of images, and the files that may hold the class of each image, under which key.
+CARS_WHOLE = {"car_ims": ("relative_im_path", "cars_annos.mat")}
+# The benchmark splits the images of both halves anew, by class.
+CARS_HALVES = {
+    "cars_train": ("fname", "cars_train_annos.mat"),
+    "cars_test": ("fname", "cars_test_annos_withlabels.mat", "cars_test_annos_withlabels_eval.mat",
+                  "cars_test_annos.mat"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,9 @@ class Listing:
         root: the paths are relative to it.
         splits: ``train``, and ``test`` or ``query`` and ``gallery``; of each (path with ``/``, class) in order.
         notes: what the lists themselves lack.
-        uncertain: the split rests on the order of the classes, so that nothing may be missing.
-        classes_of_one: ``fine``, as in a benchmark's list, where they count as misses; ``told`` in a warning, or
-            ``refused``, whatever else is waved through.
+        uncertain: the split rests on the order of the classes, so nothing may be missing.
+        classes_of_one: classes of one image are ``fine`` (a benchmark's own, which count as misses), ``warned of``, or
+            ``refused``, whatever else is allowed.
         as_shown: images are read as a viewer shows them (`folder.read_image`).
     """
 
@@ -47,23 +51,6 @@ class Listing:
 
 
 Reader = Callable[[Path, str], Listing]  # (the data set's folder, the name that messages begin with)
-
-
-def class_split(folder: Path, name: str, train_classes: int) -> Listing:
-    """``images/<class>/<image>``: the classes up to ``train_classes`` are for training, the others for testing.
-
-    Where most names begin with their class's number (``001.Black_footed_Albatross``), it decides: a class that is
-    missing moves no other, and folders without a number are left out. Else their order does, of a whole set only.
-    """
-    found, _ = class_folders(folder / "images", name)
-    numbers = {label: int(label[:3]) for label in found if re.match(r"[0-9]{3}(?!\d)", label)}
-    if len(numbers) > len(found) / 2:
-        train = [label for label, number in numbers.items() if number <= train_classes]
-        listing = _classes(folder / "images", {label: found[label] for label in numbers}, train)
-        if strays := [label for label in found if label not in numbers]:
-            listing.notes.append(f"{len(strays)} folder(s) without a class number, the first {strays[0]}")
-        return listing
-    return _classes(folder / "images", found, list(found)[:train_classes], uncertain=True)
 
 
 def birds(folder: Path, name: str) -> Listing:
@@ -82,77 +69,71 @@ def birds(folder: Path, name: str) -> Listing:
     return class_split(folder, name, 100)
 
 
-def own_images(folder: Path, name: str) -> Listing:
-    """Anyone's images: by ``split.csv`` where there is one, else ``<class>/<image>``, half of the classes each.
+def cars(folder: Path, name: str) -> Listing:
+    """Cars196 in one of the layouts that people have: the first 98 of 196 classes are for training.
 
-    The first half of the classes in name order, rounded up, is for training; what is ignored is told in one warning.
-    ``split.csv`` has the header ``path,class,split``; split is train, and test or else query and gallery, in any case.
-    Classes of one image are refused in folders, where nothing says that they are meant, and told in a warning in
-    ``split.csv``; so are, in both, classes that differ only in case.
+    ``images/<class>/``; or ``car_ims/`` with ``cars_annos.mat``; or ``cars_train/`` and ``cars_test/``, with their
+    annotations (those of the test images "with labels") or with a folder for each class. Archives may have put each
+    into a folder of its own name, and the .mat files into another one, such as ``devkit/``.
 
     Raises:
-        DataError: no classes, or a ``split.csv`` that is not as said, with file and line.
+        DataError: annotations are missing or unreadable.
     """
-    table = folder / "split.csv"
-    if not table.is_file():
-        classes, ignored = class_folders(folder, name)
-        ignored += [f"{label}/ without images" for label, images in classes.items() if not images]
-        if ignored:
-            lost = lost_below(folder, ignored)
-            warnings.warn(f"{name}: {len(ignored)} thing(s) in {folder} are ignored, being no images or folders of "
-                          f"them, the first {ignored[0]}{lost}".translate(LINE_ENDS), stacklevel=4)  # fmt: skip
-        classes = {label: images for label, images in classes.items() if images}
-        tell_alike(name, folder, classes)
-        listing = _classes(folder, classes, list(classes)[: math.ceil(len(classes) / 2)])
-        return dataclasses.replace(listing, as_shown=True)
-    splits: dict[str, Rows] = {}
-    for number, path, label, split in csv_rows(table, name, ("path", "class", "split")):
-        split = split.lower()
-        if split in VALIDATION:
-            raise DataError(
-                f"{name}: {table}, line {number}: there is no split {split!r}, classes that choose the epoch are held "
-                "out of train; write train or test"
-            )
-        if not path or not label or split not in ("train", "test", "query", "gallery"):
-            raise DataError(
-                f"{name}: {table}, line {number}: each line is path,class,split, split one of train, test, query, "
-                "gallery"
-            )
-        splits.setdefault(split, []).append((path, label))
-    if set(splits) - {"train"} not in ({"test"}, {"query", "gallery"}):
-        found = ", ".join(splits) or "none"
-        raise DataError(
-            f"{name}: {table} has the splits {found}; it must have test, or query and gallery, and train where "
-            "something is trained"
-        )
-    splits.setdefault("train", [])
-    tell_alike(name, table, (label for rows in splits.values() for _, label in rows))
-    return Listing(table, folder, splits, classes_of_one="told", as_shown=True)
+    layouts = (CARS_WHOLE, CARS_HALVES)
+    parts = next((each for each in layouts if all((folder / part).is_dir() for part in each)), None)
+    if (folder / "images").is_dir() or parts is None:
+        return class_split(folder, name, CARS_TRAIN_CLASSES)
+    places = {part: f"{part}/{part}" if (folder / part / part).is_dir() else part for part in parts}
+    if parts is CARS_HALVES and any(each.is_dir() for place in places.values() for each in (folder / place).iterdir()):
+        classes: dict[str, Rows] = {}
+        for place in places.values():
+            for label, files in class_folders(folder / place, name)[0].items():
+                classes.setdefault(label, []).extend((f"{place}/{label}/{file}", label) for file in files)
+        return _in_order(folder, dict(sorted(classes.items())), CARS_TRAIN_CLASSES)
+    numbers: dict[str, int] = {}
+    names: list[str] = []
+    for part, (key, *files) in parts.items():
+        path = _cars_file(folder, name, part, files)
+        found, names = _cars_annotations(path, key)
+        numbers |= {f"{places[part]}/{Path(image).name}": number for image, number in found.items()}
+    labels = {number: ".".join([f"{number:03}", *names[number - 1 : number]]) for number in numbers.values()}
+    rows = sorted((number, image) for image, number in numbers.items())
+    train: Rows = [(image, labels[number]) for number, image in rows if number <= CARS_TRAIN_CLASSES]
+    test: Rows = [(image, labels[number]) for number, image in rows if number > CARS_TRAIN_CLASSES]
+    return Listing(path, folder, {"train": train, "test": test})
 
 
-def tell_alike(name: str, source: Path, labels: Iterable[str]) -> None:
-    """Warn of classes whose names look alike: most often one class, written in two ways."""
-    kinds: dict[str, list[str]] = {}
-    for label in dict.fromkeys(labels):
-        kinds.setdefault(" ".join(plain(label).split()), []).append(label)
-    if alike := [each for each in kinds.values() if len(each) > 1]:
-        first, second = alike[0][:2]
-        what = "case" if first.casefold() == second.casefold() else "spaces, or in how their letters are stored"
-        more = f" (and {len(alike) - 1} more such)" if len(alike) > 1 else ""
-        warnings.warn(f"{name}: {source}: the classes {first} and {second} differ only in {what}{more}; where "
-                      "they are one class, write it in one way".translate(LINE_ENDS), stacklevel=4)  # fmt: skip
+def _cars_file(folder: Path, name: str, images: str, files: list[str]) -> Path:
+    for file in files:
+        for pattern in (file, f"*/{file}", f"*/*/{file}"):
+            if found := next(folder.glob(pattern), None):
+                return found
+    raise DataError(f"{name}: {folder / images} needs {files[0]}, which holds the class of each image; put it into "
+                    f"{folder}")  # fmt: skip
 
 
-def plain(name: str) -> str:
-    """A name without what the eye does not see in it, or hardly: case, and how accents are stored."""
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+def _cars_annotations(path: Path, key: str) -> tuple[dict[str, int], list[str]]:
+    """The class of each image, from 1 on, where images are under ``key``; and the names of the classes, if any."""
+    import scipy.io
+
+    try:
+        content: dict[str, Any] = scipy.io.loadmat(path, squeeze_me=True)
+        table = content["annotations"]
+        if "class" not in table.dtype.names:
+            raise DataError(f"cars196: {path} has no labels; get cars_test_annos_withlabels.mat in its place")
+        classes = {str(image): int(number) for image, number in zip(table[key], table["class"], strict=True)}
+        return classes, [str(each).strip().replace("/", "-") for each in content.get("class_names", ())]
+    except DataError:
+        raise
+    except Exception as error:  # scipy raises what it meets: ValueError, TypeError, KeyError, NotImplementedError
+        raise DataError(f"cars196: {path} is no {path.name} ({error!r}); get it again") from error
 
 
 def online_products(folder: Path, name: str) -> Listing:
     """SOP: ``Info_Files/Ebay_{train,test}.txt`` and ``images/``; or all in the folder itself, as in its archive.
 
     Raises:
-        DataError: a list that is missing or not as said, with file and line.
+        DataError: a list is missing or not as described, with file and line.
     """
     splits, header = {}, "image_id class_id super_class_id path"
     inside = "images/" if (folder / "images").is_dir() else ""
@@ -170,7 +151,7 @@ def inshop(folder: Path, name: str) -> Listing:
     """In-Shop: ``list_eval_partition.txt`` (number of rows, header, rows) and ``img/``; queries have a gallery.
 
     Raises:
-        DataError: the list is missing or not as said, with file and line.
+        DataError: the list is missing or not as described, with file and line.
     """
     path = _find(folder, name, "list_eval_partition.txt", "Eval/list_eval_partition.txt")
     folder = folder / "Img" if (folder / "Img" / "img").is_dir() else folder  # as it is published
@@ -193,7 +174,7 @@ def inaturalist(folder: Path, name: str) -> Listing:
     """iNaturalist 2018: lists of ``train_val2018/<kind>/<species>/<image>``, whatever stands before that.
 
     Raises:
-        DataError: a list that is missing or not as said, with file and line.
+        DataError: a list is missing or not as described, with file and line.
     """
     splits, top = {}, "train_val2018/"
     for split in ("train", "test"):
@@ -209,18 +190,6 @@ def inaturalist(folder: Path, name: str) -> Listing:
             rows.append((image[start:] if start >= 0 else top + "/".join(parts[-3:]), f"{parts[-3]}/{parts[-2]}"))
         splits[split] = rows
     return Listing(path.parent, folder, splits)
-
-
-def _classes(folder: Path, classes: dict[str, list[str]], train: list[str], uncertain: bool = False) -> Listing:
-    test = [label for label in classes if label not in train]
-
-    def rows(some: list[str]) -> Rows:
-        return [(f"{label}/{file}", label) for label in some for file in classes[label]]
-
-    empty = [label for label in classes if not classes[label]]
-    notes = [f"{len(empty)} class folder(s) without images, the first {empty[0]}"] if empty else []
-    splits = {"train": rows(train), "test": rows(test)}
-    return Listing(folder, folder, splits, notes, uncertain, classes_of_one="refused")
 
 
 def _find(folder: Path, name: str, *places: str) -> Path:
@@ -248,3 +217,101 @@ def _fields(line: str, count: int, path: Path, number: int, name: str) -> list[s
     if len(fields) != count:
         raise DataError(f"{name}: {path}, line {number}: {len(fields)} fields instead of {count}; get the list again")
     return fields
+
+
+# ---- class folders ------------------------------------------------------------------------------------
+
+
+def class_split(folder: Path, name: str, train_classes: int) -> Listing:
+    """``images/<class>/<image>``: the classes up to ``train_classes`` are for training, the others for testing.
+
+    If most names begin with their class's number (``001.Black_footed_Albatross``), it decides: a class that is missing
+    moves no other, and folders without a number are left out. Otherwise their order decides, in a whole set only.
+    """
+    folder = folder / "images"
+    found = {label: [(f"{label}/{file}", label) for file in files]
+             for label, files in class_folders(folder, name)[0].items()}  # fmt: skip
+    numbers = {label: int(label[:3]) for label in found if re.match(r"[0-9]{3}(?!\d)", label)}
+    if len(numbers) <= len(found) / 2:
+        return _in_order(folder, found, train_classes)
+    notes = []
+    if strays := [label for label in found if label not in numbers]:
+        notes.append(f"{len(strays)} folder(s) without a class number, the first {strays[0]}")
+    if empty := [label for label in numbers if not found[label]]:
+        notes.insert(0, f"{len(empty)} class folder(s) without images, the first {empty[0]}")
+    splits: dict[str, Rows] = {"train": [], "test": []}
+    for label, number in numbers.items():
+        splits["train" if number <= train_classes else "test"] += found[label]
+    return Listing(folder, folder, splits, notes, classes_of_one="refused")
+
+
+def _in_order(folder: Path, classes: dict[str, Rows], train_classes: int) -> Listing:
+    ordered = list(classes.values())
+    splits = {"train": sum(ordered[:train_classes], []), "test": sum(ordered[train_classes:], [])}
+    return Listing(folder, folder, splits, uncertain=True, classes_of_one="refused")
+
+
+def class_folders(folder: Path, name: str) -> tuple[dict[str, list[str]], list[str]]:
+    """Names of the image files of each sub-folder, both in name order, and the paths of what is ignored.
+
+    Hidden files and folders, and a file system's ``lost+found``, are left out of both. Ignored are files without a
+    suffix of `IMAGE_SUFFIXES`, folders in class folders, and files in the folder itself.
+
+    Raises:
+        DataError: a folder is missing or unreadable, or there are no sub-folders with images.
+    """
+    if not folder.is_dir():
+        what = f"{folder} is no folder" if folder.exists() else f"no folder {folder}"
+        cure = "unpack the data set there, or name its parent with --data"
+        raise DataError(f"{name}: {what}; {'name the one that holds your images' if name in OWN else cure}")
+    labels, ignored = _entries(folder, os.DirEntry.is_dir)
+    classes = {}
+    for label in labels:
+        classes[label], others = _entries(folder / label, _is_image)
+        ignored += [f"{label}/{other}" for other in others]
+    if not any(classes.values()):
+        raise DataError(f"{name}: {_no_classes(folder, name, labels, ignored)}")
+    return classes, ignored
+
+
+def _no_classes(folder: Path, name: str, labels: list[str], ignored: list[str]) -> str:
+    nowhere = f"no class folders with images in {folder}"
+    deeper = [label for label in labels if name in OWN and _holds_classes(folder / label)]
+    if deeper:
+        listed = " and ".join(str(folder / label) for label in deeper[:2])
+        more = f" and {len(deeper) - 2} more" if len(deeper) > 2 else ""
+        return f"{nowhere}, but in {listed}{more}; name the folder that holds the classes, or write split.csv"
+    if count := sum(file.lower().endswith(IMAGE_SUFFIXES) for file in ignored if "/" not in file):
+        return (
+            f"{count} image(s) are in {folder} itself, and no class folders with images; make a sub-folder for each "
+            "class, or write split.csv"
+        )
+    return f"{nowhere}; it must hold <class>/<image>.jpg{'; ' * bool(others := not_read(ignored))}{others}"
+
+
+def _holds_classes(folder: Path) -> bool:
+    labels, _ = _entries(folder, os.DirEntry.is_dir)
+    return any(_entries(folder / label, _is_image)[0] for label in labels)
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    return entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
+
+
+def _entries(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> tuple[list[str], list[str]]:
+    """Names that are wanted and that are not, both in order; hidden ones and ``lost+found`` are in neither."""
+    names: tuple[list[str], list[str]] = ([], [])
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith(".") and entry.name != "lost+found":
+                    names[not wanted(entry)].append(entry.name)
+    except OSError as error:
+        place = error.filename or folder
+        raise DataError(f"cannot read {place} ({error.strerror or error}); make it readable, or remove it") from error
+    return sorted(names[0]), sorted(names[1])
+
+
+def plain(name: str) -> str:
+    """A name without what the eye hardly sees in it: case, and how accents are stored."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())

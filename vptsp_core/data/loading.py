@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import os
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,7 +20,8 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.system.devices import to_device
 from vptsp_core.system.distributed import local_size
-from vptsp_core.system.signals import ctrl_c_waits, end_with
+from vptsp_core.system.portable import cores
+from vptsp_core.system.processes import CONTEXT, end_with_parent, starting
 
 Transform = Callable[[Image.Image], Tensor]
 # RandomResizedCrop's scale and ratio: the library's own, and crops that cut no accent off a letter.
@@ -31,7 +29,7 @@ CROPS = {"base": ((0.08, 1.0), (3 / 4, 4 / 3)), "gentle": ((0.85, 1.0), (0.85, 1
 
 
 def train_transform(config: RunConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> Transform:
-    """What the paper trains with (``base``), what the demo needs (``gentle``), or the released code's other three."""
+    """The paper's augmentation (``base``), the demo's (``gentle``), or the other three of the released code."""
     scale, ratio = CROPS.get(config.augmentation, CROPS["base"])
     crop = transforms.RandomResizedCrop(config.image_size, scale, ratio, interpolation=_interpolation(config))
     flip, grey = transforms.RandomHorizontalFlip(), transforms.RandomGrayscale(0.2)
@@ -65,20 +63,18 @@ def _interpolation(config: RunConfig) -> InterpolationMode:
     return InterpolationMode(interpolation_name(config))
 
 
-class _Augmented(Dataset):
-    """Items are (seed or None, index): an image's augmentation depends on its place in the run, not on its worker."""
+class _Read(Dataset):
+    """Items are (seed or None, what reads an image, transform): an image's augmentation depends on its place in the
+    run, not on its worker, and one set of workers serves all sets of images."""
 
-    def __init__(self, images: ImageSet, transform: Transform) -> None:
-        self.images, self.transform = images, transform
-
-    def __getitem__(self, item: tuple[int | None, int]) -> Tensor:
-        seed, index = item
-        image = self.images.image(index)
+    def __getitem__(self, item: tuple[int | None, Callable[[], Image.Image], Transform]) -> Tensor:
+        seed, read, transform = item
+        image = read()
         if seed is None:
-            return self.transform(image)
+            return transform(image)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed visits every backend, 2 ms an image
-            return self.transform(image)
+            return transform(image)
 
 
 def train_batches(
@@ -96,7 +92,7 @@ def train_batches(
             place in the whole batch, and the labels are those of the whole batch.
 
     Raises:
-        DataError: naming the image that cannot be read.
+        DataError: an image cannot be read; the message names it.
     """
     batches = list(sampler.epoch(epoch))
     seeds = np.random.SeedSequence([sampler.seed, epoch, 1]).generate_state(sum(map(len, batches)), np.uint64)
@@ -119,39 +115,62 @@ def eval_batches(
 
 
 def _load(images: ImageSet, transform: Transform, items: list[Any], device: torch.device) -> Iterator[Tensor]:
-    workers = _workers(images, len(items))
-    loader = DataLoader(
-        _Augmented(images, transform),
-        batch_sampler=items,
-        num_workers=workers,
-        multiprocessing_context="fork" if workers else None,  # joblib's processes have another default, which fails
-        pin_memory=device.type == "cuda",
-        worker_init_fn=functools.partial(end_with_parent, os.getpid()),
-    )
+    torch.empty((), dtype=torch.int64).random_()  # a number that DataLoader drew here before it kept its workers
+    key = _workers(images, len(items)), device.type == "cuda"
+    loader, batches = _idle.pop(key) if key in _idle else _loader(*key)
+    batches.left = ([(seed, images.reader(i), transform) for seed, i in batch] for batch in items)
     try:
         with deaths_told():
-            with ctrl_c_waits():  # workers are forked here
-                batches = iter(loader)
-            for pixels in batches:
+            with starting():
+                loaded = iter(loader)
+            for pixels in loaded:
                 yield pixels.to(device, non_blocking=True)
     except DataError as error:  # from a worker it comes back with its traceback in the message
         raise DataError(
             str(error).strip().splitlines()[-1].removeprefix(f"{DataError.__module__}.DataError: ")
         ) from None
+    _idle[key] = loader, batches
 
 
-def end_with_parent(parent: int, worker: int) -> None:
-    """For data workers: torch's own watch takes whatever parent it finds, and the work of one that was killed just
-    after it forked would wait for ever."""
-    end_with(parent)
+class _Batches:
+    """What a loader is to read next: another iterator for each epoch and evaluation."""
+
+    left: Iterator[Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.left
+
+
+def _loader(workers: int, pinned: bool) -> tuple[DataLoader, _Batches]:
+    batches = _Batches()
+    loader: DataLoader = DataLoader(
+        _Read(),
+        batch_sampler=batches,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        multiprocessing_context=CONTEXT if workers else None,
+        pin_memory=pinned,
+        worker_init_fn=end_with_parent,
+        generator=torch.Generator(),
+    )
+    return loader, batches
+
+
+# Loaders that are not in use, by number of workers and pinned memory: it takes seconds to start a worker.
+_idle: dict[tuple[int, bool], tuple[DataLoader, _Batches]] = {}
+
+
+def end_workers() -> None:
+    """End the data workers that wait for the next epoch or evaluation."""
+    _idle.clear()
 
 
 @contextlib.contextmanager
 def deaths_told() -> Iterator[None]:
-    """Inside, a data worker that dies (torch notices it at once, wherever the main thread is) is one line.
+    """Inside, the death of a data worker (torch notices it at once, wherever the main thread is) is one line.
 
     Raises:
-        DataError: one did.
+        DataError: a worker died.
     """
     try:
         yield
@@ -170,6 +189,6 @@ def _workers(images: ImageSet, batches: int) -> int:
 
 def decoders(batches: int) -> int:
     """Processes that decode files: one a core of this process's, up to eight; none for a few batches."""
-    if sys.platform != "linux" or batches < 4:
+    if batches < 4:
         return 0
-    return max(1, min(8, len(os.sched_getaffinity(0)) // local_size()))
+    return max(1, min(8, cores() // local_size()))

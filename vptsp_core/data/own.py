@@ -1,68 +1,225 @@
-"""Anyone's images, split for training on them: every fifth class is kept for testing (data set ``own``)."""
+"""Your own images: class folders or ``split.csv``, and which classes are for testing (data sets `folder`, `own`)."""
 
 from __future__ import annotations
 
+import codecs
+import csv
+import math
+import os
+import re
+import unicodedata
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from vptsp_core.data.class_folders import class_folders, lost_below
-from vptsp_core.data.layouts import LINE_ENDS, Listing, Rows, own_images, tell_alike
-from vptsp_core.data.split_csv import csv_header, csv_rows
+import numpy as np
+
+from vptsp_core.data.folder import IMAGE_SUFFIXES, not_read
+from vptsp_core.data.holdout import FEWEST, held_out_classes
+from vptsp_core.data.layouts import Listing, Rows, class_folders, plain
 from vptsp_core.errors import DataError
 
-EVERY = 5  # the last of every five classes, in name order, is for testing
-FEWEST = 10  # classes of two or more images, so that two are tested on: among one alone nothing can be confused
-_NAMED = 3
+COLUMNS = ("path", "class", "split")
+SPLITS = ("train", "test", "query", "gallery")
+VALIDATION = ("val", "valid", "validation")  # what others call a split that we make ourselves
+DELIMITERS = ",;\t|"
 
 
-def every_fifth(folder: Path, name: str) -> Listing:
-    """``<class>/<image>``, or ``split.csv`` with the header ``path,class``; one that has a ``split`` decides itself.
+class Row(NamedTuple):
+    """One row of ``split.csv``."""
 
-    Of the classes with two or more images, in name order, the 5th, 10th, ... are for testing: where alike classes have
-    alike names, of each kind some. Classes of one image are trained on; as a query, their image could only miss. Empty
-    folders and other things that are left out are told in a warning.
+    line: int
+    path: str
+    label: str
+    split: str
+
+
+def own_images(folder: Path, name: str) -> Listing:
+    """``<class>/<image>``, or ``split.csv`` with the columns path, class and split.
+
+    A table with a split decides which classes are for testing. Without one, `folder` tests on the second half of the
+    classes in name order, and `own` on the 5th, 10th, ... of those with two or more images: where similar classes have
+    similar names, some of each kind. `own` trains on classes of one image; as a query, their image could only miss.
+    What is left out is reported in a warning.
 
     Raises:
-        DataError: fewer than 10 classes of two or more images, or a table that is not as said.
+        DataError: no classes or too few, or a table that is not as described, with file and line.
     """
     table = folder / "split.csv"
+    source = table if table.is_file() else folder
     if table.is_file():
-        if {"path", "class", "split"} <= set(csv_header(table)):
-            return own_images(folder, name)
-        classes: dict[str, list[str]] = {}
-        for number, path, label in csv_rows(table, name, ("path", "class")):
-            if not path or not label:
-                raise DataError(f"{name}: {table}, line {number}: each line is path,class")
-            classes.setdefault(label, []).append(path)
-        classes = dict(sorted(classes.items()))
+        rows, has_split = _read_table(table, name)
+        if has_split:
+            return _by_split(rows, table, name)
+        classes: dict[str, Rows] = {}
+        for row in sorted(rows, key=lambda row: row.label):
+            classes.setdefault(row.label, []).append((row.path, row.label))
     else:
-        found, ignored = class_folders(folder, name)
-        classes = {label: [f"{label}/{file}" for file in files] for label, files in found.items() if files}
-        _tell(f"{name}: {folder}", "class folder(s) without images are left out", found.keys() - classes.keys())
-        _tell(f"{name}: {folder}", "thing(s) that are no images or folders of them are ignored", ignored,
-              lost_below(folder, ignored))  # fmt: skip
-    tell_alike(name, table if table.is_file() else folder, classes)
-    several = [label for label, images in classes.items() if len(images) > 1]
-    if len(several) < FEWEST:
+        classes = _by_folder(folder, name)
+    _warn_of_similar(name, source, classes)
+    if name == "folder":
+        tested = set(list(classes)[math.ceil(len(classes) / 2) :])
+    else:
+        tested = _every_fifth(folder, name, classes)
+    splits = {split: [row for label, rows in classes.items() if (label in tested) is (split == "test") for row in rows]
+              for split in ("train", "test")}  # fmt: skip
+    classes_of_one = "refused" if name == "folder" else "fine"
+    return Listing(source, folder, splits, classes_of_one=classes_of_one, as_shown=True)
+
+
+def _every_fifth(folder: Path, name: str, classes: dict[str, Rows]) -> set[str]:
+    """As `holdout.held_out_classes` chooses, in name order."""
+    images = np.array([len(rows) for rows in classes.values()])
+    tested = held_out_classes(images)
+    if not tested.any():
         raise DataError(
-            f"{name}: {folder} holds {len(several)} class(es) of two or more images, at least {FEWEST} are needed, "
-            "since a fifth is kept for testing; add classes, or say in split.csv (path,class,split) which to test on"
+            f"{name}: {folder} holds {(images > 1).sum()} class(es) of two or more images, at least {FEWEST} are "
+            "needed, since a fifth is kept for testing; add classes, or say in split.csv (path,class,split) which to "
+            "test on"
         )
-    if singles := len(classes) - len(several):
-        warnings.warn(f"{name}: {singles} class(es) of one image are trained on and never tested", stacklevel=1)
-    tested = set(several[EVERY - 1 :: EVERY])
-
-    def rows(test: bool) -> Rows:
-        return [(image, label) for label, images in classes.items() if (label in tested) is test for image in images]
-
-    return Listing(
-        table if table.is_file() else folder, folder, {"train": rows(False), "test": rows(True)}, as_shown=True
-    )
+    if singles := (images == 1).sum():
+        warnings.warn(f"{name}: {singles} class(es) of one image are trained on and never tested", stacklevel=2)
+    return {label for label, chosen in zip(classes, tested, strict=True) if chosen}
 
 
-def _tell(where: str, what: str, names: Iterable[str], end: str = "") -> None:
-    if listed := sorted(names):
-        more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
-        text = f"{where}: {len(listed)} {what}: {', '.join(listed[:_NAMED])}{more}{end}"
-        warnings.warn(text.translate(LINE_ENDS), stacklevel=1)
+def _by_folder(folder: Path, name: str) -> dict[str, Rows]:
+    """The images of each class folder that has some; a warning counts what is ignored."""
+    classes, ignored = class_folders(folder, name)
+    ignored += [f"{label}/ without images" for label, images in classes.items() if not images]
+    if ignored:
+        warnings.warn(f"{name}: {len(ignored)} thing(s) in {folder} are ignored, being no images or folders of them, "
+                      f"the first {ignored[0]}{_lost(folder, ignored)}", stacklevel=2)  # fmt: skip
+    return {label: [(f"{label}/{file}", label) for file in images] for label, images in classes.items() if images}
+
+
+def _lost(folder: Path, ignored: Sequence[str]) -> str:
+    """What of the ``ignored`` are images: in sub-folders of class folders, or of kinds that are not read."""
+    names = [*ignored]
+    for inside in ignored:
+        for _, folders, files in os.walk(folder / inside) if "/" in inside else ():
+            folders[:] = [each for each in folders if not each.startswith(".")]
+            names += [f"{inside}/{file}" for file in files if not file.startswith(".")]
+    count = sum(each.lower().endswith(IMAGE_SUFFIXES) for each in names if "/" in each)
+    in_sub_folders = f"{count:,} image(s) in sub-folders of class folders are not used" if count else ""
+    return "".join(f"; {each}" for each in (in_sub_folders, not_read(names)) if each)
+
+
+def _by_split(rows: Sequence[Row], table: Path, name: str) -> Listing:
+    splits: dict[str, Rows] = {"train": []}
+    for row in rows:
+        if row.split in VALIDATION:
+            raise DataError(
+                f"{name}: {table}, line {row.line}: there is no split {row.split!r}, classes that choose the epoch are "
+                "held out of train; write train or test"
+            )
+        if row.split not in SPLITS:
+            raise DataError(
+                f"{name}: {table}, line {row.line}: each line is path,class,split, split one of {', '.join(SPLITS)}"
+            )
+        splits.setdefault(row.split, []).append((row.path, row.label))
+    if set(splits) - {"train"} not in ({"test"}, {"query", "gallery"}):
+        found = ", ".join(split for split in splits if splits[split]) or "none"
+        raise DataError(
+            f"{name}: {table} has the splits {found}; it must have test, or query and gallery, and train where "
+            "something is trained"
+        )
+    _warn_of_similar(name, table, (row.label for row in rows))
+    return Listing(table, table.parent, splits, classes_of_one="warned of", as_shown=True)
+
+
+def _warn_of_similar(name: str, source: Path, labels: Iterable[str]) -> None:
+    """Warn of classes whose names differ in what is hardly seen: most often one class, written in two ways."""
+    kinds: dict[str, list[str]] = {}
+    for label in dict.fromkeys(labels):
+        kinds.setdefault(" ".join(plain(label).split()), []).append(label)
+    if alike := [each for each in kinds.values() if len(each) > 1]:
+        more = f" (and {len(alike) - 1} more such)" if len(alike) > 1 else ""
+        warnings.warn(
+            f"{name}: {source}: the classes {alike[0][0]} and {alike[0][1]} differ only in case, spaces or how letters "
+            f"are stored{more}; if they are one class, write it in one way",
+            stacklevel=2,
+        )
+
+
+# ---- split.csv, as people and spreadsheets write it ---------------------------------------------------
+
+
+def _read_table(table: Path, name: str) -> tuple[list[Row], bool]:
+    """The rows that are not empty, and whether the table has a split; paths are relative to the table's folder.
+
+    Columns are separated by the one of `DELIMITERS` that the header has. A column without a name must be empty, but for
+    the first: pandas writes its row numbers there.
+
+    Raises:
+        DataError: unreadable; a column is missing, there twice or not known (a mis-spelt ``split`` would be passed
+            over); a row has values beyond the header's columns, no class, or a path with backslashes.
+    """
+    optional = "" if name == "folder" else "; a third column, split, is optional"
+    needed = COLUMNS if name == "folder" else COLUMNS[:2]
+    rows = []
+    try:
+        lines, delimiter, before = _lines(table)
+        reader = csv.reader(lines[before:], strict=True, delimiter=delimiter, skipinitialspace=True)
+        header = [key.strip().lower() for key in next(reader, [])]
+        if not set(needed) <= set(header):
+            raise DataError(f"{name}: {table} must begin with the header {','.join(needed)}{optional}")
+        if unknown := [key for key in header if key and key not in COLUMNS]:
+            raise DataError(f"{name}: {table} has an unknown column {unknown[0]!r}; it holds {', '.join(COLUMNS)}")
+        if twice := [key for key in COLUMNS if header.count(key) > 1]:
+            raise DataError(f"{name}: {table} has the column {twice[0]!r} twice; keep one")
+        named = {0, *(at for at, key in enumerate(header) if key)}
+        for fields in reader:
+            where = f"{name}: {table}, line {before + reader.line_num}"
+            fields = [field.strip() for field in fields]
+            if surplus := [field for at, field in enumerate(fields) if field and at not in named]:
+                raise DataError(f"{where}: the header has no column for {surplus[0]!r}; put a name that holds "
+                                f"{delimiter!r} in double quotes")  # fmt: skip
+            path, label, split = ("".join(fields[header.index(key) :][:1]) if key in header else "" for key in COLUMNS)
+            if not (path or label or split):  # a spreadsheet's empty row
+                continue
+            if not path or not label:
+                raise DataError(f"{where}: each line is {','.join(each for each in COLUMNS if each in header)}")
+            if "\\" in path and not (table.parent / path).is_file():
+                raise DataError(f"{where}: write {path} with / instead of \\")
+            label = unicodedata.normalize("NFC", label)  # one class, however its accents are stored
+            rows.append(Row(before + reader.line_num, _inside(table.parent, path), label, split.lower()))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}: {table} is not in UTF-8 ({error.reason}); save it as UTF-8") from error
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{name}: {table} is unreadable ({error}); look for a quote that is not closed") from error
+    return rows, "split" in header
+
+
+def _lines(table: Path) -> tuple[list[str], str, int]:
+    """A table's lines, what separates its columns, and how many lines are before the header.
+
+    These are empty, or a line such as ``sep=;``, which is for Excel alone. UTF-16 is what Excel calls Unicode text.
+    """
+    with open(table, "rb") as begin:
+        utf16 = begin.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    with open(table, encoding="utf-16" if utf16 else "utf-8-sig", newline="") as file:  # a name may hold line ends
+        lines = list(file)
+    delimiter = ""
+    for before, line in enumerate(lines):
+        if found := re.fullmatch(rf'"?sep=([{DELIMITERS}])[{DELIMITERS}"\s]*', line, re.IGNORECASE):
+            delimiter = found[1]
+        elif line.strip(f"{DELIMITERS} \r\n"):
+            return lines, delimiter or max(DELIMITERS, key=line.count), before
+    return [], ",", 0
+
+
+def _inside(folder: Path, path: str) -> str:
+    """``path`` relative to the folder, if it names a file of it absolutely, or as seen from the folder's parent."""
+    path = path.removeprefix("./")
+    top = folder.absolute()
+    first = path.split("/")[0]
+    if "\0" in path or first not in ("", "..", top.name) or (first == top.name and (folder / path).is_file()):
+        return path
+    for base in (top, top.parent):
+        file = base / path
+        for whole in (os.path.abspath, os.path.realpath):
+            inside = os.path.relpath(Path(whole(file.parent), file.name), whole(top))
+            if not inside.startswith("..") and (top / inside).is_file():
+                return Path(inside).as_posix()
+    return path

@@ -1,18 +1,21 @@
-"""A folder of images as an index on the disk: embedded once, brought up to date, searched by image.
+"""A folder of images as an index on the disk: what `update` writes and `search` reads.
 
-The index is a folder of its own. ``index.safetensors`` holds the embeddings, the images' names under the indexed
-folder, their sizes and times, and in its header which model made them; beyond `graph.EXACT_UP_TO` images a faiss graph
-lies beside it. It is replaced whole, by renaming, once all is embedded; until then what is done lies in parts, from
-which a call that comes after one that was stopped goes on. Nothing is pickled.
+The index is a folder of its own. ``index.safetensors`` holds the embeddings and the table of paths (names under the
+indexed folder, sizes, times of modification); its header names the model and has the checksums. Beyond `EXACT_UP_TO`
+images, ``index.faiss`` beside it is a graph that faiss searches instead of every row: HNSW (Malkov and Yashunin, TPAMI
+2020). It is approximate, so how widely each search looks (``ef``) is chosen when the graph is built, by its recall: of
+the ten images that are exactly nearest to an image of the index, the share that is found. Nothing is pickled.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
+import functools
+import importlib
+import importlib.util
 import json
 import os
 import shlex
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,26 +27,30 @@ import safetensors
 import safetensors.numpy
 import torch
 
-from vptsp_core.deploy import graph
 from vptsp_core.errors import DataError, VptspError
 from vptsp_core.method.neighbours import nearest_neighbours
 from vptsp_core.system.files import write_bytes
-from vptsp_core.system.seals import check_tensors, digest, sealed_header, unsealed
+from vptsp_core.system.seals import digest, sealed, unsealed
 
-FORMAT, HEADER, FILE = 2, "vptsp_index", "index.safetensors"
+FORMAT, HEADER, FILE, GRAPH = 3, "vptsp_index", "index.safetensors", "index.faiss"
+# images; an exact search of so many takes a busy core 2 s for one query, 41 ms each for 64 (d = 192)
+EXACT_UP_TO = 200_000
+LINKS, BUILD_EF = 32, 200  # links of a node, and how widely its neighbours are looked for
+WIDTHS = (64, 128, 256, 512, 1024)  # the first that reaches the recall is taken, else the last
+ENOUGH, ASKED, K = 0.99, 256, 10  # recall to reach, of so many queries and neighbours
 
 
 @dataclass(frozen=True)
 class ImageIndex:
-    """Embeddings of N images and what they belong to.
+    """Embeddings of N images and where these are.
 
     Attributes:
         root: the folder whose images these are.
         names: N paths under it, with ``/``, in order.
-        stats: (N, 4) int64: what `update.images_in` said of each file when it was embedded.
+        stats: (N, 2) int64: size and time of modification (ns) of each file when it was embedded.
         embeddings: (N, d) float32, L2-normalised.
         model: ``path`` and ``weights`` to load it from, and the ``checksum`` of the embedder.
-        searched: the graph's ``file`` and its ``digest``, ``ef`` and measured ``recall``; empty where search is exact.
+        graph: ``digest`` of its file, ``ef`` and measured ``recall``; empty where search is exact.
         place: the folder that it was read from.
     """
 
@@ -52,123 +59,91 @@ class ImageIndex:
     stats: np.ndarray
     embeddings: np.ndarray
     model: dict[str, Any]
-    searched: dict[str, Any] = field(default_factory=dict)
+    graph: dict[str, Any] = field(default_factory=dict)
     place: Path | None = None
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest images of each query (Q, d): cosines (Q, k) float32 and places (Q, k) int64, best first.
 
-        Exact, or by the graph where there is one and faiss is installed (`graph`). Where there are fewer images than
-        k, or the graph finds fewer, the last places are -1.
+        Exact, or by the graph where there is one and faiss is installed. Where there are fewer images than k, or the
+        graph finds fewer, the last places are -1.
+
+        Raises:
+            DataError: the graph is missing or damaged.
         """
-        if self.searched and graph.installed():
-            return graph.search(self._graph, queries, k, self.searched["ef"])
-        if len(self.names) > graph.EXACT_UP_TO:
-            graph.warn_absent(len(self.names))
-        backend = "faiss" if graph.installed() else "torch"
+        if self.graph and faiss_installed():
+            return _search(self._faiss, queries, k, self.graph["ef"])
+        if len(self.names) > EXACT_UP_TO and not faiss_installed():
+            _warn_absent(len(self.names))
+        backend = "faiss" if faiss_installed() else "torch"
         scores, places = nearest_neighbours(torch.from_numpy(queries), self.embeddings, k, backend=backend)
         return scores.numpy(), places.numpy()
 
     @cached_property
-    def _graph(self) -> Any:
+    def _faiss(self) -> Any:
         assert self.place is not None
-        return graph.read(self.place / self.searched["file"], self.embeddings.shape, self.searched["digest"])
+        path = self.place / GRAPH
+        if not self.graph_is_whole():
+            raise DataError(f"graph {path}: missing or damaged; {_again(path)}")
+        return importlib.import_module("faiss").read_index(str(path))
 
     def graph_is_whole(self) -> bool:
         """Whether the graph that so many images are searched by is there, undamaged; True where none is needed."""
-        if len(self.names) <= graph.EXACT_UP_TO or not graph.installed():
+        if len(self.names) <= EXACT_UP_TO or not faiss_installed():
             return True
-        if not self.searched or self.place is None:
-            return False
-        path = self.place / self.searched["file"]
-        return path.is_file() and digest(path) == self.searched["digest"]
+        path = None if self.place is None else self.place / GRAPH
+        return bool(path and self.graph and path.is_file() and digest(path) == self.graph["digest"])
 
-    def write(self, place: Path, old: ImageIndex | None = None) -> ImageIndex:
-        """Put it at ``place`` instead of ``old``, which is there; returns it with the graph that it then has.
+    def write(self, place: Path, graph: bool = True) -> ImageIndex:
+        """Put it at ``place``, with its graph where it needs one; returns it as it is there.
 
         Raises:
             VptspError: the place cannot be written.
         """
-        searched: dict[str, Any] = {}
-        if len(self.names) > graph.EXACT_UP_TO and graph.installed():
-            name = f"graph-{hashlib.sha256(self.embeddings.tobytes()).hexdigest()[:16]}.faiss"
-            if old is not None and old.searched.get("file") == name and old.graph_is_whole():
-                searched = old.searched  # the rows are the same
-            else:
-                made, found = graph.build(self.embeddings)
-                content = graph.to_bytes(made)
-                write_bytes(place / name, content)
-                searched = {"file": name, "digest": digest(content), **found}
-        index = ImageIndex(self.root, self.names, self.stats, self.embeddings, self.model, searched, place)
-        write_rows(place / FILE, index)
-        for other in place.glob("graph-*.faiss"):
-            if other.name != searched.get("file"):
-                with contextlib.suppress(OSError):
-                    other.unlink()
-        return index
-
-
-def write_rows(path: Path, index: ImageIndex) -> None:
-    """One file with the rows of ``index``: the index itself, or a part of one that is being made."""
-    names = b"\0".join(os.fsencode(name) for name in index.names)
-    tensors: dict[str, np.ndarray] = {
-        "embeddings": np.ascontiguousarray(index.embeddings, np.float32),
-        "stats": np.ascontiguousarray(index.stats, np.int64),
-        "names": np.frombuffer(names, np.uint8),
-    }
-    header = {"format": FORMAT, "root": index.root, "model": index.model, "searched": index.searched}
-    write_bytes(path, safetensors.numpy.save(tensors, {HEADER: json.dumps(sealed_header(header, tensors))}))
-
-
-def read_rows(path: Path) -> ImageIndex:
-    """The inverse of `write_rows`.
-
-    Raises:
-        DataError: damaged, not an index, or of another format.
-    """
-    try:
-        with safetensors.safe_open(path, "np") as file:
-            header = json.loads((file.metadata() or {})[HEADER])
-            if header["format"] != FORMAT:
-                raise DataError(f"index {path}: format {header['format']!r} is not known here; {_again(path)}")
-            embeddings, stats, names = (file.get_tensor(name) for name in ("embeddings", "stats", "names"))
-        check_tensors(unsealed(header), {"embeddings": embeddings, "stats": stats, "names": names})
-        index = ImageIndex(
-            str(header["root"]), [os.fsdecode(name) for name in names.tobytes().split(b"\0")], stats, embeddings,
-            dict(header["model"]), dict(header["searched"]), path.parent,
-        )  # fmt: skip
-        fits = embeddings.ndim == 2 and stats.shape == (len(embeddings), 4) and len(index.names) == len(embeddings)
-        if not fits or embeddings.dtype != np.float32 or not np.isfinite(embeddings).all():
-            raise ValueError("its tensors do not belong together")
-        if {"path", "weights", "checksum"} - index.model.keys() or (
-            index.searched and {"file", "digest", "ef"} - index.searched.keys()
-        ):
-            raise ValueError("its header is incomplete")
-    except DataError:
-        raise
-    except Exception as error:  # of a library in Rust, of JSON, of what the header lacks
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"index {path}: unreadable ({reason}); {_again(path)}") from error
-    return index
-
-
-def _again(path: Path) -> str:
-    place = shlex.quote(str(path.parent))
-    return f"delete that file and call index again: python -m vptsp_core index DIR --model RUN --to {place}"
+        found: dict[str, Any] = {}
+        if graph and len(self.names) > EXACT_UP_TO and faiss_installed():
+            built, found = _build(self.embeddings)
+            content = importlib.import_module("faiss").serialize_index(built).tobytes()  # what faiss.read_index reads
+            found["digest"] = digest(content)
+            write_bytes(place / GRAPH, content)
+        names = b"\0".join(os.fsencode(name) for name in self.names)
+        tensors: dict[str, np.ndarray] = {
+            "embeddings": np.ascontiguousarray(self.embeddings, np.float32),
+            "stats": np.ascontiguousarray(self.stats, np.int64),
+            "names": np.frombuffer(names, np.uint8),
+        }
+        header = sealed({"format": FORMAT, "root": self.root, "model": self.model, "graph": found}, tensors)
+        write_bytes(place / FILE, safetensors.numpy.save(tensors, {HEADER: json.dumps(header)}))
+        if not found:
+            (place / GRAPH).unlink(missing_ok=True)
+        return ImageIndex(self.root, self.names, self.stats, self.embeddings, self.model, found, place)
 
 
 def read_index(place: str | Path) -> ImageIndex:
     """The index in the folder ``place``.
 
     Raises:
-        DataError: there is none, or it is damaged.
+        DataError: there is none, or it is damaged or of another format.
     """
     path = Path(place).expanduser() / FILE
     if not path.is_file():
         raise DataError(
             f"{place} holds no index; make one with: python -m vptsp_core index DIR --model RUN --to {place}"
         )
-    return read_rows(path)
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            header = json.loads((file.metadata() or {})[HEADER])
+            tensors = {name: file.get_tensor(name) for name in ("embeddings", "stats", "names")}
+        if header["format"] != FORMAT:
+            raise ValueError(f"its format {header['format']!r} is not known here")
+        header = unsealed(header, tensors)
+    except Exception as error:  # of a library in Rust, of JSON, of what the header lacks
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"index {path}: unreadable ({reason}); {_again(path)}") from error
+    names = [os.fsdecode(name) for name in tensors["names"].tobytes().split(b"\0")]
+    return ImageIndex(
+        header["root"], names, tensors["stats"], tensors["embeddings"], header["model"], header["graph"], path.parent
+    )
 
 
 def same_model(index: ImageIndex, checksum: str, place: str | Path) -> None:
@@ -182,3 +157,43 @@ def same_model(index: ImageIndex, checksum: str, place: str | Path) -> None:
             f"index {place}: its embeddings are of another model ({index.model['path']}); give that one with --model, "
             "or make an index of this one elsewhere with --to"
         )
+
+
+def faiss_installed() -> bool:
+    """Whether faiss is; without it every search is exact."""
+    return importlib.util.find_spec("faiss") is not None
+
+
+@functools.cache
+def _warn_absent(images: int) -> None:
+    warnings.warn(f"faiss is not installed: all {images:,} images are compared; pip install faiss-cpu", stacklevel=3)
+
+
+def _again(path: Path) -> str:
+    place = shlex.quote(str(path.parent))
+    return f"delete that file and call index again: python -m vptsp_core index DIR --model RUN --to {place}"
+
+
+def _build(embeddings: np.ndarray) -> tuple[Any, dict[str, Any]]:
+    """A graph over unit rows (N, d) float32, and what it reaches: ``ef`` and its measured ``recall``."""
+    faiss = importlib.import_module("faiss")
+    built = faiss.IndexHNSWFlat(embeddings.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
+    built.hnsw.efConstruction = BUILD_EF
+    built.add(embeddings)
+    chosen = np.random.default_rng(0).choice(len(embeddings), min(ASKED, len(embeddings)), replace=False)
+    exact = nearest_neighbours(torch.from_numpy(embeddings[chosen]), embeddings, K + 1)[1].numpy()
+    others = [np.setdiff1d(row, own) for row, own in zip(exact, chosen)]
+    ef, recall = WIDTHS[0], 0.0
+    for ef in WIDTHS:
+        found = _search(built, embeddings[chosen], K + 1, ef)[1]
+        recall = float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(found, others, strict=True)]))
+        if recall >= ENOUGH:
+            break
+    return built, {"ef": ef, "recall": recall}
+
+
+def _search(built: Any, queries: np.ndarray, k: int, ef: int) -> tuple[np.ndarray, np.ndarray]:
+    # not by search(params=...): whoever imported faiss.contrib.torch_utils has a search without it
+    built.hnsw.efSearch = max(ef, 2 * k)
+    scores, places = built.search(np.ascontiguousarray(queries, np.float32), k)
+    return scores, places

@@ -1,4 +1,4 @@
-"""A folder of one's own images: planned, trained, and compared with the frozen backbone on unseen classes."""
+"""A folder of your own images: planned, trained, and compared with the frozen backbone on classes not trained on."""
 
 from __future__ import annotations
 
@@ -19,24 +19,27 @@ from vptsp_core.data import Benchmark, load_benchmark
 from vptsp_core.data.batches import cache_folder
 from vptsp_core.data.folder import outside_images
 from vptsp_core.deploy.own_plan import Machine, Plan, plan
-from vptsp_core.deploy.own_words import EQUAL, FEW_QUERIES, UNCLEAR, counted, summary
-from vptsp_core.errors import ConfigError, VptspError, WeightsError
+from vptsp_core.errors import VptspError, WeightsError
 from vptsp_core.method.backbone import shape
 from vptsp_core.method.config import RunConfig, whole_path
 from vptsp_core.method.presets import PRESETS
 from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.folder import Run, run_folder
 from vptsp_core.runs.run import run
-from vptsp_core.runs.significance import against
+from vptsp_core.runs.significance import against, bootstrap
 from vptsp_core.system.devices import pick_device
 from vptsp_core.system.distributed import from_main, launched, local_size, start, world_size
 from vptsp_core.system.files import write_json
-from vptsp_core.system.host_rows import available_host_memory
 from vptsp_core.system.locks import locked
-from vptsp_core.system.seals import sealed, unsealed
+from vptsp_core.system.portable import available_memory
 
 SUMMARY = "own_images.json"  # in the run's folder: the plan's reasons, the comparison, the text
 METRICS = ("R@1", "MAP@R")
+FEW_QUERIES = 30  # with fewer, the interval means little and none is given
+UNCLEAR = "not told apart by chance"  # a difference whose interval holds 0, or that rests on few queries
+EXPLAINED = """R@1: of 100 query images, how many have a picture of their own class as nearest neighbour.
+MAP@R: how far up all pictures of a query's class are ranked; 100 if they all come first.
+[]: the middle 95 % over queries drawn anew; other images of these classes could show that."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,11 @@ class Trained:
     """What `train_folder` made.
 
     Attributes:
-        run: the trained model's; ``frozen``: the same backbone as it came.
+        run: the trained model's; ``frozen``: that of the same backbone, untrained.
         gain: a row a metric, in percent points: ``frozen``, ``trained``, ``difference``, ``low`` and ``high`` of its
             95 % interval over the queries, ``queries``, how many have something to be found, and ``verdict``, "better",
-            "worse", "equal" on every query, or "cannot be told", where the interval holds 0 or rests on few queries.
-        summary: all that in words.
+            "worse" or "not told apart by chance", where the interval holds 0 or rests on few queries.
+        summary: all that as text.
     """
 
     run: Run
@@ -69,19 +72,19 @@ def train_folder(
     say: Callable[[str], object] = print,
     **options: Any,
 ) -> Trained:
-    """Train on the images of a folder, and find out what that gained.
+    """Train on the images of a folder, and measure what that gained.
 
-    The first call writes its plan to ``results/plans``, so that the same call goes on with the same run although the
-    memory that is free is another by then.
+    The first call writes its plan to ``results/plans``, so that the same call resumes the same run although another
+    amount of memory is free by then.
 
     Args:
-        folder: ``<class>/<image>`` or ``split.csv`` (see `data.own.every_fifth`).
+        folder: ``<class>/<image>`` or ``split.csv`` (see `data.own.own_images`).
         changes: keys of `RunConfig` that hold whatever is planned.
-        say: told the plan before, and the summary after the training.
+        say: is given the plan before, and the summary after the training.
         options: as all others, go to `run`.
 
     Raises:
-        VptspError: whatever the user can mend, in one line.
+        VptspError: whatever the user can fix, in one line.
     """
     folder, changes = Path(folder).expanduser(), dict(changes or {})
     if isinstance(weights := changes.get("weights"), str):
@@ -90,15 +93,15 @@ def train_folder(
         start(pick_device(device))  # the first process plans for all
     benchmark = load_benchmark("own", folder, allow_partial)
     planned = from_main(lambda: _planned(benchmark, folder, changes, results, cache, device))
-    kept = f"{counted(benchmark.test.num_classes, 'class')} of {counted(len(benchmark.test), 'image')}"
-    say("\n".join([f"{kept} are kept for testing", *planned.reasons]))
+    tested = benchmark.test.num_classes
+    say("\n".join([f"{tested:,} classes ({len(benchmark.test):,} images) are kept for testing", *planned.reasons]))
     config = planned.config
     config.warn_unread(changes)
     options |= dict(data=folder, results=results, cache=cache, device=device, allow_partial=allow_partial)
     frozen = run(config.replace(method="frozen", bitfit=False), **options)
     trained = run(config, **options)
     gain = compare(frozen, trained)
-    text = summary(frozen, trained, gain, benchmark.test.num_classes)
+    text = summary(frozen, trained, gain, tested)
     record = {"reasons": planned.reasons, "frozen": frozen.path.name, "gain": gain.to_dict("index"), "summary": text}
     from_main(lambda: write_json(trained.path / SUMMARY, record))
     say(text)
@@ -108,39 +111,32 @@ def train_folder(
 def _planned(
     benchmark: Benchmark, folder: Path, changes: dict[str, Any], results: Any, cache: Any, device: str | None
 ) -> Plan:
-    """The plan of an earlier call with these images, changes and kind of device, or a new one, which is kept."""
+    """The plan of an earlier call with these images, changes and kind of device, or a new one, which is stored."""
     target = pick_device(device)
     known = json.dumps([benchmark.fingerprint(), changes, target.type], sort_keys=True)
     root = run_folder(RunConfig(dataset="own"), results, benchmark).parents[1]
     outside_images(root, folder, "--results or VPTSP_RESULTS")
     path = root / "plans" / f"own-{hashlib.sha256(known.encode()).hexdigest()[:12]}.json"
-    if not path.exists():
-        with locked(path.with_name(f".{path.stem}.lock")):  # processes that begin at once get one plan
-            if not path.exists():
-                return _new_plan(benchmark, cache_folder("own", folder, cache, root), path, changes, target)
+    with locked(path.with_name(f".{path.stem}.lock")):  # processes that begin at once get one plan
+        if not path.exists():
+            backbone = changes.get("backbone", PRESETS["cub200-vits16"]["backbone"])
+            free = machine(target, cache_folder("own", folder, cache, root))
+            made = plan(np.bincount(benchmark.train.labels), len(benchmark.test), free, shape(backbone), changes)
+            write_json(path, {"config": made.config.to_dict(), "reasons": made.reasons})
     try:
-        kept = unsealed(dict(json.loads(path.read_text())))
+        kept = dict(json.loads(path.read_text()))
         return Plan(RunConfig.from_dict(kept["config"]), tuple(map(str, kept["reasons"])))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
+    except (OSError, ValueError, KeyError, TypeError, VptspError) as error:
         raise VptspError(f"{path}: no plan can be read ({error}); delete the file") from error
-
-
-def _new_plan(benchmark: Benchmark, cache: Path, path: Path, changes: dict[str, Any], target: torch.device) -> Plan:
-    """A plan from what is free now, which is written to ``path``."""
-    backbone = changes.get("backbone", PRESETS["cub200-vits16"]["backbone"])
-    classes = np.bincount(benchmark.train.labels)
-    made = plan(classes, len(benchmark.test), machine(target, cache), shape(backbone), changes)
-    write_json(path, sealed({"config": made.config.to_dict(), "reasons": made.reasons}))
-    return made
 
 
 def machine(device: torch.device, cache: Path) -> Machine:
     """What is free now, on this machine, for a run on ``device`` that decodes images into the folder ``cache``."""
-    host = available_host_memory()
+    host = available_memory()
     gpu = device.type == "cuda"
-    there = next((place for place in (cache.absolute(), *cache.absolute().parents) if place.exists()), Path.cwd())
+    existing = next((place for place in (cache.absolute(), *cache.absolute().parents) if place.exists()), Path.cwd())
     memory = float(torch.cuda.mem_get_info(device)[0]) if gpu else host / local_size()
-    disk = shutil.disk_usage(there).free if os.access(there, os.W_OK) else 0
+    disk = shutil.disk_usage(existing).free if os.access(existing, os.W_OK) else 0
     return Machine(gpu, memory, host, disk, world_size())
 
 
@@ -155,16 +151,76 @@ def compare(frozen: Run, trained: Run) -> pd.DataFrame:
         if missing := [metric for metric in METRICS if metric not in each.metrics]:
             fault = f"{missing[0]!r} is missing; delete the folder and run it again"
             raise WeightsError(f"{each.path / 'metrics.json'}: {fault}")
-    found = against([frozen, trained], ["frozen", "trained"], "frozen", METRICS)
+    paired = against([frozen, trained], ["frozen", "trained"], "frozen", METRICS)
     rows = {}
     for metric in METRICS:
-        columns = found[metric][["difference", "low", "high"]]
-        # rounded, so that a sum's error is no difference; - 0 is 0
-        difference, low, high = (columns.loc["trained"].to_numpy(dtype=np.float64).round(9) + 0.0).tolist()
+        columns = paired[metric][["difference", "low", "high"]]
+        difference, low, high = (columns.loc["trained"].to_numpy(np.float64).round(9) + 0.0).tolist()  # -0 is 0
         queries = int(np.isfinite((trained.queries or {}).get(metric, ())).sum())
-        verdict = "better" if low > 0 else "worse" if high < 0 else UNCLEAR
-        verdict = EQUAL if low == high == 0 else UNCLEAR if queries < FEW_QUERIES else verdict
-        before = {name: 100 * each.metrics[metric] for name, each in (("frozen", frozen), ("trained", trained))}
-        rows[metric] = {**before, "difference": difference, "low": low, "high": high}
-        rows[metric] |= {"queries": queries, "verdict": verdict}
+        clear = queries >= FEW_QUERIES and (low > 0 or high < 0)
+        rows[metric] = {
+            "frozen": 100 * frozen.metrics[metric], "trained": 100 * trained.metrics[metric],
+            "difference": difference, "low": low, "high": high, "queries": queries,
+            "verdict": UNCLEAR if not clear else "better" if low > 0 else "worse",
+        }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def summary(frozen: Run, trained: Run, gain: pd.DataFrame, classes: int) -> str:
+    """The comparison as a table, one sentence that says whether training helped, and how to use the model."""
+    queries = len((trained.queries or {}).get("R@1", ()))
+    rows = {"frozen": {metric: _value(frozen, metric) for metric in METRICS}}
+    for _, row in trained.history.query("epoch == 0").reindex(columns=list(METRICS)).dropna().iterrows():
+        rows["start, from your images"] = {metric: f"{100 * row[metric]:.1f}" for metric in METRICS}
+    rows["trained"] = {metric: _value(trained, metric) for metric in METRICS}
+    rows["trained - frozen"] = {
+        str(metric): f"{row['difference']:+.2f}" + f" [{row['low']:+.2f}, {row['high']:+.2f}]" * _enough(row["queries"])
+        for metric, row in gain.iterrows()
+    }
+    few = "" if _enough(queries) else f"; under {FEW_QUERIES}, so no intervals are given"
+    lines = [
+        f"{queries:,} queries (classes: {classes:,}, none of them trained on{few}):",
+        pd.DataFrame.from_dict(rows, orient="index").to_string(),
+        EXPLAINED,
+        _sentence(trained, gain["verdict"]),
+    ]
+    if trained.config.selection == "released" and trained.config.epochs:
+        lines.append("The epoch was chosen on these very queries, so the trained numbers are optimistic.")
+    lines += [
+        f"The frozen backbone is in {frozen.path}.",
+        f"The model is in {trained.path}. To use it:",
+        "  from vptsp_core import load",
+        f'  embeddings = load("{trained.path}").embed(["image.jpg"])',
+    ]
+    return "\n".join(lines)
+
+
+def _enough(queries: float) -> bool:
+    return queries >= FEW_QUERIES
+
+
+def _value(one: Run, metric: str) -> str:
+    """A metric in percent, with its interval over the queries."""
+    values = np.asarray((one.queries or {}).get(metric, ()), np.float64)
+    values = values[np.isfinite(values)]
+    text = f"{100 * one.metrics[metric]:.1f}"
+    if not _enough(len(values)):
+        return text
+    low, high = (float(bound[0]) for bound in bootstrap(100 * values[:, None]))
+    return f"{text} [{low:.1f}, {high:.1f}]"
+
+
+def _sentence(trained: Run, verdicts: pd.Series) -> str:
+    """Whether training helped."""
+    epoch, epochs = round(trained.metrics["epoch"]), trained.config.epochs
+    better, worse = "better" in set(verdicts), "worse" in set(verdicts)
+    if not epochs:
+        what = "Nothing was trained (epochs=0): the model is its start"
+    elif epoch == 0:
+        what = "Training did not help: no epoch was better than the start from your images, which is kept"
+    else:
+        who = "Training" if trained.config.start == "released" else "The start from your images and training"
+        does = "helped" if better else "HARMED" if worse else "made no difference that can be told from chance"
+        what = f"{who} {does}{' and HARMED' * (better and worse)} (epoch {epoch} of {epochs} is kept)"
+    by = "; ".join(f"{metric} is {verdict}" for metric, verdict in verdicts.items())
+    return f"{what}. Beside the frozen backbone, {by}{': use the frozen one' * (worse and not better)}."

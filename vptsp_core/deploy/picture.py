@@ -24,7 +24,7 @@ LINE, BELOW, GAP = 0.09, 0.24, 0.1  # of text under a thumbnail, of both, betwee
 def found_images(table: pd.DataFrame, root: Path) -> Figure:
     """A block a query: the query at the left, framed, its neighbours beside it, best first, in lines of five.
 
-    An image that cannot be read any more is a grey square that says so.
+    An image that can no longer be read is a grey square that says so.
 
     Args:
         table: columns ``query`` (path), ``rank``, ``path`` (under ``root``) and ``cosine``.
@@ -54,7 +54,7 @@ def short(name: str, letters: int = LETTERS) -> str:
     >>> short("Black_footed_Albatross_0046_18.jpg", 20)
     'Black_foo…046_18.jpg'
     """
-    name = name.encode(errors="backslashreplace").decode()  # names of files may be no text
+    name = name.encode(errors="backslashreplace").decode()  # a file's name may not be text
     if len(name) <= letters:
         return name
     kept = letters - 1

@@ -9,23 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image
 
-from vptsp_core.data.folder import outside_images, read_image
+from vptsp_core.data.folder import outside_images
 from vptsp_core.deploy.index import ImageIndex, read_index, same_model
-from vptsp_core.deploy.index_command import PLACE, left_out, model_path
 from vptsp_core.deploy.picture import found_images
-from vptsp_core.deploy.update import images_in
+from vptsp_core.deploy.update import PLACE, embed_files, images_in, left_out, model_path, refuse_none
 from vptsp_core.errors import DataError, VptspError, printable
 from vptsp_core.figures.style import file_of
 from vptsp_core.method.neighbours import positive
 from vptsp_core.runs.embedder import Embedder, load
 from vptsp_core.system.files import write_bytes
 
-OF_TUNE = ("--preset", "--trials", "--storage", "--study", "--best", "--method", "--set", "--data", "--results")
 COLUMNS = ["query", "rank", "path", "cosine"]
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a cell that a spreadsheet computes begins with
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # the beginnings of a cell that a spreadsheet computes
 MADE_BY = "vptsp_core search"  # in the picture's metadata: a later search may replace it
 DRAWN, DRAWN_EACH = 10, 30  # queries in the picture, and neighbours of each; the table has them all
 
@@ -36,25 +33,23 @@ def main(argv: Sequence[str]) -> int:
     Of a folder, images that cannot be read are left out, with one warning; one that is named itself is an error.
 
     Raises:
-        VptspError: options of `tune`, an index or images that cannot be read, another model than the index's, or an
-            answer that would replace another file.
+        VptspError: an index or images that cannot be read, another model than the index's, or an answer that would
+            replace another file.
     """
-    if any(word.split("=")[0] in OF_TUNE for word in argv):
-        raise VptspError("search finds images; for hyper-parameters use: python -m vptsp_core tune --preset ...")
     parser = argparse.ArgumentParser(
         "python -m vptsp_core search", description="find the images of an index that are nearest to others"
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="what to search for: images, or folders of them")
     parser.add_argument("-k", type=int, default=10, help="neighbours of each (default: 10)")
     parser.add_argument("--index", metavar="INDEX", default=PLACE, help=f"made by `index` (default: {PLACE})")
-    parser.add_argument("--model", metavar="RUN", help="where the index's model lies by now (default: where it was)")
-    parser.add_argument("--weights", metavar="FILE", help="the backbone's, where they lie elsewhere by now")
+    parser.add_argument("--model", metavar="RUN", help="the index's model, where it has moved (default: where it was)")
+    parser.add_argument("--weights", metavar="FILE", help="the backbone's, where they have moved")
     parser.add_argument("--to", metavar="NAME", default="search", help="writes NAME.png and NAME.csv (default: search)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     args = parser.parse_args(argv)
     positive("k", args.k)
     png, csv = (Path(f"{args.to}.{kind}").expanduser().absolute() for kind in ("png", "csv"))
-    _may_write(png, csv)
+    _refuse_to_replace(png, csv)
     index, asked = read_index(args.index), _queries(args.images)
     for path in (png, csv):
         outside_images(path, index.root, "--to")
@@ -63,12 +58,12 @@ def main(argv: Sequence[str]) -> int:
     )
     same_model(index, embedder.checksum(), args.index)
     queries, embeddings = _embedded(embedder, asked)
-    table = found(index, queries, *index.search(embeddings, args.k))
+    table = neighbours(index, queries, *index.search(embeddings, args.k))
     for query, rows in table.groupby("query", sort=False):
         print(printable(str(query)))
         for row in rows.itertuples():
             print(f"  {row.rank:3d}  {row.cosine:.4f}  {printable(str(row.path))}")
-    drawn = table[table["query"].isin([str(query) for query in queries[:DRAWN]]) & (table["rank"] <= DRAWN_EACH)]
+    drawn = table[table["query"].isin(queries[:DRAWN]) & (table["rank"] <= DRAWN_EACH)]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # of names in other scripts: a box each
         picture = file_of(found_images(drawn, Path(index.root)), dpi=120, metadata={"Software": MADE_BY})
@@ -79,13 +74,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def found(index: ImageIndex, queries: Sequence[Path], scores: np.ndarray, places: np.ndarray) -> pd.DataFrame:
+def neighbours(index: ImageIndex, queries: Sequence[str], scores: np.ndarray, places: np.ndarray) -> pd.DataFrame:
     """A row a neighbour: ``query`` and ``path`` (under the indexed folder), ``rank`` from 1, ``cosine``.
 
     scores and places, (queries, k), are what `ImageIndex.search` gives.
     """
     rows = [
-        (str(query), rank, index.names[place], float(score))
+        (query, rank, index.names[place], float(score))
         for query, of_query, at in zip(queries, scores, places, strict=True)
         for rank, (score, place) in enumerate(zip(of_query, at, strict=True), 1)
         if place >= 0
@@ -97,72 +92,60 @@ def _csv(table: pd.DataFrame) -> bytes:
     """For a spreadsheet too, to which =A1.jpg would be a formula: ./=A1.jpg is none, and the same path."""
     written = table.copy()
     for key in ("query", "path"):
-        written[key] = [f"./{name}" if str(name).startswith(FORMULA) else name for name in table[key]]
+        written[key] = [f"./{name}" if name.startswith(FORMULA) else name for name in table[key]]
     # with a byte order mark, without which Excel reads another encoding
     return written.to_csv(index=False, float_format="%.6f").encode("utf-8-sig", errors="backslashreplace")
 
 
-def _may_write(png: Path, csv: Path) -> None:
-    """Refuse to replace what no search wrote, a photograph of that name above all.
+def _refuse_to_replace(png: Path, csv: Path) -> None:
+    """Refuse to replace what no search wrote, such as a photograph of that name; a search writes both files.
 
     Raises:
-        VptspError: one of them is such a file.
+        VptspError: one of them is there, and ``png`` is not the picture of a search.
     """
-    for path in (png, csv):
-        if not path.exists():
-            continue
-        try:
-            if path == png:
-                with Image.open(path) as picture:
-                    ours = picture.info.get("Software") == MADE_BY
-            else:
-                with path.open(encoding="utf-8-sig") as file:
-                    ours = file.readline().strip() == ",".join(COLUMNS)
-        except (OSError, ValueError):
-            ours = False
-        if not ours:
-            raise VptspError(f"{path} is there already and no search wrote it; name another place with --to")
+    existing = [path for path in (png, csv) if path.exists()]
+    try:
+        with Image.open(png) as picture:
+            ours = picture.info.get("Software") == MADE_BY
+    except (OSError, ValueError):
+        ours = False
+    if existing and not ours:
+        raise VptspError(f"{existing[0]} exists already and no search wrote it; name another place with --to")
 
 
-def _queries(given: Sequence[str]) -> dict[Path, bool]:
+def _queries(given: Sequence[str]) -> dict[str, bool]:
     """Images, and those in folders; each once, with whether it was named itself.
 
     Raises:
-        DataError: a path that does not exist, or a folder without images.
+        DataError: a folder without images.
     """
-    paths: dict[Path, bool] = {}
+    paths: dict[str, bool] = {}
     for path in (Path(name).expanduser() for name in given):
         named = not path.is_dir()
         inside = [path] if named else [path / name for name in images_in(path)]
         if not inside:
             raise DataError(f"{path} holds no images; name another folder, or images")
-        paths |= {each: named or paths.get(each, False) for each in inside}
+        paths |= {str(each): named or paths.get(str(each), False) for each in inside}
     return paths
 
 
-def _embedded(embedder: Embedder, asked: dict[Path, bool]) -> tuple[list[Path], np.ndarray]:
+def _embedded(embedder: Embedder, asked: dict[str, bool]) -> tuple[list[str], np.ndarray]:
     """Those of `_queries` that can be read, and their embeddings (N, d).
 
     Raises:
         DataError: one that was named itself cannot be read, or none of a folder's can.
     """
-    paths, reasons, batch = list(asked), [], embedder.config.batch
-    readable: list[Path] = []
+    readable: list[str] = []
     vectors: list[np.ndarray] = []
-    for start in range(0, len(paths), batch):
-        images = []
-        for path in paths[start : start + batch]:
-            try:
-                images.append(embedder.transform(read_image(path, as_shown=True)))
-                readable.append(path)
-            except DataError as error:
-                if asked[path]:
-                    raise
-                reasons.append(" ".join(str(error).split()))
-        if images:
-            vectors.append(embedder.embed(torch.stack(images)))
-    if not readable:
-        raise DataError(f"none of the {len(paths)} images can be read; the first: {reasons[0]}")
-    if reasons:
-        warnings.warn(left_out(reasons), stacklevel=3)
+    unreadable: dict[str, str] = {}
+    for names, embeddings, faults in embed_files(embedder, Path(), list(asked)):
+        readable += names
+        vectors += [embeddings] if names else []
+        unreadable |= faults
+    for name, reason in unreadable.items():
+        if asked[name]:
+            raise DataError(reason)
+    refuse_none(len(readable), unreadable, "search")
+    if unreadable:
+        warnings.warn(left_out(list(unreadable.values())), stacklevel=3)
     return readable, np.concatenate(vectors)

@@ -1,16 +1,15 @@
-"""Bring the index of a folder up to date: only what is new or changed is embedded."""
+"""python -m vptsp_core index: make the index of a folder of images, or bring it up to date: only new or changed files
+are embedded."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
+import argparse
 import os
-import secrets
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,19 +17,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vptsp_core.data.folder import IMAGE_SUFFIXES, not_read, outside_images, read_image
-from vptsp_core.data.loading import Transform, decoders, end_with_parent
-from vptsp_core.deploy.index import FILE, ImageIndex, read_rows, same_model, write_rows
-from vptsp_core.errors import DataError, VptspError
+from vptsp_core.data.loading import Transform, decoders
+from vptsp_core.deploy.index import FILE, ImageIndex, read_index, same_model
+from vptsp_core.errors import DataError, VptspError, printable
 from vptsp_core.method.torch_state import in_torch_defaults
-from vptsp_core.runs.embedder import Embedder
+from vptsp_core.runs.embedder import Embedder, load
 from vptsp_core.system.bars import bar
 from vptsp_core.system.files import writable_folder
 from vptsp_core.system.locks import locked
-from vptsp_core.system.signals import ctrl_c_waits
+from vptsp_core.system.processes import CONTEXT, end_with_parent, starting
 
-PART = 2048  # images between two writings of what is embedded: what a call that is stopped loses at most
+PLACE = "vptsp-index"
+STORED_EVERY = 600  # seconds; what is embedded by then is stored, and so it is when the work is stopped
+LISTED = 20  # unreadable files that a warning names
 
-Stat = tuple[int, int, int, int]
+Stat = tuple[int, int]
 
 
 @dataclass
@@ -44,8 +45,7 @@ class Counts:
 
 
 def images_in(folder: Path) -> dict[str, Stat]:
-    """Image files under a folder, at any depth, in order: {path under it, with ``/``: bytes, inode, and in ns the times
-    of modification and of change}, so that files that took one another's place are told from those that stayed.
+    """Image files under a folder, at any depth, in order: {path under it, with ``/``: bytes, ns of modification}.
 
     Hidden files and folders are left out, and links to folders are not followed.
 
@@ -56,20 +56,18 @@ def images_in(folder: Path) -> dict[str, Stat]:
         raise DataError(f"no folder {folder}; give one that holds images")
 
     def refuse(error: OSError) -> None:
-        raise DataError(f"cannot read {error.filename} ({error.strerror}); mend or remove it") from error
+        raise DataError(f"cannot read {error.filename} ({error.strerror}); fix or remove it") from error
 
     found: dict[str, Stat] = {}
     others: list[str] = []
     for here, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
+        for name in (name for name in files if not name.startswith(".")):
             path = Path(here, name)
-            if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES) and path.is_file():
-                told = path.stat()
-                found[path.relative_to(folder).as_posix()] = (
-                    told.st_size, told.st_ino, told.st_mtime_ns, told.st_ctime_ns,
-                )  # fmt: skip
-            elif not name.startswith("."):
+            if name.lower().endswith(IMAGE_SUFFIXES) and path.is_file():
+                stat = path.stat()
+                found[path.relative_to(folder).as_posix()] = (stat.st_size, stat.st_mtime_ns)
+            else:
                 others.append(name)
     if left_out := not_read(others):
         warnings.warn(f"{folder}: {left_out}", stacklevel=3)
@@ -85,19 +83,18 @@ def update(
     model: str | Path,
     weights: str | Path | None = None,
     progress: bool = False,
-    part: int = PART,
 ) -> tuple[ImageIndex, Counts]:
     """Make the index of a folder at ``to``, or bring it up to date.
 
-    A file counts as changed where its size, inode or a time is another: a copy of the folder is embedded anew. Files
-    that cannot be read are left out and tried again the next time; copies of one image stay, each under its name.
+    A file has changed where its size or its time of modification is another. Files that cannot be read are left out and
+    tried again the next time; copies of one image stay, each under its name. A call that is stopped stores what it has
+    embedded, and the next one embeds the rest.
 
     Args:
         model: the path that `embedder` was loaded from, kept for those who search; ``weights``: those of its backbone.
-        part: images between two writings of what is done.
 
     Raises:
-        DataError: no folder, or none of its files is a readable image.
+        DataError: no folder, none of its files is a readable image, or the index at ``to`` is damaged.
         VptspError: the index is another model's, that of another folder that still exists, or among the images.
     """
     directory, place = Path(directory).expanduser().resolve(), Path(to).expanduser()
@@ -111,61 +108,66 @@ def update(
         "checksum": embedder.checksum(),
     }
     with locked(writable_folder(place) / ".lock", f"{place}: waiting for another process that updates it"):
-        old = read_rows(place / FILE) if (place / FILE).exists() else None
+        old = read_index(place) if (place / FILE).exists() else None
+        rows: dict[str, np.ndarray] = {}
+        counts = Counts()
         if old is not None:
             same_model(old, made_by["checksum"] or "", place)
             if old.root != str(directory) and Path(old.root).is_dir():
                 raise VptspError(f"index {place} is that of {old.root}; give another place with --to")
-        parts = sorted(place.glob("part-*.safetensors"))
-        known = [
-            rows for rows in ([old] if old else []) + _readable(parts) if rows.model["checksum"] == made_by["checksum"]
-        ]
-        rows = {name: (at, i) for at, each in enumerate(known) for i, name in enumerate(each.names)
-                if there.get(name) == tuple(each.stats[i])}  # fmt: skip
-        counts = Counts(kept=len(rows))
-        counts.removed = 0 if old is None else len(set(old.names) - there.keys())
-        new = [name for name in there if name not in rows]
-        for done in _embedded(
-            embedder, directory, {name: there[name] for name in new}, made_by, counts, part, progress
-        ):
-            write_rows(place / f"part-{len(known):05}-{os.getpid()}-{secrets.token_hex(4)}.safetensors", done)
-            rows |= {name: (len(known), i) for i, name in enumerate(done.names)}
-            known.append(done)
-        names = [name for name in there if name in rows]
-        if not names:
-            raise DataError(f"{directory}: none of its {len(there)} images can be read; {_first(counts)}")
-        embeddings = np.stack([known[at].embeddings[i] for at, i in map(rows.__getitem__, names)])
-        stats = np.array([there[name] for name in names], np.int64)
-        index = ImageIndex(str(directory), names, stats, embeddings, made_by)
-        index = old if old is not None and _same(old, index) else index.write(place, old)
-        for each in place.glob("part-*.safetensors"):
-            with contextlib.suppress(OSError):
-                each.unlink()
-    return index, counts
+            known = zip(old.names, old.stats.tolist(), old.embeddings, strict=True)
+            rows = {name: row for name, stat, row in known if there.get(name) == tuple(stat)}
+            counts = Counts(kept=len(rows), removed=len(set(old.names) - there.keys()))
+
+        def index() -> ImageIndex:
+            names = [name for name in there if name in rows]
+            stats = np.array([there[name] for name in names], np.int64)
+            return ImageIndex(str(directory), names, stats, np.stack([rows[name] for name in names]), made_by)
+
+        new, stored = [name for name in there if name not in rows], time.monotonic()
+        shown = bar(title="embedding", total=len(new), unit="images", show=progress)
+        try:
+            for names, embeddings, unreadable in embed_files(embedder, directory, new):
+                rows |= dict(zip(names, embeddings, strict=True))
+                counts.embedded += len(names)
+                counts.unreadable |= unreadable
+                shown.update(len(names) + len(unreadable))
+                if time.monotonic() - stored > STORED_EVERY:
+                    index().write(place, graph=False)
+                    stored = time.monotonic()
+        except (KeyboardInterrupt, Exception):
+            if counts.embedded:
+                index().write(place, graph=False)
+            raise
+        finally:
+            shown.close()
+        refuse_none(len(rows), counts.unreadable, directory)
+        made = index()
+        same = old is not None and not counts.embedded and (old.root, old.names, old.model) == (
+            made.root, made.names, made_by
+        )  # fmt: skip
+        return (old if old is not None and same and old.graph_is_whole() else made.write(place)), counts
 
 
-def _same(old: ImageIndex, new: ImageIndex) -> bool:
-    told = (old.root, old.model, list(old.names)) == (new.root, new.model, list(new.names))
-    return (
-        told
-        and old.graph_is_whole()
-        and np.array_equal(old.stats, new.stats)
-        and np.array_equal(old.embeddings, new.embeddings)
-    )
-
-
-def _first(counts: Counts) -> str:
-    name, reason = next(iter(counts.unreadable.items()))
-    return f"the first: {reason or name}"
-
-
-def _readable(parts: list[Path]) -> list[ImageIndex]:
-    """What a stopped call has left; a part that is damaged is embedded again."""
-    found = []
-    for path in parts:
-        with contextlib.suppress(DataError):
-            found.append(read_rows(path))
-    return found
+def embed_files(
+    embedder: Embedder, root: Path, names: Sequence[str]
+) -> Iterator[tuple[list[str], np.ndarray, dict[str, str]]]:
+    """A batch at a time: those of the files under ``root`` that can be read, their embeddings (N, d), and why the
+    others cannot."""
+    batch = embedder.config.batch
+    workers = decoders(-(-len(names) // batch))
+    loader: Callable[..., DataLoader] = DataLoader
+    files = loader(
+        _Files([root / name for name in names], embedder.transform), batch_size=batch, collate_fn=list,
+        num_workers=workers, worker_init_fn=end_with_parent, multiprocessing_context=CONTEXT if workers else None,
+    )  # fmt: skip
+    with starting():
+        batches: Iterator[list[Tensor | str]] = iter(files) if names else iter(())
+    for start, items in zip(range(0, len(names), batch), batches):
+        told = list(zip(names[start : start + batch], items, strict=True))
+        good = {name: item for name, item in told if isinstance(item, Tensor)}
+        embeddings = embedder.embed(torch.stack(list(good.values()))) if good else np.empty((0, 0), np.float32)
+        yield list(good), embeddings, {name: item for name, item in told if isinstance(item, str)}
 
 
 class _Files(Dataset):
@@ -184,53 +186,61 @@ class _Files(Dataset):
             return " ".join(str(error).split())
 
 
-def _embedded(
-    embedder: Embedder,
-    root: Path,
-    new: dict[str, Stat],
-    model: dict[str, Any],
-    counts: Counts,
-    part: int,
-    progress: bool,
-) -> Iterator[ImageIndex]:
-    """The new images, ``part`` at a time, those that are done also when the work is stopped."""
-    batch, names = embedder.config.batch, list(new)
-    workers = decoders(-(-len(names) // batch))
-    loader: Callable[..., DataLoader] = DataLoader
-    files = loader(
-        _Files([root / name for name in names], embedder.transform), batch_size=batch, collate_fn=list,
-        num_workers=workers, worker_init_fn=functools.partial(end_with_parent, os.getpid()),
-        multiprocessing_context="fork" if workers else None,  # Python 3.14 has another default
-    )  # fmt: skip
-    with ctrl_c_waits():  # workers are forked here
-        batches: Iterator[list[Tensor | str]] = iter(files) if names else iter(())
-    done: list[str] = []
-    vectors: list[np.ndarray] = []
+def refuse_none(readable: int, unreadable: dict[str, str], where: Path | str) -> None:
+    """Refuse files of which none can be read.
 
-    def rows() -> ImageIndex:
-        stats = np.array([new[name] for name in done], np.int64)
-        return ImageIndex(str(root), list(done), stats, np.concatenate(vectors), model)
+    Raises:
+        DataError: naming the first.
+    """
+    if not readable:
+        first = next(iter(unreadable.values()))
+        raise DataError(f"{where}: none of its {len(unreadable)} images can be read; the first: {first}")
 
-    start = 0
-    shown = bar(title="embedding", total=len(names), unit="images", show=progress)
-    try:
-        for items in batches:
-            some, start = names[start : start + batch], start + batch
-            good = [(name, item) for name, item in zip(some, items, strict=True) if isinstance(item, Tensor)]
-            counts.unreadable |= {name: item for name, item in zip(some, items, strict=True) if isinstance(item, str)}
-            if good:
-                vectors.append(embedder.embed(torch.stack([item for _, item in good])))
-                done += [name for name, _ in good]
-                counts.embedded += len(good)
-            shown.update(len(some))
-            if len(done) >= part:
-                yield rows()
-                done, vectors = [], []
-    except BaseException as error:
-        if done and isinstance(error, KeyboardInterrupt | Exception):
-            yield rows()
-        raise
-    finally:
-        shown.close()
-    if done:
-        yield rows()
+
+def left_out(reasons: Sequence[str]) -> str:
+    """A warning of files that cannot be read, the first of them named."""
+    more = len(reasons) - LISTED
+    return f"{len(reasons)} left out: {'; '.join(reasons[:LISTED])}{f'; and {more} more' if more > 0 else ''}"
+
+
+def model_path(index: ImageIndex, place: str) -> str:
+    """Where the model of the index at ``place`` is.
+
+    Raises:
+        VptspError: it is there no more.
+    """
+    path = str(index.model["path"])
+    if not Path(path).exists():
+        raise VptspError(f"index {place}: its model is not at {path} any more; name its new place with --model")
+    return path
+
+
+def main(argv: Sequence[str]) -> int:
+    """Index, and say what was done. Returns the exit status; files that cannot be read do not change it."""
+    parser = argparse.ArgumentParser(
+        "python -m vptsp_core index",
+        description="embed a folder of images, at any depth, for `search`; called again, only what is new or changed",
+    )
+    parser.add_argument("directory", metavar="DIR", help="the images")
+    parser.add_argument("--model", metavar="RUN", help="folder of a finished run, or a saved embedder (default: that "
+                        "of the index, where there is one)")  # fmt: skip
+    parser.add_argument("--weights", metavar="FILE", help="the backbone's, where they have moved")
+    parser.add_argument("--to", metavar="INDEX", default=PLACE, help=f"folder of the index (default: {PLACE})")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    args = parser.parse_args(argv)
+    model, weights = args.model, args.weights
+    if model is None:
+        kept = read_index(args.to)
+        model, weights = model_path(kept, args.to), weights or kept.model["weights"]
+    embedder = load(model, args.device, weights=weights)
+    index, counts = update(args.directory, args.to, embedder, model=model, weights=weights, progress=True)
+    if counts.unreadable:
+        warnings.warn(left_out(list(counts.unreadable.values())), stacklevel=2)
+    place = printable(str(Path(args.to).expanduser().absolute()))
+    print(
+        f"{place}: {len(index.names):,} images, {counts.embedded:,} embedded now, {counts.kept:,} kept, "
+        f"{counts.removed:,} removed"
+    )
+    if index.graph:
+        print(f"searched by graph: recall@10 {index.graph['recall']:.4f} of exact search (ef {index.graph['ef']})")
+    return 0

@@ -1,7 +1,7 @@
 """Pictures made of the images themselves: contact sheets, retrieval grids, maps of thumbnails.
 
-In the style of `figures.style`, and kept by its `save_figure` like all figures. Right and wrong are told by a sign
-as well as by colour, so that nobody has to tell blue from red.
+In the style of `figures.style`, and saved by its `save_figure` like all figures. A sign as well as a colour marks right
+and wrong.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def retrieval_grid(
         found: {model: (N, k) int}, the k places in the gallery found for each of the N queries, in one order for all.
         cosines: {model: (N, k)}, written under the neighbours.
         asking: what stands above the queries.
-        marked: whether right and wrong are told; False for queries whose class nobody knows.
+        marked: whether right and wrong are marked; False for queries of unknown class.
     """
     k = min(places.shape[1] for places in found.values())
     room = _room(queries.class_names[queries.labels[query]] for places in asked.values() for query in places)
@@ -94,8 +94,8 @@ def retrieval_grid(
                     sign, colour = RIGHT if gallery.labels[place] == label else WRONG
                     sign, colour = (sign, colour) if marked else ("", GREY)
                     _put(ax, gallery, int(place), start + rank, y, colour)
-                    told = sign if cosines is None else f"{sign} {cosines[model][query, rank]:.2f}".strip()
-                    ax.text(start + rank + 0.5, y + 1.0, told, color=colour, ha="center", va="top",
+                    text = sign if cosines is None else f"{sign} {cosines[model][query, rank]:.2f}".strip()
+                    ax.text(start + rank + 0.5, y + 1.0, text, color=colour, ha="center", va="top",
                             fontsize=10 if cosines is None else 8)  # fmt: skip
             y += 1.28
     _sheet(ax, -room, width, y)
@@ -104,10 +104,10 @@ def retrieval_grid(
 
 @_house
 def thumbnail_map(points: np.ndarray, images: ImageSet, places: Sequence[int], *, limit: int = 250) -> Figure:
-    """A map of images that shows the images: thumbnails where they lie, as many as fit, grey dots for the rest.
+    """A map of images that shows the images: as many thumbnails as fit in their places, grey dots for the rest.
 
     Args:
-        points: (N, 2), where the images ``places`` (N) of the set lie.
+        points: (N, 2), the points of the images ``places`` (N) of the set.
         limit: of thumbnails (`apart`).
     """
     low, high = points.min(0), points.max(0)

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from seaborn import barplot
 
-from vptsp_core.figures.style import BLUE, GREEN, GREY, LIGHT, ORANGE, SKY, VERMILION, _house
+from vptsp_core.figures.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    LIGHT,
+    ORANGE,
+    RANGE,
+    SKY,
+    VERMILION,
+    _house,
+    ranged,
+)
 
 MARKERS = ("o", "s", "^", "D")  # a batch size each
 APART = 0.34  # between the batch sizes of one method, in rows
@@ -57,23 +71,22 @@ def forms(measured: pd.DataFrame, where: str) -> Figure:
         where: the machine.
     """
     methods, kinds, batches = (list(dict.fromkeys(measured[name])) for name in ("method", "form", "batch"))
-    height, thick = 0.24 + 0.2 * len(kinds), 0.84 / len(kinds)
+    height = 0.24 + 0.2 * len(kinds)
     fig = Figure(figsize=(11.5, len(batches) * (height * len(methods) + 0.9) + 0.6), layout="constrained")
     panels = fig.subplots(len(batches), 2, squeeze=False, sharey=True, sharex="col")
+    quartiles = ranged(measured, "ms", measured["ms 25 %"], measured["ms 75 %"])
+    look: Any = {"y": "method", "hue": "form", "order": methods, "hue_order": kinds, "palette": FORM_COLOURS}
     for (times, memory), batch in zip(panels, batches, strict=True):
-        for at, kind in enumerate(kinds):
-            rows = measured[(measured["batch"] == batch) & (measured["form"] == kind)]
-            place = [methods.index(method) + thick * (at - (len(kinds) - 1) / 2) for method in rows["method"]]
-            look = {"height": 0.9 * thick, "color": FORM_COLOURS[kind], "label": kind}
-            error = [rows["ms"] - rows["ms 25 %"], rows["ms 75 %"] - rows["ms"]]
-            times.barh(place, rows["ms"], xerr=error, error_kw={"capsize": 2, "elinewidth": 1.2}, **look)
-            memory.barh(place, rows["memory_MB"], **look)
-        times.set(yticks=range(len(methods)), yticklabels=methods, ylim=(len(methods) - 0.4, -0.6))
-        times.set(title=f"batches of {batch}: {where}")
+        rows = quartiles[quartiles["batch"] == batch]
+        error: Any = {"capsize": 0.2, "err_kws": {"linewidth": 1.2, "color": BLACK}}
+        barplot(rows, x="ms", saturation=1, ax=times, **look, **error, **RANGE)
+        barplot(rows, x="memory_MB", saturation=1, errorbar=None, legend=False, ax=memory, **look)
+        times.get_legend().set_visible(False)
+        times.set(xlabel="milliseconds a step, median and quartiles", ylabel="", title=f"batches of {batch}: {where}")
+        memory.set(xlabel="peak memory, MB")
         for ax in (times, memory):
             ax.grid(axis="y", visible=False)
-    panels[-1][0].set(xlabel="milliseconds a step, median and quartiles")
-    panels[-1][1].set(xlabel="peak memory, MB")
+            ax.label_outer()
     fig.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(kinds))
     return fig
 

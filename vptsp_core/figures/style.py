@@ -1,7 +1,8 @@
-"""Figures in one house style. Each function takes numbers and gives a figure; `save_figure` keeps and shows it.
+"""Figures in one house style. Each function takes numbers and returns a figure; `save_figure` saves and shows it.
 
-Colours: Okabe & Ito (2008), told apart with any colour vision, and marker shapes beside them. Ours is drawn in full
-colour, the paper's series lighter. pyplot's list of open figures and the global style are left alone.
+Colours: Okabe & Ito (2008), distinct with any colour vision; marker shapes differ, too. Our series are in full colour,
+the paper's are lighter. seaborn draws distributions and ranges. pyplot's open figures and the global style stay as they
+are.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ FAMILIES = {  # of the methods in table 1: colour and marker; hollow without Bit
 }  # fmt: skip
 PROXIES = {"O": ("v", "original proxy O"), "P": ("s", "semantic proxy P"), "Q": ("*", "composed proxy Q")}
 LIGHT = 0.5  # opacity of the paper's series
+RANGE: Any = {"estimator": "median", "errorbar": ("pi", 100)}  # for seaborn: of `ranged`
 RING: Any = {
     "linestyle": "", "marker": "o", "markersize": 19, "zorder": 3,
     "markerfacecolor": "none", "markeredgecolor": BLACK, "markeredgewidth": 1.2,
@@ -92,8 +94,8 @@ def save_figure(fig: Figure, results: Path, name: str, alt: str = "") -> Image:
 
     for kind in ("pdf", "png"):
         # No date: the same numbers give the same file. The results page takes its captions from the PNG.
-        told = {"CreationDate": None} if kind == "pdf" else {"Description": alt or name}
-        buffer = file_of(fig, kind, metadata=told)
+        metadata = {"CreationDate": None} if kind == "pdf" else {"Description": alt or name}
+        buffer = file_of(fig, kind, metadata=metadata)
         if kind == "png":
             buffer = _with_palette(buffer)
         write_bytes(results / "figures" / f"{name}.{kind}", buffer.getvalue())
@@ -106,13 +108,19 @@ def _with_palette(png: io.BytesIO) -> io.BytesIO:
     from PIL.PngImagePlugin import PngInfo
 
     small = io.BytesIO()
-    picture, told = Image.open(png), PngInfo()
+    picture, texts = Image.open(png), PngInfo()
     for key, text in picture.info.items():
         if isinstance(key, str) and isinstance(text, str):
-            told.add_text(key, text)
+            texts.add_text(key, text)
     quantised = picture.convert("RGB").quantize(256)
-    quantised.save(small, "PNG", optimize=True, pnginfo=told, dpi=picture.info.get("dpi"))
+    quantised.save(small, "PNG", optimize=True, pnginfo=texts, dpi=picture.info.get("dpi"))
     return small
+
+
+def ranged(table: pd.DataFrame, column: str, low: pd.Series, high: pd.Series) -> pd.DataFrame:
+    """Each row three times, with ``column`` at its low end, at its value and at its high end: with `RANGE`, seaborn
+    draws the value and its range."""
+    return pd.concat([table.assign(**{column: values}) for values in (low, table[column], high)], ignore_index=True)
 
 
 @_house
@@ -217,7 +225,7 @@ def maps(
         for label, colour in zip(shown, CLASS_COLOURS):
             ax.scatter(*points[labels == label].T, s=20, color=colour, alpha=0.75, linewidth=0)
             for name, where in marks.items():
-                size, over = (190, 3) if name == "Q" else (75, 4)  # the smaller ones lie on the larger
+                size, over = (190, 3) if name == "Q" else (75, 4)  # the smaller ones on top of the larger
                 ax.scatter(*where[label], s=size, marker=PROXIES[name][0], color=colour, edgecolor=BLACK, zorder=over)
         ax.set(title=title, xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
         ax.grid(False)

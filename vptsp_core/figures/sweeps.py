@@ -1,12 +1,13 @@
 """Figure 3 as the paper prints it, a panel each, in the house style of `vptsp_core.figures.style`.
 
-Our curve and the paper's lie in axes of their own, one above the other: the scales of unlike data are not to be read
-against each other, the shapes are. Where our x axis covers the paper's, the two share it.
+Our curve and the paper's have separate axes, one above the other: compare their shapes, not their scales, which come
+from different data. Where our x axis covers enough of the paper's, the two share it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,9 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from seaborn import lineplot
 
-from vptsp_core.figures.style import BLUE, GREY, LIGHT, ORANGE, VERMILION, _house, _ring, _ring_entry
-from vptsp_core.paper.figure3_tables import Panel
+from vptsp_core.figures.style import BLUE, GREY, LIGHT, ORANGE, RANGE, VERMILION, _house, _ring, _ring_entry, ranged
+from vptsp_core.paper.figure3 import Panel
 
 ACROSS = 4  # panels beside each other
 OURS = {"R@1": (BLUE, "o"), "MAP@R": (VERMILION, "D")}
@@ -77,12 +79,13 @@ def _ours(ax: Axes, panel: Panel, y: str) -> None:
         ax.text(0.5, 0.5, "no runs", color=GREY, ha="center", va="center", transform=ax.transAxes)
         ax.set(xticks=[], yticks=[])
         return
-    ax.plot(ours["x"], ours[y], f"{marker}-", color=colour)
+    half = ours[f"{y} ±"].fillna(0)
+    seeds = ranged(ours, y, ours[y] - half, ours[y] + half)
+    band: Any = {**RANGE, "err_kws": {"alpha": 0.18, "linewidth": 0}} if half.any() else {"errorbar": None}
+    lineplot(seeds, x="x", y=y, marker=marker, color=colour, markeredgecolor=colour, legend=False, ax=ax, **band)
+    ax.set(xlabel="", ylabel=f"ours: {y}, %")
     if y == "R@1":  # by which the highest was chosen
         _ring(ax, ours[ours["x"].isin(panel.unclear)], "x", y)
-    half = ours[f"{y} ±"].fillna(0)
-    if half.any():
-        ax.fill_between(ours["x"], ours[y] - half, ours[y] + half, color=colour, alpha=0.18, linewidth=0)
     _places(ax, panel, ours["x"])
 
 
@@ -120,7 +123,7 @@ def _apart(places: list[float], logarithmic: bool) -> list[float]:
 
 
 def _share(above: Axes, below: Axes, panel: Panel) -> None:
-    """One x axis for both, where ours lies within the paper's and covers half of it or more."""
+    """One x axis for both, where ours is within the paper's and covers at least half of it."""
     ours, paper = panel.ours.get("x", pd.Series(dtype=float)), panel.paper["x"]
     if ours.empty or paper.empty or ours.min() < paper.min() or ours.max() > paper.max():
         return

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from seaborn import barplot, lineplot, rugplot, scatterplot
 
 from vptsp_core.figures.style import BLUE, GREY, LIGHT, VERMILION, _house
 
 
 @_house
 def history(trials: pd.DataFrame, judge: str, reference: float | None = None, label: str = "start") -> Figure:
-    """Every trial's R@1 in order, and the best so far; crosses on the axis are trials that could not be run.
+    """Every trial's R@1 in order, and the best so far; ticks on the axis are trials that could not be run.
 
     Args:
-        trials: of `paper.search_frames.trials_frame`.
+        trials: of `paper.search_study.trials_frame`.
         judge: what R@1 is of, for the axis: "test classes".
         reference: R@1 in percent that a dashed line marks, called ``label``.
     """
     fig = Figure(figsize=(7.0, 3.6), layout="constrained")
     ax = fig.subplots()
-    trained = trials[trials["state"] == "trained"]
-    ax.plot(trained["trial"], trained["R@1"], "o", color=BLUE, alpha=LIGHT, markeredgewidth=0, label="trial")
-    ax.step(trials["trial"], trials["best so far"], where="post", color=VERMILION, label="best so far")
+    look: Any = {"x": "trial", "legend": False, "ax": ax}
+    best = {"y": "best so far", "errorbar": None, "drawstyle": "steps-post", "label": "best so far"}
+    scatterplot(trials, y="R@1", color=BLUE, alpha=LIGHT, s=64, linewidth=0, label="trial", **look)
+    lineplot(trials, color=VERMILION, **best, **look)
     if reference is not None:
         ax.axhline(reference, color=GREY, linestyle="--", label=label)
-    out = trials.loc[trials["state"] == "left out", "trial"]
+    out = trials[trials["state"] == "left out"]
     if len(out):
-        across = ax.get_xaxis_transform()
-        ax.plot(out, [0.02] * len(out), "x", color=GREY, transform=across, label="left out")
+        rugplot(out, height=0.04, color=GREY, linewidth=1.8, label="left out", **look)
     ax.set(xlabel="trial", ylabel=f"R@1 on {judge}, %")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     fig.legend(loc="outside right upper")
@@ -40,14 +43,14 @@ def importance(shares: pd.Series, trials: int) -> Figure:
     """Bars, the most important key on top.
 
     Args:
-        shares: of `paper.search_frames.importance`; no rows give an empty frame that says so.
+        shares: of `paper.search_study.importance`; no rows give an empty frame that says so.
         trials: from how many they come.
     """
     fig = Figure(figsize=(7.0, 0.9 + 0.32 * max(len(shares), 3)), layout="constrained")
     ax = fig.subplots()
-    ax.barh(list(shares.index), shares.to_numpy(), color=BLUE)
-    ax.bar_label(ax.containers[0], fmt="%.2f", padding=3)  # type: ignore[arg-type]
-    ax.invert_yaxis()
+    if len(shares):
+        barplot(x=shares.to_numpy(), y=list(shares.index), color=BLUE, saturation=1, ax=ax)
+        ax.bar_label(ax.containers[0], fmt="%.2f", padding=3)  # type: ignore[arg-type]
     ax.margins(x=0.12)
     ax.set(xlabel=f"share of the variance of R@1 (fANOVA of {trials} trials; all together 1)", xlim=(0, None))
     ax.grid(axis="y", visible=False)

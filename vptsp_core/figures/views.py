@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from seaborn import barplot, heatmap, histplot
 
 from vptsp_core.figures.explore.attention import Looked
 from vptsp_core.figures.style import BLUE, GREY, SKY, VERMILION, _house
@@ -26,22 +27,21 @@ def classes(table: pd.DataFrame, count: int = 15) -> Figure:
     lowest = table.head(count)
     fig = Figure(figsize=(9.6, max(3.2, 0.24 * len(lowest) + 1.2)), layout="constrained")
     spread, bars = fig.subplots(1, 2, width_ratios=(1, 1.25))
-    spread.hist(table["R@1"], bins=np.linspace(0, 100, 21).tolist(), color=BLUE)
+    histplot(table, x="R@1", binwidth=5, binrange=(0, 100), color=BLUE, alpha=1, linewidth=0, ax=spread)
     mean = float(np.average(table["R@1"], weights=table["queries"]))
     spread.axvline(mean, color=VERMILION, linestyle="--", label=f"all queries: {mean:.1f} %")
     spread.set(xlabel="R@1 of a class, %", ylabel="classes", xlim=(0, 100))
     spread.yaxis.set_major_locator(MaxNLocator(integer=True))
     spread.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     places = np.arange(len(lowest))
-    bars.barh(places, lowest["R@1"], color=BLUE)
+    barplot(x=lowest["R@1"].to_numpy(), y=places, orient="h", color=BLUE, saturation=1, ax=bars)
     for y, (recall, other, times) in enumerate(zip(lowest["R@1"], lowest["most taken for"], lowest["times"])):
         if times:  # beside its bar, or in it where there is no room
             x, side, colour = (recall - 1, "right", "white") if recall > 55 else (recall + 1, "left", "#404040")
-            told = f"{times} x {short_name(other)}"
-            bars.text(x, y, told, ha=side, va="center", fontsize=9, color=colour)
+            text = f"{times} x {short_name(other)}"
+            bars.text(x, y, text, ha=side, va="center", fontsize=9, color=colour)
     bars.set_yticks(places, [short_name(name) for name in lowest["name"]], fontsize=9)
     bars.set(xlabel="R@1, %", xlim=(0, 100), title=f"lowest {len(lowest)}, and what each is most taken for")
-    bars.invert_yaxis()
     bars.grid(axis="y", visible=False)
     return fig
 
@@ -59,18 +59,13 @@ def attention_shares(to_prompts: np.ndarray, shares: pd.DataFrame) -> Figure:
     fig = Figure(figsize=(wide + 5.6, max(3.2, 0.3 * blocks + 1.5)), layout="constrained")
     if count:
         heat, bars = fig.subplots(1, 2, width_ratios=(wide, 5.6))
-        drawn = heat.imshow(
-            100 * to_prompts, aspect="auto", cmap="viridis", vmin=0, extent=(0.5, count + 0.5, blocks + 0.5, 0.5)
-        )
-        if count <= 12:
-            for (row, column), share in np.ndenumerate(100 * to_prompts):
-                light = share < 0.6 * np.nanmax(100 * to_prompts)
-                text = "" if np.isnan(share) else f"{share:.1f}"
-                heat.text(column + 1, row + 1, text, ha="center", va="center", fontsize=9, color="w" if light else "k")
-        fig.colorbar(drawn, ax=heat, label="share of the attention, %", pad=0.03)
+        percent = pd.DataFrame(100 * to_prompts, index=range(1, blocks + 1), columns=range(1, count + 1))
+        heatmap(
+            percent, vmin=0, cmap="viridis", annot=count <= 12, fmt=".1f", annot_kws={"fontsize": 9},
+            yticklabels=True, cbar_kws={"label": "share of the attention, %", "pad": 0.03}, ax=heat,
+        )  # fmt: skip
         heat.set(xlabel="prompt", ylabel="block", title="each prompt")
-        heat.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
-        heat.set_yticks(range(1, blocks + 1))
+        heat.tick_params(axis="y", rotation=0)
         heat.grid(False)
     else:
         bars = fig.subplots()

@@ -22,11 +22,11 @@ SIDE = 56  # pixels of a thumbnail
 
 
 def document(points: np.ndarray, images: ImageSet, places: Sequence[int], *, seed: int = 0) -> str:
-    """The map as a page: thumbnails where there is room, more of them the nearer one comes; the image under the pointer
-    large, with its class and place, and all of its class ringed.
+    """The map as a page: thumbnails where there is room, more of them the closer you zoom; the image under the pointer
+    is large, with its class and place, and all images of its class are ringed.
 
     Args:
-        points: (N, 2), where the images ``places`` (N) of the set lie.
+        points: (N, 2), the points of the images ``places`` (N) of the set.
         seed: which of crowded images are drawn first.
     """
     low, high = points.min(0), points.max(0)

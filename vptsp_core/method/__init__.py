@@ -1,6 +1,5 @@
-"""The method, and nothing else: what to read to know how VPTSP is trained and tested.
+"""The method, and nothing else. Read it to know how VPTSP is trained and tested, in this order:
 
-In this order: config, presets, backbone (hub), vit (head), adapters, lora, accumulators, proxies, class_prompts,
-losses, model, sampler, step, metrics, neighbours (faiss_index); textbook, beside them, is the plain form that tests
-compare with.
+config, presets, backbone (hub, weights), vit (head), adapters, lora, accumulators, proxies, class_prompts, losses,
+model, sampler, step, loop, metrics, neighbours (faiss_index). textbook is the plain form that tests compare with.
 """

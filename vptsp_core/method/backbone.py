@@ -33,7 +33,7 @@ def load_backbone(name: str, weights: str = "pretrained", image_size: int | None
     Args:
         name: full timm name (``vit_small_patch16_224.augreg_in21k``) or ``"demo_vit"``.
         weights: ``"pretrained"`` (the hub; the package for demo_vit), ``"random"``, or a file of
-            weights (see `weights.load_weights`); a classifier in the file is left aside.
+            weights (see `weights.load_weights`); a classifier in the file is not used.
         image_size: input side in pixels, None for the model's own.
 
     Raises:
@@ -71,7 +71,7 @@ def _create(name: str, *, pretrained: bool, image_size: int | None) -> VisionTra
         return VisionTransformer(**DEMO_VIT | ({"img_size": image_size} if image_size else {}))
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0]}*")[:4] or ["see timm.list_models('vit_*')"]
-        raise ConfigError(f"backbone {name!r} is no timm model; known: {', '.join(near)}")
+        raise ConfigError(f"backbone {name!r} is not a timm model; known: {', '.join(near)}")
     if "." in name and name not in timm.list_pretrained(f"{name.split('.')[0]}*"):
         tags = timm.list_pretrained(f"{name.split('.')[0]}.*")
         raise ConfigError(f"backbone {name!r}: no such pretrained tag; known: {', '.join(tags)}")
@@ -134,7 +134,7 @@ def pooling(model: VisionTransformer, wanted: str = "auto") -> str:
     """``"cls"`` or ``"avg"``: ``wanted``, or for ``"auto"`` what the model was trained with.
 
     Raises:
-        ConfigError: there is no class token to pool, or the model pools in another way.
+        ConfigError: the model has no class token, or it pools in another way.
     """
     own = {"token": "cls", "avg": "avg"}.get(model.global_pool)
     if wanted == "auto" and own is None:
@@ -170,7 +170,7 @@ def checksum(model: nn.Module, names: Collection[str] | None = None) -> str:
 
 
 def identity(config: RunConfig) -> str:
-    """The run's hash, in which a file of weights counts by its content, not by where it lies.
+    """The run's hash, in which a file of weights counts by its content, not by its path.
 
     Raises:
         WeightsError: no such file.

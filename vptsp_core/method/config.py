@@ -284,7 +284,7 @@ def _refuse_unknown(values: dict[str, Any]) -> None:
 
 
 def _checked(key: str, value: Any, hint: Any) -> Any:
-    """``value`` as the annotated type (an int is a fine float, a bool is no int), or a ConfigError."""
+    """``value`` as the annotated type (an int is accepted as float, a bool not as int), or a ConfigError."""
     if typing.get_origin(hint) is Literal:
         allowed = typing.get_args(hint)
         if value not in allowed:

@@ -1,4 +1,4 @@
-"""The hub that pretrained weights come from: asked in silence, and not for a minute where there is no network."""
+"""The hub that pretrained weights come from: asked quietly, and only where it can be reached."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors"
 
 @contextlib.contextmanager
 def asked(name: str) -> Iterator[None]:
-    """Inside, timm may fetch the weights of ``name``; huggingface_hub tries again as ever, but tells nothing of it.
+    """Inside, timm may fetch the weights of ``name``; huggingface_hub retries as usual, but logs nothing of it.
 
     Raises:
         ConnectionError: they are not in the cache, and the hub is out of reach; what is in the way is named.
@@ -43,7 +43,7 @@ def asked(name: str) -> Iterator[None]:
 
 
 def _cached(name: str) -> bool:
-    """Whether weights of this model lie here; also where it has another source than the hub, so that none is asked."""
+    """Whether weights of this model are in the cache; True as well for a model whose source is not the hub."""
     known = timm.get_pretrained_cfg(name)
     if known is None or not known.hf_hub_id:
         return True

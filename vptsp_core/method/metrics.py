@@ -29,7 +29,7 @@ class Scores(dict[str, float]):
 
     Attributes:
         queries: {"R@1" (where asked for), and the three of `OF_R`: (N,) float32}, in the order of the queries. A
-            metric is the mean of its values; NaN stands where R = 0, and is left out.
+            metric is the mean of its values; it is NaN where R = 0, which is left out.
     """
 
     def __init__(self, metrics: Mapping[str, float], queries: dict[str, np.ndarray]) -> None:

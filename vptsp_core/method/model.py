@@ -191,8 +191,8 @@ def _adapters(config: RunConfig, width: int) -> list[Adapter]:
 def make_optimizers(model: MetricModel) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """Two optimisers of one kind: everything but O at ``lr``, O at ``lr_proxy`` (method.md, training protocol).
 
-    On a GPU each is one fused kernel a step, for whose parameters the model must lie there already. Not so with fp16:
-    where the first gradients overflow, torch's fused SGD leaves its momentum as it found the memory.
+    On a GPU each step is one fused kernel, so the model must be there already. fp16 does without it: where the first
+    gradients overflow, torch's fused SGD starts its momentum from uninitialised memory.
     """
     assert model.proxies is not None
     config = model.config

@@ -2,8 +2,8 @@
 
 A deep visual prompt is put before a block and its output is dropped after it. So a prompt's query, output projection
 and MLP never matter: in every block it takes part through LayerNorm and the K and V projections alone. Both towers
-see the same images through the same weights, so the stem and the first QKV are computed once for both; from their fork
-on they travel as one batch of 2B rows, or apart on a CPU (`PromptedViT.one_batch`). All of it is exact: same loss and
+see the same images through the same weights, so the stem and the first QKV are computed once for both. From their fork
+on they are one batch of 2B rows, or two batches on a CPU (`PromptedViT.one_batch`). All of it is exact: same loss and
 gradients as concatenating, running timm's block and dropping (`vptsp_core.method.textbook`), to float rounding.
 """
 
@@ -82,7 +82,7 @@ def attend(attention: Attention, q: Tensor, kv: Tensor, prompt_kv: Tensor | None
 def by_products(q: Tensor) -> bool:
     """Whether `attend` takes two batched products and a softmax in place of torch's fused attention.
 
-    For q (B, heads, T, A / heads) in bf16 on a CPU: there the fused form takes several times as long on the way back.
+    For q (B, heads, T, A / heads) in bf16 on a CPU: there the fused form's backward pass takes several times as long.
     """
     return q.device.type == "cpu" and q.dtype is torch.bfloat16
 
@@ -130,7 +130,7 @@ def run_block(
     """
     attention, normed = block.attn, in_autocast(block.norm1(x))  # cast once, not for each projection
     # Two projections, not one: the keys and values are copied behind the prompts', and a joint output would be
-    # kept whole for the backward pass only because the queries lie in it.
+    # kept whole for the backward pass because it also holds the queries.
     kv = keys_and_values(attention, normed)
     if rows is not None:
         x, normed = x[:, :rows], normed[:, :rows]
@@ -177,11 +177,11 @@ class PromptedViT(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.autocast: torch.dtype | None = None
-        # Both towers as one batch of 2B rows, or apart from their fork on. None: apart on a CPU, whose caches hold the
-        # MLP of B rows and not of 2B (ViT-S/16, batch 16, 2 cores: 1.1 times quicker), one batch elsewhere.
+        # Both towers as one batch of 2B rows, or as two batches. None: two on a CPU, whose caches hold the MLP of B
+        # rows and not of 2B (ViT-S/16, batch 16, 2 cores: 1.1 times quicker), one batch elsewhere.
         self.one_batch: bool | None = None
         # Gradient checkpointing (Chen et al., arXiv 1604.06174): keep the inputs of the blocks alone, and compute each
-        # block again on the way back. A step takes a third longer; the numbers are the same.
+        # block again in the backward pass. A step takes a third longer; the numbers are the same.
         self.checkpointing = False
         self.pool = pooling(backbone, pool)
         self.pooled_tokens = 2 if hasattr(backbone, "dist_token") and self.pool == "cls" else 1
@@ -204,7 +204,7 @@ class PromptedViT(nn.Module):
         """Sample embeddings, and class embeddings for the proxies where a source of them is given.
 
         Args:
-            images: (B, 3, H, W), normalised; with ``class_prompts``, images of a class lie next to each other.
+            images: (B, 3, H, W), normalised; with ``class_prompts``, images of a class are next to each other.
             class_prompts: (C, L_c, m, D), one entry for each group of B / C adjacent images: a proxy tower.
             source: without class prompts, ``"sample"``, ``"encoder"`` or ``"fixed_encoder"`` (`MetricModel`). A tower
                 with the sample tower's own prompts computes what that one has: the proxy head reads it from there.

@@ -1,6 +1,6 @@
 """Files of weights as people have them, read into timm's keys. Nothing in a file is executed.
 
-The kind of a file is told by its content. The backbone's table is the only one in the file that has a patch embedding;
+A file's content decides its kind. The backbone's table is the only one in the file that has a patch embedding;
 what its keys begin with is stripped. Layouts that timm maps (Meta's DINOv2, OpenAI's and OpenCLIP's CLIP, Google's
 .npz) are mapped by timm. A warning says what was done; a file that could be meant in two ways is refused.
 """
@@ -35,7 +35,7 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt", ".npz")
 # Keys of the patch embedding: OpenCLIP's, OpenAI's, and that of timm and Meta.
 PATCHES = ("visual.trunk.patch_embed.proj.weight", "visual.conv1.weight", "patch_embed.proj.weight")
 WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # torch's own, in any place
-# What stands beside an encoder and is no part of it: heads, decoders, mask tokens.
+# What a file may hold beside an encoder: heads, decoders, mask tokens.
 ASIDE = re.compile(r"(.*\.)?(\w*head\w*|pre_logits|fc|classifier|decoder\w*|mask_token|masked_embed)(\..*)?")
 OF_A_RUN = ("vit.head.", "vit.proxy_head.", "vit.prompts", "vit.backbone.", "proxies.", "class_prompts.")
 FOREIGN = {
@@ -302,13 +302,13 @@ def _from_npz(path: Path, model: nn.Module) -> Table:
 def _check(path: Path, key: str, value: Any) -> None:
     """An error for what is not a plain tensor of finite numbers."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
-        raise WeightsError(f"weights {path}: {key} is no table of floating-point numbers; save model.state_dict()")
+        raise WeightsError(f"weights {path}: {key} is not a table of floating-point numbers; save model.state_dict()")
     # Few bytes may claim to be many numbers; of eight bits each, torch knows no arithmetic.
     whole = value.device.type == "cpu" and value.untyped_storage().nbytes() >= value.nbytes and value.itemsize > 1
     if not whole:
-        raise WeightsError(f"weights {path}: {key} is no plain table of 16, 32 or 64 bits; save model.state_dict()")
+        raise WeightsError(f"weights {path}: {key} is not a plain table of 16, 32 or 64 bits; save model.state_dict()")
     if not value.isfinite().all():
-        raise WeightsError(f"weights {path}: {key} holds values that are no finite numbers; get the file again")
+        raise WeightsError(f"weights {path}: {key} holds values that are not finite numbers; get the file again")
 
 
 def _resampled(positions: Tensor, model: VisionTransformer) -> Tensor:

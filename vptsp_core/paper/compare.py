@@ -1,14 +1,14 @@
-"""The notebooks of tables 2 to 8, in short: run what can be run, lay it out beside the paper, mark chance.
+"""The notebooks of tables 2 to 8, in short: run what can be run, show it beside the paper, mark chance.
 
-What can be run is decided here and named: data sets that are absent, backbones that do not fit, and weights that
-cannot be had cost their own rows only.
+A data set that is absent, a backbone that does not fit and weights that cannot be loaded cost their own rows only, and
+are named.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from vptsp_core.runs import significance
 from vptsp_core.runs.folder import METRICS, Run, run_folder
 from vptsp_core.runs.run import build_model, many
 
-TESTED = ("R@1", "MAP@R released")  # what differences are tested in: per-query values, beside the paper's columns
+TESTED = ("R@1", "MAP@R released")  # the metrics whose differences are tested
+
 
 @dataclass(frozen=True)
 class Done:
@@ -53,8 +54,7 @@ def carry_out(
     notebook: str,
     **options: Any,
 ) -> Done:
-    """Run every cell of a table for every seed, as far as data and weights are here; finished runs are found again,
-    whatever has become of the data and of their weights.
+    """Run every cell of a table for every seed, as far as data and weights are here. Finished runs need neither.
 
     Args:
         configs: of `paper.tables`.
@@ -65,80 +65,69 @@ def carry_out(
         options: of `runs.run.many`, such as ``workers`` and ``progress``.
 
     Raises:
-        VptspError: a data set that is there and broken, or every run failed.
+        VptspError: a data set is damaged, or every run failed.
     """
-    every = sorted({seed for of in seeds.values() for seed in of}) if isinstance(seeds, Mapping) else list(seeds)
-    asked = f" --seeds {','.join(map(str, every))}" if every != [0] else ""
-    absent: dict[str, str] = {}  # of each data set, why it is not here
-    refused: dict[tuple[str, str, bool], str] = {}
+    of = seeds if isinstance(seeds, Mapping) else dict.fromkeys(configs, seeds)
+    absent = {
+        dataset: report.absent_data(config, data, notebook, results)
+        for dataset, config in {config.dataset: config for config in configs.values()}.items()
+    }
+    refusal = functools.cache(_refusal)
     missing: dict[str, list[str]] = {}  # of each reason, what could not be run
     pairs: list[tuple[tuple[str, str], RunConfig]] = []
     for cell, config in configs.items():
-        if config.dataset not in absent:
-            absent[config.dataset] = report.absent_data(config, data, notebook, results)
-        here = not absent[config.dataset]
-        for seed in seeds[cell] if isinstance(seeds, Mapping) else seeds:
+        for seed in of[cell]:
             run = config.replace(seed=seed)
-            if _finished(run, results):
-                pairs.append((cell, run))
-                continue
-            source = config.backbone, config.weights, here
-            if source not in refused:
-                refused[source] = _refusal(config, weights_too=here)
-            if reason := refused[source]:
-                missing.setdefault(reason, []).append(cell[0])
-            elif here:
-                pairs.append((cell, run))
+            reason = ""
+            if not _finished(run, results):
+                reason = absent[config.dataset] or refusal(config.backbone, config.weights, config.image_size)
+            if reason:
+                missing.setdefault(reason, []).append(f"{cell[0]} (seed {seed})" if seed else cell[0])
             else:
-                missing.setdefault(absent[config.dataset], []).append(f"{cell[0]} (seed {seed})" if seed else cell[0])
-    shown = {run.dataset for _, run in pairs}
-    whole = [line for dataset, line in absent.items() if line and dataset not in shown]  # of these there is no run
-    left_out = list(whole)
+                pairs.append((cell, run))
+    every = sorted({seed for each in of.values() for seed in each})
+    asked = f" --seeds {','.join(map(str, every))}" if every != [0] else ""
+    shown = {absent[run.dataset] for _, run in pairs}
+    left_out = []
     for reason, labels in missing.items():
-        if reason not in whole:
+        if reason in absent.values() and reason not in shown:  # there is no run of this data set at all
+            left_out.append(reason)
+        else:
             line = f"Not run: {'; '.join(dict.fromkeys(labels))}: {reason.removeprefix('No runs: ')}"
             left_out.append(line + (asked if reason in absent.values() else ""))  # which ends with a command
     try:
-        finished = _many(pairs, data, results, options)
-    except VptspError as error:  # the others are done, and found again
-        there = [_finished(run, results) for _, run in pairs]
-        if not any(there):
+        finished = many([run for _, run in pairs], data=data, results=results, **options) if pairs else []
+    except VptspError as error:  # the other runs are finished, and are found again
+        lost = dict.fromkeys(cell[0] for cell, run in pairs if not _finished(run, results))
+        pairs = [(cell, run) for cell, run in pairs if _finished(run, results)]
+        if not pairs:
             raise
-        lost = dict.fromkeys(row for ((row, _), _), ok in zip(pairs, there, strict=True) if not ok)
         left_out.append(f"Not run: {'; '.join(lost)}: {error}")
-        pairs = list(compress(pairs, there))
-        finished = _many(pairs, data, results, options)
+        finished = many([run for _, run in pairs], data=data, results=results, **options)
     return Done(finished, [cell for cell, _ in pairs], left_out)
-
-
-def _many(
-    pairs: Sequence[tuple[Any, RunConfig]], data: str | Path | None, results: Path, options: Mapping[str, Any]
-) -> list[Run]:
-    return many([run for _, run in pairs], data=data, results=results, **options) if pairs else []
 
 
 def _finished(config: RunConfig, results: Path) -> bool:
     try:
         return (run_folder(config, results) / METRICS).exists()
-    except VptspError:  # no such file of weights: no run of it either
+    except VptspError:  # without the file of weights there is no hash
         return False
 
 
-def _refusal(config: RunConfig, *, weights_too: bool) -> str:
-    """Why a backbone cannot be had, or nothing. Its kind is looked at first, without its weights and their memory."""
+def _refusal(backbone: str, weights: str, image_size: int) -> str:
+    """Why a backbone cannot be used; empty where it can. Its kind is checked before its weights are downloaded."""
     try:
-        if config.backbone != "demo_vit":
+        if backbone != "demo_vit":
             with torch.device("meta"):
-                load_backbone(config.backbone, "random", config.image_size)
-        if weights_too:
-            load_backbone(config.backbone, config.weights, config.image_size)
+                load_backbone(backbone, "random", image_size)
+        load_backbone(backbone, weights, image_size)
     except VptspError as error:
         return str(error)
     return ""
 
 
 def listing(configs: Cells, keys: Sequence[str]) -> pd.DataFrame:
-    """Settings of the cells to look at: a row a cell, ``keys`` of `RunConfig`, empty where unread."""
+    """Settings of the cells: a row a cell, a column for each of ``keys`` of `RunConfig`, empty where unread."""
     semantic = {"accumulator", "proxy_source", "class_prompts"}
     table = pd.DataFrame({
         f"{row}, {config.dataset}": {
@@ -186,15 +175,15 @@ def beside(
     extra: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Paper | ours | difference of every column that the paper prints, in percent, indexed by row: the
-    paper's rows in its order, then those of ours alone.
+    paper's rows in its order, then the rows that only we have.
 
-    The paper's MAP@R comes from the released code, so it stands beside ours by the same formula, "MAP@R released";
-    "MAP@R" as Musgrave et al. (2020) define it follows, of ours only.
+    The paper's MAP@R comes from the released code and is compared with ours by the same formula, "MAP@R released";
+    "MAP@R" as Musgrave et al. (2020) define it follows, for ours only.
 
     Args:
         paper: `paper.tables.paper_rows`.
         clear, reference: `against` the row ``reference``: adds (column, "vs <reference>").
-        extra: ``row`` and further columns of ours, by the paper's names or new ones.
+        extra: ``row`` and more columns of ours, named as the paper's or new.
     """
     released = {column: f"{column} released" for column in map(str, paper) if column.endswith("MAP@R")}
     paper = paper.rename(columns=released)
@@ -230,7 +219,7 @@ def by_set(table: pd.DataFrame, sets: Sequence[str]) -> Iterator[pd.DataFrame]:
 
 
 def agreement(table: pd.DataFrame) -> str:
-    """A line for each column that both sides have at least three rows of: Spearman's rank correlation."""
+    """Spearman's rank correlation, a line for each column in which both sides have three rows or more."""
     lines = []
     for column in map(str, table.columns.unique(0)):
         if (column, report.DIFFERENCE) in table:
@@ -242,7 +231,7 @@ def agreement(table: pd.DataFrame) -> str:
 
 
 def parameters(configs: Mapping[str, RunConfig], classes: int = 100) -> pd.DataFrame:
-    """``row``, "parameters, M" as the paper counts them and "learning, M", what really learns, in millions."""
+    """``row``, "parameters, M" as the paper counts them and "learning, M", those that learn, in millions."""
     found = []
     for row, config in configs.items():
         model = build_model(config.replace(weights="random"), classes, torch.device("cpu"))

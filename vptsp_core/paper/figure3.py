@@ -1,7 +1,6 @@
 """Figure 3 of the paper as sweeps: one key of table 1's best method varied, a panel each, beside the paper's curve.
 
-Where the paper leaves open what a panel varies, the reading taken here is told in `SWEEPS` and in the notebook. What
-came of the runs is in `vptsp_core.paper.figure3_tables`.
+Where the paper leaves open what a panel varies, `SWEEPS` and the notebook say how it is read here.
 """
 
 from __future__ import annotations
@@ -10,15 +9,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 
 from vptsp_core.data.catalog import CATALOG
 from vptsp_core.errors import ConfigError
 from vptsp_core.method.config import RunConfig
+from vptsp_core.paper import report
 from vptsp_core.paper.methods import BEST, configured, method_rows
+from vptsp_core.runs import significance
+from vptsp_core.runs.folder import Run
 from vptsp_core.runs.run import build_model
 
-WITHOUT_CLASS_PROMPTS = "VPT + BitFit"  # what is left of `BEST` when nobody has class prompts
+METRICS = ("R@1", "MAP@R", "MAP@R released")
+WITHOUT_CLASS_PROMPTS = "VPT + BitFit"  # `BEST` without class prompts
 
 
 class Point(NamedTuple):
@@ -64,7 +68,7 @@ SWEEPS: dict[str, Sweep] = {
         "class_prompts", "tunable parameters", "class-prompt parameters, K",
         "nearly flat: CUB 85.0 at 0, highest at 1,500 K (85.5), 84.5 from 2,500 K on",
         {
-            # Class prompts of 100 classes in 12 blocks of width 384: 461 K for each m. The released m = 3 then lies at
+            # Class prompts of 100 classes in 12 blocks of width 384: 461 K for each m. The released m = 3 is then at
             # 1,382 K, where the paper's curve has its maximum, and its seven points are m = 0 to 6.
             "paper": {m: 500 * m for m in range(7)},
             "tiny": {m: 500 * m for m in range(7)},  # of width 192: half the parameters for each m
@@ -199,7 +203,7 @@ def left_out(panel: str, profile: str, **changes: Any) -> str:
 
 
 def train_classes(config: RunConfig) -> int:
-    """Classes of the training split, as published; of images of one's own as many as one likes."""
+    """Classes of the training split, as published; of your own images any number."""
     if config.dataset in CATALOG:
         return CATALOG[config.dataset].counts["train"][0]
     return 100 if config.dataset == "glyphs" else 2**31
@@ -210,3 +214,80 @@ def class_prompt_parameters(config: RunConfig) -> int:
     model = build_model(config.replace(weights="random"), train_classes(config), torch.device("cpu"))
     assert model.class_prompts is not None
     return model.class_prompts.table.numel()
+
+
+# ---- results -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The results of a sweep.
+
+    Attributes:
+        ours: a row a point: ``label``, ``x``, `METRICS` and their intervals in percent; no rows where nothing ran.
+        paper: a row a point: ``label``, ``x``, ``CUB`` and ``Cars``: R@1 in percent.
+        best: the label of our highest R@1; None where nothing ran.
+        against: `runs.significance.against` the best, by label; None where nothing ran.
+    """
+
+    name: str
+    sweep: Sweep
+    ours: pd.DataFrame
+    paper: pd.DataFrame
+    best: str | None
+    against: pd.DataFrame | None
+
+    @property
+    def unclear(self) -> list[float]:
+        """Our x whose difference to the best R@1 could be chance."""
+        if self.against is None:
+            return []
+        doubtful = self.against.index[self.against["R@1", "chance"].eq(True)]
+        return self.ours.loc[self.ours["label"].isin(doubtful), "x"].tolist()
+
+
+def outcome(panel: str, asked: Sequence[Point], runs: Sequence[Run], names: Sequence[str]) -> Panel:
+    """A panel from its points and their finished runs.
+
+    Args:
+        runs: of any of the points, with any seeds; or none at all.
+        names: the label of each run's point.
+    """
+    places = pd.DataFrame({"label": [p.label for p in asked], "x": [p.x for p in asked]})
+    ours = places.merge(report.averaged(runs, {"label": names}, METRICS), on="label")
+    theirs = report.paper_table("fig3_curves_R1")
+    theirs = theirs[theirs["panel"] == panel]
+    beside = {point.paper_x: point.label for point in asked}
+    theirs = theirs.assign(label=[beside.get(x, f"paper: {x:g}") for x in theirs["x"]])
+    best = None if ours.empty else str(ours["label"].iloc[int(ours["R@1"].argmax())])
+    against = None if best is None else significance.against(runs, names, best, metrics=("R@1",))
+    return Panel(panel, SWEEPS[panel], ours, theirs[["label", "x", "CUB", "Cars"]], best, against)
+
+
+def table(panel: Panel) -> pd.DataFrame:
+    """Paper | ours | difference of R@1, a row a point in the order of x; MAP@R, which the paper has no curve of, ours
+    alone; the paper's Cars196 in a column of its own. Each point is tested against our best (`report.marked`)."""
+    paper = panel.paper.rename(columns={"CUB": "R@1"})
+    found = report.compare(paper, panel.ours, on="label", columns=["R@1"], only_ours=METRICS[1:])
+    if panel.best is not None and panel.against is not None:
+        found = report.marked(found, panel.against, panel.best)
+    found["R@1 on Cars196", "paper"] = panel.paper.set_index("label")["Cars"].reindex(found.index)
+    order = pd.concat([panel.ours, panel.paper]).drop_duplicates("label", keep="last").sort_values("x", kind="stable")
+    return found.reindex(order["label"]).rename_axis(panel.sweep.axis)
+
+
+def maxima(panels: Sequence[Panel]) -> pd.DataFrame:
+    """Where each curve of R@1 is highest: a row a panel, of the paper's two curves and of ours.
+
+    ``not clearly below`` lists our points whose difference to our highest could be chance.
+    """
+    rows = {}
+    for panel in panels:
+        curves = {
+            "paper, CUB": panel.paper.set_index("x")["CUB"], "paper, Cars": panel.paper.set_index("x")["Cars"],
+            "ours": panel.ours.set_index("x")["R@1"],
+        }  # fmt: skip
+        highest = {name: f"{c.idxmax():g} ({c.max():.4g})" if c.notna().any() else "" for name, c in curves.items()}
+        doubtful = ", ".join(f"{x:g}" for x in panel.unclear)
+        rows[f"{panel.name}: {panel.sweep.title}"] = {**highest, "not clearly below": doubtful}
+    return pd.DataFrame(rows).T

@@ -1,4 +1,4 @@
-"""A training run at its start, midway and at its end: three models on one path, and where their proxies are.
+"""A training run at its start, midway and at its end: the models, and where their proxies are.
 
 The learning rate's cosine does not depend on ``epochs`` (``cosine_T`` sets it), and every epoch draws its batches from
 (seed, epoch) alone, so a run of half the epochs is the first half of the whole one.

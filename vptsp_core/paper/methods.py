@@ -16,10 +16,10 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.method.lora import has_peft
 from vptsp_core.method.presets import table_preset
 
-# What each profile starts from. The paper's tables 1, 4, 5 and 7 and its figures are CUB-200 with ViT-S/16.
+# The preset of each profile. The paper's tables 1, 4, 5 and 7 and its figures are of CUB-200 with ViT-S/16.
 BASE = {"demo": "demo", "smoke": "smoke", "tiny": "cub200-vitti16", "paper": "cub200-vits16"}
 
-# What says which run a row is. Changes of all runs leave these alone: two rows would be one run under two names.
+# Keys that tell rows apart. Changes of all runs leave them alone, or two rows would be the same run.
 ROW_KEYS = (
     "dataset", "method", "bitfit", "accumulator", "proxy_source", "adapter_dim", "adapter_layers", "adapter_position",
     "adapter_norm", "adapter_init", "lora_rank", "lora_alpha", "start",
@@ -27,8 +27,8 @@ ROW_KEYS = (
 
 # Table 1, in the paper's order.
 METHODS: dict[str, dict[str, Any]] = {
-    "Frozen backbone": dict(method="frozen", bitfit=False),  # ours only: what nothing learned would give
-    # Ours only, too: the head in closed form (runs.start_from_data, docs/beyond.md), without a step of training.
+    "Frozen backbone": dict(method="frozen", bitfit=False),  # ours only
+    # Ours only: the head in closed form (runs.start_from_data, docs/beyond.md), without a step of training.
     "Closed form (whitened head, no training)": dict(method="linear", bitfit=False, start="heads", epochs=0),
     "Full fine-tuning (PA)": dict(method="full", bitfit=False),
     "Linear probing": dict(method="linear", bitfit=False),
@@ -45,7 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 FROZEN, FULL, BEST = "Frozen backbone", "Full fine-tuning (PA)", "VPTSP-G + BitFit"
 CLOSED = "Closed form (whitened head, no training)"
-UNTRAINED = (FROZEN, CLOSED)  # rows that take no step: no rate, no epoch and no seed has a part in them
+UNTRAINED = (FROZEN, CLOSED)  # rows that take no step: rates, epochs and seeds do not matter
 LORA = "LoRA (beyond the paper)"
 
 # Adapters, as table 1 prints them: 7 of 12 blocks without BitFit, one with it. The demo ViT has 6 blocks, 96 wide.
@@ -177,11 +177,7 @@ def proxy_source_rows(profile: str) -> dict[str, dict[str, Any]]:
     Raises:
         ConfigError: no such profile.
     """
-    best, rates = method_rows(profile)[BEST], RATES[_settings_of(profile)]
-    return {
-        label: {**best, "proxy_source": source, **rates.get(search_name(5, label), {})}
-        for label, source in PROXY_SOURCES.items()
-    }
+    return _variants(profile, 5, BEST, "proxy_source", PROXY_SOURCES)
 
 
 def integration_rows(profile: str) -> dict[str, dict[str, Any]]:
@@ -193,11 +189,12 @@ def integration_rows(profile: str) -> dict[str, dict[str, Any]]:
     Raises:
         ConfigError: no such profile.
     """
-    plain, rates = method_rows(profile)["VPTSP-G"], RATES[_settings_of(profile)]
-    return {
-        label: {**plain, "accumulator": accumulator, **rates.get(search_name(7, label), {})}
-        for label, accumulator in INTEGRATIONS.items()
-    }
+    return _variants(profile, 7, "VPTSP-G", "accumulator", INTEGRATIONS)
+
+
+def _variants(profile: str, number: int, label: str, key: str, values: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    row, rates = method_rows(profile)[label], RATES[_settings_of(profile)]
+    return {name: {**row, key: value, **rates.get(search_name(number, name), {})} for name, value in values.items()}
 
 
 def search_name(number: int, label: str) -> str:

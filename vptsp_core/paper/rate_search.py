@@ -1,8 +1,9 @@
-"""The search of the learning rates of the profile tiny: the same for every row (docs/tiny.md).
+"""The search for the learning rates of the profile tiny, the same for every row (docs/tiny.md).
 
-Rates a factor 4 apart; a trial is a run of three epochs, every fifth training class held out, judged by the validation
-MAP@R of its last epoch (R@1 where two are equal; it is too near to 100 % to judge by). While the best rate is at an end
-of those tried, the next one is tried as well. No test class decides anything. The winners stand in `methods.RATES`.
+The rates are a factor of 4 apart. A trial is a run of three epochs with every fifth training class held out; it is
+judged by the validation MAP@R of its last epoch (then by R@1, which is too near 100 % to come first). While the best
+rate is the lowest or highest of those tried, the next one is tried, too. No test class decides anything. The rates
+found are in `methods.RATES`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import pandas as pd
 from vptsp_core.errors import ConfigError
 from vptsp_core.method.config import RunConfig
 from vptsp_core.paper.methods import (
-    BEST,
     RATES,
     UNTRAINED,
     base_config,
@@ -31,23 +31,17 @@ from vptsp_core.runs.run import many
 
 GRID = (0.00125, 0.005, 0.02, 0.08)
 FACTOR = 4  # from one rate to the next
-LOWEST, HIGHEST = 1e-4, 1.0  # the search does not go on from below and from above
+LOWEST, HIGHEST = 1e-4, 1.0  # no rate is tried beyond one that is lower or higher than these
 JUDGED = ("validation MAP@R", "validation R@1")
-_ALL = (*(GRID[0] / FACTOR**n for n in (2, 1)), *GRID, *(GRID[-1] * FACTOR**n for n in (1, 2)))  # what may be tried
+_ALL = (GRID[0] / FACTOR**2, GRID[0] / FACTOR, *GRID, GRID[-1] * FACTOR, GRID[-1] * FACTOR**2)  # what may be tried
 
 
 def rows() -> dict[str, dict[str, Any]]:
     """{name in `RATES`: changes to `base_config`, without rates} of every row that is searched: those of table 1 that
-    train, and those of tables 5 and 7 that are not table 1's."""
-    methods = method_rows("tiny")
-    found = {label: row for label, row in methods.items() if label not in UNTRAINED}
-    for number, table, shared in (
-        (5, proxy_source_rows("tiny"), methods[BEST]),
-        (7, integration_rows("tiny"), methods["VPTSP-G"]),
-    ):
-        *others, last = table  # the last row is table 1's
-        assert base_config("tiny", **table[last]).hash() == base_config("tiny", **shared).hash()
-        found |= {search_name(number, label): table[label] for label in others}
+    train, and those of tables 5 and 7 but the last, which are table 1's."""
+    found = {label: row for label, row in method_rows("tiny").items() if label not in UNTRAINED}
+    for number, table in ((5, proxy_source_rows("tiny")), (7, integration_rows("tiny"))):
+        found |= {search_name(number, label): table[label] for label in list(table)[:-1]}
     return {name: {key: row[key] for key in row if key not in ("lr", "lr_proxy")} for name, row in found.items()}
 
 
@@ -72,11 +66,9 @@ def search(name: str, *, results: str | Path, **options: Any) -> float:
     if name not in rows():
         raise ConfigError(f"row {name!r} must be one of {', '.join(rows())}")
     row = rows()[name]
-    wanted: tuple[float, ...] = GRID
-    while wanted:
+    while wanted := _still_to_try(trials := _trials(row, Path(results))):
         many([trial(row, lr) for lr in wanted], results=results, **options)
-        wanted = _still_to_try(_trials(row, Path(results)))
-    return best_rate(_trials(row, Path(results)))
+    return best_rate(trials)
 
 
 def table(results: Path) -> pd.DataFrame:
@@ -92,25 +84,23 @@ def table(results: Path) -> pd.DataFrame:
 
 
 def winners(results: Path) -> dict[str, float]:
-    """The best rate of every row whose search is complete in ``results``: what `RATES` has to hold."""
+    """The best rate of every row whose search is complete in ``results``, for `RATES`."""
     tried = {name: _trials(row, results) for name, row in rows().items()}
     return {name: best_rate(trials) for name, trials in tried.items() if not _still_to_try(trials)}
 
 
 def summary(results: Path) -> str:
-    """How far the search is, and which rows keep the preset's rate for now, in a few lines."""
-    done, known = winners(results), rows()
-    lines = [f"{len(table(results))} trials; the search is complete for {len(done)} of {len(known)} rows."]
-    if kept := [name for name in known if name not in done]:
-        rates = [f"{name} ({RATES['tiny'].get(name, {}).get('lr', base_config('tiny').lr):g})" for name in kept]
-        lines.append(f"Not searched to the end, with the rate that they have for now: {'; '.join(rates)}.")
+    """How far the search is, and which rows still have the preset's rate, in a few lines."""
+    done, usual = winners(results), base_config("tiny").lr
+    rates = {name: RATES["tiny"].get(name, {}).get("lr", usual) for name in rows()}
+    lines = [f"{len(table(results))} trials; the search is complete for {len(done)} of {len(rates)} rows."]
+    if kept := [name for name in rates if name not in done]:
+        listed = "; ".join(f"{name} ({rates[name]:g})" for name in kept)
+        lines.append(f"Not searched to the end, with the rate that they have now: {listed}.")
         lines.append("To search: from vptsp_core.paper import rate_search; "
                      f"rate_search.search({kept[0]!r}, data=DIR, results=\"results/tiny\")")  # fmt: skip
-    own = {name: RATES["tiny"].get(name, {}).get("lr", base_config("tiny").lr) for name in done}
-    if other := [name for name, lr in done.items() if own[name] != lr]:
-        lines.append(
-            f"Found here, but not in vptsp_core/paper/methods.py yet: {'; '.join(f'{n} {done[n]:g}' for n in other)}."
-        )
+    if other := "; ".join(f"{name} {lr:g}" for name, lr in done.items() if rates[name] != lr):
+        lines.append(f"Found here, but not in vptsp_core/paper/methods.py yet: {other}.")
     return "\n".join(lines)
 
 

@@ -1,7 +1,6 @@
-"""Tables: the paper's numbers beside ours, shown in a notebook and kept as CSV, and what the runs ran on.
+"""Tables: the paper's numbers beside ours, shown in a notebook and stored as CSV, and what the runs ran on.
 
-Units: runs report fractions, the paper prints percent; `percent` turns the former into the latter, and tables
-hold percent from then on.
+Runs report fractions, the paper prints percent: `percent` converts the former, and all tables are in percent.
 """
 
 from __future__ import annotations
@@ -47,8 +46,8 @@ _STYLE: list[Any] = [
 
 
 def place(path: str | Path) -> Path:
-    """A notebook's path parameter, relative to the repository, which is where `run_all.sh` starts notebooks; JupyterLab
-    starts them where they are, in notebooks/, or in results/ if they are executed copies."""
+    """A notebook's path parameter, relative to the repository. `run_all.sh` starts notebooks there, but JupyterLab in
+    the folder that they are in."""
     here = Path.cwd()
     if here.is_relative_to(CHECKOUT):
         base = CHECKOUT
@@ -58,8 +57,8 @@ def place(path: str | Path) -> Path:
 
 
 def absent_data(config: RunConfig, data: str | Path | None, notebook: str, folder: Path = Path("results/paper")) -> str:
-    """Empty where the data set's folder is there (if it is broken, loading it says so), else one line: what is not
-    there, and the command that mends it. ``folder``: of the profile's results."""
+    """Empty where the data set's folder exists, else one line: what is missing, and the command that gets it.
+    ``folder``: of the profile's results."""
     own = CATALOG[config.dataset].folder if config.dataset in CATALOG else ""
     if config.dataset == "glyphs" or (data is not None and (place(data) / own).is_dir()):
         return ""
@@ -86,12 +85,10 @@ def paper_table(name: str) -> pd.DataFrame:
     Raises:
         ConfigError: no such table; the message lists them.
     """
-    folder = PACKAGE / "paper"
-    known = sorted(file.name.removesuffix(".csv") for file in folder.iterdir() if file.name.endswith(".csv"))
-    if name not in known:
-        raise ConfigError(f"no table {name!r} of the paper; known: {', '.join(known)}")
-    with (folder / f"{name}.csv").open(encoding="utf-8") as file:
-        return pd.read_csv(file)
+    files = {path.stem: path for path in sorted((PACKAGE / "paper").glob("*.csv"))}
+    if name not in files:
+        raise ConfigError(f"no table {name!r} of the paper; known: {', '.join(files)}")
+    return pd.read_csv(files[name], encoding="utf-8")
 
 
 def percent(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
@@ -101,7 +98,7 @@ def percent(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def averaged(runs: Sequence[Run], by: Mapping[str, Sequence[Any]], metrics: Sequence[str]) -> pd.DataFrame:
-    """Metrics in percent, averaged over the runs (their seeds) alike in ``by``; no runs give a table without rows.
+    """Metrics in percent, averaged over the runs (seeds) that have the same ``by``; no runs give no rows.
 
     Args:
         by: {column: its value for each run}, such as the labels of a table's rows.
@@ -121,13 +118,13 @@ def compare(
 
     Args:
         paper, ours: one row for each value of ``on``; a column that one side lacks is empty there.
-        columns: names alike on both sides, in the units to show.
-        only_ours: further columns, which the paper does not have.
+        columns: of both sides, in the units to show.
+        only_ours: more columns, which the paper does not have.
 
     Returns:
-        Indexed by ``on``, the rows of one side only in their place among the others; columns (column, "paper" |
-        "ours" | "difference"), the difference ours - paper, empty where either is missing.
-        Ours carries its interval as (column, "±") where it has one.
+        Indexed by ``on``; columns (column, "paper" | "ours" | "±" | "difference"): "±" is the interval of ours, where
+        it has one, and the difference is ours - paper, empty where either is missing. Rows of one side only are in
+        their place among the others.
 
     Raises:
         ConfigError: a value of ``on`` occurs twice on one side.
@@ -136,7 +133,7 @@ def compare(
     for side, table in sides.items():
         if not table.index.is_unique:
             twice = table.index[table.index.duplicated()][0]
-            raise ConfigError(f"{on} = {twice!r} occurs twice in {side}; average over seeds first (study.over_seeds)")
+            raise ConfigError(f"{on} = {twice!r} occurs twice in {side}; average over seeds first (`averaged`)")
     index = _merged(list(sides[PAPER].index), list(sides[OURS].index))
     out: dict[tuple[str, str], pd.Series] = {}
     for column in [*columns, *only_ours]:
@@ -151,8 +148,8 @@ def compare(
 
 
 def with_last_epoch(runs: Sequence[Run]) -> list[Run]:
-    """The runs, with each metric once more as ``selection="last"`` reports it of the same training: "R@1 (last epoch)".
-    Per-query values are kept of the reported epoch alone."""
+    """The runs with each metric of the last epoch added: "R@1 (last epoch)". Per-query values are those of the reported
+    epoch."""
     out = []
     for run in runs:
         last = {f"{name} (last epoch)": value for name, value in reported(run.history, "last").items()}
@@ -161,11 +158,11 @@ def with_last_epoch(runs: Sequence[Run]) -> list[Run]:
 
 
 def marked(table: pd.DataFrame, against: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """``table`` with the distance of each row from the reference, where it can be told from chance and where not.
+    """``table`` with the distance of each row from the reference, and whether that could be chance.
 
     Args:
         table: of `compare`, percent.
-        against: of `runs.significance.against`; its rows are found by ``table``'s index.
+        against: of `runs.significance.against`, with the index of ``table``.
 
     Returns:
         After each metric's columns one more, (metric, "vs <reference>"): text such as "-1.2 [-2.0, -0.4]", the
@@ -181,7 +178,6 @@ def marked(table: pd.DataFrame, against: pd.DataFrame, reference: str) -> pd.Dat
 
 
 def _distance(row: Any) -> str:
-    """Empty where there is no difference to tell."""
     text = f"{row.difference:+z.1f} [{row.low:+z.1f}, {row.high:+z.1f}]"
     return "" if np.isnan(row.difference) else f"≈ {text}" if row.chance else text
 
@@ -195,7 +191,7 @@ SELECTED = {
 
 
 def selection_note(runs: Sequence[Run]) -> str:
-    """Which epoch the runs report, in one sentence; runs that differ in this are counted by kind."""
+    """Which epoch the runs report, in one sentence; with several kinds, how many runs are of each."""
     kinds = ["frozen" if run.config.method == "frozen" else run.config.selection for run in runs]
     found = [kind for kind in SELECTED if kind in kinds]
     found = [kind for kind in found if kind != "frozen"] or found  # says nothing beside the others
@@ -204,10 +200,10 @@ def selection_note(runs: Sequence[Run]) -> str:
 
 
 def styled(table: pd.DataFrame, formats: Mapping[Any, str] | None = None) -> Styler:
-    """A table to look at: one decimal, signed differences, empty cells where there is no number.
+    """A table for a notebook: one decimal, signed differences, empty cells where there is no number.
 
     Args:
-        formats: format strings for columns that are no percent; keys are columns, or their first level.
+        formats: format strings for columns that are not percent; keys are columns, or their first level.
     """
     chosen: dict[Any, Any] = {}
     for column in table.columns:
@@ -229,7 +225,7 @@ def styled(table: pd.DataFrame, formats: Mapping[Any, str] | None = None) -> Sty
 
 
 def record_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """What the runs ran on: one row a fact, all its values (a single one, if the runs are comparable)."""
+    """What the runs ran on: a row a fact with all its values, which is one if the runs are comparable."""
     runs = list({run.path: run for run in runs}.values())  # one run may stand for several points
     facts: dict[str, dict[str, None]] = {"runs": {str(len(runs)): None}}  # dicts: sets that keep their order
     for run in runs:

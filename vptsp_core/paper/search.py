@@ -1,10 +1,8 @@
-"""Search for a configuration: table 9's space as an Optuna study, which lies in a database.
+"""Search for a configuration: table 9's space as an Optuna study in a database.
 
-The first trial is the configuration that the search starts from, so that the best is never below it. Every trial is a
-run as any other, found again by its hash, so that what was trained once costs nothing again. The
-database says what was tried and what is being tried: `tune` called again goes on, and called on several machines
-(or several times on one) with the same database it shares the work. A worker that dies costs its current trial,
-which another one makes again.
+The first trial is the configuration that the search starts from, so the best is never below it. Every trial is a run
+like any other and is found again by its hash. `tune` called again resumes the study; called on several machines (or
+several times on one) with the same database, the calls share its trials. A trial whose worker dies is repeated.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -21,36 +18,35 @@ from typing import Any, NoReturn
 
 import optuna
 import torch
-from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
+from optuna.exceptions import TrialPruned
 from optuna.trial import FrozenTrial, TrialState
 
 from vptsp_core.data import data_folder, load_benchmark
 from vptsp_core.data.holdout import hold_out
 from vptsp_core.errors import ConfigError, TrainingError, VptspError
 from vptsp_core.method.config import RunConfig
-from vptsp_core.paper.search_database import (
+from vptsp_core.paper.search_space import Space, fitting_space
+from vptsp_core.paper.search_study import (
     DATABASE_ERRORS,
-    STOPPED,
+    STATES,
     choose,
     counts,
     database,
-    deciding,
     file_url,
     open_study,
-    quiet,
     surplus,
     tried,
-    waited_for,
-)  # fmt: skip
-from vptsp_core.paper.search_processes import devices_of, side_by_side
-from vptsp_core.paper.search_space import Space, check, fitting_space
+)
 from vptsp_core.runs.folder import Run
 from vptsp_core.runs.run import run
 from vptsp_core.runs.selection import HELD_OUT
+from vptsp_core.runs.workers import check_workers, share_out
 from vptsp_core.system.bars import bar, is_log
 from vptsp_core.system.files import writable_folder, write_json
+from vptsp_core.system.locks import locked
 
-POLL = 1.0  # seconds between looks at what the other workers still do
+LOCK = ".search.lock"  # in the results folder
+POLL = 1.0  # seconds between looks at what the other workers are doing
 
 Tell = Callable[[str], None]
 
@@ -68,15 +64,15 @@ def tune(
     tell: Tell | None = None,
     **options: Any,
 ) -> optuna.Study:
-    """Look for the highest R@1 of `base` over table 9's space; returns the study once all its trials are made.
+    """Search table 9's space for the highest R@1 of `base`; returns the study once all its trials are finished.
 
     Args:
-        base: the first trial, and what every other changes. With ``selection="validation"`` trials are judged by
-            held-out training classes; with any other one by the test classes, as the paper's were. Its seed is the
-            search's, too.
-        trials: of the whole study, those of all workers and of earlier calls counted; the latest call's word holds.
-            None: as many as it was told before, else 50.
-        storage: SQLAlchemy URL; default the file search.db in the results folder. SQLite serves the processes of one
+        base: the first trial, and what every other trial changes. With ``selection="validation"`` trials are judged by
+            held-out training classes; with any other value by the test classes, as the paper's were. Its seed is also
+            the search's.
+        trials: of the whole study, with those of all workers and of earlier calls; the latest call decides.
+            None: as many as before, or 50.
+        storage: SQLAlchemy URL; default: the file search.db in the results folder. SQLite serves the processes of one
             machine; several machines need a database server.
         name: of the study; default `study_name`.
         results, data: as for `runs.run.run`, which also gets ``options``.
@@ -86,36 +82,48 @@ def tune(
         tell: gets a line for each trial that ends.
 
     Raises:
-        VptspError: the database cannot be used, holds the study of another base or space, or a run cannot be made.
+        VptspError: the database cannot be used, has the study of another base or space, or a run failed.
     """
-    name, folder = name or study_name(base), results_folder(results)
     if trials is not None and trials < 1:
         raise ConfigError(f"trials = {trials} must be at least 1")
-    if storage is None:
-        storage = file_url(writable_folder(folder).resolve() / "search.db")
+    if str(workers).startswith("tcp://"):
+        raise ConfigError(
+            f"workers = {workers!r} must be a number or 'gpus'; for several machines call `tune` on each, with the "
+            "same storage"
+        )
+    several = check_workers(workers)
     base = base.with_whole_path()
+    folder = writable_folder(results_folder(results))
+    url = storage or file_url(folder.resolve() / "search.db")
+    name = name or study_name(base)
     data = data_folder(base.dataset, data)
     benchmark = load_benchmark(base.dataset, data, options.get("allow_partial", False))
     classes = (hold_out(benchmark)[0] if base.selection == "validation" else benchmark).train.num_classes
     space = {key: values for key, values in fitting_space(base, classes).items() if key not in keep}
     if not space:
         raise ConfigError(f"keep holds all that table 9 varies for method = {base.method!r}; leave some to search for")
-    with database(storage), deciding(storage, folder):
-        study = open_study(storage, name, base, space, trials)
     options = {"progress": False, **options, "results": folder, "data": data}
-    if workers is None:
-        with database(storage):
-            _work(study, storage, base, space, classes, tell, options)
-    else:
-        devices = devices_of(workers, options.get("device"))
-        side_by_side(_process, devices, storage, name, base, space, classes, tell, options)
-        if counts(study)[0] < study.user_attrs["trials"]:
-            raise VptspError(f"study {name}: its workers ended before its trials were made; the same call goes on")
+    with locked(folder / LOCK):
+        study = open_study(url, name, base, space, trials)
+    if several is None:
+        shown = bar(
+            title=name, initial=counts(study)[0], total=study.user_attrs["trials"], unit="trials",
+            show=bool(options["progress"]) and is_log(),  # in a terminal ``tell`` is enough
+        )  # fmt: skip
+        with database(url), shown:
+            _work(study, lambda trial: _trained(trial, base, space, classes, options), folder / LOCK, tell, shown)
+        return study
+    count = torch.cuda.device_count() if several == "gpus" else int(several)
+    again = dict(base=base, storage=url, name=name, keep=keep, tell=tell, **options)
+    came = share_out(_tuned, {folder / f"worker {at}": again for at in range(count)}, several, progress=False)
+    errors = [each for each in came.values() if isinstance(each, VptspError)]
+    if errors and counts(study)[0] < study.user_attrs["trials"]:
+        raise errors[0]
     return study
 
 
 def study_name(base: RunConfig, changes: Mapping[str, Any] | None = None) -> str:
-    """Data set, backbone and method; after them a hash that tells ``changes``, if there are any, from others.
+    """Data set, backbone and method; then a hash of ``changes``, if there are any.
 
     >>> study_name(RunConfig())
     'cub200-vit_small_patch16_224-vptsp'
@@ -127,7 +135,7 @@ def study_name(base: RunConfig, changes: Mapping[str, Any] | None = None) -> str
 
 
 def results_folder(results: str | Path | None) -> Path:
-    """Where `runs.run.run` writes, too."""
+    """The folder of the results, as `runs.run.run` finds it."""
     return Path(results or os.environ.get("VPTSP_RESULTS") or "results").expanduser().absolute()
 
 
@@ -150,119 +158,98 @@ def write_preset(study: optuna.Study, path: Path) -> Path:
     return path
 
 
-def _work(
-    study: optuna.Study, storage: str, base: RunConfig, space: Space, classes: int, tell: Tell | None,
-    options: dict[str, Any],
-) -> None:  # fmt: skip
-    """Make trials until all of the study's are finished, by whomever, and none is running: the best is then the best of
-    all. A trial that another worker died of is made again."""
-    lost = False
-    shown = bar(
-        title=study.study_name, initial=counts(study)[0], total=study.user_attrs["trials"], unit="trials",
-        show=bool(options["progress"]) and is_log(),  # in a terminal ``tell`` is enough
-    )  # fmt: skip
-    turn = contextlib.ExitStack()  # holds the lock from the look at what is missing until the trial has begun
-
-    def objective(trial: optuna.Trial) -> float:
-        nonlocal lost
-        turn.close()
-        if surplus(study, trial.number):
-            trial.set_user_attr("surplus", True)
-            raise _Surplus
-        try:
-            done = _trained(trial, base, space, classes, options)
-            trial.set_user_attr("run", done.config.hash())
-            trial.set_user_attr("folder", done.path.name)
-            trial.set_user_attr("seconds", done.record["seconds"])
-            trial.set_user_attr("test", done.metrics["R@1"])
-            return judged(done)
-        except UpdateFinishedTrialError:
-            lost = True  # this process stood still for so long that another took the trial; it finds the run done
-            raise
-        except (KeyboardInterrupt, VptspError):  # nothing that the choice is to blame for
-            with contextlib.suppress(*DATABASE_ERRORS):  # it may be what failed; the first error is the one that counts
-                STOPPED(study, study.get_trials(deepcopy=False)[trial.number])
-            raise
-
-    def ended(_: optuna.Study, trial: FrozenTrial) -> None:
-        if tell is not None and "surplus" not in trial.user_attrs:
-            tell(told(trial))
-        shown.update(counts(study)[0] - shown.n)  # others' trials too
-
-    callbacks = [ended]
-    awaited: set[int] = set()
-    while True:
-        with quiet():
-            optuna.storages.fail_stale_trials(study)
-            finished, running = counts(study)
-            wanted = study.user_attrs["trials"]
-            if finished >= wanted and not running:
-                return
-            if finished + running >= wanted:
-                for number in waited_for(study, awaited):
-                    if tell is not None:
-                        tell(f"waiting for trial {number}, which another worker is at or was")
-                time.sleep(POLL)  # the others may yet die
-                continue
-            lost = False
-            try:
-                with turn:
-                    turn.enter_context(deciding(storage, options["results"]))
-                    if sum(counts(study)) < study.user_attrs["trials"]:
-                        study.optimize(objective, n_trials=1, callbacks=callbacks, catch=_Surplus)
-            except ValueError:
-                if not lost:
-                    raise
-
-
-class _Surplus(Exception):
-    """Workers that do not see each other's locks took more trials than the study wants."""
-
-
-def _trained(trial: optuna.Trial, base: RunConfig, space: Space, classes: int, options: dict[str, Any]) -> Run:
-    """The run of the choice that the sampler makes; a choice that cannot be run or trained is left out."""
-    try:
-        config = base.replace(**choose(trial, base, space))
-        check(config, classes)
-    except ConfigError as error:
-        _leave_out(trial, error)
-    try:
-        return run(config, **options)
-    except TrainingError as error:
-        _leave_out(trial, error)
-
-
-def _leave_out(trial: optuna.Trial, error: VptspError) -> NoReturn:
-    trial.set_user_attr("reason", " ".join(str(error).split()))
-    raise TrialPruned from None
-
-
 def judged(done: Run) -> float:
-    """The R@1 that a trial is chosen by: with ``selection="validation"`` the best epoch's on held-out training classes,
-    else that which its run reports, on the test classes."""
+    """The R@1 by which a trial is judged: with ``selection="validation"`` the best epoch's on held-out training
+    classes, else the R@1 on the test classes that its run reports."""
     if done.config.selection == "validation":
         return float(done.history[f"{HELD_OUT}R@1"].max())
     return done.metrics["R@1"]
 
 
 def told(trial: FrozenTrial) -> str:
-    """One line: the trial's number, what came of it, what was tried."""
-    seen = {TrialState.COMPLETE: lambda: f"R@1 {100 * trial.values[0]:.2f} %", TrialState.PRUNED: lambda: "left out"}
+    """One line: the trial's number, its result, what was tried."""
+    result = f"R@1 {100 * trial.values[0]:.2f} %" if trial.state == TrialState.COMPLETE else STATES[trial.state]
     choice = " ".join(f"{key}={value}" for key, value in tried(trial).items())
     ending = trial.user_attrs.get("reason") or f"run {trial.user_attrs.get('run')}"
-    return f"trial {trial.number}: {seen.get(trial.state, lambda: 'failed')()}  {choice}  ({ending})"
+    return f"trial {trial.number}: {result}  {choice}  ({ending})"
 
 
-def _process(
-    device: str | None, of: int, storage: str, name: str, base: RunConfig, space: Space, classes: int,
-    tell: Tell | None, options: dict[str, Any],
-) -> None:  # fmt: skip
-    torch.set_num_threads(max(1, torch.get_num_threads() // of))
+# ---- a worker ------------------------------------------------------------------------------------
+
+
+class _Surplus(Exception):
+    """A trial that the study does not want."""
+
+
+def _tuned(arguments: dict[str, Any]) -> None:
+    tune(**arguments)
+
+
+def _work(
+    study: optuna.Study, trained: Callable[[optuna.Trial], float], lock: Path, tell: Tell | None, progress: Any
+) -> None:
+    """Make trials until all of the study's are finished and none is running: only then is the best known.
+
+    The lock is held from the look at what is missing until a trial has begun. Workers that do not share its folder may
+    begin too many trials, and then give them up (`surplus`).
+    """
+    turn = contextlib.ExitStack()
+    awaited: set[int] = set()
+
+    def objective(trial: optuna.Trial) -> float:
+        turn.close()
+        if surplus(study, trial.number):
+            trial.set_user_attr("surplus", True)
+            raise _Surplus
+        try:
+            return trained(trial)
+        except (KeyboardInterrupt, VptspError):  # not the trial's fault: it is repeated
+            with contextlib.suppress(*DATABASE_ERRORS):  # the first error is the one to report
+                optuna.storages.RetryHeartbeatStaleTrialCallback()(study, study.trials[trial.number])
+            raise
+
+    def ended(_: optuna.Study, trial: FrozenTrial) -> None:
+        if tell is not None and "surplus" not in trial.user_attrs:
+            tell(told(trial))
+
+    while True:
+        optuna.storages.fail_stale_trials(study)
+        with turn:
+            turn.enter_context(locked(lock))
+            finished, running = counts(study)
+            progress.update(finished - progress.n)  # with the trials of others
+            if finished >= study.user_attrs["trials"] and not running:
+                return
+            if finished + running < study.user_attrs["trials"]:
+                study.optimize(objective, n_trials=1, callbacks=[ended], catch=_Surplus)
+                continue
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if tell is not None and trial.number not in awaited:
+                tell(f"waiting for trial {trial.number}, which another worker is training")
+            awaited.add(trial.number)
+        time.sleep(POLL)
+
+
+def _trained(trial: optuna.Trial, base: RunConfig, space: Space, classes: int, options: dict[str, Any]) -> float:
+    """Train what the sampler chooses; a choice that cannot be run or trained is left out."""
     try:
-        study = open_study(storage, name, base, space)
-        with database(storage):
-            _work(study, storage, base, space, classes, tell, {**options, "device": device})
-    except VptspError as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+        config = base.replace(**choose(trial, space))
+        drawn = config.batch // config.samples_per_class
+        if drawn > classes:
+            raise ConfigError(f"a batch draws {drawn} classes, the training set has {classes}")
+    except ConfigError as error:
+        _leave_out(trial, error)
+    try:
+        done = run(config, **options)
+    except TrainingError as error:
+        _leave_out(trial, error)
+    trial.set_user_attr("run", done.config.hash())
+    trial.set_user_attr("folder", done.path.name)
+    trial.set_user_attr("seconds", done.record["seconds"])
+    trial.set_user_attr("test", done.metrics["R@1"])
+    return judged(done)
+
+
+def _leave_out(trial: optuna.Trial, error: VptspError) -> NoReturn:
+    trial.set_user_attr("reason", " ".join(str(error).split()))
+    raise TrialPruned from None

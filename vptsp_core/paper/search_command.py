@@ -12,10 +12,10 @@ from vptsp_core.paper.search import best_config, results_folder, told, tune, wri
 from vptsp_core.system.bars import is_log
 
 MACHINES = """\
-stopped, the same command goes on. Several workers: the same command again, here or on other machines, with the same
---storage and a results folder that all see (or one each); SQLite serves one machine only:
+The same command resumes a search that was stopped, and starts one more worker of a search that runs: here, or with the
+same --storage on other machines (SQLite serves one machine only):
   python -m vptsp_core tune --preset cub200-vits16 --trials 200 --storage postgresql+psycopg://USER@HOST/DATABASE
-the best configuration, trained on all training classes:
+To train the best configuration on all training classes:
   python -m vptsp_core train --preset results/presets/STUDY.json --set selection=released
 """
 

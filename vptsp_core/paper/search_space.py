@@ -1,12 +1,10 @@
 """The paper's search space, table 9, as values of `RunConfig` keys.
 
-The file that holds the table as printed (paper/table9_search_space.csv) is the only list: what a backbone or a data
-set cannot take is left out by rule.
+The only list is the table as printed (paper/table9_search_space.csv); `fitting_space` leaves out what a backbone or a
+data set cannot take. How the paper's words are read:
 
-How the paper's words are read:
-
-- "ratio semantic/bias" is ``alpha``, the share of the ordinary proxy (the paper's "proxy bias") in Q. Were it the
-  share of the semantic proxy, the space would be the same one, since 0.1, ..., 0.9 is symmetric.
+- "ratio semantic/bias" is ``alpha``, the share of the ordinary proxy (the paper's "proxy bias") in Q. Read as the
+  share of the semantic proxy it would give the same space, since 0.1, ..., 0.9 is symmetric.
 - "1|4|...|512" is 1 and the powers of two from 4 to 512; the table does not say what the dots stand for.
 - The adapter's "kaiming uniform" is ``"lora"`` (LoRA starts its down projection so), "uniform" is the other start
   that the paper names, ``"bert"``; "layer_norm pre | post" is before or after the adapter.
@@ -52,7 +50,7 @@ def paper_space(method: str) -> Space:
     """{key: values} of all that table 9 varies for a method, in its order.
 
     Raises:
-        ConfigError: the method learns nothing that could be searched for.
+        ConfigError: the method trains nothing.
 
     >>> paper_space("vpt")["prompt_step"], paper_space("linear")["batch"]
     ([0, 2, 5, 10], [32, 64])
@@ -95,7 +93,7 @@ def fitting_space(config: RunConfig, classes: int) -> Space:
     Raises:
         ConfigError: no value is left for a key.
     """
-    with torch.device("meta"):  # its shape is all that is asked for
+    with torch.device("meta"):  # only its shape is needed
         backbone = load_backbone(config.backbone, "random", config.image_size)
     tokens = backbone.patch_embed.num_patches + backbone.num_prefix_tokens
     space = paper_space(config.method)
@@ -106,17 +104,6 @@ def fitting_space(config: RunConfig, classes: int) -> Space:
         if not space[key]:
             raise ConfigError(f"{key}: nothing of table 9 is left up to {most[key]}, which is all that fits here")
     return space
-
-
-def check(config: RunConfig, classes: int) -> None:
-    """Refuse a choice out of the space that goes together badly, which the description cannot know of.
-
-    Raises:
-        ConfigError: a batch of more classes than there are.
-    """
-    drawn = config.batch // config.samples_per_class
-    if drawn > classes:
-        raise ConfigError(f"a batch draws {drawn} classes, the training set has {classes}")
 
 
 def _value(word: str) -> Any:

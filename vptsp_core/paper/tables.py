@@ -2,7 +2,7 @@
 
 A column of these tables is named "<set> <metric>" ("CUB R@1", "InShop R@10"). In the profiles demo and smoke the
 glyphs stand in for CUB; the other sets have no stand-in there. The profile tiny has CUB alone. Settings that the paper
-prints are the released presets; where it prints none they are ours, and it is said here.
+prints are the released presets; those that it does not print are ours, and marked so here.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from vptsp_core.paper.report import paper_table
 Cells = dict[tuple[str, str], RunConfig]
 SETS = {"CUB": "cub200", "Cars": "cars196", "SOP": "sop", "InShop": "inshop", "iNaturalist": "inaturalist"}
 
-# Learning rates of rows without a released preset on sets other than CUB (whose own are rows.RATES): OURS, from the
-# search space of table 9. Rows that are not named keep the rates of the set's preset, which is VPTSP-G's.
+# Learning rates of rows without a released preset on sets other than CUB (for which see methods.RATES): OURS, from the
+# search space of table 9. Other rows have the rates of the set's preset, which is VPTSP-G's.
 RATES = {("Cars", FULL): dict(lr=1e-4, lr_proxy=0.01)}
 
 # Table 4's variants as rows of table 1.
@@ -45,8 +45,8 @@ COMPONENTS = {
     "VPTSP (GRU) + BitFit": BEST,
 }
 
-# Beyond the paper's table 8: what the method starts from in all other tables, and backbones published since. SigLIP 2
-# pools by an attention layer of its own, of which nothing is learned here: timm's "gap" form averages the tokens.
+# Beyond the paper's table 8: the backbones of all other tables, and backbones published since. SigLIP 2 pools by an
+# attention layer, which is not tuned here: timm's "gap" form averages the tokens.
 AUGREG = "AugReg (ImageNet-21k), ViT-S/16"
 NEWER = {
     AUGREG: "vit_small_patch16_224.augreg_in21k",
@@ -62,26 +62,27 @@ GLYPHS = "VPTSP-G on glyphs (stand-in)"
 
 
 def sota(profile: str, **changes: Any) -> Cells:
-    """Table 2. The paper does not say which of its rows tune the biases; on CUB its VPT-Base and VPTSP-M have the
-    numbers of table 1's rows without BitFit, on Cars those of table 4's with it, and the released presets of SOP
-    and In-Shop have it: so it is done here."""
-    rows = {"VPT-Base": "VPT", "VPTSP-M": "VPTSP-M", "VPTSP-G": BEST}
-    cells: Cells = {}
+    """Table 2. The paper does not say which rows tune the biases. Here VPT-Base and VPTSP-M do so on all sets but CUB,
+    as the paper's numbers do: on CUB they are those of table 1 without BitFit, on Cars those of table 4 with it, and
+    the released presets of SOP and In-Shop have it."""
     if left_out(2, changes):
-        return cells
-    for row, label in rows.items():
-        for name in _sets(profile, "CUB", "Cars", "SOP", "InShop"):
-            tuned = label if name == "CUB" or label == BEST else f"{label} + BitFit"
-            cells[f"{row}, ViT-S/16", name] = _cell(profile, name, tuned, changes)
-    for name in _sets(profile, "CUB", "Cars", "SOP", "InShop"):
-        # demo: the width of the heads is what of the larger model can be had in the embedded one
-        large = {} if profile == "paper" else {"embed_dim": 128}
-        cells["VPTSP-G, ViT-B/16", name] = _cell(profile, name, BEST, changes, size="vitb16", **large)
-    return cells
+        return {}
+    sets = _sets(profile, "CUB", "Cars", "SOP", "InShop")
+    cells = {
+        (f"{row}, ViT-S/16", name): _cell(profile, name, label if name == "CUB" else elsewhere, changes)
+        for row, label, elsewhere in (
+            ("VPT-Base", "VPT", "VPT + BitFit"), ("VPTSP-M", "VPTSP-M", "VPTSP-M + BitFit"), ("VPTSP-G", BEST, BEST),
+        )
+        for name in sets
+    }  # fmt: skip
+    large = {} if profile == "paper" else {"embed_dim": 128}  # demo: only the head can be larger
+    return cells | {
+        ("VPTSP-G, ViT-B/16", name): _cell(profile, name, BEST, changes, size="vitb16", **large) for name in sets
+    }
 
 
 def inaturalist(profile: str, **changes: Any) -> Cells:
-    """Table 3; in demo and smoke a row of its own, on the glyphs, which are no iNaturalist."""
+    """Table 3; in demo and smoke a row of its own, on the glyphs."""
     if left_out(3, changes):
         return {}
     if profile != "paper":
@@ -118,7 +119,7 @@ def integration(profile: str, **changes: Any) -> Cells:
 
 
 def pretraining(profile: str, **changes: Any) -> Cells:
-    """Table 8: settings of the set's preset of ViT-S, for larger backbones of ViT-B; its R@1 are VPTSP-G's."""
+    """Table 8, VPTSP-G: settings of the set's preset for ViT-S, and for larger backbones of that for ViT-B."""
     if left_out(8, changes):
         return {}
     if profile != "paper":
@@ -138,20 +139,20 @@ TABLES: dict[int, Callable[..., Cells]] = {
     2: sota, 3: inaturalist, 4: components, 5: proxy_sources, 6: cub200, 7: integration, 8: pretraining,
 }  # fmt: skip
 
-# Keys whose values rows of these tables have, or name, of their own; tables that are not here show any backbone.
+# Keys that rows of these tables set or name themselves, and which ``changes`` must therefore leave alone.
 OWN_KEYS = {
     2: ("backbone", "weights", "embed_dim"), 3: ("backbone",), 6: ("backbone",), 8: ("backbone", "weights", "embed_dim")
 }  # fmt: skip
 
 
 def left_out(number: int, changes: Mapping[str, Any]) -> str:
-    """Why nothing of a table is run with these changes, in a line; empty where its cells are."""
+    """Why nothing of a table is run with these changes, in a line; empty where the table is run."""
     found = ", ".join(key for key in OWN_KEYS.get(number, ()) if key in changes)
     rows = f"No runs: changes (--set) hold {found}, and the rows of table {number} stand for values of their own"
     return f"{rows}; without it they are run" if found else ""
 
 
-# The packaged CSV of each table, and the set of columns that name none.
+# The CSV of each table, and the data set of columns whose names do not say it.
 _PRINTED = {
     2: ("table2_sota", ""), 3: ("table3_inaturalist", "iNaturalist"), 4: ("table4_components", ""),
     5: ("table5_proxy_source", ""), 6: ("table6_cub200_literature", "CUB"), 7: ("table7_integration_cub200", "CUB"),

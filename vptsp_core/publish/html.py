@@ -1,25 +1,33 @@
-"""Parts of a static page: the shell with its style, Markdown, figures as data URIs. No script, no network."""
+"""Parts of static pages: the templates in assets/, Markdown, figures, executed notebooks. No script, no network."""
 
 from __future__ import annotations
 
 import base64
 import io
-from html import escape
 from pathlib import Path
-from string import Template
+from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from vptsp_core.errors import VptspError
+from vptsp_core.publish.parameters import read
+from vptsp_core.system.bars import duration
 from vptsp_core.system.places import ASSETS
 
-DPI = 110  # of the pictures in the page; those in figures/ have 200
+DPI = 110  # of the figures in the results page; those in figures/ have 200
+TEMPLATES = Environment(
+    loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
 
-
-def document(title: str, body: str, meta: str = "") -> str:
-    """A whole page around ``body``, which is HTML; ``title`` is text, ``meta`` what else the head holds."""
-    shell, css = ((ASSETS / name).read_text(encoding="utf-8") for name in ("page.html", "page.css"))
-    return Template(shell).substitute(title=escape(title), body=body, css=css, meta=meta)
+# nbconvert's basic template, without what needs a script (widgets, JavaScript).
+_NOTEBOOK = """{%- extends 'index.html.j2' -%}
+{%- block input_group -%}
+<details><summary>code</summary>{{ super() }}</details>
+{%- endblock input_group -%}
+{%- block data_javascript -%}{%- endblock -%}
+{%- block data_widget_view -%}{%- endblock -%}
+{%- block footer -%}{%- endblock -%}"""
 
 
 def markdown(text: str) -> str:
@@ -30,44 +38,51 @@ def markdown(text: str) -> str:
     return rendered
 
 
-def small_png(content: bytes, *, dpi: float | None = None, width: int | None = None) -> tuple[bytes, dict[str, str]]:
-    """A PNG in at most 256 colours and what is written in it; ``dpi`` or a largest ``width`` (pixels) shrinks it.
-
-    Raises:
-        VptspError: it is no picture.
-    """
-    try:
-        with Image.open(io.BytesIO(content)) as opened:
-            texts = {str(key): value for key, value in opened.info.items() if isinstance(value, str)}
-            factor = dpi / opened.info.get("dpi", (200, 200))[0] if dpi else (width or opened.width) / opened.width
-            image = opened.convert("RGBA")
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow's ways to say so
-        raise VptspError(f"not a readable picture ({error}); run its notebook again") from None
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    if factor < 1:
-        size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-        image = image.resize(size, Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    image.quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
-    return out.getvalue(), texts
+TEMPLATES.filters.update(markdown=markdown, duration=duration)
 
 
-def figure_html(path: Path, caption: str) -> str:
-    """A figure inside the page (a data URI), linked to its file; the caption is the picture's own description, else
+def notebook_html(path: Path, name: str) -> str:
+    """The page of an executed notebook called ``name``; its code is folded away."""
+    from nbconvert import HTMLExporter
+
+    notebook = read(path)
+    notebook.metadata.pop("widgets", None)
+    exporter = HTMLExporter(
+        template_name="basic", raw_template=_NOTEBOOK, exclude_input_prompt=True, exclude_output_prompt=True
+    )
+    body = exporter.from_notebook_node(notebook, resources={"metadata": {"name": name}})[0]
+    return TEMPLATES.get_template("notebook.html").render(title=opening(notebook, name)[0], name=name, body=body)
+
+
+def opening(notebook: Any, name: str) -> tuple[str, str, str, str]:
+    """Of a notebook's Markdown before its code: the title and the claim, which are the first cell; the cell "What can
+    be compared"; and the rest."""
+    cells = [str(cell.source) for cell in notebook.cells]
+    code = [cell.cell_type == "code" for cell in notebook.cells]
+    first, *others = cells[: code.index(True) if True in code else None] or [""]
+    title, _, claim = first.partition("\n")
+    compared = [text for text in others if text.startswith("**What can be compared.**")]
+    more = [text for text in others if text not in compared]
+    return title.lstrip("# ") or name, claim, "\n\n".join(compared), "\n\n".join(more)
+
+
+def figure(path: Path, caption: str) -> dict[str, Any]:
+    """A figure for the page: ``src`` (a data URI), ``width`` and ``height``, and ``words``, its own description or else
     ``caption``.
 
     Raises:
         VptspError: the file is no picture.
     """
     try:
-        content, texts = small_png(path.read_bytes(), dpi=DPI)
-    except (OSError, VptspError) as error:
-        raise VptspError(f"{path.name}: {error}") from None
-    said = escape(texts.get("Description", caption))
-    with Image.open(io.BytesIO(content)) as image:
-        size = f'width="{round(image.width * 100 / DPI)}" height="{round(image.height * 100 / DPI)}"'
-    source = base64.b64encode(content).decode()
-    return (
-        f'<figure><a href="figures/{escape(path.name)}"><img src="data:image/png;base64,{source}" alt="{said}" {size}>'
-        f"</a><figcaption>{said}</figcaption></figure>\n"
-    )
+        with Image.open(path) as opened:
+            scale = DPI / opened.info.get("dpi", (200, 200))[0]
+            words = opened.info.get("Description", caption)
+            image = opened.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow's ways to say so
+        raise VptspError(f"{path.name} is not a readable picture ({error}); run its notebook again") from None
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    image.quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    width, height = (round(size * 100 / DPI) for size in image.size)
+    source = f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+    return {"src": source, "width": width, "height": height, "words": words}

@@ -1,15 +1,13 @@
 """Executes the notebooks: this interpreter as their kernel, executed copies and HTML among the results.
 
-papermill does the running. Around it stands what it leaves open: it takes whichever `python3` kernel Jupyter
-finds first (we name ours), a failure ends a series (we go on, and say at the end what failed where), and a
-copy half way looks like one that finished.
+papermill does the running. One kernel executes all notebooks, one after the other, each in an empty namespace: what
+takes long to import and to compile is imported and compiled once. A notebook that fails ends neither the series nor
+the work of the others, and a copy that is half done never looks like one that finished.
 """
 
 import argparse
 import contextlib
-import json
 import logging
-import os
 import re
 import shutil
 import sys
@@ -23,20 +21,19 @@ from vptsp_core.errors import VptspError
 from vptsp_core.method.config import whole_path
 from vptsp_core.method.presets import parse_change
 from vptsp_core.paper.methods import base_config, configured, integration_rows, method_rows, proxy_source_rows
-from vptsp_core.publish.executed import is_finished, made_from, mark
-from vptsp_core.publish.notebook import notebook_html
-from vptsp_core.publish.page import build
-from vptsp_core.publish.parameters import FOLDER, check_sources, discover, read, used_parameters
+from vptsp_core.publish.html import notebook_html
+from vptsp_core.publish.kernel import OneKernel, own_kernel
+from vptsp_core.publish.manifest import Manifest, is_finished, made_from
+from vptsp_core.publish.page import PROFILES, build
+from vptsp_core.publish.parameters import FOLDER, discover, read, taken_parameters
 from vptsp_core.runs.progress import Watch, every
 from vptsp_core.runs.workers import Workers, check_cluster, check_workers
 from vptsp_core.system.bars import EVERY, is_log, say
 from vptsp_core.system.files import write_bytes
 from vptsp_core.system.locks import locked
 from vptsp_core.system.places import CHECKOUT
+from vptsp_core.system.portable import replace
 
-__all__ = ["check_sources", "main", "run_notebooks"]
-
-PROFILES = ("demo", "smoke", "tiny", "paper")
 _WHAT = """Execute the notebooks, and build the page of the results. One that was finished with the same source,
 parameters and package, and whose results are there, is left as it is: delete its executed copy to have it again."""
 
@@ -55,17 +52,17 @@ def run_notebooks(
     """Execute notebooks one after the other, in the repository's root. Returns 0, or 1 when any failed.
 
     Writes results/<profile>/notebooks/<name>.ipynb and .html; a failing one stays as <name>.failed.ipynb and
-    does not stop the others. One that is finished (`executed.is_finished`) is not executed again. Two calls at once
+    does not stop the others. One that is finished (`manifest.is_finished`) is not executed again. Two calls at once
     wait for each other, notebook by notebook. What can be checked is checked before the first starts.
     `data`, `seeds`, `workers` (see `run.many`) and `changes` (keys of RunConfig, for every run) go to the notebooks
-    that declare them; None leaves the notebooks' own defaults. On a terminal a line tells what is at work.
+    that have such parameters; None leaves the notebooks' own defaults. On a terminal a line shows what is at work.
 
     Raises:
         VptspError: an option, a notebook's parameters or a folder that cannot be used; nothing has run then.
     """
     if profile not in PROFILES:
         raise VptspError(f"unknown profile {profile!r}; one of: {', '.join(PROFILES)}")
-    configured(profile, {}, changes or {})  # an unknown key or a wrong type is told now
+    configured(profile, {}, changes or {})  # an unknown key or a wrong type is an error now
     if seeds is not None and len(set(seeds)) < len(seeds):
         raise VptspError(f"seeds = {list(seeds)} name one twice: its run would count twice; give each once")
     check_cluster(check_workers(workers))
@@ -82,7 +79,7 @@ def run_notebooks(
         values["changes"] = dict(changes)  # kernels have another working directory
         if isinstance(weights := changes.get("weights"), str):
             values["changes"]["weights"] = whole_path(weights)
-    work = [(path, used_parameters(path, values)) for path in discover(only, folder, profile)]
+    work = [(path, taken_parameters(path, values)) for path in discover(only, folder, profile)]
     _check_use(work, values, profile)
     out = Path(results).resolve() / profile / "notebooks"
     try:
@@ -93,18 +90,18 @@ def run_notebooks(
 
     table = []
     failures = 0
-    with _own_kernel():
+    with own_kernel(), contextlib.closing(OneKernel()) as kernel:
         for number, (path, given) in enumerate(work, start=1):
             print(f"[{number}/{len(work)}] {path.stem}", flush=True)
             start = time.perf_counter()
             with locked(out / f".{path.stem}.lock", f"{path.stem}: another call executes it; waiting"):
                 made = made_from(path, given)
-                there = is_finished(out.parent, path, made)
+                there = is_finished(out.parent, path.stem, made)
                 if there:
                     written, problem = out / path.name, ""
                 else:
-                    with _told(path.stem, out.parent / "runs"):
-                        written, problem = _execute(path, out, given, made)
+                    with _shown(path.stem, out.parent / "runs"):
+                        written, problem = _execute(path, out, given, made, kernel)
             seconds = time.perf_counter() - start
             state = "there" if there else "failed" if problem else "ok"
             table.append(f"{path.stem:<28} {state:<7} {seconds:7.1f} s  {written}")
@@ -182,9 +179,9 @@ def _workers(workers: str | None, cluster: str | None) -> Workers:
 
 
 @contextlib.contextmanager
-def _told(name: str, runs: Path) -> Iterator[None]:
-    """Inside, the notebook, its time and what is training are shown: on a terminal in one line, written over and over,
-    in a log in a line whenever something else is training or an epoch is done."""
+def _shown(name: str, runs: Path) -> Iterator[None]:
+    """Inside, the notebook, its time and what is training are shown: on a terminal in one line that is overwritten, in
+    a log in a new line whenever something else is training or an epoch is done."""
     watch, start, log, said = Watch(lambda: runs.glob("*")), time.perf_counter(), is_log(), ""
 
     def tell() -> None:
@@ -207,81 +204,49 @@ def _told(name: str, runs: Path) -> Iterator[None]:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def _execute(path: Path, out: Path, values: dict[str, Any], made: str) -> tuple[Path, str]:
-    """Run one notebook: (what was written, "" or what went wrong in a line). While it runs, its copy has
+def _execute(path: Path, out: Path, values: dict[str, Any], made: str, kernel: OneKernel) -> tuple[Path, str]:
+    """Run one notebook: (the copy that was written, "" or what went wrong in a line). While it runs, its copy has
     another name, so that <name>.ipynb is always one that finished.
     """
-    import papermill  # slow to import, and only needed here
-
-    partial, failed = out / f".{path.stem}.partial.ipynb", out / f"{path.stem}.failed.ipynb"
-    done, page = out / path.name, out / f"{path.stem}.html"
-    # papermill takes braces in a path for places to fill in
-    source, target = (str(name).replace("{", "{{").replace("}", "}}") for name in (path, partial))
+    start, name = time.perf_counter(), path.stem
+    begun, failed = out / f".{name}.partial.ipynb", out / f"{name}.failed.ipynb"
     try:
-        papermill.execute_notebook(
-            source,
-            target,
-            values,
-            kernel_name="python3",
-            language="python",
-            cwd=CHECKOUT,
-            progress_bar=False,
-            shutdown_kernel="graceful",  # interrupted first, so that it lets go of what it holds; killed after 5 s
-        )
-        mark(partial, out.parent, path, made)
-        write_bytes(page, notebook_html(partial, path.stem).encode())
-        mark(partial, out.parent, path, made)  # now with the page, which is no other's than this copy's
-        os.replace(partial, done)
+        kernel.execute(path, begun, values)
+        write_bytes(out / f"{name}.html", notebook_html(begun, name).encode())
+        replace(begun, out / path.name)
+        manifest = Manifest.read(out.parent, name)
+        manifest.failure = ""
+        manifest.close(out.parent, name, made, time.perf_counter() - start)
         failed.unlink(missing_ok=True)
-        return done, ""
+        return out / path.name, ""
     except Exception as error:  # whatever a notebook raises is its own failure and not the end of the series
-        return _keep_failed(partial, failed, path, made), _describe(error)
+        with contextlib.suppress(Exception):  # the first error is the one that counts
+            kernel.close()
+        return _keep_failed(begun, failed, _describe(error)), _describe(error)
     except KeyboardInterrupt:
-        logging.getLogger("asyncio").disabled = True  # of the cell that was cut short nobody asks the outcome
+        logging.getLogger("asyncio").disabled = True  # nobody asks for the outcome of the cell that was stopped
         raise
     finally:
         with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+            begun.unlink(missing_ok=True)
 
 
-def _keep_failed(partial: Path, failed: Path, source: Path, made: str) -> Path:
-    """Keep the copy of a notebook that failed, if it is readable, and return where it is.
+def _keep_failed(begun: Path, failed: Path, problem: str) -> Path:
+    """Keep the copy of a notebook that failed, if it is readable, note the failure, and return where the copy is.
 
-    Nothing is raised, on a full disk say: the error that made the notebook fail is the one that counts.
+    Nothing is raised, on a full disk for example: the error that made the notebook fail is the one that counts.
     """
+    folder, name = failed.parents[1], failed.name.removesuffix(".failed.ipynb")
     with contextlib.suppress(OSError):
         failed.unlink(missing_ok=True)  # an earlier one is of another failure
     with contextlib.suppress(VptspError, OSError):
-        mark(partial, failed.parents[1], source, made)
+        manifest = Manifest.read(folder, name)
+        manifest.failure = problem
+        manifest.write(folder, name)
     with contextlib.suppress(VptspError, OSError):
-        read(partial)
-        os.replace(partial, failed)
+        read(begun)
+        replace(begun, failed)
     return failed if failed.exists() else failed.parent
-
-
-@contextlib.contextmanager
-def _own_kernel() -> Iterator[None]:
-    """Inside, kernel `python3` is this interpreter with this package importable. Jupyter and IPython keep
-    their files in a temporary folder: no kernel need be registered, and a user's start-up files have no say.
-    """
-    with tempfile.TemporaryDirectory(prefix="vptsp-jupyter-", ignore_cleanup_errors=True) as folder:
-        search = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        # no warning, kernel for kernel, that loopback is not encrypted, and no traceback of one that was stopped
-        argv.append("--log-level=CRITICAL")
-        spec = {"argv": argv, "display_name": "Python 3", "language": "python", "env": {"PYTHONPATH": search}}
-        kernel = Path(folder, "kernels", "python3")
-        kernel.mkdir(parents=True)
-        (kernel / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
-        before = dict(os.environ)
-        os.environ["JUPYTER_PATH"] = folder
-        os.environ["JUPYTER_RUNTIME_DIR"] = str(Path(folder, "runtime"))
-        os.environ["IPYTHONDIR"] = str(Path(folder, "ipython"))
-        try:
-            yield
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
 
 
 def _describe(error: Exception) -> str:

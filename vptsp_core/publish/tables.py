@@ -1,7 +1,4 @@
-"""CSV files as HTML tables: the columns below "paper | ours | difference", the numbers with sensible decimals.
-
-Whatever comes from a file is escaped.
-"""
+"""CSV files as HTML tables: the columns below "paper | ours | difference", the numbers with sensible decimals."""
 
 from __future__ import annotations
 
@@ -11,14 +8,15 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from vptsp_core.errors import VptspError
+from vptsp_core.publish.html import TEMPLATES
 
 PAPER, OURS, DIFFERENCE, INTERVAL = "paper", "ours", "difference", "±"
-WIDE = 12  # columns; what is wider is cut into several tables
+WIDE = 12  # columns; a wider table is cut into several
 _SIDED = re.compile(rf"(.+?), ({PAPER}|{OURS}|{DIFFERENCE}|{INTERVAL}|vs .+)")
 _METRIC = re.compile(r"R@|MAP@R|R-precision|Recall|NMI|F1")
 _UNIT = re.compile(r"(^|[, (])(M|GB|MB|ms|s|%)($|[, )])")
@@ -31,11 +29,34 @@ class Column:
     group: str
     side: str
     cells: list[str]
+    first: bool = False  # of its group: it has a line before it
 
     @property
     def numeric(self) -> bool:
         """Whether every cell that is not empty is a number."""
         return all(_number(cell) is not None for cell in self.cells if cell)
+
+    def classes(self, cell: str | None = None) -> str:
+        """The style of a cell, or of the head."""
+        words = {
+            "start": self.first,
+            "paper": self.side == PAPER,
+            "words": not self.numeric and not self.side,
+            "versus": cell is None and self.side.startswith("vs "),
+            "long": len(cell or "") > 40,
+            "unclear": (cell or "").startswith("≈"),
+        }
+        return " ".join(word for word, applies in words.items() if applies)
+
+
+class Part(NamedTuple):
+    """What fits beside each other: the name of the first column, groups of columns, whether there are two lines of
+    heads, and the rows: (name, [(text, classes), ...])."""
+
+    name: str
+    groups: list[list[Column]]
+    two: bool
+    rows: list[tuple[str, list[tuple[str, str]]]]
 
 
 def read_table(path: Path) -> list[Column]:
@@ -52,19 +73,22 @@ def read_table(path: Path) -> list[Column]:
         raise VptspError(f"{path.name} is no table: it has no columns; run its notebook again")
     if any(len(row) != len(rows[0]) for row in rows):
         raise VptspError(f"{path.name} is no table: its rows differ in length; run its notebook again")
-    return [Column(*_split(name), list(cells)) for name, *cells in zip(*rows)]
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Group and side; with no side the whole name is the group."""
-    found = _SIDED.fullmatch(name)
-    return (found[1], found[2]) if found else (name, "")
+    columns, before = [], ""
+    for name, *cells in zip(*rows):
+        sided = _SIDED.fullmatch(name)
+        group, side = (sided[1], sided[2]) if sided else (name, "")
+        columns.append(Column(group, side, list(cells), first=group != before))
+        before = group
+    return columns
 
 
 def table_html(columns: Sequence[Column], label: str) -> str:
-    """A table that scrolls in its own box, paper | ours | difference below each column's name; the first column names
-    the rows. One of more than `WIDE` columns becomes several, cut between groups, rather where the first word changes.
-    """
+    """The table, the columns' sides below their name; the first column names the rows."""
+    return TEMPLATES.get_template("table.html").render(parts=laid_out(columns), label=label)
+
+
+def laid_out(columns: Sequence[Column]) -> list[Part]:
+    """The table; one of more than `WIDE` columns in parts, cut between groups, rather where the first word changes."""
     groups = [list(members) for _, members in groupby(columns[1:], key=lambda column: column.group)]
     parts: list[list[list[Column]]] = [[]]
     for _, alike in groupby(groups, key=lambda group: group[0].group.split(" ")[0]):  # such as one data set's metrics
@@ -73,71 +97,42 @@ def table_html(columns: Sequence[Column], label: str) -> str:
             if parts[-1] and sum(map(len, parts[-1] + piece)) > WIDE:
                 parts.append([])
             parts[-1] += piece
-    box = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">'
-    return "".join(f"{box}{_one_table(columns[0], part)}</div>\n" for part in parts)
+    return [_part(columns[0], part) for part in parts]
 
 
-def _one_table(index: Column, groups: list[list[Column]]) -> str:
-    two = any(column.side for group in groups for column in group)
+def _part(index: Column, groups: list[list[Column]]) -> Part:
     name = "" if index.group in ("", "label", "row", "fact") else index.group
-    tall = ' rowspan="2"' if two else ""
-    top, below = [f'<th scope="col"{tall}>{escape(name)}</th>'], []
-    for group in groups:
-        if two and group[0].side:
-            top.append(f'<th class="start" scope="colgroup" colspan="{len(group)}">{escape(group[0].group)}</th>')
-        else:
-            top += [f'<th{_classes(c, at == 0)} scope="col"{tall}>{escape(c.group)}</th>' for at, c in enumerate(group)]
-        below += [
-            f'<th{_classes(c, at == 0)} scope="col">{escape(c.side)}</th>' for at, c in enumerate(group) if c.side
-        ]
-    head = "".join(f"<tr>{''.join(row)}</tr>" for row in (top, below) if row)
-    texts = [column for group in groups for column in zip(group, _formatted(group), strict=True)]
-    starts = {id(group[0]) for group in groups}
-    rows = []
-    for at, row in enumerate(index.cells):
-        cells = (
-            f"<td{_classes(column, id(column) in starts, column.cells[at])}>{escape(shown[at])}</td>"
-            for column, shown in texts
+    texts = [pair for group in groups for pair in zip(group, _formatted(group), strict=True)]
+    rows = [
+        (
+            _trimmed(label) if index.numeric else label,
+            [(shown[at], column.classes(column.cells[at])) for column, shown in texts],
         )
-        rows.append(f'<tr><th scope="row">{escape(_trimmed(row) if index.numeric else row)}</th>{"".join(cells)}</tr>')
-    return f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
-
-
-def _classes(column: Column, start: bool, cell: str = "") -> str:
-    names = ["start"] if start else []
-    if column.side == PAPER:
-        names.append("paper")
-    if not column.numeric and not column.side:
-        names.append("words")
-    if column.side.startswith("vs ") and not cell:
-        names.append("versus")
-    if len(cell) > 40:
-        names.append("long")
-    if cell.startswith("≈"):
-        names.append("unclear")
-    return f' class="{" ".join(names)}"' if names else ""
+        for at, label in enumerate(index.cells)
+    ]
+    return Part(name, groups, any(column.side for group in groups for column in group), rows)
 
 
 def _formatted(group: Sequence[Column]) -> Iterator[list[str]]:
-    """The cells of a column and its sides as text: percent with the paper's decimals (one or two), cosines and other
-    fractions with three, quantities with three significant digits, differences signed. What is no number stays."""
-    name, compared = group[0].group, [column for column in group if column.side in (PAPER, OURS) and column.numeric]
-    numbers = [abs(_number(cell) or 0) for column in compared for cell in column.cells if cell]
+    """The cells of a column and its sides as text: percent with the paper's decimals (one or two), quantities with
+    three significant digits, differences signed. What is no number stays."""
+    compared = [column for column in group if column.side in (PAPER, OURS) and column.numeric]
     printed = [_trimmed(cell) for column in compared if column.side == PAPER for cell in column.cells]
-    decimals = min(2, max([1, *(len(text.partition(".")[2]) for text in printed)]))
-    fractions = bool(numbers) and max(numbers) <= 1 and not _METRIC.search(name)
-    quantity = not _METRIC.search(name) and (_UNIT.search(name) is not None or not compared)
+    decimals: int | None = min(2, max([1, *(len(text.partition(".")[2]) for text in printed)]))
+    if not _METRIC.search(group[0].group) and (_UNIT.search(group[0].group) or not compared):
+        decimals = None
     for column in group:
-        if not column.numeric:
-            yield column.cells
-            continue
-        whole = all((_number(cell) or 0) == round(_number(cell) or 0) for cell in column.cells)
-        yield [
-            "" if (value := _number(cell)) is None
-            else _trimmed(cell) if quantity and (whole or column.side == PAPER and len(_trimmed(cell)) < 6)
-            else _signed(value, None if quantity else 3 if fractions else decimals, column.side == DIFFERENCE)
-            for cell in column.cells
-        ]  # fmt: skip
+        values = [_number(cell) if column.numeric else None for cell in column.cells]
+        whole = all(value is None or value == round(value) for value in values)
+        yield [_shown(cell, value, column, decimals, whole) for cell, value in zip(column.cells, values, strict=True)]
+
+
+def _shown(cell: str, value: float | None, column: Column, decimals: int | None, whole: bool) -> str:
+    if value is None:
+        return cell
+    if decimals is None and (whole or column.side == PAPER and len(_trimmed(cell)) < 6):
+        return _trimmed(cell)
+    return _rounded(value, decimals, sign=column.side == DIFFERENCE)
 
 
 def _number(cell: str) -> float | None:
@@ -151,15 +146,17 @@ def _number(cell: str) -> float | None:
 def _trimmed(cell: str) -> str:
     """A number without the zeros that a file gives it (100.0), large ones with separators; other text as it is."""
     value = _number(cell)
-    return cell if value is None else f"{value:.6g}" if abs(value) < 1e3 else f"{value:,.0f}"
+    if value is None:
+        return cell
+    return f"{value:.6g}" if abs(value) < 1e3 else f"{value:,.0f}"
 
 
-def _signed(value: float, decimals: int | None, sign: bool) -> str:
+def _rounded(value: float, decimals: int | None, sign: bool) -> str:
     """``decimals`` None: three significant digits."""
     if decimals is None:
         value = 0.0 if abs(value) < 1e-9 else value
         decimals = 0 if value == 0 or abs(value) >= 100 else 2 - math.floor(math.log10(abs(value)))
     text = f"{value:+.{decimals}f}" if sign else f"{value:.{decimals}f}"
-    if not text.strip("+-0."):
+    if not text.strip("+-0."):  # it is rounded to zero, which has no sign
         text = text.lstrip("+-")
     return text.replace("-", "\N{MINUS SIGN}")

@@ -1,36 +1,34 @@
 """A run's checkpoints on the disk: the last one and the one before it, each whole and with the checksum of its bytes.
 
 A checkpoint is what ``torch.save`` writes and one more line, ``sha256 <64 hexadecimal digits>``, over all before it;
-``torch.load`` does not mind. So content and checksum come to their place by one renaming. They are written in this
+``torch.load`` ignores that line. So content and checksum come to their place by one renaming. They are written in this
 order, and a process that is killed at any moment leaves one that is whole:
 
 1. the new one under a temporary name, its checksum at its end, and all of it on the disk;
 2. checkpoint.pt becomes checkpoint.previous.pt;
-3. the new one becomes checkpoint.pt (killed between the two, a run goes on from checkpoint.previous.pt).
+3. the new one becomes checkpoint.pt (killed between the two, a run resumes from checkpoint.previous.pt).
 
-For a moment three lie there, otherwise two. The checksum is made while the bytes pass, without a copy of them: 1 s a GB
-on one core of the EPYC that the README names, so 26 s an epoch for the largest table (26 GB; what has to come to the
-disk takes as long at 1 GB/s), and as much when a run goes on.
+The disk needs room for three. The checksum takes 1 s a GB on one core of the EPYC that the README names, at each
+writing and when a run resumes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+import mmap
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from vptsp_core.errors import VptspError, WeightsError
 from vptsp_core.system.files import replacing
+from vptsp_core.system.seals import digest
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
-_LABEL = b"sha256 "
-_LINE = len(_LABEL) + 64 + 1
-_CHUNK = 2**20
+_LINE = len("sha256 ") + 64 + 1
 
 
 class Found(NamedTuple):
@@ -38,20 +36,6 @@ class Found(NamedTuple):
 
     name: str
     checksum: bytes
-
-
-class _Hashed:
-    """A file to write, and the checksum of what was written."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.digest = file, hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        self.digest.update(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
 
 
 def write_checkpoint(folder: Path, run: str, values: Mapping[str, Any]) -> None:
@@ -62,17 +46,17 @@ def write_checkpoint(folder: Path, run: str, values: Mapping[str, Any]) -> None:
         values: what ``torch.load(..., weights_only=True)`` can read back.
 
     Raises:
-        VptspError: the folder cannot be written; both that were there are there still.
+        VptspError: the folder cannot be written; both earlier checkpoints are still there.
     """
     with replacing(folder / CHECKPOINT, earlier=folder / PREVIOUS) as file:
-        hashed = _Hashed(file)
         try:
-            torch.save({"config": run, **values}, hashed)  # type: ignore[arg-type]  # it only writes
+            torch.save({"config": run, **values}, file)
         except RuntimeError as error:  # torch closes its archive, fails again, and hides why
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
-        file.write(_line(hashed.digest.hexdigest()))
+        file.flush()
+        file.write(_line(digest(Path(file.name))))
 
 
 def find_checkpoint(folder: Path) -> Found | None:
@@ -88,19 +72,17 @@ def find_checkpoint(folder: Path) -> Found | None:
     for name in (CHECKPOINT, PREVIOUS):
         path = folder / name
         try:
-            checksum = _checksum(path)
-        except FileNotFoundError:
-            faults[name] = "missing"
+            fault = _fault(path)
         except OSError as error:
-            raise WeightsError(f"checkpoint {path}: cannot be read ({error.strerror}); mend or delete it") from error
-        except _Damaged as error:
-            faults[name] = f"damaged ({error})"
-        else:
-            if faults:
-                fault = f"checkpoint {folder / CHECKPOINT}: {faults[CHECKPOINT]}"
-                warnings.warn(f"{fault}; {name} beside it is used instead", stacklevel=2)
-                (folder / CHECKPOINT).unlink(missing_ok=True)
-            return Found(name, checksum)
+            raise WeightsError(f"checkpoint {path}: cannot be read ({error.strerror}); fix or delete it") from error
+        if fault:
+            faults[name] = fault
+            continue
+        if faults:
+            fault = f"checkpoint {folder / CHECKPOINT}: {faults[CHECKPOINT]}"
+            warnings.warn(f"{fault}; {name} beside it is used instead", stacklevel=2)
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+        return Found(name, _last_line(path))
     bad = [name for name, fault in faults.items() if fault != "missing"]
     if not bad:
         return None
@@ -115,20 +97,15 @@ def read_checkpoint(folder: Path, found: Found, run: str, made_with: Mapping[str
     Tensors are mapped, not read: of the class prompts there is one copy, where they are put.
 
     Args:
-        run: its identity; ``made_with``: what the run is gone on with (`runs.record.make_stretch`).
+        run: its identity; ``made_with``: what the run is resumed with (`runs.record.make_stretch`).
 
     Raises:
         WeightsError: it belongs to another run, was begun with other images or weights, or another version of torch
             wrote it.
-        VptspError: in this folder lies another file than the first process found.
+        VptspError: in this folder is another file than the first process found.
     """
     path = folder / found.name
-    try:
-        with open(path, "rb") as file:
-            own = _last_line(file)
-    except (OSError, _Damaged):
-        own = b""
-    if own != found.checksum:
+    if not path.is_file() or _last_line(path) != found.checksum:
         raise VptspError(
             f"checkpoint {path}: another file here than for the first process; "
             "choose a results folder that all machines see"
@@ -155,35 +132,24 @@ def remove_checkpoints(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-class _Damaged(Exception):
-    pass
+def _line(checksum: str) -> bytes:
+    return b"sha256 " + checksum.encode() + b"\n"
 
 
-def _line(digest: str) -> bytes:
-    return _LABEL + digest.encode() + b"\n"
-
-
-def _last_line(file: IO[bytes]) -> bytes:
-    length = file.seek(0, os.SEEK_END)
-    file.seek(max(0, length - _LINE))
-    line = file.read()
-    if length < _LINE or not (line.startswith(_LABEL) and line.endswith(b"\n")):
-        raise _Damaged("cut short, or of an older version")
-    return line
-
-
-def _checksum(path: Path) -> bytes:
-    """A file's last line, which fits all bytes before it."""
+def _last_line(path: Path) -> bytes:
     with open(path, "rb") as file:
-        line = _last_line(file)
-        rest, digest, buffer = file.tell() - _LINE, hashlib.sha256(), memoryview(bytearray(_CHUNK))
-        file.seek(0)
-        while rest > 0:
-            count = file.readinto(buffer[: min(rest, _CHUNK)])  # type: ignore[attr-defined]
-            if not count:
-                raise _Damaged("cut short")
-            digest.update(buffer[:count])
-            rest -= count
-    if line != _line(digest.hexdigest()):
-        raise _Damaged("its bytes do not fit its checksum")
-    return line
+        file.seek(max(0, path.stat().st_size - _LINE))
+        return file.read()
+
+
+def _fault(path: Path) -> str:
+    """What is wrong with a checkpoint; empty where its last line fits all bytes before it."""
+    if not path.exists():
+        return "missing"
+    line = _last_line(path)
+    if not (len(line) == _LINE and line.startswith(b"sha256 ") and line.endswith(b"\n")):
+        return "damaged (cut short, or of an older version)"
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with memoryview(content)[:-_LINE] as rest:
+            checksum = hashlib.sha256(rest).hexdigest()
+    return "" if line == _line(checksum) else "damaged (its bytes do not fit its checksum)"

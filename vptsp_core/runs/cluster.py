@@ -1,4 +1,4 @@
-"""A Dask cluster that is already there, as joblib uses it. Nothing here starts schedulers or workers.
+"""A Dask cluster that is already there. Nothing here starts schedulers or workers.
 
 Imported only where a cluster is asked for: the package distributed is an extra.
 """
@@ -7,43 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError, Executor, Future
+from pathlib import Path
 from typing import Any
 
+import torch
 from distributed import Client, KilledWorker, get_worker
-from joblib._dask import DaskDistributedBackend
 
 from vptsp_core.errors import VptspError
-
-__all__ = ["Backend", "KilledWorker", "connected", "host_of_this_worker", "workers_by_host"]
-
-
-class Backend(DaskDistributedBackend):
-    """joblib's backend, mended in two places: of a cluster with one worker (for now) it would make no use, and for a
-    task that the scheduler gave up (its worker died again and again, or could not read it) it would wait for ever."""
-
-    def effective_n_jobs(self, n_jobs: int) -> int:
-        """How many tasks joblib may have at work: at least two."""
-        return max(2, super().effective_n_jobs(n_jobs))
-
-    def submit(self, func: Any, callback: Callable[[Any], None] | None = None) -> Any:
-        """Send a task off; ``callback`` is told of its result, or of the exception that ended it."""
-        future = super().submit(func, callback)
-
-        def told(done: Any) -> None:
-            if callback is not None and done.exception() is not None:
-                callback(done.exception())
-
-        future.add_done_callback(told)
-        return future
-
-    def retrieve_result_callback(self, out: Any) -> Any:
-        """The result that the callback was told of; raises what it was told of instead."""
-        if isinstance(out, BaseException):
-            raise out
-        return super().retrieve_result_callback(out)
+from vptsp_core.runs.workers import Pool
+from vptsp_core.system.files import writable_folder
+from vptsp_core.system.portable import physical_cores
 
 
 @contextlib.contextmanager
@@ -76,15 +53,44 @@ def connected(address: str, patience: float = 10) -> Iterator[Client]:
             yield client
         except CancelledError as error:
             raise VptspError(
-                f"the cluster at {address} went away; start it again: the same command goes on where runs were"
+                f"the cluster at {address} went away; start it again: the same command resumes the runs"
             ) from error
 
 
-def workers_by_host(client: Client) -> dict[str, int]:
-    """How many workers each machine has, which share its cores."""
-    return Counter(facts["host"] for facts in client.scheduler_info(n_workers=-1)["workers"].values())
+@contextlib.contextmanager
+def pool(address: str, folder: Path) -> Iterator[Pool]:
+    """The workers of a cluster, which all see ``folder``. A task whose worker dies is done by another one; the
+    scheduler gives up after its own number of deaths."""
+    with connected(address) as client, _marker(folder) as marker:
+        yield Pool(_Workers(client, Path(marker.name).absolute()), KilledWorker, deaths=1)
 
 
-def host_of_this_worker() -> str:
-    """In a task: the machine it runs on, as `workers_by_host` names it."""
-    return str(get_worker().address).removeprefix("tcp://").rsplit(":", 1)[0].strip("[]")
+def _marker(folder: Path) -> Any:
+    return tempfile.NamedTemporaryFile(dir=writable_folder(folder), prefix=".shared-")
+
+
+class _Workers(Executor):
+    """Each task first checks its worker: see `_settled`."""
+
+    def __init__(self, client: Client, marker: Path) -> None:
+        hosts = Counter(facts["host"] for facts in client.scheduler_info(n_workers=-1)["workers"].values())
+        self.executor, self.given = client.get_executor(pure=False), (marker, hosts)
+
+    def submit(self, task: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        return self.executor.submit(_settled, *self.given, task, *args, **kwargs)
+
+
+def _settled(marker: Path, hosts: Mapping[str, int], task: Callable[..., Any], *args: Any) -> Any:
+    """In a worker: do a task with this worker's share of its machine's cores.
+
+    Raises:
+        VptspError: it does not see the file ``marker``.
+    """
+    host = str(get_worker().address).removeprefix("tcp://").rsplit(":", 1)[0].strip("[]")
+    if not marker.exists():
+        raise VptspError(
+            f"worker {host} does not see {marker.parent}; give --results a folder that all machines share, under the "
+            "same path"
+        )
+    torch.set_num_threads(max(1, physical_cores() // hosts.get(host, 1)))
+    return task(*args)

@@ -1,4 +1,4 @@
-"""A trained model for use: images in, embeddings out; kept as one file with only what was learned."""
+"""A trained model for use: images in, embeddings out; saved as one file with only what was learned."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Embedder:
         return torch.cat(found).numpy()
 
     def index(self, images: Images) -> Embedder:
-        """Embed a gallery and keep it for `search`; returns itself. Of a folder, for good: `deploy.index`."""
+        """Embed a gallery and keep it for `search`; returns itself. For a folder on the disk: `deploy.update`."""
         self._gallery = torch.from_numpy(self.embed(images))
         return self
 
@@ -163,8 +163,7 @@ def load(path: str | Path, device: str | torch.device | None = None, *, weights:
     Args:
         path: the run's folder, or what `Embedder.save` has written.
         device: None for a GPU where there is one.
-        weights: the file of the backbone's weights, where it lies elsewhere than when the run was made. It has to be
-            the same by content.
+        weights: the file of the backbone's weights, where it has moved. It has to be the same by content.
 
     Raises:
         WeightsError: no finished run and no saved embedder there, its parts do not fit together, or the backbone's
@@ -174,6 +173,6 @@ def load(path: str | Path, device: str | torch.device | None = None, *, weights:
     model, target = rebuild(saved, weights), pick_device(device)
     model.vit.autocast = autocast_dtype(saved.config.precision, target, model.vit.backbone.embed_dim)
     config = saved.config
-    if config.method != "full":  # whose backbone came from nowhere
+    if config.method != "full":  # whose backbone is in the file
         config = config.replace(weights=model.config.weights)  # where they were found
     return Embedder(model.to(target), config, run=saved.run, metrics=saved.metrics, data=saved.data)

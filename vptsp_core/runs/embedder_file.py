@@ -1,11 +1,10 @@
-"""A trained model as it is kept: the folder of its run, or one safetensors file with only what was learned.
+"""A trained model as files: the folder of its run, or one safetensors file with only what was learned.
 
 The file's tensors are what `MetricModel.learned_state` gives, without proxies, class prompts and the tower that only
 training uses. Everything else is JSON in its header, under one key: the run's description, its hash and metrics, the
 backbone's timm name with a checksum of the part that stayed frozen, and how images are prepared. Nothing is executed
-on reading, and nothing in the header is believed: the description passes `RunConfig`, names and shapes of tensors are
-held against a model without memory before one is made, the checksum of the backbone against the one that was found, and
-header and tensors against the checksums that they carry (`vptsp_core.system.seals`).
+on reading. The header is checked: its checksum and that of the tensors (`vptsp_core.system.seals`), the description by
+`RunConfig`, names and shapes of tensors by a model without memory, and the backbone by the checksum of its weights.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ from vptsp_core.method.model import MetricModel
 from vptsp_core.method.weights import read_weights
 from vptsp_core.runs.folder import CONFIG, HISTORY, METRICS, RECORD, WEIGHTS, learned_weights, read_run
 from vptsp_core.system.files import write_bytes
-from vptsp_core.system.seals import check_tensors, sealed_header, unsealed
+from vptsp_core.system.seals import sealed, unsealed
 
-FORMAT, HEADER = 2, "vptsp_embedder"  # version of the header, and the key it lies under
+FORMAT, HEADER = 2, "vptsp_embedder"  # version of the header, and its key
 ONLY_TRAINING = ("proxies.", "class_prompts.", "vit.proxy_head.")
 
 
@@ -85,13 +84,13 @@ def write_embedder(
     metrics: Mapping[str, float],
     data: Mapping[str, Any] | None,
 ) -> None:
-    """Write the file; ``config``, ``run``, ``metrics`` and ``data`` tell of the run that made the model.
+    """Write the file; ``config``, ``run``, ``metrics`` and ``data`` describe the run that made the model.
 
     Raises:
         VptspError: another suffix than .safetensors, or the place cannot be written.
     """
     if path.suffix != ".safetensors":
-        raise VptspError(f"{path}: an embedder is kept as .safetensors; give the file that suffix")
+        raise VptspError(f"{path}: an embedder is a .safetensors file; give the file that suffix")
     learned = {
         name: value.detach().cpu().contiguous()
         for name, value in model.learned_state(for_retrieval=True).items()
@@ -108,7 +107,7 @@ def write_embedder(
         "frozen": _frozen(model),
         "preprocessing": preprocessing(model),
     }
-    write_bytes(path, safetensors.torch.save(learned, {HEADER: json.dumps(sealed_header(header, learned))}))
+    write_bytes(path, safetensors.torch.save(learned, {HEADER: json.dumps(sealed(header, learned))}))
 
 
 def read_saved(path: Path) -> Saved:
@@ -148,7 +147,7 @@ def _read_file(path: Path) -> Saved:
         if version != FORMAT:
             raise WeightsError(f"{path}: format {version!r} is not known here; save it again from its run, or use the "
                                f"version that wrote it ({header.get('vptsp_core')})")  # fmt: skip
-        check_tensors(unsealed(header), learned)
+        unsealed(header, learned)
         config = RunConfig.from_dict(dict(header["config"]))
         metrics = {str(key): float(value) for key, value in dict(header["metrics"]).items()}
         data = None if header["data"] is None else dict(header["data"])
@@ -165,7 +164,7 @@ def rebuild(saved: Saved, weights: str | Path | None = None) -> MetricModel:
     """The model on the CPU, in eval mode, without what only training uses.
 
     Args:
-        weights: the backbone's weights where they lie elsewhere by now; their content decides.
+        weights: the backbone's weights where they have moved; their content decides.
 
     Raises:
         WeightsError: the backbone cannot be had or is another one, or the tensors do not fit the description.
@@ -209,7 +208,7 @@ def rebuild(saved: Saved, weights: str | Path | None = None) -> MetricModel:
 
 
 def _check(saved: Saved, model: MetricModel) -> None:
-    """Hold names and shapes against what such a model (on the meta device) has learned."""
+    """Compare names and shapes with what such a model (on the meta device) has learned."""
     wanted = model.learned_state()
     if saved.frozen is not None:
         wanted = {name: value for name, value in wanted.items() if not name.startswith(ONLY_TRAINING)}

@@ -1,4 +1,7 @@
-"""A finished run as files: where it lies, and what is in its folder."""
+"""A finished run as files: where it is, what is in its folder, and whether that is what the run wrote.
+
+The record has the SHA-256 of each other file and a checksum of its own. Runs from before there were any are read, too.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ QUERIES, WEIGHTS = "queries.npz", "model.safetensors"
 _UNREADABLE, _AGAIN = "unreadable (cut short or damaged)", "delete the folder and run it again"
 _NUMBER = (int, float)
 _KINDS: dict[type | tuple[type, ...], str] = {str: "text", dict: "table", _NUMBER: "number"}
-# What the code reads of a run's files; more may stand there.
+# What the code reads of a run's files; there may be more.
 _METRICS: dict[str, type | tuple[type, ...]] = {"R@1": _NUMBER}
 _RECORD: dict[str, type | tuple[type, ...]] = {
     "hash": str, "commit": str, "device": str, "weights": str, "versions": dict, "data": dict, "parameters": dict,
@@ -54,8 +57,8 @@ class Run:
         metrics: retrieval metrics as the config's ``selection`` picks them, fractions in [0, 1].
         history: one row an epoch: loss, learning rates, seconds of training, metrics where evaluated.
         record: what it ran on: commit, versions, device, checksums of data and weights, parameters, times. Of a run
-            that was cut short and gone on with, ``started`` and ``seconds`` are those of the whole, ``stretches`` tells
-            what each part was made with (see `vptsp_core.runs.record`), and the rest is that of the last part.
+            that was cut short and resumed, ``started`` and ``seconds`` are those of the whole, ``stretches`` says what
+            each part was made with (see `vptsp_core.runs.record`), and the rest is that of the last part.
     """
 
     config: RunConfig
@@ -84,14 +87,14 @@ class Run:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
-        except Exception as error:  # numpy and zipfile raise what they meet; of a .npy it makes no table
+        except Exception as error:  # numpy and zipfile raise what they meet
             raise WeightsError(f"{path}: {_UNREADABLE}; {_AGAIN}") from error
 
 
 def run_folder(config: RunConfig, results: str | Path | None = None, benchmark: Benchmark | None = None) -> Path:
-    """Where a run of this description lies, or will lie. A weights file counts by its content, not by its place.
+    """The folder of a run of this description. A weights file counts by its content, not by its place.
 
-    ``benchmark`` tells apart what the description does not: images of one's own, and data sets that are not whole.
+    ``benchmark`` tells apart what the description does not: your own images, and data sets that are not whole.
     """
     root = Path(results or os.environ.get("VPTSP_RESULTS") or "results").expanduser().absolute()
     name = f"{config.dataset}-{config.method}-{identity(config)}"
@@ -170,8 +173,7 @@ def read_run(path: str | Path) -> Run:
     """A finished run from its folder.
 
     Raises:
-        WeightsError: the folder holds none, or a file of it is damaged or was edited: each has its checksum in the
-            record, and the record its own. Runs from before these were kept are read without.
+        WeightsError: the folder holds none, or a file of it is damaged or was edited.
     """
     path = Path(path)
     for name in (CONFIG, METRICS, RECORD, HISTORY):
@@ -199,8 +201,7 @@ def learned_weights(path: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
     """What a finished run learned, by name, from its folder ``path``.
 
     Raises:
-        WeightsError: the run is light, or the file is unreadable or not what ``record`` has the checksum of; runs from
-            before it was kept have none.
+        WeightsError: the run is light, or the file is unreadable or not what ``record`` has the checksum of.
     """
     if not (path / WEIGHTS).is_file():
         raise WeightsError(f"{path}: {light_line(path)}")
@@ -215,15 +216,13 @@ def light_line(path: Path) -> str:
 
 
 def verify(path: Path, record: Mapping[str, Any], *names: str) -> None:
-    """Hold files of the run in ``path`` against their checksums in its record.
+    """Compare files of the run in ``path`` with their checksums in its record.
 
     Raises:
         WeightsError: one is missing, or not what the run wrote.
     """
-    for name in names:
-        files = record.get("files")
-        if not isinstance(files, dict) or name not in files:  # a run from before they were kept
-            continue
+    files = record.get("files", {})  # a run from before they were kept has none
+    for name in (name for name in names if name in files):
         if not (path / name).is_file():
             raise WeightsError(f"{path} holds no finished run ({name} is missing); {_AGAIN}")
         if digest(path / name) != files[name]:
@@ -232,7 +231,7 @@ def verify(path: Path, record: Mapping[str, Any], *names: str) -> None:
 
 
 def _table(path: Path, keys: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
-    """The values in a file of a run; what is read of them is there, as what it is read as."""
+    """The values in a file of a run, with those ``keys`` that the code reads."""
     try:
         values: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:

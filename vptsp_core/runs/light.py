@@ -35,7 +35,7 @@ def copy_light(source: Path, target: Path) -> list[Path]:
             continue
         finished_run(folder)  # refuses a damaged one
         for name in FILES:
-            if (folder / name).is_file():  # runs from before they were kept have no values of queries
+            if (folder / name).is_file():  # old runs have no values of queries
                 write_bytes(copy / name, (folder / name).read_bytes())
         new.append(copy)
     return new

@@ -1,13 +1,13 @@
 """Where the class prompts of all classes are kept, and whether a training step fits into the GPU's memory.
 
-A step is tried before the first one, so that nothing need be guessed. What is tried are the towers and the optimiser
-state, nearly all there is. Left out, and to be found beside them, are
+A step is tried before the first one, so that nothing is guessed. It tries the towers and the optimiser state, nearly
+all that a step takes. It leaves out
 - the proxies and the loss: a few (classes, d) tensors;
 - what augmenting on the GPU takes: for each image some 25 bytes a pixel of the batch's tallest and widest boxes;
 - the decoded training set, where it is kept on the GPU: up to a quarter of what is free by then (`data.store`);
 - of several processes, the copy of all gradients in one row that they send (`system.distributed.Processes`);
 - what evaluation holds: embeddings and a part of their products.
-Where these are too much, or nothing was tried, `failures_told` says in one line what helps.
+If these are too much, or nothing was tried, `failures_told` says in one line what helps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel
 from vptsp_core.runs.host_prompts import HostPrompts
 from vptsp_core.system.distributed import local_size
-from vptsp_core.system.host_rows import available_host_memory
+from vptsp_core.system.portable import available_memory
 
 
 def probe_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
@@ -77,13 +77,13 @@ def fit_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) ->
 
 @contextlib.contextmanager
 def failures_told(model: MetricModel, when: str) -> Iterator[None]:
-    """What is done inside ends with one line where memory is full, or the GPU fails or is gone.
+    """Inside, memory that is full and a GPU that fails or is gone are errors of one line.
 
     Args:
-        when: at what, for the message: "epoch 3".
+        when: for the message: "epoch 3".
 
     Raises:
-        TrainingError: one of the three; what the epochs before left lies in the run's folder.
+        TrainingError: one of the three; the checkpoint of the epoch before is in the run's folder.
     """
     try:
         yield
@@ -159,7 +159,7 @@ def check_table_memory(config: RunConfig, num_classes: int, width: int) -> None:
         VptspError: with both sizes.
     """
     size = 4 * num_classes * config.class_layers * config.class_prompts * width if config.has_class_prompts else 0
-    if size > (available := available_host_memory()):
+    if size > (available := available_memory()):
         raise VptspError(
             f"no host memory for a class-prompt table of {size / 1e9:.1f} GB ({available / 1e9:.1f} GB are available); "
             "lower class_prompts or class_layers"
@@ -173,7 +173,7 @@ def _bytes(prompts: ClassPrompts) -> int:
 def _check_host_memory(prompts: ClassPrompts) -> None:
     # The tables are there already, this process's and about now the others'; the moments come with the steps.
     processes, moments = local_size(), _bytes(prompts) - prompts.table.nbytes
-    available = available_host_memory()
+    available = available_memory()
     if moments * processes > available:
         raise VptspError(
             f"class table on the host: {moments / 1e9:.2f} GB of optimiser state x {processes} processes of this "

@@ -1,4 +1,4 @@
-"""How far runs are, told in small files: whoever sees the results folder can look, from any process or machine."""
+"""How far runs are, written to small files: whoever sees the results folder can look, from any process or machine."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def write_progress(folder: Path, done: int, epochs: int) -> None:
 
 @contextlib.contextmanager
 def at_work(folder: Path) -> Iterator[None]:
-    """Inside, this run is this process's alone (of a group: its first one's), and seen to be under way.
+    """Inside, only this process (of a group: the first one) trains this run, and others see that it does.
 
-    Two that train the same run would spoil each other's checkpoint, so the second waits, and then looks what the first
-    left. The system gives the lock of a dead process free, and the temporary files that it left are deleted.
+    Two that train the same run would overwrite each other's checkpoint, so the second waits, and then reads what the
+    first has left. If a process dies, the system frees its lock; the next one deletes its temporary files.
     """
     if is_main():
         with locked(folder / LOCK, f"{folder.name}: another process trains it; waiting"):
@@ -43,17 +43,17 @@ def at_work(folder: Path) -> Iterator[None]:
                     (folder / PROGRESS).unlink()
     else:
         yield
-    from_main(lambda: None)  # none of a group goes on before the folder is as it stays
+    from_main(lambda: None)  # no process of a group goes on before the folder is ready
 
 
 class Watch:
     """Which runs are under way.
 
-    A run that was killed leaves its file behind. So what was there at first counts only once it has changed, by the
-    file system's own time: no clocks are compared.
+    A run that was killed leaves its file behind. So a file that was there from the start counts only once it has
+    changed, by the file system's own time: no clocks are compared.
 
     Args:
-        folders: lists the runs' folders, anew at each look; they need not exist.
+        folders: lists the runs' folders, again at each look; they need not exist.
     """
 
     def __init__(self, folders: Callable[[], Iterable[Path]]) -> None:
@@ -67,9 +67,9 @@ class Watch:
             changed = _changed(folder)
             if changed is None or changed == self.before.get(folder):
                 continue
-            with contextlib.suppress(OSError, ValueError, KeyError):  # it may end just now
-                told = json.loads((folder / PROGRESS).read_text())
-                epoch = f" epoch {min(told['done'] + 1, told['epochs'])}/{told['epochs']}" if told["epochs"] else ""
+            with contextlib.suppress(OSError, ValueError, KeyError):  # it may just have ended
+                read = json.loads((folder / PROGRESS).read_text())
+                epoch = f" epoch {min(read['done'] + 1, read['epochs'])}/{read['epochs']}" if read["epochs"] else ""
                 found[folder] = short_name(folder) + epoch
         return found
 
@@ -81,7 +81,7 @@ class Watch:
 
 
 def short_name(folder: Path) -> str:
-    """A run by its method and the first letters of its hash.
+    """A run's method and the first letters of its hash.
 
     >>> short_name(Path("results/runs/glyphs-vptsp-1a2b3c4d"))
     'vptsp-1a2b'
@@ -91,13 +91,13 @@ def short_name(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def every(seconds: float, tell: Callable[[], object]) -> Iterator[None]:
-    """Inside, ``tell`` is called again and again, in a thread."""
+def every(seconds: float, show: Callable[[], object]) -> Iterator[None]:
+    """Inside, ``show`` is called again and again, in a thread."""
     over = threading.Event()
 
     def repeat() -> None:
         while not over.wait(seconds):
-            tell()
+            show()
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()

@@ -20,7 +20,7 @@ from vptsp_core.data import OWN, Benchmark, data_folder, load_benchmark
 from vptsp_core.data.batches import cache_folder, decoded
 from vptsp_core.data.folder import outside_images
 from vptsp_core.data.holdout import for_selection
-from vptsp_core.data.loading import deaths_told
+from vptsp_core.data.loading import deaths_told, end_workers
 from vptsp_core.errors import ConfigError, DataError, VptspError
 from vptsp_core.method.backbone import load_backbone
 from vptsp_core.method.config import RunConfig, check_choice
@@ -141,6 +141,8 @@ def run(
         with contextlib.suppress(OSError):
             path.rmdir()  # only where nothing was learned: a checkpoint keeps the folder
         raise
+    finally:
+        end_workers()
 
 
 def _place(

@@ -59,7 +59,7 @@ def against(
         differences = differences[~np.isnan(differences).any(1)]  # nothing of these queries' classes is to be found
         if not len(differences):
             continue
-        low, high = _bootstrap(differences)
+        low, high = bootstrap(differences)
         for column, found in zip(COLUMNS, (differences.mean(0), low, high, ((low <= 0) & (high >= 0)).astype(object))):
             out.loc[list(others), (metric, column)] = found
     return out
@@ -73,7 +73,7 @@ def unclear(found: pd.DataFrame) -> dict[str, list[str]]:
     }
 
 
-def _bootstrap(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def bootstrap(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The percentile interval of the mean of each column of (N, K): low and high, (K,) each.
 
     All columns share the resamples, each of which is N draws told as how often every row was drawn.

@@ -36,7 +36,7 @@ from vptsp_core.method.step import TrainStep
 from vptsp_core.runs.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
 from vptsp_core.runs.compile import CompiledStep, compiles
 from vptsp_core.runs.memory import failures_told, fit_step
-from vptsp_core.runs.numerics import all_learned, first_bad_loss, first_bad_tensor, last_change, listed
+from vptsp_core.runs.numerics import all_learned, first_bad_loss, first_bad_tensor, listed
 from vptsp_core.runs.progress import write_progress
 from vptsp_core.runs.selection import HELD_OUT, keep_queries, score
 from vptsp_core.runs.start_from_data import start_from_data
@@ -180,22 +180,17 @@ class Trainer:
 
     def _check_finite(self, epoch: int, row: Row) -> None:
         """Refuse an epoch with a loss, or with a tensor after it, that is not finite (`runs.numerics`)."""
-        step, told = first_bad_loss(self.loop.losses), "the loss is not finite from step {} of epoch {} on"
-        batches = self.sampler.epoch(epoch)
-        if step is None:
-            tensors = all_learned(self.model, self.loop.optimizers)
-            name = first_bad_tensor(tensors)
-            if name is None:
-                return
-            told = f"{name} is not finite after step {{}} of epoch {{}}, though the losses are"
-            step = last_change(name, tensors[name], [self.images.labels[batch] for batch in batches])
-            batches = self.sampler.epoch(epoch)
-        images = listed([self.images.describe(int(i)) for i in next(itertools.islice(batches, step, None))])
-        cure = "lower the learning rates" if epoch or step else "look at the images, loss_scale and loss_margin"
-        raise TrainingError(
-            f"{told.format(step + 1, epoch + 1)} (lr = {row['lr']:g}, lr_proxy = {row['lr_proxy']:g}, "
-            f"images {images}); {cure}{f'; the checkpoint of epoch {epoch} stays' if epoch else ''}"
-        )
+        step, rates = first_bad_loss(self.loop.losses), f"lr = {row['lr']:g}, lr_proxy = {row['lr_proxy']:g}"
+        if step is not None:
+            batch = next(itertools.islice(self.sampler.epoch(epoch), step, None))
+            images = listed([self.images.describe(int(i)) for i in batch])
+            fault = f"the loss is not finite from step {step + 1} of epoch {epoch + 1} on ({rates}, images {images})"
+        elif name := first_bad_tensor(all_learned(self.model, self.loop.optimizers)):
+            fault = f"{name} is not finite after epoch {epoch + 1}, though the losses are ({rates})"
+        else:
+            return
+        cure = "look at the images, loss_scale and loss_margin" if step == 0 == epoch else "lower the learning rates"
+        raise TrainingError(f"{fault}; {cure}{f'; the checkpoint of epoch {epoch} stays' if epoch else ''}")
 
     def _save(self, row: Row) -> None:
         self.stretches[-1] |= {**self.stretch(), **self.compiled()}

@@ -51,6 +51,15 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min {whole % 60} s"
 
 
+def amount(count: float) -> str:
+    """Bytes for people.
+
+    >>> amount(1_250_000), amount(1.2e11)
+    ('1.2 MB', '120.0 GB')
+    """
+    return f"{count / 1e9:.1f} GB" if count >= 1e10 else f"{count / 1e6:.1f} MB"
+
+
 class Lines(tqdm):
     """tqdm that writes whole lines: what is done, of how much, and the time left. Short work writes none."""
 

@@ -18,13 +18,13 @@ import math
 import mmap
 import weakref
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from vptsp_core.errors import VptspError
+from vptsp_core.system.portable import available_memory
 
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device, not only for the current one
 
@@ -32,7 +32,7 @@ _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device, not only for
 def own_pages(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """Zeros in memory pages that hold nothing else, so that they can be pinned alone; committed when first touched.
 
-    The pages are shared with child processes: a fork must not move, by copy on write, what a GPU is reading.
+    The pages are shared with processes that are forked: none must move, by copy on write, what a GPU is reading.
 
     Args:
         shape: of the table, (rows, ...).
@@ -41,7 +41,7 @@ def own_pages(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Ten
         VptspError: more than there is.
     """
     size = math.prod(shape) * dtype.itemsize
-    if size > (available := available_host_memory()):  # before it is filled, and the system ends the process
+    if size > (available := available_memory()):  # before it is filled, and the system ends the process
         raise VptspError(
             f"no host memory for a class-prompt table of {size / 1e9:.1f} GB ({available / 1e9:.1f} GB are available); "
             "lower class_prompts or class_layers"
@@ -57,7 +57,7 @@ def own_pages(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Ten
 
 
 def pin(table: Tensor, device: torch.device) -> int:
-    """Register the memory of a table (rows, ...) with CUDA as it lies, and give its address for `unpin`.
+    """Register the memory of a table (rows, ...) with CUDA where it is, and return its address for `unpin`.
 
     ``Tensor.pin_memory`` would copy it, into an allocation rounded up to a power of two.
 
@@ -79,14 +79,6 @@ def pin(table: Tensor, device: torch.device) -> int:
 def unpin(address: int) -> None:
     """The inverse of `pin`."""
     torch.cuda.cudart().cudaHostUnregister(address)
-
-
-def available_host_memory() -> float:
-    """Bytes of host memory that could be taken now without swapping; infinite where the system does not tell."""
-    meminfo = Path("/proc/meminfo")
-    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
-    found = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return 1024.0 * found[0] if found else math.inf
 
 
 class Copier(Protocol):
@@ -141,7 +133,7 @@ class StreamCopier:
 
 
 class _Written(NamedTuple):
-    """What lies in the outgoing buffer: the place of each class, the tables it has rows of, its write-back."""
+    """What the outgoing buffer holds: the place of each class, the tables it has rows of, its write-back."""
 
     places: dict[int, int]
     names: frozenset[str]

@@ -1,6 +1,6 @@
-"""Checksums that files carry of what they hold: one flipped bit, or an edit by hand, is told and not computed with.
+"""One checksum, SHA-256: of a file, and of what a header and its tensors hold.
 
-They guard against damage and slips, not against somebody who means to deceive: who can write a file can seal it.
+It guards against damage and slips, not against somebody who means to deceive.
 """
 
 from __future__ import annotations
@@ -18,44 +18,32 @@ from torch import Tensor
 SEAL, TENSORS = "checksum", "tensors"
 
 
-def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON values with the checksum of them all beside them."""
-    return {**values, SEAL: _of_json(values)}
-
-
-def unsealed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What `sealed` was given.
-
-    Raises:
-        ValueError: there is no checksum, or it is not theirs.
-    """
-    kept = {key: value for key, value in values.items() if key != SEAL}
-    if values.get(SEAL) != _of_json(kept):
-        raise ValueError("its content does not fit its checksum")
-    return kept
-
-
-def sealed_header(header: Mapping[str, Any], tensors: Mapping[str, Tensor | np.ndarray]) -> dict[str, Any]:
-    """`sealed`, the tensors that the header lies beside included."""
-    return sealed({**header, TENSORS: _of_tensors(tensors)})
-
-
-def check_tensors(header: Mapping[str, Any], tensors: Mapping[str, Tensor | np.ndarray]) -> None:
-    """Refuse tensors that are not those of `sealed_header`.
-
-    Raises:
-        ValueError: they are not.
-    """
-    if header.get(TENSORS) != _of_tensors(tensors):
-        raise ValueError("its tensors do not fit their checksum")
-
-
 def digest(content: bytes | Path) -> str:
     """SHA-256 of bytes, or of a file's."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
     with content.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sealed(values: Mapping[str, Any], tensors: Mapping[str, Tensor | np.ndarray] | None = None) -> dict[str, Any]:
+    """JSON values with the checksum of them all, and that of the tensors whose header they are, if any."""
+    values = values if tensors is None else {**values, TENSORS: _of_tensors(tensors)}
+    return {**values, SEAL: _of_json(values)}
+
+
+def unsealed(values: Mapping[str, Any], tensors: Mapping[str, Tensor | np.ndarray] | None = None) -> dict[str, Any]:
+    """The values without their checksum.
+
+    Raises:
+        ValueError: there is no checksum, or it is not that of the values or of the tensors.
+    """
+    kept = {key: value for key, value in values.items() if key != SEAL}
+    if values.get(SEAL) != _of_json(kept):
+        raise ValueError("its content does not fit its checksum")
+    if tensors is not None and kept.get(TENSORS) != _of_tensors(tensors):
+        raise ValueError("its tensors do not fit their checksum")
+    return kept
 
 
 def _of_json(values: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Looking into a finished run: what it finds, where it errs, where its proxies lie, what its prompts are looked at for.
+"""Views of a finished run: what it finds, where it errs, where its proxies are, how much attention its prompts get.
 
 Each module is one view: numbers from a run, pictures of them in `figures.views`. The notebook `explore` calls them;
 `widgets` makes them answer clicks where somebody watches.
@@ -59,8 +59,8 @@ class Opened:
 def finished_runs(*results: Path) -> dict[str, Path]:
     """{what to call it: folder} of the finished runs in results folders, by name; unreadable ones are left out.
 
-    A name holds the data set, method, backbone, seed, R@1 in percent and the beginning of the run's hash; of one's own
-    images, that of their fingerprint, too, as the folder's name does.
+    A name holds the data set, method, backbone, seed, R@1 in percent and the beginning of the run's hash; for your own
+    images also the beginning of their fingerprint, as in the folder's name.
     """
     found = {}
     for path in [path for each in results for path in each.glob(f"runs/*/{METRICS}")]:

@@ -1,4 +1,4 @@
-"""The proxies of the training classes, beside the images that lie nearest to them."""
+"""The proxies of the training classes, beside the images nearest to them."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Found:
     Attributes:
         cosines: (k,) float32.
         places: (k,) int64, in the images searched.
-        right: (k,) bool, of the query's class; None for a query whose class nobody knows.
+        right: (k,) bool, of the query's class; None for a query of unknown class.
     """
 
     cosines: np.ndarray
@@ -57,7 +57,7 @@ def neighbours(opened: Opened, query: int | Path | Image.Image, k: int) -> Found
     """The ``k`` nearest images of one query.
 
     Args:
-        query: a place in the images searched (it does not find itself), or an image of one's own.
+        query: a place in the images searched (it does not find itself), or an image of your own.
 
     Raises:
         DataError: naming the file that cannot be read.

@@ -101,7 +101,7 @@ def choose(label: str, options: Mapping[str, Any], draw: Callable[[Any], Any]) -
 
 
 class QueryExplorer:
-    """Thumbnails to click: an image of a class, or a neighbour, becomes the query; or an image of one's own.
+    """Thumbnails to click: an image of a class, or a neighbour, becomes the query; or an image of your own.
 
     Args:
         opened: the run and the images.
@@ -171,7 +171,7 @@ class QueryExplorer:
             picture = Image.open(io.BytesIO(bytes(files[-1]["content"])), formats=FORMATS)
             picture.load()
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            self.said.value = f"<b>{escape(files[-1]['name'])} is no readable image ({escape(str(error))})</b>"
+            self.said.value = f"<b>{escape(files[-1]['name'])} is not a readable image ({escape(str(error))})</b>"
             return
         self.ask(picture)
 

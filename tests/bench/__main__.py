@@ -1,0 +1,82 @@
+"""Measurements for developers, printed as JSON: python -m tests.bench epoch|data|eval|table|product"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vptsp_core.data import data_folder, load_benchmark, refuse_unread
+from vptsp_core.data.batches import cache_folder
+from vptsp_core.errors import VptspError
+from vptsp_core.method.faiss_index import BACKENDS
+from vptsp_core.method.presets import parse_change, preset
+
+from .class_table import compare_tables
+from .data import compare_pipelines
+from .epoch import measure_epoch
+from .metrics import SIZES, benchmark_metrics
+from .product import product_rate
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure one thing; returns 2 where that is impossible."""
+    args = arguments(argv)
+    try:
+        print(json.dumps(measured(args), indent=2))
+    except VptspError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, read."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=(__doc__ or "").partition(":")[0])
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    epoch = kinds.add_parser("epoch", help="an epoch and its evaluation: steps, loading, embedding, compiling")
+    data = kinds.add_parser("data", help="the cached pipeline against the classic one")
+    evaluation = kinds.add_parser("eval", help="retrieval metrics against a bare exact search")
+    table = kinds.add_parser("table", help="class prompts in host memory against the same on the device")
+    product = kinds.add_parser("product", help="operations of a step, and the rate of a matrix product of its size")
+    for each, name in ((epoch, "demo"), (data, "cub200-vits16"), (table, "inshop-vits16"), (product, "cub200-vits16")):
+        each.add_argument("--preset", default=name, help=f"default: {name}")
+        each.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes")
+    for each in (epoch, data):
+        each.add_argument("--data", metavar="DIR", help="folder that holds the data sets")
+        each.add_argument("--cache", metavar="DIR", help="of decoded images (default: .vptsp-cache in the data folder)")
+        each.add_argument("--allow-partial", action="store_true", help="measure on an incomplete set too")
+    data.add_argument("--steps", type=int, default=10, help="batches a turn (default: 10)")
+    table.add_argument("--classes", type=int, help="default: the training set's; on a CPU at most 256")
+    table.add_argument("--steps", type=int, default=10, help="timed turns (default: 10)")
+    evaluation.add_argument("--size", choices=SIZES, default="sop", help="of this test set (default: sop)")
+    evaluation.add_argument("--backend", choices=BACKENDS, default="torch", help="what searches for the metrics")
+    evaluation.add_argument("--repeats", type=int, default=3, help="timed turns (default: 3)")
+    evaluation.add_argument("--reference", metavar="DIR", help="your clone of the released implementation, as one more")
+    for each in (epoch, data, evaluation, table, product):
+        each.add_argument("--device", help="default: a GPU where there is one")
+    return parser.parse_args(argv)
+
+
+def measured(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line asks for."""
+    if args.kind == "eval":
+        return benchmark_metrics(SIZES[args.size], args.device, args.backend, args.repeats, args.reference)
+    config = preset(args.preset, **dict(parse_change(change) for change in args.changes))
+    if args.kind == "product":
+        return product_rate(config, args.device)
+    if args.kind == "table":
+        return compare_tables(config, args.classes, device=args.device, steps=args.steps)
+    refuse_unread(config.dataset, args.data)
+    benchmark = load_benchmark(config.dataset, args.data, args.allow_partial)
+    cache: Path = cache_folder(config.dataset, data_folder(config.dataset, args.data), args.cache)
+    if args.kind == "epoch":
+        return measure_epoch(config, benchmark, cache, device=args.device)
+    return compare_pipelines(config, benchmark, cache, device=args.device, steps=args.steps)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""What differs between systems, in one module alone."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from vptsp_core.errors import VptspError
+from vptsp_core.system import portable
+from vptsp_core.system.files import write_bytes
+from vptsp_core.system.places import PACKAGE
+
+DIFFERS = re.compile(
+    r"\bfcntl\b|\bresource\b\.|import resource\b|/proc|\bsched_|\bposix_|os\.fork|['\"]fork|pwrite|fdatasync|SIGKILL|"
+    r"killpg|sys\.platform"
+)
+ELSEWHERE = {"vptsp_core/system/portable.py"}
+
+
+def test_no_other_module_asks_which_system_this_is():
+    found = {
+        str(path.relative_to(PACKAGE.parent)): lines
+        for path in PACKAGE.rglob("*.py")
+        if (lines := [line for line in path.read_text("utf-8").splitlines() if DIFFERS.search(line)])
+    }
+    assert set(found) == ELSEWHERE, found
+
+
+def test_a_file_that_is_open_elsewhere_is_replaced_once_it_is_closed(tmp_path, monkeypatch):
+    """As Windows refuses it."""
+    refused, replace = [], os.replace
+
+    def open_elsewhere(source, target):
+        if len(refused) < 2:
+            refused.append(source)
+            error = PermissionError(13, "The process cannot access the file")
+            error.winerror = 32
+            raise error
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", open_elsewhere)
+    write_bytes(tmp_path / "file", b"1")
+    assert (tmp_path / "file").read_bytes() == b"1" and len(refused) == 2
+    refused.clear()
+    monkeypatch.setattr(portable, "PATIENCE", -1)
+    with pytest.raises(VptspError, match="^cannot write .*another program has it open: close it there") as caught:
+        write_bytes(tmp_path / "file", b"2")
+    assert "\n" not in str(caught.value) and [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_the_system_says_of_itself():
+    assert 1 <= portable.physical_cores() <= portable.cores() <= os.cpu_count()
+    assert 2**20 < portable.available_memory() < 2**50
+
+
+def test_a_limit_of_cores_counts(monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda path: "150000 100000")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8), raising=False)
+    assert portable.cores() == 2
+    monkeypatch.setattr(Path, "read_text", lambda path: "max 100000")
+    assert portable.cores() == 8

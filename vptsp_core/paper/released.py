@@ -1,0 +1,286 @@
+"""The released implementation's training step, run from a user's clone, to be timed beside ours.
+
+Nothing of the clone is part of this project, and nothing is written into it. Its model, loss and memory bank are called
+in the order of its training loop: drop the gradients of both optimisers, forward and loss (under fp16 autocast on a
+GPU), read the loss on the host for the progress bar, scaled backward, step both optimisers, and with a memory bank
+write the batch's class prompts and their optimiser state back into it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import importlib
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from vptsp_core.errors import ConfigError, VptspError
+from vptsp_core.method.accumulators import GRUAccumulator
+from vptsp_core.method.config import RunConfig
+from vptsp_core.method.model import MetricModel
+
+NEEDED = ("params.py", "architectures/peft_vit.py", "criteria/dml_proxy_peft.py", "metrics/__init__.py")
+ACCUMULATORS = {"gru": "gru_relu", "gru_tanh": "gru", "ema": "mix"}
+GATES = {"W_z": "W_iz", "W_r": "W_ir", "W_n": "W_in", "U_z": "W_hz", "U_r": "W_hr", "U_n": "W_hn",
+         "b_z": "b_iz", "b_r": "b_ir", "b_n": "b_in"}  # fmt: skip
+HEADS = {"head": "fc", "fc_norm": "norm", "dist_head": "dist_fc", "dist_norm": "dist_norm"}
+BOUND = 1e-4  # of the two losses' relative difference
+
+
+class ReleasedBench:
+    """One released training step from the weights of our model, on the same batch.
+
+    Args:
+        ours: float32 and in train mode; it is used before the first step only.
+        images, labels: (B, 3, H, W) and (B,), on the model's device.
+        reference: the clone.
+        checkpointing: of gradients; None: as its configuration files have it, on where there is a memory bank (SOP,
+            In-Shop, iNaturalist).
+
+    Attributes:
+        precision: of its trunk: float16 on a GPU unless the run is in float32; float32 on a CPU.
+        difference: relative, of its loss and ours before the first step, both in float32 and without dropout.
+
+    Raises:
+        ConfigError: a run that the released implementation does not have.
+        VptspError: the clone cannot be used, or its loss differs from ours.
+    """
+
+    def __init__(
+        self, ours: MetricModel, images: Tensor, labels: Tensor, reference: str | Path,
+        checkpointing: bool | None = None,
+    ) -> None:  # fmt: skip
+        config, self.device = ours.config, images.device
+        check_released(config)
+        names = ("architectures.peft_vit", "criteria.dml_proxy_peft", "params")
+        architecture, criterion, params = clone_modules(reference, names)
+        opt = _options(params, config, len(ours.proxies.bias))  # type: ignore[union-attr]
+        self.bank = opt.prompt_memory_bank
+        opt.checkpoint = self.bank if checkpointing is None else checkpointing
+        opt.device = self.device
+        with on_device(self.device, _bare_backbone(ours)):
+            self.model = architecture.Network(opt).to(self.device).train()
+            self.criterion = criterion.Criterion(opt).to(self.device)
+        if self.bank:
+            self.model.p_prompts.to("cpu")
+        put_weights(ours, self.model)
+        self.model.optimizer = _optimizer(config, self.model.optim_dict_list)
+        self.model.p_optimizer = _optimizer(config, self.model.p_optim_dict_list)
+        half = config.precision != "fp32" and self.device.type == "cuda"
+        self.precision = "float16" if half else "float32"
+        self.autocast = torch.autocast(self.device.type, torch.float16, enabled=half)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.device.type == "cuda")
+        self.images, self.labels = images, labels.cpu()  # its loader leaves the labels in host memory
+        self.difference = self._compare(ours)
+
+    def step(self) -> None:
+        """One step of its training loop."""
+        model = self.model
+        model.optimizer.zero_grad(set_to_none=True)
+        model.p_optimizer.zero_grad(set_to_none=True)
+        with self.autocast:
+            loss = self.loss()
+        loss.item()  # its progress bar shows the loss of every step
+        self.scaler.scale(loss).backward()
+        self.scaler.step(model.optimizer)
+        self.scaler.step(model.p_optimizer)
+        self.scaler.update()
+        if self.bank:
+            model.bank_optim_states_save()
+            model.bank_prompt_p_save()
+
+    def loss(self) -> Tensor:
+        """Its forward pass and loss, a scalar ()."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # checkpointing without its newer arguments
+            out = self.model(x=self.images, labels=self.labels.to(self.device), anchor=None)
+        return self.criterion(batch=out["embeds"], labels=self.labels, proxies=out["proxies"])
+
+    def kept(self) -> tuple[Any, list[Tensor], Sequence[torch.optim.Optimizer]] | None:
+        """See `latency.Bench`; None with checkpointing, which hides what it keeps."""
+        if self.model.pars.checkpoint:
+            return None
+        return self.loss, list(self.model.state_dict().values()), (self.model.optimizer, self.model.p_optimizer)
+
+    def facts(self) -> dict[str, Any]:
+        """What is reported beside its time."""
+        return {"loss_difference": self.difference, "precision": self.precision}
+
+    @torch.no_grad()
+    def _compare(self, ours: MetricModel) -> float:
+        dropouts = [each for model in (ours, self.model) for each in model.modules() if isinstance(each, nn.Dropout)]
+        rates = [each.p for each in dropouts]
+        for each in dropouts:
+            each.p = 0.0
+        if ours.class_prompts is not None:
+            classes = self.labels[:: ours.config.samples_per_class]
+            ours.class_prompts.swap_in(classes, torch.optim.SGD([torch.zeros(1)]))
+        mine = float(ours.loss(self.images, self.labels.to(self.device)))
+        state = self.model.proxies_container
+        self.model.proxies_container = state.clone()
+        theirs = float(self.loss())
+        self.model.proxies_container = state
+        for each, rate in zip(dropouts, rates, strict=True):
+            each.p = rate
+        difference = abs(theirs - mine) / max(abs(mine), 1e-12)
+        if not difference <= BOUND:
+            raise VptspError(
+                f"reference: its loss is {theirs:.6g}, ours {mine:.6g} on the same weights and images, so the times "
+                "cannot be compared; give a clone as it was released"
+            )
+        return difference
+
+
+def check_released(config: RunConfig) -> None:
+    """Refuse a run that the released implementation does not have.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    wrong = {
+        "semantics": config.semantics != "released",
+        "method": config.method == "adapter",  # its block has 12 heads and no QKV bias, whatever the backbone has
+        "optimizer": config.class_optimizer == "rowwise" and config.optimizer == "adam",
+    }
+    if config.method == "vptsp":
+        wrong["accumulator"] = config.accumulator not in ACCUMULATORS
+        wrong["proxy_source"] = config.proxy_source != "class_prompts"
+        wrong["prompts"] = not (config.prompts and config.prompt_layers)
+    for key, is_wrong in wrong.items():
+        if is_wrong:
+            value = getattr(config, key)
+            raise ConfigError(f"{key} = {value!r}: the released implementation has no such run; leave --reference out")
+
+
+def clone_folder(folder: str | Path) -> Path:
+    """The clone's folder, absolute.
+
+    Raises:
+        VptspError: it is missing, or a file that is needed is.
+    """
+    path = Path(folder).expanduser().resolve()
+    for name in ("", *NEEDED):
+        if not (path / name).exists():
+            raise VptspError(
+                f"reference {folder}: {name or 'the folder'} is missing; give a whole clone of the released "
+                "implementation"
+            )
+    return path
+
+
+def clone_modules(folder: str | Path, names: Sequence[str]) -> list[ModuleType]:
+    """Modules of the clone by name (``"architectures.peft_vit"``).
+
+    Its modules have names that others have too (``metrics``, ``datasets``), so the interpreter's module table and
+    search path are put back afterwards.
+
+    Raises:
+        VptspError: the clone is not whole, or cannot be imported.
+    """
+    path = clone_folder(folder)
+    own = {each.stem for each in path.glob("*.py")} | {each.parent.name for each in path.glob("*/__init__.py")}
+    aside = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in own}
+    search, no_bytecode = list(sys.path), sys.dont_write_bytecode
+    sys.path[:0], sys.dont_write_bytecode = [str(path)], True
+    importlib.invalidate_caches()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it imports timm by names that have moved
+            return [importlib.import_module(name) for name in names]
+    except ImportError as error:
+        raise VptspError(
+            f"reference {folder}: it cannot be imported ({error}); give a clone as it was released, and install what "
+            "it needs: pip install faiss-cpu scikit-learn"
+        ) from error
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] in own]:
+            del sys.modules[name]
+        sys.modules.update(aside)
+        sys.path[:], sys.dont_write_bytecode = search, no_bytecode
+
+
+@contextlib.contextmanager
+def on_device(device: torch.device, backbone: nn.Module | None = None) -> Iterator[None]:
+    """Inside, what the clone sends to "cuda" goes to ``device``, and where it asks timm for pretrained weights it gets
+    ``backbone``: it expects one GPU and downloads weights."""
+
+    def move(self: Any, *_: Any, **__: Any) -> Any:
+        return self.to(device)
+
+    with (
+        mock.patch.object(nn.Module, "cuda", move),
+        mock.patch.object(Tensor, "cuda", move),
+        mock.patch.object(timm, "create_model", lambda *_, **__: backbone),
+    ):
+        yield
+
+
+def _options(params: ModuleType, config: RunConfig, classes: int) -> argparse.Namespace:
+    """A run in the released option names; all others at the defaults of its module ``params``."""
+    parser = argparse.ArgumentParser()
+    for name in ("basic_training", "scale_optimizing", "batch_creation", "batchmining_specific", "loss_specific"):
+        parser = getattr(params, f"{name}_parameters")(parser)
+    semantic = config.method == "vptsp"
+    values = {
+        "pretrained_model": config.backbone, "n_classes": classes, "embed_dim": config.embed_dim,
+        "batch_size": config.batch, "samples_per_class": config.samples_per_class, "world_size": 1,
+        "full_fine_tune": config.method == "full", "vit_bitfit": config.bitfit, "vit_head": True,
+        "vit_global_pooling": "avg" if config.pool == "avg" else "token",
+        "vit_prompt": config.method in ("vpt", "vptsp"), "num_prompt": config.prompts,
+        "prompt_depth": config.prompt_layers, "prompt_block_step": config.prompt_step,
+        "vit_proxy_net": semantic, "proxy_mix_bias": semantic, "num_p_prompt": config.class_prompts,
+        "p_prompt_depth": config.class_layers, "prompt_p_block_step": config.class_step,
+        "prompt_memory_bank": semantic and config.class_optimizer == "rowwise",
+        "semantic_mix_type": ACCUMULATORS.get(config.accumulator), "proxy_mix_keep_ratio": config.ema_keep,
+        "rnn_dropout": config.gru_dropout, "proxy_bias_ratio": config.alpha, "proxy_data_range": "both_all",
+        "loss_oproxy_pos_alpha": config.loss_scale, "loss_oproxy_neg_alpha": config.loss_scale,
+        "loss_oproxy_pos_delta": config.loss_margin, "loss_oproxy_neg_delta": -config.loss_margin,
+        "optim": config.optimizer, "lr": config.lr, "lr_proxy": config.lr_proxy, "decay": config.weight_decay,
+        "sdg_momentum": config.momentum,
+    }  # fmt: skip
+    return argparse.Namespace(**{**vars(parser.parse_args([])), **values})
+
+
+@torch.no_grad()
+def put_weights(ours: MetricModel, released: Any) -> None:
+    """Copy all that starts at random in our model into the released one; the backbone is there already."""
+    vit, proxies = ours.vit, ours.proxies
+    assert proxies is not None
+    for head, prefix in ((vit.sample_head, ""), (vit.proxy_head, "p_")):
+        for name, own in HEADS.items():
+            if hasattr(head, own):
+                getattr(released, prefix + name).load_state_dict(getattr(head, own).state_dict())
+    for theirs, mine in zip(getattr(released, "prompts", ()), [] if vit.prompts is None else vit.prompts):
+        theirs.copy_(mine)
+    if ours.class_prompts is not None:
+        for theirs, mine in zip(released.p_prompts, ours.class_prompts.table.unbind(1)):
+            theirs.copy_(mine)
+    released.proxies_bias.copy_(proxies.bias)
+    if proxies.accumulator is not None:
+        released.proxies_container = proxies.state.clone()
+    if isinstance(proxies.accumulator, GRUAccumulator):
+        for own, name in GATES.items():
+            getattr(released.rnn_update, name).copy_(getattr(proxies.accumulator, own))
+
+
+def _bare_backbone(ours: MetricModel) -> nn.Module:
+    """A copy of our backbone, with what its constructor asks a timm model for."""
+    trunk = copy.deepcopy(ours.vit.backbone)
+    trunk.default_cfg = trunk.pretrained_cfg = {"input_size": (3, *trunk.patch_embed.img_size)}
+    return trunk
+
+
+def _optimizer(config: RunConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=config.momentum)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](groups)

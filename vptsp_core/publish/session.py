@@ -1,0 +1,132 @@
+"""What every notebook does at its beginning and its end, and the manifest that it leaves for the results page.
+
+    session = Session("table1_peft_methods", profile, results, data)   # checks the parameters
+    session.save_table(table)                                          # tables/table1_peft_methods.csv
+    session.save_figure(figure, "what the figure shows", "costs")      # figures/table1_peft_methods_costs.png
+    session.finish(runs)                                               # the record, and the manifest
+
+The manifest is ``manifests/<notebook>.json`` in the profile's results folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from vptsp_core.figures import style
+from vptsp_core.paper import compare, report
+from vptsp_core.publish.manifest import RECORD, MadeRun, Manifest, Missing
+from vptsp_core.publish.parameters import check_given
+
+if TYPE_CHECKING:
+    from IPython.display import Image
+    from matplotlib.figure import Figure
+    from pandas.io.formats.style import Styler
+
+    from vptsp_core.method.config import RunConfig
+    from vptsp_core.runs.folder import Run
+
+_SUMS = ("runs", "seconds of training and evaluation, all runs")  # facts of a record that are not of a single run
+
+
+class Session:
+    """A notebook at work.
+
+    Attributes:
+        folder: where the results of the profile are: tables, figures, runs.
+        data: the folder of the data sets, or None.
+        watched: whether a person watches the notebook; progress bars help then.
+
+    Raises:
+        ConfigError: the notebook was given a parameter that it does not have, or one of a wrong type.
+    """
+
+    def __init__(self, notebook: str, profile: str, results: str, data: str | None = None) -> None:
+        check_given()
+        self.folder = report.place(results) / profile
+        self.data = None if data is None else report.place(data)
+        self.watched = report.watched()
+        self._notebook = notebook
+        self._only = notebook.split("_")[0]  # for the option --only of the runner
+        self._manifest = Manifest()
+        self._absent: dict[str, Missing] = {}  # by the line that says so
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """``data``, ``results`` and ``progress`` for `run` and `many`."""
+        return {"data": self.data, "results": self.folder, "progress": self.watched}
+
+    def absent(self, config: RunConfig) -> str:
+        """"" where the run's data set is there; else print, note and return a line with the command that gets it."""
+        line = self._absent_line(config)
+        self.missing(line)
+        return line
+
+    def missing(self, *lines: str) -> None:
+        """Print and note what could not be made, a line each; empty lines do not count."""
+        if said := list(filter(None, lines)):
+            print(*said, sep="\n")
+            self._note(said)
+
+    def carry_out(self, configs: compare.Cells, seeds: Any, **options: Any) -> compare.Done:
+        """Run a table's cells as far as data and weights are here (`paper.compare.carry_out`), and note the rest."""
+        for config in configs.values():
+            self._absent_line(config)
+        done = compare.carry_out(configs, seeds, notebook=self._only, **self.options, **options)
+        self._note(done.left_out)
+        return done
+
+    def save_table(self, table: pd.DataFrame, name: str = "") -> Path:
+        """Write ``tables/<notebook>[_<name>].csv``; columns of two levels become "<column>, <paper | ours | ...>"."""
+        return report.save_table(table, self.folder, self._named(self._manifest.tables, name, ".csv"))
+
+    def save_figure(self, figure: Figure, alt: str, name: str = "") -> Image:
+        """Write ``figures/<notebook>[_<name>].png`` and .pdf; ``alt`` says in words what there is to see."""
+        return style.save_figure(figure, self.folder, self._named(self._manifest.figures, name, ".png"), alt)
+
+    def finish(self, runs: Sequence[Run] = (), facts: pd.DataFrame | None = None) -> Styler:
+        """Write what the numbers come from (``tables/<notebook>_record.csv``) and the manifest; returns the record.
+
+        Args:
+            runs: all that the notebook shows.
+            facts: the record of a notebook that trains nothing, in place of that of ``runs``.
+        """
+        runs = list({run.path: run for run in runs}.values())
+        record = report.record_table(runs) if facts is None else facts
+        report.save_table(record, self.folder, f"{self._notebook}{RECORD}")
+        parts = [facts] if facts is not None else [report.record_table([run]).drop(list(_SUMS)) for run in runs]
+        for part in parts:
+            for fact, value in part["value"].items():
+                values = self._manifest.record.setdefault(str(fact), [])
+                values += [] if value in values else [str(value)]
+        self._manifest.runs = [
+            MadeRun(run.record["hash"], self._place(run.path), float(run.record["seconds"])) for run in runs
+        ]
+        self._manifest.write(self.folder, self._notebook)
+        return report.styled(record)
+
+    def _note(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            entry = self._absent.get(line, Missing(line))
+            if entry not in self._manifest.missing:
+                self._manifest.missing.append(entry)
+
+    def _place(self, path: Path) -> str:
+        return str(path.relative_to(self.folder) if path.is_relative_to(self.folder) else path.resolve())
+
+    def _absent_line(self, config: RunConfig) -> str:
+        line = report.absent_data(config, self.data, self._only, self.folder)
+        if line:
+            get = f"python -m vptsp_core data get {config.dataset} --data DIR"
+            self._absent[line] = Missing(line, config.dataset, get)
+        return line
+
+    def _named(self, files: list[str], name: str, suffix: str) -> str:
+        """The name of a file of this notebook, which is noted."""
+        stem = f"{self._notebook}_{name}" if name else self._notebook
+        if stem + suffix not in files:
+            files.append(stem + suffix)
+        return stem

@@ -1,0 +1,83 @@
+"""What differs between Linux, macOS and Windows. No other module asks which system this is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+PATIENCE = 5.0  # seconds to wait for another program to close a file that must be replaced
+_OPEN_ELSEWHERE = (5, 32)  # Windows: access denied, sharing violation
+
+
+def cores() -> int:
+    """Processor cores that this process may use: its affinity, and a container's limit, where there are any."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no container, or no limit ("max")
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        count = min(count, -(-quota // period))
+    return max(1, count)
+
+
+def physical_cores() -> int:
+    """`cores`, where two threads of one core count once: what matrix products can use."""
+    return min(cores(), psutil.cpu_count(logical=False) or cores())
+
+
+def available_memory() -> int:
+    """Bytes of memory that programs can still take without swapping."""
+    return psutil.virtual_memory().available
+
+
+def replace(source: Path, target: Path) -> None:
+    """Move a file to the place of another.
+
+    Windows refuses while another program has ``target`` open, such as a virus scanner: then it is tried for `PATIENCE`.
+
+    Raises:
+        OSError: it cannot be moved; for a file that is open elsewhere, the message says so.
+    """
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError as error:
+            if getattr(error, "winerror", None) not in _OPEN_ELSEWHERE:
+                raise
+            if time.monotonic() > end:
+                raise PermissionError(error.errno, "another program has it open: close it there") from error
+            time.sleep(0.1)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the system can: after a power failure none is missing that came
+    before another."""
+    with contextlib.suppress(OSError):  # Windows and some network file systems cannot
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def ctrl_c_blocked() -> Iterator[None]:
+    """Start processes inside that do not see a terminal's Ctrl-C: the process that started them ends them.
+
+    A Ctrl-C that comes meanwhile reaches this process at the end. Windows has no such thing; there a process that is
+    just starting may print how it was interrupted.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
