@@ -15,6 +15,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+import vptsp_core
+from vptsp_core import __main__ as command_line
+
 ROOT = Path(__file__).resolve().parents[1]
 BASH = shutil.which("bash")
 # conda's name -> PyPI's, where they differ
@@ -106,6 +109,12 @@ def test_conda_environment_agrees_with_the_pins():
         else:
             assert spec == f"={pinned.major}.{pinned.minor}", f"{entry}, but the pin is {pinned}"
     assert seen == set(every)
+
+
+def test_version_is_that_of_the_package(capsys):
+    assert project()["scripts"] == {"vptsp": "vptsp_core.__main__:main"}
+    assert command_line.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vptsp-core {vptsp_core.__version__}\n"
 
 
 def test_every_import_is_a_declared_dependency():

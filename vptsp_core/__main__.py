@@ -12,11 +12,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import vptsp_core
 from vptsp_core.errors import ConfigError, VptspError, printable
 from vptsp_core.system.signals import Terminated, sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
     from vptsp_core.method.config import RunConfig
+    from vptsp_core.runs.folder import Run
 
 COMMANDS = {
     "train": "train one run, or find it finished",
@@ -32,7 +34,9 @@ COMMANDS = {
     "notebooks": "execute the notebooks (what run_all.sh calls)",
     "report": "build the results page",
 }
-SEVERAL = """\
+EXAMPLES = """\
+example:
+  python -m vptsp_core train --preset cub200-vits16 --data DIR --set seed=1
 several GPUs, one process each:
   torchrun --nproc-per-node 4 -m vptsp_core train ...
 two machines, the same command on both, the results in a folder that both see:
@@ -45,9 +49,12 @@ ALLOW_PARTIAL = "go on, with a warning, where the data set is not the whole publ
 def main(argv: Sequence[str] | None = None) -> int:
     """Dispatch; errors that the user can mend are one line and exit status 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["--version"]:
+        print(f"vptsp-core {vptsp_core.__version__}")
+        return 0
     if not argv or argv[0] in ("-h", "--help") or argv[0] not in COMMANDS:
         listing = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
-        print(f"usage: python -m vptsp_core COMMAND [--help]\n\n{listing}")
+        print(f"usage: python -m vptsp_core COMMAND [--help], or --version\n\n{listing}")
         return 0 if argv and argv[0] in ("-h", "--help") else 2
     with contextlib.suppress(AttributeError):  # names of files may be no text; a captured stream may have no such thing
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -141,28 +148,34 @@ def _train(argv: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser(
         "python -m vptsp_core train",
-        description=COMMANDS["train"],
-        epilog=SEVERAL,
+        usage="%(prog)s [--preset NAME | --data-folder DIR] [--set KEY=VALUE ...] [--data DIR] [option ...]",
+        description=f"{COMMANDS['train']}; a run that was cut short resumes",
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--preset", default="demo", help=f"one of {', '.join(PRESETS)}, or a .json file (default: demo)")
-    which.add_argument("--data-folder", metavar="DIR", help="your own images, <class>/<image> or split.csv: all is "
-                       "chosen from them, and the gain over the frozen backbone told")  # fmt: skip
-    parser.add_argument(
+    what = parser.add_argument_group("what to train")
+    which = what.add_mutually_exclusive_group()
+    which.add_argument("--preset", default="demo", metavar="NAME",
+                       help=f"{', '.join(PRESETS)}, or a .json file (default: demo)")  # fmt: skip
+    which.add_argument("--data-folder", metavar="DIR", help="your own images, <class>/<image> or split.csv: the run is "
+                       "planned from them and compared with the frozen backbone")  # fmt: skip
+    what.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
-        help="e.g. alpha=0.2 seed=1; of a key the last",
+        help="keys of RunConfig, such as alpha=0.2 seed=1; the last value of a key holds",
     )
-    parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets, e.g. cub200/images/...")
-    parser.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
-    parser.add_argument("--results", metavar="DIR", default=None, help="default: ./results")
-    parser.add_argument("--cache", metavar="DIR",
-                        help="of decoded images (default: .vptsp-cache in --data, for your own images in --results)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
-    parser.add_argument("--class-table", default="auto", metavar="WHERE", help="auto, device or host: class prompts")
-    parser.add_argument("--checkpointing", default="auto", metavar="WHEN", help="of gradients: auto, on or off")
-    parser.add_argument("--compile", default="auto", metavar="WHEN", help="steps: auto (long runs on a GPU), on, off")
-    parser.add_argument("--deterministic", action="store_true", help="the same numbers twice on a GPU, more slowly")
+    files = parser.add_argument_group("files")
+    files.add_argument("--data", metavar="DIR", help="holds the data sets: DIR/cub200/images/...")
+    files.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
+    files.add_argument("--results", metavar="DIR", help="default: results")
+    files.add_argument("--cache", metavar="DIR", help="decoded images (default: .vptsp-cache in --data, of your own "
+                       "images in --results)")  # fmt: skip
+    files.add_argument("--tensorboard", metavar="DIR", help="curves after every epoch and a retrieval grid at the end")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU where there is one)")
+    machine.add_argument("--class-table", default="auto", metavar="WHERE", help="class prompts: auto, device or host")
+    machine.add_argument("--checkpointing", default="auto", metavar="WHEN", help="of gradients: auto, on or off")
+    machine.add_argument("--compile", default="auto", metavar="WHEN", help="steps: auto (long runs on a GPU), on, off")
+    machine.add_argument("--deterministic", action="store_true", help="the same numbers twice on a GPU, more slowly")
     args = parser.parse_args(argv)
     if args.deterministic:
         fix_cublas(args.device)  # to join a group starts CUDA
@@ -171,23 +184,32 @@ def _train(argv: Sequence[str]) -> int:
     options = dict(
         results=args.results, cache=args.cache, device=args.device, allow_partial=args.allow_partial,
         class_table=args.class_table, checkpointing=args.checkpointing, compile=args.compile,
-        deterministic=args.deterministic,
+        deterministic=args.deterministic, tensorboard=args.tensorboard,
     )  # fmt: skip
-    for option in ("data", "data_folder", "results", "cache", "device"):
+    for option in ("data", "data_folder", "results", "cache", "device", "tensorboard"):
         if getattr(args, option) == "":  # a shell variable that is not set
             raise ConfigError(f"--{option.replace('_', '-')} is empty; name one, or leave it out")
     if args.data_folder is not None:
         if args.data:
             raise ConfigError(f"--data {args.data} has no part in --data-folder {args.data_folder}; leave it out")
-        train_folder(args.data_folder, changes, say=functools.partial(print, flush=True), **options)
+        own = train_folder(args.data_folder, changes, say=functools.partial(print, flush=True), **options)
+        _show_in_tensorboard(own.run, args.tensorboard, args.data_folder)
         return 0
     config = preset(args.preset, **changes)
     refuse_unread(config.dataset, args.data)
     _warn_unused(args, config)
     done = run(config, data=args.data, light=False, **options)
+    _show_in_tensorboard(done, args.tensorboard, args.data)
     print(done.history.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     print(f"{done.path}\n" + "  ".join(f"{k} {v:.4f}" for k, v in done.metrics.items() if k != "epoch"))
     return 0
+
+
+def _show_in_tensorboard(done: Run, folder: str | None, data: str | None) -> None:
+    if folder is not None:
+        from vptsp_core.figures.board import show_finished
+
+        show_finished(done, folder, data)
 
 
 def _warn_unused(args: argparse.Namespace, config: RunConfig) -> None:

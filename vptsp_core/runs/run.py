@@ -27,6 +27,7 @@ from vptsp_core.method.config import RunConfig, check_choice
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.compile import COMPILE
+from vptsp_core.runs.curves import Curves
 from vptsp_core.runs.evaluate import evaluate
 from vptsp_core.runs.folder import METRICS, Run, finished_run, run_folder, write_run
 from vptsp_core.runs.memory import check_table_memory, failures_told, place_class_prompts
@@ -61,6 +62,7 @@ def run(
     allow_partial: bool = False,
     light: bool = True,
     on_epoch: Callable[[list[Row]], None] | None = None,
+    tensorboard: str | Path | None = None,
 ) -> Run:
     """Train and evaluate, or return the finished run of the same hash; a run cut short goes on where it was.
 
@@ -80,6 +82,8 @@ def run(
         allow_partial: go on with a data set that is not whole; the run then lies apart, and its record says so.
         light: whether a finished run whose weights are not kept will do; else it is trained again.
         on_epoch: called after every epoch with the history so far (a finished run that is found trains none).
+        tensorboard: after every epoch the history so far is also written there, for TensorBoard, in a folder with the
+            run's name.
 
     Raises:
         VptspError: whatever the user can mend, in one line; nothing half-written stays behind.
@@ -94,6 +98,8 @@ def run(
     if data and not Path(data).expanduser().is_dir():
         raise DataError(f"--data: there is no folder {data}; check the path")
     path, benchmark = _place(config, place, results, allow_partial)
+    if tensorboard is not None:
+        on_epoch = Curves(Path(tensorboard).expanduser() / path.name, on_epoch)
     if found := from_main(lambda: finished_run(path, benchmark or _there(config.dataset, place, allow_partial), light)):
         return found
     benchmark = benchmark or _benchmark(config.dataset, place, allow_partial)

@@ -1,0 +1,38 @@
+"""A finished run in TensorBoard: its whole history, and what some test images find."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vptsp_core.figures.explore import open_run
+from vptsp_core.figures.explore.retrieval import all_neighbours
+from vptsp_core.figures.gallery import retrieval_grid
+from vptsp_core.figures.style import file_of
+from vptsp_core.runs.curves import Curves
+from vptsp_core.runs.folder import Run
+from vptsp_core.system.distributed import is_main
+
+QUERIES, NEIGHBOURS = 10, 8
+
+
+def show_finished(done: Run, folder: str | Path, data: str | Path | None = None) -> None:
+    """Write the history of a run below ``folder``, and a retrieval grid, for which the test images are embedded.
+
+    Args:
+        data: folder of the data sets, or of your own images.
+    """
+    opened = open_run(done.path, data)  # all processes embed a share
+    if not is_main():
+        return
+    curves = Curves(Path(folder).expanduser() / done.path.name)
+    curves.write(done.history.to_dict("records"))
+    _, places = all_neighbours(opened, NEIGHBOURS)
+    test = opened.benchmark.test
+    asked = {"test images": np.linspace(0, len(test) - 1, min(QUERIES, len(test))).astype(int)}
+    figure = retrieval_grid(test, opened.found_in, asked, {f"R@1 {100 * done.metrics['R@1']:.1f} %": places})
+    picture = np.asarray(Image.open(file_of(figure)).convert("RGB"))
+    curves.writer.add_image("retrieval", picture, int(done.metrics["epoch"]), dataformats="HWC")
+    curves.writer.close()

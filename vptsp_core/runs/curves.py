@@ -1,0 +1,64 @@
+"""A run's history as curves in TensorBoard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vptsp_core.errors import VptspError
+from vptsp_core.runs.selection import HELD_OUT, NOT_METRICS, Row
+
+
+class Curves:
+    """Writes every epoch of a history once; for ``on_epoch`` of `runs.run.run`.
+
+    The first call writes the whole history so far and has TensorBoard drop what an earlier process wrote (its
+    ``purge_step``), so that a run that resumes has every epoch once.
+
+    Args:
+        folder: of this run's event files.
+        then: called with the history afterwards.
+
+    Attributes:
+        writer: of torch.utils.tensorboard; None before the first call.
+
+    Raises:
+        VptspError: tensorboard is not installed.
+    """
+
+    def __init__(self, folder: Path, then: Callable[[list[Row]], None] | None = None) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            fault = "tensorboard is not installed: pip install tensorboard, or leave --tensorboard out"
+            raise VptspError(fault) from None
+        self.folder, self.then, self._open = folder, then, SummaryWriter
+        self.writer: Any = None
+        self._written: set[tuple[str, int]] = set()
+
+    def __call__(self, history: list[Row]) -> None:
+        """Write what is new in the history."""
+        self.write(history)
+        if self.then is not None:
+            self.then(history)
+
+    def write(self, history: Iterable[Mapping[Any, float]]) -> None:
+        """Write the values of a history that are not written yet; NaN is none."""
+        if self.writer is None:
+            self.writer = self._open(self.folder, purge_step=0)
+        for row in history:
+            epoch = int(row["epoch"])
+            for name, value in row.items():
+                if name != "epoch" and (name, epoch) not in self._written and not math.isnan(value):
+                    self.writer.add_scalar(tag(name), value, epoch)
+                    self._written.add((name, epoch))
+        self.writer.flush()
+
+
+def tag(name: str) -> str:
+    """The group and name of a curve, of a column of the history."""
+    if name in NOT_METRICS:
+        return f"training/{name}"
+    return f"validation/{name.removeprefix(HELD_OUT)}" if name.startswith(HELD_OUT) else f"test/{name}"
