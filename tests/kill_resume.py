@@ -115,7 +115,7 @@ class Aim:
 class _Written:
     def __init__(self, file: Any, write: Any) -> None:
         self.file, self.write = file, write
-        self.flush, self.fileno = file.flush, file.fileno
+        self.flush, self.fileno, self.name = file.flush, file.fileno, file.name
 
     def __enter__(self) -> _Written:
         return self
