@@ -313,7 +313,7 @@ def test_other_families_are_refused_by_class(monkeypatch):
         with monkeypatch.context() as offline, pytest.raises(ConfigError, match="ResNet"):
             offline.setattr("socket.socket.connect", Mock(side_effect=AssertionError("a download")))
             load_backbone("resnet18", weights)
-    with pytest.raises(ConfigError, match="no timm model"):
+    with pytest.raises(ConfigError, match="not a timm model"):
         load_backbone("vit_smal_patch16", "random")
     with pytest.raises(ConfigError, match="no such pretrained tag"):
         load_backbone("vit_small_patch16_224.nothing", "random")
