@@ -77,7 +77,7 @@ TABLE: dict[str, list[Case]] = {
         Case("a folder named .jpg, among one's images", "`train`", images.folder_trained,
              WORKS + "it is left out, with a warning",
              "warning: folder: 1 thing(s) in DIR/data are ignored, being no images or folders of them, the first "
-             "b/odd.jpg"),
+             "b/odd.jpg; 1 image(s) in sub-folders of class folders are not used"),
         Case("no such file", "`embed`", images.absent, "image DIR/none.jpg: no such file; check the path"),
         Case("something else than an image", "`embed`", images.number,
              "int is no image; give paths, PIL images, or one (N, 3, H, W) tensor"),
@@ -111,7 +111,7 @@ TABLE: dict[str, list[Case]] = {
              "cub200: which folder? give --data DIR, or set VPTSP_DATA"),
         Case("no such folder", "`data check cub200`", sets.absent_folder,
              "cub200: no folder DIR/cub200/images; unpack the data set there, or name its parent with --data"),
-        Case("unknown name", "`train`", sets.unknown_name, "data set 'cub' cannot be read by this version; known: "
+        Case("unknown name", "`train`", sets.unknown_name, "data set 'cub' is not known; known: "
              "glyphs, cub200, cars196, sop, inshop, inaturalist, folder, own"),
         Case("missing list, SOP", "`data check sop`", sets.no_list("sop"),
              "sop: no Info_Files/Ebay_train.txt or Ebay_train.txt in DIR/online_products; python -m vptsp_core data get "
@@ -409,7 +409,7 @@ TABLE: dict[str, list[Case]] = {
         Case("unknown parameter", "`papermill tour.ipynb out.ipynb -p sedes 1`", runs.papermill(sedes=1),
              "unknown parameter 'sedes'; did you mean seeds?"),
         Case("parameter of another type", "`papermill tour.ipynb out.ipynb -p seeds 1`", runs.papermill(seeds=1),
-             "parameter 'seeds' must be a list of int or None, not 1"),
+             "parameter 'seeds' must be of type list, not 1"),
         Case("notebook's own parameter of another type", "`papermill tour.ipynb out.ipynb -p queries many`",
              runs.papermill(queries="many"), "parameter 'queries' must be of type int, not 'many'"),
     ],

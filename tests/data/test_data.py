@@ -72,7 +72,7 @@ def test_absent_data_is_refused_with_the_mend(tmp_path):
         load_benchmark("cub200")
     with pytest.raises(DataError, match="no folder .*cub200"):
         load_benchmark("cub200", tmp_path)
-    with pytest.raises(DataError, match="cannot be read by this version; known: glyphs, cub200"):
+    with pytest.raises(DataError, match="is not known; known: glyphs, cub200"):
         load_benchmark("cars")
 
 

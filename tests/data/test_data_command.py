@@ -343,7 +343,7 @@ def test_decode_lists_what_cannot_be_read(tmp_path, capsys):
 WRONG = {
     "no data": (["check", "sop"], "which folder? give --data DIR, or set VPTSP_DATA"),
     "no such set": (["get", "cub", "--data", "."], "no data set 'cub'; there are glyphs, cub200"),
-    "unknown to check": (["check", "cub", "--data", "."], "data set 'cub' cannot be read by this version"),
+    "unknown to check": (["check", "cub", "--data", "."], "data set 'cub' is not known"),
     "unknown to info": (["info", "cub"], "no data set 'cub'"),
     "own": (["get", "folder", "--data", "."], "there is nothing to get"),
     "embedded": (["get", "glyphs", "--data", "."], "there is nothing to get"),

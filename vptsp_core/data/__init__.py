@@ -63,7 +63,7 @@ def load_benchmark(name: str, data: str | Path | None = None, allow_partial: boo
 
         return load_glyphs()
     if name not in DATASETS:
-        raise DataError(f"data set {name!r} cannot be read by this version; known: {', '.join(DATASETS)}")
+        raise DataError(f"data set {name!r} is not known; known: {', '.join(DATASETS)}")
     from vptsp_core.data.assemble import assemble
     from vptsp_core.data.catalog import CATALOG
     from vptsp_core.data.own import own_images

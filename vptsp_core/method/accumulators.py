@@ -1,8 +1,8 @@
 """Accumulators: how a batch's class embeddings p move the semantic proxies P of their classes (eq. 3-7, table 7).
 
-All of them are called alike: p (C, k, d), the k samples of each of the batch's classes, and the classes' P (C, d), of
-length 1; they give the new P, which the caller normalises. Under the released semantics the samples of a batch are fed
-one after another as they are, under the paper's P is normalised after each.
+Each takes p (C, k, d), the k samples of each of the batch's classes, and their P (C, d), of length 1, and returns the
+new P, which the caller normalises; the LSTM also takes and returns its cells. With ``semantics="paper"`` P is
+normalised after every sample, with ``"released"`` only at the end. The released EMA averages the k samples first.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def make_accumulator(config: RunConfig) -> nn.Module:
         return LSTMAccumulator(d, semantics=semantics)
     if config.accumulator == "attention":
         return AttentionAccumulator(d)
+    assert config.accumulator in ("gru", "gru_tanh"), config.accumulator
     activation = "tanh" if config.accumulator == "gru_tanh" else "relu"
     return GRUAccumulator(d, activation=activation, dropout=config.gru_dropout, semantics=semantics)
 

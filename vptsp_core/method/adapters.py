@@ -1,12 +1,12 @@
 """Adapters: a bottleneck beside or behind a block's MLP, all that a frozen block learns.
 
 The form is AdaptFormer's (Chen et al., "AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition",
-NeurIPS 2022, section 3.2): LayerNorm, projection down, ReLU, projection up, scale 0.1. Of position, LayerNorm and start
-the paper's table 1 says nothing; a run's defaults are those of the released code: parallel, after, lora. That code
+NeurIPS 2022, section 3.2): LayerNorm, projection down, ReLU, projection up, scale 0.1. The paper does not
+state position, LayerNorm or start; a run's defaults are those of the released code: parallel, after, lora. That code
 departs from AdaptFormer, and is not followed, where it
 - puts the scale before the LayerNorm that may follow the projection up, which undoes it, and defaults it to 1;
 - rebuilds each block that gets an adapter with 12 heads and without biases of Q, K and V, whatever the backbone has:
-  a ViT-S/16 of 6 heads is then no longer the pretrained one, which its low numbers in table 1 may come from.
+  a ViT-S/16 has 6 heads, so this breaks the pretrained model; it may explain the adapters' low numbers in table 1.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ class ClassPrompts(nn.Module):
 
     dense: one learnable table; momentum and Adam state also move classes that are absent from the batch.
     rowwise: the batch's rows, with their optimiser state, are swapped into a small parameter and back; absent rows
-    and their state do not move, and the optimiser's step count is common to all rows (method.md, "memory bank").
+    and their state do not move, and the optimiser's step count is common to all rows (the released memory bank).
 
     A row-wise table that is too large for a GPU stays in host memory: `vptsp_core.runs.host_prompts`.
 

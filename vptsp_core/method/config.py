@@ -1,4 +1,4 @@
-"""One run, described: a frozen, validated `RunConfig`, the released presets and the demo ones.
+"""One run, described: a frozen, validated `RunConfig`.
 
 A value that cannot run is refused here, with the key and what it may be, before anything is loaded.
 """
@@ -52,7 +52,7 @@ class RunConfig:
     pool: Literal["auto", "cls", "avg"] = "auto"  # auto: what the backbone was trained with
     method: Method = "vptsp"
     bitfit: bool = True  # every bias of the backbone learns too
-    semantics: Literal["released", "paper"] = "released"  # method.md: where the released code departs
+    semantics: Literal["released", "paper"] = "released"  # docs/reproducing.md; also EMA, GRU, resizing
     embed_dim: int = 384  # [d]
     prompts: int = 10  # [N] a block, sample tower
     prompt_layers: int = 12  # [L] first blocks that have prompts

@@ -1,4 +1,4 @@
-"""A flat (exact) faiss index, as another way to the lists of `neighbours`; optional, and it may decline on a GPU."""
+"""A flat (exact) faiss index: an optional alternative to the search of `neighbours`, which may decline on a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hub that pretrained weights come from: asked quietly, and only where it can be reached."""
+"""The hub that pretrained weights come from: it is asked without log output, after a check that it can be reached."""
 
 from __future__ import annotations
 

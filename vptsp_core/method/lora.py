@@ -1,7 +1,7 @@
 """LoRA (Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022) through the package peft.
 
-peft defines the method: it wraps the QKV projection of every block, draws the factors and scales them. `project` is how
-`method.vit`, which needs parts of a projection, reads what peft has made; the sum is peft's own, in its order.
+peft defines the method: it wraps the QKV projection of every block, draws the factors and scales them. `method.vit`
+needs Q apart from K and V, so `project` computes a part of the projection that peft wrapped, in peft's order.
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ def _adapters(config: RunConfig, width: int) -> list[Adapter]:
 
 
 def make_optimizers(model: MetricModel) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-    """Two optimisers of one kind: everything but O at ``lr``, O at ``lr_proxy`` (method.md, training protocol).
+    """Two optimisers of one kind: everything but O at ``lr``, O at ``lr_proxy`` (docs/reproducing.md).
 
     On a GPU each step is one fused kernel, so the model must be there already. fp16 does without it: where the first
     gradients overflow, torch's fused SGD starts its momentum from uninitialised memory.

@@ -43,8 +43,8 @@ class SemanticProxies(nn.Module):
             classes: (C',) their classes, each once.
 
         Returns:
-            (C, d). Gradient reaches p and the accumulator through the batch's classes, O through all; P itself is
-            carried over without gradient.
+            Q, (C, d). p and the accumulator get gradient from the batch's classes, O from all of them. The new P is
+            stored without gradient.
         """
         if self.accumulator is None:
             return self.bias

@@ -1,4 +1,4 @@
-"""Which images make a batch: classes without replacement, k images of each, next to each other (method.md)."""
+"""Which images make a batch: classes without replacement, k images of each, next to each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a caller has set in torch has no part in the numbers here: the public entrances start from torch's defaults."""
+"""Public functions run under torch's default settings, so that a caller's settings do not change the numbers."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from vptsp_core.method.lora import project
 
 
 def prompt_counts(count: int, layers: int, step: int) -> list[int]:
-    """Prompts in each of the first blocks that have any: max(count - step * i, 0) (method.md).
+    """Prompts in each of the first blocks that have any: max(count - step * i, 0).
 
     >>> prompt_counts(4, 3, 2)
     [4, 2]

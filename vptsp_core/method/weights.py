@@ -1,7 +1,7 @@
 """Files of weights as people have them, read into timm's keys. Nothing in a file is executed.
 
-A file's content decides its kind. The backbone's table is the only one in the file that has a patch embedding;
-what its keys begin with is stripped. Layouts that timm maps (Meta's DINOv2, OpenAI's and OpenCLIP's CLIP, Google's
+A file's content decides its kind. The backbone is the one state dict with a patch embedding; the prefix of
+its keys is stripped. Layouts that timm maps (Meta's DINOv2, OpenAI's and OpenCLIP's CLIP, Google's
 .npz) are mapped by timm. A warning says what was done; a file that could be meant in two ways is refused.
 """
 

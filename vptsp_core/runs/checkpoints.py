@@ -1,15 +1,14 @@
 """A run's checkpoints on the disk: the last one and the one before it, each whole and with the checksum of its bytes.
 
 A checkpoint is what ``torch.save`` writes and one more line, ``sha256 <64 hexadecimal digits>``, over all before it;
-``torch.load`` ignores that line. So content and checksum come to their place by one renaming. They are written in this
-order, and a process that is killed at any moment leaves one that is whole:
+``torch.load`` ignores that line. So one rename installs both content and checksum. A whole checkpoint exists
+even if the process is killed at any point, because they are written in this order:
 
 1. the new one under a temporary name, its checksum at its end, and all of it on the disk;
 2. checkpoint.pt becomes checkpoint.previous.pt;
 3. the new one becomes checkpoint.pt (killed between the two, a run resumes from checkpoint.previous.pt).
 
-The disk needs room for three. The checksum takes 1 s a GB on one core of the EPYC that the README names, at each
-writing and when a run resumes.
+The disk needs room for three. The checksum takes about 1 s a GB, at each writing and when a run resumes.
 """
 
 from __future__ import annotations

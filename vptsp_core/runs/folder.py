@@ -1,6 +1,6 @@
 """A finished run as files: where it is, what is in its folder, and whether that is what the run wrote.
 
-The record has the SHA-256 of each other file and a checksum of its own. Runs from before there were any are read, too.
+The record has the SHA-256 of each other file and a checksum of its own. Older runs without checksums can still be read.
 """
 
 from __future__ import annotations

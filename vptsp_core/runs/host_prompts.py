@@ -1,4 +1,4 @@
-"""Class prompts whose table is too large for a GPU: it stays in host memory, and the batch's rows travel."""
+"""Class prompts whose table is too large for a GPU: it stays in host memory, and each batch's rows are copied."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Where the class prompts of all classes are kept, and whether a training step fits into the GPU's memory.
 
-A step is tried before the first one, so that nothing is guessed. It tries the towers and the optimiser state, nearly
-all that a step takes. It leaves out
+A trial step before training measures memory use instead of estimating it. It runs the towers and holds the
+optimiser state, nearly all that a step takes. It leaves out
 - the proxies and the loss: a few (classes, d) tensors;
 - what augmenting on the GPU takes: for each image some 25 bytes a pixel of the batch's tallest and widest boxes;
 - the decoded training set, where it is kept on the GPU: up to a quarter of what is free by then (`data.store`);

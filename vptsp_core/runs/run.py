@@ -64,7 +64,7 @@ def run(
     on_epoch: Callable[[list[Row]], None] | None = None,
     tensorboard: str | Path | None = None,
 ) -> Run:
-    """Train and evaluate, or return the finished run of the same hash; a run cut short goes on where it was.
+    """Train and evaluate, or return the finished run of the same hash; a run that was cut short resumes (`runs.train`).
 
     Under torchrun all processes call this and share the work; the first writes, where all machines must see it.
 

@@ -1,4 +1,4 @@
-"""Which epoch a run reports, of each metric, and the per-query values that are kept of it.
+"""Chooses the epoch that is reported for each metric, and keeps that epoch's per-query values.
 
 - released: each metric at its own best epoch ON THE TEST SET, as the published numbers
 - last: the last epoch

@@ -6,9 +6,9 @@ One pass over some training images, without prompts, and no step of any optimise
   Interspeech 2006). Features, centred, are divided by how they vary WITHIN classes; of the directions then left, the d
   along which they vary most are kept, all of them where d = D. Scaled to the size of the start that it replaces,
   so that a learning rate means what it meant;
-- proxies: P and O of a class are the mean of its embeddings by that head, of length 1. A GRU
-  starts by keeping them (Gers et al. 2000, Jozefowicz et al. 2015, of the LSTM's gate): its candidate is random yet;
-- prompts: tokens of real patches at the input of the very block; a class's come from images of its own.
+- proxies: P and O of a class are the mean of its embeddings by that head, of length 1. A GRU starts by keeping them
+  (Gers et al. 2000, Jozefowicz et al. 2015, of the LSTM's gate), because its candidate weights are still random;
+- prompts: tokens of real patches at that block's input; class prompts use images of their class.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Training as a run does it: resumes, evaluates, selects, saves. The steps are those of `vptsp_core.method.loop`.
 
-Resume order, so that a run cut short ends as if it had not been:
+How a run resumes, so that an interrupted run gives the numbers of an uninterrupted one:
 1. the model is built from the seed, as at the first start;
 2. the last whole checkpoint is looked for (`vptsp_core.runs.checkpoints`), the one before it where that is damaged;
 3. what was learned, both optimisers, both schedules, the history and the best epoch, its weights and per-query values
-   included, are read from it: all that a run ends with comes from this one file, however much later it was cut;
+   included, are read from it; no other file counts;
 4. every epoch seeds its own sampler, augmentation and dropout from (seed, epoch): nothing else is carried over.
 
 Several processes (`system.distributed`) take the same steps, each with its share of the images; the first one
