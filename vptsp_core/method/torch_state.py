@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -18,7 +18,7 @@ def torch_defaults() -> Iterator[None]:
     """Inside: no autocast, gradients recorded, float32 as the default type and in full in products of matrices, new
     tensors on the CPU. Afterwards all is as the caller had it."""
     dtype = torch.get_default_dtype()
-    precision = torch.get_float32_matmul_precision()
+    backends: Any = torch.backends
     with contextlib.ExitStack() as stack:
         gpu = torch.accelerator.current_accelerator()
         for kind in {"cpu"} if gpu is None else {"cpu", gpu.type}:
@@ -30,9 +30,12 @@ def torch_defaults() -> Iterator[None]:
         if dtype != torch.float32:
             torch.set_default_dtype(torch.float32)
             stack.callback(torch.set_default_dtype, dtype)
-        if precision != "highest":
-            torch.set_float32_matmul_precision("highest")
-            stack.callback(torch.set_float32_matmul_precision, precision)
+        # Not torch.get_float32_matmul_precision: it raises where a caller has used these.
+        for switch in (backends, backends.cuda.matmul, backends.mkldnn, backends.mkldnn.matmul):
+            precision = switch.fp32_precision
+            if precision not in ("none", "ieee"):
+                switch.fp32_precision = "none"
+                stack.callback(setattr, switch, "fp32_precision", precision)
         yield
 
 

@@ -113,7 +113,7 @@ def run(
         if "can't allocate memory" not in str(error):
             raise
         raise VptspError(
-            "the model is too large for this machine's memory; lower embed_dim, prompts or class_prompts"
+            "the model is too large for this machine's memory; lower image_size, embed_dim, prompts or class_prompts"
         ) from error
     record = make_record(config, benchmark, model, target)
     if held_out is not None:
