@@ -214,7 +214,7 @@ def _check(saved: Saved, model: MetricModel) -> None:
         wanted = {name: value for name, value in wanted.items() if not name.startswith(ONLY_TRAINING)}
     learned = saved.learned
     wrong = sorted(wanted.keys() ^ (learned.keys() - {"proxies.state"}))
-    wrong += [key for key in wanted.keys() & learned.keys() if wanted[key].shape != learned[key].shape]
+    wrong += [key for key in sorted(wanted.keys() & learned.keys()) if wanted[key].shape != learned[key].shape]
     if wrong:
         where = saved.path / WEIGHTS if saved.frozen is None else saved.path
         raise WeightsError(f"{where}: {wrong[0]} does not fit the config beside it; run it again, or get it again")
