@@ -235,8 +235,8 @@ def _evaluate(argv: Sequence[str]) -> int:
     from vptsp_core.system.distributed import is_main
 
     parser = argparse.ArgumentParser("python -m vptsp_core evaluate", description=COMMANDS["evaluate"])
-    parser.add_argument("run", help="folder of a finished run, or a saved embedder")
-    parser.add_argument("--weights", metavar="FILE", help="the backbone's, where they lie elsewhere by now")
+    parser.add_argument("run", help="folder of a finished run, a saved embedder, or hf://ORG/NAME")
+    parser.add_argument("--weights", metavar="FILE", help="the backbone's, where they have moved")
     parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets")
     parser.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
