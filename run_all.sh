@@ -119,6 +119,7 @@ sys.exit(not fitting)
 PYTHON
 }
 
+has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
 supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; }
 
 # Sets `python` to that of .venv, which is made or brought up to date first if need be. The stamp says what was
@@ -153,7 +154,13 @@ own_environment() {
   : >"$begun"
   rm -f -- "$stamp"
   note "installing $pins into $venv (once; a few minutes)"
-  "$python" -m pip install --quiet --disable-pip-version-check -r "$root/$pins" ||
+  for candidate in requirements.txt requirements-dev.txt; do
+    have=$(<"$root/$candidate")
+    # both bring the module faiss, so that only one may be there; that for a GPU is built for Linux on x86_64 alone
+    if [[ $OSTYPE$HOSTTYPE == linux*x86_64 ]] && has_gpu; then have=${have/faiss-cpu==/faiss-gpu==}; fi
+    printf '%s\n' "$have" >"$venv/$candidate"
+  done
+  "$python" -m pip install --quiet --disable-pip-version-check -r "$venv/$pins" ||
     { echo "error: pip could not install $pins (see above); the next call starts over" >&2; exit 1; }
   # notebooks opened by hand in this environment find the package too
   "$python" - "$root" <<'PYTHON'
@@ -169,7 +176,7 @@ elif [[ -n ${CONDA_PREFIX:-} ]]; then python=$CONDA_PREFIX/bin/python
 else python=$(command -v python3 || command -v python || true); fi
 fits "$python" || own_environment
 
-if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
+if has_gpu; then
   "$python" - <<'PYTHON' >&2
 import importlib.metadata
 version = importlib.metadata.version("torch")

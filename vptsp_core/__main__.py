@@ -229,7 +229,7 @@ def _warn_unused(args: argparse.Namespace, config: RunConfig) -> None:
 
 def _evaluate(argv: Sequence[str]) -> int:
     from vptsp_core.data import load_benchmark, refuse_unread
-    from vptsp_core.method.faiss_index import BACKENDS
+    from vptsp_core.method.faiss_index import BACKENDS, installed
     from vptsp_core.runs.embedder import load
     from vptsp_core.runs.evaluate import evaluate
     from vptsp_core.system.distributed import is_main
@@ -250,6 +250,8 @@ def _evaluate(argv: Sequence[str]) -> int:
         _tell_other_images(embedder.data, benchmark.record())
     metrics = evaluate(embedder.model, benchmark, args.backend, progress=is_main())
     print("  ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
+    if args.backend == "faiss":
+        print(f"searched by {installed()}")
     return 0
 
 
