@@ -259,7 +259,7 @@ def test_run_all_help(tmp_path):
     done = subprocess.run([BASH, ROOT / "run_all.sh", "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
     assert all(f"--{name}" in done.stdout for name in ("profile", "data", "results", "only", "seeds", "workers",
-                                                     "cluster", "set"))  # fmt: skip
+                                                     "cluster", "set", "dry-run"))  # fmt: skip
 
 
 @pytest.fixture
@@ -302,12 +302,13 @@ def test_run_all_uses_the_active_environment_and_passes_options_on(checkout, tmp
         "--set=weights=my weights.pth",
         "--set",
         "epochs=2",
+        "--dry-run",
     ]
     done = subprocess.run([BASH, checkout / "run_all.sh", *options], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     folders = ["--results", str(tmp_path / "out"), "--data", str(tmp_path / "my data")]
     passed = ["notebooks", "--profile", "smoke", *folders, "--only", "table1,fig3d", "--seeds", "0,1"]
-    passed += ["--workers", "2", "--set", "weights=my weights.pth", "--set", "epochs=2"]
+    passed += ["--workers", "2", "--dry-run", "--set", "weights=my weights.pth", "--set", "epochs=2"]
     assert done.stdout.splitlines() == [str(checkout), str(passed)]
     assert not (checkout / ".venv").exists()
 
@@ -343,6 +344,8 @@ def test_run_all_without_a_python_that_fits_says_so(checkout, old_python):
     environment = {"PATH": str(old_python)}
     done = subprocess.run([BASH, checkout / "run_all.sh"], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    dry = subprocess.run([BASH, checkout / "run_all.sh", "--dry-run"], env=environment, capture_output=True, text=True)
+    assert (dry.returncode, dry.stdout) == (2, "") and "--dry-run needs an environment" in dry.stderr
     assert "no Python 3.11, 3.12, 3.13 or 3.14 on PATH, and no uv" in done.stderr
 
 
