@@ -178,7 +178,7 @@ def deaths_told() -> Iterator[None]:
         if not str(error).startswith("DataLoader worker"):
             raise
         raise DataError(
-            f"{' '.join(str(error).split())} (short of memory, or of room in /dev/shm?); the same command goes on from "
+            f"{' '.join(str(error).split())} (short of memory, or of room in /dev/shm?); the same command resumes from "
             "the last epoch; with pipeline=cached no worker is needed"
         ) from error
 

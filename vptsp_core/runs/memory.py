@@ -95,7 +95,7 @@ def failures_told(model: MetricModel, when: str) -> Iterator[None]:
             raise TrainingError(f"the memory of this machine is full in {when}; lower batch") from error
         if isinstance(error, torch.AcceleratorError) or reason.startswith("CUDA error"):
             raise TrainingError(
-                f"the GPU failed in {when} ({reason}); the same command goes on after the last finished epoch: start "
+                f"the GPU failed in {when} ({reason}); the same command resumes after the last finished epoch: start "
                 "it again, or with --device cpu"
             ) from error
         raise

@@ -75,18 +75,18 @@ def run(
         cache: folder of decoded images; default VPTSP_CACHE, else ``.vptsp-cache`` in the data folder; for
             your own images in ``results``.
         device: ``"cpu"``, ``"cuda"``, ...; default a GPU where there is one.
-        class_table: where row-wise class prompts lie, ``"device"``, ``"host"`` or ``"auto"`` (`place_class_prompts`).
+        class_table: where row-wise class prompts are: ``"device"``, ``"host"`` or ``"auto"`` (`place_class_prompts`).
         checkpointing: of gradients, ``"on"``, ``"off"`` or ``"auto"`` (see `Trainer`). Neither changes the numbers.
         compile: the training step, ``"on"``, ``"off"`` or ``"auto"`` (see `compiles`). Sums are then rounded otherwise.
         deterministic: a GPU gives the same numbers twice (`deterministic_algorithms`); on a CPU it changes none.
-        allow_partial: go on with a data set that is not whole; the run then lies apart, and its record says so.
+        allow_partial: accept a data set that is not whole; the run then has its own folder, and its record says so.
         light: whether a finished run whose weights are not kept will do; else it is trained again.
         on_epoch: called after every epoch with the history so far (a finished run that is found trains none).
         tensorboard: after every epoch the history so far is also written there, for TensorBoard, in a folder with the
             run's name.
 
     Raises:
-        VptspError: whatever the user can mend, in one line; nothing half-written stays behind.
+        VptspError: what the user can fix, in one line; nothing half-written stays behind.
     """
     check_choice("class_table", class_table, ("auto", "device", "host"))
     check_choice("checkpointing", checkpointing, ("auto", "on", "off"))
@@ -218,7 +218,7 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
     Args:
         workers: None: in this process, one after another. A number: so many processes of this machine, each with its
             share of the cores. ``"gpus"``: one process a GPU. ``"tcp://HOST:PORT"``: the workers of that Dask cluster,
-            for whom data and results lie under the same paths as here.
+            for which data and results have the same paths as here.
         options: go to `run`.
 
     Returns:

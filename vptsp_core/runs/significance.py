@@ -25,7 +25,7 @@ _CHUNK = 2**22  # counts held at a time: 32 MB
 def against(
     runs: Sequence[Run], labels: Sequence[str], reference: str, metrics: Sequence[str] = ("R@1", "MAP@R")
 ) -> pd.DataFrame:
-    """How far each method lies from the reference, in percent points, with the 95 % interval over queries.
+    """How far each method is from the reference, in percent points, with the 95 % interval over queries.
 
     Args:
         runs: of one test set.
@@ -76,7 +76,7 @@ def unclear(found: pd.DataFrame) -> dict[str, list[str]]:
 def bootstrap(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The percentile interval of the mean of each column of (N, K): low and high, (K,) each.
 
-    All columns share the resamples, each of which is N draws told as how often every row was drawn.
+    All columns share the resamples, each of which is N draws, stored as how often every row was drawn.
     """
     rng, count = np.random.default_rng(0), len(differences)
     means, step = [], max(1, _CHUNK // count)
