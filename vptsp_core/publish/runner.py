@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", metavar="N,N", help="such as 0,1,2; default: each notebook's own")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workers", metavar="N|gpus",
-                       help="side by side: N processes, or one a GPU; default: the demo on a CPU one a core")  # fmt: skip
+                       help="side by side: N processes, or one a GPU; the demo on a CPU: one a core")  # fmt: skip
     where.add_argument("--cluster", metavar="tcp://HOST:PORT", help="runs side by side on this Dask cluster")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
                         help="for every run, such as epochs=2; as often as need be")  # fmt: skip
