@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 command = {"train": _train, "evaluate": _evaluate}[argv[0]]
                 return _together(command, argv[1:]) if "LOCAL_RANK" in os.environ else command(argv[1:])
             modules = {
-                "data": "data.command", "pretrain": "data.glyphs.pretrain", "bench": "paper.latency",
+                "data": "data.command", "pretrain": "data.glyphs.pretrain", "bench": "paper.step_cost",
                 "tune": "paper.search_command", "light": "runs.light", "notebooks": "publish.runner",
                 "report": "publish.page", "export": "deploy.export", "index": "deploy.update",
                 "search": "deploy.search",
