@@ -7,7 +7,7 @@ optimiser state, nearly all that a step takes. It leaves out
 - the decoded training set, where it is kept on the GPU: up to a quarter of what is free by then (`data.store`);
 - of several processes, the copy of all gradients in one row that they send (`system.distributed.Processes`);
 - what evaluation holds: embeddings and a part of their products.
-If these are too much, or nothing was tried, `failures_told` says in one line what helps.
+If these are too much, or nothing was tried, `failures_named` says in one line what helps.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def fit_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) ->
 
 
 @contextlib.contextmanager
-def failures_told(model: MetricModel, when: str) -> Iterator[None]:
+def failures_named(model: MetricModel, when: str) -> Iterator[None]:
     """Inside, memory that is full and a GPU that fails or is gone are errors of one line.
 
     Args:

@@ -20,7 +20,7 @@ from vptsp_core.data import OWN, Benchmark, data_folder, load_benchmark
 from vptsp_core.data.batches import cache_folder, decoded
 from vptsp_core.data.folder import outside_images
 from vptsp_core.data.holdout import for_selection
-from vptsp_core.data.loading import deaths_told, end_workers
+from vptsp_core.data.loading import deaths_named, end_workers
 from vptsp_core.errors import ConfigError, DataError, VptspError
 from vptsp_core.method.backbone import load_backbone
 from vptsp_core.method.config import RunConfig, check_choice
@@ -30,7 +30,7 @@ from vptsp_core.runs.compile import COMPILE
 from vptsp_core.runs.curves import Curves
 from vptsp_core.runs.evaluate import evaluate
 from vptsp_core.runs.folder import METRICS, Run, finished_run, run_folder, write_run
-from vptsp_core.runs.memory import check_table_memory, failures_told, place_class_prompts
+from vptsp_core.runs.memory import check_table_memory, failures_named, place_class_prompts
 from vptsp_core.runs.progress import at_work
 from vptsp_core.runs.record import close_record, make_record, make_stretch
 from vptsp_core.runs.selection import Row, on_held_out, score
@@ -123,7 +123,7 @@ def run(
         raise VptspError(f"process {rank()} has other images or weights than the first; give all machines the same")
     from_main(lambda: writable_folder(path))
     try:
-        with at_work(path), deaths_told():
+        with at_work(path), deaths_named():
             if found := from_main(lambda: finished_run(path, benchmark, light)):  # by whom this process waited for
                 return found
             # After all that may be wrong with the run was looked at: decoding takes minutes.
@@ -177,7 +177,7 @@ def _history(
         model.vit.autocast = autocast_dtype(
             config.precision, next(model.parameters()).device, model.vit.backbone.embed_dim
         )
-        with failures_told(model, "the evaluation"):
+        with failures_named(model, "the evaluation"):
             metrics = evaluate(model, benchmark, progress=lines)
         return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["stretch"]()}], metrics.queries, {}
     if config.epochs == 0 and config.start == "released":
@@ -189,7 +189,7 @@ def _history(
     trainer = Trainer(model, benchmark.train, path, lambda m: on_held_out(evaluate(m, held_out)), **options)
     history = trainer.run()
     model.load_state_dict(trainer.weights, strict=False)  # of the chosen epoch
-    with failures_told(model, "the evaluation"):
+    with failures_named(model, "the evaluation"):
         found = evaluate(model, benchmark, progress=lines)
     max(history, key=lambda row: score(row, config.selection)).update(found)  # the first of equals, as in `Trainer`
     trainer.stretches[-1] |= options["stretch"]()
@@ -205,7 +205,7 @@ def build_model(config: RunConfig, num_classes: int, device: torch.device, class
     check_table_memory(config, num_classes, backbone.embed_dim)
     model = MetricModel(config, backbone, num_classes, Processes())
     place_class_prompts(model, device, class_table)
-    with failures_told(model, "moving the model there"):
+    with failures_named(model, "moving the model there"):
         return model.to(device)
 
 

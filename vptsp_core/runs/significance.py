@@ -22,7 +22,7 @@ COLUMNS = ("difference", "low", "high", "chance")
 _CHUNK = 2**22  # counts held at a time: 32 MB
 
 
-def against(
+def compare_paired(
     runs: Sequence[Run], labels: Sequence[str], reference: str, metrics: Sequence[str] = ("R@1", "MAP@R")
 ) -> pd.DataFrame:
     """How far each method is from the reference, in percent points, with the 95 % interval over queries.
@@ -109,3 +109,6 @@ def _same_queries(runs: Sequence[Run], labels: Sequence[str]) -> None:
         if len(names) > 1:
             one, other, *_ = names.values()
             raise DataError(f"{one} and {other} were tested on {what}; compare runs of one test set")
+
+
+against = compare_paired  # its name in earlier notebooks
