@@ -32,7 +32,7 @@ def test_every_notebook_can_be_asked(tmp_path):
 
 
 def test_what_is_there_and_what_is_missing_is_listed_with_its_time(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("vptsp_core.publish.plan.made_with", lambda device: {"device": "cpu, 1 threads"})
+    monkeypatch.setattr("vptsp_core.publish.plan.made_with", lambda device: {"device": "cpu, 2 threads"})
     cells = ("from vptsp_core import preset", "many([preset('smoke', seed=seed) for seed in (0, 1)])")
     other = "many([preset('smoke', seed=1), preset('smoke', seed=2, epochs=2)])"
     write(tmp_path, "a_runs", *cells)
@@ -45,9 +45,9 @@ def test_what_is_there_and_what_is_missing_is_listed_with_its_time(tmp_path, mon
         "a_runs: 2 runs, 1 there, 1 missing",
         f"    {second}, seed 1: about 90 s",
         "b_runs: 2 runs, 0 there, 1 missing, 1 listed above",
-        f"    {third}, seed 2: no run of this kind on this machine yet",
+        f"    {third}, seed 2: no run of this kind on cpu yet",
         "3 runs, 1 there, 2 missing",
-        "One after another on this machine (cpu, 1 threads), 1 of those missing take about 2 minutes, and of 1 no time "
-        "is known; pictures, searches and timings come on top",
+        "One after another on cpu, 1 of those missing take about 2 minutes, and of 1 no time is known; pictures, "
+        "searches and timings come on top",
     ]
     assert [path.name for path in out.iterdir()] == ["runs"]

@@ -125,7 +125,7 @@ def write_onnx(path: Path, embedder: Embedder) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters tell of their own parts: deprecations, optimiser passes, counts of operators."""
+    """Exporters report their own parts: deprecations, optimiser passes, counts of operators."""
     names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
     levels = {name: logging.getLogger(name).level for name in names}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -148,7 +148,7 @@ def export(source: str | Path, to: str | Path, weights: str | Path | None = None
     to = Path(to).expanduser().absolute()
     source = source if is_shared(source) else Path(source).expanduser()
     if Path(source).resolve() in (to.resolve(), to.resolve().parent):
-        raise VptspError(f"{to} is or lies in what is exported, whose files must stay as they are; name another place")
+        raise VptspError(f"{to} is inside what is exported, whose files must stay as they are; name another place")
     if to.suffix not in KINDS:
         raise VptspError(f"{to}: unknown kind {to.suffix!r}; give {', '.join(KINDS)}")
     embedder = load(source, "cpu", weights=weights)
@@ -166,7 +166,7 @@ def main(argv: Sequence[str]) -> int:
         "prompts in one graph for other programs; hf://ORG/NAME or hf://ORG/NAME@BRANCH: what was learned and a model "
         "card, on the Hugging Face Hub",
     )  # fmt: skip
-    parser.add_argument("--weights", metavar="FILE", help="the backbone's, where they lie elsewhere by now")
+    parser.add_argument("--weights", metavar="FILE", help="the backbone's weights, if they have moved since")
     args = parser.parse_args(argv)
     if is_shared(args.to):
         print(load(args.run, "cpu", weights=args.weights).push_to_hub(*place(args.to)))

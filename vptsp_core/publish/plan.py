@@ -105,17 +105,17 @@ def _given(statement: ast.stmt) -> set[str]:
 def show(work: Sequence[tuple[Path, Mapping[str, Any]]], data: str | Path | None, folder: Path) -> None:
     """Print what is there and what is missing, a line a notebook and a line a missing run, and the sum.
 
-    A run takes as long as the median of the finished runs of its kind on this machine: those of the same data set,
-    backbone, method and length among the results.
+    A run takes as long as the median of the finished runs of its kind among the results: those of the same data set,
+    backbone, method and number of epochs on the device of this machine, a CPU or a GPU of this name.
 
     Args:
         work: notebooks with their parameters.
         folder: the results of the profile.
     """
-    here = made_with(pick_device(None))["device"]
+    here = _device(made_with(pick_device(None)))
     measured: dict[tuple[Any, ...], list[float]] = {}
     for each in (read_run(path.parent) for path in folder.glob(f"runs/*/{METRICS}")):
-        if each.record["device"] == here:
+        if _device(each.record) == here:
             measured.setdefault(_kind(each.config), []).append(each.record["seconds"])
     listed: dict[Path, float | None] = {}  # missing runs, with their seconds
     found: set[Path] = set()
@@ -135,7 +135,7 @@ def show(work: Sequence[tuple[Path, Mapping[str, Any]]], data: str | Path | None
             dataset = places[place].dataset
             absent[dataset] = absent_data(places[place], data, path.stem.split("_")[0], folder)
             listed[place] = statistics.median(seconds) if seconds else None
-            told = f"about {listed[place]:.0f} s" if seconds else "no run of this kind on this machine yet"
+            told = f"about {listed[place]:.0f} s" if seconds else f"no run of this kind on {here} yet"
             print(f"    {place.name}, seed {places[place].seed}: {told}")
         found |= there
     for line in filter(None, absent.values()):
@@ -143,9 +143,13 @@ def show(work: Sequence[tuple[Path, Mapping[str, Any]]], data: str | Path | None
     known = [seconds for seconds in listed.values() if seconds is not None]
     print(f"{len(found) + len(listed)} runs, {len(found)} there, {len(listed)} missing")
     print(
-        f"One after another on this machine ({here}), {len(known)} of those missing take about {sum(known) / 60:.0f} "
-        f"minutes, and of {len(listed) - len(known)} no time is known; pictures, searches and timings come on top"
+        f"One after another on {here}, {len(known)} of those missing take about {sum(known) / 60:.0f} minutes, and of "
+        f"{len(listed) - len(known)} no time is known; pictures, searches and timings come on top"
     )
+
+
+def _device(made: Mapping[str, Any]) -> str:
+    return str(made["device"]).partition(",")[0]  # "cpu, 2 threads": runs side by side have one each
 
 
 def _kind(config: RunConfig) -> tuple[Any, ...]:
