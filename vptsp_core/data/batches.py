@@ -36,7 +36,7 @@ def cache_folder(
     """
     own = dataset in OWN
     beside = (results or os.environ.get("VPTSP_RESULTS") or "results") if own else (data or ".")
-    place = Path(cache or os.environ.get("VPTSP_CACHE") or Path(beside) / ".vptsp-cache").expanduser()
+    place = Path(cache or os.environ.get("VPTSP_CACHE") or Path(beside) / ".vptsp-cache").expanduser().absolute()
     return outside_images(place, data, "--cache or VPTSP_CACHE") if own and data else place
 
 

@@ -54,9 +54,9 @@ def main(argv: Sequence[str]) -> int:
     for path in (png, csv):
         outside_images(path, index.root, "--to")
     embedder = load(
-        args.model or model_path(index, args.index), args.device, weights=args.weights or index.model["weights"]
+        args.model or model_path(index), args.device, weights=args.weights or index.model["weights"]
     )
-    same_model(index, embedder.checksum(), args.index)
+    same_model(index, embedder.checksum())
     queries, embeddings = _embedded(embedder, asked)
     table = neighbours(index, queries, *index.search(embeddings, args.k))
     for query, rows in table.groupby("query", sort=False):

@@ -8,7 +8,7 @@ are ranked by index, lowest first: `topk` promises no order, so rows in which sc
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Any
 
 import numpy as np
@@ -223,7 +223,7 @@ def as_tensor(name: str, data: Any) -> Tensor:
         raise VptspError(f"{name}: torch cannot read it ({reason}); give a tensor or an array of numbers") from None
 
 
-def numbered(rows: list[int], of: Tensor) -> str:
+def numbered(rows: list[int], of: Sized) -> str:
     """How many rows and the first of them, for a message."""
     return f"{len(rows)} of {len(of)} rows ({', '.join(map(str, rows[:10]))}{', ...' * (len(rows) > 10)})"
 
