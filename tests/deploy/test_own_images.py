@@ -492,6 +492,9 @@ def test_training_images_that_are_all_alike(pipeline, tmp_path):
 def test_a_plan_without_epochs_speaks_of_no_training():
     said = " ".join(plan(np.full(12, 5), 20, machine(gpu=False), VIT_S, {"epochs": 0}).reasons)
     assert "epochs=0: nothing is trained" in said and "drawn" not in said
+    assert "2 others are held out (selection=validation)" in said and "epoch is" not in said and "the epoch" not in said
+    with pytest.raises(ConfigError, match="epochs = 0 with start = 'released' makes no model"):
+        plan(np.full(12, 5), 20, machine(gpu=False), VIT_S, {"epochs": 0, "start": "released"})
 
 
 # ---- the plan ------------------------------------------------------------------------------------
@@ -570,7 +573,9 @@ def test_the_plan_names_what_it_chose():
     assert "epochs=3 of 7 step(s), batch=32: 4 image(s) of each of 8 classes; " in said(
         epochs=3, steps_per_epoch=7, batch=32, samples_per_class=4
     )
-    assert "so an image is seen 2.1 to 2.1 times" in said(epochs=3, steps_per_epoch=7, batch=32, samples_per_class=4)
+    assert "so an image is seen 2.1 times" in said(epochs=3, steps_per_epoch=7, batch=32, samples_per_class=4)
+    uneven = plan(np.array([1] * 19 + [50_000]), 10, machine(gpu=False), VIT_S, {"steps_per_epoch": 500}).reasons
+    assert any("seen 0.1 to 5,000 times, 45,000 of the largest class's 50,000 never" in line for line in uneven), uneven
 
 
 def test_learning_begins_from_the_images_where_the_head_is_no_wider_than_the_backbone():

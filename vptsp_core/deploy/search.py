@@ -64,9 +64,7 @@ def main(argv: Sequence[str]) -> int:
         for row in rows.itertuples():
             print(f"  {row.rank:3d}  {row.cosine:.4f}  {printable(str(row.path))}")
     drawn = table[table["query"].isin(queries[:DRAWN]) & (table["rank"] <= DRAWN_EACH)]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of names in other scripts: a box each
-        picture = file_of(found_images(drawn, Path(index.root)), dpi=120, metadata={"Software": MADE_BY})
+    picture = file_of(found_images(drawn, Path(index.root)), dpi=120, metadata={"Software": MADE_BY})
     write_bytes(png, picture.getvalue())
     write_bytes(csv, _csv(table))
     part = "" if len(drawn) == len(table) else f" ({len(drawn)} of {len(table)} rows)"
