@@ -398,5 +398,5 @@ def test_a_place_that_may_not_be_entered_is_one_line(tmp_path, monkeypatch, caps
     monkeypatch.setattr("pathlib.Path.is_dir", closed)
     monkeypatch.chdir(tmp_path)
     assert main(["data", "check", "cub200", "--data", "private"]) == 2
-    said = f"error: {tmp_path}/private/cub200: Permission denied; mend it, or name another place\n"
+    said = f"error: {tmp_path}/private/cub200: Permission denied; fix it, or name another place\n"
     assert capsys.readouterr().err == said
