@@ -192,13 +192,13 @@ def _choose_steps(draft: _Draft, kept: np.ndarray, machine: Machine) -> None:
         draft.reasons.append("epochs=0: nothing is trained, the model is its start")
         return
     drawn = epochs * steps * batch / len(kept)  # images of each class
-    seen = (drawn / kept.max(), drawn / kept.min())
-    fewest, most = (f"{each:.3g}" if each < 1000 else f"{each:,.0f}" for each in seen)
+    times = (drawn / kept.max(), drawn / kept.min())
+    low, high = (f"{each:.3g}" if each < 1000 else f"{each:,.0f}" for each in times)
     never = f", {kept.max() - drawn:,.0f} of the largest class's {kept.max():,} never" if drawn < kept.max() else ""
     draft.reasons.append(
         f"epochs={epochs} of {steps:,} step(s), batch={batch}: {samples} image(s) of each of "
         f"{batch // max(samples, 1)} classes; classes are drawn equally often, so an image is seen "
-        f"{fewest}{f' to {most}' * (most != fewest)} times{never}"
+        f"{low}{f' to {high}' * (high != low)} times{never}"
     )
 
 
