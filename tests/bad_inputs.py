@@ -136,22 +136,23 @@ TABLE: dict[str, list[Case]] = {
         Case("class of one image", "`data check folder`", sets.class_of_one,
              "class DIR/data/one has 1 image(s), at least 2 are needed; add or remove it"),
         Case("path listed twice", "`data check folder`", sets.split("a/0.png,a,train", "a/./0.png,b,test"),
-             "folder: DIR/data/split.csv lists a/./0.png twice; keep one of the two lines"),
+             "folder: DIR/data/split.csv lists a/./0.png twice (line 2, 3); keep one of the two lines"),
         Case("class both for training and for testing", "`data check folder`",
              sets.split("a/0.png,a,train", "a/1.png,a,test"),
              "folder: DIR/data/split.csv has 1 class(es) both for training and for testing, the first a; testing needs "
              "unseen classes, leave each on one side"),
         Case("path that leaves the folder", "`data check folder`", sets.split("../x.png,a,train", "b/0.png,b,test"),
-             "folder: DIR/data/split.csv lists ../x.png, which is not inside DIR/data; write it so"),
+             "folder: DIR/data/split.csv lists ../x.png (line 2), which is not inside DIR/data; write it so"),
         Case("listed file that is not there", "`data check folder`",
              sets.split("a/0.png,a,train", "a/9.png,a,train", "b/0.png,b,test", "b/1.png,b,test"),
-             "folder: DIR/data/split.csv holds 1 of 4 listed images not, the first DIR/data/a/9.png; complete it, or "
-             "accept this with --allow-partial"),
+             "folder: DIR/data/split.csv holds 1 of 4 listed images not, the first DIR/data/a/9.png (line 3); complete "
+             "it, or accept this with --allow-partial"),
         Case("unknown split", "`data check folder`", sets.split("a/0.png,a,training"),
              "folder: DIR/data/split.csv, line 2: each line is path,class,split, split one of train, test, query, "
              "gallery"),
         Case("other header", "`data check folder`", sets.split("a/0.png,a,train", header="file,label,split"),
-             "folder: DIR/data/split.csv must begin with the header path,class,split"),
+             "folder: DIR/data/split.csv must begin with the header path,class,split (separated by , ; | or tab), not "
+             "'file,label,split'"),
         Case("list not in UTF-8", "`data check folder`", sets.split("a/\udcff.png,a,train"),
              "folder: DIR/data/split.csv is not in UTF-8 (invalid start byte); save it as UTF-8"),
         Case("quote that is not closed", "`data check folder`", sets.split('"a/0.png,a,train'),
@@ -181,7 +182,7 @@ TABLE: dict[str, list[Case]] = {
         Case("a file in place of the folder", "`train --data-folder`", sets.own("file", write=sets.a_file),
              "own: DIR/file is no folder; name the one that holds your images"),
         Case("other header", "`train --data-folder`", sets.own("data", "file,label", "a/0.png,a"),
-             "own: DIR/data/split.csv must begin with the header path,class; a third column, split, is optional"),
+             "own: DIR/data/split.csv must begin with the header path,class (separated by , ; | or tab), not 'file,label'; a third column, split, is optional"),
         Case("path with backslashes", "`train --data-folder`", sets.own("data", "path;class", "a\\0.png;a"),
              "own: DIR/data/split.csv, line 2: write a\\0.png with / instead of \\"),
         Case("one class alone to test on", "`train --data-folder`",

@@ -75,6 +75,12 @@ def test_keys_that_a_run_does_not_read_are_named_in_one_line(name):
     assert config.hash() == config.replace(**{key: default[key] for key in unread}).hash(), "nothing reads them"
 
 
+def test_so_are_those_of_a_file(tmp_path):
+    (tmp_path / "mine.json").write_text('{"method": "linear", "prompts": 77}')
+    with pytest.warns(UserWarning, match="set, but this run does not read it: prompts, alpha with method = 'linear'"):
+        preset(str(tmp_path / "mine.json"), alpha=0.1)
+
+
 def test_the_command_says_so_once_and_trains(tmp_path, capsys):
     command = ["train", "--preset", "smoke", "--results", str(tmp_path), "--cache", str(tmp_path), "--allow-partial"]
     changes = ["method=frozen", "bitfit=false", "prompts=7"]

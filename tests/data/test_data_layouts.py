@@ -185,7 +185,9 @@ def test_folders_by_the_names_of_their_archives(root, name, folder):
     load_benchmark(name, root / folder)
 
 
-@pytest.mark.parametrize(("folder", "sign"), [("cub200", "lists"), ("CUB_200_2010", "numbers")])
+@pytest.mark.parametrize(
+    ("folder", "sign"), [("cub200", "lists"), ("CUB_200_2010", "numbers"), ("CUB_200", "numbers")]
+)
 def test_the_birds_of_2010_are_refused_by_their_name(root, folder, sign):
     for c in range(200):
         number = 2950163169 + c if sign == "numbers" else 796111 + c
@@ -433,14 +435,18 @@ def test_own_split_with_a_gallery(root):
 
 OWN = {
     "header": (["images/0.jpg,a,train"], "path,label,split", "header path,class,split"),
+    "spaces": (["images/0.jpg a train"], "path class split", r"\(separated by , ; | or tab\), not 'path class"),
+    "colons": (["images/0.jpg:a:train"], "path:class:split", "not 'path:class:split'"),
+    "two separators": (["images/0.jpg;a;train"], None, "line 2: ';' separates the columns, in the header ','"),
     "split": (["images/0.jpg,a,training"], None, "line 2: each line is path,class,split"),
     "short": (["images/0.jpg,a"], None, "line 2: each line is path,class,split"),
     "no test": (["images/0.jpg,a,train"], None, "has the splits train; it must have test, or"),
     "mixed": ([f"images/{i}.jpg,{i},{s}" for i, s in enumerate(["train", "test", "query", "gallery"])], None, "splits"),
     "shared": (["images/0.jpg,a,train", "images/1.jpg,a,test"], None, "the first a; testing needs unseen classes"),
-    "missing": (["images/0.jpg,a,train", "images/9.jpg,b,test"], None, "1 of 2 listed images not, the first .*9.jpg"),
-    "twice": (["images/0.jpg,a,train", "images/./0.jpg,b,test"], None, "lists images/./0.jpg twice"),
-    "outside": (["images/0.jpg,a,train", "../9.jpg,b,test"], None, "not inside"),
+    "missing": (["images/0.jpg,a,train", "images/9.jpg,b,test"], None,
+                r"1 of 2 listed images not, the first .*9.jpg \(line 3\)"),
+    "twice": (["images/0.jpg,a,train", "images/./0.jpg,b,test"], None, r"lists images/./0.jpg twice \(line 2, 3\)"),
+    "outside": (["images/0.jpg,a,train", "../9.jpg,b,test"], None, r"9.jpg \(line 3\), which is not inside"),
 }  # fmt: skip
 
 

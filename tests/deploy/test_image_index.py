@@ -160,7 +160,8 @@ def test_another_model_or_another_folder_is_refused(folder, model, tmp_path, cap
     for command in (["search", "moved/a/00.png"], ["index", "moved"]):
         assert main(command) == 2
         assert capsys.readouterr().err == (
-            f"error: index vptsp-index: its model is not at {model} any more; name its new place with --model\n"
+            f"error: index {tmp_path}/vptsp-index: its model is not at {model} any more; name its new place with "
+            "--model\n"
         )
         assert main([*command, "--model", "elsewhere.safetensors"]) == 0
 
@@ -197,8 +198,8 @@ def test_an_index_among_the_images_is_refused(folder, model, tmp_path, capsys, m
         assert main(["index", directory, "--model", str(model), "--to", to]) == 2
         at = Path(directory).resolve()
         assert capsys.readouterr().err == (
-            f"error: {to} is in {at}, the folder of your images, where nothing is written; name a place outside of it "
-            "with --to\n"
+            f"error: {Path(to).absolute()} is in {at}, the folder of your images, where nothing is written; name a "
+            "place outside of it with --to\n"
         )
     assert main(["index", ".", "--model", str(model), "--to", "../index"]) == 0
     capsys.readouterr()

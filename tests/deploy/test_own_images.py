@@ -185,6 +185,7 @@ def files(benchmark):
 @pytest.mark.parametrize("name", ["own", "folder"])
 @pytest.mark.parametrize("way", [
     dict(delimiter="\t"), dict(delimiter="|"), dict(delimiter="\t", encoding="utf-16"), dict(delimiter=";"),
+    dict(delimiter="\t", encoding="utf-16-le"), dict(encoding="utf-16-be"),
     dict(first="\n\n"), dict(first="sep=|\n", delimiter="|"), dict(first=",,\n"),
     dict(rows=[(*row, "", "") for row in TABLE]),  # delimiters without values
     dict(rows=[(str(i), *row) for i, row in enumerate(TABLE)], header=",path,class,split"),  # pandas
@@ -227,7 +228,7 @@ def test_paths_that_name_a_file_of_the_folder(start, tmp_path):
     outside = put(tmp_path / "other", {"a": 1}) / "a" / "0.png"
     for path in (outside, "../other/a/0.png"):
         written(folder, [*TABLE, (str(path), "class 00", "train")])
-        with pytest.raises(DataError, match=f"lists {path}, which is not inside {folder}; write it so"):
+        with pytest.raises(DataError, match=f"lists {path} .line 38., which is not inside {folder}; write"):
             load_benchmark("folder", folder)
 
 
@@ -242,13 +243,13 @@ def test_paths_in_another_case_or_with_accents_stored_otherwise(tmp_path):
         test = load_benchmark("folder", tmp_path).test
     assert {"Möwe", "Krähe"} <= {*test.class_names} and all(path.is_file() for path in test.paths)
     written(tmp_path, [*TABLE, *more, (f"{compose('Möwe')}/0.png", "Möwe", "test")])
-    with pytest.warns(UserWarning), pytest.raises(DataError, match="lists .*/0.png twice"):
+    with pytest.warns(UserWarning), pytest.raises(DataError, match=r"lists .*/0.png twice \(line 38, 44\)"):
         load_benchmark("folder", tmp_path)
     put(tmp_path, {"x": 1, "X": 1})  # either may be meant
     (tmp_path / "x" / "0.png").rename(tmp_path / "x" / "a.png")
     (tmp_path / "X" / "0.png").rename(tmp_path / "X" / "A.png")
     written(tmp_path, [*TABLE, ("x/A.png", "x", "test")])
-    with pytest.warns(UserWarning, match="x/A.png, which is read from x/a.png"):
+    with pytest.warns(UserWarning, match="x/A.png .line 38., which is read from x/a.png"):
         load_benchmark("folder", tmp_path)
 
 
@@ -259,6 +260,9 @@ def test_classes_that_look_alike(tmp_path):
     rows = [*TABLE, *((f"{unicodedata.normalize(form, 'Möwe')}/0.png",) * 2 + ("test",) for form in ("NFC", "NFD"))]
     written(tmp_path, [(path, path.partition("/")[0], split) for path, _, split in rows])
     assert load_benchmark("own", tmp_path).test.class_names.count("Möwe") == 1
+    written(tmp_path, [(path, label + "\u200b" * (path == "class 00/0.png"), split) for path, label, split in TABLE])
+    with pytest.warns(UserWarning, match=r"the classes 'class 00\\u200b' and class 00 differ only in"):
+        load_benchmark("own", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["own", "folder"])
@@ -488,6 +492,9 @@ def test_training_images_that_are_all_alike(pipeline, tmp_path):
 def test_a_plan_without_epochs_speaks_of_no_training():
     said = " ".join(plan(np.full(12, 5), 20, machine(gpu=False), VIT_S, {"epochs": 0}).reasons)
     assert "epochs=0: nothing is trained" in said and "drawn" not in said
+    assert "2 others are held out (selection=validation)" in said and "epoch is" not in said and "the epoch" not in said
+    with pytest.raises(ConfigError, match="epochs = 0 with start = 'released' makes no model"):
+        plan(np.full(12, 5), 20, machine(gpu=False), VIT_S, {"epochs": 0, "start": "released"})
 
 
 # ---- the plan ------------------------------------------------------------------------------------
@@ -566,7 +573,9 @@ def test_the_plan_names_what_it_chose():
     assert "epochs=3 of 7 step(s), batch=32: 4 image(s) of each of 8 classes; " in said(
         epochs=3, steps_per_epoch=7, batch=32, samples_per_class=4
     )
-    assert "so an image is seen 2.1 to 2.1 times" in said(epochs=3, steps_per_epoch=7, batch=32, samples_per_class=4)
+    assert "so an image is seen 2.1 times" in said(epochs=3, steps_per_epoch=7, batch=32, samples_per_class=4)
+    uneven = plan(np.array([1] * 19 + [50_000]), 10, machine(gpu=False), VIT_S, {"steps_per_epoch": 500}).reasons
+    assert any("seen 0.1 to 5,000 times, 45,000 of the largest class's 50,000 never" in line for line in uneven), uneven
 
 
 def test_learning_begins_from_the_images_where_the_head_is_no_wider_than_the_backbone():

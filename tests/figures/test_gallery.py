@@ -235,6 +235,14 @@ def test_a_map_of_images_that_are_all_alike(make):
         assert np.isfinite(umap.umap_plane(vectors)).all()
 
 
+@pytest.mark.parametrize("count", [3, 20])
+def test_a_map_of_what_is_no_number_names_the_rows(count):
+    vectors = np.ones((count, 4), np.float32)
+    vectors[2, 1] = np.nan
+    with pytest.raises(VptspError, match=rf"a map of embeddings: NaN or infinity in 1 of {count} rows \(2\); leave"):
+        umap.umap_plane(vectors)
+
+
 def test_images_on_a_map_are_at_least_one():
     assert umap.pick_points(np.arange(5), [], 1).shape == (1,)
     for limit in (0, -5, 2.5, None):

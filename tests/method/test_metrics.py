@@ -381,6 +381,7 @@ def _masked(x):
         "backwards": lambda x: x.flip(0).numpy()[::-1],
         "sideways": lambda x: x.flip(1).numpy()[:, ::-1],
         "of another byte order": lambda x: x.numpy().astype(">f4"),
+        "a table of numbers that may lack": lambda x: pd.DataFrame(x.numpy()).convert_dtypes(),
         "masked, of which nothing": _masked,
         "frozen": lambda x: _frozen(x.numpy()),
         "learning": lambda x: x.clone().requires_grad_(),
@@ -418,9 +419,9 @@ def test_labels_as_people_hold_them(given):
 
 def test_ks_may_be_one_number():
     x, labels = make(40, 6, 5)
-    for ks in (4, np.int64(4), [4], np.array([4]), torch.tensor([4]), iter((4,))):
+    for ks in (4, np.int64(4), [4], np.array([4]), torch.tensor([4]), np.array(4), torch.tensor(4), iter((4,))):
         assert retrieval_metrics(x, labels, ks=ks) == retrieval_metrics(x, labels, ks=(4,))
-    for ks in (None, 0, "1", 1.5, [[1]], [None]):
+    for ks in (None, 0, "1", 1.5, np.array(1.5), [[1]], [None]):
         with pytest.raises(VptspError, match="ks: .* is not a whole number of at least 1"):
             retrieval_metrics(x, labels, ks=ks)
 
@@ -432,7 +433,11 @@ def test_ks_may_be_one_number():
         (lambda x, y: (x, np.ma.masked_equal(y.numpy(), 0)), "labels: .* of its values are masked"),
         (lambda x, y: (pd.DataFrame(x.numpy()).assign(name="a"), y), "embeddings: torch cannot read it"),
         (lambda x, y: (x, pd.Series(["a"] * len(y))), "labels: torch cannot read it"),
-        (lambda x, y: (x, pd.Series(y.numpy(), dtype="Int64").where(y.numpy() > 0)), "labels: "),
+        (lambda x, y: (x, pd.Series(y.numpy(), dtype="Int64").where(np.arange(40) != 7)),
+         r"labels: no class is given for 1 of 40 rows \(7\); leave"),
+        (lambda x, y: (x, pd.Series(y.numpy(), dtype=object).where(np.arange(40) != 7)), r"labels: no class .* \(7\)"),
+        (lambda x, y: (pd.DataFrame(x.numpy()).convert_dtypes().drop(index=7).reindex(range(40)), y),
+         r"embeddings: NaN or infinity in 1 of 40 rows \(7\)"),
         (lambda x, y: ({"a": 1}, y), "embeddings: torch cannot read it"),
         (lambda x, y: (None, y), "embeddings: torch cannot read it"),
         (lambda x, y: (x.to("meta"), y), "embeddings: .* give one real vector a row"),

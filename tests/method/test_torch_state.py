@@ -1,6 +1,7 @@
 """What a caller has set in torch has no part in the numbers, and is as it was afterwards."""
 
 import contextlib
+import random
 import subprocess
 import sys
 
@@ -52,6 +53,11 @@ STATES = {
 }
 
 
+def random_state():
+    state = (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate())
+    return (*state, torch.cuda.get_rng_state().tolist()) if torch.cuda.is_available() else state
+
+
 def state():
     return (
         torch.is_autocast_enabled("cpu"), torch.get_default_dtype(), torch.is_grad_enabled(),
@@ -61,7 +67,9 @@ def state():
 
 def test_a_run_is_the_same_whatever_its_caller_has_set(tmp_path):
     config = preset("smoke", steps_per_epoch=2)
+    before = random_state()
     plain = run(config, results=tmp_path / "plain", progress=False)
+    assert random_state() == before
     for names in (["autocast", "no_grad"], ["float64", "inference_mode"], ["set_default_device"]):
         with contextlib.ExitStack() as stack:
             for name in names:

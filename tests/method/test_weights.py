@@ -49,6 +49,13 @@ HEAD = {"head.weight": torch.ones(5, 24), "head.bias": torch.ones(5)}
 DINO_HEAD = {"mlp.0.weight": torch.ones(2, 2), "last_layer.weight_g": torch.ones(2), "bn.num": torch.ones(1).long()}
 
 
+LOSS = {"criterion.proxies": torch.ones(2), "logit_scale": torch.ones(()), "logit_bias": torch.ones(())}
+
+
+def changed(state):
+    return {key: value + 1 for key, value in state.items()}
+
+
 @pytest.mark.parametrize(
     "make, said",
     {
@@ -69,10 +76,20 @@ DINO_HEAD = {"mlp.0.weight": torch.ones(2, 2), "last_layer.weight_g": torch.ones
         "two levels": (lambda s: {"teacher": {"backbone": s}}, "'teacher.backbone'"),
         "a head of DINO": (
             lambda s: {"teacher": under("backbone.", s) | under("dino_head.", DINO_HEAD)},
-            "3 tensors of heads or decoders are not used (such as dino_head.bn.num)",
+            "3 tensors beside the backbone's are not used (such as dino_head.bn.num)",
         ),
         "a decoder of MAE": (lambda s: {"model": s | {"mask_token": torch.ones(1), "decoder_norm.bias": torch.ones(3)}},
                              "2 tensors"),
+        "an average, its loss and its scale": (
+            lambda s: {"n_averaged": torch.tensor(7), "loss.W": torch.ones(2)} | under("module.", s | LOSS),
+            "5 tensors beside the backbone's are not used (such as criterion.proxies)",
+        ),
+        "losses at the top": (lambda s: s | LOSS, "3 tensors beside"),
+        "another part of a model": (lambda s: under("backbone.", s) | {"neck.bias": torch.ones(2)}, "as neck.bias"),
+        "one under two names": (lambda s: {"state_dict": s | HEAD, "model": s, "epoch": 3}, "under 'state_dict'"),
+        "the top and below, the same": (lambda s: {**s, "ema": dict(s), "epoch": 3}, ""),
+        "a tuple": (lambda s: (s, 3), "under '0' are used"),
+        "a list in a dict": (lambda s: {"models": [s]}, "under 'models.0' are used"),
         "classes as mmpretrain has them": (lambda s: under("backbone.", s) | {"head.layers.head.bias": torch.ones(5)},
                                            "'backbone.'"),
     }.values(),
@@ -94,7 +111,7 @@ def test_the_kind_of_file_is_told_by_its_content(name, kind, tmp_path):
     else:
         torch.save(state, path, _use_new_zipfile_serialization=kind == "torch")
     if name == "W.SAFETENSORS" and kind != "safetensors":
-        with pytest.raises(WeightsError, match="unreadable"):
+        with pytest.raises(WeightsError, match="a torch file, which is never read under the name .safetensors"):
             loaded(path)
         return
     same(loaded(path)[0], state)
@@ -212,16 +229,18 @@ def other_library(name):
 @pytest.mark.parametrize(
     "make, message",
     {
-        "student and teacher": (lambda s: {"student": s, "teacher": s}, "holds 2 backbones, student and teacher; save"),
-        "an average beside it": (lambda s: {"state_dict": s, "state_dict_ema": s}, "state_dict and state_dict_ema"),
-        "one under two names": (lambda s: {"state_dict": s, "model": s, "epoch": 3}, "state_dict and model"),
+        "student and teacher": (lambda s: {"student": s, "teacher": changed(s)},
+                                "holds 2 backbones, student and teacher; save"),
+        "an average beside it": (lambda s: {"state_dict": s, "state_dict_ema": changed(s)},
+                                 "state_dict and state_dict_ema"),
+        "one of two precisions": (lambda s: {"a": s, "b": {k: v.half() for k, v in s.items()}}, "a and b"),
         "both in one table": (
-            lambda s: under("teacher.backbone.", s) | under("student.backbone.", s),
+            lambda s: under("teacher.backbone.", s) | under("student.backbone.", changed(s)),
             "2 backbones, teacher.backbone and student.backbone",
         ),
-        "the top and below": (lambda s: {**s, "ema": s}, "2 backbones, the top and ema"),
+        "the top and below": (lambda s: {**s, "ema": changed(s)}, "2 backbones, the top and ema"),
         "half stripped": (lambda s: under("module.", dict(list(s.items())[:-1])) | dict(list(s.items())[-1:]),
-                          "has norm.bias beside the backbone's module."),
+                          "lacks norm.bias"),
         "adapted": (lambda s: under("model.", s | {"blocks.0.lora_a": torch.ones(2)}), "has blocks.0.lora_a"),
         "no backbone": (lambda s: under("net.", {"conv.weight": torch.ones(2), "conv.bias": torch.ones(2)}),
                         "keys begin with 'net.'"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from PIL import Image
 from safetensors.torch import save_file
 
 from vptsp_core import load, preset
@@ -46,6 +47,22 @@ def test_a_run_of_relative_paths_is_used_from_elsewhere(here, monkeypatch, capsy
     moved = Path("..", "moved", "plain.safetensors")
     assert main(["evaluate", str(path), "--weights", str(moved)]) == 0
     assert load(path, weights=moved).config.weights == str(moved.absolute()), "which the next file keeps"
+
+
+def test_errors_and_reports_name_absolute_paths(here, capsys):
+    (here / "own" / "a").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(here / "own" / "a" / "0.png")
+    for command in (
+        ["data", "check", "folder", "--data", "own"], ["data", "check", "cub200", "--data", "own"],
+        ["data", "check", "own", "--data", "none"], ["train", "--data-folder", "own"], ["search", "own"],
+        ["evaluate", "own"], ["index", "own", "--model", "none"],
+        ["train", "--preset", "cub200-vits16", "--data", "none"],
+    ):  # fmt: skip
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert f"{here}/" in said, said
+    assert main(["data", "info", "cub200", "--data", "own"]) == 0
+    assert f"  in {here}/own: cub200: no folder {here}/own/cub200/images" in capsys.readouterr().out
 
 
 def test_what_is_no_file_stays_as_it_is(here):

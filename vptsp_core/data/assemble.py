@@ -40,12 +40,15 @@ def assemble(name: str, listing: Listing, published: Counts, allow_partial: bool
         path, found = min(names.items())
         warnings.warn(
             f"{name}: {len(names)} path(s) in {listing.source} are written in another case than on the disk, or their "
-            f"accents are stored otherwise; the first is {path}, which is read from {found}",
+            f"accents are stored otherwise; the first is {path}{listing.where(path)}, which is read from {found}",
             stacklevel=3,
         )
         renamed = {split: [(names.get(path, path), label) for path, label in rows]
                    for split, rows in listing.splits.items()}  # fmt: skip
-        listing = dataclasses.replace(listing, splits=renamed)
+        lines: dict[str, list[int]] = defaultdict(list)
+        for path, numbers in listing.lines.items():
+            lines[names.get(path, path)] += numbers
+        listing = dataclasses.replace(listing, splits=renamed, lines=lines)
         missing = [path for path in missing if path not in names]
         _refuse_shared(name, listing)  # two ways to write one file
     gone = set(missing)
@@ -69,7 +72,8 @@ def _differences(
     differences = [*_miscounts(splits, published), *listing.notes]
     if missing:
         total = sum(map(len, listing.splits.values()))
-        differences.append(f"{len(missing)} of {total} listed images not, the first {listing.root / missing[0]}")
+        differences.append(f"{len(missing)} of {total} listed images not, the first {listing.root / missing[0]}"
+                           f"{listing.where(missing[0])}")  # fmt: skip
     if differences and "query" in splits and listing.classes_of_one == "fine" and (missed := _can_only_miss(splits)):
         differences.append(f"{len(missed)} query class(es) without gallery images, the first {missed[0]}")
     if differences:
@@ -193,14 +197,16 @@ def _miscounts(splits: dict[str, Rows], published: Counts) -> list[str]:
 
 def _refuse_shared(name: str, listing: Listing) -> None:
     """A path that is listed twice or is not inside, and a class both for training and for testing."""
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     for path, _ in (row for rows in listing.splits.values() for row in rows):
         same = posixpath.normpath(path)  # a/./0.png and a//0.png are a/0.png
         if same in seen:
-            raise DataError(f"{name}: {listing.source} lists {path} twice; keep one of the two lines")
+            where = listing.where(seen[same], path)
+            raise DataError(f"{name}: {listing.source} lists {path} twice{where}; keep one of the two lines")
         if path.startswith("/") or ".." in path.split("/") or "\0" in path:
-            raise DataError(f"{name}: {listing.source} lists {path}, which is not inside {listing.root}; write it so")
-        seen.add(same)
+            raise DataError(f"{name}: {listing.source} lists {path}{listing.where(path)}, which is not inside "
+                            f"{listing.root}; write it so")  # fmt: skip
+        seen[same] = path
     train = {label for _, label in listing.splits["train"]}
     tested = {label for split, rows in listing.splits.items() if split != "train" for _, label in rows}
     if shared := sorted(tested & train):

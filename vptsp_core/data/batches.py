@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from vptsp_core.data import OWN, cached, loading
 from vptsp_core.data.base import Benchmark, ImageSet
 from vptsp_core.data.cache import open_stores
 from vptsp_core.data.cached import Statistics
-from vptsp_core.data.folder import outside_images
+from vptsp_core.data.folder import FileSet, outside_images
 from vptsp_core.errors import DataError
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.sampler import ClassBalancedSampler
+from vptsp_core.system.portable import cores
 
 
 def cache_folder(
@@ -34,22 +36,27 @@ def cache_folder(
     """
     own = dataset in OWN
     beside = (results or os.environ.get("VPTSP_RESULTS") or "results") if own else (data or ".")
-    place = Path(cache or os.environ.get("VPTSP_CACHE") or Path(beside) / ".vptsp-cache").expanduser()
+    place = Path(cache or os.environ.get("VPTSP_CACHE") or Path(beside) / ".vptsp-cache").expanduser().absolute()
     return outside_images(place, data, "--cache or VPTSP_CACHE") if own and data else place
 
 
 def decoded(benchmark: Benchmark, config: RunConfig, folder: Path, *, progress: bool = True) -> Benchmark:
     """The benchmark with its images decoded, if the config's pipeline is the cached one (see `cache.open_stores`).
 
-    It is a copy; the image sets of ``benchmark`` stay as they are.
+    It is a copy; the image sets of ``benchmark`` stay as they are. For the classic pipeline the headers of your own
+    images are read, so that one that cannot be used is found before the training.
     """
-    if config.pipeline == "classic":
-        return benchmark
     splits = {"test": benchmark.test}
     if config.method != "frozen":
         splits["train"] = benchmark.train
     if benchmark.gallery is not None:
         splits["gallery"] = benchmark.gallery
+    if config.pipeline == "classic":
+        for images in splits.values():
+            if isinstance(images, FileSet) and images.as_shown:
+                with ThreadPoolExecutor(cores()) as pool:
+                    list(pool.map(images.size, range(len(images))))
+        return benchmark
     interpolation = loading.interpolation_name(config)
     stores = open_stores(
         list(splits.values()), folder, side=config.resize, interpolation=interpolation, progress=progress

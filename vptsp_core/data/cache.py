@@ -25,7 +25,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
 from vptsp_core.data.base import ImageSet
-from vptsp_core.data.folder import FORMATS, FileSet, stamps
+from vptsp_core.data.folder import FileSet, stamps
 from vptsp_core.data.store import PixelStore, image_starts
 from vptsp_core.errors import DataError
 from vptsp_core.system.bars import amount, bar
@@ -124,11 +124,7 @@ def _check_room(missing: dict[FileSet, Path], folder: Path, side: int, work: _Wo
 
 def _bytes(images: FileSet, index: int, side: int) -> int:
     """What an image takes once its shorter side is ``side``, by its header; a turned image takes as much."""
-    try:
-        with Image.open(images.paths[index], formats=FORMATS) as image:
-            short, long = sorted(image.size)
-    except Exception:  # Pillow raises what it meets
-        short, long = sorted(images.image(index).size)  # raises, and says why
+    short, long = sorted(images.size(index))
     return 3 * side * (side * long // short)
 
 

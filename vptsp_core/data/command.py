@@ -169,11 +169,11 @@ def _describe(known: DataSet, args: argparse.Namespace) -> None:
     if args.data:
         try:
             load_benchmark(known.name, _folder(args))
-            print(f"  in {args.data}: there and whole")
+            print(f"  in {_folder(args)}: there and whole")
         except DataError as error:
-            print(f"  in {args.data}: {error}")
+            print(f"  in {_folder(args)}: {error}")
     if known.steps:
-        print("\n".join(steps(known, Path(args.data or "DIR"))[3:]))
+        print("\n".join(steps(known, _folder(args) if args.data else Path("DIR"))[3:]))
 
 
 def _cache(args: argparse.Namespace) -> None:
@@ -207,4 +207,4 @@ def _known(name: str) -> DataSet:
 def _folder(args: argparse.Namespace) -> Path:
     if not args.data:
         raise DataError(f"{args.name}: which folder? give --data DIR, or set VPTSP_DATA")
-    return Path(args.data).expanduser()
+    return Path(args.data).expanduser().absolute()

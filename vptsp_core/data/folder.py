@@ -92,6 +92,15 @@ class FileSet(ImageSet):
                 f"{error}; all such files: python -m vptsp_core data check {name} --data DIR --decode"
             ) from error
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height of image ``index`` by its header. Raises what `image` raises."""
+        try:
+            with Image.open(self.paths[index], formats=FORMATS) as image:
+                check_shape(*image.size)
+                return image.size
+        except Exception:  # Pillow raises what it meets
+            return self.image(index).size  # raises, and says why
+
     def describe(self, index: int) -> str:
         """The image's path."""
         return str(self.paths[index])

@@ -39,6 +39,7 @@ class Listing:
         classes_of_one: classes of one image are ``fine`` (a benchmark's own, which count as misses), ``warned of``, or
             ``refused``, whatever else is allowed.
         as_shown: images are read as a viewer shows them (`folder.read_image`).
+        lines: of ``split.csv``, those that name each path.
     """
 
     source: Path
@@ -48,6 +49,12 @@ class Listing:
     uncertain: bool = False
     classes_of_one: str = "fine"
     as_shown: bool = False
+    lines: dict[str, list[int]] = field(default_factory=dict)
+
+    def where(self, *paths: str) -> str:
+        """The lines that name these paths, for a message: " (line 2, 5)", or "" where no table has lines."""
+        numbers = sorted({number for path in paths for number in self.lines.get(path, ())})
+        return f" (line {', '.join(map(str, numbers))})" if numbers else ""
 
 
 Reader = Callable[[Path, str], Listing]  # (the data set's folder, the name that messages begin with)
@@ -61,7 +68,8 @@ def birds(folder: Path, name: str) -> Listing:
     """
     files = [file for label in class_folders(folder / "images", name)[0].values() for file in label]
     flickr = sum(re.search(r"_[0-9]{7,}\.", file) is not None for file in files)  # numbers of 2011 are shorter
-    if flickr > len(files) / 2 or (folder / "annotations-mat").is_dir() or (folder / "lists").is_dir():
+    lists = any((folder / each).is_dir() for each in ("annotations-mat", "lists"))
+    if flickr > len(files) / 2 or len(files) == 6_033 or lists:
         raise DataError(
             f"{name}: {folder} holds CUB-200 of 2010 (6,033 images); the benchmark is CUB-200-2011 (11,788 images), "
             f"which python -m vptsp_core data get {name} gets"
@@ -313,5 +321,6 @@ def _entries(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> tuple[
 
 
 def plain(name: str) -> str:
-    """A name without what the eye hardly sees in it: case, and how accents are stored."""
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    """A name without what the eye hardly sees in it: case, how accents are stored, characters of no width."""
+    seen = "".join(each for each in name if unicodedata.category(each) != "Cf")
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold())

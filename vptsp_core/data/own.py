@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import dataclasses
 import math
 import os
 import re
@@ -48,10 +49,13 @@ def own_images(folder: Path, name: str) -> Listing:
     """
     table = folder / "split.csv"
     source = table if table.is_file() else folder
+    lines: dict[str, list[int]] = {}
     if table.is_file():
         rows, has_split = _read_table(table, name)
+        for row in rows:
+            lines.setdefault(row.path, []).append(row.line)
         if has_split:
-            return _by_split(rows, table, name)
+            return dataclasses.replace(_by_split(rows, table, name), lines=lines)
         classes: dict[str, Rows] = {}
         for row in sorted(rows, key=lambda row: row.label):
             classes.setdefault(row.label, []).append((row.path, row.label))
@@ -65,7 +69,7 @@ def own_images(folder: Path, name: str) -> Listing:
     splits = {split: [row for label, rows in classes.items() if (label in tested) is (split == "test") for row in rows]
               for split in ("train", "test")}  # fmt: skip
     classes_of_one = "refused" if name == "folder" else "fine"
-    return Listing(source, folder, splits, classes_of_one=classes_of_one, as_shown=True)
+    return Listing(source, folder, splits, classes_of_one=classes_of_one, as_shown=True, lines=lines)
 
 
 def _every_fifth(folder: Path, name: str, classes: dict[str, Rows]) -> set[str]:
@@ -136,10 +140,15 @@ def _warn_of_similar(name: str, source: Path, labels: Iterable[str]) -> None:
     if alike := [each for each in kinds.values() if len(each) > 1]:
         more = f" (and {len(alike) - 1} more such)" if len(alike) > 1 else ""
         warnings.warn(
-            f"{name}: {source}: the classes {alike[0][0]} and {alike[0][1]} differ only in case, spaces or how letters "
-            f"are stored{more}; if they are one class, write it in one way",
+            f"{name}: {source}: the classes {' and '.join(map(_seen, alike[0][:2]))} differ only in case, spaces or "
+            f"how letters are stored{more}; if they are one class, write it in one way",
             stacklevel=2,
         )
+
+
+def _seen(label: str) -> str:
+    """A name in a message, what has no width in it as \\u200b."""
+    return label if label.isprintable() else ascii(label)
 
 
 # ---- split.csv, as people and spreadsheets write it ---------------------------------------------------
@@ -163,7 +172,9 @@ def _read_table(table: Path, name: str) -> tuple[list[Row], bool]:
         reader = csv.reader(lines[before:], strict=True, delimiter=delimiter, skipinitialspace=True)
         header = [key.strip().lower() for key in next(reader, [])]
         if not set(needed) <= set(header):
-            raise DataError(f"{name}: {table} must begin with the header {','.join(needed)}{optional}")
+            begins = lines[before].strip()[:80] if lines else ""
+            raise DataError(f"{name}: {table} must begin with the header {','.join(needed)} (separated by , ; | or "
+                            f"tab), not {begins!r}{optional}")  # fmt: skip
         if unknown := [key for key in header if key and key not in COLUMNS]:
             raise DataError(f"{name}: {table} has an unknown column {unknown[0]!r}; it holds {', '.join(COLUMNS)}")
         if twice := [key for key in COLUMNS if header.count(key) > 1]:
@@ -179,7 +190,10 @@ def _read_table(table: Path, name: str) -> tuple[list[Row], bool]:
             if not (path or label or split):  # a spreadsheet's empty row
                 continue
             if not path or not label:
-                raise DataError(f"{where}: each line is {','.join(each for each in COLUMNS if each in header)}")
+                fault = f"each line is {','.join(each for each in COLUMNS if each in header)}"
+                if other := [each for each in DELIMITERS if not label and path.count(each) >= len(header) - 1]:
+                    fault = f"{other[0]!r} separates the columns, in the header {delimiter!r} does; take one for both"
+                raise DataError(f"{where}: {fault}")
             if "\\" in path and not (table.parent / path).is_file():
                 raise DataError(f"{where}: write {path} with / instead of \\")
             label = unicodedata.normalize("NFC", label)  # one class, however its accents are stored
@@ -196,9 +210,12 @@ def _lines(table: Path) -> tuple[list[str], str, int]:
 
     These are empty, or a line such as ``sep=;``, which is for Excel alone. UTF-16 is what Excel calls Unicode text.
     """
-    with open(table, "rb") as begin:
-        utf16 = begin.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    with open(table, encoding="utf-16" if utf16 else "utf-8-sig", newline="") as file:  # a name may hold line ends
+    with open(table, "rb") as file:
+        begin = file.read(2)
+    encoding = "utf-16" if begin in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    if b"\0" in begin:  # UTF-16 without its mark: half of the letters of a header is zero
+        encoding = "utf-16-be" if begin[0] == 0 else "utf-16-le"
+    with open(table, encoding=encoding, newline="") as file:  # a name may hold line ends
         lines = list(file)
     delimiter = ""
     for before, line in enumerate(lines):

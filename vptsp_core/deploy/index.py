@@ -125,7 +125,8 @@ def read_index(place: str | Path) -> ImageIndex:
     Raises:
         DataError: there is none, or it is damaged or of another format.
     """
-    path = Path(place).expanduser() / FILE
+    place = Path(place).expanduser().absolute()
+    path = place / FILE
     if not path.is_file():
         raise DataError(
             f"{place} holds no index; make one with: python -m vptsp_core index DIR --model RUN --to {place}"
@@ -142,11 +143,11 @@ def read_index(place: str | Path) -> ImageIndex:
         raise DataError(f"index {path}: unreadable ({reason}); {_again(path)}") from error
     names = [os.fsdecode(name) for name in tensors["names"].tobytes().split(b"\0")]
     return ImageIndex(
-        header["root"], names, tensors["stats"], tensors["embeddings"], header["model"], header["graph"], path.parent
+        header["root"], names, tensors["stats"], tensors["embeddings"], header["model"], header["graph"], place
     )
 
 
-def same_model(index: ImageIndex, checksum: str, place: str | Path) -> None:
+def same_model(index: ImageIndex, checksum: str) -> None:
     """Refuse a model whose embeddings are not those of the index.
 
     Raises:
@@ -154,8 +155,8 @@ def same_model(index: ImageIndex, checksum: str, place: str | Path) -> None:
     """
     if index.model["checksum"] != checksum:
         raise VptspError(
-            f"index {place}: its embeddings are of another model ({index.model['path']}); give that one with --model, "
-            "or make an index of this one elsewhere with --to"
+            f"index {index.place}: its embeddings are of another model ({index.model['path']}); give that one with "
+            "--model, or make an index of this one elsewhere with --to"
         )
 
 

@@ -86,7 +86,7 @@ def train_folder(
     Raises:
         VptspError: whatever the user can fix, in one line.
     """
-    folder, changes = Path(folder).expanduser(), dict(changes or {})
+    folder, changes = Path(folder).expanduser().absolute(), dict(changes or {})
     if isinstance(weights := changes.get("weights"), str):
         changes["weights"] = whole_path(weights)
     if launched():
@@ -134,7 +134,7 @@ def machine(device: torch.device, cache: Path) -> Machine:
     """What is free now, on this machine, for a run on ``device`` that decodes images into the folder ``cache``."""
     host = available_memory()
     gpu = device.type == "cuda"
-    existing = next((place for place in (cache.absolute(), *cache.absolute().parents) if place.exists()), Path.cwd())
+    existing = next((place for place in (cache, *cache.parents) if place.exists()), Path.cwd())
     memory = float(torch.cuda.mem_get_info(device)[0]) if gpu else host / local_size()
     disk = shutil.disk_usage(existing).free if os.access(existing, os.W_OK) else 0
     return Machine(gpu, memory, host, disk, world_size())

@@ -104,7 +104,10 @@ def _choose_selection(draft: _Draft, classes: np.ndarray) -> np.ndarray:
         "last": "the last epoch is taken",
         "released": "the tested classes choose the epoch, so that the gain looks larger than it is",
     }
-    draft.reasons.append(f"{len(kept):,} classes to learn from; {how[selection]} (selection={selection})")
+    if draft.given.get("epochs") == 0:
+        how = {"validation": f"{held_out.sum():,} others are held out"}
+    chosen = f"; {how[selection]}" if selection in how else ""
+    draft.reasons.append(f"{len(kept):,} classes to learn from{chosen} (selection={selection})")
     return kept
 
 
@@ -136,7 +139,8 @@ def _choose_preset(draft: _Draft, count: int, machine: Machine, shape: tuple[int
         text += f"; class prompts of {size} (class_optimizer={draft.values['class_optimizer']})"
     draft.reasons.append(text)
     if draft.values["start"] != "released":
-        kept = "; where no epoch is better than that, it is kept" * (draft.values["selection"] != "last")
+        some = draft.values["selection"] != "last" and draft.values["epochs"] > 0
+        kept = "; where no epoch is better than that, it is kept" * some
         draft.reasons.append(f"learning begins from the frozen backbone's embeddings of your images "
                              f"(start={draft.values['start']}){kept}")  # fmt: skip
 
@@ -183,13 +187,18 @@ def _choose_steps(draft: _Draft, kept: np.ndarray, machine: Machine) -> None:
     draft.settle(cosine_T=max(draft.values["epochs"], 1))
     epochs, steps = draft.values["epochs"], draft.values["steps_per_epoch"] or images // batch
     if not epochs:
+        if draft.values["start"] == "released":
+            raise ConfigError("epochs = 0 with start = 'released' makes no model; set one of them otherwise")
         draft.reasons.append("epochs=0: nothing is trained, the model is its start")
         return
     drawn = epochs * steps * batch / len(kept)  # images of each class
+    times = (drawn / kept.max(), drawn / kept.min())
+    low, high = (f"{each:.3g}" if each < 1000 else f"{each:,.0f}" for each in times)
+    never = f", {kept.max() - drawn:,.0f} of the largest class's {kept.max():,} never" if drawn < kept.max() else ""
     draft.reasons.append(
         f"epochs={epochs} of {steps:,} step(s), batch={batch}: {samples} image(s) of each of "
         f"{batch // max(samples, 1)} classes; classes are drawn equally often, so an image is seen "
-        f"{drawn / kept.max():.3g} to {drawn / kept.min():.3g} times"
+        f"{low}{f' to {high}' * (high != low)} times{never}"
     )
 
 

@@ -54,9 +54,9 @@ def main(argv: Sequence[str]) -> int:
     for path in (png, csv):
         outside_images(path, index.root, "--to")
     embedder = load(
-        args.model or model_path(index, args.index), args.device, weights=args.weights or index.model["weights"]
+        args.model or model_path(index), args.device, weights=args.weights or index.model["weights"]
     )
-    same_model(index, embedder.checksum(), args.index)
+    same_model(index, embedder.checksum())
     queries, embeddings = _embedded(embedder, asked)
     table = neighbours(index, queries, *index.search(embeddings, args.k))
     for query, rows in table.groupby("query", sort=False):
@@ -64,9 +64,7 @@ def main(argv: Sequence[str]) -> int:
         for row in rows.itertuples():
             print(f"  {row.rank:3d}  {row.cosine:.4f}  {printable(str(row.path))}")
     drawn = table[table["query"].isin(queries[:DRAWN]) & (table["rank"] <= DRAWN_EACH)]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of names in other scripts: a box each
-        picture = file_of(found_images(drawn, Path(index.root)), dpi=120, metadata={"Software": MADE_BY})
+    picture = file_of(found_images(drawn, Path(index.root)), dpi=120, metadata={"Software": MADE_BY})
     write_bytes(png, picture.getvalue())
     write_bytes(csv, _csv(table))
     part = "" if len(drawn) == len(table) else f" ({len(drawn)} of {len(table)} rows)"

@@ -98,7 +98,7 @@ def update(
         DataError: no folder, none of its files is a readable image, or the index at ``to`` is damaged.
         VptspError: the index is another model's, that of another folder that still exists, or among the images.
     """
-    directory, place = Path(directory).expanduser().resolve(), Path(to).expanduser()
+    directory, place = Path(directory).expanduser().resolve(), Path(to).expanduser().absolute()
     outside_images(place, directory, "--to")
     there = images_in(directory)
     if not there:
@@ -113,7 +113,7 @@ def update(
         rows: dict[str, np.ndarray] = {}
         counts = Counts()
         if old is not None:
-            same_model(old, made_by["checksum"] or "", place)
+            same_model(old, made_by["checksum"] or "")
             if old.root != str(directory) and Path(old.root).is_dir():
                 raise VptspError(f"index {place} is that of {old.root}; give another place with --to")
             known = zip(old.names, old.stats.tolist(), old.embeddings, strict=True)
@@ -204,15 +204,15 @@ def left_out(reasons: Sequence[str]) -> str:
     return f"{len(reasons)} left out: {'; '.join(reasons[:LISTED])}{f'; and {more} more' if more > 0 else ''}"
 
 
-def model_path(index: ImageIndex, place: str) -> str:
-    """Where the model of the index at ``place`` is.
+def model_path(index: ImageIndex) -> str:
+    """Where the model of an index is.
 
     Raises:
         VptspError: it is there no more.
     """
     path = str(index.model["path"])
     if not is_shared(path) and not Path(path).exists():
-        raise VptspError(f"index {place}: its model is not at {path} any more; name its new place with --model")
+        raise VptspError(f"index {index.place}: its model is not at {path} any more; name its new place with --model")
     return path
 
 
@@ -232,7 +232,7 @@ def main(argv: Sequence[str]) -> int:
     model, weights = args.model, args.weights
     if model is None:
         kept = read_index(args.to)
-        model, weights = model_path(kept, args.to), weights or kept.model["weights"]
+        model, weights = model_path(kept), weights or kept.model["weights"]
     embedder = load(model, args.device, weights=weights)
     index, counts = update(args.directory, args.to, embedder, model=model, weights=weights, progress=True)
     if counts.unreadable:

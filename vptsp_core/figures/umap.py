@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from vptsp_core.method.neighbours import positive
+from vptsp_core.errors import VptspError
+from vptsp_core.method.neighbours import numbered, positive
 
 
 def umap_plane(vectors: np.ndarray, *, seed: int = 0, neighbours: int = 15) -> np.ndarray:
@@ -15,7 +16,12 @@ def umap_plane(vectors: np.ndarray, *, seed: int = 0, neighbours: int = 15) -> n
 
     The same vectors and seed give the same map. The first call of a process compiles for some twenty seconds. Up to
     three vectors, too few for UMAP, are put at their principal components.
+
+    Raises:
+        VptspError: vectors that hold NaN or infinity.
     """
+    if bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
+        raise VptspError(f"a map of embeddings: NaN or infinity in {numbered(bad, vectors)}; leave them out")
     if len(vectors) <= 3:
         return _principal(vectors)
     import umap  # slow to import, and only needed here

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vptsp_core.errors import VptspError
 from vptsp_core.method.faiss_index import check_backend
-from vptsp_core.method.neighbours import as_tensor, nearest_neighbours, positive, search, unit_rows
+from vptsp_core.method.neighbours import as_tensor, nearest_neighbours, numbered, positive, search, unit_rows
 from vptsp_core.method.torch_state import in_torch_defaults
 
 __all__ = ["Scores", "nearest_neighbours", "retrieval_metrics"]
@@ -89,7 +89,8 @@ def retrieval_metrics(
     alone = gallery is None
     if alone != (gallery_labels is None):
         raise VptspError("gallery and gallery_labels belong together; give both or neither")
-    ks = [positive("ks", k) for k in (ks if isinstance(ks, Iterable) else [ks])]
+    several: Any = ks if isinstance(ks, Iterable) and getattr(ks, "ndim", None) != 0 else [ks]
+    ks = [positive("ks", k) for k in several]
     queries = unit_rows("embeddings", embeddings)
     wanted = _labels("labels", labels, queries)
     items, owned = queries, wanted
@@ -148,6 +149,8 @@ def _score(hits: Tensor, relevant: Tensor, ks: Sequence[int]) -> Tensor:
 
 def _labels(name: str, data: Any, rows: Tensor) -> Tensor:
     ids = as_tensor(name, data)
+    if ids.is_floating_point() and ids.dim() == 1 and (gaps := ids.isnan().nonzero().flatten().tolist()):
+        raise VptspError(f"{name}: no class is given for {numbered(gaps, ids)}; leave them and their embeddings out")
     if ids.dim() != 1 or ids.is_floating_point() or ids.is_complex() or ids.is_meta or ids.is_quantized:
         raise VptspError(f"{name}: {ids.dtype} of shape {tuple(ids.shape)}; give one whole number an item")
     if len(ids) != len(rows):

@@ -8,7 +8,7 @@ are ranked by index, lowest first: `topk` promises no order, so rows in which sc
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Any
 
 import numpy as np
@@ -206,7 +206,10 @@ def as_tensor(name: str, data: Any) -> Tensor:
         if hasattr(data, "toarray"):  # scipy's sparse arrays
             data = data.toarray()
         elif hasattr(data, "to_numpy"):  # pandas, and what is like it
-            data = data.to_numpy()
+            table, data = data, data.to_numpy()
+            if data.dtype == object:  # of pandas' types that may lack values
+                lacks = table.isna().any(axis=None)
+                data = table.to_numpy(float, na_value=np.nan) if lacks else np.array(data.tolist())
         if np.ma.isMaskedArray(data):
             if np.ma.is_masked(data):
                 raise ValueError(f"{np.ma.count_masked(data)} of its values are masked: leave their rows out")
@@ -218,6 +221,11 @@ def as_tensor(name: str, data: Any) -> Tensor:
     except Exception as error:  # of any library whose object was given
         reason = " ".join(str(error).split()) or type(error).__name__
         raise VptspError(f"{name}: torch cannot read it ({reason}); give a tensor or an array of numbers") from None
+
+
+def numbered(rows: list[int], of: Sized) -> str:
+    """How many rows and the first of them, for a message."""
+    return f"{len(rows)} of {len(of)} rows ({', '.join(map(str, rows[:10]))}{', ...' * (len(rows) > 10)})"
 
 
 def unit_rows(name: str, data: Any, like: Tensor | None = None) -> Tensor:
@@ -237,7 +245,6 @@ def unit_rows(name: str, data: Any, like: Tensor | None = None) -> Tensor:
     peak = torch.linalg.vector_norm(x, torch.inf, dim=1, keepdim=True)
     bad = (~peak.isfinite()).squeeze(1).nonzero().squeeze(1).tolist()
     if bad:
-        which = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
-        raise VptspError(f"{name}: NaN or infinity in {len(bad)} of {len(x)} rows ({which}); leave them out")
+        raise VptspError(f"{name}: NaN or infinity in {numbered(bad, x)}; leave them out")
     unit = (x / torch.where(peak > 0, peak, 1)).float()  # by the peak first, lest squares over- or underflow
     return unit.div_(torch.linalg.vector_norm(unit, dim=1, keepdim=True).clamp_(min=1))

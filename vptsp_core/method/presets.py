@@ -82,7 +82,7 @@ PRESETS["smoke"] = dict(PRESETS["demo"], epochs=1, steps_per_epoch=3)
 def preset(name: str, /, **changes: Any) -> RunConfig:
     """The run called ``name`` (one of `PRESETS`, or a .json file of `RunConfig` keys), with ``changes``.
 
-    Warns of changes that the run does not read, such as ``prompts`` with ``method="linear"``.
+    Warns of changes and of keys of the file that the run does not read, such as ``prompts`` with ``method="linear"``.
 
     Raises:
         ConfigError: for an unknown name, an unreadable file, an unknown key or a value that cannot run.
@@ -93,7 +93,7 @@ def preset(name: str, /, **changes: Any) -> RunConfig:
     0.2
     """
     config = table_preset(name, **changes)
-    config.warn_unread(changes)
+    config.warn_unread({**(_from_file(name) if name.endswith(".json") else {}), **changes})
     return config
 
 

@@ -1,28 +1,36 @@
-"""Public functions run under torch's default settings, so that a caller's settings do not change the numbers."""
+"""Public functions run under torch's default settings, so that a caller's settings do not change the numbers; and the
+caller's random numbers go on as if nothing had been drawn."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import random
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_INSIDE = ContextVar("inside of a public function", default=False)
 
 
 @contextlib.contextmanager
 def torch_defaults() -> Iterator[None]:
     """Inside: no autocast, gradients recorded, float32 as the default type and in full in products of matrices, new
-    tensors on the CPU. Afterwards all is as the caller had it."""
+    tensors on the CPU. Afterwards all is as the caller had it, the random states of torch, NumPy and Python too."""
     dtype = torch.get_default_dtype()
     backends: Any = torch.backends
     with contextlib.ExitStack() as stack:
         gpu = torch.accelerator.current_accelerator()
         for kind in {"cpu"} if gpu is None else {"cpu", gpu.type}:
             stack.enter_context(torch.autocast(kind, enabled=False))
+        if not _INSIDE.get():  # a public function that another one calls goes on with its random numbers
+            stack.callback(_INSIDE.reset, _INSIDE.set(True))
+            stack.enter_context(_random_states_kept())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         if torch.get_default_device().type != "cpu":
@@ -37,6 +45,20 @@ def torch_defaults() -> Iterator[None]:
                 switch.fp32_precision = "none"
                 stack.callback(setattr, switch, "fp32_precision", precision)
         yield
+
+
+@contextlib.contextmanager
+def _random_states_kept() -> Iterator[None]:
+    of_numpy, of_python, seed = np.random.get_state(), random.getstate(), torch.initial_seed()
+    started = torch.cuda.is_initialized()
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if started else []):
+        try:
+            yield
+        finally:
+            np.random.set_state(of_numpy)
+            random.setstate(of_python)
+            if not started and torch.cuda.is_available():  # its state is not looked at, since that would start CUDA
+                torch.cuda.manual_seed_all(seed)
 
 
 def in_torch_defaults(function: Callable[P, R]) -> Callable[P, R]:

@@ -35,8 +35,11 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt", ".npz")
 # Keys of the patch embedding: OpenCLIP's, OpenAI's, and that of timm and Meta.
 PATCHES = ("visual.trunk.patch_embed.proj.weight", "visual.conv1.weight", "patch_embed.proj.weight")
 WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # torch's own, in any place
-# What a file may hold beside an encoder: heads, decoders, mask tokens.
-ASIDE = re.compile(r"(.*\.)?(\w*head\w*|pre_logits|fc|classifier|decoder\w*|mask_token|masked_embed)(\..*)?")
+# What a file may hold beside an encoder: heads, decoders, mask tokens, what losses and averages keep.
+ASIDE = re.compile(
+    r"(.*\.)?(\w*head\w*|pre_logits|fc|classifier|decoder\w*|mask_token|masked_embed|\w*(loss|criterion|prox(y|ies))\w*|"
+    r"logit_(scale|bias)|n_averaged)(\..*)?"
+)
 OF_A_RUN = ("vit.head.", "vit.proxy_head.", "vit.prompts", "vit.backbone.", "proxies.", "class_prompts.")
 FOREIGN = {
     "patch_embeddings.projection.weight": "Hugging Face transformers",
@@ -65,7 +68,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     tables = {name: _unwrapped(table) for name, table in stored.items()}
     _refuse_other_files(path, tables)
     places = [(name, prefix) for name, table in tables.items() for prefix in _prefixes(table)]
-    if len(places) > 1:
+    if len(places) > 1 and not _all_same(path, [_part(tables[name], prefix) for name, prefix in places]):
         names = " and ".join(f"{name}.{prefix}".strip(".") or "the top" for name, prefix in places)
         raise WeightsError(f"weights {path}: holds {len(places)} backbones, {names}; save one of them in its own file")
     largest = max(tables, key=lambda name: len(tables[name]))
@@ -131,17 +134,22 @@ def _kind(path: Path) -> str:
     suffix = path.suffix.lower()
     if start[8:9] == b"{":
         return "safetensors"
-    if zipfile.is_zipfile(path) and suffix != ".safetensors":
+    misnamed = f"weights {path}: a torch file, which is never read under the name .safetensors; rename it to .pth"
+    if zipfile.is_zipfile(path):
         names = _members(path)
         if any(name.endswith("/constants.pkl") for name in names):
             raise WeightsError(f"weights {path}: a TorchScript program, and no code of a file is executed; "
                                "save its state_dict() alone")  # fmt: skip
         if any(name.endswith("/data.pkl") for name in names):
+            if suffix == ".safetensors":
+                raise WeightsError(misnamed)
             return "torch"
         if names and all(name.endswith(".npy") for name in names):
             return "npz"
-    elif start[:1] == b"\x80" and suffix != ".safetensors":
-        return "torch"  # as torch saved until 1.5
+    elif start[:1] == b"\x80":  # as torch saved until 1.5
+        if suffix == ".safetensors":
+            raise WeightsError(misnamed)
+        return "torch"
     for beginning, what in BEGINNINGS.items():
         if start.startswith(beginning):
             raise WeightsError(f"weights {path}: {what}")
@@ -187,7 +195,10 @@ class _Ours(dict[str, Tensor]):
 
 
 def _tables(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Table]]:
-    """Every table of tensors in what a file holds, with its name: ("", ...) at the top, ("teacher.backbone", ...)."""
+    """Every table of tensors in what a file holds, with its name: ("", ...) at the top, ("teacher.backbone", ...);
+    what is in a list or a tuple is named by its place."""
+    if isinstance(content, (list, tuple)):
+        content = {str(place): value for place, value in enumerate(content)}
     if not isinstance(content, dict) or depth > 3 or not all(isinstance(key, str) for key in content):
         return
     if any(isinstance(value, Tensor) for value in content.values()) or isinstance(content, _Ours):
@@ -208,6 +219,26 @@ def _prefixes(table: Table) -> list[str]:
     return [key.removesuffix(end) for key, end in ends if end is not None]
 
 
+def _part(table: Table, prefix: str) -> Table:
+    """The tensors that have a prefix, under the rest of their names."""
+    return {key.removeprefix(prefix): value
+            for key, value in table.items() if key.startswith(prefix) and isinstance(value, Tensor)}  # fmt: skip
+
+
+def _all_same(path: Path, parts: list[Table]) -> bool:
+    """Whether several backbones hold the same tensors."""
+    plain = [{key: value for key, value in part.items() if not ASIDE.fullmatch(key)} for part in parts]
+    for part in plain:
+        for key, value in part.items():
+            _check(path, key, value)
+    first, *others = plain
+    return all(
+        part.keys() == first.keys()
+        and all(value.dtype == part[key].dtype and torch.equal(value, part[key]) for key, value in first.items())
+        for part in others
+    )
+
+
 def _refuse_other_files(path: Path, tables: dict[str, Table]) -> None:
     """An error for a file without tensors, of a run, or of another library."""
     if not tables:
@@ -226,11 +257,9 @@ def _refuse_other_files(path: Path, tables: dict[str, Table]) -> None:
 def _of_backbone(path: Path, table: Table, prefix: str, model: nn.Module) -> tuple[Table, list[str]]:
     """The backbone's part of a table under timm's keys, and notes on how it came to them."""
     own, notes = model.state_dict(), []
-    state = {key.removeprefix(prefix): value for key, value in table.items() if key.startswith(prefix)}
+    state = _part(table, prefix)
     beside = [key for key in table if not key.startswith(prefix)]
     mapped = _mapped(path, state, model) if isinstance(model, VisionTransformer) else state
-    if strange := [key for key in beside if not ASIDE.fullmatch(key)]:
-        raise WeightsError(f"weights {path}: has {strange[0]} beside the backbone's {prefix}*; save the backbone alone")
     if prefix:
         notes.append(f"{prefix!r} is stripped from the keys")
     if mapped is not state:
@@ -238,7 +267,7 @@ def _of_backbone(path: Path, table: Table, prefix: str, model: nn.Module) -> tup
     kept = {key: value for key, value in mapped.items() if key in own or not ASIDE.fullmatch(key)}
     usual = ("head.", "head_dist.", "pre_logits.")
     if other := [key for key in (*beside, *(mapped.keys() - kept.keys())) if not key.startswith(usual)]:
-        notes.append(f"{len(other)} tensors of heads or decoders are not used (such as {min(other)})")
+        notes.append(f"{len(other)} tensors beside the backbone's are not used (such as {min(other)})")
     return kept, notes
 
 

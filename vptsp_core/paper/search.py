@@ -153,8 +153,9 @@ def best_config(study: optuna.Study) -> RunConfig:
 
 
 def write_preset(study: optuna.Study, path: Path) -> Path:
-    """Write `best_config` as JSON, for `method.presets.preset`."""
-    write_json(path, best_config(study).to_dict())
+    """Write what its run reads of `best_config` as JSON, for `method.presets.preset`."""
+    best = best_config(study)
+    write_json(path, {key: value for key, value in best.to_dict().items() if key not in best.unread()})
     return path
 
 

@@ -7,6 +7,7 @@ types of what is given are checked here: by the runner before anything runs, and
 import ast
 import contextlib
 import difflib
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,23 +100,36 @@ def check_given() -> None:
     if shell is None or not injected:
         return
     before = [names for cell in cells[: injected[-1]] if (names := _assigned(cell))]
+    if not before:
+        raise ConfigError("no cell above that of the given parameters says NAME = VALUE; declare them so")
     for name in _assigned(cells[injected[-1]]):
         check_parameter(name, shell.user_ns[name], before[-1])
 
 
 def _assigned(cell: str) -> dict[str, Any]:
-    """The names that a cell assigns, each with its value where that is a literal, else None. Magics, and whatever else
-    the cell does, are left aside; a cell that is not Python assigns nothing."""
+    """The names that a cell assigns, each with its value where that is a literal, else None. Magics, such as a first
+    line %%time, and whatever else the cell does, are left aside; a cell that is not Python assigns nothing."""
     from IPython.core.inputtransformer2 import TransformerManager
 
     assigned: dict[str, Any] = {}
+
+    def assign(target: ast.expr, value: ast.expr | None) -> None:
+        match target, value:
+            case ast.Name(id=name), _:
+                assigned[name] = None
+                with contextlib.suppress(ValueError, TypeError):
+                    assigned[name] = ast.literal_eval(value or "None")
+            case (ast.Tuple(elts=names) | ast.List(elts=names)), _:
+                parts = value.elts if isinstance(value, ast.Tuple | ast.List) else []
+                for each, part in itertools.zip_longest(names, parts[: len(names)]):
+                    assign(each, part)
+
+    cell = re.sub(r"\A(\s*%%.*\n)+", "", cell)
     with contextlib.suppress(SyntaxError):
         for statement in ast.parse(TransformerManager().transform_cell(cell)).body:
-            match statement:
-                case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
-                    assigned[name] = None
-                    with contextlib.suppress(ValueError, TypeError):
-                        assigned[name] = ast.literal_eval(statement.value or "None")
+            if isinstance(statement, ast.Assign | ast.AnnAssign):
+                for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
+                    assign(target, statement.value)
     return assigned
 
 

@@ -188,7 +188,7 @@ def load(path: str | Path, device: str | torch.device | None = None, *, weights:
         WeightsError: no finished run and no saved embedder there, its parts do not fit together, or the backbone's
             weights cannot be had or are not those that it was trained on.
     """
-    saved = read_saved(Path(path)) if not is_shared(path) else read_shared(str(path))
+    saved = read_shared(str(path)) if is_shared(path) else read_saved(Path(path).absolute())
     model, target = rebuild(saved, weights), pick_device(device)
     model.vit.autocast = autocast_dtype(saved.config.precision, target, model.vit.backbone.embed_dim)
     config = saved.config

@@ -25,7 +25,7 @@ import vptsp_core
 from vptsp_core.data.loading import interpolation_name
 from vptsp_core.errors import ConfigError, VptspError, WeightsError
 from vptsp_core.method.backbone import checksum, identity, load_backbone, normalisation
-from vptsp_core.method.config import RunConfig
+from vptsp_core.method.config import RunConfig, whole_path
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.weights import read_weights
 from vptsp_core.runs.folder import CONFIG, HISTORY, METRICS, RECORD, WEIGHTS, learned_weights, read_run
@@ -222,9 +222,9 @@ def _check(saved: Saved, model: MetricModel) -> None:
 
 def _weights_file(saved: Saved, weights: str | Path | None) -> Path:
     """The backbone's file: as given, as the run named it, or of that name beside what was saved."""
-    named = Path(saved.config.weights)
-    places = [Path(weights)] if weights is not None else [named.expanduser(), saved.path.parent / named.name]
-    found = next((place.expanduser() for place in places if place.expanduser().is_file()), None)
+    named = Path(whole_path(saved.config.weights))
+    places = [named, saved.path.parent / named.name] if weights is None else [Path(whole_path(str(weights)))]
+    found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise WeightsError(
             f"{saved.path}: its backbone's weights are not at {places[0]}; say where they are with weights=FILE, "
@@ -233,7 +233,7 @@ def _weights_file(saved: Saved, weights: str | Path | None) -> Path:
     if saved.frozen is None and saved.run is not None and weights is not None:
         if saved.run != identity(saved.config.replace(weights=str(found))):
             raise WeightsError(f"{saved.path}: {found} is not the file it was trained on; give that with weights=FILE")
-    return found.absolute()
+    return found
 
 
 def _frozen(model: MetricModel) -> str:

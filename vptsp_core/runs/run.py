@@ -96,7 +96,7 @@ def run(
     config = config.with_whole_path()
     place = data_folder(config.dataset, data)
     if data and not Path(data).expanduser().is_dir():
-        raise DataError(f"--data: there is no folder {data}; check the path")
+        raise DataError(f"--data: there is no folder {Path(data).expanduser().absolute()}; check the path")
     path, benchmark = _place(config, place, results, allow_partial)
     if tensorboard is not None:
         on_epoch = Curves(Path(tensorboard).expanduser() / path.name, on_epoch)
@@ -246,7 +246,7 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
         place = data or os.environ.get("VPTSP_DATA") or None
         root = paths[0].parents[1].absolute() if paths else None
         cache = cache_folder(configs[0].dataset if configs else "", place, options.get("cache"), root)
-        options |= {"results": root, "cache": cache.absolute()}
+        options |= {"results": root, "cache": cache}
         options |= {"data": Path(place).expanduser().absolute()} if place else {}
         todo = {path: config.with_whole_path() for path, config in todo.items()}
     of_each = progress and (workers is None or is_log())  # bars of several processes would overwrite one another
