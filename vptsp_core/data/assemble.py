@@ -198,7 +198,7 @@ def _refuse_shared(name: str, listing: Listing) -> None:
         same = posixpath.normpath(path)  # a/./0.png and a//0.png are a/0.png
         if same in seen:
             raise DataError(f"{name}: {listing.source} lists {path} twice; keep one of the two lines")
-        if path.startswith("/") or ".." in path.split("/") or "\0" in path:
+        if os.path.isabs(path) or ".." in path.split("/") or "\0" in path:
             raise DataError(f"{name}: {listing.source} lists {path}, which is not inside {listing.root}; write it so")
         seen.add(same)
     train = {label for _, label in listing.splits["train"]}

@@ -33,7 +33,7 @@ from vptsp_core.runs.compile import CompiledStep
 from vptsp_core.runs.record import made_with
 from vptsp_core.runs.run import build_model
 from vptsp_core.system.bars import bar
-from vptsp_core.system.devices import autocast_dtype, pick_device
+from vptsp_core.system.devices import autocast_dtype, device_name, pick_device
 from vptsp_core.system.files import write_json
 
 BASE = {"demo": "demo", "smoke": "smoke", "paper": "cars196-vits16"}  # the paper times Cars196, ViT-S/16
@@ -221,7 +221,10 @@ def take_turn(step: Callable[[], object], device: torch.device) -> Turn:
         return Turn(ms, sum(ms))
     start, busy = time.perf_counter(), time.process_time()
     step()
-    return Turn([1000 * (time.perf_counter() - start)], 1000 * (time.process_time() - busy))
+    if device.type == "mps":
+        torch.mps.synchronize()
+    ms = 1000 * (time.perf_counter() - start)
+    return Turn([ms], 1000 * (time.process_time() - busy) if device.type == "cpu" else ms)
 
 
 def measure_steps(
@@ -320,7 +323,7 @@ def compare_forms(
     return {
         "forms": measure_steps(made, device=device, steps=steps, warmup=warmup, progress=progress, base="eager"),
         "batch": config.batch, "classes": training_classes(config, target),
-        "device": "cpu" if target.type == "cpu" else torch.cuda.get_device_name(target),
+        "device": device_name(target),
         "threads": torch.get_num_threads(), "torch": torch.__version__,
     }  # fmt: skip
 
