@@ -55,8 +55,8 @@ def test_what_the_system_says_of_itself():
 
 
 def test_a_limit_of_cores_counts(monkeypatch):
-    monkeypatch.setattr(Path, "read_text", lambda path: "150000 100000")
+    monkeypatch.setattr(Path, "read_text", lambda path, encoding: "150000 100000")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8), raising=False)
     assert portable.cores() == 2
-    monkeypatch.setattr(Path, "read_text", lambda path: "max 100000")
+    monkeypatch.setattr(Path, "read_text", lambda path, encoding: "max 100000")
     assert portable.cores() == 8
