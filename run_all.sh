@@ -25,7 +25,7 @@ shows all of it: index.html.
 A second call does only what is missing: runs are found by the hash of their description, and a notebook that was
 finished with the same source, parameters and package, and whose results are all there, is not executed again; delete
 its copy in <results>/<profile>/notebooks/ to have it again. Ctrl-C and SIGTERM stop within seconds, and the same call
-goes on. Two calls at once share the work. Status: 0; 1: a notebook failed (the end says which, and where its copy is);
+resumes. Two calls at once share the work. Status: 0; 1: a notebook failed (the end says which, and where its copy is);
 2: wrong options; 130 and 143: stopped.
 
 Uses the active environment (virtualenv, conda, python on PATH) where it has what pyproject.toml asks for; otherwise

@@ -123,12 +123,12 @@ TABLE: dict[str, list[Case]] = {
              "says how to get it"),
         Case("wrong counts", "`data check cub200`", sets.wrong_counts,
              "cub200: DIR/cub200/images holds 1 training classes instead of 100, 2 training images instead of 5864, 1 "
-             "test classes instead of 100, 2 test images instead of 5924; make it whole, or go on knowingly with "
+             "test classes instead of 100, 2 test images instead of 5924; complete it, or accept this with "
              "--allow-partial"),
         Case("empty class of a benchmark", "`data check cub200`", sets.empty_class,
              "cub200: DIR/cub200/images holds 1 training classes instead of 100, 2 training images instead of 5864, 1 "
              "test classes instead of 100, 2 test images instead of 5924, 1 class folder(s) without images, the first "
-             "002.empty; make it whole, or go on knowingly with --allow-partial"),
+             "002.empty; complete it, or accept this with --allow-partial"),
         Case("empty class among one's own", "`data check folder`", sets.own_empty_class,
              WORKS + "it is left out, with a warning",
              "warning: folder: 1 thing(s) in DIR/data are ignored, being no images or folders of them, the first "
@@ -145,8 +145,8 @@ TABLE: dict[str, list[Case]] = {
              "folder: DIR/data/split.csv lists ../x.png, which is not inside DIR/data; write it so"),
         Case("listed file that is not there", "`data check folder`",
              sets.split("a/0.png,a,train", "a/9.png,a,train", "b/0.png,b,test", "b/1.png,b,test"),
-             "folder: DIR/data/split.csv holds 1 of 4 listed images not, the first DIR/data/a/9.png; make it whole, or "
-             "go on knowingly with --allow-partial"),
+             "folder: DIR/data/split.csv holds 1 of 4 listed images not, the first DIR/data/a/9.png; complete it, or "
+             "accept this with --allow-partial"),
         Case("unknown split", "`data check folder`", sets.split("a/0.png,a,training"),
              "folder: DIR/data/split.csv, line 2: each line is path,class,split, split one of train, test, query, "
              "gallery"),
@@ -374,10 +374,10 @@ TABLE: dict[str, list[Case]] = {
         Case("GPU memory full in the evaluation", "`train`", runs.failing("evaluate", runs.full_gpu),
              "the GPU's memory is full in epoch 2; choose --checkpointing on, or lower batch, or --device cpu"),
         Case("GPU gone", "`train`", runs.failing("step", runs.lost_gpu),
-             "the GPU failed in epoch 2 (CUDA error: unspecified launch failure); the same command goes on after the "
+             "the GPU failed in epoch 2 (CUDA error: unspecified launch failure); the same command resumes after the "
              "last finished epoch: start it again, or with --device cpu"),
         Case("GPU gone, as older versions of torch tell it", "`train`", runs.failing("step", runs.lost_gpu_of_old),
-             "the GPU failed in epoch 2 (CUDA error: no CUDA-capable device is detected); the same command goes on "
+             "the GPU failed in epoch 2 (CUDA error: no CUDA-capable device is detected); the same command resumes "
              "after the last finished epoch: start it again, or with --device cpu"),
         Case("memory of the machine full", "`train`", runs.failing("step", runs.full_machine),
              "the memory of this machine is full in epoch 2; lower batch"),

@@ -10,7 +10,7 @@ the last checkpoint must be those of the run that was left alone, bit for bit.
 A kill is *timed* (at a random moment of the run) or *aimed* (before, after or in the middle of a random write,
 renaming, deletion or flush of a file); one in eight hits the main process alone, whose data workers live on for
 seconds. After every third kill a checkpoint is damaged, too: cut short, or one byte changed. The next start must then
-go on from the one before it and say so in one line or, where there is none, end with one line that says what to do;
+resume from the one before it and say so in one line or, where there is none, end with one line that says what to do;
 what it has to say is worked out from the files here, and it may say nothing else.
 
 Processes are forks of this one, which imported everything once: start-up is what 50 kills would spend their time on.

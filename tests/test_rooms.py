@@ -31,6 +31,6 @@ def test_a_room_imports_only_from_rooms_below_it():
 
 def test_the_old_name_of_significance_stays_and_costs_nothing():
     code = "import sys, vptsp_core.chance as old; print(hasattr(old, '__file__'), 'pandas' in sys.modules); "
-    code += "from vptsp_core.chance import against; print(against is old.against, against.__module__)"
+    code += "from vptsp_core.chance import against; print(against is old.compare_paired, against.__module__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False", "True", "vptsp_core.runs.significance"]

@@ -144,7 +144,7 @@ def test_stopped_and_called_again_until_it_is_done(checkout):
     until(lambda: checkout.executed("a_short").exists() and epochs()[-1:] >= [1], "the second one to learn")
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=LONG)
-    assert process.returncode == 130 and said.splitlines()[-1] == "stopped; the same command goes on where it was"
+    assert process.returncode == 130 and said.splitlines()[-1] == "stopped; the same command resumes there"
     assert "Traceback" not in said and checkout.hidden() == []
     until(lambda: not checkout.processes(), "kernels to end")
     (half,) = folder.glob("runs/*/checkpoint.pt")
@@ -156,7 +156,7 @@ def test_stopped_and_called_again_until_it_is_done(checkout):
     until(lambda: other() or process.poll() is not None, "the other run to learn, too")
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=LONG)
-    assert process.returncode == 143 and said.splitlines()[-1] == "stopped; the same command goes on where it was"
+    assert process.returncode == 143 and said.splitlines()[-1] == "stopped; the same command resumes there"
     # of Python, too, something may be said: by a worker that was just being forked
     until(lambda: not checkout.processes(), "kernels and workers to end")
     assert [*folder.glob("runs/*/checkpoint.pt")]

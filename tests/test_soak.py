@@ -38,7 +38,7 @@ def test_a_leak_in_a_real_run_is_noticed_and_no_other(tmp_path):
 
     data = determinism.write_images(tmp_path)
     try:
-        found = soak.growth(soak.train(48, 1, data, epoch=8, leak=leak))
+        found = soak.growth(soak.train(48, 1, data, epoch=24, leak=leak))
     finally:
         for file, _ in held:
             os.close(file)

@@ -43,11 +43,11 @@ two machines, the same command on both, the results in a folder that both see:
   torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint FIRST_MACHINE:29500 \\
     -m vptsp_core train ... --results SHARED_DIR
 """
-ALLOW_PARTIAL = "go on, with a warning, where the data set is not the whole published one"
+ALLOW_PARTIAL = "accept, with a warning, a data set that is not the whole published one"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Dispatch; errors that the user can mend are one line and exit status 2."""
+    """Dispatch; errors that the user can fix are one line and exit status 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["--version"]:
         print(f"vptsp-core {vptsp_core.__version__}")
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 command = {"train": _train, "evaluate": _evaluate}[argv[0]]
                 return _together(command, argv[1:]) if "LOCAL_RANK" in os.environ else command(argv[1:])
             modules = {
-                "data": "data.command", "pretrain": "data.glyphs.pretrain", "bench": "paper.latency",
+                "data": "data.command", "pretrain": "data.glyphs.pretrain", "bench": "paper.step_cost",
                 "tune": "paper.search_command", "light": "runs.light", "notebooks": "publish.runner",
                 "report": "publish.page", "export": "deploy.export", "index": "deploy.update",
                 "search": "deploy.search",
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}; mend it, or name another place", file=sys.stderr)
+        print(f"error: {error.filename}: {error.strerror}; fix it, or name another place", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if "home directory" not in str(error):
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("error: a path begins with ~ and a name that is no user's; write it in full", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(error.args[0] if error.args else "stopped; the same command goes on where it was", file=sys.stderr)
+        print(error.args[0] if error.args else "stopped; the same command resumes there", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
 
 
@@ -119,7 +119,7 @@ def _together(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> i
 
 
 def _join(device: str | None) -> None:
-    """Under torchrun, before anything can fail: errors are told through the group."""
+    """Under torchrun, before anything can fail: errors are sent through the group."""
     if "LOCAL_RANK" in os.environ:
         from vptsp_core.system.devices import pick_device
         from vptsp_core.system.distributed import start
@@ -128,7 +128,7 @@ def _join(device: str | None) -> None:
 
 
 def _each_once() -> Callable[..., None]:
-    """Prints warnings, a line each; what was told is not told again, as by a data set that is read twice."""
+    """Prints warnings, a line each, and each only once: a data set that is read twice warns twice."""
     told: set[str] = set()
 
     def tell(message: Warning | str, *place: object) -> None:
@@ -237,7 +237,7 @@ def _evaluate(argv: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser("python -m vptsp_core evaluate", description=COMMANDS["evaluate"])
     parser.add_argument("run", help="folder of a finished run, or a saved embedder")
-    parser.add_argument("--weights", metavar="FILE", help="the backbone's, where they lie elsewhere by now")
+    parser.add_argument("--weights", metavar="FILE", help="the backbone's weights, if they have moved since")
     parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets")
     parser.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU where there is one)")

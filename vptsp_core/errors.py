@@ -1,4 +1,4 @@
-"""Errors that a user can mend. Each message is one line: which thing is wrong, and what to do about it."""
+"""Errors that a user can fix. Each message is one line: which thing is wrong, and what to do about it."""
 
 
 class VptspError(Exception):

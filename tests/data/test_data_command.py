@@ -398,5 +398,5 @@ def test_a_place_that_may_not_be_entered_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr("pathlib.Path.is_dir", closed)
     assert main(["data", "check", "cub200", "--data", "private"]) == 2
     assert (
-        capsys.readouterr().err == "error: private/cub200: Permission denied; mend it, or name another place\n"
+        capsys.readouterr().err == "error: private/cub200: Permission denied; fix it, or name another place\n"
     )

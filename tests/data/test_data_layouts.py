@@ -263,12 +263,12 @@ def test_classes_without_numbers_are_not_guessed_at(root):
     assert load_benchmark("cars196", root).test.class_names[0] == "Car 098", "all are there: their order decides"
     (root / "cars196/images/Car 007").rename(root / "away")
     for allow_partial in (False, True):
-        with pytest.raises(DataError, match="which classes are for training cannot be told") as caught:
+        with pytest.raises(DataError, match="which classes are for training is unknown") as caught:
             load_benchmark("cars196", root, allow_partial)
         assert "\n" not in str(caught.value)
     put(*(f"cars196/images/__MACOSX/{i}.jpg" for i in range(2)))  # one gone, one stray: the count is right again
     (root / "cars196/images/Car 100/0.jpg").unlink()
-    with pytest.raises(DataError, match="which classes are for training cannot be told"):
+    with pytest.raises(DataError, match="which classes are for training is unknown"):
         load_benchmark("cars196", root, True)
 
 
@@ -584,7 +584,7 @@ def test_train_and_evaluate_on_a_partial_set(root, capsys):
     command = ["train", "--preset", "demo", "--data", str(root), "--results", str(root / "results"), "--set"]
     command += ["dataset=sop", "method=frozen", "bitfit=false", "weights=random", "batch=2"]
     assert main(command) == 2
-    assert "go on knowingly with --allow-partial" in capsys.readouterr().err
+    assert "accept this with --allow-partial" in capsys.readouterr().err
     assert main([*command[:-6], "--allow-partial", *command[-6:]]) == 0
     out, err = capsys.readouterr()
     assert err.count("warning: sop") == 1

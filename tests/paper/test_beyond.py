@@ -1,6 +1,5 @@
-"""The table "beyond the paper": its rows, its presets, its notebook."""
+"""The table "beyond the paper": its rows and its presets."""
 
-import pandas as pd
 import pytest
 import torch
 
@@ -12,7 +11,6 @@ from vptsp_core.method.lora import has_peft
 from vptsp_core.paper import beyond
 from vptsp_core.paper.methods import BASE, BEST, LORA, base_config, method_rows
 
-NOTEBOOKS = ("beyond_paper",)  # what the fixture `smoke` executes
 BUDGET = ("dataset", "backbone", "weights", "epochs", "steps_per_epoch", "batch", "samples_per_class", "image_size",
           "augmentation", "prompts", "class_prompts", "embed_dim")  # fmt: skip
 UNTRAINED = "... without training"
@@ -76,14 +74,3 @@ def test_newer_backbones_fit_and_are_read_as_they_were_trained():
         config.check_depth(len(model.blocks))
         assert (pooling(model, config.pool), model.num_prefix_tokens, normalisation(model)[0][0]) == expected
         assert config.embed_dim <= model.embed_dim
-
-
-def test_the_notebook_has_every_row_and_its_distance(smoke):
-    found = smoke.table("beyond_paper")
-    rows = beyond.rows("smoke")
-    assert list(found.index) == list(rows)
-    assert found[["CUB R@1, ours", "CUB MAP@R, ours"]].notna().all(axis=None)
-    told = found[f"CUB R@1, vs {beyond.REFERENCE}"]
-    assert pd.isna(told[beyond.REFERENCE]) and told.drop(beyond.REFERENCE).str.contains(r"\[").all()
-    printed = "".join(output.get("text", "") for output in smoke.outputs("beyond_paper"))
-    assert "held-out training classes" in printed and ("peft is not installed" in printed) == (not has_peft())

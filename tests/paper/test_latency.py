@@ -12,7 +12,7 @@ import torch
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.figures import latency
 from vptsp_core.method.presets import preset
-from vptsp_core.paper import latency as cost
+from vptsp_core.paper import step_cost as cost
 from vptsp_core.paper.latency import latency_benches, latency_configs, measured_latency, paper_latency
 
 CPU = torch.device("cpu")

@@ -14,8 +14,8 @@ from vptsp_core.figures import dots, style
 from vptsp_core.method.backbone import check_supported, load_backbone, pooling
 from vptsp_core.method.presets import preset
 from vptsp_core.paper import compare, methods, tables
-from vptsp_core.paper.latency import StepBench
 from vptsp_core.paper.report import paper_table
+from vptsp_core.paper.step_cost import StepBench
 from vptsp_core.paper.tables import AUGREG, DEMO_PRETRAINED, DEMO_RANDOM, GLYPHS, NEWER, TABLES, paper_rows
 from vptsp_core.runs import significance
 from vptsp_core.runs.folder import METRICS, Run, run_folder
@@ -284,11 +284,11 @@ def test_beside_with_nothing_of_ours_shows_the_paper():
 
 
 def test_chance_is_looked_for_set_by_set():
-    clear = compare.against(hand_made(), "a")
+    clear = compare.differences(hand_made(), "a")
     assert set(clear.columns.get_level_values(0)) == {f"{s} {m}" for s in ("CUB", "InShop") for m in compare.TESTED}
     assert clear.loc["b", ("CUB R@1", "difference")] == pytest.approx(38, abs=6)  # 0.9 - 0.52 of 200 queries
     assert significance.unclear(clear)["CUB R@1"] == []
-    assert compare.against(hand_made(), "no such row").empty
+    assert compare.differences(hand_made(), "no such row").empty
     paper = pd.DataFrame({"row": ["a", "b"], "CUB R@1": [50.0, 60.0]})
     table = compare.beside(paper, hand_made(), clear, "a")
     assert list(table["CUB R@1"].columns)[-1] == "vs a" and "InShop R@1" not in table

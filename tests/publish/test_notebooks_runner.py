@@ -133,7 +133,7 @@ def page(results, profile):
         (["--cluster", "tcp://127.0.0.1:9"], "no Dask scheduler answers at tcp://127.0.0.1:9"),
         (["--seeds", "0,1,0"], r"seeds = \[0, 1, 0\] name one twice"),
         (["--set", "epochs=two"], "epochs = 'two' must be of type int"),
-        (["--set", "accumulator=ema"], r"changes \(--set\) hold accumulator, by which tables tell their rows apart"),
+        (["--set", "accumulator=ema"], r"changes \(--set\) hold accumulator, by which the rows of tables differ"),
     ],
 )
 def test_wrong_options_for_many_runs_are_told_before_anything_starts(tmp_path, options, message):

@@ -1,10 +1,13 @@
-"""The notebooks of tables 1 to 9 run under the smoke profile, and leave what they promise."""
+"""The notebooks of tables 1 to 9 and of "beyond the paper" run under the smoke profile, and leave what they promise."""
 
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from vptsp_core.method.lora import has_peft
+from vptsp_core.paper import beyond
 from vptsp_core.paper.methods import BEST, UNTRAINED, method_rows
 from vptsp_core.paper.tables import DEMO_PRETRAINED, DEMO_RANDOM, GLYPHS, TABLES, paper_rows
 from vptsp_core.publish.runner import run_notebooks
@@ -13,7 +16,7 @@ NAMES = {
     2: "table2_sota", 3: "table3_inaturalist", 4: "table4_components", 5: "table5_proxy_source", 6: "table6_cub200",
     7: "table7_integration", 8: "table8_pretraining",
 }  # fmt: skip
-NOTEBOOKS = ("table1_peft_methods", *NAMES.values(), "table9_search")
+NOTEBOOKS = ("table1_peft_methods", *NAMES.values(), "table9_search", "beyond_paper")
 
 
 @pytest.mark.parametrize("number", NAMES)
@@ -55,7 +58,7 @@ def test_differences_have_their_intervals(smoke, number, reference):
 
 def test_executed_copies_show_their_figures_name_the_selection_and_are_quiet(smoke):
     assert smoke.figures("table9_search") == ["table9_search_history", "table9_search_importance"]
-    for name in NOTEBOOKS[:-1]:
+    for name in NOTEBOOKS[:-2]:
         assert smoke.figures(name) == [name]
         printed = "".join(output.get("text", "") for output in smoke.outputs(name))
         assert name == "table1_peft_methods" or "best epoch on the test set" in printed and "on the glyphs." in printed
@@ -97,3 +100,14 @@ def test_table1_has_values_for_every_method(smoke):
         assert ((numbers[2] >= 0) | (numbers[3] <= 0))[clear].all(), "rounded to one decimal"
     order = found["tunable, M, ours"]
     assert order["Linear probing"] < order["VPT"] < order["VPTSP-M"] < order["VPTSP-G"] < order["Full fine-tuning (PA)"]
+
+
+def test_beyond_the_paper_has_every_row_and_its_distance(smoke):
+    found = smoke.table("beyond_paper")
+    rows = beyond.rows("smoke")
+    assert list(found.index) == list(rows)
+    assert found[["CUB R@1, ours", "CUB MAP@R, ours"]].notna().all(axis=None)
+    told = found[f"CUB R@1, vs {beyond.REFERENCE}"]
+    assert pd.isna(told[beyond.REFERENCE]) and told.drop(beyond.REFERENCE).str.contains(r"\[").all()
+    printed = "".join(output.get("text", "") for output in smoke.outputs("beyond_paper"))
+    assert "held-out training classes" in printed and ("peft is not installed" in printed) == (not has_peft())

@@ -144,7 +144,7 @@ def test_a_data_worker_that_is_killed_is_told_at_once_and_the_run_goes_on_from_i
             os.kill(children[0].pid, signal.SIGKILL)
         return step(self, *batch)
 
-    with monkeypatch.context() as patch, pytest.raises(DataError, match="is killed by signal: Killed.*goes on") as told:
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="is killed by signal: Killed.*resumes") as told:
         patch.setattr(TrainStep, "__call__", killing)
         run(config, on_epoch=lambda history: second.touch(), **options)
     assert "\n" not in str(told.value)

@@ -20,7 +20,7 @@ from vptsp_core.data.layouts import Listing, Rows, plain
 from vptsp_core.errors import DataError
 
 Counts = Mapping[str, tuple[int, int]]
-MEND = "; make it whole, or go on knowingly with --allow-partial"
+CURE = "; complete it, or accept this with --allow-partial"
 
 
 def assemble(name: str, listing: Listing, published: Counts, allow_partial: bool = False) -> Benchmark:
@@ -76,11 +76,11 @@ def _differences(
         found = f"{name}: {listing.source} holds {', '.join(differences)}"
         if listing.uncertain:
             raise DataError(
-                f"{found}; which classes are for training cannot be told, their names begin with no number as in "
-                "001.Name; make it whole"
+                f"{found}; which classes are for training is unknown: their names begin with no number as in "
+                "001.Name; complete it"
             )
         if not allow_partial:
-            raise DataError(found + MEND)
+            raise DataError(found + CURE)
         warnings.warn(f"{found}; going on with what is there", stacklevel=4)
     return tuple(differences)
 

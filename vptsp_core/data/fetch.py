@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 from vptsp_core.data import load_benchmark
-from vptsp_core.data.assemble import MEND
+from vptsp_core.data.assemble import CURE
 from vptsp_core.data.catalog import DataSet, Part
 from vptsp_core.data.download import FULL, download, mismatch
 from vptsp_core.errors import DataError
@@ -57,7 +57,7 @@ def get(known: DataSet, data: Path) -> None:
         load_benchmark(known.name, data)
     except DataError as error:
         raise DataError(
-            f"{str(error).removesuffix(MEND)}; to start over, move {folder} away and run this again"
+            f"{str(error).removesuffix(CURE)}; to start over, move {folder} away and run this again"
         ) from error
     print(f"{known.name}: whole, in {folder}; {downloads} is not needed any more")
 

@@ -120,7 +120,7 @@ def _load(images: ImageSet, transform: Transform, items: list[Any], device: torc
     loader, batches = _idle.pop(key) if key in _idle else _loader(*key)
     batches.left = ([(seed, images.reader(i), transform) for seed, i in batch] for batch in items)
     try:
-        with deaths_told():
+        with deaths_named():
             with starting():
                 loaded = iter(loader)
             for pixels in loaded:
@@ -166,7 +166,7 @@ def end_workers() -> None:
 
 
 @contextlib.contextmanager
-def deaths_told() -> Iterator[None]:
+def deaths_named() -> Iterator[None]:
     """Inside, the death of a data worker (torch notices it at once, wherever the main thread is) is one line.
 
     Raises:
@@ -178,7 +178,7 @@ def deaths_told() -> Iterator[None]:
         if not str(error).startswith("DataLoader worker"):
             raise
         raise DataError(
-            f"{' '.join(str(error).split())} (short of memory, or of room in /dev/shm?); the same command goes on from "
+            f"{' '.join(str(error).split())} (short of memory, or of room in /dev/shm?); the same command resumes from "
             "the last epoch; with pipeline=cached no worker is needed"
         ) from error
 

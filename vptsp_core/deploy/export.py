@@ -124,7 +124,7 @@ def write_onnx(path: Path, embedder: Embedder) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters tell of their own parts: deprecations, optimiser passes, counts of operators."""
+    """Exporters report their own parts: deprecations, optimiser passes, counts of operators."""
     names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
     levels = {name: logging.getLogger(name).level for name in names}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -146,7 +146,7 @@ def export(source: str | Path, to: str | Path, weights: str | Path | None = None
     """
     to, source = Path(to).expanduser().absolute(), Path(source).expanduser()
     if source.resolve() in (to.resolve(), to.resolve().parent):
-        raise VptspError(f"{to} is or lies in what is exported, whose files must stay as they are; name another place")
+        raise VptspError(f"{to} is inside what is exported, whose files must stay as they are; name another place")
     if to.suffix not in KINDS:
         raise VptspError(f"{to}: unknown kind {to.suffix!r}; give {', '.join(KINDS)}")
     embedder = load(source, "cpu", weights=weights)
@@ -163,7 +163,7 @@ def main(argv: Sequence[str]) -> int:
         help=".safetensors: what was learned, for vptsp_core.load; .onnx and .pt2 (torch.export): backbone and "
         "prompts in one graph for other programs",
     )  # fmt: skip
-    parser.add_argument("--weights", metavar="FILE", help="the backbone's, where they lie elsewhere by now")
+    parser.add_argument("--weights", metavar="FILE", help="the backbone's weights, if they have moved since")
     args = parser.parse_args(argv)
     path = export(args.run, args.to, args.weights)
     print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")

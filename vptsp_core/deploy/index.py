@@ -193,7 +193,7 @@ def _build(embeddings: np.ndarray) -> tuple[Any, dict[str, Any]]:
 
 
 def _search(built: Any, queries: np.ndarray, k: int, ef: int) -> tuple[np.ndarray, np.ndarray]:
-    # not by search(params=...): whoever imported faiss.contrib.torch_utils has a search without it
+    # not by search(params=...): faiss.contrib.torch_utils, once imported, replaces search by one without it
     built.hnsw.efSearch = max(ef, 2 * k)
     scores, places = built.search(np.ascontiguousarray(queries, np.float32), k)
     return scores, places

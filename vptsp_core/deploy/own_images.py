@@ -26,7 +26,7 @@ from vptsp_core.method.presets import PRESETS
 from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.folder import Run, run_folder
 from vptsp_core.runs.run import run
-from vptsp_core.runs.significance import against, bootstrap
+from vptsp_core.runs.significance import bootstrap, compare_paired
 from vptsp_core.system.devices import pick_device
 from vptsp_core.system.distributed import from_main, launched, local_size, start, world_size
 from vptsp_core.system.files import write_json
@@ -151,7 +151,7 @@ def compare(frozen: Run, trained: Run) -> pd.DataFrame:
         if missing := [metric for metric in METRICS if metric not in each.metrics]:
             fault = f"{missing[0]!r} is missing; delete the folder and run it again"
             raise WeightsError(f"{each.path / 'metrics.json'}: {fault}")
-    paired = against([frozen, trained], ["frozen", "trained"], "frozen", METRICS)
+    paired = compare_paired([frozen, trained], ["frozen", "trained"], "frozen", METRICS)
     rows = {}
     for metric in METRICS:
         columns = paired[metric][["difference", "low", "high"]]

@@ -1,7 +1,7 @@
 """The training loop: epochs of steps, and the schedule of the learning rates.
 
-It knows nothing of files, progress bars and metrics. `Loop.rows` yields after every epoch; whoever iterates over it
-evaluates, saves and selects (`vptsp_core.runs.train`).
+It knows nothing of files, progress bars and metrics. `Loop.rows` yields after every epoch; its caller evaluates, saves
+and selects (`vptsp_core.runs.train`).
 """
 
 from __future__ import annotations

@@ -156,13 +156,13 @@ def scores(done: Done, columns: Sequence[str]) -> pd.DataFrame:
     return pd.concat(parts, axis=1).reindex(order).reset_index() if parts else pd.DataFrame({"row": order})
 
 
-def against(done: Done, reference: str) -> pd.DataFrame:
-    """`significance.against` the row ``reference`` on the same queries, set by set: columns ("<set> <metric>", ...)."""
+def differences(done: Done, reference: str) -> pd.DataFrame:
+    """`significance.compare_paired` with the row ``reference`` on the same queries: columns ("<set> <metric>", ...)."""
     parts = []
     for name in dict.fromkeys(name for _, name in done.cells):
         runs, rows = _of_set(done, name)
         if reference in rows:
-            found = significance.against(runs, rows, reference, TESTED)
+            found = significance.compare_paired(runs, rows, reference, TESTED)
             parts.append(found.rename(columns={metric: f"{name} {metric}" for metric in TESTED}, level=0))
     return pd.concat(parts, axis=1) if parts else pd.DataFrame()
 
@@ -182,7 +182,7 @@ def beside(
 
     Args:
         paper: `paper.tables.paper_rows`.
-        clear, reference: `against` the row ``reference``: adds (column, "vs <reference>").
+        clear, reference: `differences` to the row ``reference``: adds (column, "vs <reference>").
         extra: ``row`` and more columns of ours, named as the paper's or new.
     """
     released = {column: f"{column} released" for column in map(str, paper) if column.endswith("MAP@R")}
@@ -205,7 +205,7 @@ def beside(
 
 def ours(done: Done, columns: Sequence[str], reference: str) -> pd.DataFrame:
     """A table without the paper, indexed by row: `scores` and, where tested, the distance from ``reference``."""
-    found, clear = scores(done, columns).set_index("row"), against(done, reference)
+    found, clear = scores(done, columns).set_index("row"), differences(done, reference)
     sides = {column: "±" if column.endswith(" ±") else report.OURS for column in map(str, found)}
     table = pd.DataFrame({(column.removesuffix(" ±"), side): found[column] for column, side in sides.items()})
     return report.marked(table.dropna(axis=1, how="all"), clear, reference) if len(clear.columns) else table

@@ -227,7 +227,7 @@ class Panel:
         ours: a row a point: ``label``, ``x``, `METRICS` and their intervals in percent; no rows where nothing ran.
         paper: a row a point: ``label``, ``x``, ``CUB`` and ``Cars``: R@1 in percent.
         best: the label of our highest R@1; None where nothing ran.
-        against: `runs.significance.against` the best, by label; None where nothing ran.
+        paired: `runs.significance.compare_paired` with the best, by label; None where nothing ran.
     """
 
     name: str
@@ -235,14 +235,14 @@ class Panel:
     ours: pd.DataFrame
     paper: pd.DataFrame
     best: str | None
-    against: pd.DataFrame | None
+    paired: pd.DataFrame | None
 
     @property
     def unclear(self) -> list[float]:
         """Our x whose difference to the best R@1 could be chance."""
-        if self.against is None:
+        if self.paired is None:
             return []
-        doubtful = self.against.index[self.against["R@1", "chance"].eq(True)]
+        doubtful = self.paired.index[self.paired["R@1", "chance"].eq(True)]
         return self.ours.loc[self.ours["label"].isin(doubtful), "x"].tolist()
 
 
@@ -260,8 +260,8 @@ def outcome(panel: str, asked: Sequence[Point], runs: Sequence[Run], names: Sequ
     beside = {point.paper_x: point.label for point in asked}
     theirs = theirs.assign(label=[beside.get(x, f"paper: {x:g}") for x in theirs["x"]])
     best = None if ours.empty else str(ours["label"].iloc[int(ours["R@1"].argmax())])
-    against = None if best is None else significance.against(runs, names, best, metrics=("R@1",))
-    return Panel(panel, SWEEPS[panel], ours, theirs[["label", "x", "CUB", "Cars"]], best, against)
+    paired = None if best is None else significance.compare_paired(runs, names, best, metrics=("R@1",))
+    return Panel(panel, SWEEPS[panel], ours, theirs[["label", "x", "CUB", "Cars"]], best, paired)
 
 
 def table(panel: Panel) -> pd.DataFrame:
@@ -269,8 +269,8 @@ def table(panel: Panel) -> pd.DataFrame:
     alone; the paper's Cars196 in a column of its own. Each point is tested against our best (`report.marked`)."""
     paper = panel.paper.rename(columns={"CUB": "R@1"})
     found = report.compare(paper, panel.ours, on="label", columns=["R@1"], only_ours=METRICS[1:])
-    if panel.best is not None and panel.against is not None:
-        found = report.marked(found, panel.against, panel.best)
+    if panel.best is not None and panel.paired is not None:
+        found = report.marked(found, panel.paired, panel.best)
     found["R@1 on Cars196", "paper"] = panel.paper.set_index("label")["Cars"].reindex(found.index)
     order = pd.concat([panel.ours, panel.paper]).drop_duplicates("label", keep="last").sort_values("x", kind="stable")
     return found.reindex(order["label"]).rename_axis(panel.sweep.axis)

@@ -19,7 +19,7 @@ from vptsp_core.method.presets import table_preset
 # The preset of each profile. The paper's tables 1, 4, 5 and 7 and its figures are of CUB-200 with ViT-S/16.
 BASE = {"demo": "demo", "smoke": "smoke", "tiny": "cub200-vitti16", "paper": "cub200-vits16"}
 
-# Keys that tell rows apart. Changes of all runs leave them alone, or two rows would be the same run.
+# Keys by which rows differ. A change of all runs must not set them, or two rows would be the same run.
 ROW_KEYS = (
     "dataset", "method", "bitfit", "accumulator", "proxy_source", "adapter_dim", "adapter_layers", "adapter_position",
     "adapter_norm", "adapter_init", "lora_rank", "lora_alpha", "start",
@@ -134,7 +134,7 @@ def check_changes(changes: Mapping[str, Any]) -> None:
         raise ConfigError("changes (--set) hold seed; give seeds (--seeds) instead")
     if found := [key for key in ROW_KEYS if key in changes]:
         raise ConfigError(
-            f"changes (--set) hold {', '.join(found)}, by which tables tell their rows apart; leave it out, or train "
+            f"changes (--set) hold {', '.join(found)}, by which the rows of tables differ; leave it out, or train "
             "such a run by itself: python -m vptsp_core train --set"
         )
 

@@ -157,12 +157,12 @@ def with_last_epoch(runs: Sequence[Run]) -> list[Run]:
     return out
 
 
-def marked(table: pd.DataFrame, against: pd.DataFrame, reference: str) -> pd.DataFrame:
+def marked(table: pd.DataFrame, paired: pd.DataFrame, reference: str) -> pd.DataFrame:
     """``table`` with the distance of each row from the reference, and whether that could be chance.
 
     Args:
         table: of `compare`, percent.
-        against: of `runs.significance.against`, with the index of ``table``.
+        paired: of `runs.significance.compare_paired`, with the index of ``table``.
 
     Returns:
         After each metric's columns one more, (metric, "vs <reference>"): text such as "-1.2 [-2.0, -0.4]", the
@@ -171,8 +171,8 @@ def marked(table: pd.DataFrame, against: pd.DataFrame, reference: str) -> pd.Dat
     out: dict[tuple[str, str], pd.Series] = {}
     for metric in table.columns.unique(0):
         out |= {(metric, side): table[metric, side] for side in table[metric]}
-        if metric in against:
-            found = against[metric].reindex(table.index)
+        if metric in paired:
+            found = paired[metric].reindex(table.index)
             out[metric, f"vs {reference}"] = pd.Series(map(_distance, found.itertuples()), table.index, dtype=object)
     return pd.DataFrame(out, index=table.index)
 

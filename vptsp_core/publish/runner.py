@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vptsp_core.errors import VptspError
 from vptsp_core.method.config import whole_path
 from vptsp_core.method.presets import parse_change
@@ -32,8 +34,9 @@ from vptsp_core.system.bars import EVERY, is_log, say
 from vptsp_core.system.files import write_bytes
 from vptsp_core.system.locks import locked
 from vptsp_core.system.places import CHECKOUT
-from vptsp_core.system.portable import replace
+from vptsp_core.system.portable import cores, replace
 
+_MOST = 8  # processes that train the demo side by side: each takes some 700 MB
 _WHAT = """Execute the notebooks, and build the page of the results. One that was finished with the same source,
 parameters and package, and whose results are there, is left as it is: delete its executed copy to have it again."""
 
@@ -55,7 +58,8 @@ def run_notebooks(
     does not stop the others. One that is finished (`manifest.is_finished`) is not executed again. Two calls at once
     wait for each other, notebook by notebook. What can be checked is checked before the first starts.
     `data`, `seeds`, `workers` (see `run.many`) and `changes` (keys of RunConfig, for every run) go to the notebooks
-    that have such parameters; None leaves the notebooks' own defaults. On a terminal a line shows what is at work.
+    that have such parameters; None leaves the notebooks' own defaults, but the demo trains on a CPU in one process a
+    core. On a terminal a line shows what is at work.
 
     Raises:
         VptspError: an option, a notebook's parameters or a folder that cannot be used; nothing has run then.
@@ -81,6 +85,10 @@ def run_notebooks(
             values["changes"]["weights"] = whole_path(weights)
     work = [(path, taken_parameters(path, values)) for path in discover(only, folder, profile)]
     _check_use(work, values, profile)
+    if workers is None and profile == "demo" and not torch.cuda.is_available():
+        # One thread each: two threads train the demo's small model no faster than one.
+        default = {"workers": min(cores(), _MOST)}
+        work = [(path, given | taken_parameters(path, default)) for path, given in work]
     out = Path(results).resolve() / profile / "notebooks"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -150,7 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", metavar="A,B", help="beginnings of notebook names, such as table1,fig3")
     parser.add_argument("--seeds", metavar="N,N", help="such as 0,1,2; default: each notebook's own")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--workers", metavar="N|gpus", help="runs side by side: so many processes, or one a GPU")
+    where.add_argument("--workers", metavar="N|gpus",
+                       help="side by side: N processes, or one a GPU; the demo on a CPU: one a core")  # fmt: skip
     where.add_argument("--cluster", metavar="tcp://HOST:PORT", help="runs side by side on this Dask cluster")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
                         help="for every run, such as epochs=2; as often as need be")  # fmt: skip

@@ -34,7 +34,7 @@ class CompiledStep(TrainStep):
     Args:
         model, optimizers, scaler: as for `TrainStep`.
         must: a graph that cannot be compiled is an error; else one line warns, and steps run uncompiled. Of several
-            processes none can go on alone, so there it is an error always.
+            processes none can continue alone, so there it is always an error.
 
     Attributes:
         compiled: False from the moment that compiling failed.
@@ -131,8 +131,8 @@ def _missing_compiler(device: torch.device) -> str:
 def compiled_loss(model: MetricModel) -> Callable[[Tensor, Tensor], Tensor]:
     """`MetricModel.loss` as one compiled graph, its compiled form kept between runs.
 
-    It is compiled when first called. Several processes exchange embeddings in its midst: what lies before and after
-    is then compiled on its own, and not replayed as a CUDA graph.
+    It is compiled when first called. Several processes exchange embeddings in the middle of it: what comes before and
+    after is then compiled on its own, and not replayed as a CUDA graph.
     """
     # What is kept there is executed: it belongs in the user's folder, not in the one for everybody's temporary files.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_folder() / "vptsp" / "compiled"))

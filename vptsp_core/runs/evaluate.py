@@ -51,7 +51,7 @@ def embed(model: MetricModel, images: ImageSet, batch: int | None = None, *, pro
     batch = batch or embed_batch(model)
     model.eval()
     width = model.vit.backbone.embed_dim if model.vit.sample_head is None else model.config.embed_dim
-    # Only the last shares are short, so that what is missing from them lies behind row N of the gathered whole.
+    # Only the last shares are short, so the rows missing from them are behind row N of the gathered whole.
     own, start = torch.zeros(-(-len(images) // world_size()), width, device=device), 0
     with bar(title="embedding", total=len(own), show=progress, unit="images", leave=False) as shown:
         for pixels in eval_batches(images, model.config, statistics, batch, device, own_share(len(images))):

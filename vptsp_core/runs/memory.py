@@ -7,7 +7,7 @@ optimiser state, nearly all that a step takes. It leaves out
 - the decoded training set, where it is kept on the GPU: up to a quarter of what is free by then (`data.store`);
 - of several processes, the copy of all gradients in one row that they send (`system.distributed.Processes`);
 - what evaluation holds: embeddings and a part of their products.
-If these are too much, or nothing was tried, `failures_told` says in one line what helps.
+If these are too much, or nothing was tried, `failures_named` says in one line what helps.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def fit_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) ->
 
 
 @contextlib.contextmanager
-def failures_told(model: MetricModel, when: str) -> Iterator[None]:
+def failures_named(model: MetricModel, when: str) -> Iterator[None]:
     """Inside, memory that is full and a GPU that fails or is gone are errors of one line.
 
     Args:
@@ -95,7 +95,7 @@ def failures_told(model: MetricModel, when: str) -> Iterator[None]:
             raise TrainingError(f"the memory of this machine is full in {when}; lower batch") from error
         if isinstance(error, torch.AcceleratorError) or reason.startswith("CUDA error"):
             raise TrainingError(
-                f"the GPU failed in {when} ({reason}); the same command goes on after the last finished epoch: start "
+                f"the GPU failed in {when} ({reason}); the same command resumes after the last finished epoch: start "
                 "it again, or with --device cpu"
             ) from error
         raise

@@ -1,4 +1,4 @@
-"""How far runs are, written to small files: whoever sees the results folder can look, from any process or machine."""
+"""How far runs are, written to small files: any process or machine that sees the results folder can read them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def at_work(folder: Path) -> Iterator[None]:
                     (folder / PROGRESS).unlink()
     else:
         yield
-    from_main(lambda: None)  # no process of a group goes on before the folder is ready
+    from_main(lambda: None)  # no process of a group continues before the folder is ready
 
 
 class Watch:

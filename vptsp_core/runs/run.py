@@ -20,7 +20,7 @@ from vptsp_core.data import OWN, Benchmark, data_folder, load_benchmark
 from vptsp_core.data.batches import cache_folder, decoded
 from vptsp_core.data.folder import outside_images
 from vptsp_core.data.holdout import for_selection
-from vptsp_core.data.loading import deaths_told, end_workers
+from vptsp_core.data.loading import deaths_named, end_workers
 from vptsp_core.errors import ConfigError, DataError, VptspError
 from vptsp_core.method.backbone import load_backbone
 from vptsp_core.method.config import RunConfig, check_choice
@@ -30,7 +30,7 @@ from vptsp_core.runs.compile import COMPILE
 from vptsp_core.runs.curves import Curves
 from vptsp_core.runs.evaluate import evaluate
 from vptsp_core.runs.folder import METRICS, Run, finished_run, run_folder, write_run
-from vptsp_core.runs.memory import check_table_memory, failures_told, place_class_prompts
+from vptsp_core.runs.memory import check_table_memory, failures_named, place_class_prompts
 from vptsp_core.runs.progress import at_work
 from vptsp_core.runs.record import close_record, make_record, make_stretch
 from vptsp_core.runs.selection import Row, on_held_out, score
@@ -75,18 +75,18 @@ def run(
         cache: folder of decoded images; default VPTSP_CACHE, else ``.vptsp-cache`` in the data folder; for
             your own images in ``results``.
         device: ``"cpu"``, ``"cuda"``, ...; default a GPU where there is one.
-        class_table: where row-wise class prompts lie, ``"device"``, ``"host"`` or ``"auto"`` (`place_class_prompts`).
+        class_table: where row-wise class prompts are: ``"device"``, ``"host"`` or ``"auto"`` (`place_class_prompts`).
         checkpointing: of gradients, ``"on"``, ``"off"`` or ``"auto"`` (see `Trainer`). Neither changes the numbers.
         compile: the training step, ``"on"``, ``"off"`` or ``"auto"`` (see `compiles`). Sums are then rounded otherwise.
         deterministic: a GPU gives the same numbers twice (`deterministic_algorithms`); on a CPU it changes none.
-        allow_partial: go on with a data set that is not whole; the run then lies apart, and its record says so.
+        allow_partial: accept a data set that is not whole; the run then has its own folder, and its record says so.
         light: whether a finished run whose weights are not kept will do; else it is trained again.
         on_epoch: called after every epoch with the history so far (a finished run that is found trains none).
         tensorboard: after every epoch the history so far is also written there, for TensorBoard, in a folder with the
             run's name.
 
     Raises:
-        VptspError: whatever the user can mend, in one line; nothing half-written stays behind.
+        VptspError: what the user can fix, in one line; nothing half-written stays behind.
     """
     check_choice("class_table", class_table, ("auto", "device", "host"))
     check_choice("checkpointing", checkpointing, ("auto", "on", "off"))
@@ -123,7 +123,7 @@ def run(
         raise VptspError(f"process {rank()} has other images or weights than the first; give all machines the same")
     from_main(lambda: writable_folder(path))
     try:
-        with at_work(path), deaths_told():
+        with at_work(path), deaths_named():
             if found := from_main(lambda: finished_run(path, benchmark, light)):  # by whom this process waited for
                 return found
             # After all that may be wrong with the run was looked at: decoding takes minutes.
@@ -177,7 +177,7 @@ def _history(
         model.vit.autocast = autocast_dtype(
             config.precision, next(model.parameters()).device, model.vit.backbone.embed_dim
         )
-        with failures_told(model, "the evaluation"):
+        with failures_named(model, "the evaluation"):
             metrics = evaluate(model, benchmark, progress=lines)
         return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["stretch"]()}], metrics.queries, {}
     if config.epochs == 0 and config.start == "released":
@@ -189,7 +189,7 @@ def _history(
     trainer = Trainer(model, benchmark.train, path, lambda m: on_held_out(evaluate(m, held_out)), **options)
     history = trainer.run()
     model.load_state_dict(trainer.weights, strict=False)  # of the chosen epoch
-    with failures_told(model, "the evaluation"):
+    with failures_named(model, "the evaluation"):
         found = evaluate(model, benchmark, progress=lines)
     max(history, key=lambda row: score(row, config.selection)).update(found)  # the first of equals, as in `Trainer`
     trainer.stretches[-1] |= options["stretch"]()
@@ -205,7 +205,7 @@ def build_model(config: RunConfig, num_classes: int, device: torch.device, class
     check_table_memory(config, num_classes, backbone.embed_dim)
     model = MetricModel(config, backbone, num_classes, Processes())
     place_class_prompts(model, device, class_table)
-    with failures_told(model, "moving the model there"):
+    with failures_named(model, "moving the model there"):
         return model.to(device)
 
 
@@ -218,7 +218,7 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
     Args:
         workers: None: in this process, one after another. A number: so many processes of this machine, each with its
             share of the cores. ``"gpus"``: one process a GPU. ``"tcp://HOST:PORT"``: the workers of that Dask cluster,
-            for whom data and results lie under the same paths as here.
+            for which data and results have the same paths as here.
         options: go to `run`.
 
     Returns:

@@ -22,10 +22,10 @@ COLUMNS = ("difference", "low", "high", "chance")
 _CHUNK = 2**22  # counts held at a time: 32 MB
 
 
-def against(
+def compare_paired(
     runs: Sequence[Run], labels: Sequence[str], reference: str, metrics: Sequence[str] = ("R@1", "MAP@R")
 ) -> pd.DataFrame:
-    """How far each method lies from the reference, in percent points, with the 95 % interval over queries.
+    """How far each method is from the reference, in percent points, with the 95 % interval over queries.
 
     Args:
         runs: of one test set.
@@ -76,7 +76,7 @@ def unclear(found: pd.DataFrame) -> dict[str, list[str]]:
 def bootstrap(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The percentile interval of the mean of each column of (N, K): low and high, (K,) each.
 
-    All columns share the resamples, each of which is N draws told as how often every row was drawn.
+    All columns share the resamples, each of which is N draws, stored as how often every row was drawn.
     """
     rng, count = np.random.default_rng(0), len(differences)
     means, step = [], max(1, _CHUNK // count)
@@ -109,3 +109,6 @@ def _same_queries(runs: Sequence[Run], labels: Sequence[str]) -> None:
         if len(names) > 1:
             one, other, *_ = names.values()
             raise DataError(f"{one} and {other} were tested on {what}; compare runs of one test set")
+
+
+against = compare_paired  # its name in earlier notebooks

@@ -118,7 +118,7 @@ class _Tokens:
     """Fills a model's prompts with patch tokens, batch by batch of the images that are looked at.
 
     Which images and patches is drawn from the run's seed, by a generator of its own. A prompt follows one patch through
-    all blocks. The tables are filled where they lie, row by row: that of In-Shop is far larger than a GPU.
+    all blocks. The tables are filled in place, row by row: that of In-Shop is far larger than a GPU.
 
     Args:
         labels: (N,) those of the images, ascending.

@@ -35,7 +35,7 @@ from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.method.step import TrainStep
 from vptsp_core.runs.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
 from vptsp_core.runs.compile import CompiledStep, compiles
-from vptsp_core.runs.memory import failures_told, fit_step
+from vptsp_core.runs.memory import failures_named, fit_step
 from vptsp_core.runs.numerics import all_learned, first_bad_loss, first_bad_tensor, listed
 from vptsp_core.runs.progress import write_progress
 from vptsp_core.runs.selection import HELD_OUT, keep_queries, score
@@ -134,7 +134,7 @@ class Trainer:
             fit_step(self.model, self.loop.optimizers)
         begun, rows = time.perf_counter(), self.loop.rows(epochs.start)
         for epoch in epochs:
-            with failures_told(self.model, f"epoch {epoch + 1}"):
+            with failures_named(self.model, f"epoch {epoch + 1}"):
                 row = next(rows)
                 self._check_finite(epoch, row)
                 if epoch >= self.config.eval_start or epoch == self.config.epochs - 1:
@@ -154,7 +154,7 @@ class Trainer:
         begun = time.perf_counter()
         if self.progress:
             say(f"{self.folder.name}: starting {self.config.method} from its {len(self.images.labels):,} images")
-        with failures_told(self.model, "the start from the data"):
+        with failures_named(self.model, "the start from the data"):
             start_from_data(self.model, self.images)
             found = self.evaluate(self.model)
         keep_queries(self.queries, found, self.history, self.config.selection)

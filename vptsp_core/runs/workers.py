@@ -28,7 +28,7 @@ from vptsp_core.system.processes import CONTEXT, end_children, end_with_parent, 
 T = TypeVar("T")
 R = TypeVar("R")
 Workers = int | str | None
-_DEATHS = 3  # in a row, with nothing finished between them: then something kills whoever tries
+_DEATHS = 3  # in a row, with nothing finished between them: then something kills every process that tries
 
 
 class Pool(NamedTuple):

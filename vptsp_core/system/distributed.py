@@ -1,4 +1,4 @@
-"""Several processes, one for each GPU or share of the CPUs: what torchrun starts, and what they tell each other.
+"""Several processes, one for each GPU or share of the CPUs: what torchrun starts, and what they send each other.
 
 All processes hold the same model and draw the same global batches; each embeds its own share of the images. The
 embeddings are gathered, so that every process computes the loss and the proxies of the whole batch, and the gradients
@@ -175,16 +175,16 @@ def from_main(make: Callable[[], T]) -> T:
     """
     if not joined():
         return make()
-    told: list[Any] = [None, None]
+    result: list[Any] = [None, None]
     if is_main():
         try:
-            told[0] = make()
+            result[0] = make()
         except VptspError as error:
-            told[1] = error
-    dist.broadcast_object_list(told, src=0)
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
+            result[1] = error
+    dist.broadcast_object_list(result, src=0)
+    if result[1] is not None:
+        raise result[1]
+    return result[0]
 
 
 def from_first(tensor: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def locked(path: Path, waiting: str = "") -> Iterator[None]:
     """Hold the lock file ``path`` alone among processes and threads; its folder is made.
 
     The file holds the holder's process id and host, and is deleted at the end. Where the file system has no locks, the
-    work goes on without one, and a line says so.
+    work continues without one, and a line says so.
 
     Args:
         waiting: what to print if another one holds the lock, such as "x: another process makes it; waiting"; the

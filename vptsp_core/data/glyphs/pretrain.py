@@ -2,8 +2,8 @@
 
 What the final-norm CLS token learns, from the 746 base classes of the glyphs under MILD variation (the train and
 test classes are never seen):
-- its first LOOK channels tell what the picture looks like: a 2 x 2 colour thumbnail, at a fixed share of the norm;
-- the others tell which letter it is (cosine softmax).
+- its first LOOK channels hold what the picture looks like: a 2 x 2 colour thumbnail, at a fixed share of the norm;
+- the others hold which letter it is (cosine softmax).
 So it is a general description, like the token of a ViT trained on everything, and there is something for metric
 learning to leave out: colour and light, which no class has. Every block is also shown a random number of random
 prompts, otherwise so narrow a model is thrown off by any foreign key: prompts start harmless and can become useful.

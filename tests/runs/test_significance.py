@@ -27,7 +27,8 @@ def run_with(folder, name, data="t2", **queries) -> Run:
 def test_identical_methods_could_be_chance_and_a_constant_difference_could_not(tmp_path):
     values = np.random.default_rng(0).integers(0, 32, 50) / 64  # and so all differences are exact
     same, better, base = (run_with(tmp_path, n, MAP_R=values + more) for n, more in (("a", 0), ("b", 0.25), ("c", 0)))
-    found = significance.against([base, same, better], ["base", "same", "better"], "base", metrics=["MAP@R"])["MAP@R"]
+    runs, labels = [base, same, better], ["base", "same", "better"]
+    found = significance.compare_paired(runs, labels, "base", metrics=["MAP@R"])["MAP@R"]
     assert list(found.index) == ["base", "same", "better"] and list(found.columns) == list(significance.COLUMNS)
     assert found.loc["same"].tolist() == [0, 0, 0, True]
     np.testing.assert_allclose(found.loc["better", ["difference", "low", "high"]].astype(float), 25, rtol=1e-5)
@@ -40,7 +41,7 @@ def test_agrees_with_scipys_paired_bootstrap(tmp_path):
     base = (rng.random(400) < 0.6).astype(np.float32)
     other = np.where(rng.random(400) < 0.85, base, 1 - base).astype(np.float32)
     runs = [run_with(tmp_path, "a", R_1=base), run_with(tmp_path, "b", R_1=other)]
-    found = significance.against(runs, ["a", "b"], "a", metrics=["R@1"])["R@1"].loc["b"]
+    found = significance.compare_paired(runs, ["a", "b"], "a", metrics=["R@1"])["R@1"].loc["b"]
     theirs = stats.bootstrap(
         (100.0 * other, 100.0 * base), lambda x, y, axis: x.mean(axis=axis) - y.mean(axis=axis), paired=True,
         n_resamples=20_000, method="percentile", rng=2,
@@ -57,7 +58,8 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(tmp_path):
     base = rng.random(200).astype(np.float32)
     runs = [run_with(tmp_path, "base", R_1=base)]
     runs += [run_with(tmp_path, f"{i}", R_1=base + rng.normal(0.02, 0.2, 200)) for i in range(400)]
-    found = significance.against(runs, [run.path.name for run in runs], "base", metrics=["R@1"])["R@1"].drop("base")
+    labels = [run.path.name for run in runs]
+    found = significance.compare_paired(runs, labels, "base", metrics=["R@1"])["R@1"].drop("base")
     covered = ((found["low"] <= 2) & (found["high"] >= 2)).mean()
     assert 0.92 < covered < 0.975, "95 % give or take two and a half standard errors"
     held = (found["low"] <= 0) & (found["high"] >= 0)
@@ -69,7 +71,7 @@ def test_pairing_sees_what_two_separate_intervals_would_not(tmp_path):
     rng = np.random.default_rng(4)
     base = rng.random(300)
     runs = [run_with(tmp_path, "a", MAP_R=base), run_with(tmp_path, "b", MAP_R=base + rng.normal(0.01, 0.02, 300))]
-    paired = significance.against(runs, ["a", "b"], "a", metrics=["MAP@R"])["MAP@R"].loc["b"]
+    paired = significance.compare_paired(runs, ["a", "b"], "a", metrics=["MAP@R"])["MAP@R"].loc["b"]
     alone = 1.96 * 100 * base.std() / 300**0.5
     assert paired["chance"] is False and paired["difference"] < alone
 
@@ -79,7 +81,7 @@ def test_seeds_are_averaged_query_by_query(tmp_path):
         run_with(tmp_path, "a0", R_1=[1, 0, 0, 0]), run_with(tmp_path, "a1", R_1=[1, 1, 0, 0]),
         run_with(tmp_path, "b0", R_1=[1, 1, 1, 0]), run_with(tmp_path, "b1", R_1=[1, 0, 1, 0]),
     ]  # fmt: skip
-    found = significance.against(runs, ["a", "a", "b", "b"], "a", metrics=["R@1"])["R@1"].loc["b"]
+    found = significance.compare_paired(runs, ["a", "a", "b", "b"], "a", metrics=["R@1"])["R@1"].loc["b"]
     # differences 0, 0, 1, 0: of four draws at least one hits the third query in 1 - 0.75^4 = 68 %
     assert found["difference"] == 25 and found["low"] == 0 and found["high"] == 75 and found["chance"] is True
 
@@ -87,26 +89,26 @@ def test_seeds_are_averaged_query_by_query(tmp_path):
 def test_queries_without_an_answer_are_left_out(tmp_path):
     nan = np.nan
     runs = [run_with(tmp_path, "a", MAP_R=[0.5, nan, 0.25, nan]), run_with(tmp_path, "b", MAP_R=[0.75, nan, 0.5, nan])]
-    found = significance.against(runs, ["a", "b"], "a", metrics=["MAP@R"])["MAP@R"].loc["b"]
+    found = significance.compare_paired(runs, ["a", "b"], "a", metrics=["MAP@R"])["MAP@R"].loc["b"]
     assert found["difference"] == found["low"] == found["high"] == 25
 
 
 def test_the_same_runs_give_the_same_numbers_beside_whatever_others(tmp_path):
     rng = np.random.default_rng(5)
     a, b, c = (run_with(tmp_path, n, R_1=rng.integers(0, 2, 99), MAP_R=rng.random(99)) for n in "abc")
-    two, three = significance.against([a, b], "ab", "a"), significance.against([c, a, b], "cab", "a")
+    two, three = significance.compare_paired([a, b], "ab", "a"), significance.compare_paired([c, a, b], "cab", "a")
     pd.testing.assert_frame_equal(two, three.loc[["a", "b"]], check_dtype=False)
 
 
 def test_runs_without_per_query_values_stay_empty(tmp_path):
     a, b, old = run_with(tmp_path, "a", R_1=[1, 0]), run_with(tmp_path, "b", R_1=[0, 0]), run_with(tmp_path, "old")
-    found = significance.against([a, b, old], ["a", "b", "old"], "a")
+    found = significance.compare_paired([a, b, old], ["a", "b", "old"], "a")
     assert found["MAP@R"].isna().all(axis=None) and found.loc["old"].isna().all() and found.loc["b", ("R@1", "low")] < 0
-    assert significance.against([a, old], ["a", "old"], "old").isna().all(axis=None)
+    assert significance.compare_paired([a, old], ["a", "old"], "old").isna().all(axis=None)
     assert significance.unclear(found) == {"R@1": ["b"], "MAP@R": []}, (
         "one of two queries differs: half of the draws miss it"
     )
-    nothing = significance.against([], [], "a")
+    nothing = significance.compare_paired([], [], "a")
     assert (
         len(nothing) == 0 and ("R@1", "chance") in nothing and significance.unclear(nothing) == {"R@1": [], "MAP@R": []}
     )
@@ -116,11 +118,11 @@ def test_what_cannot_be_compared_names_both(tmp_path):
     a, b = run_with(tmp_path, "a", R_1=[1, 0]), run_with(tmp_path, "b", R_1=[1, 0, 1])
     other = run_with(tmp_path, "c", data="t3", R_1=[1, 0])
     with pytest.raises(DataError, match="ours .*a.* and theirs .*b.* were tested on another number of queries"):
-        significance.against([a, b], ["ours", "theirs"], "ours")
+        significance.compare_paired([a, b], ["ours", "theirs"], "ours")
     with pytest.raises(DataError, match="ours .*a.* and theirs .*c.* were tested on other queries"):
-        significance.against([a, other], ["ours", "theirs"], "ours")
+        significance.compare_paired([a, other], ["ours", "theirs"], "ours")
     with pytest.raises(ConfigError, match="reference 'mine' is none of the rows: ours"):
-        significance.against([a], ["ours"], "mine")
+        significance.compare_paired([a], ["ours"], "mine")
     (a.path / QUERIES).write_text("no archive")
     with pytest.raises(WeightsError, match="unreadable"):
-        significance.against([replace(a)], ["ours"], "ours")
+        significance.compare_paired([replace(a)], ["ours"], "ours")
