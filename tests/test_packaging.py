@@ -200,6 +200,7 @@ def test_windows_can_hold_every_tracked_file_and_run_folder():
     assert not [name for name in names if any(map(FORBIDDEN.search, name.split("/"))) or len(name) > 120]
     assert len({name.lower() for name in names}) == len(names)
     assert not [path for path in tracked() if path.is_symlink()]
+    assert "* -text" in (ROOT / ".gitattributes").read_text("utf-8").splitlines()  # else git writes other line ends
 
 
 def test_text_files_are_opened_with_an_encoding():
