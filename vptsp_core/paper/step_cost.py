@@ -211,8 +211,8 @@ def take_turn(step: Callable[[], object], device: torch.device) -> Turn:
     step()
     if device.type == "mps":
         torch.mps.synchronize()
-    ms = 1000 * (time.perf_counter() - start)
-    return Turn([ms], 1000 * (time.process_time() - busy) if device.type == "cpu" else ms)
+    took = 1000 * (time.perf_counter() - start)
+    return Turn([took], 1000 * (time.process_time() - busy) if device.type == "cpu" else took)
 
 
 def measure_steps(
