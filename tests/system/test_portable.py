@@ -14,7 +14,7 @@ from vptsp_core.system.places import PACKAGE
 
 DIFFERS = re.compile(
     r"\bfcntl\b|\bresource\b\.|import resource\b|/proc|\bsched_|\bposix_|os\.fork|['\"]fork|pwrite|fdatasync|SIGKILL|"
-    r"killpg|sys\.platform"
+    r"killpg|sys\.platform|os\.name\b|platform\.system"
 )
 ELSEWHERE = {"vptsp_core/system/portable.py"}
 
