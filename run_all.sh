@@ -5,7 +5,7 @@ set -euo pipefail
 usage() {
   cat <<'TEXT'
 usage: ./run_all.sh [--profile demo|smoke|tiny|paper] [--data DIR] [--results DIR] [--only table1,fig3] [--seeds 0,1,2]
-                    [--workers N|gpus | --cluster tcp://HOST:PORT] [--set KEY=VALUE]...
+                    [--workers N|gpus | --cluster tcp://HOST:PORT] [--set KEY=VALUE]... [--dry-run]
        ./run_all.sh test
 
 Executes the notebooks and writes executed copies, HTML, figures and tables below the results folder, and a page that
@@ -20,6 +20,8 @@ shows all of it: index.html.
   --workers   runs side by side on this machine: N processes, or gpus: one a GPU; default: one run after another
   --cluster   runs side by side on a Dask cluster that is there already; results and data in folders that all see
   --set       a key of RunConfig for every run, such as epochs=2; may be given several times
+  --dry-run   list each notebook's runs, what is there, what is missing, and how long it takes on this machine, as far
+              as finished runs tell; nothing is trained, executed or installed
   test        lint, types and tests
 
 A second call does only what is missing: runs are found by the hash of their description, and a notebook that was
@@ -42,7 +44,7 @@ root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 absolute() { case $1 in /*) printf '%s' "$1" ;; *) printf '%s' "$here/$1" ;; esac; }
 
 # ---- options ---------------------------------------------------------------------------------------------------
-mode=notebooks profile=demo data='' results=$root/results only='' seeds='' workers='' cluster=''
+mode=notebooks dry='' profile=demo data='' results=$root/results only='' seeds='' workers='' cluster=''
 changes=() seen=' '
 while (($#)); do
   option=$1 value=''
@@ -50,6 +52,7 @@ while (($#)); do
   case $option in
     -h | --help) usage; exit 0 ;;
     test) mode=test; continue ;;
+    --dry-run) dry=$option given=$option; continue ;;
     --profile=* | --data=* | --results=* | --only=* | --seeds=* | --workers=* | --cluster=* | --set=*)
       value=${option#*=} option=${option%%=*} ;;
     --profile | --data | --results | --only | --seeds | --workers | --cluster | --set)
@@ -119,6 +122,7 @@ sys.exit(not fitting)
 PYTHON
 }
 
+has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
 supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; }
 
 # Sets `python` to that of .venv, which is made or brought up to date first if need be. The stamp says what was
@@ -133,6 +137,7 @@ own_environment() {
   if [[ ! -e $begun && ! -f $stamp ]] && fits "$python"; then return; fi  # somebody else made it, and made it well
   if [[ ! -e $begun && ($have == "$wanted requirements-dev.txt" || $have == "$wanted $pins") ]] &&
     supported "$python"; then return; fi
+  [[ -z $dry ]] || fail "--dry-run needs an environment, and none is here yet; the call without it installs .venv first"
 
   if [[ -e $begun ]] || ! supported "$python" || ! "$python" -m pip --version >/dev/null 2>&1; then
     PATH=${PATH//"$venv/bin:"/} # it may be active, and cannot make itself
@@ -153,7 +158,13 @@ own_environment() {
   : >"$begun"
   rm -f -- "$stamp"
   note "installing $pins into $venv (once; a few minutes)"
-  "$python" -m pip install --quiet --disable-pip-version-check -r "$root/$pins" ||
+  for candidate in requirements.txt requirements-dev.txt; do
+    have=$(<"$root/$candidate")
+    # both bring the module faiss, so that only one may be there; that for a GPU is built for Linux on x86_64 alone
+    if [[ $OSTYPE$HOSTTYPE == linux*x86_64 ]] && has_gpu; then have=${have/faiss-cpu==/faiss-gpu==}; fi
+    printf '%s\n' "$have" >"$venv/$candidate"
+  done
+  "$python" -m pip install --quiet --disable-pip-version-check -r "$venv/$pins" ||
     { echo "error: pip could not install $pins (see above); the next call starts over" >&2; exit 1; }
   # notebooks opened by hand in this environment find the package too
   "$python" - "$root" <<'PYTHON'
@@ -169,7 +180,7 @@ elif [[ -n ${CONDA_PREFIX:-} ]]; then python=$CONDA_PREFIX/bin/python
 else python=$(command -v python3 || command -v python || true); fi
 fits "$python" || own_environment
 
-if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
+if has_gpu; then
   "$python" - <<'PYTHON' >&2
 import importlib.metadata
 version = importlib.metadata.version("torch")
@@ -198,5 +209,6 @@ set -- --profile "$profile" --results "$results"
 [[ -z $seeds ]] || set -- "$@" --seeds "$seeds"
 [[ -z $workers ]] || set -- "$@" --workers "$workers"
 [[ -z $cluster ]] || set -- "$@" --cluster "$cluster"
+[[ -z $dry ]] || set -- "$@" "$dry"
 for change in ${changes[@]+"${changes[@]}"}; do set -- "$@" --set "$change"; done
 exec "$python" -m vptsp_core notebooks "$@" # in this shell's place: a SIGTERM sent to it has to arrive

@@ -1,6 +1,7 @@
 """The project as an installable thing: requirements, environment, shell scripts, what tracked files hold."""
 
 import ast
+import platform
 import re
 import shutil
 import subprocess
@@ -78,7 +79,8 @@ def test_requirements_pin_what_pyproject_asks_for():
         assert set(extras[extra]) <= set(extras["dev"])
     extra = {Requirement(line).name for line in extras["dev"] + extras["browser"]}
     extra -= {Requirement(line).name for line in users}
-    assert set(run) == set(ranges()) - extra
+    assert set(run) == set(ranges()) - extra - {"faiss-gpu"}  # which run_all.sh puts in the place of faiss-cpu
+    assert ranges()["faiss-gpu"].specifier.contains(run["faiss-cpu"])
     assert set(dev) == extra
     for name, version in (run | dev).items():
         assert ranges()[name].specifier.contains(version), f"{name} {version}"
@@ -317,7 +319,7 @@ def test_run_all_help(tmp_path):
     done = subprocess.run([BASH, ROOT / "run_all.sh", "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
     assert all(f"--{name}" in done.stdout for name in ("profile", "data", "results", "only", "seeds", "workers",
-                                                     "cluster", "set"))  # fmt: skip
+                                                     "cluster", "set", "dry-run"))  # fmt: skip
 
 
 @pytest.fixture
@@ -360,12 +362,13 @@ def test_run_all_uses_the_active_environment_and_passes_options_on(checkout, tmp
         "--set=weights=my weights.pth",
         "--set",
         "epochs=2",
+        "--dry-run",
     ]
     done = subprocess.run([BASH, checkout / "run_all.sh", *options], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     folders = ["--results", str(tmp_path / "out"), "--data", str(tmp_path / "my data")]
     passed = ["notebooks", "--profile", "smoke", *folders, "--only", "table1,fig3d", "--seeds", "0,1"]
-    passed += ["--workers", "2", "--set", "weights=my weights.pth", "--set", "epochs=2"]
+    passed += ["--workers", "2", "--dry-run", "--set", "weights=my weights.pth", "--set", "epochs=2"]
     assert done.stdout.splitlines() == [str(checkout), str(passed)]
     assert not (checkout / ".venv").exists()
 
@@ -401,11 +404,14 @@ def test_run_all_without_a_python_that_fits_says_so(checkout, old_python):
     environment = {"PATH": str(old_python)}
     done = subprocess.run([BASH, checkout / "run_all.sh"], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    dry = subprocess.run([BASH, checkout / "run_all.sh", "--dry-run"], env=environment, capture_output=True, text=True)
+    assert (dry.returncode, dry.stdout) == (2, "") and "--dry-run needs an environment" in dry.stderr
     assert "no Python 3.11, 3.12, 3.13 or 3.14 on PATH, and no uv" in done.stderr
 
 
 @needs_bash
-def test_run_all_lets_uv_bring_a_python(checkout, old_python):
+@pytest.mark.parametrize("gpu", [False, True])
+def test_run_all_lets_uv_bring_a_python(checkout, old_python, gpu):
     """A stand-in for uv makes an environment whose python prints what it is called with."""
     asked = old_python.parent / "asked"
     executable(old_python / "uv", f"""
@@ -414,9 +420,16 @@ def test_run_all_lets_uv_bring_a_python(checkout, old_python):
         printf '#!/usr/bin/env bash\necho "$@"\n' >"${{@: -1}}/bin/python"
         chmod +x "${{@: -1}}/bin/python"
     """)  # fmt: skip
+    if gpu:
+        executable(old_python / "nvidia-smi", "")
     environment = {"PATH": str(old_python)}
     done = subprocess.run([BASH, checkout / "run_all.sh"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    installed = (checkout / ".venv" / "requirements.txt").read_text()
+    of_gpu = f"faiss-gpu=={pins('requirements.txt')['faiss-cpu']}" in installed
+    assert of_gpu == (gpu and sys.platform == "linux" and platform.machine() == "x86_64")
+    assert installed.count("faiss-gpu==") + installed.count("faiss-cpu==") == 1
+    assert f"-r {checkout / '.venv' / 'requirements.txt'}" in done.stdout
     assert asked.read_text().split()[:-2] == ["venv", "--quiet", "--clear", "--seed", "--python", "3.12"]
     assert "with uv, which brings Python 3.12" in done.stderr and "pip install" in done.stdout
     assert "-m vptsp_core notebooks --profile demo" in done.stdout

@@ -230,13 +230,13 @@ def _warn_unused(args: argparse.Namespace, config: RunConfig) -> None:
 
 def _evaluate(argv: Sequence[str]) -> int:
     from vptsp_core.data import load_benchmark, refuse_unread
-    from vptsp_core.method.faiss_index import BACKENDS
+    from vptsp_core.method.faiss_index import BACKENDS, installed
     from vptsp_core.runs.embedder import load
     from vptsp_core.runs.evaluate import evaluate
     from vptsp_core.system.distributed import is_main
 
     parser = argparse.ArgumentParser("python -m vptsp_core evaluate", description=COMMANDS["evaluate"])
-    parser.add_argument("run", help="folder of a finished run, or a saved embedder")
+    parser.add_argument("run", help="folder of a finished run, a saved embedder, or hf://ORG/NAME")
     parser.add_argument("--weights", metavar="FILE", help="the backbone's weights, if they have moved since")
     parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets")
     parser.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
@@ -251,6 +251,8 @@ def _evaluate(argv: Sequence[str]) -> int:
         _tell_other_images(embedder.data, benchmark.record())
     metrics = evaluate(embedder.model, benchmark, args.backend, progress=is_main())
     print("  ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
+    if args.backend == "faiss":
+        print(f"searched by {installed()}")
     return 0
 
 

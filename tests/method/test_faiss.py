@@ -16,7 +16,7 @@ from tests.method.test_metrics import reference
 from vptsp_core import __main__
 from vptsp_core.errors import VptspError
 from vptsp_core.method import neighbours
-from vptsp_core.method.faiss_index import FlatIndex
+from vptsp_core.method.faiss_index import FlatIndex, installed
 from vptsp_core.method.metrics import nearest_neighbours, retrieval_metrics
 from vptsp_core.runs.evaluate import evaluate
 
@@ -200,7 +200,7 @@ def test_not_installed_is_said_before_anything_is_embedded():
                 call()
 
 
-def test_evaluate_passes_the_backend_on():
+def test_evaluate_passes_the_backend_on(capsys):
     class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -221,3 +221,4 @@ def test_evaluate_passes_the_backend_on():
         benchmark.gallery = None
         assert __main__.main(["evaluate", "run", "--backend", "faiss"]) == 0
         assert index.call_count == 2
+    assert capsys.readouterr().out.count(f"searched by {installed()}\n") == 2 and installed().startswith("faiss")

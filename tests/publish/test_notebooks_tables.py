@@ -10,6 +10,9 @@ from vptsp_core.method.lora import has_peft
 from vptsp_core.paper import beyond
 from vptsp_core.paper.methods import BEST, UNTRAINED, method_rows
 from vptsp_core.paper.tables import DEMO_PRETRAINED, DEMO_RANDOM, GLYPHS, TABLES, paper_rows
+from vptsp_core.publish.manifest import Manifest
+from vptsp_core.publish.parameters import FOLDER
+from vptsp_core.publish.plan import asked_runs
 from vptsp_core.publish.runner import run_notebooks
 
 NAMES = {
@@ -66,6 +69,13 @@ def test_executed_copies_show_their_figures_name_the_selection_and_are_quiet(smo
         facts = smoke.table(f"{name}_record")["value"]
         assert facts["seed"] == "0" and "," not in facts["data checksum, train"] and facts["weights checksum"]
         assert {"commit", "device", "torch version", "data checksum, test"} <= set(facts.index)
+
+
+def test_a_dry_run_lists_the_runs_that_the_notebooks_make(smoke):
+    for name in NOTEBOOKS[:-1]:  # the trials of a search are made as it goes
+        listed, _ = asked_runs(FOLDER / f"{name}.ipynb", {"profile": "smoke", "seeds": [0]}, smoke.folder)
+        made = {run.hash for run in Manifest.read(smoke.folder, name).runs}
+        assert {config.hash() for config in listed} == made
 
 
 def test_the_manifest_names_all_that_a_notebook_left_and_a_second_call_does_nothing(smoke, smoke_results, capsys):

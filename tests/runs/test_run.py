@@ -18,6 +18,7 @@ from vptsp_core.__main__ import main
 from vptsp_core.data import load_benchmark
 from vptsp_core.errors import VptspError, WeightsError
 from vptsp_core.method.backbone import DEMO_VIT, load_backbone
+from vptsp_core.method.faiss_index import installed
 from vptsp_core.method.metrics import Scores
 from vptsp_core.method.presets import parse_change
 from vptsp_core.paper.step_cost import StepBench, measure_step, with_memory
@@ -144,6 +145,7 @@ def test_the_record_tells_of_every_stretch(tmp_path, monkeypatch):
 
 def test_a_frozen_run_is_one_stretch(tmp_path):
     record = run(tiny(method="frozen", bitfit=False), results=tmp_path, progress=False).record
+    assert record["search"] == "torch" and record["faiss"] == installed()
     assert len(record["stretches"]) == 1 and record["seconds"] == record["stretches"][0]["seconds"] > 0
 
 

@@ -26,6 +26,7 @@ from vptsp_core.errors import VptspError
 from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.embedder import Embedder, load
 from vptsp_core.runs.embedder_file import preprocessing
+from vptsp_core.runs.share import is_shared, place
 from vptsp_core.system.files import write_bytes
 
 INPUT, OUTPUT = "images", "embeddings"
@@ -144,8 +145,9 @@ def export(source: str | Path, to: str | Path, weights: str | Path | None = None
     Raises:
         VptspError: another suffix, a place in the run itself; what `load`, `Embedder.save` or `write_onnx` raise.
     """
-    to, source = Path(to).expanduser().absolute(), Path(source).expanduser()
-    if source.resolve() in (to.resolve(), to.resolve().parent):
+    to = Path(to).expanduser().absolute()
+    source = source if is_shared(source) else Path(source).expanduser()
+    if Path(source).resolve() in (to.resolve(), to.resolve().parent):
         raise VptspError(f"{to} is inside what is exported, whose files must stay as they are; name another place")
     if to.suffix not in KINDS:
         raise VptspError(f"{to}: unknown kind {to.suffix!r}; give {', '.join(KINDS)}")
@@ -157,14 +159,18 @@ def export(source: str | Path, to: str | Path, weights: str | Path | None = None
 def main(argv: Sequence[str]) -> int:
     """python -m vptsp_core export: a run as one file."""
     parser = argparse.ArgumentParser("python -m vptsp_core export", description="take a trained model away")
-    parser.add_argument("run", help="folder of a finished run, or a saved embedder")
+    parser.add_argument("run", help="folder of a finished run, a saved embedder, or hf://ORG/NAME")
     parser.add_argument(
         "--to", required=True, metavar="FILE",
         help=".safetensors: what was learned, for vptsp_core.load; .onnx and .pt2 (torch.export): backbone and "
-        "prompts in one graph for other programs",
+        "prompts in one graph for other programs; hf://ORG/NAME or hf://ORG/NAME@BRANCH: what was learned and a model "
+        "card, on the Hugging Face Hub",
     )  # fmt: skip
     parser.add_argument("--weights", metavar="FILE", help="the backbone's weights, if they have moved since")
     args = parser.parse_args(argv)
+    if is_shared(args.to):
+        print(load(args.run, "cpu", weights=args.weights).push_to_hub(*place(args.to)))
+        return 0
     path = export(args.run, args.to, args.weights)
     print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
     return 0

@@ -22,6 +22,7 @@ from vptsp_core.deploy.index import FILE, ImageIndex, read_index, same_model
 from vptsp_core.errors import DataError, VptspError, printable
 from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.embedder import Embedder, load
+from vptsp_core.runs.share import is_shared
 from vptsp_core.system.bars import bar
 from vptsp_core.system.files import writable_folder
 from vptsp_core.system.locks import locked
@@ -103,7 +104,7 @@ def update(
     if not there:
         raise DataError(f"{directory} holds no images ({', '.join(IMAGE_SUFFIXES)}); name another folder")
     made_by = {
-        "path": str(Path(model).expanduser().resolve()),
+        "path": str(model) if is_shared(model) else str(Path(model).expanduser().resolve()),
         "weights": None if weights is None else str(Path(weights).expanduser().resolve()),
         "checksum": embedder.checksum(),
     }
@@ -210,7 +211,7 @@ def model_path(index: ImageIndex, place: str) -> str:
         VptspError: it is there no more.
     """
     path = str(index.model["path"])
-    if not Path(path).exists():
+    if not is_shared(path) and not Path(path).exists():
         raise VptspError(f"index {place}: its model is not at {path} any more; name its new place with --model")
     return path
 
@@ -222,8 +223,8 @@ def main(argv: Sequence[str]) -> int:
         description="embed a folder of images, at any depth, for `search`; called again, only what is new or changed",
     )
     parser.add_argument("directory", metavar="DIR", help="the images")
-    parser.add_argument("--model", metavar="RUN", help="folder of a finished run, or a saved embedder (default: that "
-                        "of the index, where there is one)")  # fmt: skip
+    parser.add_argument("--model", metavar="RUN", help="folder of a finished run, a saved embedder, or hf://ORG/NAME "
+                        "(default: that of the index, where there is one)")  # fmt: skip
     parser.add_argument("--weights", metavar="FILE", help="the backbone's, where they have moved")
     parser.add_argument("--to", metavar="INDEX", default=PLACE, help=f"folder of the index (default: {PLACE})")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU where there is one)")

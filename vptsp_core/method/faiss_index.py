@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import subprocess
 import sys
 import warnings
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -65,11 +67,20 @@ class FlatIndex:
         _warn_once(f"faiss cannot search on this GPU ({error}); searching with torch")
 
 
+def installed() -> str | None:
+    """Which faiss is installed, such as ``"faiss-gpu 1.15.1"``; None without it."""
+    for name in ("faiss-gpu", "faiss-cpu", "faiss"):  # the last is that of conda, on a CPU and on a GPU
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return f"{name} {metadata.version(name)}"
+    return None
+
+
 def _faiss() -> Any:
     try:
         return importlib.import_module("faiss")
     except ImportError:
-        raise VptspError("backend 'faiss': not installed; pip install faiss-cpu, or use 'torch'") from None
+        cure = "pip install faiss-cpu (faiss-gpu with an NVIDIA GPU), or use 'torch'"
+        raise VptspError(f"backend 'faiss': not installed; {cure}") from None
 
 
 @functools.cache

@@ -25,14 +25,27 @@ def asked(name: str) -> Iterator[None]:
     Raises:
         ConnectionError: they are not in the cache, and the hub is out of reach; what is in the way is named.
     """
-    if not _cached(name):
-        if constants.HF_HUB_OFFLINE:
-            raise ConnectionError("HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, and they are not in "
-                                  f"{constants.HF_HUB_CACHE}")  # fmt: skip
-        proxy = _proxy()
-        if not _reached(proxy or constants.ENDPOINT):
-            place = f"the proxy {_host(proxy)}, which the environment names" if proxy else _host(constants.ENDPOINT)
-            raise ConnectionError(f"no connection to {place}")
+    if not _cached(name) and (obstacle := in_the_way()):
+        absent = f", and they are not in {constants.HF_HUB_CACHE}" if constants.HF_HUB_OFFLINE else ""
+        raise ConnectionError(obstacle + absent)
+    with silent():
+        yield
+
+
+def in_the_way() -> str | None:
+    """Why the hub cannot be reached from here; None where it can."""
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
+    proxy = _proxy()
+    if _reached(proxy or constants.ENDPOINT):
+        return None
+    place = f"the proxy {_host(proxy)}, which the environment names" if proxy else _host(constants.ENDPOINT)
+    return f"no connection to {place}"
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Inside, huggingface_hub logs errors only."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -28,6 +28,7 @@ from vptsp_core.publish.kernel import OneKernel, own_kernel
 from vptsp_core.publish.manifest import Manifest, is_finished, made_from
 from vptsp_core.publish.page import PROFILES, build
 from vptsp_core.publish.parameters import FOLDER, discover, read, taken_parameters
+from vptsp_core.publish.plan import show
 from vptsp_core.runs.progress import Watch, every
 from vptsp_core.runs.workers import Workers, check_cluster, check_workers
 from vptsp_core.system.bars import EVERY, is_log, say
@@ -51,6 +52,7 @@ def run_notebooks(
     *,
     workers: Workers = None,
     changes: Mapping[str, Any] | None = None,
+    dry: bool = False,
 ) -> int:
     """Execute notebooks one after the other, in the repository's root. Returns 0, or 1 when any failed.
 
@@ -59,7 +61,8 @@ def run_notebooks(
     wait for each other, notebook by notebook. What can be checked is checked before the first starts.
     `data`, `seeds`, `workers` (see `run.many`) and `changes` (keys of RunConfig, for every run) go to the notebooks
     that have such parameters; None leaves the notebooks' own defaults, but the demo trains on a CPU in one process a
-    core. On a terminal a line shows what is at work.
+    core. On a terminal a line shows what is at work. With `dry`, nothing is executed: the runs that are there and
+    those that are missing are printed (`plan.show`).
 
     Raises:
         VptspError: an option, a notebook's parameters or a folder that cannot be used; nothing has run then.
@@ -85,6 +88,9 @@ def run_notebooks(
             values["changes"]["weights"] = whole_path(weights)
     work = [(path, taken_parameters(path, values)) for path in discover(only, folder, profile)]
     _check_use(work, values, profile)
+    if dry:
+        show(work, data, Path(results).resolve() / profile)
+        return 0
     if workers is None and profile == "demo" and not torch.cuda.is_available():
         # One thread each: two threads train the demo's small model no faster than one.
         default = {"workers": min(cores(), _MOST)}
@@ -163,6 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     where.add_argument("--cluster", metavar="tcp://HOST:PORT", help="runs side by side on this Dask cluster")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
                         help="for every run, such as epochs=2; as often as need be")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="list the runs, what is there and what is missing; "
+                        "nothing is executed")  # fmt: skip
     options = parser.parse_args(argv)
     if options.seeds is not None and not re.fullmatch(r"[0-9]{1,18}(,[0-9]{1,18})*", options.seeds):
         raise VptspError(f"--seeds: expected numbers such as 0,1,2, not {options.seeds!r}")
@@ -171,8 +179,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     changes = dict(parse_change(change) for change in options.changes)
     workers = _workers(options.workers, options.cluster)
     status = run_notebooks(
-        options.profile, options.data, options.results, only, seeds, workers=workers, changes=changes
-    )
+        options.profile, options.data, options.results, only, seeds, workers=workers, changes=changes,
+        dry=options.dry_run,
+    )  # fmt: skip
+    if options.dry_run:
+        return status
     try:
         print(build(options.results, options.profile))
     except VptspError as error:  # the notebooks' own results are there all the same

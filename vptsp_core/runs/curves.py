@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,19 @@ class Curves:
             self.then(history)
 
     def write(self, history: Iterable[Mapping[Any, float]]) -> None:
-        """Write the values of a history that are not written yet; NaN is none."""
+        """Write the values of a history that are not written yet; NaN is none.
+
+        TensorBoard shows when an epoch ended: the last one now, each other one by the seconds of those after it.
+        """
         if self.writer is None:
             self.writer = self._open(self.folder, purge_step=0)
-        for row in history:
-            epoch = int(row["epoch"])
+        rows = [*history]
+        took = [0.0 if math.isnan(row.get("seconds", 0.0)) else row.get("seconds", 0.0) for row in rows]
+        for at, row in enumerate(rows, start=1):
+            epoch, ended = int(row["epoch"]), time.time() - sum(took[at:])
             for name, value in row.items():
                 if name != "epoch" and (name, epoch) not in self._written and not math.isnan(value):
-                    self.writer.add_scalar(tag(name), value, epoch)
+                    self.writer.add_scalar(tag(name), value, epoch, walltime=ended)
                     self._written.add((name, epoch))
         self.writer.flush()
 

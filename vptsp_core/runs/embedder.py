@@ -24,6 +24,7 @@ from vptsp_core.method.neighbours import nearest_neighbours
 from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.embedder_file import exact_names, preprocessing, read_saved, rebuild, write_embedder
 from vptsp_core.runs.evaluate import embed, embed_batch
+from vptsp_core.runs.share import is_shared, push, read_shared
 from vptsp_core.system.devices import autocast_dtype, pick_device
 
 Images = ImageSet | Tensor | Sequence[Image.Image | str | Path] | Image.Image | str | Path
@@ -42,6 +43,7 @@ class Embedder:
         run: that run's hash; None for a model that no run has made.
         metrics: what that run reports, fractions in [0, 1].
         data: the name of that run's data set and a fingerprint of each split (`Benchmark.record`).
+        path: the run's folder or the file that it was loaded from, if any.
     """
 
     def __init__(
@@ -52,9 +54,10 @@ class Embedder:
         run: str | None = None,
         metrics: Mapping[str, float] | None = None,
         data: Mapping[str, Any] | None = None,
+        path: Path | None = None,
     ) -> None:
         self.model, self.config = model.eval(), config or model.config
-        self.run, self.metrics, self.data = run, dict(metrics or {}), data
+        self.run, self.metrics, self.data, self.path = run, dict(metrics or {}), data, path
         self._gallery: Tensor | None = None
 
     @property
@@ -135,6 +138,22 @@ class Embedder:
         write_embedder(Path(path), self.model, self.config, self.run, self.metrics, self.data)
         return Path(path)
 
+    def push_to_hub(self, repo: str, revision: str | None = None, private: bool | None = None) -> str:
+        """Share it on the Hugging Face Hub: the file that `save` writes, and a model card from the run's record.
+
+        Args:
+            repo: ``"org/name"``; a repository that is not there is made.
+            revision: the branch to write to, made where it is not there; default the main one.
+            private: whether a new repository is for you or your organisation alone; default: what is set there.
+
+        Returns:
+            ``"hf://org/name@<commit>"``, for `load`.
+
+        Raises:
+            VptspError: the hub is out of reach or refuses, or no token was given to it; the message says what to do.
+        """
+        return push(self, repo, revision, private)
+
     def _batches(self, images: Sequence[Image.Image | str | Path]) -> Iterable[Tensor]:
         transform = self.transform
         count = embed_batch(self.model)
@@ -161,7 +180,7 @@ def load(path: str | Path, device: str | torch.device | None = None, *, weights:
     """The model of a finished run.
 
     Args:
-        path: the run's folder, or what `Embedder.save` has written.
+        path: the run's folder, what `Embedder.save` has written, or ``"hf://org/name[@revision]"`` on the Hub.
         device: None for a GPU where there is one.
         weights: the file of the backbone's weights, where it has moved. It has to be the same by content.
 
@@ -169,10 +188,10 @@ def load(path: str | Path, device: str | torch.device | None = None, *, weights:
         WeightsError: no finished run and no saved embedder there, its parts do not fit together, or the backbone's
             weights cannot be had or are not those that it was trained on.
     """
-    saved = read_saved(Path(path))
+    saved = read_saved(Path(path)) if not is_shared(path) else read_shared(str(path))
     model, target = rebuild(saved, weights), pick_device(device)
     model.vit.autocast = autocast_dtype(saved.config.precision, target, model.vit.backbone.embed_dim)
     config = saved.config
     if config.method != "full":  # whose backbone is in the file
         config = config.replace(weights=model.config.weights)  # where they were found
-    return Embedder(model.to(target), config, run=saved.run, metrics=saved.metrics, data=saved.data)
+    return Embedder(model.to(target), config, run=saved.run, metrics=saved.metrics, data=saved.data, path=saved.path)

@@ -14,6 +14,7 @@ import torch
 from vptsp_core.data import Benchmark
 from vptsp_core.method.backbone import checksum, identity
 from vptsp_core.method.config import RunConfig
+from vptsp_core.method.faiss_index import installed
 from vptsp_core.method.model import MetricModel, count_parameters
 from vptsp_core.runs.host_prompts import HostPrompts
 from vptsp_core.system.devices import device_name, precision_and_reason
@@ -34,6 +35,8 @@ def make_record(config: RunConfig, benchmark: Benchmark, model: MetricModel, dev
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "data": benchmark.record(),
         "weights": checksum(model.vit.backbone),
+        "search": "torch",  # what found the neighbours that the metrics are of; faiss is for commands that ask for it
+        "faiss": installed(),
         "parameters": count_parameters(model),
         "class_table": None if prompts is None else "host" if isinstance(prompts, HostPrompts) else "device",
     }

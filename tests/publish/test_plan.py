@@ -1,0 +1,53 @@
+"""`run_all.sh --dry-run`: the runs of each notebook, what is there and what is missing; nothing is executed."""
+
+from tests.publish.test_notebooks_runner import write
+from tests.runs.test_share import finished
+from vptsp_core.method.presets import preset
+from vptsp_core.publish import runner
+from vptsp_core.publish.parameters import discover
+from vptsp_core.publish.plan import asked_runs
+from vptsp_core.runs.folder import run_folder
+
+CELLS = (
+    "import vptsp_core\nfrom vptsp_core import preset\nraise SystemExit",
+    "if not session.absent(None):\n    mine = {(seed, 'CUB'): preset('smoke', seed=seed) for seed in seeds}",
+    "done = session.carry_out(mine, [4], workers=None)",
+    "config, slow = done.runs[0].config, 1 / 0",
+    "if True:\n    print(vptsp_core.run(preset('smoke', alpha=0.9)))",
+    "study = None if False else search.tune(preset('smoke'), 8)",
+)
+
+
+def test_only_what_the_arguments_depend_on_is_executed(tmp_path):
+    path = write(tmp_path, "a_runs", *CELLS)
+    runs, trials = asked_runs(path, {"seeds": [1, 2]}, tmp_path)
+    assert {config.hash() for config in runs} == {preset("smoke", seed=4).hash(), preset("smoke", alpha=0.9).hash()}
+    assert trials == 8
+
+
+def test_every_notebook_can_be_asked(tmp_path):
+    asked = {path.stem: asked_runs(path, {"profile": "demo", "seeds": [0, 1]}, tmp_path) for path in discover()}
+    assert {name for name, (runs, _) in asked.items() if not runs} == {"table10_latency"}
+    assert asked["table9_search"][1] == 8 and len(asked["tour"][0]) == 6  # frozen, closed, both ways to select by seed
+
+
+def test_what_is_there_and_what_is_missing_is_listed_with_its_time(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("vptsp_core.publish.plan.made_with", lambda device: {"device": "cpu, 2 threads"})
+    cells = ("from vptsp_core import preset", "many([preset('smoke', seed=seed) for seed in (0, 1)])")
+    other = "many([preset('smoke', seed=1), preset('smoke', seed=2, epochs=2)])"
+    write(tmp_path, "a_runs", *cells)
+    write(tmp_path, "b_runs", cells[0], other)
+    out = tmp_path / "results" / "smoke"
+    finished(out)
+    assert runner.run_notebooks("smoke", None, tmp_path / "results", folder=tmp_path, dry=True) == 0
+    second, third = (run_folder(preset("smoke", **each), out).name for each in (dict(seed=1), dict(seed=2, epochs=2)))
+    assert capsys.readouterr().out.splitlines() == [
+        "a_runs: 2 runs, 1 there, 1 missing",
+        f"    {second}, seed 1: about 90 s",
+        "b_runs: 2 runs, 0 there, 1 missing, 1 listed above",
+        f"    {third}, seed 2: no run of this kind on cpu yet",
+        "3 runs, 1 there, 2 missing",
+        "One after another on cpu, 1 of those missing take about 2 minutes, and of 1 no time is known; pictures, "
+        "searches and timings come on top",
+    ]
+    assert [path.name for path in out.iterdir()] == ["runs"]

@@ -1,0 +1,237 @@
+"""A trained model on the Hugging Face Hub: what was learned as one file, and a model card from the run's record."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import huggingface_hub
+import timm
+from huggingface_hub import EvalResult, HfApi, ModelCardData, constants, errors
+from huggingface_hub.utils import validate_repo_id
+
+import vptsp_core
+from vptsp_core.data import OWN
+from vptsp_core.data.catalog import CATALOG
+from vptsp_core.errors import ConfigError, VptspError, WeightsError
+from vptsp_core.method import hub
+from vptsp_core.method.config import RunConfig
+from vptsp_core.method.presets import PRESETS
+from vptsp_core.runs.embedder_file import Saved, read_saved, write_embedder
+from vptsp_core.runs.folder import METRICS, WEIGHTS, Run, read_run
+from vptsp_core.runs.run import frame, over_seeds
+
+if TYPE_CHECKING:
+    from vptsp_core.runs.embedder import Embedder
+
+SCHEME = "hf://"
+LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
+PAPER = "[VPTSP](https://arxiv.org/abs/2402.02340)"
+CHOSEN = {
+    "released": "each metric at its own best epoch on the test split, as the paper's authors report",
+    "last": "the last epoch",
+    "validation": "the epoch with the best R@1 on classes held out from training",
+}
+
+
+def is_shared(path: str | Path) -> bool:
+    """Whether ``path`` is ``hf://...``, on the Hub."""
+    return str(path).startswith(SCHEME)
+
+
+def place(uri: str) -> tuple[str, str | None]:
+    """Repository and revision of ``hf://org/name[@revision]``.
+
+    Raises:
+        ConfigError: it is written otherwise.
+    """
+    repo, _, revision = uri.removeprefix(SCHEME).partition("@")
+    try:
+        validate_repo_id(repo)
+    except errors.HFValidationError:
+        repo = ""
+    if "/" not in repo:
+        raise ConfigError(f"{uri}: write hf://ORG/NAME or hf://ORG/NAME@REVISION, as the Hub has it")
+    return repo, revision or None
+
+
+def read_shared(uri: str) -> Saved:
+    """`read_saved` of ``hf://org/name[@revision]``; what is in the Hub's cache needs no network.
+
+    Raises:
+        WeightsError: there is no such repository or revision, it cannot be reached, or its file is damaged.
+    """
+    repo, revision = place(uri)
+    obstacle = hub.in_the_way()
+    try:
+        with _faults_told(uri), hub.silent():
+            path = Path(huggingface_hub.hf_hub_download(
+                repo, WEIGHTS, revision=revision, local_files_only=obstacle is not None,
+                library_name="vptsp-core", library_version=vptsp_core.__version__,
+            ))  # fmt: skip
+    except errors.LocalEntryNotFoundError as error:
+        cure = "connect this machine, or copy the file here and load it by its path"
+        absent = f"it is not in {constants.HF_HUB_CACHE}"
+        raise WeightsError(f"{uri}: {obstacle or 'the Hub does not answer'}, and {absent}; {cure}") from error
+    try:
+        return read_saved(path)
+    except WeightsError as error:
+        again = f"delete {path.parents[2]} and load it again, or ask the people who shared it"
+        raise WeightsError(f"{uri}: {error}: {again}") from error
+
+
+def push(embedder: Embedder, repo: str, revision: str | None = None, private: bool | None = None) -> str:
+    """Share ``embedder``; arguments and result are those of `Embedder.push_to_hub`.
+
+    Raises:
+        VptspError: the hub is out of reach or refuses, or there is no token.
+    """
+    uri = f"{SCHEME}{repo.removeprefix(SCHEME)}"
+    repo, _ = place(uri)
+    if huggingface_hub.get_token() is None:
+        raise VptspError(f"{uri}: there is no token of the Hub here; {LOGIN}")
+    if obstacle := hub.in_the_way():
+        raise VptspError(f"{uri}: {obstacle}; connect this machine, or export to a .safetensors file and upload that")
+    config = embedder.config
+    if config.weights not in ("pretrained", "random"):  # the folders of this machine are nobody's concern
+        config = config.replace(weights=Path(config.weights).name)
+    api = HfApi(library_name="vptsp-core", library_version=vptsp_core.__version__)
+    with tempfile.TemporaryDirectory() as folder, _faults_told(uri), hub.silent():
+        write_embedder(Path(folder, WEIGHTS), embedder.model, config, embedder.run, embedder.metrics, embedder.data)
+        Path(folder, "README.md").write_text(model_card(embedder, repo, revision), "utf-8")
+        api.create_repo(repo, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        message = f"{config.method} on {config.backbone}, run {embedder.run}"
+        commit = api.upload_folder(repo_id=repo, folder_path=folder, revision=revision, commit_message=message)
+    return f"{SCHEME}{repo}@{commit.oid}"
+
+
+@contextlib.contextmanager
+def _faults_told(uri: str) -> Iterator[None]:
+    """What the Hub refuses becomes one line that says what to do."""
+    try:
+        yield
+    except errors.LocalEntryNotFoundError:
+        raise
+    except errors.RepositoryNotFoundError as error:  # what is private or gated is hidden from strangers
+        fault = f"there is no such repository, or you may not use it; check the name, or {LOGIN}"
+        raise WeightsError(f"{uri}: {fault}") from error
+    except errors.RevisionNotFoundError as error:
+        raise WeightsError(f"{uri}: the repository has no such revision; name a branch, tag or commit of it") from error
+    except errors.EntryNotFoundError as error:
+        raise WeightsError(f"{uri}: no {WEIGHTS} is in it; name a repository that vptsp_core has written") from error
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        cure = f"use a token that may write there ({LOGIN})" if status in (401, 403) else "try again later"
+        raise VptspError(f"{uri}: the Hub answers {' '.join(str(error).split())}; {cure}") from error
+    except OSError as error:  # a connection that breaks off, a file of another length than announced
+        raise VptspError(f"{uri}: the transfer failed ({' '.join(str(error).split())}); try again") from error
+
+
+def model_card(embedder: Embedder, repo: str, revision: str | None = None) -> str:
+    """The README.md of the repository: what the model is, how to use it, its numbers and how it was made.
+
+    What only the record says (seeds, the frozen backbone, the machine) is left out where the embedder was loaded from
+    a file, or made by no run.
+    """
+    config, data = embedder.config, dict(embedder.data or {})
+    run = read_run(embedder.path) if embedder.path is not None and embedder.path.is_dir() else None
+    others = _same_images(run) if run else []
+    seeds = [each for each in others if each.config.replace(seed=0).hash() == config.replace(seed=0).hash()]
+    title, facts = _data_set(config, data)
+    metrics = {name: value for name, value in embedder.metrics.items() if name != "epoch"}
+    columns = {"this model": {name: f"{100 * value:.2f}" for name, value in metrics.items()}}
+    if len(seeds) > 1:
+        mean = over_seeds(frame(seeds), ["dataset"], [*metrics]).iloc[0]
+        columns[f"mean of {len(seeds)} seeds, 95 % interval"] = {
+            name: f"{100 * mean[name]:.2f} ± {100 * mean[f'{name} ±']:.2f}" for name in metrics
+        }
+    if frozen := next((each for each in others if each.config.method == "frozen" != config.method), None):
+        columns["frozen backbone, untrained"] = {name: f"{100 * value:.2f}" for name, value in frozen.metrics.items()}
+    table = [("", *columns), ("---", *("---:" for _ in columns))]
+    table += [(name, *(column.get(name, "") for column in columns.values())) for name in metrics]
+    name, known = repo.split("/")[1], timm.get_pretrained_cfg(config.backbone)
+    prompted = f"{config.method}{' + bitfit' if config.bitfit else ''}"
+    uri = f"{SCHEME}{repo}{f'@{revision}' if revision else ''}"
+    front = ModelCardData(
+        license="apache-2.0", library_name="vptsp-core", pipeline_tag="image-feature-extraction", model_name=name,
+        tags=["image-retrieval", "metric-learning", "visual-prompt-tuning", "vptsp", config.method],
+        base_model=known.hf_hub_id.partition("@")[0] if known and known.hf_hub_id else None, metrics=[*metrics],
+        eval_results=[
+            EvalResult(
+                task_type="image-feature-extraction", task_name="Image retrieval", dataset_type=config.dataset,
+                dataset_name=title, dataset_split="test", metric_type=each, metric_value=round(100 * value, 2),
+            ) for each, value in metrics.items()
+        ],
+    )  # fmt: skip
+    made = [("command", f"`{command(config)}`"), ("run", f"`{embedder.run}`, seed {config.seed}")]
+    if run:
+        record, versions = run.record, ", ".join(f"{key} {value}" for key, value in run.record["versions"].items())
+        made += [
+            ("code", f"commit `{record['commit']}`; {versions}"),
+            ("machine", f"{record['device']}; {record['seconds'] / 60:.1f} minutes"),
+            ("parameters", f"{record['parameters']['tunable']:,} tuned in training"),
+        ]
+    lines = [
+        "---", front.to_yaml(), "---", "", f"# {name}", "",
+        f"An image retriever: images in, L2-normalised embeddings of {config.embed_dim} numbers out. Trained with "
+        f"{PAPER} (`{prompted}`) on `{config.backbone}`. `{WEIGHTS}` holds what was learned; the rest of the backbone "
+        "comes from its own source, and its checksum is compared.",
+        "", "## Use", "", "```python", "import vptsp_core", "",
+        f'embedder = vptsp_core.load("{uri}")',
+        'scores, places = embedder.index(["a.jpg", "b.jpg"]).search(["query.jpg"], k=1)',
+        "```", "", "Images are paths or PIL images. Install the package `vptsp-core` first.", "",
+        "## Results", "", facts, "",
+        *(f"| {' | '.join(row)} |" for row in table), "",
+        f"In percent, queries among classes that were not trained on. Reported: {CHOSEN[config.selection]}.",
+        "", "## How it was made", "", "| | |", "|---|---|", *(f"| {what} | {said} |" for what, said in made), "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def command(config: RunConfig) -> str:
+    """The `train` command of a run: the preset that is nearest to it, and the keys that differ."""
+
+    def changes(name: str) -> dict[str, Any]:
+        preset, unread = RunConfig(**PRESETS[name]).to_dict(), config.unread()
+        return {key: value for key, value in config.to_dict().items() if key not in unread and preset[key] != value}
+
+    name = min(PRESETS, key=lambda each: len(changes(each)))
+    words = ["python", "-m", "vptsp_core", "train", "--preset", name]
+    if values := changes(name):
+        if "weights" in values:
+            values["weights"] = Path(values["weights"]).name
+        words += ["--set", *(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items())]
+    return shlex.join(words) + ("" if config.dataset == "glyphs" else " --data DIR")
+
+
+def _data_set(config: RunConfig, data: dict[str, Any]) -> tuple[str, str]:
+    """The data set's name, and a paragraph about it and its splits."""
+    known = CATALOG.get(config.dataset)
+    unpublished = "images of those who trained it" if config.dataset in OWN else "glyphs, letters that vptsp_core draws"
+    title = known.title if known else unpublished
+    prints = ", ".join(f"{split} `{value}`" for split, value in data.items() if split not in ("name", "partial"))
+    facts = f"Data set: {title}"
+    if known and "partial" not in data:
+        counts = [f"{split} {n:,} images of {classes:,} classes" for split, (classes, n) in known.counts.items()]
+        facts += f" ({'; '.join(counts)}; terms: {known.terms})"
+    if "partial" in data:
+        facts += f", **not the whole of it**: {'; '.join(data['partial'])}"
+    return title, facts + (f". Fingerprints of the splits: {prints}." if prints else ".")
+
+
+def _same_images(run: Run) -> list[Run]:
+    """The finished runs beside a run, itself included, of the same images, backbone and preparation of images."""
+    found = [read_run(path.parent) for path in sorted(run.path.parent.glob(f"{run.config.dataset}-*/{METRICS}"))]
+
+    def key(each: Run) -> tuple[object, ...]:
+        config = each.config
+        return each.record["data"], each.record["weights"], config.resize, config.image_size, config.pool
+
+    return [each for each in found if key(each) == key(run)]
