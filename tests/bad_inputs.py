@@ -367,9 +367,9 @@ TABLE: dict[str, list[Case]] = {
     ],
     "Devices and disks": [
         Case("no such device", "`train --device banana`", runs.device("--device", "banana"),
-             "device 'banana' cannot be used here; choose cpu, or cuda where there is a GPU"),
+             "device 'banana' cannot be used here; choose cpu, or cuda or mps where there is such a GPU"),
         Case("half precision without a GPU", "`train --set precision=fp16`", runs.half,
-             "precision = 'fp16' needs a GPU, the device is cpu; use 'auto', 'bf16' or 'fp32'"),
+             "precision = 'fp16' needs an NVIDIA GPU, the device is cpu; use 'auto', 'bf16' or 'fp32'"),
         Case("GPU memory full in a step", "`train`", runs.failing("step", runs.full_gpu),
              "the GPU's memory is full in epoch 2; choose --checkpointing on, or lower batch, or --device cpu"),
         Case("GPU memory full in the evaluation", "`train`", runs.failing("evaluate", runs.full_gpu),

@@ -1,6 +1,7 @@
 """For tests of README.md and docs/*.md: their code blocks, what these would call, and the real parsers for it."""
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -87,6 +88,9 @@ def called(monkeypatch, words: list[str]) -> argparse.Namespace | None:
     program, *rest = words
     if program in ("python", "python3") and rest[:2] == ["-m", "vptsp_core"]:
         return parse_ours(monkeypatch, rest[2:])
+    if program in ("python", "python3") and rest[0] == "-m":
+        assert importlib.util.find_spec(rest[1]), f"no module {rest[1]}"
+        return None
     if program in ("python", "python3"):
         assert (ROOT / rest[0]).is_file(), f"no script {rest[0]}"
         return None

@@ -18,6 +18,9 @@ from packaging.version import Version
 
 import vptsp_core
 from vptsp_core import __main__ as command_line
+from vptsp_core import preset
+from vptsp_core.method.presets import PRESETS
+from vptsp_core.runs.folder import run_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 BASH = shutil.which("bash")
@@ -89,6 +92,24 @@ def test_a_requirement_that_stands_twice_says_the_same():
     assert len({Requirement(line).name for line in lines}) == len(set(lines))
     assert all(len(set(part)) == len(part) for part in (project()["dependencies"], *extras.values()))
     assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text().splitlines()  # `pins` leaves it out
+
+
+def test_an_installed_torch_stays():
+    """As on Colab and Kaggle: neither we nor what we require asks for another one, or for another torchvision."""
+    there = {"torch": "2.11.0+cu128", "torchvision": "0.26.0+cu128"}  # the two belong together
+    waiting, seen = [*map(Requirement, project()["dependencies"])], set()
+    while waiting:
+        needed = waiting.pop()
+        if needed.name in there:
+            assert needed.specifier.contains(there[needed.name])
+        elif needed.name not in seen and needs_here(needed):
+            seen.add(needed.name)
+            waiting += map(Requirement, metadata.requires(needed.name) or ())
+    assert {"timm", "safetensors"} <= seen
+
+
+def needs_here(needed: Requirement) -> bool:
+    return needed.marker is None or needed.marker.evaluate({"extra": ""})
 
 
 def test_conda_environment_agrees_with_the_pins():
@@ -164,6 +185,45 @@ def test_tracked_files_name_no_machine_paths_and_no_registries():
             f"{path.relative_to(ROOT)}:{n}: {line[:100]}" for n, line in enumerate(lines, 1) if wrong.search(line)
         ]
     assert not found
+
+
+FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.I)  # on Windows
+
+
+@pytest.mark.parametrize("name", ["con", "Aux.txt", "a:b", "what?", "a*", "dot.", "end ", "com1.csv"])
+def test_what_windows_forbids(name):
+    assert FORBIDDEN.search(name) and not FORBIDDEN.search("console_com1.csv")
+
+
+def test_windows_can_hold_every_tracked_file_and_run_folder():
+    """Notebooks, figures and tables too: their names are those of the committed demo."""
+    names = [path.relative_to(ROOT).as_posix() for path in tracked()]
+    names += [run_folder(preset(name), "results").relative_to(Path.cwd()).as_posix() for name in PRESETS]
+    assert not [name for name in names if any(map(FORBIDDEN.search, name.split("/"))) or len(name) > 120]
+    assert len({name.lower() for name in names}) == len(names)
+    assert not [path for path in tracked() if path.is_symlink()]
+    assert "* -text" in (ROOT / ".gitattributes").read_text("utf-8").splitlines()  # else git writes other line ends
+
+
+def test_text_files_are_opened_with_an_encoding():
+    """Else Windows takes its own."""
+    found = []
+    for path in (ROOT / "vptsp_core").rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(call, ast.Call) and not says_encoding(call):
+                found.append(f"{path.relative_to(ROOT)}:{call.lineno}")
+    assert not found
+
+
+def says_encoding(call: ast.Call) -> bool:
+    """Whether a call opens no text file, or says in which encoding."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if name in ("read_text", "write_text"):
+        return len(call.args) + len(call.keywords) == (1 if name == "read_text" else 2)
+    if name != "open" or ast.unparse(call.func) in ("os.open", "Image.open", "tarfile.open"):
+        return True
+    modes = [node.value for each in call.args for node in ast.walk(each) if isinstance(node, ast.Constant)]
+    return bool({"rb", "wb", "ab"} & set(modes)) or "encoding" in {each.arg for each in call.keywords}
 
 
 # ---- torchvision beside a CPU-only torch ---------------------------------------------------------

@@ -101,7 +101,8 @@ def _together(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> i
     joined_before = distributed.joined()
     with contextlib.ExitStack() as stack:
         if os.environ["RANK"] != "0":
-            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
         try:
             status = command(argv)
         except VptspError:
@@ -171,7 +172,7 @@ def _train(argv: Sequence[str]) -> int:
                        "images in --results)")  # fmt: skip
     files.add_argument("--tensorboard", metavar="DIR", help="curves after every epoch and a retrieval grid at the end")
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU where there is one)")
+    machine.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU where there is one)")
     machine.add_argument("--class-table", default="auto", metavar="WHERE", help="class prompts: auto, device or host")
     machine.add_argument("--checkpointing", default="auto", metavar="WHEN", help="of gradients: auto, on or off")
     machine.add_argument("--compile", default="auto", metavar="WHEN", help="steps: auto (long runs on a GPU), on, off")
@@ -239,7 +240,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--weights", metavar="FILE", help="the backbone's weights, if they have moved since")
     parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets")
     parser.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU where there is one)")
     parser.add_argument("--backend", choices=BACKENDS, default="torch", help="what searches (default: torch)")
     args = parser.parse_args(argv)
     _join(args.device)

@@ -352,7 +352,7 @@ BAD_COMMANDS = {
     "bench on no device": (["bench", "step", "--device", "banana"], "device 'banana' cannot be used here"),
     "bench on no such GPU": (["bench", "step", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
     "negative steps": (["bench", "step", "--steps", "-1"], "steps = -1 must be at least 1"),
-    "fp16 on the CPU": (["train", "--set", "precision=fp16", "--device", "cpu"], "needs a GPU"),
+    "fp16 on the CPU": (["train", "--set", "precision=fp16", "--device", "cpu"], "needs an NVIDIA GPU"),
 }
 
 

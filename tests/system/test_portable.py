@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vptsp_core.data.own import _inside
 from vptsp_core.errors import VptspError
 from vptsp_core.system import portable
 from vptsp_core.system.files import write_bytes
@@ -13,14 +14,14 @@ from vptsp_core.system.places import PACKAGE
 
 DIFFERS = re.compile(
     r"\bfcntl\b|\bresource\b\.|import resource\b|/proc|\bsched_|\bposix_|os\.fork|['\"]fork|pwrite|fdatasync|SIGKILL|"
-    r"killpg|sys\.platform"
+    r"killpg|sys\.platform|os\.name\b|platform\.system"
 )
 ELSEWHERE = {"vptsp_core/system/portable.py"}
 
 
 def test_no_other_module_asks_which_system_this_is():
     found = {
-        str(path.relative_to(PACKAGE.parent)): lines
+        path.relative_to(PACKAGE.parent).as_posix(): lines
         for path in PACKAGE.rglob("*.py")
         if (lines := [line for line in path.read_text("utf-8").splitlines() if DIFFERS.search(line)])
     }
@@ -55,8 +56,17 @@ def test_what_the_system_says_of_itself():
 
 
 def test_a_limit_of_cores_counts(monkeypatch):
-    monkeypatch.setattr(Path, "read_text", lambda path: "150000 100000")
+    monkeypatch.setattr(Path, "read_text", lambda path, encoding: "150000 100000")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8), raising=False)
     assert portable.cores() == 2
-    monkeypatch.setattr(Path, "read_text", lambda path: "max 100000")
+    monkeypatch.setattr(Path, "read_text", lambda path, encoding: "max 100000")
     assert portable.cores() == 8
+
+
+def test_a_table_of_images_may_be_from_windows(tmp_path, monkeypatch):
+    """Its backslashes separate folders there, and absolute paths are taken as relative ones."""
+    (tmp_path / "ein Vogel ü").mkdir()
+    (tmp_path / "ein Vogel ü" / "0.png").touch()
+    monkeypatch.setattr(os, "sep", "\\")
+    for path in ("ein Vogel ü\\0.png", ".\\ein Vogel ü\\0.png", f"{tmp_path}\\ein Vogel ü\\0.png"):
+        assert _inside(tmp_path, path) == "ein Vogel ü/0.png"

@@ -203,7 +203,7 @@ def _refuse_shared(name: str, listing: Listing) -> None:
         if same in seen:
             where = listing.where(seen[same], path)
             raise DataError(f"{name}: {listing.source} lists {path} twice{where}; keep one of the two lines")
-        if path.startswith("/") or ".." in path.split("/") or "\0" in path:
+        if os.path.isabs(path) or ".." in path.split("/") or "\0" in path:
             raise DataError(f"{name}: {listing.source} lists {path}{listing.where(path)}, which is not inside "
                             f"{listing.root}; write it so")  # fmt: skip
         seen[same] = path

@@ -110,7 +110,7 @@ class FileSet(ImageSet):
         if not self.paths:
             return []
         common = os.path.commonpath([path.parent for path in self.paths])
-        return [os.path.relpath(path, common) for path in self.paths]
+        return [os.path.relpath(path, common).replace(os.sep, "/") for path in self.paths]
 
     def fingerprint(self) -> str:
         """Over labels, paths and file sizes, which is quick and does not see edits of equal length. Your own images

@@ -124,7 +124,7 @@ def _load(images: ImageSet, transform: Transform, items: list[Any], device: torc
             with starting():
                 loaded = iter(loader)
             for pixels in loaded:
-                yield pixels.to(device, non_blocking=True)
+                yield pixels.to(device, non_blocking=device.type == "cuda")
     except DataError as error:  # from a worker it comes back with its traceback in the message
         raise DataError(
             str(error).strip().splitlines()[-1].removeprefix(f"{DataError.__module__}.DataError: ")

@@ -228,15 +228,16 @@ def _lines(table: Path) -> tuple[list[str], str, int]:
 
 def _inside(folder: Path, path: str) -> str:
     """``path`` relative to the folder, if it names a file of it absolutely, or as seen from the folder's parent."""
-    path = path.removeprefix("./")
+    path = path.replace(os.sep, "/").removeprefix("./")
     top = folder.absolute()
     first = path.split("/")[0]
-    if "\0" in path or first not in ("", "..", top.name) or (first == top.name and (folder / path).is_file()):
+    elsewhere = os.path.isabs(path) or first in ("..", top.name)
+    if "\0" in path or not elsewhere or (first == top.name and (folder / path).is_file()):
         return path
     for base in (top, top.parent):
         file = base / path
         for whole in (os.path.abspath, os.path.realpath):
-            inside = os.path.relpath(Path(whole(file.parent), file.name), whole(top))
-            if not inside.startswith("..") and (top / inside).is_file():
-                return Path(inside).as_posix()
+            inside = Path(whole(file.parent), file.name)
+            if inside.is_relative_to(whole(top)) and inside.is_file():
+                return inside.relative_to(whole(top)).as_posix()
     return path

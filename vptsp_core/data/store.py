@@ -45,13 +45,13 @@ class PixelStore:
         return self.pixels[start : start + height * width * 3].reshape(height, width, 3)
 
     def resident(self, device: torch.device) -> Tensor | None:
-        """The flat pixels, (bytes,) uint8, where the device can reach them: as they are for the CPU, a copy on a GPU
-        with room for them (`RESIDENT_SHARE`), kept for the life of the store; None where there is too little room.
+        """The flat pixels, (bytes,) uint8, where the device can reach them: as they are for the CPU, on an NVIDIA GPU
+        with room for them (`RESIDENT_SHARE`) a copy, kept for the life of the store; None elsewhere.
         """
         if device.type == "cpu":
             return torch.from_numpy(self.pixels)
         if device not in self._resident:
-            if device.type == "cuda" and self.pixels.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+            if device.type != "cuda" or self.pixels.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
                 return None
             self._resident[device] = torch.from_numpy(self.pixels).to(device)
         return self._resident[device]

@@ -124,7 +124,7 @@ def _planned(
             made = plan(np.bincount(benchmark.train.labels), len(benchmark.test), free, shape(backbone), changes)
             write_json(path, {"config": made.config.to_dict(), "reasons": made.reasons})
     try:
-        kept = dict(json.loads(path.read_text()))
+        kept = dict(json.loads(path.read_text("utf-8")))
         return Plan(RunConfig.from_dict(kept["config"]), tuple(map(str, kept["reasons"])))
     except (OSError, ValueError, KeyError, TypeError, VptspError) as error:
         raise VptspError(f"{path}: no plan can be read ({error}); delete the file") from error
@@ -133,11 +133,11 @@ def _planned(
 def machine(device: torch.device, cache: Path) -> Machine:
     """What is free now, on this machine, for a run on ``device`` that decodes images into the folder ``cache``."""
     host = available_memory()
-    gpu = device.type == "cuda"
+    nvidia = device.type == "cuda"
     existing = next((place for place in (cache, *cache.parents) if place.exists()), Path.cwd())
-    memory = float(torch.cuda.mem_get_info(device)[0]) if gpu else host / local_size()
+    memory = float(torch.cuda.mem_get_info(device)[0]) if nvidia else host / local_size()
     disk = shutil.disk_usage(existing).free if os.access(existing, os.W_OK) else 0
-    return Machine(gpu, memory, host, disk, world_size())
+    return Machine(device.type != "cpu", memory, host, disk, world_size())
 
 
 def compare(frozen: Run, trained: Run) -> pd.DataFrame:

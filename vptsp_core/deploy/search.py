@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--model", metavar="RUN", help="the index's model, where it has moved (default: where it was)")
     parser.add_argument("--weights", metavar="FILE", help="the backbone's, where they have moved")
     parser.add_argument("--to", metavar="NAME", default="search", help="writes NAME.png and NAME.csv (default: search)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU where there is one)")
     args = parser.parse_args(argv)
     positive("k", args.k)
     png, csv = (Path(f"{args.to}.{kind}").expanduser().absolute() for kind in ("png", "csv"))

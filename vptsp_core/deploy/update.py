@@ -227,7 +227,7 @@ def main(argv: Sequence[str]) -> int:
                         "(default: that of the index, where there is one)")  # fmt: skip
     parser.add_argument("--weights", metavar="FILE", help="the backbone's, where they have moved")
     parser.add_argument("--to", metavar="INDEX", default=PLACE, help=f"folder of the index (default: {PLACE})")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU where there is one)")
     args = parser.parse_args(argv)
     model, weights = args.model, args.weights
     if model is None:

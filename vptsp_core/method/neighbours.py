@@ -37,9 +37,10 @@ def nearest_neighbours(
     """The k gallery items of highest cosine for each query: scores (N, k) float32 and indices (N, k) int64.
 
     queries (N, d) and gallery (M, d): tensors, arrays or tables, of any precision; rows need not have length 1.
-    The answer is on the device of the queries, best first, equal scores by index. exclude_self: query i is
-    gallery item i and does not find itself. Where there are fewer than k items, score -inf and index -1 fill
-    the places left over. chunk: queries scored at a time (default: what fits into 256 MiB, at most 512; GPU: 1 GiB).
+    The answer is on the device of the queries, best first, equal scores by index; for an Apple GPU on the CPU, which
+    searches in its place (`as_tensor`). exclude_self: query i is gallery item i and does not find itself. Where there
+    are fewer than k items, score -inf and index -1 fill the places left over. chunk: queries scored at a time
+    (default: what fits into 256 MiB, at most 512; GPU: 1 GiB).
 
     backend "torch" is exact; "faiss" is a flat (exact) faiss index, on the GPU where the queries are there
     and faiss is built for it. Its scores may differ in their last bits, and with them the order of neighbours
@@ -193,7 +194,8 @@ def positive(name: str, value: Any) -> int:
 def as_tensor(name: str, data: Any) -> Tensor:
     """A tensor or array of any shape as a dense tensor without gradient, its memory shared where that is possible.
 
-    Of a table or a Series of pandas the rows count, in their order, and not the index.
+    Of a table or a Series of pandas the rows count, in their order, and not the index. What is on an Apple GPU comes to
+    the CPU: there is no float64 on it, and its sorting does not keep the order of equals.
 
     Raises:
         VptspError: naming the argument, where torch cannot read it, or some of its values are masked.
@@ -202,7 +204,8 @@ def as_tensor(name: str, data: Any) -> Tensor:
         if isinstance(data, (list, tuple)) and data and all(isinstance(each, Tensor) for each in data):
             data = torch.stack(list(data))
         if isinstance(data, Tensor):
-            return data.detach().to_dense() if data.layout != torch.strided else data.detach()
+            data = data.detach().cpu() if data.device.type == "mps" else data.detach()
+            return data.to_dense() if data.layout != torch.strided else data
         if hasattr(data, "toarray"):  # scipy's sparse arrays
             data = data.toarray()
         elif hasattr(data, "to_numpy"):  # pandas, and what is like it

@@ -71,6 +71,8 @@ def attend(attention: Attention, q: Tensor, kv: Tensor, prompt_kv: Tensor | None
         padded = -(-keys // KEYS_AT_ONCE) * KEYS_AT_ONCE
     k, v = in_heads(attention, kv, prompt_kv, padded)
     k = attention.k_norm(k)
+    if q.device.type == "mps":  # torch 2.11 gives wrong numbers there for other strides (pytorch issue 181133)
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     if products:
         out = _products(q, k, v, attention.scale, keys)
     else:

@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--study", metavar="NAME", help="default: data set, backbone and method")
     parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets")
     parser.add_argument("--results", metavar="DIR", help="default: ./results")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU where there is one)")
     parser.add_argument("--best", metavar="FILE.json", help="the preset to write (default: presets/STUDY.json there)")
     args = parser.parse_args(argv)
     changes = {"selection": "validation"} | dict(parse_change(change) for change in args.changes)

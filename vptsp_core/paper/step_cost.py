@@ -29,7 +29,7 @@ from vptsp_core.paper.released import ReleasedBench
 from vptsp_core.runs.compile import CompiledStep
 from vptsp_core.runs.run import build_model
 from vptsp_core.system.bars import bar
-from vptsp_core.system.devices import autocast_dtype, pick_device
+from vptsp_core.system.devices import autocast_dtype, device_name, pick_device
 from vptsp_core.system.files import write_json
 
 CLASSES = {name: known.counts["train"][0] for name, known in CATALOG.items()}  # of the training sets
@@ -209,7 +209,10 @@ def take_turn(step: Callable[[], object], device: torch.device) -> Turn:
         return Turn(ms, sum(ms))
     start, busy = time.perf_counter(), time.process_time()
     step()
-    return Turn([1000 * (time.perf_counter() - start)], 1000 * (time.process_time() - busy))
+    if device.type == "mps":
+        torch.mps.synchronize()
+    took = 1000 * (time.perf_counter() - start)
+    return Turn([took], 1000 * (time.process_time() - busy) if device.type == "cpu" else took)
 
 
 def measure_steps(
@@ -308,7 +311,7 @@ def compare_forms(
     return {
         "forms": measure_steps(made, device=device, steps=steps, warmup=warmup, progress=progress, base="eager"),
         "batch": config.batch, "classes": training_classes(config, target),
-        "device": "cpu" if target.type == "cpu" else torch.cuda.get_device_name(target),
+        "device": device_name(target),
         "threads": torch.get_num_threads(), "torch": torch.__version__,
     }  # fmt: skip
 

@@ -126,5 +126,5 @@ def made_from(source: Path, values: Mapping[str, Any]) -> str:
 def _package() -> str:
     """Of every file of the package: a commit does not say what is not committed."""
     files = (path for path in sorted(PACKAGE.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
-    lines = [f"{path.relative_to(PACKAGE)} {digest(path)}" for path in files]
+    lines = [f"{path.relative_to(PACKAGE).as_posix()} {digest(path)}" for path in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -115,7 +115,7 @@ class Session:
                 self._manifest.missing.append(entry)
 
     def _place(self, path: Path) -> str:
-        return str(path.relative_to(self.folder) if path.is_relative_to(self.folder) else path.resolve())
+        return (path.relative_to(self.folder) if path.is_relative_to(self.folder) else path.resolve()).as_posix()
 
     def _absent_line(self, config: RunConfig) -> str:
         line = report.absent_data(config, self.data, self._only, self.folder)

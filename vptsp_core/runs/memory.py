@@ -87,10 +87,10 @@ def failures_named(model: MetricModel, when: str) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(f"the GPU's memory is full in {when}; {_mend(model)}, or --device cpu") from error
     except (RuntimeError, MemoryError) as error:
         reason = str(error).partition("\n")[0]
+        if isinstance(error, torch.OutOfMemoryError) or reason.startswith("MPS backend out of memory"):
+            raise TrainingError(f"the GPU's memory is full in {when}; {_mend(model)}, or --device cpu") from error
         if isinstance(error, MemoryError) or "can't allocate memory" in reason:  # of the CPU, by NumPy or by torch
             raise TrainingError(f"the memory of this machine is full in {when}; lower batch") from error
         if isinstance(error, torch.AcceleratorError) or reason.startswith("CUDA error"):

@@ -55,5 +55,5 @@ def listed(names: Sequence[str]) -> str:
     """
     names = list(dict.fromkeys(names))
     common = os.path.commonprefix(names)
-    start = max(common.rfind(" "), common.rfind("/")) + 1
+    start = max(common.rfind(mark) for mark in (" ", "/", os.sep)) + 1
     return names[0] if len(names) == 1 else f"{common[:start]}{{{', '.join(name[start:] for name in names)}}}"

@@ -68,7 +68,7 @@ class Watch:
             if changed is None or changed == self.before.get(folder):
                 continue
             with contextlib.suppress(OSError, ValueError, KeyError):  # it may just have ended
-                read = json.loads((folder / PROGRESS).read_text())
+                read = json.loads((folder / PROGRESS).read_text("utf-8"))
                 epoch = f" epoch {min(read['done'] + 1, read['epochs'])}/{read['epochs']}" if read["epochs"] else ""
                 found[folder] = short_name(folder) + epoch
         return found

@@ -17,7 +17,7 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.method.faiss_index import installed
 from vptsp_core.method.model import MetricModel, count_parameters
 from vptsp_core.runs.host_prompts import HostPrompts
-from vptsp_core.system.devices import precision_and_reason
+from vptsp_core.system.devices import device_name, precision_and_reason
 from vptsp_core.system.distributed import world_size
 from vptsp_core.system.places import PACKAGE
 
@@ -44,12 +44,12 @@ def make_record(config: RunConfig, benchmark: Benchmark, model: MetricModel, dev
 
 def made_with(device: torch.device) -> dict[str, Any]:
     """The code and the machine: ``commit``, ``versions`` of the packages that numbers depend on, and ``device``."""
-    cpu = f"cpu, {torch.get_num_threads()} threads"
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     packages = ("torch", "torchvision", "timm", "numpy", "vptsp-core")
     return {
         "commit": _commit(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "device": device_name(device) + threads,
     }
 
 

@@ -30,13 +30,18 @@ def autocast_dtype(precision: str, device: torch.device, width: int = 384) -> to
 def precision_and_reason(precision: str, device: torch.device, width: int = 384) -> tuple[torch.dtype | None, str]:
     """`autocast_dtype`, and in a few words why; a run's record says both. Raises what that one raises."""
     if precision == "auto":
-        if device.type != "cuda":
+        if device.type == "cpu":
             return _of_cpu(width)
-        with torch.cuda.device(device):  # emulated it would be slower than float32
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        if device.type == "mps":
+            native = torch.backends.mps.is_macos_or_newer(14, 0)  # as torch's autocast asks
+        else:
+            with torch.cuda.device(device):  # emulated it would be slower than float32
+                native = torch.cuda.is_bf16_supported(including_emulation=False)
         return (torch.bfloat16, "this GPU has bf16") if native else (None, "this GPU has no bf16")
     if precision == "fp16" and device.type != "cuda":
-        raise VptspError(f"precision = 'fp16' needs a GPU, the device is {device}; use 'auto', 'bf16' or 'fp32'")
+        raise VptspError(
+            f"precision = 'fp16' needs an NVIDIA GPU, the device is {device}; use 'auto', 'bf16' or 'fp32'"
+        )
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision], "asked for"
 
 
@@ -67,15 +72,18 @@ def bf16_speedup(width: int) -> float:
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
-    """The device called ``name``; None: a GPU where there is one. Under torchrun each process has a GPU of its own.
+    """The device called ``name``; None: a GPU where there is one, NVIDIA's (cuda) or Apple's (mps). Under torchrun each
+    process has a GPU of its own, or computes on the CPU.
 
     Raises:
         VptspError: no such device, none that works here, or one GPU for all processes.
     """
     try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name is None else name)
-        if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
+        device = torch.device(_best() if name is None else name)
+        if device.type not in ("cpu", "cuda", "mps") or (device.type != "cuda" and device.index):
             raise RuntimeError("another kind of device")
+        if device.type == "mps" and launched():
+            raise VptspError(f"device {str(name)!r}: an Apple GPU works for one process; use cpu, or no torchrun")
         if device.type == "cuda" and launched():
             if device.index not in (None, local_rank()):
                 raise VptspError(f"device {str(name)!r}: each process has a GPU of its own; use cuda")
@@ -83,9 +91,20 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise VptspError(
-            f"device {str(name)!r} cannot be used here; choose cpu, or cuda where there is a GPU"
+            f"device {str(name)!r} cannot be used here; choose cpu, or cuda or mps where there is such a GPU"
         ) from error
     return device
+
+
+def _best() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() and not launched() else "cpu"
+
+
+def device_name(device: torch.device) -> str:
+    """What a record says of a device: a GPU's name, or the kind."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -20,7 +20,7 @@ def cores() -> int:
     """Processor cores that this process may use: its affinity, and a container's limit, where there are any."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):  # no container, or no limit ("max")
-        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split())
         count = min(count, -(-quota // period))
     return max(1, count)
 
