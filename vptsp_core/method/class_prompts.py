@@ -55,7 +55,7 @@ class ClassPrompts(nn.Module):
             upcoming: (C',) those of the next batch where they are known; a table in host memory sends them ahead.
         """
         if self.rowwise:
-            classes = classes.to(self.table.device, non_blocking=self.table.is_cuda)
+            classes = classes.to(self.table.device, non_blocking=self.table.device.type != "mps")
             for name, slot in self.slots(optimizer).items():
                 slot.copy_(getattr(self, name).index_select(0, classes))
 
@@ -64,7 +64,7 @@ class ClassPrompts(nn.Module):
         """After the optimiser's step: put the rows of ``classes`` ((C',) int64) and their state back (rowwise; else
         nothing)."""
         if self.rowwise:
-            classes = classes.to(self.table.device, non_blocking=self.table.is_cuda)
+            classes = classes.to(self.table.device, non_blocking=self.table.device.type != "mps")
             for name, slot in self.slots(optimizer).items():
                 getattr(self, name).index_copy_(0, classes, slot)
 
