@@ -214,10 +214,11 @@ TABLE: dict[str, list[Case]] = {
         Case("a text named .pth", "`train`", runs.weights("w.pth", runs.junk),
              "weights DIR/w.pth: unreadable (cut short or damaged); get the file again"),
         Case("pickled code", "`train`", runs.weights("w.pth", runs.bomb),
-             "weights DIR/w.pth: holds io.open besides tensors, and no code of a file is executed; save "
+             f"weights DIR/w.pth: holds {open.__module__}.open besides tensors, and no code of a file is executed; save "
              "model.state_dict() alone"),
         Case("pickled code named .safetensors", "`train`", runs.weights("w.safetensors", runs.bomb),
-             "weights DIR/w.safetensors: unreadable (cut short or damaged); get the file again"),
+             "weights DIR/w.safetensors: a torch file, which is never read under the name .safetensors; rename it to "
+             ".pth"),
         Case("no table", "`train`", runs.weights("w.pth", runs.no_table),
              "weights DIR/w.pth: holds no table of tensors; save model.state_dict()"),
         Case("whole numbers", "`train`", runs.weights("w.safetensors", runs.whole_numbers),

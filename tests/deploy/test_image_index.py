@@ -13,6 +13,7 @@ from PIL import Image
 
 import vptsp_core
 from tests.runs.test_embedder import learned
+from tests.runs.test_workers import until
 from vptsp_core.__main__ import main
 from vptsp_core.data.glyphs import GlyphSet
 from vptsp_core.deploy import index as image_index
@@ -56,7 +57,8 @@ def counted(monkeypatch) -> list[int]:
 def test_indexing_decodes_in_other_processes(folder, model, tmp_path, monkeypatch):
     monkeypatch.setattr("vptsp_core.deploy.update.decoders", lambda batches: 2)
     _, counts = update(folder, tmp_path / "index", vptsp_core.load(model, "cpu"), model=model)
-    assert counts.embedded == 13 and not multiprocessing.active_children()
+    assert counts.embedded == 13
+    until(lambda: not multiprocessing.active_children(), "the processes to end")
 
 
 def test_index_then_search(folder, model, tmp_path, capsys, monkeypatch):

@@ -334,7 +334,7 @@ BAD_COMMANDS = {
     "not key=value": (["train", "--set", "alpha"], "write KEY=VALUE"),
     "impossible value": (["train", "--set", "alpha=2"], "alpha = 2.0 must be in [0, 1]"),
     "no data folder": (["train", "--preset", "cub200-vits16"], "--data DIR"),
-    "missing data folder": (["train", "--preset", "cub200-vits16", "--data", "nowhere"], "no folder nowhere"),
+    "missing data folder": (["train", "--preset", "cub200-vits16", "--data", "nowhere"], "there is no folder "),
     "unknown backbone": (["train", "--set", "backbone=vit_smal"], "backbone 'vit_smal' is not a timm model"),
     "other family": (["train", "--set", "backbone=resnet18", "weights=random"], "is a ResNet"),
     "no such weights": (["train", "--set", "weights=nowhere.pth"], "nowhere.pth: no such file"),

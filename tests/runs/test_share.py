@@ -145,7 +145,7 @@ def test_commands_take_it(server, tmp_path, capsys):
     assert main(["export", uri, "--to", str(tmp_path / "again.safetensors")]) == 0
     assert (tmp_path / "again.safetensors").read_bytes() == file.read_bytes()
     index = ImageIndex("images", [], np.zeros((0, 2)), np.zeros((0, 96)), {"path": uri})
-    assert model_path(index, "index") == uri  # `search` loads it again
+    assert model_path(index) == uri  # `search` loads it again
 
 
 @pytest.mark.parametrize("where", ["the hub", "the cache"])

@@ -6,8 +6,7 @@ import argparse
 import os
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from vptsp_core.data.fetch import get, steps
 from vptsp_core.data.folder import IMAGE_SUFFIXES, FileSet, read_image
 from vptsp_core.errors import DataError
 from vptsp_core.system.bars import amount, bar
+from vptsp_core.system.portable import cores
 
 ALLOW_PARTIAL = "continue, with a warning, if it is not the whole published data set"
 
@@ -121,12 +121,9 @@ def _unreadable(benchmark: Benchmark) -> list[str]:
     sets = [images for images in _splits(benchmark).values() if isinstance(images, FileSet)]
     paths = [path for images in sets for path in images.paths]
     why = partial(_why_unreadable, as_shown=any(images.as_shown for images in sets))
-    try:
-        with ProcessPoolExecutor() as pool:
-            found = bar(pool.map(why, paths, chunksize=64), "decoding", len(paths), show=True, unit="images")
-            return [reason for reason in found if reason]
-    except BrokenProcessPool as error:
-        raise DataError("a process that decodes images died (short of memory?); free some and check again") from error
+    with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes beside other threads
+        found = bar(pool.map(why, paths), "decoding", len(paths), show=True, unit="images")
+        return [reason for reason in found if reason]
 
 
 def _why_unreadable(path: Path, as_shown: bool) -> str:

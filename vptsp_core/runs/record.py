@@ -45,10 +45,14 @@ def make_record(config: RunConfig, benchmark: Benchmark, model: MetricModel, dev
 def made_with(device: torch.device) -> dict[str, Any]:
     """The code and the machine: ``commit``, ``versions`` of the packages that numbers depend on, and ``device``."""
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    packages = ("torch", "torchvision", "timm", "numpy", "vptsp-core")
+    packages = ("torchvision", "timm", "numpy", "vptsp-core")
     return {
         "commit": _commit(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),  # with its build, such as +cu130
+            **{name: _version(name) for name in packages},
+        },
         "device": device_name(device) + threads,
     }
 
