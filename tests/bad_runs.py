@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -416,6 +415,8 @@ def full_disk(desk: Desk) -> str:
 
 def file_size_limit(desk: Desk) -> str:
     """Files of at most 4 kB; the system itself refuses more."""
+    import resource  # not there on Windows
+
     done = subprocess.run(
         [sys.executable, "-m", "vptsp_core", *map(str, desk.train())], cwd=ROOT, capture_output=True, text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),

@@ -45,8 +45,8 @@ def pins(name: str) -> dict[str, Version]:
     found = {}
     for line in filter(None, lines):
         if not line.startswith("-r "):
-            pin = re.fullmatch(r"([a-z0-9-]+)==([0-9.]+)", line)
-            assert pin, f"{name}: {line!r} is not of the form name==version"
+            pin = re.fullmatch(r"([a-z0-9-]+)==([0-9.]+)(; sys_platform .*)?", line)
+            assert pin, f"{name}: {line!r} is not of the form name==version, or with a system behind it"
             assert pin[1] not in found, f"{name}: {pin[1]} is there twice"
             found[pin[1]] = Version(pin[2])
     return found

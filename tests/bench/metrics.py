@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -244,6 +243,8 @@ def _peak_bytes(device: str, reset: bool = False) -> int:
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if not status.exists():
+        import resource  # not there on Windows
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if reset:
         with contextlib.suppress(OSError):

@@ -37,8 +37,10 @@ def test_what_is_there_and_what_is_missing_is_listed_with_its_time(tmp_path, mon
     other = "many([preset('smoke', seed=1), preset('smoke', seed=2, epochs=2)])"
     write(tmp_path, "a_runs", *cells)
     write(tmp_path, "b_runs", cells[0], other)
+    write(tmp_path, "c_runs", cells[0], "run(preset('smoke', seed=0), light=False)")
     out = tmp_path / "results" / "smoke"
-    finished(out)
+    light = finished(out).path
+    (light / "model.safetensors").unlink()
     assert runner.run_notebooks("smoke", None, tmp_path / "results", folder=tmp_path, dry=True) == 0
     second, third = (run_folder(preset("smoke", **each), out).name for each in (dict(seed=1), dict(seed=2, epochs=2)))
     assert capsys.readouterr().out.splitlines() == [
@@ -46,8 +48,10 @@ def test_what_is_there_and_what_is_missing_is_listed_with_its_time(tmp_path, mon
         f"    {second}, seed 1: about 90 s",
         "b_runs: 2 runs, 0 there, 1 missing, 1 listed above",
         f"    {third}, seed 2: no run of this kind on cpu yet",
-        "3 runs, 1 there, 2 missing",
-        "One after another on cpu, 1 of those missing take about 2 minutes, and of 1 no time is known; pictures, "
+        "c_runs: 1 runs, 0 there, 1 missing",
+        f"    {light.name}, seed 0: about 90 s",
+        "3 runs, 0 there, 3 missing",
+        "One after another on cpu, 2 of those missing take about 3 minutes, and of 1 no time is known; pictures, "
         "searches and timings come on top",
     ]
     assert [path.name for path in out.iterdir()] == ["runs"]

@@ -132,6 +132,8 @@ def test_a_file_of_weights_counts_by_content_not_by_place(tmp_path, pictures):
     np.testing.assert_array_equal(vptsp_core.load(file, "cpu", weights=places["moved"]).embed(pictures), wanted)
     places["moved"].rename(file.parent / "vit.safetensors")  # beside the embedder it is found
     np.testing.assert_array_equal(vptsp_core.load(file, "cpu").embed(pictures), wanted)
+    rewrite_header(file, HEADER, lambda header: header["config"].update(weights=r"D:\birds\vit.safetensors"))
+    np.testing.assert_array_equal(vptsp_core.load(file, "cpu").embed(pictures), wanted)  # also if saved on Windows
 
 
 def test_a_run_takes_its_weights_from_elsewhere_if_they_are_the_same(tmp_path):

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import termios
 import types
 from pathlib import Path
 
@@ -108,6 +107,7 @@ def test_what_trains_no_epoch_is_in_the_log_too(tmp_path, capfd, monkeypatch, ch
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_a_terminal_has_bars_and_none_of_these_lines(tmp_path):
     ours, terminal = os.openpty()
+    import termios
     termios.tcsetwinsize(terminal, (24, 80))  # tqdm draws nothing where there are no columns
     os.set_blocking(ours, False)  # a terminal without bars is a failure, not a wait
     command = [*TRAIN, "epochs=1", "--results", tmp_path]

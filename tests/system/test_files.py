@@ -1,7 +1,5 @@
 """Files are whole or absent."""
 
-import resource
-
 import pytest
 
 from vptsp_core.errors import VptspError
@@ -10,6 +8,7 @@ from vptsp_core.system.files import remove_temporaries, replacing, temporary_nam
 
 def test_a_full_disk_leaves_what_was_there(tmp_path):
     """The limit on a file's size stands for a full disk: the same kind of error in the middle of writing."""
+    resource = pytest.importorskip("resource", reason="Windows limits no file's size")
     (tmp_path / "file").write_bytes(b"as it was")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))

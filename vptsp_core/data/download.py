@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import http.client
-import os
 import shutil
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from vptsp_core.errors import DataError
 from vptsp_core.system.bars import amount, bar
 from vptsp_core.system.locks import locked
+from vptsp_core.system.portable import replace
 
 TRIES = 4  # of one source, in a row, without a byte more
 PAUSE = 1.0  # seconds before the second try, one more before each further one
@@ -62,7 +62,7 @@ def download(sources: Sequence[str], target: Path, checksum: str, size: int | No
                     raise
                 raise DataError(f"{target}: the disk is full; free some, the same command resumes it") from error
             else:
-                os.replace(part, target)
+                replace(part, target)
                 return target
     raise DataError(f"{target.name}: no source gave it ({'; '.join(reasons)}); try again, or put it at {target}")
 

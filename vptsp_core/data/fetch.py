@@ -16,6 +16,7 @@ from vptsp_core.errors import DataError
 from vptsp_core.system.bars import bar
 from vptsp_core.system.files import replacing
 from vptsp_core.system.locks import locked
+from vptsp_core.system.portable import replace
 
 
 def get(known: DataSet, data: Path) -> None:
@@ -105,7 +106,7 @@ def _unpack(archive: Path, folder: Path, makes: str) -> None:
             _extract(archive, temporary)
             if not (made := Path(temporary, makes)).is_dir():
                 raise DataError(f"{archive}: holds no folder {makes}; get the right archive")
-            made.rename(folder / makes)
+            replace(made, folder / makes)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"stopped; the same command unpacks {archive.name} again") from error
     except DataError:

@@ -24,23 +24,25 @@ from vptsp_core.system.devices import pick_device
 CALLS = ("carry_out", "run", "many", "tune")  # of a session, and of the package
 
 
-def asked_runs(path: Path, given: Mapping[str, Any], folder: Path) -> tuple[list[RunConfig], int]:
-    """The runs that a notebook asks for with these parameters, and how many trials of a search.
+def asked_runs(path: Path, given: Mapping[str, Any], folder: Path) -> tuple[dict[RunConfig, bool], int]:
+    """The runs that a notebook asks for with these parameters, each with whether a light one will do, and how many
+    trials of a search.
 
     Args:
         folder: the results of the profile.
     """
-    runs: list[RunConfig] = []
+    runs: dict[RunConfig, bool] = {}
     trials: list[int] = []
 
-    def note(call: str, first: Any, second: Any = None) -> None:
+    def note(call: str, first: Any, second: Any = None, light: bool = True) -> None:
+        if call == "tune":
+            trials.append(second)
+            return
+        asked = [first] if call == "run" else first
         if call == "carry_out":
             seeds = second if isinstance(second, Mapping) else dict.fromkeys(first, second)
-            runs.extend(config.replace(seed=seed) for cell, config in first.items() for seed in seeds[cell])
-        elif call == "tune":
-            trials.append(second)
-        else:
-            runs.extend([first] if call == "run" else first)
+            asked = [config.replace(seed=seed) for cell, config in first.items() for seed in seeds[cell]]
+        runs.update((config, light and runs.get(config, True)) for config in asked)
 
     session = SimpleNamespace(folder=folder, data=given.get("data"), absent=lambda config: "")
     names: dict[str, Any] = {"session": session, "note": note}
@@ -61,7 +63,7 @@ def asked_runs(path: Path, given: Mapping[str, Any], folder: Path) -> tuple[list
             break
         needed |= more
     exec(compile(ast.fix_missing_locations(ast.Module(kept, [])), path.name, "exec"), names)
-    return list(dict.fromkeys(runs)), sum(trials)
+    return runs, sum(trials)
 
 
 def _kept(statements: Sequence[ast.stmt], needed: set[str]) -> list[ast.stmt]:
@@ -75,7 +77,8 @@ def _kept(statements: Sequence[ast.stmt], needed: set[str]) -> list[ast.stmt]:
         elif calls := [each for each in ast.walk(statement) if isinstance(each, ast.Call) and _name(each) in CALLS]:
             for call in calls:
                 arguments = [ast.Constant(_name(call)), *call.args[:2]]
-                kept.append(ast.Expr(ast.Call(ast.Name("note", ast.Load()), arguments, [])))
+                light = [each for each in call.keywords if each.arg == "light"]
+                kept.append(ast.Expr(ast.Call(ast.Name("note", ast.Load()), arguments, light)))
         elif _given(statement) & needed:
             kept.append(statement)
     return kept
@@ -123,7 +126,8 @@ def show(work: Sequence[tuple[Path, Mapping[str, Any]]], data: str | Path | None
     for path, given in work:
         runs, trials = asked_runs(path, given, folder)
         places = {run_folder(config, folder): config for config in runs}
-        there = {place for place in places if (place / METRICS).exists()}
+        there = {place for place, each in places.items() if (place / METRICS).exists()
+                 and (runs[each] or not read_run(place).light)}  # fmt: skip
         new = [place for place in places if place not in there and place not in listed]
         ready = "; its page is there" if is_finished(folder, path.stem, made_from(path, given)) else ""
         above = len(places) - len(there) - len(new)
@@ -141,6 +145,7 @@ def show(work: Sequence[tuple[Path, Mapping[str, Any]]], data: str | Path | None
     for line in filter(None, absent.values()):
         print(line.partition(", and then: ")[0])
     known = [seconds for seconds in listed.values() if seconds is not None]
+    found -= listed.keys()  # light, where one notebook needs the weights
     print(f"{len(found) + len(listed)} runs, {len(found)} there, {len(listed)} missing")
     print(
         f"One after another on {here}, {len(known)} of those missing take about {sum(known) / 60:.0f} minutes, and of "

@@ -142,7 +142,7 @@ class Embedder:
         """Share it on the Hugging Face Hub: the file that `save` writes, and a model card from the run's record.
 
         Args:
-            repo: ``"org/name"``; a repository that is not there is made.
+            repo: ``"org/name"``, or ``"org/name@branch"``; a repository that is not there is made.
             revision: the branch to write to, made where it is not there; default the main one.
             private: whether a new repository is for you or your organisation alone; default: what is set there.
 

@@ -13,7 +13,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import safetensors
@@ -223,7 +223,8 @@ def _check(saved: Saved, model: MetricModel) -> None:
 def _weights_file(saved: Saved, weights: str | Path | None) -> Path:
     """The backbone's file: as given, as the run named it, or of that name beside what was saved."""
     named = Path(whole_path(saved.config.weights))
-    places = [named, saved.path.parent / named.name] if weights is None else [Path(whole_path(str(weights)))]
+    beside = saved.path.parent / PureWindowsPath(saved.config.weights).name  # of a path of any system
+    places = [named, beside] if weights is None else [Path(whole_path(str(weights)))]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise WeightsError(

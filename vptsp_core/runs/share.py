@@ -33,7 +33,8 @@ SCHEME = "hf://"
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 PAPER = "[VPTSP](https://arxiv.org/abs/2402.02340)"
 CHOSEN = {
-    "released": "each metric at its own best epoch on the test split, as the paper's authors report",
+    "released": "each metric at its own best epoch on the test split, as the paper's authors report; the file is "
+    "of the epoch with the best R@1",
     "last": "the last epoch",
     "validation": "the epoch with the best R@1 on classes held out from training",
 }
@@ -92,7 +93,10 @@ def push(embedder: Embedder, repo: str, revision: str | None = None, private: bo
         VptspError: the hub is out of reach or refuses, or there is no token.
     """
     uri = f"{SCHEME}{repo.removeprefix(SCHEME)}"
-    repo, _ = place(uri)
+    repo, named = place(uri)
+    if named is not None and revision not in (None, named):
+        raise ConfigError(f"{uri}: it names another revision than revision={revision!r}; give one of them")
+    revision = revision or named
     if huggingface_hub.get_token() is None:
         raise VptspError(f"{uri}: there is no token of the Hub here; {LOGIN}")
     if obstacle := hub.in_the_way():
@@ -170,7 +174,8 @@ def model_card(embedder: Embedder, repo: str, revision: str | None = None) -> st
             ) for each, value in metrics.items()
         ],
     )  # fmt: skip
-    made = [("command", f"`{command(config)}`"), ("run", f"`{embedder.run}`, seed {config.seed}")]
+    partial = " --allow-partial" if "partial" in data else ""
+    made = [("command", f"`{command(config)}{partial}`"), ("run", f"`{embedder.run}`, seed {config.seed}")]
     if run:
         record, versions = run.record, ", ".join(f"{key} {value}" for key, value in run.record["versions"].items())
         made += [
@@ -178,18 +183,22 @@ def model_card(embedder: Embedder, repo: str, revision: str | None = None) -> st
             ("machine", f"{record['device']}; {record['seconds'] / 60:.1f} minutes"),
             ("parameters", f"{record['parameters']['tunable']:,} tuned in training"),
         ]
+    content = "holds what was learned; the rest of the backbone comes from its own source, and its checksum is compared"
+    if config.method == "full":
+        content = "holds all of the backbone"
+    chosen = f" Reported: {CHOSEN[config.selection]}." if config.method != "frozen" and config.epochs else ""
     lines = [
         "---", front.to_yaml(), "---", "", f"# {name}", "",
-        f"An image retriever: images in, L2-normalised embeddings of {config.embed_dim} numbers out. Trained with "
-        f"{PAPER} (`{prompted}`) on `{config.backbone}`. `{WEIGHTS}` holds what was learned; the rest of the backbone "
-        "comes from its own source, and its checksum is compared.",
+        f"An image retriever: images in, L2-normalised embeddings of {config.embed_dim} numbers out. Made by "
+        f"vptsp-core, which reproduces {PAPER}, with the method `{prompted}` on `{config.backbone}`. "
+        f"`{WEIGHTS}` {content}.",
         "", "## Use", "", "```python", "import vptsp_core", "",
         f'embedder = vptsp_core.load("{uri}")',
         'scores, places = embedder.index(["a.jpg", "b.jpg"]).search(["query.jpg"], k=1)',
         "```", "", "Images are paths or PIL images. Install the package `vptsp-core` first.", "",
         "## Results", "", facts, "",
         *(f"| {' | '.join(row)} |" for row in table), "",
-        f"In percent, queries among classes that were not trained on. Reported: {CHOSEN[config.selection]}.",
+        f"In percent, queries among classes that were not trained on.{chosen}",
         "", "## How it was made", "", "| | |", "|---|---|", *(f"| {what} | {said} |" for what, said in made), "",
     ]  # fmt: skip
     return "\n".join(lines)

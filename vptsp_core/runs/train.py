@@ -226,6 +226,9 @@ class Trainer:
 
     def _restore(self, saved: dict[str, Any]) -> None:
         self.loop.load_state_dict(saved)
+        for optimizer in self.loop.optimizers:  # torch takes a CPU's state as it is, mapped from a file to be replaced
+            for state in optimizer.state.values():
+                state |= {k: v.clone() for k, v in state.items() if isinstance(v, Tensor) and v.device.type == "cpu"}
         self.history, self.best = saved["history"], saved["best"]
         self.queries = {name: values.numpy().copy() for name, values in saved["queries"].items()}
         self.weights = {name: value.clone() for name, value in saved["weights"].items()}  # the file is replaced later
