@@ -486,12 +486,14 @@ def test_what_is_ignored_is_told(root):
     for name in ("aa", "lost+found", ".hidden"):
         (root / name).mkdir()
     (root / "a" / "x.psd").write_bytes(b"")
+    (root / "split.tsv").write_text("path\tclass\n")
     with pytest.warns(UserWarning) as caught:
         benchmark = load_benchmark("folder", root)
     (of_files,) = [each for each in caught if "in two classes" not in str(each.message)]  # `put` has one picture
     told, end = str(of_files.message), "the first loose.jpg; 1 image(s) in sub-folders of class folders are not used"
     end += "; 1 .psd are not read; convert them to JPEG or PNG"
-    assert "4 thing(s) in" in told and told.endswith(end)
+    end += "; split.tsv is not read: a table of the images has the name split.csv"
+    assert "5 thing(s) in" in told and told.endswith(end)
     assert benchmark.train.class_names == ("a", "b"), "an empty folder moves no class"
     assert benchmark.differences == ()
 

@@ -5,6 +5,7 @@ import json
 import random
 import re
 import shutil
+import threading
 import time
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,8 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.method.presets import preset
 from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.runs.folder import read_run
+from vptsp_core.runs.progress import LOCK
+from vptsp_core.system.locks import locked
 
 VIT_S = (12, 384, 16)
 GB = 1e9
@@ -750,3 +753,14 @@ def test_calls_that_begin_at_once_get_one_plan(tmp_path, monkeypatch):
         plans = [call.result() for call in calls]
     assert len({made.config for made in plans}) == 1 and next(looks) == 64e9, "one looked"
     assert len(list((tmp_path / "plans").iterdir())) == 1
+
+
+def test_the_summary_waits_for_who_has_the_runs_lock(tmp_path):
+    """Who gets the lock deletes temporary files, and would delete that of a summary that is being written."""
+    writer = threading.Thread(target=own_images._write_summary, args=(tmp_path, {"summary": "done"}))
+    with locked(tmp_path / LOCK):
+        writer.start()
+        writer.join(0.3)
+        assert writer.is_alive() and not (tmp_path / own_images.SUMMARY).exists()
+    writer.join(10)
+    assert json.loads((tmp_path / own_images.SUMMARY).read_text()) == {"summary": "done"}

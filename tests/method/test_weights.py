@@ -78,6 +78,7 @@ def changed(state):
             lambda s: {"teacher": under("backbone.", s) | under("dino_head.", DINO_HEAD)},
             "3 tensors beside the backbone's are not used (such as dino_head.bn.num)",
         ),
+        "a projector": (lambda s: under("module.", s | {"projector.0.bias": torch.ones(3)}), "1 tensors beside"),
         "a decoder of MAE": (lambda s: {"model": s | {"mask_token": torch.ones(1), "decoder_norm.bias": torch.ones(3)}},
                              "2 tensors"),
         "an average, its loss and its scale": (

@@ -25,6 +25,7 @@ COLUMNS = ("path", "class", "split")
 SPLITS = ("train", "test", "query", "gallery")
 VALIDATION = ("val", "valid", "validation")  # what others call a split that we make ourselves
 DELIMITERS = ",;\t|"
+TABLES = (".csv", ".tsv", ".xls", ".xlsx", ".ods")
 
 
 class Row(NamedTuple):
@@ -98,7 +99,7 @@ def _by_folder(folder: Path, name: str) -> dict[str, Rows]:
 
 
 def _lost(folder: Path, ignored: Sequence[str]) -> str:
-    """What of the ``ignored`` are images: in sub-folders of class folders, or of kinds that are not read."""
+    """What of the ``ignored`` are images, in sub-folders of class folders or of kinds that are not read, or a table."""
     names = [*ignored]
     for inside in ignored:
         for _, folders, files in os.walk(folder / inside) if "/" in inside else ():
@@ -106,7 +107,9 @@ def _lost(folder: Path, ignored: Sequence[str]) -> str:
             names += [f"{inside}/{file}" for file in files if not file.startswith(".")]
     count = sum(each.lower().endswith(IMAGE_SUFFIXES) for each in names if "/" in each)
     in_sub_folders = f"{count:,} image(s) in sub-folders of class folders are not used" if count else ""
-    return "".join(f"; {each}" for each in (in_sub_folders, not_read(names)) if each)
+    tables = [each for each in ignored if "/" not in each and each.lower().endswith(TABLES)]
+    table = f"{tables[0]} is not read: a table of the images has the name split.csv" if tables else ""
+    return "".join(f"; {each}" for each in (in_sub_folders, not_read(names), table) if each)
 
 
 def _by_split(rows: Sequence[Row], table: Path, name: str) -> Listing:

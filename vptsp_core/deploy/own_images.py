@@ -25,6 +25,7 @@ from vptsp_core.method.config import RunConfig, whole_path
 from vptsp_core.method.presets import PRESETS
 from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.folder import Run, run_folder
+from vptsp_core.runs.progress import LOCK
 from vptsp_core.runs.run import run
 from vptsp_core.runs.significance import bootstrap, compare_paired
 from vptsp_core.system.devices import pick_device
@@ -103,9 +104,15 @@ def train_folder(
     gain = compare(frozen, trained)
     text = summary(frozen, trained, gain, tested)
     record = {"reasons": planned.reasons, "frozen": frozen.path.name, "gain": gain.to_dict("index"), "summary": text}
-    from_main(lambda: write_json(trained.path / SUMMARY, record))
+    from_main(lambda: _write_summary(trained.path, record))
     say(text)
     return Trained(trained, frozen, gain, text)
+
+
+def _write_summary(path: Path, record: dict[str, Any]) -> None:
+    """Under the run's lock: who gets that deletes temporary files, those of a living writer too."""
+    with locked(path / LOCK):
+        write_json(path / SUMMARY, record)
 
 
 def _planned(

@@ -93,7 +93,7 @@ class RunConfig:
     augmentation: Literal["base", "gentle", "adv", "v2", "auto"] = "base"
     # cached: from images decoded once (shorter side `resize`), augmented on the device; classic: decoded each time
     pipeline: Literal["cached", "classic"] = "cached"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on a GPU that has it, else fp32
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the device has it and it pays
     # released: best epoch ON THE TEST SET; validation: best on every fifth training class, which is held out
     selection: Literal["released", "last", "validation"] = "released"
     # beyond the paper: which parts start from the training images, each with those before it (runs.start_from_data)

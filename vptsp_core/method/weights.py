@@ -37,8 +37,8 @@ PATCHES = ("visual.trunk.patch_embed.proj.weight", "visual.conv1.weight", "patch
 WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # torch's own, in any place
 # What a file may hold beside an encoder: heads, decoders, mask tokens, what losses and averages keep.
 ASIDE = re.compile(
-    r"(.*\.)?(\w*head\w*|pre_logits|fc|classifier|decoder\w*|mask_token|masked_embed|\w*(loss|criterion|prox(y|ies))\w*|"
-    r"logit_(scale|bias)|n_averaged)(\..*)?"
+    r"(.*\.)?(\w*head\w*|pre_logits|fc|classifier|decoder\w*|projector|predictor|mask_token|masked_embed|"
+    r"\w*(loss|criterion|prox(y|ies))\w*|logit_(scale|bias)|n_averaged)(\..*)?"
 )
 OF_A_RUN = ("vit.head.", "vit.proxy_head.", "vit.prompts", "vit.backbone.", "proxies.", "class_prompts.")
 FOREIGN = {

@@ -49,7 +49,7 @@ def precision_and_reason(precision: str, device: torch.device, width: int = 384)
 def _of_cpu(width: int) -> tuple[torch.dtype | None, str]:
     units = [name for name in ("amx_bf16", "avx512_bf16") if torch.cpu.get_capabilities().get(name)]
     if not units:
-        return None, "this CPU has no bf16 units"
+        return None, "this CPU has no bf16 units (AMX, AVX512-BF16)"
     quicker = bf16_speedup(width)
     found = f"this CPU has {' and '.join(units)}; a bf16 product takes 1/{quicker:.1f} of float32's time"
     return (torch.bfloat16 if quicker >= PAYS else None), found
