@@ -56,9 +56,10 @@ def counted(monkeypatch) -> list[int]:
 
 def test_indexing_decodes_in_other_processes(folder, model, tmp_path, monkeypatch):
     monkeypatch.setattr("vptsp_core.deploy.update.decoders", lambda batches: 2)
+    before = multiprocessing.active_children()  # other tests' loaders keep theirs
     _, counts = update(folder, tmp_path / "index", vptsp_core.load(model, "cpu"), model=model)
     assert counts.embedded == 13
-    until(lambda: not multiprocessing.active_children(), "the processes to end")
+    until(lambda: not set(multiprocessing.active_children()) - set(before), "the processes to end")
 
 
 def test_index_then_search(folder, model, tmp_path, capsys, monkeypatch):
