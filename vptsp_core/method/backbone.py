@@ -20,7 +20,8 @@ from vptsp_core.errors import ConfigError, WeightsError
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.hub import asked
 from vptsp_core.method.lora import is_lora, plain_name
-from vptsp_core.method.weights import load_weights, refuse_no_file
+from vptsp_core.method.weights import load_weights
+from vptsp_core.method.weights_file import refuse_no_file
 
 # The embedded ViT, small enough to be shipped and to be tuned in seconds on two cores (see pretrain).
 DEMO_VIT: dict[str, Any] = dict(img_size=40, patch_size=8, embed_dim=96, depth=6, num_heads=3, num_classes=0)

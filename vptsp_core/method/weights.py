@@ -1,37 +1,32 @@
-"""Files of weights as people have them, read into timm's keys. Nothing in a file is executed.
+"""Weights as people have them, read into timm's keys.
 
-A file's content decides its kind. The backbone is the one state dict with a patch embedding; the prefix of
-its keys is stripped. Layouts that timm maps (Meta's DINOv2, OpenAI's and OpenCLIP's CLIP, Google's
-.npz) are mapped by timm. A warning says what was done; a file that could be meant in two ways is refused.
+The backbone is the one state dict with a patch embedding; the prefix of its keys is stripped. Layouts that timm maps
+(Meta's DINOv2, OpenAI's and OpenCLIP's CLIP, Google's .npz) are mapped by timm. A warning says what was done; a file
+that could be meant in two ways is refused.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import io
 import math
 import re
-import tarfile
 import warnings
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from vptsp_core.errors import WeightsError
+from vptsp_core.method.weights_file import Ours, check_tensor, content_of, kind
 
 Table = dict[str, Any]
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt", ".npz")
 # Keys of the patch embedding: OpenCLIP's, OpenAI's, and that of timm and Meta.
 PATCHES = ("visual.trunk.patch_embed.proj.weight", "visual.conv1.weight", "patch_embed.proj.weight")
 WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # torch's own, in any place
@@ -46,11 +41,6 @@ FOREIGN = {
     "conv_proj.weight": "torchvision",
     "transformer.layers.0.0.norm.weight": "vit-pytorch",
 }
-BEGINNINGS = {
-    b"version https://git-lfs": "a Git LFS pointer in place of the weights; run git lfs pull",
-    b"<": "a web page in place of the weights; download the file itself",
-    b"\x1f\x8b": "a compressed archive; unpack it and give the file of weights inside",
-}
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -63,7 +53,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         WeightsError: no such file, unreadable, two backbones in it, missing or unknown keys, another shape, values
             that are not finite numbers.
     """
-    content = _from_npz(path, model) if _kind(path) == "npz" else _content(path)
+    content = _from_npz(path, model) if kind(path) == "npz" else content_of(path)
     stored = dict(_tables(content))
     tables = {name: _unwrapped(table) for name, table in stored.items()}
     _refuse_other_files(path, tables)
@@ -81,7 +71,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise WeightsError(f"weights {path}: {what} ({len(missing)} missing, {len(unknown)} unknown keys); "
                            f"give a file saved for this very backbone{_beginning(tables[name], prefix)}")  # fmt: skip
     for key, value in state.items():
-        _check(path, key, value)
+        check_tensor(path, key, value)
     if "pos_embed" in state and isinstance(model, VisionTransformer):
         state["pos_embed"] = _resampled(state["pos_embed"], model)
     for key, value in state.items():
@@ -96,104 +86,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that this project wrote, by name.
-
-    Raises:
-        WeightsError: no such file, unreadable, code in it, or values that are not finite numbers.
-    """
-    state = _content(path)
-    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise WeightsError(f"weights {path}: holds no table of tensors; save model.state_dict()")
-    for key, value in state.items():
-        _check(path, key, value)
-    return state
-
-
-def refuse_no_file(path: Path, given: str) -> None:
-    """An error unless there is such a file.
-
-    Raises:
-        WeightsError: naming what was given.
-    """
-    if not given.strip():
-        raise WeightsError("weights is empty; give a .safetensors or .pth file, or leave it out")
-    if not path.is_file():
-        fault = "a folder, no file" if path.is_dir() else "no such file"
-        raise WeightsError(f"weights {given}: {fault}; give a .safetensors or .pth file")
-
-
-def _kind(path: Path) -> str:
-    """``"safetensors"``, ``"torch"`` or ``"npz"``, by content; a file named .safetensors is never read as a pickle."""
-    refuse_no_file(path, str(path))
-    try:
-        with path.open("rb") as file:
-            start = file.read(64)
-    except OSError as error:
-        raise WeightsError(f"weights {path}: unreadable ({error.strerror}); get the file again") from error
-    suffix = path.suffix.lower()
-    if start[8:9] == b"{":
-        return "safetensors"
-    misnamed = f"weights {path}: a torch file, which is never read under the name .safetensors; rename it to .pth"
-    if zipfile.is_zipfile(path):
-        names = _members(path)
-        if any(name.endswith("/constants.pkl") for name in names):
-            raise WeightsError(f"weights {path}: a TorchScript program, and no code of a file is executed; "
-                               "save its state_dict() alone")  # fmt: skip
-        if any(name.endswith("/data.pkl") for name in names):
-            if suffix == ".safetensors":
-                raise WeightsError(misnamed)
-            return "torch"
-        if names and all(name.endswith(".npy") for name in names):
-            return "npz"
-    elif start[:1] == b"\x80":  # as torch saved until 1.5
-        if suffix == ".safetensors":
-            raise WeightsError(misnamed)
-        return "torch"
-    for beginning, what in BEGINNINGS.items():
-        if start.startswith(beginning):
-            raise WeightsError(f"weights {path}: {what}")
-    if suffix == ".tar" and tarfile.is_tarfile(path):
-        raise WeightsError(f"weights {path}: an archive; unpack it and give the file of weights inside")
-    if suffix not in SUFFIXES:
-        raise WeightsError(f"weights {path}: unknown kind {path.suffix!r}; give .safetensors, .pth, .pt, .bin or .npz")
-    raise WeightsError(f"weights {path}: unreadable (cut short or damaged); get the file again")
-
-
-def _members(path: Path) -> list[str]:
-    """Names in a zip archive; none of a damaged one."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            return file.namelist()
-    except Exception:  # zipfile raises whatever its parts raise
-        return []
-
-
-def _content(path: Path) -> Any:
-    """What a .safetensors or torch file holds."""
-    try:
-        if _kind(path) == "safetensors":
-            with safe_open(path, "pt") as file:
-                ours = [key for key in file.metadata() or {} if key.startswith("vptsp_")]
-            return _Ours(load_file(path)) if ours else load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # options, beside the weights in many a file
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except WeightsError:
-        raise
-    except Exception as error:
-        if code := re.search(r"GLOBAL (\S+)", str(error)):  # of torch's text, which advises to trust the file
-            raise WeightsError(
-                f"weights {path}: holds {code[1]} besides tensors, and no code of a file is executed; "
-                "save model.state_dict() alone"
-            ) from error
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "cut short or damaged"
-        raise WeightsError(f"weights {path}: unreadable ({reason}); get the file again") from error
-
-
-class _Ours(dict[str, Tensor]):
-    """Tensors of a file that says it was written by this project."""
-
-
 def _tables(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Table]]:
     """Every table of tensors in what a file holds, with its name: ("", ...) at the top, ("teacher.backbone", ...);
     what is in a list or a tuple is named by its place."""
@@ -201,7 +93,7 @@ def _tables(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str,
         content = {str(place): value for place, value in enumerate(content)}
     if not isinstance(content, dict) or depth > 3 or not all(isinstance(key, str) for key in content):
         return
-    if any(isinstance(value, Tensor) for value in content.values()) or isinstance(content, _Ours):
+    if any(isinstance(value, Tensor) for value in content.values()) or isinstance(content, Ours):
         yield name, content
     for key, value in content.items():
         yield from _tables(value, f"{name}.{key}".strip("."), depth + 1)
@@ -230,7 +122,7 @@ def _all_same(path: Path, parts: list[Table]) -> bool:
     plain = [{key: value for key, value in part.items() if not ASIDE.fullmatch(key)} for part in parts]
     for part in plain:
         for key, value in part.items():
-            _check(path, key, value)
+            check_tensor(path, key, value)
     first, *others = plain
     return all(
         part.keys() == first.keys()
@@ -244,7 +136,7 @@ def _refuse_other_files(path: Path, tables: dict[str, Table]) -> None:
     if not tables:
         raise WeightsError(f"weights {path}: holds no table of tensors; save model.state_dict()")
     for table in tables.values():
-        if isinstance(table, _Ours) or any(key.startswith(OF_A_RUN) for key in table):
+        if isinstance(table, Ours) or any(key.startswith(OF_A_RUN) for key in table):
             raise WeightsError(f"weights {path}: what a run of this project wrote, not a backbone; load it with "
                                "vptsp_core.load, or give the weights that the run began from")  # fmt: skip
         for key in table:
@@ -278,7 +170,7 @@ def _mapped(path: Path, state: Table, model: VisionTransformer) -> Table:
         return state
     floating = {key: value for key, value in state.items() if isinstance(value, Tensor) and value.is_floating_point()}
     for key, value in floating.items():
-        _check(path, key, value)
+        check_tensor(path, key, value)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             mapped = checkpoint_filter_fn(dict(floating), model, adapt_layer_scale=True)
@@ -326,18 +218,6 @@ def _from_npz(path: Path, model: nn.Module) -> Table:
         kernel = torch.from_numpy(patches).permute(3, 2, 0, 1)
         raise WeightsError(_other_shape(path, PATCHES[-1], kernel, model.patch_embed.proj.weight))
     return {key: value for key, value in filled.state_dict().items() if not value.isnan().all()}
-
-
-def _check(path: Path, key: str, value: Any) -> None:
-    """An error for what is not a plain tensor of finite numbers."""
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
-        raise WeightsError(f"weights {path}: {key} is not a table of floating-point numbers; save model.state_dict()")
-    # Few bytes may claim to be many numbers; of eight bits each, torch knows no arithmetic.
-    whole = value.device.type == "cpu" and value.untyped_storage().nbytes() >= value.nbytes and value.itemsize > 1
-    if not whole:
-        raise WeightsError(f"weights {path}: {key} is not a plain table of 16, 32 or 64 bits; save model.state_dict()")
-    if not value.isfinite().all():
-        raise WeightsError(f"weights {path}: {key} holds values that are not finite numbers; get the file again")
 
 
 def _resampled(positions: Tensor, model: VisionTransformer) -> Tensor:

@@ -27,7 +27,7 @@ from vptsp_core.errors import ConfigError, VptspError, WeightsError
 from vptsp_core.method.backbone import checksum, identity, load_backbone, normalisation
 from vptsp_core.method.config import RunConfig, whole_path
 from vptsp_core.method.model import MetricModel
-from vptsp_core.method.weights import read_weights
+from vptsp_core.method.weights_file import read_weights
 from vptsp_core.runs.folder import CONFIG, HISTORY, METRICS, RECORD, WEIGHTS, learned_weights, read_run
 from vptsp_core.system.files import write_bytes
 from vptsp_core.system.seals import sealed, unsealed

@@ -25,7 +25,7 @@ from vptsp_core.data import OWN, Benchmark
 from vptsp_core.errors import WeightsError
 from vptsp_core.method.backbone import identity
 from vptsp_core.method.config import RunConfig
-from vptsp_core.method.weights import read_weights
+from vptsp_core.method.weights_file import read_weights
 from vptsp_core.runs.checkpoints import remove_checkpoints
 from vptsp_core.runs.progress import LOCK, PROGRESS
 from vptsp_core.runs.selection import reported

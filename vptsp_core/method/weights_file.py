@@ -1,0 +1,146 @@
+"""A file of weights: what kind it is, by its content, and the tensors in it. Nothing in a file is executed."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vptsp_core.errors import WeightsError
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt", ".npz")
+BEGINNINGS = {
+    b"version https://git-lfs": "a Git LFS pointer in place of the weights; run git lfs pull",
+    b"<": "a web page in place of the weights; download the file itself",
+    b"\x1f\x8b": "a compressed archive; unpack it and give the file of weights inside",
+}
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that this project wrote, by name.
+
+    Raises:
+        WeightsError: no such file, unreadable, code in it, or values that are not finite numbers.
+    """
+    state = content_of(path)
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise WeightsError(f"weights {path}: holds no table of tensors; save model.state_dict()")
+    for key, value in state.items():
+        check_tensor(path, key, value)
+    return state
+
+
+def refuse_no_file(path: Path, given: str) -> None:
+    """An error unless there is such a file.
+
+    Raises:
+        WeightsError: naming what was given.
+    """
+    if not given.strip():
+        raise WeightsError("weights is empty; give a .safetensors or .pth file, or leave it out")
+    if not path.is_file():
+        fault = "a folder, no file" if path.is_dir() else "no such file"
+        raise WeightsError(f"weights {given}: {fault}; give a .safetensors or .pth file")
+
+
+def kind(path: Path) -> str:
+    """``"safetensors"``, ``"torch"`` or ``"npz"``, by content; a file named .safetensors is never read as a pickle.
+
+    Raises:
+        WeightsError: it is none of them; the message says what it is.
+    """
+    refuse_no_file(path, str(path))
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise WeightsError(f"weights {path}: unreadable ({error.strerror}); get the file again") from error
+    suffix = path.suffix.lower()
+    if start[8:9] == b"{":
+        return "safetensors"
+    misnamed = f"weights {path}: a torch file, which is never read under the name .safetensors; rename it to .pth"
+    if zipfile.is_zipfile(path):
+        names = _members(path)
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise WeightsError(f"weights {path}: a TorchScript program, and no code of a file is executed; "
+                               "save its state_dict() alone")  # fmt: skip
+        if any(name.endswith("/data.pkl") for name in names):
+            if suffix == ".safetensors":
+                raise WeightsError(misnamed)
+            return "torch"
+        if names and all(name.endswith(".npy") for name in names):
+            return "npz"
+    elif start[:1] == b"\x80":  # as torch saved until 1.5
+        if suffix == ".safetensors":
+            raise WeightsError(misnamed)
+        return "torch"
+    for beginning, what in BEGINNINGS.items():
+        if start.startswith(beginning):
+            raise WeightsError(f"weights {path}: {what}")
+    if suffix == ".tar" and tarfile.is_tarfile(path):
+        raise WeightsError(f"weights {path}: an archive; unpack it and give the file of weights inside")
+    if suffix not in SUFFIXES:
+        raise WeightsError(f"weights {path}: unknown kind {path.suffix!r}; give .safetensors, .pth, .pt, .bin or .npz")
+    raise WeightsError(f"weights {path}: unreadable (cut short or damaged); get the file again")
+
+
+def _members(path: Path) -> list[str]:
+    """Names in a zip archive; none of a damaged one."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.namelist()
+    except Exception:  # zipfile raises whatever its parts raise
+        return []
+
+
+def content_of(path: Path) -> Any:
+    """What a .safetensors or torch file holds.
+
+    Raises:
+        WeightsError: no such file, unreadable, or code in it.
+    """
+    try:
+        if kind(path) == "safetensors":
+            with safe_open(path, "pt") as file:
+                ours = [key for key in file.metadata() or {} if key.startswith("vptsp_")]
+            return Ours(load_file(path)) if ours else load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # options, beside the weights in many a file
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
+    except Exception as error:
+        if code := re.search(r"GLOBAL (\S+)", str(error)):  # of torch's text, which advises to trust the file
+            raise WeightsError(
+                f"weights {path}: holds {code[1]} besides tensors, and no code of a file is executed; "
+                "save model.state_dict() alone"
+            ) from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "cut short or damaged"
+        raise WeightsError(f"weights {path}: unreadable ({reason}); get the file again") from error
+
+
+class Ours(dict[str, Tensor]):
+    """Tensors of a file that says it was written by this project."""
+
+
+def check_tensor(path: Path, key: str, value: Any) -> None:
+    """An error for what is not a plain tensor of finite numbers.
+
+    Raises:
+        WeightsError: naming its key.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
+        raise WeightsError(f"weights {path}: {key} is not a table of floating-point numbers; save model.state_dict()")
+    # Few bytes may claim to be many numbers; of eight bits each, torch knows no arithmetic.
+    whole = value.device.type == "cpu" and value.untyped_storage().nbytes() >= value.nbytes and value.itemsize > 1
+    if not whole:
+        raise WeightsError(f"weights {path}: {key} is not a plain table of 16, 32 or 64 bits; save model.state_dict()")
+    if not value.isfinite().all():
+        raise WeightsError(f"weights {path}: {key} holds values that are not finite numbers; get the file again")
