@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vptsp_core.data import layouts
+from vptsp_core.data import cars196, layouts
 from vptsp_core.data.layouts import Reader
 
 
@@ -86,7 +86,7 @@ CARS196 = DataSet(
     name="cars196",
     title="Stanford Cars",
     folder="cars196",
-    reader=layouts.cars,
+    reader=cars196.cars,
     aliases=("stanford_cars", "Stanford_Cars", "StanfordCars", "stanford-cars-dataset"),
     counts={"train": (98, 8_054), "test": (98, 8_131)},
     parts=(

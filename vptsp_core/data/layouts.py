@@ -8,22 +8,12 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from vptsp_core.data import OWN
 from vptsp_core.data.folder import IMAGE_SUFFIXES, not_read
 from vptsp_core.errors import DataError
 
 Rows = list[tuple[str, str]]
-CARS_TRAIN_CLASSES = 98
-# Cars196: each folder of images, and the files that may hold the class of each image, under which key.
-CARS_WHOLE = {"car_ims": ("relative_im_path", "cars_annos.mat")}
-# The benchmark splits the images of both halves anew, by class.
-CARS_HALVES = {
-    "cars_train": ("fname", "cars_train_annos.mat"),
-    "cars_test": ("fname", "cars_test_annos_withlabels.mat", "cars_test_annos_withlabels_eval.mat",
-                  "cars_test_annos.mat"),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,66 +65,6 @@ def birds(folder: Path, name: str) -> Listing:
             f"which python -m vptsp_core data get {name} gets"
         )
     return class_split(folder, name, 100)
-
-
-def cars(folder: Path, name: str) -> Listing:
-    """Cars196 in one of the layouts that people have: the first 98 of 196 classes are for training.
-
-    ``images/<class>/``; or ``car_ims/`` with ``cars_annos.mat``; or ``cars_train/`` and ``cars_test/``, with their
-    annotations (those of the test images "with labels") or with a folder for each class. Archives may have put each
-    into a folder of its own name, and the .mat files into another one, such as ``devkit/``.
-
-    Raises:
-        DataError: annotations are missing or unreadable.
-    """
-    layouts = (CARS_WHOLE, CARS_HALVES)
-    parts = next((each for each in layouts if all((folder / part).is_dir() for part in each)), None)
-    if (folder / "images").is_dir() or parts is None:
-        return class_split(folder, name, CARS_TRAIN_CLASSES)
-    places = {part: f"{part}/{part}" if (folder / part / part).is_dir() else part for part in parts}
-    if parts is CARS_HALVES and any(each.is_dir() for place in places.values() for each in (folder / place).iterdir()):
-        classes: dict[str, Rows] = {}
-        for place in places.values():
-            for label, files in class_folders(folder / place, name)[0].items():
-                classes.setdefault(label, []).extend((f"{place}/{label}/{file}", label) for file in files)
-        return _in_order(folder, dict(sorted(classes.items())), CARS_TRAIN_CLASSES)
-    numbers: dict[str, int] = {}
-    names: list[str] = []
-    for part, (key, *files) in parts.items():
-        path = _cars_file(folder, name, part, files)
-        found, names = _cars_annotations(path, key)
-        numbers |= {f"{places[part]}/{Path(image).name}": number for image, number in found.items()}
-    labels = {number: ".".join([f"{number:03}", *names[number - 1 : number]]) for number in numbers.values()}
-    rows = sorted((number, image) for image, number in numbers.items())
-    train: Rows = [(image, labels[number]) for number, image in rows if number <= CARS_TRAIN_CLASSES]
-    test: Rows = [(image, labels[number]) for number, image in rows if number > CARS_TRAIN_CLASSES]
-    return Listing(path, folder, {"train": train, "test": test})
-
-
-def _cars_file(folder: Path, name: str, images: str, files: list[str]) -> Path:
-    for file in files:
-        for pattern in (file, f"*/{file}", f"*/*/{file}"):
-            if found := next(folder.glob(pattern), None):
-                return found
-    raise DataError(f"{name}: {folder / images} needs {files[0]}, which holds the class of each image; put it into "
-                    f"{folder}")  # fmt: skip
-
-
-def _cars_annotations(path: Path, key: str) -> tuple[dict[str, int], list[str]]:
-    """The class of each image, from 1 on, where images are under ``key``; and the names of the classes, if any."""
-    import scipy.io
-
-    try:
-        content: dict[str, Any] = scipy.io.loadmat(path, squeeze_me=True)
-        table = content["annotations"]
-        if "class" not in table.dtype.names:
-            raise DataError(f"cars196: {path} has no labels; get cars_test_annos_withlabels.mat in its place")
-        classes = {str(image): int(number) for image, number in zip(table[key], table["class"], strict=True)}
-        return classes, [str(each).strip().replace("/", "-") for each in content.get("class_names", ())]
-    except DataError:
-        raise
-    except Exception as error:  # scipy raises what it meets: ValueError, TypeError, KeyError, NotImplementedError
-        raise DataError(f"cars196: {path} is no {path.name} ({error!r}); get it again") from error
 
 
 def online_products(folder: Path, name: str) -> Listing:
@@ -241,7 +171,7 @@ def class_split(folder: Path, name: str, train_classes: int) -> Listing:
              for label, files in class_folders(folder, name)[0].items()}  # fmt: skip
     numbers = {label: int(label[:3]) for label in found if re.match(r"[0-9]{3}(?!\d)", label)}
     if len(numbers) <= len(found) / 2:
-        return _in_order(folder, found, train_classes)
+        return in_order(folder, found, train_classes)
     notes = []
     if strays := [label for label in found if label not in numbers]:
         notes.append(f"{len(strays)} folder(s) without a class number, the first {strays[0]}")
@@ -253,7 +183,8 @@ def class_split(folder: Path, name: str, train_classes: int) -> Listing:
     return Listing(folder, folder, splits, notes, classes_of_one="refused")
 
 
-def _in_order(folder: Path, classes: dict[str, Rows], train_classes: int) -> Listing:
+def in_order(folder: Path, classes: dict[str, Rows], train_classes: int) -> Listing:
+    """The first ``train_classes`` of ``classes`` for training, the others for the test; nothing may be missing."""
     ordered = list(classes.values())
     splits = {"train": sum(ordered[:train_classes], []), "test": sum(ordered[train_classes:], [])}
     return Listing(folder, folder, splits, uncertain=True, classes_of_one="refused")
