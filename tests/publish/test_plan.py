@@ -55,3 +55,14 @@ def test_what_is_there_and_what_is_missing_is_listed_with_its_time(tmp_path, mon
         "searches and timings come on top",
     ]
     assert [path.name for path in out.iterdir()] == ["runs"]
+
+
+def test_a_dry_run_of_the_demo_has_the_parameters_of_a_real_one(tmp_path, monkeypatch):
+    """Among them its workers: else a page that is there would be taken for another one's."""
+    given = []
+    monkeypatch.setattr(runner, "show", lambda work, data, folder: given.extend(values for _, values in work))
+    monkeypatch.setattr(runner, "cores", lambda: 3)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    write(tmp_path, "a_runs", parameters='profile = "demo"\nresults = "results"\nworkers = None')
+    assert runner.run_notebooks("demo", None, tmp_path / "results", folder=tmp_path, dry=True) == 0
+    assert [each["workers"] for each in given] == [3]

@@ -88,13 +88,13 @@ def run_notebooks(
             values["changes"]["weights"] = whole_path(weights)
     work = [(path, taken_parameters(path, values)) for path in discover(only, folder, profile)]
     _check_use(work, values, profile)
-    if dry:
-        show(work, data, Path(results).resolve() / profile)
-        return 0
     if workers is None and profile == "demo" and not torch.cuda.is_available():
         # One thread each: two threads train the demo's small model no faster than one.
         default = {"workers": min(cores(), _MOST)}
         work = [(path, given | taken_parameters(path, default)) for path, given in work]
+    if dry:
+        show(work, data, Path(results).resolve() / profile)
+        return 0
     out = Path(results).resolve() / profile / "notebooks"
     try:
         out.mkdir(parents=True, exist_ok=True)
