@@ -70,7 +70,7 @@ def read_shared(uri: str) -> Saved:
     repo, revision = place(uri)
     obstacle = hub.in_the_way()
     try:
-        with _faults_told(uri), hub.silent():
+        with _faults_named(uri), hub.silent():
             path = Path(huggingface_hub.hf_hub_download(
                 repo, WEIGHTS, revision=revision, local_files_only=obstacle is not None,
                 library_name="vptsp-core", library_version=vptsp_core.__version__,
@@ -105,7 +105,7 @@ def push(embedder: Embedder, repo: str, revision: str | None = None, private: bo
     if config.weights not in ("pretrained", "random"):  # the folders of this machine are nobody's concern
         config = config.replace(weights=Path(config.weights).name)
     api = HfApi(library_name="vptsp-core", library_version=vptsp_core.__version__)
-    with tempfile.TemporaryDirectory() as folder, _faults_told(uri), hub.silent():
+    with tempfile.TemporaryDirectory() as folder, _faults_named(uri), hub.silent():
         write_embedder(Path(folder, WEIGHTS), embedder.model, config, embedder.run, embedder.metrics, embedder.data)
         Path(folder, "README.md").write_text(model_card(embedder, repo, revision), "utf-8")
         api.create_repo(repo, private=private, exist_ok=True)
@@ -117,7 +117,7 @@ def push(embedder: Embedder, repo: str, revision: str | None = None, private: bo
 
 
 @contextlib.contextmanager
-def _faults_told(uri: str) -> Iterator[None]:
+def _faults_named(uri: str) -> Iterator[None]:
     """What the Hub refuses becomes one line that says what to do."""
     try:
         yield
@@ -164,7 +164,7 @@ def model_card(embedder: Embedder, repo: str, revision: str | None = None) -> st
     prompted = f"{config.method}{' + bitfit' if config.bitfit else ''}"
     uri = f"{SCHEME}{repo}{f'@{revision}' if revision else ''}"
     front = ModelCardData(
-        license="apache-2.0", library_name="vptsp-core", pipeline_tag="image-feature-extraction", model_name=name,
+        library_name="vptsp-core", pipeline_tag="image-feature-extraction", model_name=name,
         tags=["image-retrieval", "metric-learning", "visual-prompt-tuning", "vptsp", config.method],
         base_model=known.hf_hub_id.partition("@")[0] if known and known.hf_hub_id else None, metrics=[*metrics],
         eval_results=[
