@@ -128,7 +128,7 @@ def _join(device: str | None) -> None:
 
 
 def _each_once() -> Callable[..., None]:
-    """Prints warnings, a line each, and each only once: a data set that is read twice warns twice."""
+    """A printer of warnings, a line each. It prints none twice, as when a data set is read twice."""
     told: set[str] = set()
 
     def tell(message: Warning | str, *place: object) -> None:
