@@ -9,7 +9,7 @@ import torch
 
 from vptsp_core.errors import ConfigError
 from vptsp_core.method.config import RunConfig
-from vptsp_core.paper.step_cost import CLASSES, StepBench, training_classes
+from vptsp_core.paper.step_bench import CLASSES, StepBench, training_classes
 from vptsp_core.system.devices import pick_device
 
 from .clock import seconds

@@ -15,7 +15,7 @@ from vptsp_core.method.backbone import check_supported, load_backbone, pooling
 from vptsp_core.method.presets import preset
 from vptsp_core.paper import compare, methods, tables
 from vptsp_core.paper.report import paper_table
-from vptsp_core.paper.step_cost import StepBench
+from vptsp_core.paper.step_bench import StepBench
 from vptsp_core.paper.tables import AUGREG, DEMO_PRETRAINED, DEMO_RANDOM, GLYPHS, NEWER, TABLES, paper_rows
 from vptsp_core.runs import significance
 from vptsp_core.runs.folder import METRICS, Run, run_folder

@@ -107,7 +107,7 @@ class ReleasedBench:
         return self.criterion(batch=out["embeds"], labels=self.labels, proxies=out["proxies"])
 
     def kept(self) -> tuple[Any, list[Tensor], Sequence[torch.optim.Optimizer]] | None:
-        """See `step_cost.Bench`; None with checkpointing, which hides what it keeps."""
+        """See `step_bench.Bench`; None with checkpointing, which hides what it keeps."""
         if self.model.pars.checkpoint:
             return None
         return self.loss, list(self.model.state_dict().values()), (self.model.optimizer, self.model.p_optimizer)
