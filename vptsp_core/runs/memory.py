@@ -71,7 +71,7 @@ def fit_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) ->
             return
     raise TrainingError(
         f"a training step of batch = {model.config.batch} does not fit into the GPU's memory, even with gradient "
-        f"checkpointing; {_mend(model)}"
+        f"checkpointing; {_cure(model)}"
     )
 
 
@@ -90,7 +90,7 @@ def failures_named(model: MetricModel, when: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         reason = str(error).partition("\n")[0]
         if isinstance(error, torch.OutOfMemoryError) or reason.startswith("MPS backend out of memory"):
-            raise TrainingError(f"the GPU's memory is full in {when}; {_mend(model)}, or --device cpu") from error
+            raise TrainingError(f"the GPU's memory is full in {when}; {_cure(model)}, or --device cpu") from error
         if isinstance(error, MemoryError) or "can't allocate memory" in reason:  # of the CPU, by NumPy or by torch
             raise TrainingError(f"the memory of this machine is full in {when}; lower batch") from error
         if isinstance(error, torch.AcceleratorError) or reason.startswith("CUDA error"):
@@ -101,7 +101,7 @@ def failures_named(model: MetricModel, when: str) -> Iterator[None]:
         raise
 
 
-def _mend(model: MetricModel) -> str:
+def _cure(model: MetricModel) -> str:
     """What takes less memory, first of all what changes no number."""
     prompts = model.class_prompts
     choices = [] if model.vit.checkpointing else ["--checkpointing on"]
