@@ -63,7 +63,7 @@ def latency(ours: pd.DataFrame, paper: pd.DataFrame, where: str) -> Figure:
 
 @_house
 def forms(measured: pd.DataFrame, where: str) -> Figure:
-    """A row of panels a batch size: milliseconds with quartiles, and peak memory, a bar a form of every method.
+    """A row of panels a batch size: milliseconds with quartiles, and memory, a bar a form of every method.
 
     Args:
         measured: columns ``method``, ``batch``, ``form``, ``ms``, ``ms 25 %``, ``ms 75 %`` and ``memory_MB``, which is
@@ -83,7 +83,7 @@ def forms(measured: pd.DataFrame, where: str) -> Figure:
         barplot(rows, x="memory_MB", saturation=1, errorbar=None, legend=False, ax=memory, **look)
         times.get_legend().set_visible(False)
         times.set(xlabel="milliseconds a step, median and quartiles", ylabel="", title=f"batches of {batch}: {where}")
-        memory.set(xlabel="peak memory, MB")
+        memory.set(xlabel="memory of a step, MB")
         for ax in (times, memory):
             ax.grid(axis="y", visible=False)
             ax.label_outer()
