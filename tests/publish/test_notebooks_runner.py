@@ -358,3 +358,13 @@ def test_a_full_disk_ends_one_notebook_and_keeps_the_first_error(tmp_path, monke
     assert "1 of 3 notebooks are there" in printed
     kept = {"b_full.failed.ipynb", "c_next.ipynb", "c_next.html"}
     assert {path.name for path in (out / "smoke" / "notebooks").iterdir()} == kept
+
+
+def test_the_demo_computes_with_one_thread_a_process(tmp_path, monkeypatch):
+    """So that its sums are rounded alike on machines of few and of many cores."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    cell = "import torch\nopen(results + '/seen', 'w').write(str(torch.get_num_threads()))"
+    write(tmp_path, "a", cell, parameters='profile = "demo"\nresults = "r"')
+    assert runner.run_notebooks("demo", None, tmp_path / "out", folder=tmp_path) == 0
+    assert (tmp_path / "out" / "seen").read_text() == "1"

@@ -28,7 +28,7 @@ from vptsp_core.system.portable import physical_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-SHARE = max(1, physical_cores() // 2)  # of two processes on this machine
+SHARE = max(1, min(torch.get_num_threads(), physical_cores() // 2))  # of two processes on this machine
 LONG = 300.0  # seconds to wait for what takes a few: other work may go on here
 
 

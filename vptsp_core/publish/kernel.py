@@ -76,16 +76,20 @@ class OneKernel:
 
 
 @contextlib.contextmanager
-def own_kernel() -> Iterator[None]:
+def own_kernel(threads: int | None = None) -> Iterator[None]:
     """Inside, kernel `python3` is this interpreter with this package importable. Jupyter and IPython keep their files
     in a temporary folder: no kernel needs to be registered, and a user's start-up files have no effect.
+
+    Args:
+        threads: that torch computes with in the kernel; None: as many as it takes by itself.
     """
     with tempfile.TemporaryDirectory(prefix="vptsp-jupyter-", ignore_cleanup_errors=True) as folder:
         search = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         # no warning that loopback is not encrypted, and no traceback of a kernel that was stopped
         argv.append("--log-level=CRITICAL")
-        spec = {"argv": argv, "display_name": "Python 3", "language": "python", "env": {"PYTHONPATH": search}}
+        environment = {"PYTHONPATH": search} | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+        spec = {"argv": argv, "display_name": "Python 3", "language": "python", "env": environment}
         kernel = Path(folder, "kernels", "python3")
         kernel.mkdir(parents=True)
         (kernel / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")

@@ -88,8 +88,10 @@ def run_notebooks(
             values["changes"]["weights"] = whole_path(weights)
     work = [(path, taken_parameters(path, values)) for path in discover(only, folder, profile)]
     _check_use(work, values, profile)
-    if workers is None and profile == "demo" and not torch.cuda.is_available():
-        # One thread each: two threads train the demo's small model no faster than one.
+    # The demo computes with one thread a process: its small model is no faster with two, and sums are rounded alike on
+    # machines of few and of many cores.
+    alone = profile == "demo" and not torch.cuda.is_available()
+    if workers is None and alone:
         default = {"workers": min(cores(), _MOST)}
         work = [(path, given | taken_parameters(path, default)) for path, given in work]
     if dry:
@@ -104,7 +106,7 @@ def run_notebooks(
 
     table = []
     failures = 0
-    with own_kernel(), contextlib.closing(OneKernel()) as kernel:
+    with own_kernel(1 if alone else None), contextlib.closing(OneKernel()) as kernel:
         for number, (path, given) in enumerate(work, start=1):
             print(f"[{number}/{len(work)}] {path.stem}", flush=True)
             start = time.perf_counter()

@@ -77,7 +77,7 @@ def share_out(
         work: importable by its name in another process.
         items: by the folders of their runs, which are in one folder that all processes see.
         workers: None or 1: here, one after another. More: so many processes of this machine, each with its share of
-            the cores. ``"gpus"``: one process a GPU. ``"tcp://HOST:PORT"``: the workers of that Dask cluster.
+            the cores and no more threads than this process. ``"gpus"``: one process a GPU. ``"tcp://HOST:PORT"``: the workers of that Dask cluster.
         progress: show a bar, and beside it what the others are training.
         already: items that were done before, for the bar.
 
@@ -156,7 +156,7 @@ def _pool(workers: int | str, folder: Path) -> Iterator[Pool]:
     claims = CONTEXT.SimpleQueue()
     for gpu in gpus:
         claims.put(gpu)
-    threads = max(1, physical_cores() // len(gpus))
+    threads = max(1, min(torch.get_num_threads(), physical_cores() // len(gpus)))
     executor = ProcessPoolExecutor(len(gpus), CONTEXT, _begin, (claims, threads))
     try:
         yield Pool(executor, BrokenProcessPool, _DEATHS)
