@@ -77,7 +77,8 @@ def share_out(
         work: importable by its name in another process.
         items: by the folders of their runs, which are in one folder that all processes see.
         workers: None or 1: here, one after another. More: so many processes of this machine, each with its share of
-            the cores and no more threads than this process. ``"gpus"``: one process a GPU. ``"tcp://HOST:PORT"``: the workers of that Dask cluster.
+            the cores and no more threads than this process. ``"gpus"``: one process a GPU. ``"tcp://HOST:PORT"``: the
+            workers of that Dask cluster.
         progress: show a bar, and beside it what the others are training.
         already: items that were done before, for the bar.
 
