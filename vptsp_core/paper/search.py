@@ -34,7 +34,6 @@ from vptsp_core.paper.search_study import (
     database,
     file_url,
     open_study,
-    surplus,
     tried,
 )
 from vptsp_core.runs.folder import Run
@@ -178,10 +177,6 @@ def told(trial: FrozenTrial) -> str:
 # ---- a worker ------------------------------------------------------------------------------------
 
 
-class _Surplus(Exception):
-    """A trial that the study does not want."""
-
-
 def _tuned(arguments: dict[str, Any]) -> None:
     tune(**arguments)
 
@@ -191,17 +186,13 @@ def _work(
 ) -> None:
     """Make trials until all of the study's are finished and none is running: only then is the best known.
 
-    The lock is held from the look at what is missing until a trial has begun. Workers that do not share its folder may
-    begin too many trials, and then give them up (`surplus`).
+    The lock is held from the look at what is missing until a trial has begun. Machines that share the database and not
+    the results folder may begin a few trials too many, which count like the others.
     """
     turn = contextlib.ExitStack()
-    awaited: set[int] = set()
 
     def objective(trial: optuna.Trial) -> float:
         turn.close()
-        if surplus(study, trial.number):
-            trial.set_user_attr("surplus", True)
-            raise _Surplus
         try:
             return trained(trial)
         except (KeyboardInterrupt, VptspError):  # not the trial's fault: it is repeated
@@ -210,7 +201,7 @@ def _work(
             raise
 
     def ended(_: optuna.Study, trial: FrozenTrial) -> None:
-        if tell is not None and "surplus" not in trial.user_attrs:
+        if tell is not None:
             tell(told(trial))
 
     while True:
@@ -222,12 +213,8 @@ def _work(
             if finished >= study.user_attrs["trials"] and not running:
                 return
             if finished + running < study.user_attrs["trials"]:
-                study.optimize(objective, n_trials=1, callbacks=[ended], catch=_Surplus)
+                study.optimize(objective, n_trials=1, callbacks=[ended])
                 continue
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if tell is not None and trial.number not in awaited:
-                tell(f"waiting for trial {trial.number}, which another worker is training")
-            awaited.add(trial.number)
         time.sleep(POLL)
 
 

@@ -72,12 +72,6 @@ def counts(study: optuna.Study) -> tuple[int, int]:
     return sum(states[state] for state in FINISHED), states[TrialState.RUNNING]
 
 
-def surplus(study: optuna.Study, number: int) -> bool:
-    """Whether the trials before this one that are finished or running are all that the study wants."""
-    earlier = study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING))
-    return sum(trial.number < number for trial in earlier) >= study.user_attrs["trials"]
-
-
 def choose(trial: optuna.Trial, space: Space) -> dict[str, Any]:
     """A value for each key of the space; the start's values outside the space are in the attribute ``outside``."""
     outside = trial.user_attrs.get("outside", {})
@@ -99,7 +93,7 @@ class _Seeded(optuna.samplers.TPESampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         earlier = study.get_trials(deepcopy=False)[: trial.number]
-        at = sum("failed_trial" not in each.system_attrs and "surplus" not in each.user_attrs for each in earlier)
+        at = sum("failed_trial" not in each.system_attrs for each in earlier)
         super().__init__(seed=int(np.random.SeedSequence([self._of, at]).generate_state(1)[0]))
         super().before_trial(study, trial)
 
@@ -195,7 +189,6 @@ def trials_frame(study: optuna.Study) -> pd.DataFrame:
             **tried(trial),
         }
         for trial in study.get_trials(deepcopy=False)
-        if "surplus" not in trial.user_attrs
     ]  # fmt: skip
     columns = ["trial", "state", "R@1", "test R@1", "run", "seconds", "reason", "outside", *study.user_attrs["space"]]
     table = pd.DataFrame(rows, columns=columns)
