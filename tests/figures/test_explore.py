@@ -179,8 +179,6 @@ def test_an_image_of_ones_own_may_find_anything(opened, tmp_path):
     with pytest.raises(DataError, match="absent.png"):
         retrieval.neighbours(opened, tmp_path / "absent.png", 3)
     own = retrieval.OwnImages({"my_bird.png": picture})
-    assert own.fingerprint() == retrieval.OwnImages({"my_bird.png": picture.copy()}).fingerprint()
-    assert own.fingerprint() != retrieval.OwnImages({"my_bird.png": picture.rotate(90)}).fingerprint()
     where = {"near": found.places[None]}
     fig = gallery.retrieval_grid(own, opened.found_in, {"own": [0]}, where, cosines={"near": found.cosines[None]},
                                  marked=False, asking="mine")  # fmt: skip
@@ -260,7 +258,7 @@ def test_a_run_is_opened_with_the_numbers_of_its_record(finished):
     (results / "runs" / "broken").mkdir()
     (results / "runs" / "broken" / "metrics.json").write_text("{}")
     ((name, path),) = finished_runs(results).items()
-    assert path == done.path and f"R@1 {100 * done.metrics['R@1']:.1f}" in name and "vptsp gru + BitFit" in name
+    assert path == done.path and f"R@1 {100 * done.metrics['R@1']:.1f}" in name and done.path.name in name
     with pytest.raises(VptspError, match="where are the images"):
         open_run(done.path, dataset="cub200")
 
@@ -294,11 +292,11 @@ def test_where_there_are_few_images_no_neighbour_is_invented(finished):
 
 
 def test_runs_on_other_images_do_not_hide_each_other(finished, tmp_path):
-    """The description, its hash and R@1 may be the same: the folder tells which images they were."""
+    """The description, its hash and R@1 may be the same: the folder's name says which images they were."""
     for tail in ("-01234567", "-89abcdef"):
         shutil.copytree(finished[1].path, tmp_path / "runs" / f"{finished[1].path.name}{tail}")
     names = finished_runs(tmp_path, finished[0])
-    assert len(names) == 3 and sum("-01234567)" in name for name in names) == 1
+    assert len(names) == 3 and sum("-01234567," in name for name in names) == 1
 
 
 def test_methods_without_semantic_proxies_keep_o_or_none(tmp_path):
