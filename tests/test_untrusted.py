@@ -43,8 +43,7 @@ CALLS = {
 BUILTINS = {"eval", "exec", "compile", "__import__", "input"}
 AUDITED = {
     ("vptsp_core/publish/kernel.py", "execute_notebook"): "our own notebooks, whose sources are in the checkout",
-    ("vptsp_core/publish/plan.py", "exec"): "statements of our own notebooks, for a dry run",
-    ("vptsp_core/publish/plan.py", "compile"): "the same",
+    ("vptsp_core/publish/plan.py", "exec"): "cells of our own notebooks, for a dry run",
     ("vptsp_core/__main__.py", "import_module"): "of a fixed list of commands",
     ("vptsp_core/__init__.py", "import_module"): "of a fixed list of our own names",
     ("vptsp_core/method/faiss_index.py", "import_module"): "of one fixed name",

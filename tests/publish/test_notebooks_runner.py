@@ -84,7 +84,7 @@ def test_notebooks_without_the_parameters_of_a_run_are_refused_before_anything_r
 
 
 def test_parameters_that_a_notebook_has_reach_it(tmp_path):
-    declared = '%load_ext autoreload\n# why\nprofile: str = "demo"\nresults = "r"\nseeds = list(range(2))  # more'
+    declared = '# why\nprofile = "demo"\nresults = "r"\nseeds = list(range(2))  # more'
     path = write(tmp_path, "a", "open(results + '/seen', 'w').write(repr(seeds))", parameters=declared)
     given = {"profile": "smoke", "results": "s", "seeds": [1], "data": "d"}
     assert taken_parameters(path, given) == {"profile": "smoke", "results": "s", "seeds": [1]}
@@ -299,11 +299,6 @@ DECLARED = PARAMETERS + "\nchanges = {}"
     [
         ([DECLARED, INJECTED], None),
         (["%load_ext autoreload", "import os", DECLARED, INJECTED], None),
-        ([DECLARED, "%load_ext autoreload\n" + INJECTED + "\nprint(seeds)\n!true"], None),
-        ([f"%%capture\n%%time\n{DECLARED}", f"%%time\n{INJECTED}"], None),
-        (["a = b = 1\n(c, d), [e] = (2, 'x'), [[]]", "# Parameters\na, c = 2, 3\nb = d = 'y'"],
-         "'b' must be of type int, not 'y'"),
-        (["a, b = map(int, '12')", "# Parameters\nb = a = 'y'"], None),
         (["print(1)", "# Parameters\na = 1"], "no cell above that of the given parameters says NAME = VALUE"),
         ([DECLARED, "# Parameters\nchanges = [\n    0,\n]"], r"'changes' must be of type dict, not \[0\]"),
         ([DECLARED + "\nurl = None  # a=b", "x = (", "# Parameters\nurl = 'x?a=b'\ndata = 1"],

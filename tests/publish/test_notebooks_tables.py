@@ -73,7 +73,7 @@ def test_executed_copies_show_their_figures_name_the_selection_and_are_quiet(smo
 
 def test_a_dry_run_lists_the_runs_that_the_notebooks_make(smoke):
     for name in set(NOTEBOOKS) - {"table9_search"}:  # the trials of a search are made as it goes
-        listed, _ = asked_runs(FOLDER / f"{name}.ipynb", {"profile": "smoke", "seeds": [0]}, smoke.folder)
+        listed, _ = asked_runs(FOLDER / f"{name}.ipynb", {"profile": "smoke", "seeds": [0]})
         made = {run.hash for run in Manifest.read(smoke.folder, name).runs}
         assert {config.hash() for config in listed} == made
 
