@@ -18,7 +18,7 @@ from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.publish import manifest, runner
 from vptsp_core.publish.kernel import own_kernel
 from vptsp_core.publish.manifest import MadeRun, Manifest, Missing, is_finished, made_from
-from vptsp_core.publish.parameters import check_given, discover, read, taken_parameters
+from vptsp_core.publish.parameters import check_given, discover, panels_of, read, taken_parameters
 from vptsp_core.runs.progress import write_progress
 
 PARAMETERS = 'profile = "demo"\ndata = None\nresults = "results"\nseeds = [0]'
@@ -165,6 +165,12 @@ def test_a_terminal_shows_what_is_at_work_in_one_line_and_a_log_in_a_line_a_chan
         assert "\n" not in shown.getvalue() and "\rtable1 0:00  vptsp-1a2b epoch 2/4 " in shown.getvalue()
     else:
         assert shown.getvalue() == "table1 0:00  vptsp-1a2b epoch 2/4\ntable1 0:00  vptsp-1a2b epoch 3/4\n"
+
+
+def test_a_panel_of_figure_3_is_named_by_its_letter():
+    assert panels_of(["table1", "fig3d", "fig3lambda"]) == (["table1", "fig3", "fig3"], ["d", "lambda"])
+    assert panels_of(["fig3", "fig3d"]) == (["fig3", "fig3"], [])  # all of them
+    assert panels_of(["fig3_ablations", "fig3x"]) == (["fig3_ablations", "fig3x"], [])
 
 
 def test_only_picks_by_the_beginning_of_the_name(tmp_path):

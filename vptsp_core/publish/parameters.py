@@ -15,6 +15,7 @@ from typing import Any
 import nbformat
 
 from vptsp_core.errors import ConfigError, VptspError
+from vptsp_core.paper.figure3 import SWEEPS
 from vptsp_core.system.places import CHECKOUT
 
 FOLDER = CHECKOUT / "notebooks"
@@ -29,6 +30,7 @@ WITH_PHOTOGRAPHS = ("tour", "explore")
 # The parameters that the runner gives: the type of each.
 KINDS: dict[str, Any] = {
     "profile": str, "results": str, "data": str | None, "seeds": list, "workers": int | str | None, "changes": dict,
+    "panels": list,
 }  # fmt: skip
 
 
@@ -55,6 +57,15 @@ def discover(only: Sequence[str] = (), folder: Path = FOLDER, profile: str = "de
             raise VptspError(f"--only: no notebook{of} begins with {entry!r}; known: {known}")
         picked.update(chosen)
     return sorted(picked, key=lambda path: (path.stem != "tour", path))
+
+
+def panels_of(only: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Entries of `only` for `discover`, and the panels of figure 3 that they name ("fig3d", "fig3lambda"); no panels
+    mean all of them."""
+    named = {entry: entry.removeprefix("fig3") for entry in only if entry.startswith("fig3")}
+    panels = {entry: panel for entry, panel in named.items() if panel in SWEEPS}
+    entries = ["fig3" if entry in panels else entry for entry in only]
+    return entries, list(panels.values()) if named.keys() == panels.keys() else []
 
 
 def read(path: Path) -> Any:

@@ -27,7 +27,7 @@ from vptsp_core.publish.html import notebook_html
 from vptsp_core.publish.kernel import OneKernel, own_kernel
 from vptsp_core.publish.manifest import Manifest, is_finished, made_from
 from vptsp_core.publish.page import PROFILES, build
-from vptsp_core.publish.parameters import FOLDER, discover, read, taken_parameters
+from vptsp_core.publish.parameters import FOLDER, discover, panels_of, read, taken_parameters
 from vptsp_core.publish.plan import show
 from vptsp_core.runs.progress import Watch, every
 from vptsp_core.runs.workers import Workers, check_cluster, check_workers
@@ -86,8 +86,11 @@ def run_notebooks(
         values["changes"] = dict(changes)  # kernels have another working directory
         if isinstance(weights := changes.get("weights"), str):
             values["changes"]["weights"] = whole_path(weights)
+    only, panels = panels_of(only)
     work = [(path, taken_parameters(path, values)) for path in discover(only, folder, profile)]
     _check_use(work, values, profile)
+    if panels:
+        work = [(path, given | taken_parameters(path, {"panels": panels})) for path, given in work]
     # The demo computes with one thread a process: its small model is no faster with two, and sums are rounded alike on
     # machines of few and of many cores.
     alone = profile == "demo" and not torch.cuda.is_available()
@@ -163,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", choices=PROFILES, default="demo", help="default: demo")
     parser.add_argument("--data", metavar="DIR", help="folder with the real data sets")
     parser.add_argument("--results", metavar="DIR", default=CHECKOUT / "results", help="default: results")
-    parser.add_argument("--only", metavar="A,B", help="beginnings of notebook names, such as table1,fig3")
+    parser.add_argument("--only", metavar="A,B", help="beginnings of notebook names; fig3d: panel d of figure 3")
     parser.add_argument("--seeds", metavar="N,N", help="such as 0,1,2; default: each notebook's own")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workers", metavar="N|gpus",
