@@ -229,7 +229,7 @@ TABLE: dict[str, list[Case]] = {
              "backbone"),
         Case("of another backbone", "`train`", runs.weights("w.safetensors", runs.other_backbone),
              "weights DIR/w.safetensors: has blocks.6.attn.proj.bias, which the model does not (0 missing, 12 unknown "
-             "keys); give a file saved for this very backbone"),
+             "keys); give a file saved for this backbone"),
         Case("position embedding of whole numbers in a strange shape", "`train`",
              runs.weights("w.safetensors", runs.strange_positions),
              "weights DIR/w.safetensors: pos_embed has shape (1, 6, 96), the model needs (1, 26, 96); give a file saved "

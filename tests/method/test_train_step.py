@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel, make_optimizers
-from vptsp_core.method.step import TrainStep, hold_frozen
+from vptsp_core.method.step import TrainStep, cast_frozen_weights
 from vptsp_core.runs import compile as compiling
 from vptsp_core.runs.compile import CompiledStep, compiles
 
@@ -206,7 +206,7 @@ def test_frozen_weights_in_half_precision_change_no_number(kind):
         model = make(**KINDS[kind])
         model.vit.autocast = torch.bfloat16
         if held:
-            hold_frozen(model.vit)
+            cast_frozen_weights(model.vit)
         images, labels, _ = next(batches(model, 1))
         loss = model.loss(images, labels)
         loss.backward()
