@@ -167,15 +167,12 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
-        """The inverse of `to_dict`; keys that are unknown or missing are refused.
+        """The inverse of `to_dict`. A missing key has its default: it is newer than the run.
 
         Raises:
-            ConfigError: naming the key.
+            ConfigError: naming an unknown key.
         """
         _refuse_unknown(values)
-        for field in dataclasses.fields(cls):
-            if field.name not in values:
-                raise ConfigError(f"key {field.name!r} is missing")
         return cls(**values)
 
     @classmethod
