@@ -140,15 +140,6 @@ def absent(desk: Desk) -> str:
     return desk.told(lambda: desk.embedder.embed([desk.data / "a" / "0.png", desk.root / "none.jpg"]))
 
 
-def number(desk: Desk) -> str:
-    return desk.told(lambda: desk.embedder.embed([3]))
-
-
-def none(desk: Desk) -> str:
-    (said,) = {desk.told(lambda given=given: desk.embedder.embed(given)) for given in (None, [None])}
-    return said
-
-
 def nothing(desk: Desk) -> str:
     return desk.told(lambda: desk.embedder.embed([]))
 

@@ -247,14 +247,6 @@ def without(name: str) -> Do:
     return do
 
 
-def text(name: str, content: str) -> Do:
-    def do(desk: Desk) -> str:
-        (_finished(desk) / name).write_text(content)
-        return desk.refused(*desk.train())
-
-    return do
-
-
 def queries(desk: Desk) -> str:
     path = _finished(desk)
     content = np.array([Bomb(desk.root / "ran")], dtype=object)
@@ -265,27 +257,12 @@ def queries(desk: Desk) -> str:
     return said
 
 
-def short_model(desk: Desk) -> str:
-    path = _finished(desk)
-    halve(desk, path / "model.safetensors")
-    return desk.refused("evaluate", path, "--data", desk.data)
-
-
-def _changed_model(desk: Desk) -> Path:
+def changed_model(desk: Desk) -> str:
     path = _finished(desk)
     content = bytearray((path / "model.safetensors").read_bytes())
     content[-1] ^= 1  # of the last number: nothing else would notice
     (path / "model.safetensors").write_bytes(content)
-    return path
-
-
-def changed_model(desk: Desk) -> str:
-    return desk.refused("evaluate", _changed_model(desk), "--data", desk.data)
-
-
-def changed_model_trained(desk: Desk) -> str:
-    _changed_model(desk)
-    return desk.refused(*desk.train())
+    return desk.refused("evaluate", path, "--data", desk.data)
 
 
 def other_model(desk: Desk, *files: str) -> str:
@@ -307,18 +284,13 @@ def other_model_resealed(desk: Desk) -> str:
     return desk.refused("evaluate", desk.run_folder(), "--data", desk.data)
 
 
-def bit(name: str, command: str) -> Do:
-    """One bit of one file of a run is another, so that all of it is still valid."""
-
-    def do(desk: Desk) -> str:
-        path = _finished(desk)
-        before = {"config.json": b'"resize": ', "record.json": b'"torch": "', "history.csv": b"\n1,"}[name]
-        content = bytearray((path / name).read_bytes())
-        content[content.index(before) + len(before)] ^= 1  # a digit is the next one, or the one before
-        (path / name).write_bytes(content)
-        return desk.refused(*(desk.train() if command == "train" else (command, path, "--data", desk.data)))
-
-    return do
+def record_bit(desk: Desk) -> str:
+    """One bit of the record is another, so that all of it is still valid."""
+    path = _finished(desk)
+    content, before = bytearray((path / "record.json").read_bytes()), b'"torch": "'
+    content[content.index(before) + len(before)] ^= 1  # a digit is the next one, or the one before
+    (path / "record.json").write_bytes(content)
+    return desk.refused(*desk.train())
 
 
 def cache(desk: Desk) -> str:

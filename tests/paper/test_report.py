@@ -1,5 +1,6 @@
 """Tables against hand-computed values."""
 
+import math
 import re
 from importlib import resources
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.figures.umap import pick_points, proxy_cosines, short_name, spread_classes
 from vptsp_core.method.presets import preset
-from vptsp_core.paper import report
+from vptsp_core.paper import compare, report
 from vptsp_core.runs.evaluate import RECALL_AT
 from vptsp_core.runs.folder import Run
 
@@ -88,7 +89,17 @@ def test_marked_by_hand():
     out = report.marked(table, found, "c")
     assert list(out["R@1", "vs c"]) == ["≈ +0.1 [-0.3, +0.5]", "-1.2 [-2.0, -0.4]", ""]
     assert [column for column in out if column[0] == "MAP@R"] == [("MAP@R", "ours")]
-    pd.testing.assert_frame_equal(out.drop(columns=[("R@1", "vs c")]), table)
+    assert list(out["R@1", report.ORDER]) == ["undecided", "holds", ""]
+    pd.testing.assert_frame_equal(out.drop(columns=[("R@1", "vs c"), ("R@1", report.ORDER)]), table)
+    found.loc["b", ("R@1", "difference")] = 1.23
+    turned = report.marked(table, found, "c")
+    assert list(turned["R@1", report.ORDER]) == ["undecided", "does not hold", ""]
+    assert compare.agreement(turned) == (
+        "R@1: rank correlation of paper and ours over 3 rows 1.00; the paper's order of a row and the reference "
+        "undecided in 1, does not hold in 1"
+    )
+    table["R@1", "paper"] = math.nan
+    assert ("R@1", report.ORDER) not in report.marked(table, found, "c")
     html = report.styled(out).to_html()
     assert "≈ +0.1 [-0.3, +0.5]<" in html and "nan" not in html
 

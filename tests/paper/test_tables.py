@@ -12,7 +12,7 @@ from vptsp_core.errors import ConfigError, VptspError, WeightsError
 from vptsp_core.figures import dots, style
 from vptsp_core.method.backbone import check_supported, load_backbone, pooling
 from vptsp_core.method.presets import preset
-from vptsp_core.paper import compare, methods, tables
+from vptsp_core.paper import compare, methods, report, tables
 from vptsp_core.paper.report import paper_table
 from vptsp_core.paper.tables import AUGREG, DEMO_PRETRAINED, DEMO_RANDOM, GLYPHS, NEWER, TABLES, paper_rows
 from vptsp_core.runs import significance
@@ -274,7 +274,7 @@ def test_chance_is_looked_for_set_by_set():
     assert compare.differences(hand_made(), "no such row").empty
     paper = pd.DataFrame({"row": ["a", "b"], "CUB R@1": [50.0, 60.0]})
     table = compare.beside(paper, hand_made(), clear, "a")
-    assert list(table["CUB R@1"].columns)[-1] == "vs a" and "InShop R@1" not in table
+    assert list(table["CUB R@1"].columns)[-2:] == ["vs a", report.ORDER] and "InShop R@1" not in table
 
 
 def test_listing_names_the_data_and_leaves_out_what_is_not_read():

@@ -25,7 +25,7 @@ from vptsp_core.runs.selection import reported
 from vptsp_core.system.files import write_bytes
 from vptsp_core.system.places import CHECKOUT, PACKAGE
 
-PAPER, OURS, DIFFERENCE = "paper", "ours", "difference"
+PAPER, OURS, DIFFERENCE, ORDER = "paper", "ours", "difference", "the paper's order"
 _CELL = "padding: 0.25em 0.7em; text-align: right; font-variant-numeric: tabular-nums"
 
 
@@ -166,7 +166,9 @@ def marked(table: pd.DataFrame, paired: pd.DataFrame, reference: str) -> pd.Data
 
     Returns:
         After each metric's columns one more, (metric, "vs <reference>"): text such as "-1.2 [-2.0, -0.4]", the
-        difference in percent points and its 95 % interval, with "≈ " before it where the interval holds 0.
+        difference in percent points and its 95 % interval, with "≈ " before it where the interval holds 0. Where the
+        paper has numbers too, one more, (metric, `ORDER`): whether the paper's order of the row and the reference
+        "holds", "does not hold", or is "undecided" because the interval holds 0.
     """
     out: dict[tuple[str, str], pd.Series] = {}
     for metric in table.columns.unique(0):
@@ -174,12 +176,26 @@ def marked(table: pd.DataFrame, paired: pd.DataFrame, reference: str) -> pd.Data
         if metric in paired:
             found = paired[metric].reindex(table.index)
             out[metric, f"vs {reference}"] = pd.Series(map(_distance, found.itertuples()), table.index, dtype=object)
+            if (metric, PAPER) in table and reference in table.index:
+                theirs = table[metric, PAPER].sub(table[metric, PAPER][reference])
+                verdicts = [_verdict(*pair) for pair in zip(theirs, found.itertuples(), strict=True)]
+                if any(verdicts):
+                    out[metric, ORDER] = pd.Series(verdicts, table.index, dtype=object)
     return pd.DataFrame(out, index=table.index)
 
 
 def _distance(row: Any) -> str:
     text = f"{row.difference:+z.1f} [{row.low:+z.1f}, {row.high:+z.1f}]"
     return "" if np.isnan(row.difference) else f"≈ {text}" if row.chance else text
+
+
+def _verdict(theirs: float, ours: Any) -> str:
+    """Whether the paper's order of two rows holds: their difference in the paper and, of `compare_paired`, in ours."""
+    if np.isnan(theirs) or theirs == 0 or np.isnan(ours.difference):
+        return ""
+    if ours.chance:
+        return "undecided"
+    return "holds" if (theirs > 0) == (ours.difference > 0) else "does not hold"
 
 
 SELECTED = {
