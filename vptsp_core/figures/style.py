@@ -148,7 +148,7 @@ def methods(
             ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     fig.supxlabel("tunable parameters, millions, as the paper counts them (logarithmic)", fontsize=11)
     entries = labelled(fig)
-    order = [*filter(entries.get, METHODS), *(label for label in entries if label not in METHODS)]
+    order = sorted(entries, key=[*METHODS, ringed(reference)].index)
     fig.legend([entries[each] for each in order], order, loc="outside right center", title="hollow: no BitFit")
     return fig
 
@@ -216,6 +216,6 @@ def maps(
         ax.grid(False)
     entries = labelled(fig)
     legend = fig.legend(entries.values(), entries.keys(), loc="outside right center")
-    for handle in legend.legend_handles:
+    for handle in filter(None, legend.legend_handles):
         handle.set(alpha=1, sizes=[75])
     return fig
