@@ -5,7 +5,6 @@ import dataclasses
 import io
 import json
 import re
-import shutil
 from html import unescape
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -14,13 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 from timm.models.vision_transformer import VisionTransformer
 
+from tests.figures.drawn import Flat, inside
 from vptsp_core import preset
-from vptsp_core.data import Benchmark, ImageSet
+from vptsp_core.data import Benchmark
 from vptsp_core.errors import DataError, VptspError
 from vptsp_core.figures import gallery, views, zoom
 from vptsp_core.figures.explore import Opened, attention, finished_runs, open_run, proxies, retrieval, widgets
@@ -28,16 +27,6 @@ from vptsp_core.method.vit import PromptedViT
 from vptsp_core.runs.embedder import Embedder
 from vptsp_core.runs.folder import WEIGHTS
 from vptsp_core.runs.run import build_model, run
-
-
-class Flat(ImageSet):
-    """Images of one colour each, image i of brightness 10 i."""
-
-    def image(self, index):
-        return Image.new("RGB", (30, 20), (10 * index,) * 3)
-
-    def fingerprint(self):
-        return "flat"
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -53,12 +42,6 @@ def opened():
     birds = Flat("birds", np.repeat(np.arange(4), 3), names)
     embedder = Embedder(build_model(preset("smoke", embed_dim=4), 4, torch.device("cpu")))
     return Opened(None, embedder, Benchmark("birds", birds, birds), rows, rows)
-
-
-def inside(fig) -> bool:
-    """All that is drawn lies on the figure's canvas."""
-    box, canvas = fig.get_tightbbox(FigureCanvasAgg(fig).get_renderer()), fig.bbox_inches
-    return box.x0 >= -0.01 and box.y0 >= -0.01 and box.x1 <= canvas.x1 + 0.01 and box.y1 <= canvas.y1 + 0.01
 
 
 # ---- attention -----------------------------------------------------------------------------------------------------
@@ -289,14 +272,6 @@ def test_where_there_are_few_images_no_neighbour_is_invented(finished):
     assert retrieval.test_image(found, last) == last
     with pytest.raises(DataError, match=f"query = {last + 1}: the test images are 0 to {last}; choose another"):
         retrieval.test_image(found, last + 1)
-
-
-def test_runs_on_other_images_do_not_hide_each_other(finished, tmp_path):
-    """The description, its hash and R@1 may be the same: the folder's name says which images they were."""
-    for tail in ("-01234567", "-89abcdef"):
-        shutil.copytree(finished[1].path, tmp_path / "runs" / f"{finished[1].path.name}{tail}")
-    names = finished_runs(tmp_path, finished[0])
-    assert len(names) == 3 and sum("-01234567," in name for name in names) == 1
 
 
 def test_methods_without_semantic_proxies_keep_o_or_none(tmp_path):

@@ -1,30 +1,18 @@
 """Thumbnails lie where they should, signs say what hand-made labels say, and no image finds itself."""
 
 import io
-import warnings
 
 import matplotlib.colors as colours
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from vptsp_core.data import ImageSet
+from tests.figures.drawn import Flat, inside
 from vptsp_core.errors import VptspError
 from vptsp_core.figures import diagram, gallery, live, style, umap
-
-
-class Flat(ImageSet):
-    """Images of one colour each, image i of brightness 10 i, 30 wide and 20 high."""
-
-    def image(self, index):
-        return Image.new("RGB", (30, 20), (10 * index,) * 3)
-
-    def fingerprint(self):
-        return "flat"
 
 
 @pytest.fixture
@@ -41,12 +29,6 @@ def drawn(ax) -> dict[tuple[float, float], int]:
         pixels = image.get_array()
         found[round(left, 2), round(top, 2)] = int(pixels[len(pixels) // 2, len(pixels) // 2, 0])
     return found
-
-
-def inside(fig) -> bool:
-    """All that is drawn lies on the figure's canvas."""
-    box, canvas = fig.get_tightbbox(FigureCanvasAgg(fig).get_renderer()), fig.bbox_inches
-    return box.x0 >= -0.01 and box.y0 >= -0.01 and box.x1 <= canvas.x1 + 0.01 and box.y1 <= canvas.y1 + 0.01
 
 
 def test_a_thumbnail_keeps_the_shape_and_is_padded():
@@ -199,15 +181,6 @@ def test_a_map_leaves_the_threads_of_torch_as_they_were():
 def test_a_map_of_too_few_images_for_umap(count):
     plane = umap.umap_plane(np.random.default_rng(0).normal(size=(count, 8)).astype(np.float32))
     assert plane.shape == (count, 2) and len(np.unique(plane[:, 0])) == count
-
-
-@pytest.mark.parametrize("make", ["alike", "zeros", "four"])
-def test_a_map_of_images_that_are_all_alike(make):
-    vectors = np.random.default_rng(0).normal(size=(4 if make == "four" else 20, 4)).astype(np.float32)
-    vectors = {"alike": np.ones_like(vectors), "zeros": np.zeros_like(vectors), "four": vectors}[make]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert np.isfinite(umap.umap_plane(vectors)).all()
 
 
 def test_a_map_of_what_is_no_number_names_the_rows():

@@ -44,7 +44,7 @@ def test_compare_by_hand():
     paper = pd.DataFrame({"row": ["a", "b", "c"], "R@1": [50.0, 60.0, 70.0]})
     ours = pd.DataFrame({"row": ["new", "a", "c"], "R@1": [1.0, 52.5, 69.0], "R@1 ±": [np.nan, 0.5, np.nan], "ms": 3.0})
     table = report.compare(paper, ours, on="row", columns=["R@1"], only_ours=["ms"])
-    assert list(table.index) == ["new", "a", "b", "c"]
+    assert list(table.index) == ["new", "a", "c", "b"]
     assert list(table.columns) == [
         ("R@1", "paper"),
         ("R@1", "ours"),
@@ -52,9 +52,9 @@ def test_compare_by_hand():
         ("R@1", "difference"),
         ("ms", "ours"),
     ]
-    np.testing.assert_array_equal(table["R@1", "difference"], [np.nan, 2.5, np.nan, -1.0])
-    np.testing.assert_array_equal(table["R@1", "paper"], [np.nan, 50, 60, 70])
-    np.testing.assert_array_equal(table["ms", "ours"], [3, 3, np.nan, 3])
+    np.testing.assert_array_equal(table["R@1", "difference"], [np.nan, 2.5, -1.0, np.nan])
+    np.testing.assert_array_equal(table["R@1", "paper"], [np.nan, 50, 70, 60])
+    np.testing.assert_array_equal(table["ms", "ours"], [3, 3, 3, np.nan])
 
 
 def test_compare_refuses_rows_that_occur_twice():

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from tests.figures.drawn import inside
 from vptsp_core.errors import ConfigError
 from vptsp_core.figures import sweeps
 from vptsp_core.paper import figure3
@@ -132,8 +132,7 @@ def test_the_grid_draws_every_point_and_cuts_nothing_off():
     assert list(axes[1].lines[0].get_ydata()) == list(PAPER.query("panel == 'a'")["CUB"])
     rings = [line for line in axes[6].lines if line.get_markersize() == 19]
     assert sorted(rings[0].get_xdata()) == [0.2, 0.8]
-    drawn, canvas = fig.get_tightbbox(FigureCanvasAgg(fig).get_renderer()), fig.bbox_inches
-    assert drawn.x0 >= 0 and drawn.y0 >= 0 and drawn.x1 <= canvas.x1 and drawn.y1 <= canvas.y1
+    assert inside(fig)
 
 
 def test_a_single_panel_has_the_band_of_the_seeds_and_tells_of_the_ring():

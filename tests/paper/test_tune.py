@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import sqlite3
 import time
-import warnings
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -427,14 +426,7 @@ def test_importance_names_the_key_that_matters(tmp_path, monkeypatch):
     assert [bar.get_width() for bar in ax.patches] == list(shares) and ax.yaxis_inverted()
 
 
-def test_a_preset_file_may_hold_some_keys_only(tmp_path, monkeypatch):
+def test_a_preset_file_may_hold_some_keys_only(tmp_path):
     file = tmp_path / "mine.json"
     file.write_text('{"alpha": 0.2, "dataset": "glyphs"}')
     assert preset(str(file), epochs=3) == RunConfig(alpha=0.2, dataset="glyphs", epochs=3)
-    fake(monkeypatch)
-    study = tune(BASE, 2, results=tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # it holds no key that its run does not read
-        assert preset(str(write_preset(study, tmp_path / "deep" / "best.json"))) == best_config(study)
-    with pytest.warns(UserWarning, match="does not read it: .*prompts.* with method = 'linear'"):
-        preset(str(tmp_path / "deep" / "best.json"), method="linear")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -70,7 +71,7 @@ def _panel(ax: Axes, values: pd.DataFrame, sides: Sequence[str], unclear: Collec
     if PAPER in sides:
         ax.plot(values[PAPER], below, "D", color=ORANGE, alpha=LIGHT, markersize=7, label="paper")
     if OURS in sides and reference in values.index:
-        look = {"color": BLUE, "linestyle": ":", "linewidth": 1.2, "zorder": 0}
+        look: Any = {"color": BLUE, "linestyle": ":", "linewidth": 1.2, "zorder": 0}
         ax.axvline(values[OURS][reference], label=f"our {reference}", **look)
     at = values.index.isin(list(unclear)) & (OURS in sides)
     if at.any():

@@ -19,7 +19,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
-from matplotlib.lines import Line2D
 from matplotlib.style import context
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -149,7 +148,7 @@ def methods(
             ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     fig.supxlabel("tunable parameters, millions, as the paper counts them (logarithmic)", fontsize=11)
     entries = labelled(fig)
-    order = [*filter(entries.get, METHODS), *(label for label in entries if label not in METHODS)]
+    order = sorted(entries, key=[*METHODS, ringed(reference)].index)
     fig.legend([entries[each] for each in order], order, loc="outside right center", title="hollow: no BitFit")
     return fig
 
@@ -200,27 +199,23 @@ def maps(
     """
     fig = Figure(figsize=(4.8 * len(panels) + 2.4, 4.9 if len(panels) > 1 else 5.6), layout="constrained")
     axes = fig.subplots(1, len(panels), squeeze=False)[0]
-    kinds: dict[str, None] = {}  # a dict: a set that keeps its order
     for ax, (title, points) in zip(axes, panels.items()):
         marks = (proxies or {}).get(title, {})
-        kinds |= dict.fromkeys(marks)
         rest = ~np.isin(labels, shown)
-        ax.scatter(*points[rest].T, s=7, color="#CFCFCF", linewidth=0, rasterized=True)
+        ax.scatter(*points[rest].T, s=7, color="#CFCFCF", linewidth=0, rasterized=True, label="other classes")
         for label, colour in zip(shown, CLASS_COLOURS):
-            ax.scatter(*points[labels == label].T, s=20, color=colour, alpha=0.75, linewidth=0)
+            look: Any = {"color": colour, "label": short_name(names[label])}
+            ax.scatter(*points[labels == label].T, s=20, alpha=0.75, linewidth=0, **look)
             for name, where in marks.items():
                 size, over = (190, 3) if name == "Q" else (75, 4)  # the smaller ones on top of the larger
                 ax.scatter(*where[label], s=size, marker=PROXIES[name][0], color=colour, edgecolor=BLACK, zorder=over)
+        for name in marks:
+            marker, text = PROXIES[name]
+            ax.scatter([], [], s=75, marker=marker, color="white", edgecolor=BLACK, label=text)
         ax.set(title=title, xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
         ax.grid(False)
-    entries = [_entry(short_name(names[label]), "o", colour) for label, colour in zip(shown, CLASS_COLOURS)]
-    entries.append(_entry("other classes", "o", "#CFCFCF", markersize=5))
-    for name in kinds:
-        marker, text = PROXIES[name]
-        entries.append(_entry(text, marker, "white", markeredgecolor=BLACK, markersize=12 if name == "Q" else 8))
-    fig.legend(handles=entries, loc="outside right center")
+    entries = labelled(fig)
+    legend = fig.legend(entries.values(), entries.keys(), loc="outside right center")
+    for handle in filter(None, legend.legend_handles):
+        handle.set(alpha=1, sizes=[75])
     return fig
-
-
-def _entry(label: str, marker: Any, colour: str, **look: Any) -> Line2D:
-    return Line2D([], [], linestyle="", label=label, marker=marker, color=colour, **look)

@@ -123,8 +123,8 @@ def compare(
 
     Returns:
         Indexed by ``on``; columns (column, "paper" | "ours" | "±" | "difference"): "±" is the interval of ours, where
-        it has one, and the difference is ours - paper, empty where either is missing. Rows of one side only are in
-        their place among the others.
+        it has one, and the difference is ours - paper, empty where either is missing. Rows that the paper alone has
+        are the last.
 
     Raises:
         ConfigError: a value of ``on`` occurs twice on one side.
@@ -134,7 +134,7 @@ def compare(
         if not table.index.is_unique:
             twice = table.index[table.index.duplicated()][0]
             raise ConfigError(f"{on} = {twice!r} occurs twice in {side}; average over seeds first (`averaged`)")
-    index = _merged(list(sides[PAPER].index), list(sides[OURS].index))
+    index = sides[OURS].index.union(sides[PAPER].index, sort=False)
     out: dict[tuple[str, str], pd.Series] = {}
     for column in [*columns, *only_ours]:
         for side, table in sides.items() if column in columns else [(OURS, sides[OURS])]:
@@ -275,15 +275,3 @@ def save_table(table: pd.DataFrame, results: Path, name: str) -> Path:
     path = results / "tables" / f"{name}.csv"
     write_bytes(path, flat.to_csv(index=not isinstance(flat.index, pd.RangeIndex)).encode())
     return path
-
-
-def _merged(first: list[Any], second: list[Any]) -> list[Any]:
-    """Both lists' items once, in the second's order; those of the first alone before what follows them there."""
-    out: list[Any] = []
-    rest = list(first)
-    for item in second:
-        if item in rest:
-            at = rest.index(item)
-            out, rest = out + rest[:at], rest[at + 1 :]
-        out.append(item)
-    return list(dict.fromkeys(out + rest))

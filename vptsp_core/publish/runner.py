@@ -11,7 +11,6 @@ import logging
 import re
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from vptsp_core.publish.plan import show
 from vptsp_core.runs.progress import Watch, every
 from vptsp_core.runs.workers import Workers, check_cluster, check_workers
 from vptsp_core.system.bars import EVERY, is_log, say
-from vptsp_core.system.files import write_bytes
+from vptsp_core.system.files import writable_folder, write_bytes
 from vptsp_core.system.locks import locked
 from vptsp_core.system.places import CHECKOUT
 from vptsp_core.system.portable import cores, replace
@@ -100,13 +99,7 @@ def run_notebooks(
     if dry:
         show(work, data, Path(results).resolve() / profile)
         return 0
-    out = Path(results).resolve() / profile / "notebooks"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise VptspError(f"--results: cannot write to {out}: {error.strerror}") from None
-
+    out = writable_folder(Path(results).resolve() / profile / "notebooks")
     table = []
     failures = 0
     with own_kernel(1 if alone else None), contextlib.closing(OneKernel()) as kernel:
@@ -264,9 +257,8 @@ def _keep_failed(begun: Path, failed: Path, problem: str) -> Path:
     Nothing is raised, on a full disk for example: the error that made the notebook fail is the one that counts.
     """
     folder, name = failed.parents[1], failed.name.removesuffix(".failed.ipynb")
-    with contextlib.suppress(OSError):
-        failed.unlink(missing_ok=True)  # an earlier one is of another failure
     with contextlib.suppress(VptspError, OSError):
+        failed.unlink(missing_ok=True)  # an earlier one is of another failure
         manifest = Manifest.read(folder, name)
         manifest.failure = problem
         manifest.write(folder, name)

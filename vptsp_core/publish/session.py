@@ -12,7 +12,7 @@ The manifest is ``manifests/<notebook>.json`` in the profile's results folder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,6 @@ class Session:
         self._notebook = notebook
         self._only = notebook.split("_")[0]  # for the option --only of the runner
         self._manifest = Manifest()
-        self._absent: dict[str, Missing] = {}  # by the line that says so
 
     @property
     def options(self) -> dict[str, Any]:
@@ -68,7 +67,9 @@ class Session:
     def absent(self, config: RunConfig) -> str:
         """"" where the run's data set is there; else print, note and return a line with the command that gets it."""
         line = self._absent_line(config)
-        self.missing(line)
+        if line:
+            print(line)
+            self._note([line], [config])
         return line
 
     def missing(self, *lines: str) -> None:
@@ -96,10 +97,8 @@ class Session:
 
     def carry_out(self, workers: Any = None) -> compare.Done:
         """Run what was planned as far as data and weights are here (`paper.compare.carry_out`), and note the rest."""
-        for config in self._planned["configs"].values():
-            self._absent_line(config)
         done = compare.carry_out(**self._planned, notebook=self._only, workers=workers, **self.options)
-        self._note(done.left_out)
+        self._note(done.left_out, self._planned["configs"].values())
         return done
 
     def save_table(self, table: pd.DataFrame, name: str = "") -> Path:
@@ -131,9 +130,13 @@ class Session:
         self._manifest.write(self.folder, self._notebook)
         return report.styled(record)
 
-    def _note(self, lines: Sequence[str]) -> None:
+    def _note(self, lines: Sequence[str], configs: Iterable[RunConfig] = ()) -> None:
+        """Note what is missing; lines that say that the data set of one of the runs is, with the command for it."""
+        absent = {self._absent_line(config): config.dataset for config in configs}
         for line in lines:
-            entry = self._absent.get(line, Missing(line))
+            dataset = absent.get(line, "")
+            get = f"python -m vptsp_core data get {dataset} --data DIR" if dataset else ""
+            entry = Missing(line, dataset, get)
             if entry not in self._manifest.missing:
                 self._manifest.missing.append(entry)
 
@@ -141,11 +144,7 @@ class Session:
         return (path.relative_to(self.folder) if path.is_relative_to(self.folder) else path.resolve()).as_posix()
 
     def _absent_line(self, config: RunConfig) -> str:
-        line = report.absent_data(config, self.data, self._only, self.folder)
-        if line:
-            get = f"python -m vptsp_core data get {config.dataset} --data DIR"
-            self._absent[line] = Missing(line, config.dataset, get)
-        return line
+        return report.absent_data(config, self.data, self._only, self.folder)
 
     def _named(self, files: list[str], name: str, suffix: str) -> str:
         """The name of a file of this notebook, which is noted."""
