@@ -148,7 +148,13 @@ def _score(hits: Tensor, relevant: Tensor, ks: Sequence[int]) -> Tensor:
 
 
 def _labels(name: str, data: Any, rows: Tensor) -> Tensor:
-    ids = as_tensor(name, data)
+    try:
+        ids = as_tensor(name, data)
+    except VptspError:
+        if isinstance(data, Iterable) and any(isinstance(each, str) for each in data):
+            cure = "number the classes, as numpy.unique(..., return_inverse=True)[1] does"
+            raise VptspError(f"{name} are text; {cure}") from None
+        raise
     if ids.is_floating_point() and ids.dim() == 1 and (gaps := ids.isnan().nonzero().flatten().tolist()):
         raise VptspError(f"{name}: no class is given for {numbered(gaps, ids)}; leave them and their embeddings out")
     if ids.dim() != 1 or ids.is_floating_point() or ids.is_complex() or ids.is_meta or ids.is_quantized:
