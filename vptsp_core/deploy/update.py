@@ -156,7 +156,7 @@ def embed_files(
     """A batch at a time: those of the files under ``root`` that can be read, their embeddings (N, d), and why the
     others cannot."""
     batch = embedder.config.batch
-    workers = decoders(-(-len(names) // batch))
+    workers = decoders(len(names))
     loader: Callable[..., DataLoader] = DataLoader
     files = loader(
         _Files([root / name for name in names], embedder.transform), batch_size=batch, collate_fn=list,

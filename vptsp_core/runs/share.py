@@ -67,9 +67,9 @@ def read_shared(uri: str) -> Saved:
         WeightsError: there is no such repository or revision, it cannot be reached, or its file is damaged.
     """
     repo, revision = place(uri)
-    obstacle = hub.in_the_way()
+    obstacle = hub.why_unreachable()
     try:
-        with hub.silent():
+        with hub.quiet_hub_log():
             path = Path(huggingface_hub.hf_hub_download(
                 repo, WEIGHTS, revision=revision, local_files_only=obstacle is not None,
                 library_name="vptsp-core", library_version=vptsp_core.__version__,
@@ -95,13 +95,13 @@ def push(embedder: Embedder, repo: str, revision: str | None = None, private: bo
     revision = revision or named
     if huggingface_hub.get_token() is None:
         raise VptspError(f"{uri}: there is no token of the Hub here; {LOGIN}")
-    if obstacle := hub.in_the_way():
+    if obstacle := hub.why_unreachable():
         raise VptspError(f"{uri}: {obstacle}; connect this machine, or export to a .safetensors file and upload that")
     config = embedder.config
     if config.weights not in ("pretrained", "random"):  # the folders of this machine are nobody's concern
         config = config.replace(weights=Path(config.weights).name)
     api = HfApi(library_name="vptsp-core", library_version=vptsp_core.__version__)
-    with tempfile.TemporaryDirectory() as folder, hub.silent():
+    with tempfile.TemporaryDirectory() as folder, hub.quiet_hub_log():
         write_embedder(Path(folder, WEIGHTS), embedder, config)
         Path(folder, "README.md").write_text(model_card(embedder, repo, revision), "utf-8")
         message = f"{config.method} on {config.backbone}, run {embedder.run}"
