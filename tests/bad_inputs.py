@@ -191,7 +191,7 @@ TABLE: dict[str, list[Case]] = {
              "weights DIR/w.safetensors: norm.bias has shape (7,), the model needs (96,); give a file saved for this "
              "backbone and image size"),
         Case("a tensor too few", "`train`", runs.weights("w.safetensors", runs.too_few),
-             "weights DIR/w.safetensors: lacks norm.bias (1 missing, 0 unknown keys); give a file saved for this very "
+             "weights DIR/w.safetensors: lacks norm.bias (1 missing, 0 unknown keys); give a file saved for this "
              "backbone"),
         Case("of another backbone", "`train`", runs.weights("w.safetensors", runs.other_backbone),
              "weights DIR/w.safetensors: has blocks.6.attn.proj.bias, which the model does not (0 missing, 12 unknown "
