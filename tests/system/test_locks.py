@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,23 @@ def test_who_waits_is_told_so_and_a_killed_holder_frees_the_lock(tmp_path, capsy
         with locked(path, "run: another process trains it; waiting"):
             assert process.wait(10) != 0 and path.exists()
     assert capsys.readouterr().err == "run: another process trains it; waiting\n" and not path.exists()
+
+
+def test_who_waits_gets_the_lock_though_its_holder_removes_the_folder(tmp_path):
+    path, held = tmp_path / "run" / "lock", threading.Event()
+
+    def hold():
+        with locked(path):
+            held.set()
+            time.sleep(0.5)
+        path.parent.rmdir()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    with locked(path):
+        thread.join()
+        assert path.exists()
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])

@@ -30,7 +30,9 @@ def locked(path: Path, waiting: str = "") -> Iterator[None]:
         except Timeout:
             if waiting:
                 print(waiting, file=sys.stderr)
-            lock.acquire()
+            while not lock.is_locked:
+                with contextlib.suppress(FileNotFoundError):  # its last holder removed the folder: it is made again
+                    lock.acquire()
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
