@@ -189,7 +189,7 @@ def test_two_that_get_the_same_data_set(published, data, capsys, monkeypatch):
         thread.join(20)
     out, err = capsys.readouterr()
     assert status == [0, 0] and err == ""
-    assert len(said) == 1 and said[0].startswith("sop: another process is getting it; waiting for process ")
+    assert len(said) == 1 and said[0].startswith("sop: another process is getting it; waiting")
     assert out.count(" -> ") == 1 and out.count("sop: whole, in") == 2 and not list(data.rglob("*.lock"))
 
 

@@ -241,7 +241,7 @@ def test_two_that_fetch_the_same_file(server, target, monkeypatch):
     for thread in threads:
         thread.join(20)
     assert done == [target, target] and only(target) and len(server.seen) == 1
-    assert len(said) == 1 and said[0].startswith("file.zip: another process is fetching it; waiting for process ")
+    assert len(said) == 1 and said[0].startswith("file.zip: another process is fetching it; waiting")
 
 
 def test_amounts_are_in_a_unit_that_shows_them():
