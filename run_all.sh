@@ -4,7 +4,7 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: ./run_all.sh [--profile demo|smoke|tiny|paper] [--data DIR] [--results DIR] [--only table1,fig3] [--seeds 0,1,2]
+usage: ./run_all.sh [--profile demo|smoke|tiny|paper] [--data DIR] [--results DIR] [--only table1,fig3d] [--seeds 0,1,2]
                     [--workers N|gpus | --cluster tcp://HOST:PORT] [--set KEY=VALUE]... [--dry-run]
        ./run_all.sh test
 
@@ -15,7 +15,7 @@ shows all of it: index.html.
               paper: the real benchmarks and weights
   --data      folder with the real data sets (profiles tiny and paper)
   --results   where to write (default: results/ in this checkout)
-  --only      notebooks to run, by the beginnings of their names
+  --only      notebooks to run, by the beginnings of their names; fig3d: panel d of figure 3
   --seeds     seeds for the notebooks that take them
   --workers   runs side by side on this machine: N processes, or gpus: one a GPU; default: one run after another
   --cluster   runs side by side on a Dask cluster that is there already; results and data in folders that all see

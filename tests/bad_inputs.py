@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -18,9 +18,6 @@ import bad_images as images
 import bad_models as models
 import bad_runs as runs
 import bad_sets as sets
-
-from vptsp_core import __version__ as VERSION
-from vptsp_core.method.config import RunConfig
 
 WORKS = "works: "
 
@@ -48,13 +45,14 @@ ALL = "`train` (both pipelines), `data check --decode`, `embed`"
 
 
 def image(given: str, make: Callable, message: str) -> Case:
-    return Case(given, ALL, lambda desk: images.everywhere(desk, make), message)
+    return Case(given, ALL, lambda desk: images.refused_everywhere(desk, make), message)
 
 
 TABLE: dict[str, list[Case]] = {
     "Images": [
         image("JPEG cut short", images.truncated_jpeg,
               "image DIR/data/b/odd.jpg: unreadable (image file is truncated (267 bytes not processed)); replace the file"),
+        image("no bytes", images.empty, "image DIR/data/b/odd.jpg: unreadable (the file is empty); replace the file"),
         image("a web page named .jpg", images.web_page,
               "image DIR/data/b/odd.jpg: unreadable (not an image of a known kind, it begins with b'<html>no such pa'); "
               "replace the file"),
@@ -74,26 +72,12 @@ TABLE: dict[str, list[Case]] = {
              WORKS + "it is left out, with a warning",
              "warning: folder: 1 thing(s) in DIR/data are ignored, being no images in class folders, the first b/odd.jpg"),
         Case("no such file", "`embed`", images.absent, "image DIR/none.jpg: no such file; check the path, or get the data set again"),
-        Case("something else than an image", "`embed`", images.number,
-             "int is no image; give paths, PIL images, or one (N, 3, H, W) tensor"),
-        Case("None", "`embed`", images.none, "None is no image; give paths, PIL images, or one (N, 3, H, W) tensor"),
         Case("nothing", "`embed`", images.nothing, "no images to embed; give at least one"),
         Case("a tensor of another shape", "`embed`", images.wrong_tensor,
              "images of shape (1, 3, 8, 8) and type float32; the model takes (N, 3, 40, 40) floating point, normalised"),
-        image("palette with a transparent entry", images.clear_palette, WORKS + "over white, as a viewer shows it"),
-        image("CMYK", images.cmyk, WORKS + "(255 - C)(255 - K) / 255 and so on; colour profiles are not applied"),
-        image("16 bits a channel, colour", images.colour16, WORKS + "the upper 8 bits"),
-        image("with alpha", images.alpha, WORKS + "over white, as a viewer shows it (in a published benchmark as the "
-              "paper's loaders do: alpha is left aside)"),
-        image("animated", images.animated, WORKS + "its first frame"),
-        image("photograph turned by its EXIF orientation (6)", images.turned, WORKS + "upright, as a viewer shows it "
-              "(in a published benchmark as the paper's loaders do: as it is stored)"),
-        Case("EXIF that cannot be read", ALL, lambda desk: images.everywhere(desk, images.broken_exif),
-             WORKS + "as it is stored, with Pillow's warning",
+        Case("odd images, all in one folder (`bad_images.ODD`)", ALL, images.all_read,
+             WORKS + "each as `bad_images` says; one has EXIF that Pillow warns of",
              "warning: Corrupt EXIF data.  Expecting to read 12 bytes but only got 2."),
-        image("odd name: accents, a snowman, right-to-left, a line end", images.odd_name,
-              WORKS + "any name that the file system takes"),
-        image("a name that is no UTF-8", images.name_of_bytes, WORKS + "any name that the file system takes"),
     ],
     "Data sets": [
         Case("no folder given", "`data check cub200`", sets.no_folder,
@@ -114,13 +98,13 @@ TABLE: dict[str, list[Case]] = {
              "warning: folder: 1 thing(s) in DIR/data are ignored, being no images in class folders, the first "
              "empty/ without images"),
         Case("listed file that is not there", "`data check folder`",
-             sets.split("a/0.png,a,train", "a/9.png,a,train", "b/0.png,b,test", "c/1.png,c,test"),
-             "folder: DIR/data/split.csv is not whole: 1 of 4 listed images are not in DIR/data, the first a/9.png; "
+             sets.split("a/0.png,a,train", "a/9.png,a,train", "b/0.png,b,query", "b/1.png,b,gallery", "c/1.png,c,gallery"),
+             "folder: DIR/data/split.csv is not whole: 1 of 5 listed images are not in DIR/data, the first a/9.png; "
              "complete it, or accept this with --allow-partial"),
         Case("paths that are not relative to the folder", "`data check folder`",
              sets.split("data/a/0.png,a,train", "data/b/0.png,b,test", "data/c/1.png,c,test"),
-             "folder: DIR/data/split.csv is not whole: 3 of 3 listed images are not in DIR/data, the first data/a/0.png; "
-             "paths are relative to that folder; complete it, or accept this with --allow-partial"),
+             "folder: none of the 3 images of DIR/data/split.csv is in DIR/data, the first data/a/0.png; paths are relative "
+             "to that folder"),
         Case("list not in UTF-8", "`data check folder`", sets.split("a/\udcff.png,a,train"),
              "folder: DIR/data/split.csv is not in UTF-8 (invalid start byte); save it as UTF-8"),
         Case("labels out of range", "`FileSet(name, paths, labels, class_names)`", sets.labels,
@@ -141,11 +125,7 @@ TABLE: dict[str, list[Case]] = {
              "weights is empty; give a .safetensors or .pth file, or leave it out"),
         Case("another kind of file", "`train`", runs.weights("w.onnx", runs.junk),
              "weights DIR/w.onnx: unknown kind '.onnx'; give .safetensors, .pth, .pt, .bin or .npz"),
-        Case(".safetensors cut short", "`train`", runs.weights("w.safetensors", runs.cut),
-             "weights DIR/w.safetensors: unreadable (cut short or damaged); get the file again"),
         Case(".pth cut short", "`train`", runs.weights("w.pth", runs.cut),
-             "weights DIR/w.pth: unreadable (cut short or damaged); get the file again"),
-        Case("a text named .pth", "`train`", runs.weights("w.pth", runs.junk),
              "weights DIR/w.pth: unreadable (cut short or damaged); get the file again"),
         Case("pickled code", "`train`", runs.weights("w.pth", runs.bomb),
              f"weights DIR/w.pth: holds {open.__module__}.open besides tensors, and no code of a file is executed; save "
@@ -163,25 +143,18 @@ TABLE: dict[str, list[Case]] = {
              "weights DIR/w.safetensors: norm.bias has shape (7,), the model needs (96,); give a file saved for this "
              "backbone and image size"),
         Case("a tensor too few", "`train`", runs.weights("w.safetensors", runs.too_few),
-             "weights DIR/w.safetensors: lacks norm.bias (1 missing, 0 unknown keys); give a file saved for this very "
+             "weights DIR/w.safetensors: lacks norm.bias (1 missing, 0 unknown keys); give a file saved for this "
              "backbone"),
         Case("of another backbone", "`train`", runs.weights("w.safetensors", runs.other_backbone),
              "weights DIR/w.safetensors: has blocks.6.attn.proj.bias, which the model does not (0 missing, 12 unknown "
-             "keys); give a file saved for this very backbone"),
-        Case("position embedding of whole numbers in a strange shape", "`train`",
-             runs.weights("w.safetensors", runs.strange_positions),
-             "weights DIR/w.safetensors: pos_embed has shape (1, 6, 96), the model needs (1, 26, 96); give a file saved "
-             "for this backbone and image size"),
+             "keys); give a file saved for this backbone"),
     ],
     "Checkpoints": [
         Case("cut short", "`train`, once more", runs.checkpoint(runs.halve),
-             "checkpoint DIR/results/runs/RUN/checkpoint.pt: damaged (cut short, or of an older version), and there is no other; delete it to start this run again"),
+             "checkpoint DIR/results/runs/RUN/checkpoint.pt: damaged, and no other is whole; delete it to start this run again"),
         Case("pickled code", "`train`, once more", runs.checkpoint(runs.explode),
              "checkpoint DIR/results/runs/RUN/checkpoint.pt: unreadable; delete it to start this run again"),
         Case("of another backbone", "`train`, once more", runs.checkpoint(runs.foreign(image_size=32)),
-             "checkpoint DIR/results/runs/RUN/checkpoint.pt: of another run; delete it, or choose another results "
-             "folder"),
-        Case("from another semantics", "`train`, once more", runs.checkpoint(runs.foreign(semantics="paper")),
              "checkpoint DIR/results/runs/RUN/checkpoint.pt: of another run; delete it, or choose another results "
              "folder"),
     ],
@@ -190,8 +163,6 @@ TABLE: dict[str, list[Case]] = {
              "unknown key 'alhpa'; did you mean alpha?"),
         Case("wrong type", "`train --set epochs=many`", runs.config("epochs=many"),
              "epochs = 'many' must be of type int, not str"),
-        Case("wrong type, a list", "`train --set alpha=[0.5]`", runs.config("alpha=[0.5]"),
-             "alpha = [0.5] must be of type float, not list"),
         Case("not one of the choices", "`train --set method=vpsp`", runs.config("method=vpsp"),
              "method = 'vpsp' must be one of 'frozen', 'full', 'linear', 'adapter', 'lora', 'vpt', 'vptsp'"),
         Case("impossible value", "`train --set alpha=2`", runs.config("alpha=2"), "alpha = 2.0 must be in [0, 1]"),
@@ -199,10 +170,6 @@ TABLE: dict[str, list[Case]] = {
         Case("impossible pair", "`train --set batch=7 samples_per_class=2`", runs.config("batch=7", "samples_per_class=2"),
              "batch = 7 must be a multiple of samples_per_class = 2"),
         Case("no key=value", "`train --set alpha`", runs.config("alpha"), "--set alpha: write KEY=VALUE"),
-        Case("a key that Python would trip over", "`train --set self=1`", runs.config("self=1"),
-             f"unknown key 'self'; did you mean {', '.join(f.name for f in fields(RunConfig))}?"),
-        Case("value nested too deep", "`train --set alpha=[[[...`", runs.config("alpha=" + "[" * 100_000),
-             "alpha = '" + 76 * "[" + "... must be of type float, not str"),
         Case("unknown preset", "`train --preset cub`", runs.preset("cub", None),
              "unknown preset 'cub'; known: cub200-vits16, cub200-vitb16, cars196-vits16, cars196-vitb16, sop-vits16, "
              "sop-vitb16, inshop-vits16, inshop-vitb16, inaturalist-vitb16, cub200-vitti16, demo, cub200-dinov2-vits14, "
@@ -213,64 +180,27 @@ TABLE: dict[str, list[Case]] = {
              "1)); give a file that a search has written"),
         Case("preset without keys", "`train --preset p.json`", runs.preset("p.json", "[1]"),
              "preset DIR/p.json: holds no keys and values; give a file that a search has written"),
-        Case("preset nested too deep", "`train --preset p.json`", runs.preset("p.json", "[" * 100_000),
-             "preset DIR/p.json: unreadable (nested too deep); give a file that a search has written"),
-        Case("preset with an unknown key", "`train --preset p.json`", runs.preset("p.json", '{"alhpa": 1}'),
-             "unknown key 'alhpa'; did you mean alpha?"),
     ],
     "Results": [
         Case("no run there", "`evaluate`", runs.no_run,
-             "DIR/results holds no finished run (config.json is missing); give the folder of one, or a saved embedder"),
+             "DIR/results holds no finished run (config.json is missing); give the folder of one"),
         Case("config.json with a key of another version", "`train`, once more",
              runs.results("config.json", lambda v: {**v, "prompt_mode": 1}),
              "DIR/results/runs/RUN/config.json: unknown key 'prompt_mode'; did you mean prompt_step, prompts, prompt_layers? "
              "(of another version?); use that one, or delete the folder and run it again"),
-        Case("config.json that lacks a key", "`train`, once more",
-             runs.results("config.json", lambda v: {k: v[k] for k in v if k != "alpha"}),
-             "DIR/results/runs/RUN/config.json: key 'alpha' is missing (of another version?); use that one, or delete "
-             "the folder and run it again"),
         Case("config.json cut short", "`evaluate`", runs.evaluated("config.json", lambda v: None),
              "DIR/results/runs/RUN/config.json: unreadable (cut short or damaged); delete the folder and run it again"),
         Case("metrics.json without record.json", "`train`, once more", runs.without("record.json"),
-             "DIR/results/runs/RUN holds no finished run (record.json is missing); delete the folder and run it again"),
-        Case("record.json of a version that noted less", "`train`, once more",
-             runs.results("record.json", lambda v: {k: v[k] for k in v if k != "seconds"}),
-             "DIR/results/runs/RUN/record.json: 'seconds' is missing or no number (of another version?); delete the "
-             "folder and run it again"),
-        Case("metrics.json without R@1", "`train`, once more", runs.results("metrics.json", lambda v: {"epoch": 1}),
-             "DIR/results/runs/RUN/metrics.json: 'R@1' is missing or no number (of another version?); delete the folder "
-             "and run it again"),
-        Case("metrics.json with text", "`train`, once more", runs.results("metrics.json", lambda v: {**v, "MAP@R": "?"}),
-             "DIR/results/runs/RUN/metrics.json: 'MAP@R' is no fraction; delete the folder and run it again"),
-        Case("history.csv without epochs", "`train`, once more", runs.text("history.csv", "loss\n1\n"),
-             "DIR/results/runs/RUN/history.csv: unreadable (cut short or damaged); delete the folder and run it again"),
+             "DIR/results/runs/RUN holds no finished run (record.json is missing); give the folder of one"),
         Case("queries.npz with pickled code", "`Run.queries`", runs.queries,
-             "DIR/results/runs/RUN/queries.npz: unreadable (cut short or damaged); delete the folder and run it again"),
-        Case("model.safetensors cut short", "`evaluate`", runs.short_model,
-             "DIR/results/runs/RUN/model.safetensors: not what record.json has the checksum of (damaged, edited, or another "
-             "run's); delete the folder and run it again"),
-        Case("model.safetensors with a bit changed", "`train`, once more", runs.changed_model_trained,
-             "DIR/results/runs/RUN/model.safetensors: not what record.json has the checksum of (damaged, edited, or another "
-             "run's); delete the folder and run it again"),
-        Case("model.safetensors of another run", "`evaluate`", runs.other_model,
-             "DIR/results/runs/RUN/model.safetensors: not what record.json has the checksum of (damaged, edited, or another "
-             "run's); delete the folder and run it again"),
+             "DIR/results/runs/RUN/queries.npz: unreadable (Object arrays cannot be loaded when allow_pickle=False); delete the folder and run it again"),
         Case("model.safetensors with one bit changed", "`evaluate`", runs.changed_model,
              "DIR/results/runs/RUN/model.safetensors: not what record.json has the checksum of (damaged, edited, or another "
              "run's); delete the folder and run it again"),
-        Case("model.safetensors and record.json of another run", "`evaluate`", runs.other_model_and_record,
-             "DIR/results/runs/RUN/config.json: not what record.json has the checksum of (damaged, edited, or another "
-             "run's); delete the folder and run it again"),
         Case("the same, its checksums made to fit", "`evaluate`", runs.other_model_resealed,
              "DIR/results/runs/RUN/model.safetensors: vit.prompts does not fit the config beside it; run it again, or get it again"),
-        Case("config.json with one bit changed: another resize", "`evaluate`", runs.bit("config.json", "evaluate"),
-             "DIR/results/runs/RUN/config.json: not what record.json has the checksum of (damaged, edited, or another "
-             "run's); delete the folder and run it again"),
-        Case("record.json with one bit changed: of another torch", "`train`, once more", runs.bit("record.json", "train"),
+        Case("record.json with one bit changed: of another torch", "`train`, once more", runs.record_bit,
              "DIR/results/runs/RUN/record.json: its content does not fit its checksum (damaged or edited); delete the folder and run it again"),
-        Case("history.csv with one bit changed: another loss", "`train`, once more", runs.bit("history.csv", "train"),
-             "DIR/results/runs/RUN/history.csv: not what record.json has the checksum of (damaged, edited, or another "
-             "run's); delete the folder and run it again"),
         Case("metrics.json with a better R@1", "`train`, once more", runs.results("metrics.json", lambda v: {**v, "R@1": 1.0}),
              "DIR/results/runs/RUN/metrics.json: not what record.json has the checksum of (damaged, edited, or another "
              "run's); delete the folder and run it again"),
@@ -279,12 +209,11 @@ TABLE: dict[str, list[Case]] = {
     ],
     "Embedders and indexes": [
         Case("saved embedder with one bit of a weight changed", "`evaluate`", models.saved(lambda path: models.flip(path, -1)),
-             "DIR/bird.safetensors: damaged (its tensors do not fit their checksum); get the file again"),
-        Case("saved embedder with one bit of its header changed: another resize", "`evaluate`", models.saved(models.header_bit),
-             "DIR/bird.safetensors: damaged (its content does not fit its checksum); get the file again"),
+             "DIR/bird.safetensors: damaged, or of another version (its tensors do not fit their checksum); get the file "
+             "again, or save it again from its run"),
         Case("saved embedder of an older version", "`evaluate`", models.saved(models.old_format),
-             "DIR/bird.safetensors: format 1 is not known here; save it again from its run, or use the version that wrote "
-             f"it ({VERSION})"),
+             "DIR/bird.safetensors: damaged, or of another version (format 1 is not known here); get the file again, or "
+             "save it again from its run"),
         Case("another kind of file", "`evaluate bird.onnx`", models.saved(lambda path: None, "bird.onnx"),
              "DIR/bird.onnx is no saved embedder; give a run's folder, or what `Embedder.save` has written"),
         Case("index with one bit of a name changed", "`search`", models.damaged_index,
@@ -307,35 +236,24 @@ TABLE: dict[str, list[Case]] = {
              "device 'banana' cannot be used here; choose cpu, or cuda or mps where there is such a GPU"),
         Case("half precision without a GPU", "`train --set precision=fp16`", runs.half,
              "precision = 'fp16' needs an NVIDIA GPU, the device is cpu; use 'auto', 'bf16' or 'fp32'"),
-        Case("GPU memory full in a step", "`train`", runs.failing("step", runs.full_gpu),
+        Case("GPU memory full in a step", "`train`", runs.failing(runs.full_gpu),
              "the GPU's memory is full in epoch 2; choose --checkpointing on, or lower batch, or --device cpu"),
-        Case("GPU memory full in the evaluation", "`train`", runs.failing("evaluate", runs.full_gpu),
-             "the GPU's memory is full in epoch 2; choose --checkpointing on, or lower batch, or --device cpu"),
-        Case("GPU gone", "`train`", runs.failing("step", runs.lost_gpu),
+        Case("GPU gone", "`train`", runs.failing(runs.lost_gpu),
              "the GPU failed in epoch 2 (CUDA error: unspecified launch failure); the same command resumes after the "
              "last finished epoch: start it again, or with --device cpu"),
-        Case("GPU gone, as older versions of torch tell it", "`train`", runs.failing("step", runs.lost_gpu_of_old),
-             "the GPU failed in epoch 2 (CUDA error: no CUDA-capable device is detected); the same command resumes "
-             "after the last finished epoch: start it again, or with --device cpu"),
-        Case("memory of the machine full", "`train`", runs.failing("step", runs.full_machine),
+        Case("memory of the machine full", "`train`", runs.failing(runs.full_machine),
              "the memory of this machine is full in epoch 2; lower batch"),
         Case("no space left for the checkpoint", "`train`", runs.full_disk,
              "cannot write DIR/results/runs/RUN/checkpoint.pt (No space left on device); choose another folder"),
-        Case("file size limit (RLIMIT_FSIZE), in a process of its own", "`train`", runs.file_size_limit,
-             "cannot write DIR/results/runs/RUN/checkpoint.pt (File too large); choose another folder"),
         Case("no space left for decoded images", "`train`, cached pipeline", runs.full_cache,
              "cache DIR/cache: No space left on device; give another folder with --cache or VPTSP_CACHE, or set "
              "pipeline=classic to go without"),
-        Case("results folder below a file", "`train`", runs.below_a_file,
-             "cannot write DIR/file/results/runs/RUN (Not a directory); choose another folder"),
         Case("read-only results folder", "`train`", runs.read_only,
              "cannot write DIR/results/runs/RUN (Permission denied); choose another folder"),
     ],
     "Notebooks": [
         Case("unknown key for every run", "`notebooks --set alhpa=1`", runs.notebooks("--set", "alhpa=1"),
              "unknown key 'alhpa'; did you mean alpha?"),
-        Case("wrong type for every run", "`notebooks --set epochs=many`", runs.notebooks("--set", "epochs=many"),
-             "epochs = 'many' must be of type int, not str"),
         Case("seeds that are none", "`notebooks --seeds a`", runs.notebooks("--seeds", "a"),
              "--seeds: expected numbers such as 0,1,2, not 'a'"),
         Case("a seed twice", "`notebooks --seeds 1,1`", runs.notebooks("--seeds", "1,1"),
@@ -346,8 +264,6 @@ TABLE: dict[str, list[Case]] = {
              "table6_cub200, table7_integration, table8_pretraining, table9_search, tour"),
         Case("unknown parameter", "`papermill tour.ipynb out.ipynb -p sedes 1`", runs.papermill(sedes=1),
              "unknown parameter 'sedes'; did you mean seeds?"),
-        Case("parameter of another type", "`papermill tour.ipynb out.ipynb -p seeds 1`", runs.papermill(seeds=1),
-             "parameter 'seeds' must be of type list, not 1"),
         Case("notebook's own parameter of another type", "`papermill tour.ipynb out.ipynb -p queries many`",
              runs.papermill(queries="many"), "parameter 'queries' must be of type int, not 'many'"),
     ],

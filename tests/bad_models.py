@@ -32,10 +32,6 @@ def saved(change: Callable[[Path], object], name: str = "bird.safetensors") -> D
     return do
 
 
-def header_bit(path: Path) -> None:
-    flip(path, path.read_bytes().index(b"resize") + len(b'resize\\": '))
-
-
 def old_format(path: Path) -> None:
     rewrite_header(path, HEADER, lambda header: header.update(format=1))
 

@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from desk import Desk, without_progress
+from desk import Desk
 from reseal import reseal_run
 from safetensors.torch import save_file
 
@@ -99,10 +97,6 @@ def other_backbone(path: Path, state: dict) -> None:
     from timm.models.vision_transformer import VisionTransformer
 
     _save(path, VisionTransformer(**DEMO_VIT | {"depth": 7}).state_dict())
-
-
-def strange_positions(path: Path, state: dict) -> None:
-    _save(path, state | {"pos_embed": torch.zeros(1, 6, 96)})
 
 
 def no_network(desk: Desk) -> str:
@@ -247,14 +241,6 @@ def without(name: str) -> Do:
     return do
 
 
-def text(name: str, content: str) -> Do:
-    def do(desk: Desk) -> str:
-        (_finished(desk) / name).write_text(content)
-        return desk.refused(*desk.train())
-
-    return do
-
-
 def queries(desk: Desk) -> str:
     path = _finished(desk)
     content = np.array([Bomb(desk.root / "ran")], dtype=object)
@@ -265,27 +251,12 @@ def queries(desk: Desk) -> str:
     return said
 
 
-def short_model(desk: Desk) -> str:
-    path = _finished(desk)
-    halve(desk, path / "model.safetensors")
-    return desk.refused("evaluate", path, "--data", desk.data)
-
-
-def _changed_model(desk: Desk) -> Path:
+def changed_model(desk: Desk) -> str:
     path = _finished(desk)
     content = bytearray((path / "model.safetensors").read_bytes())
     content[-1] ^= 1  # of the last number: nothing else would notice
     (path / "model.safetensors").write_bytes(content)
-    return path
-
-
-def changed_model(desk: Desk) -> str:
-    return desk.refused("evaluate", _changed_model(desk), "--data", desk.data)
-
-
-def changed_model_trained(desk: Desk) -> str:
-    _changed_model(desk)
-    return desk.refused(*desk.train())
+    return desk.refused("evaluate", path, "--data", desk.data)
 
 
 def other_model(desk: Desk, *files: str) -> str:
@@ -297,28 +268,19 @@ def other_model(desk: Desk, *files: str) -> str:
     return desk.refused("evaluate", other, "--data", desk.data)
 
 
-def other_model_and_record(desk: Desk) -> str:
-    return other_model(desk, "record.json")
-
-
 def other_model_resealed(desk: Desk) -> str:
     other_model(desk, "record.json")
     reseal_run(desk.run_folder())
     return desk.refused("evaluate", desk.run_folder(), "--data", desk.data)
 
 
-def bit(name: str, command: str) -> Do:
-    """One bit of one file of a run is another, so that all of it is still valid."""
-
-    def do(desk: Desk) -> str:
-        path = _finished(desk)
-        before = {"config.json": b'"resize": ', "record.json": b'"torch": "', "history.csv": b"\n1,"}[name]
-        content = bytearray((path / name).read_bytes())
-        content[content.index(before) + len(before)] ^= 1  # a digit is the next one, or the one before
-        (path / name).write_bytes(content)
-        return desk.refused(*(desk.train() if command == "train" else (command, path, "--data", desk.data)))
-
-    return do
+def record_bit(desk: Desk) -> str:
+    """One bit of the record is another, so that all of it is still valid."""
+    path = _finished(desk)
+    content, before = bytearray((path / "record.json").read_bytes()), b'"torch": "'
+    content[content.index(before) + len(before)] ^= 1  # a digit is the next one, or the one before
+    (path / "record.json").write_bytes(content)
+    return desk.refused(*desk.train())
 
 
 def cache(desk: Desk) -> str:
@@ -352,22 +314,17 @@ def lost_gpu() -> Exception:
     return torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later")
 
 
-def lost_gpu_of_old() -> Exception:
-    return RuntimeError("CUDA error: no CUDA-capable device is detected\nFor debugging consider passing")
-
-
 def full_machine() -> Exception:
     return RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you")
 
 
-def failing(where: str, error: Callable[[], Exception]) -> Do:
+def failing(error: Callable[[], Exception]) -> Do:
     """A run of three epochs whose second fails; the first is kept, and the same command ends as if nothing was."""
 
     def do(desk: Desk) -> str:
-        from vptsp_core.runs import run, train
+        from vptsp_core.method.step import TrainStep
 
-        place, name = (train.TrainStep, "__call__") if where == "step" else (run, "evaluate")
-        good, calls = getattr(place, name), []
+        good, calls = TrainStep.__call__, []
 
         def bad(*arguments):
             calls.append(1)
@@ -376,7 +333,7 @@ def failing(where: str, error: Callable[[], Exception]) -> Do:
             return good(*arguments)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(place, name, bad)
+            patch.setattr(TrainStep, "__call__", bad)
             said = desk.refused(*desk.train("epochs=3"))
         _same_in_the_end(desk, ["checkpoint.pt"])
         return said
@@ -413,20 +370,6 @@ def full_disk(desk: Desk) -> str:
     return said
 
 
-def file_size_limit(desk: Desk) -> str:
-    """Files of at most 4 kB; the system itself refuses more."""
-    import resource  # not there on Windows
-
-    done = subprocess.run(
-        [sys.executable, "-m", "vptsp_core", *map(str, desk.train())], cwd=ROOT, capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
-    )  # fmt: skip
-    said = without_progress(done.stderr)
-    assert done.returncode == 2 and said.count("\n") == 1, done.stderr
-    assert not [p for p in desk.results.rglob("*") if p.is_file()], "nothing half-written"
-    return desk.named(said).removeprefix("error: ").rstrip("\n")
-
-
 def full_cache(desk: Desk) -> str:
     def full(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -436,11 +379,6 @@ def full_cache(desk: Desk) -> str:
         said = desk.refused(*desk.train("pipeline=cached"))
     assert desk.command(*desk.train("pipeline=cached"))[0] == 0
     return said
-
-
-def below_a_file(desk: Desk) -> str:
-    (desk.root / "file").write_text("in the way")
-    return desk.refused(*desk.train(options=("--results", str(desk.root / "file" / "results"))))
 
 
 def read_only(desk: Desk) -> str:

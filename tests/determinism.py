@@ -39,7 +39,7 @@ from vptsp_core.data import cache, cached, loading  # noqa: E402
 from vptsp_core.data.glyphs import GlyphSet  # noqa: E402
 
 CLASSES, IMAGES = 24, 3  # half of the classes to train on
-EPOCHS, STEPS = 2, 5  # DataLoader has workers from four batches on
+EPOCHS, STEPS = 2, 5
 SHORT = dict(
     dataset="folder", epochs=EPOCHS, steps_per_epoch=STEPS, batch=8, samples_per_class=2, augmentation="base", resize=44
 )

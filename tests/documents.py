@@ -17,7 +17,7 @@ from vptsp_core import __main__ as command_line
 from vptsp_core.data import DATASETS
 from vptsp_core.method.presets import parse_change, preset
 from vptsp_core.paper.methods import configured
-from vptsp_core.publish.parameters import discover
+from vptsp_core.publish.parameters import discover, panels_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -71,7 +71,7 @@ def check(command: str, options: argparse.Namespace) -> None:
     changes = dict(map(parse_change, getattr(options, "changes", [])))
     if command == "notebooks":
         configured(options.profile, {}, changes)
-        assert options.only is None or discover(options.only.split(","))
+        assert options.only is None or discover(panels_of(options.only.split(","))[0])
     elif hasattr(options, "preset"):
         if getattr(options, "method", None):
             changes["method"] = options.method

@@ -8,10 +8,10 @@ per-query values, weights, description, names of all files, and the whole state 
 the last checkpoint must be those of the run that was left alone, bit for bit.
 
 A kill is *timed* (at a random moment of the run) or *aimed* (before, after or in the middle of a random write,
-renaming, deletion or flush of a file); one in eight hits the main process alone, whose data workers live on for
-seconds. After every third kill a checkpoint is damaged, too: cut short, or one byte changed. The next start must then
-resume from the one before it and say so in one line or, where there is none, end with one line that says what to do;
-what it has to say is worked out from the files here, and it may say nothing else.
+renaming, deletion or flush of a file); one in eight hits the main process alone, whose two data workers live on for
+seconds (the others have none). After every third kill a checkpoint is damaged, too: cut short, or one byte changed.
+The next start must then resume from the one before it and say so in one line or, where there is none, end with one
+line that says what to do; what it has to say is worked out from the files here, and it may say nothing else.
 
 Processes are forks of this one, which imported everything once: start-up is what 50 kills would spend their time on.
 The patches that aim and that keep the last checkpoint live in those forks only. Prints a line a case; ends with 1 on
@@ -52,9 +52,11 @@ from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from vptsp_core.__main__ import main as command_line  # noqa: E402
+from vptsp_core.data import loading  # noqa: E402
 from vptsp_core.runs import run  # noqa: E402
 from vptsp_core.system import files  # noqa: E402
 
+WORKER = 6.0  # seconds that a data worker takes to start
 SHARED = ("dataset=folder", "weights=random", "batch=8", "samples_per_class=2", "steps_per_epoch=4", "epochs=4")
 CASES = {
     "dense sgd gru": ("optimizer=sgd", "lr=0.01"),
@@ -158,8 +160,8 @@ class Case:
         return ["train", "--preset", "smoke", "--data", str(self.images), "--results", str(place / "results"),
                 *cache, "--device", "cpu", "--set", *SHARED, *self.changes]  # fmt: skip
 
-    def start(self, place: Path, aim: Aim) -> int:
-        """The command in a process group of its own; its number."""
+    def start(self, place: Path, aim: Aim, workers: int = 0) -> int:
+        """The command in a process group of its own, with so many data workers; its number."""
         place.mkdir(parents=True, exist_ok=True)
         said = place / "said"
         said.unlink(missing_ok=True)  # workers that outlive a killed process may still write to the file of old
@@ -182,6 +184,7 @@ class Case:
                 return write_run(config, path, *rest)
 
             run.write_run = kept
+            loading.decoders = lambda count: workers  # type: ignore[assignment]
             aim.arm()
             status = command_line(self.command(place))
             (place / "counts").write_text(json.dumps(aim.counts))
@@ -241,9 +244,10 @@ class Case:
     def kill(self, place: Path, rng: random.Random) -> tuple[str, int | None]:
         """Start the command, and kill it: the kind of kill and, where it had ended before, its status."""
         if rng.random() < 0.5:
-            alone = rng.random() < 0.25
-            pid = self.start(place, Aim())
-            return ("alone" if alone else "timed"), self.wait(pid, rng.uniform(0, self.seconds), alone=alone)
+            if rng.random() < 0.25:
+                pid = self.start(place, Aim(), workers=2)
+                return "alone", self.wait(pid, WORKER + rng.uniform(0, self.seconds), alone=True)
+            return "timed", self.wait(self.start(place, Aim()), rng.uniform(0, self.seconds))
         kind = rng.choice(KINDS)
         aim = Aim(kind, rng.randint(1, self.counts[kind]), rng.choice(["before", "amid", "after"]))
         return "aimed", self.wait(self.start(place, aim), FOREVER)

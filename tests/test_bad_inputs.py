@@ -32,10 +32,6 @@ def test_what_the_table_says_is_what_happens(case, tmp_path, monkeypatch, embedd
     assert all(after.get(path) == content for path, content in before.items()), "a user's file was changed"
 
 
-def test_the_table_is_long_enough_and_names_no_case_twice():
-    assert len(CASES) >= 40 and len({case.id for case in CASES}) == len(CASES)
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
 def test_orientations_are_undone_for_ones_own_images_alone(tmp_path, orientation, suffix):

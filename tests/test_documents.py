@@ -3,10 +3,9 @@
 import re
 import shlex
 
-import documents
 import numpy as np
 import pytest
-from documents import PAGES, ROOT, blocks, called, calls_of, parse_ours, spans
+from documents import PAGES, ROOT, blocks, called, calls_of, spans
 
 import vptsp_core
 from vptsp_core import __main__ as command_line
@@ -96,15 +95,6 @@ def test_commands_in_the_text_parse(page, span, monkeypatch):
     called(monkeypatch, words)
 
 
-@pytest.mark.parametrize("words", [
-    ["train", "--presett", "demo"], ["train", "--set", "alpa=0.2"], ["train", "--checkpointing", "sometimes"],
-    ["notebooks", "--only", "table11"], ["data", "get", "cub300"], ["train", "--preset", "cub"], ["fly"],
-])  # fmt: skip
-def test_the_parsers_refuse_what_there_is_not(words, monkeypatch, capsys):
-    with pytest.raises((AssertionError, vptsp_core.errors.VptspError)):
-        parse_ours(monkeypatch, words)
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_and_paths_lead_somewhere(page):
     text = page.read_text("utf-8")
@@ -113,4 +103,3 @@ def test_links_and_paths_lead_somewhere(page):
     for span in spans(text):
         if re.fullmatch(r"(vptsp_core|tests|docs|notebooks)/[\w./-]*", span):
             assert (ROOT / span).exists(), span
-    assert documents.ROOT == ROOT and not re.search(r"[ \t]+$", text, re.M)

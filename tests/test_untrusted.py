@@ -3,10 +3,8 @@
 import ast
 import inspect
 import os
-import pickle
 from pathlib import Path
 
-import bad_runs
 import nbformat
 import pandas as pd
 import pytest
@@ -43,8 +41,7 @@ CALLS = {
 BUILTINS = {"eval", "exec", "compile", "__import__", "input"}
 AUDITED = {
     ("vptsp_core/publish/kernel.py", "execute_notebook"): "our own notebooks, whose sources are in the checkout",
-    ("vptsp_core/publish/plan.py", "exec"): "statements of our own notebooks, for a dry run",
-    ("vptsp_core/publish/plan.py", "compile"): "the same",
+    ("vptsp_core/publish/plan.py", "exec"): "cells of our own notebooks, for a dry run",
     ("vptsp_core/__main__.py", "import_module"): "of a fixed list of commands",
     ("vptsp_core/__init__.py", "import_module"): "of a fixed list of our own names",
     ("vptsp_core/method/faiss_index.py", "import_module"): "of one fixed name",
@@ -91,34 +88,6 @@ def test_the_source_holds_nothing_that_executes_data():
         code = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "code")
         found |= {(path.name, what): 1 for what in refused(ast.parse(code))}
     assert found.keys() == AUDITED.keys()
-
-
-@pytest.mark.parametrize(
-    ("code", "what"),
-    [
-        ("import pickle", "pickle"), ("from cloudpickle import loads", "cloudpickle"), ("import yaml", "yaml"),
-        ("torch.load(p)", "torch.load"), ("torch.load(p, weights_only=False)", "torch.load"),
-        ("torch.load(p, weights_only=safe)", "torch.load"), ("joblib.load(p)", "joblib.load"),
-        ("np.load(p, allow_pickle=True)", "allow_pickle=True"), ("np.load(p, allow_pickle=x)", "allow_pickle=True"),
-        ("eval(t)", "eval"), ("exec(t)", "exec"), ("subprocess.run(c, shell=True)", "shell=True"),
-        ("os.system(c)", "system"), ("tar.extractall(p)", "extractall"), ("pd.read_pickle(p)", "read_pickle"),
-    ],
-)  # fmt: skip
-def test_the_walk_sees_what_it_is_to_refuse(code, what):
-    assert refused(ast.parse(code)) == {what}
-
-
-def test_the_walk_leaves_alone_what_is_safe():
-    safe = (
-        "model.eval(); torch.load(p, weights_only=True); np.load(p); json.load(f); subprocess.run([a]); re.compile(a)"
-    )
-    assert refused(ast.parse(safe)) == set()
-
-
-def test_the_bomb_of_the_table_would_go_off(tmp_path):
-    """tests/bad_inputs.py gives it as weights, checkpoint, queries and decoded cache, where it must not."""
-    pickle.loads(pickle.dumps(bad_runs.Bomb(tmp_path / "ran")))
-    assert (tmp_path / "ran").exists()
 
 
 def test_a_finished_run_is_json_csv_and_tensors(tmp_path, monkeypatch):

@@ -50,7 +50,7 @@ def run(form, parts):
 @pytest.mark.parametrize("products", [False, True], ids=["fused", "products"])
 @pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_same_as_textbook(monkeypatch, prompts, tokens, products, dtype, bound):
-    monkeypatch.setattr(vit, "by_products", lambda q: products)
+    monkeypatch.setattr(vit, "uses_matmul_attention", lambda q: products)
     attention = Attention(A, HEADS)
     parts = inputs(tokens, prompts, dtype)
     found = run(lambda *given: attend(attention, *given), parts)
@@ -62,6 +62,6 @@ def test_same_as_textbook(monkeypatch, prompts, tokens, products, dtype, bound):
 
 
 def test_products_are_for_bf16_on_a_cpu():
-    assert vit.by_products(torch.zeros(1, dtype=torch.bfloat16))
-    assert not vit.by_products(torch.zeros(1))
-    assert not vit.by_products(torch.zeros(1, dtype=torch.bfloat16, device="meta"))
+    assert vit.uses_matmul_attention(torch.zeros(1, dtype=torch.bfloat16))
+    assert not vit.uses_matmul_attention(torch.zeros(1))
+    assert not vit.uses_matmul_attention(torch.zeros(1, dtype=torch.bfloat16, device="meta"))

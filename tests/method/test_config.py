@@ -108,6 +108,12 @@ HASHES = {
 }  # fmt: skip
 
 
+def test_a_run_from_before_a_key_existed_has_its_default():
+    base = preset("cub200-vits16", alpha=0.2)
+    older = {key: value for key, value in base.to_dict().items() if key != "lora_rank"}
+    assert RunConfig.from_dict(older) == base and RunConfig.from_dict(older).hash() == base.hash()
+
+
 def test_hash_is_stable_across_versions_of_the_project():
     """Finished runs are found by it: change it only together with what the runs compute."""
     assert preset("cub200-vits16", pipeline="classic").hash() == "064c051e2806"

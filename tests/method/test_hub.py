@@ -57,11 +57,11 @@ def test_a_hub_or_a_proxy_is_left_to_its_library(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         before = logger.getEffectiveLevel()
-        with hub.asked(NAME):
+        with hub.reachable_hub(NAME):
             assert not logger.isEnabledFor(logging.WARNING), "that it tries again is not told"
         assert logger.getEffectiveLevel() == before
     monkeypatch.setattr(constants, "ENDPOINT", closed())
-    with pytest.raises(ConnectionError), hub.asked(NAME):
+    with pytest.raises(ConnectionError), hub.reachable_hub(NAME):
         pass
 
 
@@ -85,11 +85,11 @@ def test_a_living_proxy_is_asked_and_one_for_others_is_not(monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example")
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("https_proxy", f"127.0.0.1:{server.getsockname()[1]}")
-        with hub.asked(NAME):
+        with hub.reachable_hub(NAME):
             pass
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setenv("http_proxy", closed())
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        with hub.asked(NAME):
+        with hub.reachable_hub(NAME):
             pass

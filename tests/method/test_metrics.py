@@ -306,7 +306,7 @@ TWO, NAMES = (torch.eye(2), [0, 1]), ("gallery", "gallery_labels")
         ("gallery_labels: 1 labels for 2", TWO, dict(zip(NAMES, (torch.eye(2), [0])))),
         ("labels: torch.float32", (torch.eye(2), [0.0, 1.0]), {}),
         ("labels: .*shape \\(2, 1\\)", (torch.eye(2), [[0], [1]]), {}),
-        ("labels: torch cannot read", (torch.eye(2), ["a", "b"]), {}),
+        ("labels are text; number the classes", (torch.eye(2), ["a", "b"]), {}),
         ("embeddings: .*shape \\(0, 4\\)", (torch.empty(0, 4), []), {}),
         ("embeddings: .*shape \\(4, 0\\)", (torch.empty(4, 0), [0] * 4), {}),
         ("embeddings: .*shape \\(3,\\)", (torch.ones(3), [0, 1, 2]), {}),
@@ -417,6 +417,15 @@ def test_labels_as_people_hold_them(given):
     assert retrieval_metrics(x, given(labels)) == retrieval_metrics(x, labels)
 
 
+def test_labels_that_are_text_are_refused_with_the_cure():
+    names = ["wren", "wren", "lark", "lark"]
+    for given in (names, np.array(names)):
+        with pytest.raises(VptspError, match=r"^labels are text; number the classes, as numpy.unique\("):
+            retrieval_metrics(torch.eye(4), given)
+    numbers = np.unique(names, return_inverse=True)[1]
+    assert retrieval_metrics(torch.eye(4)[[0, 0, 1, 1]], numbers)["R@1"] == 1
+
+
 def test_ks_may_be_one_number():
     x, labels = make(40, 6, 5)
     for ks in (4, np.int64(4), [4], np.array([4]), torch.tensor([4]), np.array(4), torch.tensor(4), iter((4,))):
@@ -432,7 +441,7 @@ def test_ks_may_be_one_number():
         (lambda x, y: (np.ma.masked_less(x.numpy(), 0), y), "embeddings: .* are masked: leave their rows"),
         (lambda x, y: (x, np.ma.masked_equal(y.numpy(), 0)), "labels: .* of its values are masked"),
         (lambda x, y: (pd.DataFrame(x.numpy()).assign(name="a"), y), "embeddings: torch cannot read it"),
-        (lambda x, y: (x, pd.Series(["a"] * len(y))), "labels: torch cannot read it"),
+        (lambda x, y: (x, pd.Series(["a"] * len(y))), "labels are text; number the classes"),
         (lambda x, y: (x, pd.Series(y.numpy(), dtype="Int64").where(np.arange(40) != 7)),
          r"labels: no class is given for 1 of 40 rows \(7\); leave"),
         (lambda x, y: (x, pd.Series(y.numpy(), dtype=object).where(np.arange(40) != 7)), r"labels: no class .* \(7\)"),

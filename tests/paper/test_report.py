@@ -1,5 +1,6 @@
 """Tables against hand-computed values."""
 
+import math
 import re
 from importlib import resources
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.figures.umap import pick_points, proxy_cosines, short_name, spread_classes
 from vptsp_core.method.presets import preset
-from vptsp_core.paper import report
+from vptsp_core.paper import compare, report
 from vptsp_core.runs.evaluate import RECALL_AT
 from vptsp_core.runs.folder import Run
 
@@ -43,7 +44,7 @@ def test_compare_by_hand():
     paper = pd.DataFrame({"row": ["a", "b", "c"], "R@1": [50.0, 60.0, 70.0]})
     ours = pd.DataFrame({"row": ["new", "a", "c"], "R@1": [1.0, 52.5, 69.0], "R@1 ±": [np.nan, 0.5, np.nan], "ms": 3.0})
     table = report.compare(paper, ours, on="row", columns=["R@1"], only_ours=["ms"])
-    assert list(table.index) == ["new", "a", "b", "c"]
+    assert list(table.index) == ["new", "a", "c", "b"]
     assert list(table.columns) == [
         ("R@1", "paper"),
         ("R@1", "ours"),
@@ -51,15 +52,9 @@ def test_compare_by_hand():
         ("R@1", "difference"),
         ("ms", "ours"),
     ]
-    np.testing.assert_array_equal(table["R@1", "difference"], [np.nan, 2.5, np.nan, -1.0])
-    np.testing.assert_array_equal(table["R@1", "paper"], [np.nan, 50, 60, 70])
-    np.testing.assert_array_equal(table["ms", "ours"], [3, 3, np.nan, 3])
-
-
-def test_compare_with_nothing_of_ours_shows_the_paper():
-    ours = report.averaged([], {"row": []}, ["R@1"])
-    table = report.compare(pd.DataFrame({"row": ["a"], "R@1": [50.0]}), ours, on="row", columns=["R@1"])
-    assert table.loc["a", ("R@1", "paper")] == 50 and np.isnan(table.loc["a", ("R@1", "difference")])
+    np.testing.assert_array_equal(table["R@1", "difference"], [np.nan, 2.5, -1.0, np.nan])
+    np.testing.assert_array_equal(table["R@1", "paper"], [np.nan, 50, 70, 60])
+    np.testing.assert_array_equal(table["ms", "ours"], [3, 3, 3, np.nan])
 
 
 def test_compare_refuses_rows_that_occur_twice():
@@ -75,12 +70,6 @@ def test_averaged_by_hand():
     # standard deviation 2, standard error 2 / sqrt(3), Student's t of 97.5 % with two degrees of freedom 4.302653
     assert table.loc["x", "R@1 ±"] == pytest.approx(4.302653 * 2 / 3**0.5, rel=1e-6)
     assert table.loc["y", "R@1"] == pytest.approx(90) and np.isnan(table.loc["y", "R@1 ±"])
-
-
-def test_styled_has_no_negative_zero():
-    table = pd.DataFrame({("a", "difference"): [-0.2, -0.6]})
-    html = report.styled(table, formats={"a": "{:.0f}"}).to_html()
-    assert ">+0<" in html and ">-1<" in html and ">-0<" not in html
 
 
 def test_styled_signs_differences_and_leaves_missing_cells_empty():
@@ -100,7 +89,17 @@ def test_marked_by_hand():
     out = report.marked(table, found, "c")
     assert list(out["R@1", "vs c"]) == ["≈ +0.1 [-0.3, +0.5]", "-1.2 [-2.0, -0.4]", ""]
     assert [column for column in out if column[0] == "MAP@R"] == [("MAP@R", "ours")]
-    pd.testing.assert_frame_equal(out.drop(columns=[("R@1", "vs c")]), table)
+    assert list(out["R@1", report.ORDER]) == ["undecided", "holds", ""]
+    pd.testing.assert_frame_equal(out.drop(columns=[("R@1", "vs c"), ("R@1", report.ORDER)]), table)
+    found.loc["b", ("R@1", "difference")] = 1.23
+    turned = report.marked(table, found, "c")
+    assert list(turned["R@1", report.ORDER]) == ["undecided", "does not hold", ""]
+    assert compare.agreement(turned) == (
+        "R@1: rank correlation of paper and ours over 3 rows 1.00; the paper's order of a row and the reference "
+        "undecided in 1, does not hold in 1"
+    )
+    table["R@1", "paper"] = math.nan
+    assert ("R@1", report.ORDER) not in report.marked(table, found, "c")
     html = report.styled(out).to_html()
     assert "≈ +0.1 [-0.3, +0.5]<" in html and "nan" not in html
 

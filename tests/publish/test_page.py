@@ -286,7 +286,11 @@ def test_an_empty_folder_and_profile_paper_say_what_to_run(tmp_path, capsys):
     assert f"{command} --only table1" in shown.words and "glyphs" not in shown.words
     with pytest.raises(VptspError, match="unknown profile 'big'"):
         page.build(tmp_path, "big", tmp_path)
-    assert main(["report", "--results", str(tmp_path / "other"), "--profile", "smoke"]) == 0
+    other = ["report", "--results", str(tmp_path / "other"), "--profile", "smoke"]
+    assert main(other) == 2 and not (tmp_path / "other").exists()
+    assert f"--results: there is no folder {tmp_path / 'other'}; name" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    assert main(other) == 0
     written = tmp_path / "other" / "smoke" / "index.html"
     assert capsys.readouterr().out.strip() == str(written.resolve())
     words = Page(written).words

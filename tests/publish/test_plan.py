@@ -1,5 +1,7 @@
 """`run_all.sh --dry-run`: the runs of each notebook, what is there and what is missing; nothing is executed."""
 
+import nbformat
+
 from tests.publish.test_notebooks_runner import write
 from tests.runs.test_share import finished
 from vptsp_core.method.presets import preset
@@ -8,36 +10,39 @@ from vptsp_core.publish.parameters import discover
 from vptsp_core.publish.plan import asked_runs
 from vptsp_core.runs.folder import run_folder
 
-CELLS = (
-    "import vptsp_core\nfrom vptsp_core import preset\nraise SystemExit",
-    "if not session.absent(None):\n    mine = {(seed, 'CUB'): preset('smoke', seed=seed) for seed in seeds}",
-    "done = session.carry_out(mine, [4], workers=None)",
-    "config, slow = done.runs[0].config, 1 / 0",
-    "if True:\n    print(vptsp_core.run(preset('smoke', alpha=0.9)))",
-    "study = None if False else search.tune(preset('smoke'), 8)",
-)
+SETUP = 'from vptsp_core import preset\nfrom vptsp_core.publish.session import Session\n'
+SETUP += 'session = Session("a_runs", profile, results, data)'
 
 
-def test_only_what_the_arguments_depend_on_is_executed(tmp_path):
-    path = write(tmp_path, "a_runs", *CELLS)
-    runs, trials = asked_runs(path, {"seeds": [1, 2]}, tmp_path)
-    assert {config.hash() for config in runs} == {preset("smoke", seed=4).hash(), preset("smoke", alpha=0.9).hash()}
-    assert trials == 8
+def asking(folder, name, *lines):
+    """A notebook that asks for runs in tagged cells, and has a cell that would fail."""
+    path = write(folder, name, SETUP, *lines, "1 / 0")
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells[2:-1]:
+        cell.metadata["tags"] = ["runs"]
+    nbformat.write(notebook, path)
+    return path
 
 
-def test_every_notebook_can_be_asked(tmp_path):
-    asked = {path.stem: asked_runs(path, {"profile": "demo", "seeds": [0, 1]}, tmp_path) for path in discover()}
+def test_only_tagged_cells_are_executed_and_silent(tmp_path, capsys):
+    table = "session.plan({('row', 'CUB'): preset('smoke')}, seeds)\nprint(seeds)"
+    path = asking(tmp_path, "a_runs", table, "session.asks(preset('smoke', seed=2), light=False, trials=8)")
+    runs, trials = asked_runs(path, {"seeds": [1, 2]})
+    assert runs == {preset("smoke", seed=1): True, preset("smoke", seed=2): False} and trials == 8
+    assert capsys.readouterr().out == ""
+
+
+def test_every_notebook_can_be_asked():
+    asked = {path.stem: asked_runs(path, {"profile": "demo", "seeds": [0, 1]}) for path in discover()}
     assert {name for name, (runs, _) in asked.items() if not runs} == {"table10_latency"}
     assert asked["table9_search"][1] == 8 and len(asked["tour"][0]) == 6  # frozen, closed, both ways to select by seed
 
 
 def test_what_is_there_and_what_is_missing_is_listed_with_its_time(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("vptsp_core.publish.plan.made_with", lambda device: {"device": "cpu, 2 threads"})
-    cells = ("from vptsp_core import preset", "many([preset('smoke', seed=seed) for seed in (0, 1)])")
-    other = "many([preset('smoke', seed=1), preset('smoke', seed=2, epochs=2)])"
-    write(tmp_path, "a_runs", *cells)
-    write(tmp_path, "b_runs", cells[0], other)
-    write(tmp_path, "c_runs", cells[0], "run(preset('smoke', seed=0), light=False)")
+    asking(tmp_path, "a_runs", "session.asks(*(preset('smoke', seed=seed) for seed in (0, 1)))")
+    asking(tmp_path, "b_runs", "session.asks(preset('smoke', seed=1), preset('smoke', seed=2, epochs=2))")
+    asking(tmp_path, "c_runs", "session.asks(preset('smoke', seed=0), light=False)")
     out = tmp_path / "results" / "smoke"
     light = finished(out).path
     (light / "model.safetensors").unlink()

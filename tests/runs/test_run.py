@@ -304,8 +304,8 @@ def test_a_damaged_run_is_named_in_one_line(tmp_path):
     (done.path / "config.json").write_text("[1")
     with pytest.raises(WeightsError, match="config.json: unreadable"):
         vptsp_core.load(done.path, "cpu")
-    (done.path / "config.json").write_text("[]")
-    with pytest.raises(WeightsError, match="config.json: key 'dataset' is missing"):
+    (done.path / "config.json").write_text('{"alhpa": 0.5}')
+    with pytest.raises(WeightsError, match="config.json: unknown key 'alhpa'; did you mean alpha"):
         run(tiny(epochs=1), results=tmp_path, progress=False)
 
 

@@ -162,7 +162,7 @@ def test_a_tampered_file_is_refused(server, tmp_path, where):
         vptsp_core.load(commit, "cpu")
         (file,) = (tmp_path / "cache").rglob("model.safetensors")
         file.write_bytes(file.read_bytes()[:-1] + b"\x3e")
-    with pytest.raises(WeightsError, match=r"^hf://org/letters@.*damaged \(its tensors do not .*: delete .*letters "):
+    with pytest.raises(WeightsError, match=r"^hf://org/letters@.*its tensors do not .*; delete .* to fetch it anew"):
         vptsp_core.load(commit, "cpu")
 
 
@@ -180,17 +180,11 @@ def test_other_weights_of_the_backbone_are_refused(server, tmp_path):
 def test_what_is_in_the_way_is_one_line_with_its_cure(server, monkeypatch, capsys):
     made = learned(method="vpt")
     made.push_to_hub("org/letters")
-    for uri, fault in {
-        "hf://org/nothing": "no such repository, or you may not use it; check the name, or log in",
-        "hf://org/letters@v9": "no such revision; name a branch, tag or commit of it",
-    }.items():
-        with pytest.raises(WeightsError, match=f"^{uri}: .*{fault}"):
+    for uri in ("hf://org/nothing", "hf://org/letters@v9"):
+        with pytest.raises(WeightsError, match=f"^{uri}: .*; check the name, log in with `hf auth login`"):
             vptsp_core.load(uri, "cpu")
-    server.repos["org/letters"]["main"][1].pop("model.safetensors")
-    with pytest.raises(WeightsError, match="no model.safetensors is in it; name a repository that vptsp_core has"):
-        vptsp_core.load("hf://org/letters", "cpu")
     monkeypatch.setenv("HF_TOKEN", "hf_reads")
-    with pytest.raises(VptspError, match="^hf://org/letters: the Hub answers .*401.*; use a token that may write"):
+    with pytest.raises(VptspError, match="^hf://org/letters: .*401.*; use a token that may write"):
         made.push_to_hub("org/letters")
     with monkeypatch.context() as inside:
         inside.setattr(huggingface_hub, "get_token", lambda: None)

@@ -33,6 +33,10 @@ def assemble(name: str, listing: Listing, published: Counts, allow_partial: bool
     """
     _refuse_shared(name, listing)
     there = listing.images["path"].map(_finder(listing)).astype(bool)
+    lost = listing.images["path"][~there]
+    if len(lost) and not there.any():
+        raise DataError(f"{name}: none of the {len(lost)} images of {listing.source} is in {listing.root}, the first "
+                        f"{lost.iloc[0]}; paths are relative to that folder")  # fmt: skip
     images = listing.images[there]
     part = {split: images[images["split"] == split] for split in ("train", "test", "query", "gallery")}
     splits = set(listing.images["split"])
@@ -40,10 +44,9 @@ def assemble(name: str, listing: Listing, published: Counts, allow_partial: bool
     only_miss = _can_only_miss(part)
 
     differences = _miscounts(part, published)
-    if not there.all():
-        lost, where = listing.images["path"][~there], "; paths are relative to that folder" if not there.any() else ""
+    if len(lost):
         differences.append(f"{len(lost)} of {len(there)} listed images are not in {listing.root}, the first "
-                           f"{lost.iloc[0]}{where}")  # fmt: skip
+                           f"{lost.iloc[0]}")  # fmt: skip
     nothing = f"{len(only_miss)} class(es) have nothing to be found, the first {only_miss[0]}" if only_miss else ""
     if differences and published and only_miss:
         differences.append(nothing)

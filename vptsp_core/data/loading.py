@@ -116,7 +116,7 @@ def eval_batches(
 
 def _load(images: ImageSet, transform: Transform, items: list[Any], device: torch.device) -> Iterator[Tensor]:
     torch.empty((), dtype=torch.int64).random_()  # a number that DataLoader drew here before it kept its workers
-    key = _workers(images, len(items)), device.type == "cuda"
+    key = _workers(images, sum(map(len, items))), device.type == "cuda"
     loader, batches = _idle.pop(key) if key in _idle else _loader(*key)
     batches.left = ([(seed, images.reader(i), transform) for seed, i in batch] for batch in items)
     try:
@@ -156,6 +156,7 @@ def _loader(workers: int, pinned: bool) -> tuple[DataLoader, _Batches]:
     return loader, batches
 
 
+_MANY = 100  # files: to decode fewer takes less time than to start a process
 # Loaders that are not in use, by number of workers and pinned memory: it takes seconds to start a worker.
 _idle: dict[tuple[int, bool], tuple[DataLoader, _Batches]] = {}
 
@@ -183,12 +184,12 @@ def deaths_named() -> Iterator[None]:
         ) from error
 
 
-def _workers(images: ImageSet, batches: int) -> int:
-    return 0 if images.in_memory else decoders(batches)
+def _workers(images: ImageSet, count: int) -> int:
+    return 0 if images.in_memory else decoders(count)
 
 
-def decoders(batches: int) -> int:
-    """Processes that decode files: one a core of this process's, up to eight; none for a few batches."""
-    if batches < 4:
+def decoders(count: int) -> int:
+    """Processes that decode so many files: one a core of this process's, up to eight; none for a few files."""
+    if count < _MANY:
         return 0
     return max(1, min(8, cores() // local_size()))

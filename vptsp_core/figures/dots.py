@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from vptsp_core.figures.style import BLUE, GREY, LIGHT, ORANGE, RING, _house, _ring_entry
+from vptsp_core.figures.style import BLUE, GREY, LIGHT, ORANGE, RING, _house, labelled, ringed
 from vptsp_core.paper.report import OURS, PAPER
 
 SHIFT = 0.16  # of a row's height
@@ -54,9 +54,8 @@ def dots(
         _panel(ax, table.loc[rows, column], sides, (unclear or {}).get(column, ()), reference)
     axes[0].set_yticks(range(len(rows)), rows)
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
-    marked = any((unclear or {}).get(column) for column in ours)
-    entries = _legend(panels, reference if reference in rows else "", marked)
-    fig.legend(handles=entries, loc="outside lower center", ncols=len(entries))
+    entries = labelled(fig)
+    fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries))
     return fig
 
 
@@ -66,30 +65,17 @@ def _panel(ax: Axes, values: pd.DataFrame, sides: Sequence[str], unclear: Collec
     above, below = (np.arange(len(values)) + (shift if both else 0) for shift in (-SHIFT, SHIFT))
     if both:
         ax.plot([values[PAPER], values[OURS]], [below, above], color=GREY, linewidth=1.2, zorder=1)
-    if reference in values.index and OURS in sides:
-        ax.axvline(values[OURS][reference], color=BLUE, linestyle=":", linewidth=1.2, zorder=0)
-    if PAPER in sides:
-        ax.plot(values[PAPER], below, "D", color=ORANGE, alpha=LIGHT, markersize=7)
     if OURS in sides:
         half = values["±"].fillna(0) if "±" in values else None
-        ax.errorbar(values[OURS], above, xerr=half, fmt="o", color=BLUE, capsize=3)
-        ringed = values[OURS].where(values.index.isin(list(unclear)))
-        if ringed.notna().any():
-            ax.plot(ringed, above, **RING)
+        ax.errorbar(values[OURS], above, xerr=half, fmt="o", color=BLUE, capsize=3, label="ours")
+    if PAPER in sides:
+        ax.plot(values[PAPER], below, "D", color=ORANGE, alpha=LIGHT, markersize=7, label="paper")
+    if OURS in sides and reference in values.index:
+        look: Any = {"color": BLUE, "linestyle": ":", "linewidth": 1.2, "zorder": 0}
+        ax.axvline(values[OURS][reference], label=f"our {reference}", **look)
+    at = values.index.isin(list(unclear)) & (OURS in sides)
+    if at.any():
+        ax.plot(values[OURS][at], above[at], **RING, label=ringed(reference))
     ax.margins(x=0.14)
     ax.tick_params(axis="y", length=0)
     ax.locator_params(axis="x", nbins=5)
-
-
-def _legend(panels: Sequence[tuple[str, Sequence[str]]], reference: str, marked: bool) -> list[Line2D]:
-    sides = {side for _, shown in panels for side in shown}
-    entries = []
-    if OURS in sides:
-        entries.append(Line2D([], [], linestyle="", marker="o", color=BLUE, label="ours"))
-    if PAPER in sides:
-        entries.append(Line2D([], [], linestyle="", marker="D", color=ORANGE, alpha=LIGHT, markersize=7, label="paper"))
-    if OURS in sides and reference:
-        entries.append(Line2D([], [], linestyle=":", color=BLUE, linewidth=1.2, label=f"our {reference}"))
-    if marked:
-        entries.append(_ring_entry(reference))
-    return entries

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from seaborn import barplot
+from seaborn import barplot, pointplot
 
 from vptsp_core.figures.style import (
     BLACK,
@@ -21,12 +20,11 @@ from vptsp_core.figures.style import (
     SKY,
     VERMILION,
     _house,
+    labelled,
     ranged,
 )
 
 MARKERS = ("o", "s", "^", "D")  # a batch size each
-APART = 0.34  # between the batch sizes of one method, in rows
-BELOW = 0.13  # the paper's below ours where both share a panel
 FORM_COLOURS = {
     "compiled": BLUE, "eager": SKY, "textbook": GREEN, "released": VERMILION, "released, no checkpointing": ORANGE,
 }  # fmt: skip
@@ -42,22 +40,32 @@ def latency(ours: pd.DataFrame, paper: pd.DataFrame, where: str) -> Figure:
         where: the machine of ours.
     """
     methods, batches = list(dict.fromkeys(ours["method"])), sorted(set(ours["batch"]) | set(paper["batch"]))
+    quartiles = ranged(ours, "ms", ours["ms 25 %"], ours["ms 75 %"])
+    sides = {"ours": (quartiles, to_rgba(BLUE)), "paper": (paper, to_rgba(ORANGE, LIGHT))}
+    table = pd.concat([rows.assign(side=side) for side, (rows, _) in sides.items()])
+    table["series"] = table["side"] + ", batches of " + table["batch"].astype(str)
+    series = [(side, at) for at in range(len(batches)) for side in sides]
+    names = [f"{side}, batches of {batches[at]}" for side, at in series]
+    look: Any = {
+        "y": "method", "order": methods, "hue": "series", "hue_order": names,
+        "palette": [sides[side][1] for side, _ in series], "markers": [MARKERS[at % len(MARKERS)] for _, at in series],
+        "dodge": 0.5, "linestyle": "none", "capsize": 0.1, "markersize": 7, "err_kws": {"linewidth": 1.8},
+    }  # fmt: skip
     fig = Figure(figsize=(13.5, 0.62 * len(methods) + 1.7), layout="constrained")
     first, second, both = fig.subplots(1, 3, sharey=True)
-    _dots(first, ours, "ms", methods, batches, BLUE, 1.0, "ours")
-    _dots(second, paper, "ms", methods, batches, ORANGE, LIGHT, "paper")
-    _dots(both, paper, "%", methods, batches, ORANGE, LIGHT, "_paper", BELOW)
-    _dots(both, ours, "%", methods, batches, BLUE, 1.0, "_ours")
+    pointplot(table[table["side"] == "ours"], x="ms", ax=first, **look, **RANGE)
+    pointplot(table[table["side"] == "paper"], x="ms", ax=second, **look, **RANGE)
+    pointplot(table, x="%", ax=both, **look, **RANGE)
     both.axvline(100, color=GREY, linestyle=":", linewidth=1.2)
     first.set(title=f"ours: {where}", xlabel="milliseconds a step, median and quartiles")
     second.set(title="paper: ViT-S/16, one RTX 3090", xlabel="milliseconds a step")
     both.set(title="ours and the paper's", xlabel="percent of full fine-tuning, same batch")
-    first.set(yticks=range(len(methods)), yticklabels=methods, ylim=(len(methods) - 0.4, -0.6))
     for ax in (first, second, both):
-        ax.set_xlim(left=0)
+        ax.get_legend().remove()
+        ax.set(xlim=(0, None), ylabel="")
         ax.grid(axis="y", visible=False)
-    handles, labels = (a + b for a, b in zip(first.get_legend_handles_labels(), second.get_legend_handles_labels()))
-    fig.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    entries = labelled(fig)
+    fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries))
     return fig
 
 
@@ -89,19 +97,3 @@ def forms(measured: pd.DataFrame, where: str) -> Figure:
             ax.label_outer()
     fig.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(kinds))
     return fig
-
-
-def _dots(
-    ax: Axes, table: pd.DataFrame, x: str, methods: Sequence[str], batches: Sequence[int], colour: str,
-    opacity: float, name: str, shift: float = 0.0,
-) -> None:  # fmt: skip
-    for at, batch in enumerate(batches):
-        rows = table[(table["batch"] == batch) & table["method"].isin(methods)]
-        place = [methods.index(method) + APART * (at - (len(batches) - 1) / 2) + shift for method in rows["method"]]
-        error = None
-        if x == "ms" and "ms 25 %" in rows:
-            error = [rows["ms"] - rows["ms 25 %"], rows["ms 75 %"] - rows["ms"]]
-        ax.errorbar(
-            rows[x], place, xerr=error, fmt=MARKERS[at % len(MARKERS)], color=colour, alpha=opacity, capsize=3,
-            markerfacecolor=colour if at else "white", markeredgewidth=1.8, label=f"{name}, batches of {batch}",
-        )  # fmt: skip

@@ -8,7 +8,6 @@ are.
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import wraps
@@ -19,11 +18,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.font_manager import get_font_names
 from matplotlib.style import context
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from vptsp_core.figures.fonts import show_letters
 from vptsp_core.figures.umap import short_name
 from vptsp_core.paper.methods import METHODS
 from vptsp_core.system.files import write_bytes
@@ -50,9 +48,14 @@ RING: Any = {
     "linestyle": "", "marker": "o", "markersize": 19, "zorder": 3,
     "markerfacecolor": "none", "markeredgecolor": BLACK, "markeredgewidth": 1.2,
 }  # fmt: skip
-Unclear = Collection[Any] | Mapping[str, Collection[Any]]
+# For the letters of names that DejaVu Sans lacks: those of these fonts that are installed.
+MORE_LETTERS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "PingFang SC",
+    "Hiragino Sans", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Nirmala UI", "Arial Unicode MS", "Unifont",
+)  # fmt: skip
 STYLE: Any = {
-    "font.family": "DejaVu Sans", "font.size": 11, "axes.titlesize": 12, "legend.fontsize": 10, "legend.frameon": False,
+    "font.family": ["DejaVu Sans", *(name for name in MORE_LETTERS if name in get_font_names())],
+    "font.size": 11, "axes.titlesize": 12, "legend.fontsize": 10, "legend.frameon": False,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6",
     "axes.axisbelow": True, "lines.linewidth": 1.8, "lines.markersize": 8, "pdf.fonttype": 42,
 }  # fmt: skip
@@ -70,11 +73,7 @@ def _house(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     def styled(*args: Any, **kwargs: Any) -> Figure:
         with house_style():
             fig = draw(*args, **kwargs)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Glyph .* missing")
-                fig.draw_without_rendering()
-            if show_letters(fig):
-                fig.draw_without_rendering()
+            fig.draw_without_rendering()
         return fig
 
     return styled
@@ -92,29 +91,24 @@ def save_figure(fig: Figure, results: Path, name: str, alt: str = "") -> Image:
     """Write ``results/figures/<name>.png`` (200 dpi, 256 colours) and ``.pdf``; returns the picture to show."""
     from IPython.display import Image
 
-    for kind in ("pdf", "png"):
-        # No date: the same numbers give the same file. The results page takes its captions from the PNG.
-        metadata = {"CreationDate": None} if kind == "pdf" else {"Description": alt or name}
-        buffer = file_of(fig, kind, metadata=metadata)
-        if kind == "png":
-            buffer = _with_palette(buffer)
-        write_bytes(results / "figures" / f"{name}.{kind}", buffer.getvalue())
-    return Image(data=buffer.getvalue(), width=int(100 * fig.get_figwidth()), alt=alt or name)
+    # No date: the same numbers give the same file.
+    pdf = file_of(fig, "pdf", metadata={"CreationDate": None})
+    png = with_palette(file_of(fig), alt or name)
+    write_bytes(results / "figures" / f"{name}.pdf", pdf.getvalue())
+    write_bytes(results / "figures" / f"{name}.png", png)
+    return Image(data=png, width=int(100 * fig.get_figwidth()), alt=alt or name)
 
 
-def _with_palette(png: io.BytesIO) -> io.BytesIO:
-    """The same picture in 256 colours, a third of the size."""
+def with_palette(png: io.BytesIO, description: str) -> bytes:
+    """The same picture in 256 colours, a third of the size; the results page takes its captions from descriptions."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    small = io.BytesIO()
-    picture, texts = Image.open(png), PngInfo()
-    for key, text in picture.info.items():
-        if isinstance(key, str) and isinstance(text, str):
-            texts.add_text(key, text)
-    quantised = picture.convert("RGB").quantize(256)
-    quantised.save(small, "PNG", optimize=True, pnginfo=texts, dpi=picture.info.get("dpi"))
-    return small
+    small, texts = io.BytesIO(), PngInfo()
+    texts.add_text("Description", description)
+    picture = Image.open(png)
+    picture.convert("RGB").quantize(256).save(small, "PNG", optimize=True, pnginfo=texts, dpi=picture.info["dpi"])
+    return small.getvalue()
 
 
 def ranged(table: pd.DataFrame, column: str, low: pd.Series, high: pd.Series) -> pd.DataFrame:
@@ -126,7 +120,7 @@ def ranged(table: pd.DataFrame, column: str, low: pd.Series, high: pd.Series) ->
 @_house
 def methods(
     ours: pd.DataFrame, paper: pd.DataFrame, *, x: str, ys: Sequence[str],
-    unclear: Unclear = (), reference: str = "the reference",
+    unclear: Mapping[str, Collection[str]] | None = None, reference: str = "the reference",
 ) -> Figure:  # fmt: skip
     """Retrieval against tunable parameters, a point a method: ours in the left panels, the paper's in the right.
 
@@ -134,70 +128,59 @@ def methods(
         ours, paper: columns ``label`` (see `methods.METHODS`), ``x`` in millions, ``ys`` in percent, for ours also
             ``<y> ±`` where there are intervals. A row without ``x`` or with 0 (nothing learns) becomes a dashed line.
             Without rows of ours there is no left panel.
-        unclear: labels, of all ``ys`` or {y: labels}, whose difference to the ``reference`` could be chance
-            (`runs.significance.unclear`): their points are ringed, and the legend says what that means.
+        unclear: {y: labels whose difference to the ``reference`` could be chance} (`runs.significance.unclear`): their
+            points are ringed, and the legend says what that means.
     """
     sides = [side for side in (("ours", ours, 1.0), ("paper, CUB-200", paper, LIGHT)) if len(side[1])]
     fig = Figure(figsize=(4.1 * len(sides) + 2.6, 3.2 * len(ys)), layout="constrained")
     grid = fig.subplots(len(ys), len(sides), squeeze=False, sharex="col")
-    handles: dict[str, Line2D] = {}
-    ringed = False
     for axes, y in zip(grid, ys, strict=True):
         for ax, (title, table, opacity) in zip(axes, sides, strict=True):
-            if opacity == 1:
-                ringed |= _ring(ax, table[table["label"].isin(list(_unclear_of(unclear, y))) & (table[x] > 0)], x, y)
+            ax.margins(x=0.12, y=0.12)
             for row in table.dropna(subset=[y]).to_dict("records"):
-                handle = _method(ax, row, x, y, opacity)
-                if row["label"] not in handles or opacity == 1:
-                    handles[row["label"]] = handle
+                _method(ax, row, x, y, opacity)
+            doubtful = table[table["label"].isin(list((unclear or {}).get(y, ()))) & (table[x] > 0)]
+            if opacity == 1 and len(doubtful):
+                ax.plot(doubtful[x], doubtful[y], **RING, label=ringed(reference))
             ax.set(title=title if y == ys[0] else "", ylabel=f"{y}, %", xscale="log")
-            ax.margins(x=0.1, y=0.12)
             ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
             ax.xaxis.set_minor_locator(NullLocator())
             ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     fig.supxlabel("tunable parameters, millions, as the paper counts them (logarithmic)", fontsize=11)
-    order = sorted(handles, key=list(METHODS).index)
-    entries = [handles[label] for label in order]
-    if ringed:
-        entries.append(_ring_entry(reference))
-        order.append(str(entries[-1].get_label()))
-    fig.legend(entries, order, loc="outside right center", title="hollow: no BitFit")
+    entries = labelled(fig)
+    order = sorted(entries, key=[*METHODS, ringed(reference)].index)
+    fig.legend([entries[each] for each in order], order, loc="outside right center", title="hollow: no BitFit")
     return fig
 
 
-def _unclear_of(unclear: Unclear, y: str) -> Collection[Any]:
-    return unclear.get(y, ()) if isinstance(unclear, Mapping) else unclear
+def labelled(fig: Figure) -> dict[str, Any]:
+    """What the panels of a figure label, each label once, for the figure's legend: {label: what it is drawn by}."""
+    found: dict[str, Any] = {}
+    for ax in fig.get_axes():
+        for drawn, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, drawn)
+    return found
 
 
-def _ring(ax: Axes, points: pd.DataFrame, x: str, y: str) -> bool:
-    """A ring around each point, wider than any marker and its error bar's caps; whether there was one."""
-    points = points.dropna(subset=[x, y])
-    if points.empty:
-        return False
-    ax.margins(x=0.12, y=0.12)
-    ax.plot(points[x], points[y], **RING, label="_ringed")
-    return True
+def ringed(reference: str) -> str:
+    """What the legend says of a `RING`."""
+    return f"ringed: difference to\n{reference}\ncould be chance (95 %)"
 
 
-def _ring_entry(reference: str) -> Line2D:
-    return Line2D([], [], **RING, label=f"ringed: difference to\n{reference}\ncould be chance (95 %)")
-
-
-def _method(ax: Axes, row: Mapping[Any, Any], x: str, y: str, opacity: float) -> Line2D:
-    """One method of table 1; returns what its legend entry shows."""
+def _method(ax: Axes, row: Mapping[Any, Any], x: str, y: str, opacity: float) -> None:
+    """One method of table 1: a point, or a dashed line where nothing learns."""
     family = row["label"].removesuffix(" + BitFit")
     if family not in FAMILIES or not row[x] > 0:
-        return ax.axhline(row[y], color=GREY, linestyle="--", alpha=opacity, label=row["label"])
+        ax.axhline(row[y], color=GREY, linestyle="--", alpha=opacity, label=row["label"])
+        return
     colour, marker = FAMILIES[family]
     hollow = not (row["label"].endswith("BitFit") or family.startswith("Full"))
     interval = row.get(f"{y} ±")
-    bars = ax.errorbar(
+    ax.errorbar(
         row[x], row[y], yerr=None if interval is None or np.isnan(interval) else interval, fmt=marker, color=colour,
         markerfacecolor="white" if hollow else colour, markeredgewidth=1.8, alpha=opacity, capsize=3,
         markersize=13 if marker == "*" else 8, label=row["label"],
     )  # fmt: skip
-    line: Line2D = bars.lines[0]
-    return line
 
 
 @_house
@@ -216,27 +199,23 @@ def maps(
     """
     fig = Figure(figsize=(4.8 * len(panels) + 2.4, 4.9 if len(panels) > 1 else 5.6), layout="constrained")
     axes = fig.subplots(1, len(panels), squeeze=False)[0]
-    kinds: dict[str, None] = {}  # a dict: a set that keeps its order
     for ax, (title, points) in zip(axes, panels.items()):
         marks = (proxies or {}).get(title, {})
-        kinds |= dict.fromkeys(marks)
         rest = ~np.isin(labels, shown)
-        ax.scatter(*points[rest].T, s=7, color="#CFCFCF", linewidth=0, rasterized=True)
+        ax.scatter(*points[rest].T, s=7, color="#CFCFCF", linewidth=0, rasterized=True, label="other classes")
         for label, colour in zip(shown, CLASS_COLOURS):
-            ax.scatter(*points[labels == label].T, s=20, color=colour, alpha=0.75, linewidth=0)
+            look: Any = {"color": colour, "label": short_name(names[label])}
+            ax.scatter(*points[labels == label].T, s=20, alpha=0.75, linewidth=0, **look)
             for name, where in marks.items():
                 size, over = (190, 3) if name == "Q" else (75, 4)  # the smaller ones on top of the larger
                 ax.scatter(*where[label], s=size, marker=PROXIES[name][0], color=colour, edgecolor=BLACK, zorder=over)
+        for name in marks:
+            marker, text = PROXIES[name]
+            ax.scatter([], [], s=75, marker=marker, color="white", edgecolor=BLACK, label=text)
         ax.set(title=title, xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
         ax.grid(False)
-    entries = [_entry(short_name(names[label]), "o", colour) for label, colour in zip(shown, CLASS_COLOURS)]
-    entries.append(_entry("other classes", "o", "#CFCFCF", markersize=5))
-    for name in kinds:
-        marker, text = PROXIES[name]
-        entries.append(_entry(text, marker, "white", markeredgecolor=BLACK, markersize=12 if name == "Q" else 8))
-    fig.legend(handles=entries, loc="outside right center")
+    entries = labelled(fig)
+    legend = fig.legend(entries.values(), entries.keys(), loc="outside right center")
+    for handle in filter(None, legend.legend_handles):
+        handle.set(alpha=1, sizes=[75])
     return fig
-
-
-def _entry(label: str, marker: Any, colour: str, **look: Any) -> Line2D:
-    return Line2D([], [], linestyle="", label=label, marker=marker, color=colour, **look)

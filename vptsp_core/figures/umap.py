@@ -15,7 +15,7 @@ def umap_plane(vectors: np.ndarray, *, seed: int = 0, neighbours: int = 15) -> n
     """UMAP (McInnes et al., 2018) of vectors (N, d) into the plane, by cosine: (N, 2) float32.
 
     The same vectors and seed give the same map. The first call of a process compiles for some twenty seconds. Up to
-    three vectors, too few for UMAP, are put at their principal components.
+    three vectors, too few for UMAP, are put on a line.
 
     Raises:
         VptspError: vectors that hold NaN or infinity.
@@ -23,7 +23,7 @@ def umap_plane(vectors: np.ndarray, *, seed: int = 0, neighbours: int = 15) -> n
     if bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
         raise VptspError(f"a map of embeddings: NaN or infinity in {numbered(bad, vectors)}; leave them out")
     if len(vectors) <= 3:
-        return _principal(vectors)
+        return np.stack([np.arange(len(vectors)), np.zeros(len(vectors))], axis=1).astype(np.float32)
     import umap  # slow to import, and only needed here
 
     threads = torch.get_num_threads()
@@ -34,16 +34,6 @@ def umap_plane(vectors: np.ndarray, *, seed: int = 0, neighbours: int = 15) -> n
         return np.asarray(fitted.fit_transform(vectors), dtype=np.float32)
     finally:
         torch.set_num_threads(threads)  # numba leaves one a core behind, for torch too
-
-
-def _principal(vectors: np.ndarray) -> np.ndarray:
-    """The first two principal components of vectors (N, d) of length 1: (N, 2) float32, zeros where there are fewer."""
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    plane = np.zeros((len(vectors), 2), np.float32)
-    if len(vectors) > 1:
-        left, sizes, _ = np.linalg.svd(unit - unit.mean(0), full_matrices=False)
-        plane[:, : len(sizes)] = (left * sizes)[:, :2]
-    return plane
 
 
 def plane_with_proxies(

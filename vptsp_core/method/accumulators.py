@@ -15,7 +15,7 @@ from vptsp_core.method.config import RunConfig
 
 
 def make_accumulator(config: RunConfig) -> nn.Module:
-    """The one that a run's ``accumulator`` names."""
+    """The accumulator that a config names."""
     d, semantics = config.embed_dim, config.semantics
     if config.accumulator == "ema":
         return EMAAccumulator(config.ema_keep, semantics=semantics)
@@ -31,7 +31,7 @@ def make_accumulator(config: RunConfig) -> nn.Module:
 
 
 def _weight(embed_dim: int, gates: int = 1) -> nn.Parameter:
-    """(d, gates * d), each gate's square Xavier-uniform of its own."""
+    """(d, gates * d), each gate's square drawn Xavier-uniform by itself."""
     squares = [nn.init.xavier_uniform_(torch.empty(embed_dim, embed_dim)) for _ in range(gates)]
     return nn.Parameter(torch.cat(squares, dim=1))
 
@@ -76,7 +76,7 @@ class GRUAccumulator(nn.Module):
 class EMAAccumulator(nn.Module):
     """The moving average of a class proxy (eq. 3, VPTSP-M); nothing in it learns.
 
-    Released: keep P + (1 - keep) mean(p). Paper: normal(P + (1 - keep) p), sample by sample.
+    Released: keep * P + (1 - keep) * mean(p). Paper: normal(P + (1 - keep) * p), sample by sample.
     """
 
     def __init__(self, keep: float, *, semantics: str) -> None:
@@ -137,9 +137,9 @@ class AttentionAccumulator(nn.Module):
     """Cross-attention within the mini-batch: P <- softmax(P W_q (p W_k)^T / sqrt(d)) p W_v.
 
     The queries are the P of the batch's classes; the keys and values are the class embeddings of ALL images of the
-    batch, those of other classes too. The paper says no more than the name. This is the plainest form (Vaswani et
-    al., "Attention Is All You Need", 2017, eq. 1): one head, no bias, no output projection, no residual. So a class
-    keeps nothing but what its P asks for, and the order of the samples does not matter; both semantics are the same.
+    batch, those of other classes too. The paper gives only the name. This is the plainest form (Vaswani et
+    al., "Attention Is All You Need", 2017, eq. 1): one head, no bias, no output projection, no residual. So the
+    old P serves only as the query, and the order of the samples does not matter; both semantics are the same.
     """
 
     def __init__(self, embed_dim: int) -> None:

@@ -1,11 +1,11 @@
-"""Adapters: a bottleneck beside or behind a block's MLP, all that a frozen block learns.
+"""Adapters: small trainable bottlenecks beside or behind the MLP of a frozen block.
 
 The form is AdaptFormer's (Chen et al., "AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition",
 NeurIPS 2022, section 3.2): LayerNorm, projection down, ReLU, projection up, scale 0.1. The paper does not
-state position, LayerNorm or start; a run's defaults are those of the released code: parallel, after, lora. That code
-departs from AdaptFormer, and is not followed, where it
-- puts the scale before the LayerNorm that may follow the projection up, which undoes it, and defaults it to 1;
-- rebuilds each block that gets an adapter with 12 heads and without biases of Q, K and V, whatever the backbone has:
+state position, LayerNorm or start; a run's defaults are those of the released code: parallel, after, lora. We
+do not follow that code where it departs from AdaptFormer:
+- it scales (by 1, by default) before the LayerNorm that may follow the projection up, which cancels any scale;
+- it rebuilds each block that gets an adapter with 12 heads and without biases of Q, K and V, whatever the backbone has:
   a ViT-S/16 has 6 heads, so this breaks the pretrained model; it may explain the adapters' low numbers in table 1.
 """
 
@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-SCALE = 0.1  # AdaptFormer's s, the best of those that it compares
+SCALE = 0.1  # AdaptFormer's s, the best in its comparison
 
 
 class Adapter(nn.Module):
@@ -33,11 +33,11 @@ class Adapter(nn.Module):
     Args:
         width: D of the tokens.
         dim: width between the two projections.
-        position: which of the two it is fed.
+        position: its input, see the table.
         norm: ``"before"``: s * up(relu(down(LN(x)))); ``"after"``: s * LN(up(relu(down(x)))).
         init: biases are zero; ``"lora"``: down Kaiming-uniform as `nn.Linear`'s own start, up zero; ``"bert"``: both
-            normal with standard deviation 0.02. With ``"after"`` the zero lasts one step: the LayerNorm then brings
-            whatever the projection has become to full size, 0.1 a number, however small the learning rate.
+            normal with standard deviation 0.02. With ``"after"`` the zero lasts one step: then LayerNorm scales the
+            output to full size, 0.1 a number, at any learning rate.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Adapter(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor, mlp: Tensor) -> Tensor:
-        """What is added to the block's output: x, mlp (B, T, D) -> (B, T, D)."""
+        """The addition to the block's output: x, mlp (B, T, D) -> (B, T, D)."""
         inner = x if self.parallel else mlp
         inner = self.norm(inner) if self.norm_first else inner
         out = self.up(torch.relu(self.down(inner)))

@@ -18,7 +18,7 @@ from torch import nn
 
 from vptsp_core.errors import ConfigError, WeightsError
 from vptsp_core.method.config import RunConfig
-from vptsp_core.method.hub import asked
+from vptsp_core.method.hub import reachable_hub
 from vptsp_core.method.lora import is_lora, plain_name
 from vptsp_core.method.weights import load_weights
 from vptsp_core.method.weights_file import refuse_no_file
@@ -29,7 +29,7 @@ DEMO_WEIGHTS = "demo_vit.safetensors"
 
 
 def load_backbone(name: str, weights: str = "pretrained", image_size: int | None = None) -> VisionTransformer:
-    """A timm ``VisionTransformer`` without its classifier, in eval mode, with no parameter learning.
+    """A timm ``VisionTransformer`` without its classifier, in eval mode, all parameters frozen.
 
     Args:
         name: full timm name (``vit_small_patch16_224.augreg_in21k``) or ``"demo_vit"``.
@@ -41,7 +41,7 @@ def load_backbone(name: str, weights: str = "pretrained", image_size: int | None
         ConfigError: the name is unknown, names a tag that does not exist, or names another family of model.
         WeightsError: the weights cannot be had, read or fitted.
     """
-    patch = shape(name)[2]  # what is refused is refused before its weights are downloaded
+    patch = shape(name)[2]  # refuse a wrong name or size before a download
     if image_size is not None:
         _check_size(name, image_size, patch)
     model = _create(name, pretrained=weights == "pretrained", image_size=image_size)
@@ -55,7 +55,7 @@ def load_backbone(name: str, weights: str = "pretrained", image_size: int | None
 
 
 def _check_size(name: str, image_size: int, patch: int) -> None:
-    """Refuse images smaller than a patch, and warn of a border that no patch covers; some timm models are made so."""
+    """Refuse images smaller than a patch, and warn of a border that no patch covers; some timm models have one."""
     rest = image_size % patch
     if image_size < patch:
         raise ConfigError(f"image_size = {image_size} must be at least {patch}, the side of a patch of {name}")
@@ -80,9 +80,9 @@ def _create(name: str, *, pretrained: bool, image_size: int | None) -> VisionTra
     if image_size is not None and issubclass(_family(name), VisionTransformer):
         options["img_size"] = image_size
     try:
-        with asked(name) if pretrained else contextlib.nullcontext():
+        with reachable_hub(name) if pretrained else contextlib.nullcontext():
             return timm.create_model(name, pretrained=pretrained, **options)
-    except Exception as error:  # hub, network, disk: many libraries, one meaning
+    except Exception as error:  # hub, network or disk: any library may raise
         if not pretrained:
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -93,7 +93,7 @@ def _create(name: str, *, pretrained: bool, image_size: int | None) -> VisionTra
 
 
 def shape(name: str) -> tuple[int, int, int]:
-    """Blocks, width and pixels a side of a patch, of the backbone called ``name``; without its weights.
+    """Number of blocks, width, and patch side in pixels of backbone ``name``; it loads no weights.
 
     Raises:
         ConfigError: as `load_backbone`.
@@ -113,7 +113,7 @@ def _family(name: str) -> type[nn.Module]:
 
 
 def check_supported(model: nn.Module, name: str) -> None:
-    """Refuse what the prompted block function would not reproduce exactly.
+    """Refuse models that `vit.run_block` would not reproduce exactly.
 
     Raises:
         ConfigError: naming the class that does not fit.
@@ -156,8 +156,8 @@ def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...
 
 
 def checksum(model: nn.Module, names: Collection[str] | None = None) -> str:
-    """SHA-256 over names and bytes, first sixteen hex digits: of the tensors of these names, or of a backbone as it was
-    before LoRA, whose factors are then left out and whose names are those without it.
+    """SHA-256 over names and bytes, first sixteen hex digits: of the named tensors, or of the whole backbone without
+    LoRA's factors, under its names before LoRA.
     """
     if names is None:
         state = {plain_name(name): value for name, value in model.state_dict().items() if not is_lora(name)}

@@ -1,4 +1,4 @@
-"""The class prompts of all classes: a learnable table, or rows that are swapped in and out of one around each step."""
+"""The class prompts of all classes: a learnable table, or a table that lends its rows to each step."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Per-element optimiser state, by the names torch.optim gives it; the step count is one for the whole table.
+# Per-element optimiser state, by torch.optim's names; the whole table shares one step count.
 MOMENTS = {"sgd": ("momentum_buffer",), "adam": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq")}
 
 
 class ClassPrompts(nn.Module):
-    """m prompts in each of L_c blocks for each of C classes, with either of the released optimiser semantics.
+    """m prompts in each of L_c blocks for each of C classes, optimised in one of the two released ways.
 
     dense: one learnable table; momentum and Adam state also move classes that are absent from the batch.
     rowwise: the batch's rows, with their optimiser state, are swapped into a small parameter and back; absent rows
@@ -52,7 +52,7 @@ class ClassPrompts(nn.Module):
 
         Args:
             classes: (C',) int64, each once; pinned or on the table's device, so that nothing waits for a GPU.
-            upcoming: (C',) those of the next batch where they are known; a table in host memory sends them ahead.
+            upcoming: (C',) the next batch's, if known; a table in host memory sends them early.
         """
         if self.rowwise:
             classes = classes.to(self.table.device, non_blocking=self.table.device.type != "mps")
@@ -69,7 +69,7 @@ class ClassPrompts(nn.Module):
                 getattr(self, name).index_copy_(0, classes, slot)
 
     def slots(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """Where the batch's rows and their state are on the device, (C', L_c, m, D) each, by name of their table."""
+        """The batch's rows and their state on the device, (C', L_c, m, D) each, by table name."""
         state: dict[str, Any] = optimizer.state.get(self.rows, {})
         # Before the first step torch has no state, and ours are zeros.
         found = {name: state[name] for name in self.moments if state.get(name) is not None}

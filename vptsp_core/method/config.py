@@ -1,6 +1,6 @@
 """One run, described: a frozen, validated `RunConfig`.
 
-A value that cannot run is refused here, with the key and what it may be, before anything is loaded.
+An impossible value is an error before anything is loaded; it names the key and the allowed values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Method = Literal["frozen", "full", "linear", "adapter", "lora", "vpt", "vptsp"]
 Accumulator = Literal["gru", "gru_tanh", "ema", "rnn", "lstm", "attention"]
 ProxySource = Literal["class_prompts", "sample", "encoder", "fixed_encoder"]
 
-# Keys that only these methods read; elsewhere they take no part in the run's identity.
+# Keys that only some methods read; the hash of the other methods ignores them.
 _PROMPT_KEYS = ("prompts", "prompt_layers", "prompt_step")
 _ADAPTER_KEYS = ("adapter_dim", "adapter_layers", "adapter_position", "adapter_norm", "adapter_init")
 _LORA_KEYS = ("lora_rank", "lora_alpha")
@@ -37,7 +37,7 @@ _TRAINING_KEYS = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that decides a run's numbers (paths and devices do not, and are not here).
+    """Everything that decides a run's numbers (folders and devices do not, and are not here).
 
     The defaults are the paper's protocol for CUB with ViT-S/16; `preset` names the others. Letters in
     brackets are the paper's symbols (arXiv 2402.02340, section 3).
@@ -52,13 +52,13 @@ class RunConfig:
     pool: Literal["auto", "cls", "avg"] = "auto"  # auto: what the backbone was trained with
     method: Method = "vptsp"
     bitfit: bool = True  # every bias of the backbone learns too
-    semantics: Literal["released", "paper"] = "released"  # docs/reproducing.md; also EMA, GRU, resizing
+    semantics: Literal["released", "paper"] = "released"  # of loss, EMA, GRU and resizing (docs/reproducing.md)
     embed_dim: int = 384  # [d]
     prompts: int = 10  # [N] a block, sample tower
     prompt_layers: int = 12  # [L] first blocks that have prompts
     prompt_step: int = 0  # block i has max(N - step * i, 0)
     adapter_dim: int = 256  # width between the projections down and up
-    adapter_layers: int = 12  # LAST blocks that have an adapter
+    adapter_layers: int = 12  # how many of the LAST blocks have one
     adapter_position: Literal["parallel", "sequential"] = "parallel"  # to the MLP
     adapter_norm: Literal["before", "after"] = "after"  # LayerNorm before the projection down, or after the one up
     adapter_init: Literal["lora", "bert"] = "lora"  # lora: the projection up starts at zero
@@ -71,7 +71,7 @@ class RunConfig:
     class_optimizer: Literal["dense", "rowwise"] = "dense"  # rowwise: absent classes do not move
     accumulator: Accumulator = "gru"
     ema_keep: float = 0.8  # [lambda]
-    gru_dropout: float = 0.0  # of both GRUs
+    gru_dropout: float = 0.0  # of gru and gru_tanh
     alpha: float = 0.5  # weight of the ordinary proxy O in Q
     loss_scale: float = 32.0
     loss_margin: float = 0.1
@@ -82,21 +82,21 @@ class RunConfig:
     momentum: float = 0.9  # SGD only
     epochs: int = 15
     eval_start: int = 5  # first epoch (from 0) that is evaluated; the last one always is
-    cosine_T: int = 50  # epochs to the floor of the cosine
+    cosine_T: int = 50  # epochs until the rate is cosine_min
     cosine_min: float = 1e-8
     steps_per_epoch: int | None = None  # None: len(train) // batch
     batch: int = 64
     samples_per_class: int = 2  # [k]
     image_size: int = 224
     resize: int = 256
-    # base: the paper's; gentle: no flip, crops of 85 % up; the others are the released code's, on the classic pipeline
+    # base: the paper's; gentle: no flip, crops of 85 % and more; adv, v2, auto: the released code's, classic pipeline
     augmentation: Literal["base", "gentle", "adv", "v2", "auto"] = "base"
     # cached: from images decoded once (shorter side `resize`), augmented on the device; classic: decoded each time
     pipeline: Literal["cached", "classic"] = "cached"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the device has it and it pays
     # released: best epoch ON THE TEST SET; validation: best on every fifth training class, which is held out
     selection: Literal["released", "last", "validation"] = "released"
-    # beyond the paper: which parts start from the training images, each with those before it (runs.start_from_data)
+    # beyond the paper: what starts from the training images; each adds to the one before (runs.start_from_data)
     start: Literal["released", "heads", "proxies", "all"] = "released"
     seed: int = 0
 
@@ -157,7 +157,7 @@ class RunConfig:
         return dataclasses.replace(self, **changes)
 
     def with_whole_path(self) -> RunConfig:
-        """The same run, with the absolute path of a weights file: it is read from other working directories, too."""
+        """The same run, with the absolute path of a weights file: other working directories can read it."""
         whole = whole_path(self.weights)
         return self if whole == self.weights else self.replace(weights=whole)
 
@@ -167,15 +167,12 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
-        """The inverse of `to_dict`; keys that are unknown or missing are refused.
+        """The inverse of `to_dict`. A missing key has its default: it is newer than the run.
 
         Raises:
-            ConfigError: naming the key.
+            ConfigError: naming an unknown key.
         """
         _refuse_unknown(values)
-        for field in dataclasses.fields(cls):
-            if field.name not in values:
-                raise ConfigError(f"key {field.name!r} is missing")
         return cls(**values)
 
     @classmethod
@@ -209,7 +206,7 @@ class RunConfig:
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
     def unread(self) -> dict[str, str]:
-        """The keys that this run does not read, each with the key that decides so.
+        """The keys that this run does not read, each with the key that decides.
 
         >>> RunConfig(method="linear").unread()["prompts"]
         'method'
@@ -234,7 +231,7 @@ class RunConfig:
         return keys
 
     def warn_unread(self, named: Iterable[str]) -> None:
-        """Warn, in one line, of those of the keys that a user named which this run does not read."""
+        """Warn in one line of keys that a user set and this run does not read."""
         unread = self.unread()
         found = [key for key in named if key in unread]
         parts = []
@@ -253,7 +250,7 @@ def whole_path(weights: str) -> str:
 
 
 def check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Refuse the value of an option beside the run description that is none of the allowed ones.
+    """Refuse a value that is not allowed for an option outside `RunConfig`.
 
     Raises:
         ConfigError: naming the option and what it may be.
@@ -263,7 +260,7 @@ def check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def checked_changes(changes: dict[str, Any]) -> dict[str, Any]:
-    """The changes with values of the types that their keys have; whether they go together, `RunConfig` says.
+    """The changes with checked types; `RunConfig` checks whether they fit together.
 
     Raises:
         ConfigError: an unknown key, or a wrong type.
@@ -304,6 +301,6 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """As it is written in Python, cut where it would fill the screen."""
+    """The value's repr, cut where it would fill the screen."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,4 +1,4 @@
-"""A flat (exact) faiss index: an optional alternative to the search of `neighbours`, which may decline on a GPU."""
+"""A flat (exact) faiss index: an option for the search of `neighbours`; on a GPU the index may decline."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_backend(name: str) -> None:
 class FlatIndex:
     """Inner products with unit rows (M, d) float32, on the GPU where these are and faiss is built for it.
 
-    deepest: the longest list that will be asked for. `usable` turns False where a GPU index cannot serve (more
+    deepest: the longest list of any search. `usable` turns False where a GPU index cannot serve (more
     than 2,048 neighbours, no kernels for the card, no memory), with a warning once: the caller has to search.
     """
 
@@ -69,7 +69,7 @@ class FlatIndex:
 
 def installed() -> str | None:
     """Which faiss is installed, such as ``"faiss-gpu 1.15.1"``; None without it."""
-    for name in ("faiss-gpu", "faiss-cpu", "faiss"):  # the last is that of conda, on a CPU and on a GPU
+    for name in ("faiss-gpu", "faiss-cpu", "faiss"):  # the last is conda's, for CPU and GPU
         with contextlib.suppress(metadata.PackageNotFoundError):
             return f"{name} {metadata.version(name)}"
     return None
@@ -85,7 +85,7 @@ def _faiss() -> Any:
 
 @functools.cache
 def _gpu_works(card: int) -> bool:
-    """Try a tiny search in a process of its own: faiss without kernels for the card aborts, no exception."""
+    """Try a tiny search in a process of its own: faiss without kernels for the card aborts the process."""
     code = (
         "import faiss, numpy as np; x = np.eye(4, dtype='float32'); r = faiss.StandardGpuResources(); "
         f"i = faiss.index_cpu_to_gpu(r, {card}, faiss.IndexFlatIP(4)); i.add(x); i.search(x, 2)"

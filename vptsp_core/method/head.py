@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Head(nn.Module):
-    """LayerNorm, then Linear(D, d); a distilled ViT's two tokens have one each, averaged (the released code)."""
+    """LayerNorm, then Linear(D, d); a distilled ViT has two, averaged (as in the released code)."""
 
     def __init__(self, width: int, embed_dim: int, tokens: int = 1) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The hub that pretrained weights come from: it is asked without log output, after a check that it can be reached."""
+"""Pretrained weights from the hub: check that it can be reached, then fetch without log output."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from urllib.request import getproxies, proxy_bypass
 import timm
 from huggingface_hub import constants, try_to_load_from_cache
 
-PATIENCE = 3.0  # seconds for a connection to one address; huggingface_hub tries six times, whatever is in the way
+TIMEOUT = 3.0  # seconds for a connection to one address; huggingface_hub always tries six times
 PORTS = {"http": 80, "https": 443}
-# What timm asks for where a model's description names no file of its own.
+# Files that timm tries if a model's config names none.
 FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 @contextlib.contextmanager
-def asked(name: str) -> Iterator[None]:
+def reachable_hub(name: str) -> Iterator[None]:
     """Inside, timm may fetch the weights of ``name``; huggingface_hub retries as usual, but logs nothing of it.
 
     Raises:
-        ConnectionError: they are not in the cache, and the hub is out of reach; what is in the way is named.
+        ConnectionError: they are not in the cache, and the hub is out of reach; the error says why.
     """
-    if not _cached(name) and (obstacle := in_the_way()):
+    if not _cached(name) and (obstacle := why_unreachable()):
         absent = f", and they are not in {constants.HF_HUB_CACHE}" if constants.HF_HUB_OFFLINE else ""
         raise ConnectionError(obstacle + absent)
-    with silent():
+    with quiet_hub_log():
         yield
 
 
-def in_the_way() -> str | None:
+def why_unreachable() -> str | None:
     """Why the hub cannot be reached from here; None where it can."""
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
@@ -44,7 +44,7 @@ def in_the_way() -> str | None:
 
 
 @contextlib.contextmanager
-def silent() -> Iterator[None]:
+def quiet_hub_log() -> Iterator[None]:
     """Inside, huggingface_hub logs errors only."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
@@ -56,7 +56,7 @@ def silent() -> Iterator[None]:
 
 
 def _cached(name: str) -> bool:
-    """Whether weights of this model are in the cache; True as well for a model whose source is not the hub."""
+    """Whether weights of this model are in the cache; True also if the source is not the hub."""
     known = timm.get_pretrained_cfg(name)
     if known is None or not known.hf_hub_id:
         return True
@@ -66,7 +66,7 @@ def _cached(name: str) -> bool:
 
 
 def _proxy() -> str | None:
-    """Address of the proxy that the environment names for the hub, None where it is asked directly."""
+    """Address of the proxy that the environment names for the hub, None without a proxy."""
     address = urlsplit(constants.ENDPOINT)
     if proxy_bypass(address.hostname or ""):
         return None
@@ -82,10 +82,10 @@ def _host(address: str) -> str | None:
 
 
 def _reached(address: str) -> bool:
-    """Whether somebody takes a connection there."""
+    """Whether a server answers there."""
     try:
         parts = urlsplit(address)
-        socket.create_connection((parts.hostname or "", parts.port or PORTS.get(parts.scheme, 1080)), PATIENCE).close()
+        socket.create_connection((parts.hostname or "", parts.port or PORTS.get(parts.scheme, 1080)), TIMEOUT).close()
     except (OSError, ValueError):
         return False
     return True

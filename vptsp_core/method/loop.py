@@ -34,7 +34,7 @@ class Loop:
         make_step: makes the step from model, optimisers and scaler.
 
     Attributes:
-        losses: (T,) of the steps of the last epoch, on the device.
+        losses: (steps,) of the last epoch, on the device.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Loop:
     def train_epoch(self, epoch: int) -> Row:
         """All steps of one epoch, counted from 0.
 
-        It seeds its own dropout from (seed, epoch), so that a run that resumes takes the steps it would have taken.
+        It seeds dropout from (seed, epoch), so that a resumed run takes the same steps.
         """
         torch.manual_seed(int(np.random.SeedSequence([self.model.config.seed, epoch, 2]).generate_state(1)[0]))
         self.model.train()
@@ -81,16 +81,16 @@ class Loop:
         for (images, labels), here, following in zip(self.batches(epoch), classes, upcoming, strict=True):
             losses.append(self.step(images, labels, here, following))
         self.losses = torch.stack(losses)
-        mean = self.losses.mean().item()  # with fp32 and bf16 the only wait for the device
+        mean = self.losses.mean().item()  # the only wait for the device, but for fp16
         rates = {"lr": self.rate(0), "lr_proxy": self.rate(1)}
         return {"epoch": epoch + 1, "loss": mean, **rates, "seconds": time.perf_counter() - start}
 
     def rate(self, which: int) -> float:
-        """The learning rate now: 0 of everything but O, 1 of O."""
+        """The current rate of optimiser ``which``: 0 trains O, the ordinary proxies, 1 trains them."""
         return float(self.optimizers[which].param_groups[0]["lr"])
 
     def state_dict(self) -> dict[str, Any]:
-        """All that continues the loop in another process, by `load_state_dict`."""
+        """All that `load_state_dict` needs to continue in another process."""
         return {
             "learned": self.model.learned_state(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -99,7 +99,7 @@ class Loop:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`, on this device, whatever the state comes from."""
+        """The inverse of `state_dict`, on this device, whichever device the state was on."""
         self.model.load_state_dict(state["learned"], strict=False)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):

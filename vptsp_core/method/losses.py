@@ -1,4 +1,4 @@
-"""Proxy-Anchor (Kim et al., CVPR 2020; VPTSP eq. 2), with both of the normalisations in use."""
+"""Proxy-Anchor (Kim et al., CVPR 2020; VPTSP eq. 2), normalised as the paper or as the released code does."""
 
 from __future__ import annotations
 

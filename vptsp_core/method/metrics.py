@@ -25,11 +25,11 @@ OF_R = ("MAP@R", "MAP@R released", "R-precision")
 
 
 class Scores(dict[str, float]):
-    """Metrics by name, a dict as any other, and each query's own values.
+    """Metrics by name, a plain dict, and each query's own values.
 
     Attributes:
-        queries: {"R@1" (where asked for), and the three of `OF_R`: (N,) float32}, in the order of the queries. A
-            metric is the mean of its values; it is NaN where R = 0, which is left out.
+        queries: {"R@1" (if 1 is in ks), and the three of `OF_R`: (N,) float32}, in the order of the queries. A
+            metric is the mean of its values; NaN (R = 0) does not count.
     """
 
     def __init__(self, metrics: Mapping[str, float], queries: dict[str, np.ndarray]) -> None:
@@ -64,8 +64,8 @@ def retrieval_metrics(
     - "MAP released", with a gallery only: the released In-Shop MAP, mean over all queries of
       sum_{i<=50} P@i rel_i divided by the hits among those 50 ranks (0 without a hit), whatever ks are given
 
-    Queries with R = 0 are left out of the three means that use R; where that leaves none, these are 0.0.
-    ``queries`` of what is returned holds the values that were averaged (see `Scores`).
+    Queries with R = 0 are left out of the three means that use R; if none is left, they are 0.0.
+    The result's ``queries`` holds the averaged values (see `Scores`).
     backend: "torch" or "faiss", what searches (see `nearest_neighbours`), by chunks in bounded memory.
     Raises VptspError for wrong shapes, lengths or types, no items, rows that hold NaN or infinity, and a
     backend that is unknown or not installed.
@@ -73,7 +73,7 @@ def retrieval_metrics(
     >>> retrieval_metrics(torch.eye(3)[[0, 0, 1, 1]], torch.tensor([7, 7, 9, 9]), ks=(1,))
     {'R@1': 1.0, 'MAP@R': 1.0, 'MAP@R released': 0.5, 'R-precision': 1.0}
 
-    A singleton misses, and is left out of the rest; fewer items than k is no error; nor is one item alone:
+    A singleton misses, and is left out of the rest; fewer items than k, even one alone, is no error:
 
     >>> retrieval_metrics(torch.eye(3)[[0, 0, 1, 2]], torch.tensor([0, 0, 1, 2]), ks=(100,))
     {'R@100': 0.5, 'MAP@R': 1.0, 'MAP@R released': 0.5, 'R-precision': 1.0}
@@ -125,7 +125,7 @@ def _score(hits: Tensor, relevant: Tensor, ks: Sequence[int]) -> Tensor:
 
     hits (n, ranks) bool says which ranks hold an item of the query's class, relevant (n,) is R.
     """
-    if hits.shape[1] == 0:  # a single item, with nobody to find
+    if hits.shape[1] == 0:  # a single item finds nothing
         hits = hits.new_zeros(len(hits), 1)
     last = hits.shape[1] - 1
     ranks = torch.arange(1, last + 2, device=hits.device)
@@ -148,7 +148,13 @@ def _score(hits: Tensor, relevant: Tensor, ks: Sequence[int]) -> Tensor:
 
 
 def _labels(name: str, data: Any, rows: Tensor) -> Tensor:
-    ids = as_tensor(name, data)
+    try:
+        ids = as_tensor(name, data)
+    except VptspError:
+        if isinstance(data, Iterable) and any(isinstance(each, str) for each in data):
+            cure = "number the classes, as numpy.unique(..., return_inverse=True)[1] does"
+            raise VptspError(f"{name} are text; {cure}") from None
+        raise
     if ids.is_floating_point() and ids.dim() == 1 and (gaps := ids.isnan().nonzero().flatten().tolist()):
         raise VptspError(f"{name}: no class is given for {numbered(gaps, ids)}; leave them and their embeddings out")
     if ids.dim() != 1 or ids.is_floating_point() or ids.is_complex() or ids.is_meta or ids.is_quantized:

@@ -1,4 +1,4 @@
-"""What learns: from a run description to a model whose tunable parameters are marked, counted and saved."""
+"""The model of a run; its tunable parameters are marked, counted and saved."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Group(Protocol):
         """The rows of all processes, with their gradients: (b, d) -> (B, d)."""
 
     def sum_gradients(self, partial: Iterable[Tensor], whole: Iterable[Tensor]) -> None:
-        """Give every process the gradients of the batch: those of ``partial`` are sums over the processes, each has
-        those of ``whole`` already."""
+        """Give every process the gradients of the batch: sum those of ``partial`` over the processes; those of
+        ``whole`` are complete already."""
 
 
 class OneProcess:
@@ -45,7 +45,7 @@ class OneProcess:
         return rows
 
     def sum_gradients(self, partial: Iterable[Tensor], whole: Iterable[Tensor]) -> None:
-        """Nothing: they are the batch's."""
+        """Do nothing: they are the batch's already."""
 
 
 class MetricModel(nn.Module):
@@ -65,25 +65,25 @@ class MetricModel(nn.Module):
 
     ``bitfit`` adds every bias of the backbone (Ben Zaken et al., ACL 2022) to all but frozen and full.
 
-    Table 5 gives vptsp other class embeddings p to accumulate (``proxy_source``). The paper does not say how its
-    variants are made, nor are they in the released code; ours, with z the pooled tokens of the sample tower:
+    Table 5 gives vptsp other class embeddings p to accumulate (``proxy_source``). Neither the paper nor the
+    released code says how they are made; ours, with z the pooled tokens of the sample tower:
 
     =============  ============================================================================
     class_prompts  p = proxy head of a second tower with the prompts of the class: the method
     sample         p = the sample embeddings: no second tower, no second head
-    encoder        p = proxy head of a tower with the sample tower's prompts, which is that of z
-    fixed_encoder  as encoder, but z is given without gradient: the proxy head alone learns from p
+    encoder        p = proxy head of z: a tower with the sample tower's prompts gives z again
+    fixed_encoder  as encoder, with z detached: only the proxy head learns from p
     =============  ============================================================================
 
     Args:
         config: the run.
         backbone: from `load_backbone(config.backbone, ...)`; it is changed in place (what learns is marked).
         num_classes: C, classes of the training set.
-        group: the processes that share the batch; None: this one has all of it.
+        group: the processes that share the batch; None: one process.
 
     Raises:
         ConfigError: more prompt layers than blocks, or a pooling that the backbone does not have.
-        VptspError: lora, and peft is not installed.
+        VptspError: lora without peft installed.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class MetricModel(nn.Module):
         return self.vit(images)[0]
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Training loss of one batch; P moves on as a side effect.
+        """Training loss of one batch; it also updates P.
 
         Several processes embed a share of the images each, and all of them compute the loss of the whole batch.
 
@@ -152,7 +152,7 @@ class MetricModel(nn.Module):
         """Sample and class embeddings of this process's images (see `loss`).
 
         Args:
-            classes: (C',) those of the whole batch; read by vptsp alone.
+            classes: (C',) those of the whole batch; only vptsp reads them.
 
         Returns:
             (b, d) and, for vptsp, (b, d), L2-normalised.
@@ -162,7 +162,7 @@ class MetricModel(nn.Module):
         return self.vit(images, source=self.config.proxy_source if self.config.method == "vptsp" else None)
 
     def sum_gradients(self) -> None:
-        """After backward: from the gradients of each process to those of the batch.
+        """After backward: turn each process's gradients into the batch's.
 
         The towers saw only a process's own images; O and the accumulator saw the whole batch everywhere.
         """
@@ -170,9 +170,9 @@ class MetricModel(nn.Module):
         self.group.sum_gradients(towers, [] if self.proxies is None else self.proxies.parameters())
 
     def learned_state(self, *, for_retrieval: bool = False) -> dict[str, Tensor]:
-        """What the run has learned, by name: all of it, or only what embedding images and drawing proxies need.
+        """What the run has learned, by name: all of it, or only what embedding images and plotting proxies need.
 
-        The frozen part of the backbone is never among it.
+        It never holds the frozen part of the backbone.
         """
         frozen = {f"vit.backbone.{name}" for name, p in self.vit.backbone.named_parameters() if not p.requires_grad}
         frozen |= {f"vit.backbone.{name}" for name, _ in self.vit.backbone.named_buffers()}
@@ -191,19 +191,19 @@ def _adapters(config: RunConfig, width: int) -> list[Adapter]:
 def make_optimizers(model: MetricModel) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """Two optimisers of one kind: everything but O at ``lr``, O at ``lr_proxy`` (docs/reproducing.md).
 
-    On a GPU each step is one fused kernel, so the model must be there already. fp16 does without it: where the first
-    gradients overflow, torch's fused SGD starts its momentum from uninitialised memory.
+    On a GPU each step is one fused kernel, so the model must be there already. Not with fp16: if the first gradients
+    overflow, torch's fused SGD starts its momentum from uninitialised memory.
     """
     assert model.proxies is not None
     config = model.config
-    ordinary = model.proxies.bias
-    rest = [p for p in model.parameters() if p.requires_grad and p is not ordinary]
-    fused = ordinary.device.type == "cuda" and config.precision != "fp16"
+    ordinary_proxies = model.proxies.bias  # O
+    others = [p for p in model.parameters() if p.requires_grad and p is not ordinary_proxies]
+    fused = ordinary_proxies.device.type == "cuda" and config.precision != "fp16"
     options: dict[str, Any] = dict(weight_decay=config.weight_decay, fused=fused)
     if config.optimizer == "sgd":
         options["momentum"] = config.momentum
     kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return kind(rest, lr=config.lr, **options), kind([ordinary], lr=config.lr_proxy, **options)
+    return kind(others, lr=config.lr, **options), kind([ordinary_proxies], lr=config.lr_proxy, **options)
 
 
 def count_parameters(model: MetricModel) -> dict[str, int]:
@@ -214,13 +214,13 @@ def count_parameters(model: MetricModel) -> dict[str, int]:
         table 1 counts them: class prompts of one batch only and, with BitFit, the bias of the pretrained classifier,
         which nothing uses. ``total``: the backbone and all that was added.
     """
-    unused = "vit.backbone.attn_pool."  # the model's own pooling, where `pool` names another
+    unused = "vit.backbone.attn_pool."  # its own pooling, if `pool` names another
     tunable = sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and not name.startswith(unused))
     released, total = tunable, sum(p.numel() for p in model.parameters())
     if model.class_prompts is not None:
         prompts = model.class_prompts.table
         per_class, of_batch = prompts[0].numel(), model.config.batch // model.config.samples_per_class
-        if model.class_prompts.rowwise:  # the learnable rows are a batch's; the table beside them learns through them
+        if model.class_prompts.rowwise:  # one batch's rows are parameters, the whole table learns
             tunable += prompts.numel() - of_batch * per_class
             total += prompts.numel() - of_batch * per_class
         else:

@@ -1,7 +1,7 @@
 """Exact nearest neighbours by cosine, in bounded memory.
 
-The cosine is the inner product of L2-normalised rows in float32, whatever precision comes in and whatever
-TF32, bfloat16 or autocast setting is on outside. A row of zeros has cosine 0 with everything. Equal scores
+The cosine is the inner product of L2-normalised rows in float32, whatever the precision of the input and
+the caller's settings of TF32, bfloat16 and autocast. A row of zeros has cosine 0 with everything. Equal scores
 are ranked by index, lowest first: `topk` promises no order, so rows in which scores tie are ranked once more.
 """
 
@@ -20,8 +20,8 @@ from vptsp_core.method.faiss_index import FlatIndex, check_backend
 from vptsp_core.method.torch_state import in_torch_defaults
 
 CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**30}  # scores and lists of one chunk; enough for full matmul speed
-CHUNK_ROWS = {"cpu": 512, "cuda": 2**20}  # on a CPU more rows make no quicker product, and leave its cache
-MIN_ROWS = 16  # smaller products take other paths through BLAS, whose last bits differ from column to column
+CHUNK_ROWS = {"cpu": 512, "cuda": 2**20}  # on a CPU more rows are not faster and overflow its cache
+MIN_ROWS = 16  # BLAS computes smaller products otherwise: their last bits differ between columns
 
 
 @in_torch_defaults
@@ -38,8 +38,8 @@ def nearest_neighbours(
 
     queries (N, d) and gallery (M, d): tensors, arrays or tables, of any precision; rows need not have length 1.
     The answer is on the device of the queries, best first, equal scores by index; for an Apple GPU on the CPU, which
-    searches in its place (`as_tensor`). exclude_self: query i is gallery item i and does not find itself. Where there
-    are fewer than k items, score -inf and index -1 fill the places left over. chunk: queries scored at a time
+    searches in its place (`as_tensor`). exclude_self: query i is gallery item i and does not find itself. With
+    fewer than k items, score -inf and index -1 fill the rest. chunk: queries scored at a time
     (default: what fits into 256 MiB, at most 512; GPU: 1 GiB).
 
     backend "torch" is exact; "faiss" is a flat (exact) faiss index, on the GPU where the queries are there
@@ -78,7 +78,7 @@ def search(
     chunk: int | None = None,
     backend: str = "torch",
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield (rows (c,), scores (c, k), indices (c, k)), k >= the depth of each row, until all had their turn.
+    """Yield (rows (c,), scores (c, k), indices (c, k)), k >= the depth of each row, until all are done.
 
     queries (N, d) and items (M, d) are unit rows; depth (N,) says how many ranks a query needs (k stops at
     the items there are). Queries that need the longest lists come first: lists are only as long as their own
@@ -103,16 +103,16 @@ def search(
         if index is not None:
             if (answer := index.search(queries[rows], k + exclude_self)) is None:
                 continue
-            best, found = _listed(*answer, without=rows if exclude_self else None)
+            best, found = _order_faiss_lists(*answer, without=rows if exclude_self else None)
         else:
             if buffer is None:  # made once: fresh memory for each chunk would cost a quarter more
                 buffer = torch.empty(most, m, device=queries.device)
-            best, found = _exact(queries, items, rows, k, exclude_self, buffer)
+            best, found = _search_exactly(queries, items, rows, k, exclude_self, buffer)
         start += len(rows)
         yield rows, best, found
 
 
-def _exact(
+def _search_exactly(
     queries: Tensor, items: Tensor, rows: Tensor, k: int, exclude_self: bool, buffer: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Scores and indices (c, k) of these rows (c,) of the queries: a product into the buffer, and `topk`."""
@@ -129,7 +129,7 @@ def _exact(
     return best[:, :k], found[:, :k]
 
 
-def _listed(best: Tensor, found: Tensor, without: Tensor | None) -> tuple[Tensor, Tensor]:
+def _order_faiss_lists(best: Tensor, found: Tensor, without: Tensor | None) -> tuple[Tensor, Tensor]:
     """Scores and indices (c, k) as faiss lists them, with equal scores by index, and without the query itself.
 
     without (c,): each query's own index, to drop from its list; from a list that it is not in, drop the last.
@@ -168,7 +168,7 @@ def _order_ties(scores: Tensor, indices: Tensor) -> Tensor:
 def _complete_ties(scores: Tensor, best: Tensor, found: Tensor) -> Tensor:
     """Indices found (n, k) for the scores best (n, k), with its last ties replaced by those of lowest index.
 
-    `topk` takes any of the items that tie for the last places; those first in scores (n, m) are due there.
+    `topk` takes any of the items that tie for the last places; those of lowest index in scores (n, m) belong there.
     """
     m, last = scores.shape[1], best[:, -1:]
     low_index_high = torch.arange(m, 0, -1, dtype=torch.int32, device=scores.device)
@@ -181,7 +181,7 @@ def positive(name: str, value: Any) -> int:
     """``value`` as a whole number of at least 1.
 
     Raises:
-        VptspError: naming the argument, where it is none.
+        VptspError: naming the argument, if it is not.
     """
     try:
         if (number := operator.index(value)) >= 1:
@@ -194,8 +194,8 @@ def positive(name: str, value: Any) -> int:
 def as_tensor(name: str, data: Any) -> Tensor:
     """A tensor or array of any shape as a dense tensor without gradient, its memory shared where that is possible.
 
-    Of a table or a Series of pandas the rows count, in their order, and not the index. What is on an Apple GPU comes to
-    the CPU: there is no float64 on it, and its sorting does not keep the order of equals.
+    For pandas the order of the rows counts, not the index. Data on an Apple GPU moves to the CPU: that GPU has no
+    float64 and no stable sort.
 
     Raises:
         VptspError: naming the argument, where torch cannot read it, or some of its values are masked.
@@ -208,9 +208,9 @@ def as_tensor(name: str, data: Any) -> Tensor:
             return data.to_dense() if data.layout != torch.strided else data
         if hasattr(data, "toarray"):  # scipy's sparse arrays
             data = data.toarray()
-        elif hasattr(data, "to_numpy"):  # pandas, and what is like it
+        elif hasattr(data, "to_numpy"):  # pandas and similar
             table, data = data, data.to_numpy()
-            if data.dtype == object:  # of pandas' types that may lack values
+            if data.dtype == object:  # pandas types that may have missing values
                 lacks = table.isna().any(axis=None)
                 data = table.to_numpy(float, na_value=np.nan) if lacks else np.array(data.tolist())
         if np.ma.isMaskedArray(data):
@@ -221,7 +221,7 @@ def as_tensor(name: str, data: Any) -> Tensor:
             usable = data.flags.writeable and data.dtype.isnative and all(step >= 0 for step in data.strides)
             data = data if usable else data.astype(data.dtype.newbyteorder("="), order="C")  # a copy
         return torch.as_tensor(data).detach()
-    except Exception as error:  # of any library whose object was given
+    except Exception as error:  # any library may raise here
         reason = " ".join(str(error).split()) or type(error).__name__
         raise VptspError(f"{name}: torch cannot read it ({reason}); give a tensor or an array of numbers") from None
 
@@ -249,5 +249,5 @@ def unit_rows(name: str, data: Any, like: Tensor | None = None) -> Tensor:
     bad = (~peak.isfinite()).squeeze(1).nonzero().squeeze(1).tolist()
     if bad:
         raise VptspError(f"{name}: NaN or infinity in {numbered(bad, x)}; leave them out")
-    unit = (x / torch.where(peak > 0, peak, 1)).float()  # by the peak first, lest squares over- or underflow
+    unit = (x / torch.where(peak > 0, peak, 1)).float()  # by the peak first: squares could over- or underflow
     return unit.div_(torch.linalg.vector_norm(unit, dim=1, keepdim=True).clamp_(min=1))

@@ -50,9 +50,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cub200-vitti16": dict(
         dataset="cub200", backbone="vit_tiny_patch16_224.augreg_in21k_ft_in1k", embed_dim=192,
     ),
-    # The embedded glyphs and the embedded ViT: seconds a run on two CPU cores, nothing downloaded. Beside 26 tokens a
-    # prompt weighs as much as eight do beside 197; one image a class gives the pull of the loss, which the released
-    # normaliser shares out among all classes, its weight back.
+    # The embedded glyphs and the embedded ViT: seconds a run on two CPU cores, nothing downloaded. Among 26 tokens
+    # one prompt weighs as much as eight among 197. The released loss divides its pull by the number of all classes; one
+    # image a class makes up for that.
     "demo": dict(
         dataset="glyphs", backbone="demo_vit", embed_dim=96, image_size=40, resize=40, augmentation="gentle",
         prompts=2, prompt_layers=6, class_prompts=2, class_layers=6, optimizer="adamw", lr=8e-3, lr_proxy=0.05,
@@ -61,8 +61,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 # Beyond the paper: backbones published since, with the settings of the released CUB preset of their size, which were
-# not searched again; nothing of them is measured, as their weights could not be had. Pooling is what each was trained
-# with ("auto": class token), but for SigLIP 2, whose own attention pooling learns nothing here: its tokens' mean.
+# not searched again; nothing of them is measured, as their weights were not available. Pooling is what each was trained
+# with ("auto": class token), but for SigLIP 2: the mean of its tokens, as its attention pooling does not learn here.
 _CUB_B = PRESETS["cub200-vitb16"]
 PRESETS |= {
     "cub200-dinov2-vits14": dict(_S, dataset="cub200") | dict(backbone="vit_small_patch14_dinov2.lvd142m"),
@@ -72,7 +72,7 @@ PRESETS |= {
     "cub200-tipsv2-vitb14": _CUB_B | dict(backbone="vit_base_patch14_reg1_tipsv2.webli"),
 }
 # Beyond the paper, the recipe (docs/beyond.md): VPTSP-M with BitFit, its heads and proxies from the data
-# (`vptsp_core.runs.start_from_data`); held-out classes choose the epoch, the one before any step included.
+# (`vptsp_core.runs.start_from_data`); held-out classes choose the epoch, epoch 0, before any step, included.
 RECIPE: dict[str, Any] = dict(method="vptsp", bitfit=True, accumulator="ema", start="proxies", selection="validation")
 RECIPE_RATES: dict[str, Any] = dict(optimizer="adamw", lr=1e-3, lr_proxy=0.05)
 PRESETS |= {f"{name}-best": PRESETS[name] | RECIPE | RECIPE_RATES for name in ("cub200-vits16", "demo")}
@@ -119,7 +119,7 @@ def _from_file(path: str) -> dict[str, Any]:
 
 
 def parse_change(text: str) -> tuple[str, Any]:
-    """``key=value`` of a command line for `preset`, the value as JSON where it is JSON, else as the string it is.
+    """``key=value`` of a command line for `preset`, the value as JSON if it parses, else as text.
 
     Raises:
         ConfigError: no ``=`` in it.

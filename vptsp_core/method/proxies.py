@@ -1,4 +1,4 @@
-"""Semantic proxies: the embeddings of class prompts are accumulated, the loss sees Q.
+"""Semantic proxies: class embeddings p update P; P and O make Q, which the loss sees.
 
 State of a class: its accumulated proxy P, with an LSTM its cell, and its ordinary learnable proxy O ("proxy bias");
 its prompts are in `vptsp_core.method.class_prompts`.
@@ -14,7 +14,7 @@ from vptsp_core.method.accumulators import LSTMAccumulator
 
 
 class SemanticProxies(nn.Module):
-    """P of every class (a buffer that travels in checkpoints), O of every class, and Q made of both (eq. 8).
+    """P of every class (a buffer, saved in checkpoints), O of every class, and Q made of both (eq. 8).
 
     Args:
         num_classes, embed_dim: C and d.
@@ -27,6 +27,7 @@ class SemanticProxies(nn.Module):
 
     def __init__(self, num_classes: int, embed_dim: int, *, accumulator: nn.Module | None, alpha: float) -> None:
         super().__init__()
+        # O; its name and that of P, ``state``, are those of state dicts and checkpoints.
         self.bias = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_classes, embed_dim)) / 8)
         self.accumulator, self.alpha = accumulator, alpha
         if accumulator is not None:

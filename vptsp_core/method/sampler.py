@@ -18,8 +18,8 @@ class ClassBalancedSampler:
         samples_per_class: k; a class with fewer images repeats some.
         seed: of the run.
         steps: batches an epoch, None for ``N // batch``.
-        in_turn: all images of a class come before one of them comes again, through all epochs. The paper's sampler
-            draws them anew each time; in small sets it leaves some out to the end.
+        in_turn: across epochs, no image of a class comes again before all have come. The paper's sampler draws anew
+            each time; in small sets it may never draw some.
 
     Raises:
         DataError: fewer classes than a batch draws, or fewer images than a batch.
@@ -69,7 +69,7 @@ class ClassBalancedSampler:
             yield rng.choice(len(self.members), self.classes, replace=False)
 
     def _turn(self, c: int, start: int) -> np.ndarray:
-        """The k images of class ``c`` from place ``start`` of its order on, which is one shuffle after another."""
+        """The k images of class ``c`` from place ``start`` of its order, a chain of shuffles."""
         members = self.members[c]
         rounds = range(start // len(members), (start + self.k - 1) // len(members) + 1)
         order = np.concatenate([np.random.default_rng([self.seed, c, i, 1]).permutation(members) for i in rounds])
@@ -77,7 +77,7 @@ class ClassBalancedSampler:
         return order[first : first + self.k]
 
     def _draw(self, rng: np.random.Generator, members: np.ndarray) -> np.ndarray:
-        """k members, each as often as any other give or take one, in random order."""
+        """k members in random order, their counts at most one apart."""
         rounds, rest = divmod(self.k, len(members))
         drawn = np.concatenate([np.tile(members, rounds), rng.choice(members, rest, replace=False)])
         return rng.permutation(drawn)

@@ -20,10 +20,10 @@ class TrainStep:
     """One step of training: ``step(images, labels, classes, upcoming)``.
 
     Args:
-        model: on its device, in train mode when called; its frozen weights are held in the trunk's precision from here
-            on (`hold_frozen`).
+        model: on its device, in train mode when called; its frozen weights are cast to the trunk's precision
+            (`cast_frozen_weights`).
         optimizers: from `make_optimizers`; the first holds the class prompts' rows.
-        scaler: of fp16's gradients; None scales nothing.
+        scaler: scales fp16's gradients; None: no scaling.
     """
 
     def __init__(
@@ -35,17 +35,17 @@ class TrainStep:
         self.model, self.optimizers = model, optimizers
         self.device = next(model.parameters()).device
         self.scaler = scaler or torch.amp.GradScaler(self.device.type, enabled=False)
-        hold_frozen(model.vit)
+        cast_frozen_weights(model.vit)
 
     def __call__(
         self, images: Tensor, labels: Tensor, classes: Tensor | None = None, upcoming: Tensor | None = None
     ) -> Tensor:
-        """Forward, backward, both optimisers; the loss before them, still on the device.
+        """Forward, backward, both optimisers; returns the loss before them, on the device.
 
         Args:
             images, labels: see `MetricModel.loss`.
             classes, upcoming: (C',) int64 on the CPU, the classes of this batch and of the next (see
-                `ClassPrompts.swap_in`). Without them they are read from the labels, where the table is on the device.
+                `ClassPrompts.swap_in`). Without ``classes`` the labels give them; the table must be on the device.
         """
         prompts, (optimizer, _) = self.model.class_prompts, self.optimizers
         if classes is None:
@@ -57,7 +57,7 @@ class TrainStep:
         loss = self.forward_backward(images, labels)
         self.model.sum_gradients()
         for each in self.optimizers:
-            self.scaler.step(each)
+            self.scaler.step(each)  # optimizer.step(); with fp16 only if the gradients are finite
         self.scaler.update()
         if prompts is not None:
             prompts.swap_out(classes, optimizer)
@@ -70,13 +70,13 @@ class TrainStep:
         return loss.detach()
 
 
-def hold_frozen(vit: PromptedViT) -> None:
+def cast_frozen_weights(vit: PromptedViT) -> None:
     """Keep the weights that do not learn in the precision that autocast computes in; it changes no number.
 
-    Autocast rounds a weight each time it is used, and keeps no rounded copy of one without gradient: a pass over all
-    weights for every tower and step, and twice the memory. Norms, embeddings and whatever learns stay in float32, as
-    do heads, prompts, proxies and accumulators, which are computed in it. The model is for training and measuring from
-    here on: load it again from the run's folder to have the weights as they were.
+    Autocast rounds a weight each time it is used, keeping no copy of a frozen one: a pass over all weights for every
+    tower and step, and twice the memory. Norms, embeddings and whatever learns stay in float32, as
+    do heads, prompts, proxies and accumulators, which are computed in it. Use the model only to train and
+    measure afterwards; loading the run gives the original weights.
     """
     if vit.autocast is None:
         return

@@ -1,7 +1,8 @@
 """The textbook form of deep visual prompts: concatenate, run timm's own block, drop. Slow, plain, and independent.
 
-The tests hold `method.vit` against it, and ``python -m vptsp_core bench step`` measures both in one run. It reads
-a model's parameters and shares none of its code: each tower runs alone, on timm's ``forward`` methods.
+Tests compare `method.vit` with it, and ``python -m vptsp_core bench step`` measures both in one run. It reads
+a model's parameters and shares none of the code of its towers: each runs alone, on timm's ``forward`` methods. Proxies,
+accumulator and loss are the model's own; they have tests of their own.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def pooled_tokens(
 
 
 def embedding(head: Head | None, pooled: list[Tensor]) -> Tensor:
-    """What a head makes of `pooled_tokens`, None of the tokens as they are: (B, d), L2-normalised."""
+    """The embedding of `pooled_tokens` by a head (None: their mean): (B, d), L2-normalised."""
     if head is not None:
         pooled = [f(n(token)) for token, n, f in zip(pooled, _norms(head), _linears(head), strict=True)]
     return F.normalize(torch.stack(pooled).mean(0), dim=-1)

@@ -15,21 +15,21 @@ import torch
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_INSIDE = ContextVar("inside of a public function", default=False)
+_IN_PUBLIC_CALL = ContextVar("inside of a public function", default=False)
 
 
 @contextlib.contextmanager
 def torch_defaults() -> Iterator[None]:
-    """Inside: no autocast, gradients recorded, float32 as the default type and in full in products of matrices, new
-    tensors on the CPU. Afterwards all is as the caller had it, the random states of torch, NumPy and Python too."""
+    """Inside: no autocast, gradients recorded, float32 by default and in full in matrix products, new tensors on the
+    CPU. Then the caller's settings return, the random states of torch, NumPy and Python too."""
     dtype = torch.get_default_dtype()
     backends: Any = torch.backends
     with contextlib.ExitStack() as stack:
         gpu = torch.accelerator.current_accelerator()
         for kind in {"cpu"} if gpu is None else {"cpu", gpu.type}:
             stack.enter_context(torch.autocast(kind, enabled=False))
-        if not _INSIDE.get():  # a public function that another one calls goes on with its random numbers
-            stack.callback(_INSIDE.reset, _INSIDE.set(True))
+        if not _IN_PUBLIC_CALL.get():  # a nested call continues the outer one's random numbers
+            stack.callback(_IN_PUBLIC_CALL.reset, _IN_PUBLIC_CALL.set(True))
             stack.enter_context(_random_states_kept())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -38,7 +38,7 @@ def torch_defaults() -> Iterator[None]:
         if dtype != torch.float32:
             torch.set_default_dtype(torch.float32)
             stack.callback(torch.set_default_dtype, dtype)
-        # Not torch.get_float32_matmul_precision: it raises where a caller has used these.
+        # Not torch.get_float32_matmul_precision: it raises if a caller has set these.
         for switch in (backends, backends.cuda.matmul, backends.mkldnn, backends.mkldnn.matmul):
             precision = switch.fp32_precision
             if precision not in ("none", "ieee"):
@@ -57,7 +57,7 @@ def _random_states_kept() -> Iterator[None]:
         finally:
             np.random.set_state(of_numpy)
             random.setstate(of_python)
-            if not started and torch.cuda.is_available():  # its state is not looked at, since that would start CUDA
+            if not started and torch.cuda.is_available():  # reading its state would start CUDA
                 torch.cuda.manual_seed_all(seed)
 
 

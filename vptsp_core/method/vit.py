@@ -1,10 +1,10 @@
 """The prompted vision transformer: one frozen trunk, two towers, prompts that are only keys and values.
 
-A deep visual prompt is put before a block and its output is dropped after it. So a prompt's query, output projection
+A deep visual prompt joins the input of a block, and its output is dropped. So a prompt's query, output projection
 and MLP never matter: in every block it takes part through LayerNorm and the K and V projections alone. Both towers
-see the same images through the same weights, so the stem and the first QKV are computed once for both. From their fork
-on they are one batch of 2B rows, or two batches on a CPU (`PromptedViT.one_batch`). All of it is exact: same loss and
-gradients as concatenating, running timm's block and dropping (`vptsp_core.method.textbook`), to float rounding.
+see the same images through the same weights, so the stem and the first QKV are computed once for both. After they
+fork they run as one batch of 2B rows, on a CPU as two batches (`PromptedViT.one_batch`). The result is exact: loss and
+gradients equal those of the textbook form (`vptsp_core.method.textbook`), to float rounding.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def prompt_counts(count: int, layers: int, step: int) -> list[int]:
     return [n for n in counts if n > 0]
 
 
-KEYS_AT_ONCE = 32  # of bf16: a row of a tile of AMX, and a vector register of AVX-512
+KEYS_AT_ONCE = 32  # bf16 values in a row of an AMX tile or in an AVX-512 register
 
 
 def in_autocast(x: Tensor) -> Tensor:
-    """``x`` (any shape) in the dtype that autocast computes products in; as it is where autocast is off."""
+    """``x`` (any shape) in autocast's dtype; unchanged if autocast is off."""
     kind = x.device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return x.to(torch.get_autocast_dtype(kind)) if on else x
@@ -65,23 +65,23 @@ def attend(attention: Attention, q: Tensor, kv: Tensor, prompt_kv: Tensor | None
         (B, Tq, A).
     """
     q = attention.q_norm(q.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2))
-    products = by_products(q)
+    by_matmul = uses_matmul_attention(q)
     keys, padded = (0 if prompt_kv is None else prompt_kv.shape[-2]) + kv.shape[1], None
-    if products:  # rows of whole vector registers: softmax and products then take two thirds of the time
+    if by_matmul:  # rows of whole vector registers: softmax and products then take a third less time
         padded = -(-keys // KEYS_AT_ONCE) * KEYS_AT_ONCE
-    k, v = in_heads(attention, kv, prompt_kv, padded)
+    k, v = keys_values_by_head(attention, kv, prompt_kv, padded)
     k = attention.k_norm(k)
     if q.device.type == "mps":  # torch 2.11 gives wrong numbers there for other strides (pytorch issue 181133)
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    if products:
-        out = _products(q, k, v, attention.scale, keys)
+    if by_matmul:
+        out = _matmul_attention(q, k, v, attention.scale, keys)
     else:
         out = F.scaled_dot_product_attention(q, k, v, scale=attention.scale)
     out = out.transpose(1, 2).flatten(2)
     return attention.norm(out) if hasattr(attention, "norm") else out
 
 
-def by_products(q: Tensor) -> bool:
+def uses_matmul_attention(q: Tensor) -> bool:
     """Whether `attend` takes two batched products and a softmax in place of torch's fused attention.
 
     For q (B, heads, T, A / heads) in bf16 on a CPU: there the fused form's backward pass takes several times as long.
@@ -89,7 +89,7 @@ def by_products(q: Tensor) -> bool:
     return q.device.type == "cpu" and q.dtype is torch.bfloat16
 
 
-def in_heads(
+def keys_values_by_head(
     attention: Attention, kv: Tensor, prompt_kv: Tensor | None = None, padded: int | None = None
 ) -> Tensor:  # fmt: skip
     """Keys and values of prompts, tokens and zeros up to ``padded``, written once: (2, B, heads, keys, A / heads)."""
@@ -106,10 +106,10 @@ def in_heads(
     return torch.cat(parts, dim=3) if len(parts) > 1 else parts[0]
 
 
-def _products(q: Tensor, k: Tensor, v: Tensor, scale: float, keys: int) -> Tensor:
+def _matmul_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, keys: int) -> Tensor:
     """`scaled_dot_product_attention` as two batched products around a softmax; keys from ``keys`` on are padding."""
     scores = (q.contiguous() * scale) @ k.transpose(-2, -1)
-    # In place, out of autograd's sight: the softmax makes the gradient of these columns 0 in any case.
+    # In place, hidden from autograd: the softmax makes the gradient of these columns 0 in any case.
     scores.detach()[..., keys:] = -math.inf
     return scores.softmax(-1) @ v
 
@@ -121,8 +121,8 @@ def run_block(
     """One transformer block for one or two towers.
 
     Args:
-        x: (B, T, D) tokens, or (2B, T, D) where two towers are ``forked`` already. Two towers that are still alike
-            fork here if either has prompts: LayerNorm and QKV are then computed for B rows, not 2B.
+        x: (B, T, D) tokens, or (2B, T, D) where two towers are ``forked`` already. Two towers that are equal so
+            far fork here if either has prompts: LayerNorm and QKV are then computed for B rows, not 2B.
         prompt_kvs: for each tower, the keys and values of its prompts (see `attend`).
         adapter: the block's, where it has one.
         rows: compute only the first ``rows`` tokens of the output (the last block, where the rest is not read).
@@ -131,8 +131,8 @@ def run_block(
         (B or 2B, T or rows, D).
     """
     attention, normed = block.attn, in_autocast(block.norm1(x))  # cast once, not for each projection
-    # Two projections, not one: the keys and values are copied behind the prompts', and a joint output would be
-    # kept whole for the backward pass because it also holds the queries.
+    # Two projections, not one: the keys and values are copied behind the prompts', and the backward pass would keep a
+    # joint output whole, because it also holds the queries.
     kv = keys_and_values(attention, normed)
     if rows is not None:
         x, normed = x[:, :rows], normed[:, :rows]
@@ -179,14 +179,14 @@ class PromptedViT(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.autocast: torch.dtype | None = None
-        # Both towers as one batch of 2B rows, or as two batches. None: two on a CPU, whose caches hold the MLP of B
-        # rows and not of 2B (ViT-S/16, batch 16, 2 cores: 1.1 times quicker), one batch elsewhere.
+        # Both towers as one batch of 2B rows, or as two batches. None: two on a CPU, whose cache holds the MLP of B
+        # rows but not of 2B (ViT-S/16, batch 16, 2 cores: 1.1 times quicker), one batch elsewhere.
         self.one_batch: bool | None = None
         # Gradient checkpointing (Chen et al., arXiv 1604.06174): keep the inputs of the blocks alone, and compute each
         # block again in the backward pass. A step takes a third longer; the numbers are the same.
         self.checkpointing = False
         self.pool = pooling(backbone, pool)
-        self.pooled_tokens = 2 if hasattr(backbone, "dist_token") and self.pool == "cls" else 1
+        self.pooled_count = 2 if hasattr(backbone, "dist_token") and self.pool == "cls" else 1
         self.prompt_counts, self.class_prompt_counts = prompts, class_prompts
         width = backbone.embed_dim
         self.prompts = None
@@ -194,22 +194,22 @@ class PromptedViT(nn.Module):
             # Every block keeps prompts[0] rows, used or not, as the released checkpoints do.
             self.prompts = nn.Parameter(torch.empty(len(prompts), prompts[0], width))
             nn.init.normal_(self.prompts, std=(2 / ((prompts[0] + 1) * width)) ** 0.5)  # Xavier over (1, N, D)
-        self.sample_head = None if embed_dim is None else Head(width, embed_dim, self.pooled_tokens)
+        self.sample_head = None if embed_dim is None else Head(width, embed_dim, self.pooled_count)
         self.proxy_head = None
         if embed_dim is not None and proxy_head:
-            self.proxy_head = Head(width, embed_dim, self.pooled_tokens)
+            self.proxy_head = Head(width, embed_dim, self.pooled_count)
         self.adapters = nn.ModuleList(adapters)
 
     def forward(
         self, images: Tensor, class_prompts: Tensor | None = None, *, source: str | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Sample embeddings, and class embeddings for the proxies where a source of them is given.
+        """Sample embeddings, and class embeddings for the proxies if they have a source.
 
         Args:
             images: (B, 3, H, W), normalised; with ``class_prompts``, images of a class are next to each other.
             class_prompts: (C, L_c, m, D), one entry for each group of B / C adjacent images: a proxy tower.
-            source: without class prompts, ``"sample"``, ``"encoder"`` or ``"fixed_encoder"`` (`MetricModel`). A tower
-                with the sample tower's own prompts computes what that one has: the proxy head reads it from there.
+            source: without class prompts, ``"sample"``, ``"encoder"`` or ``"fixed_encoder"`` (`MetricModel`). They
+                need no second tower: the proxy head reads the pooled tokens of the sample tower.
 
         Returns:
             (B, d) and (B, d) or None, float32, L2-normalised.
@@ -220,16 +220,16 @@ class PromptedViT(nn.Module):
                 assert self.class_prompt_counts is not None
                 towers.append(self.prompt_kvs(class_prompts.unbind(1), self.class_prompt_counts))
             pooled = self.pooled(images, towers)
-        halves = (pooled if self.autocast is None else pooled.float()).chunk(len(towers))
-        embeddings = self.embedding(halves[0])
+        of_towers = (pooled if self.autocast is None else pooled.float()).chunk(len(towers))
+        embeddings = self.embedding(of_towers[0])
         if class_prompts is None and source in (None, "sample"):
             return embeddings, None if source is None else embeddings
         assert self.proxy_head is not None
-        read = halves[-1].detach() if source == "fixed_encoder" else halves[-1]
+        read = of_towers[-1].detach() if source == "fixed_encoder" else of_towers[-1]
         return embeddings, F.normalize(self.proxy_head(read), dim=-1)
 
     def embedding(self, pooled: Tensor) -> Tensor:
-        """Of the sample tower: (B, pooled tokens, D) -> (B, d), L2-normalised."""
+        """The sample embedding: (B, pooled tokens, D) -> (B, d), L2-normalised."""
         return F.normalize(pooled.mean(1) if self.sample_head is None else self.sample_head(pooled), dim=-1)
 
     def prompt_kvs(self, prompts: Tensor | tuple[Tensor, ...] | None, counts: list[int]) -> list[Tensor | None]:
@@ -245,15 +245,15 @@ class PromptedViT(nn.Module):
         trunk, x = self.backbone, self.stem(images)
         one_batch = images.device.type != "cpu" if self.one_batch is None else self.one_batch
         run = run_block
-        if self.checkpointing and torch.is_grad_enabled():  # nothing in a block is random: no generator to set back
+        if self.checkpointing and torch.is_grad_enabled():  # blocks draw no random numbers: no state to restore
             run = partial(checkpoint, run_block, use_reentrant=False, preserve_rng_state=False)
-        halves: tuple[Tensor, ...] | None = None  # the towers apart, once they have forked (None: x holds them both)
+        halves: tuple[Tensor, ...] | None = None  # one batch a tower after the fork (None: x holds both)
         forked, plain = False, len(trunk.blocks) - len(self.adapters)
         for i, block in enumerate(trunk.blocks):
             prompt_kvs = [tower[i] for tower in towers]
             adapter = None if i < plain else self.adapters[i - plain]
             last = i == len(trunk.blocks) - 1
-            rows = self.pooled_tokens if last and self.pool == "cls" else None
+            rows = self.pooled_count if last and self.pool == "cls" else None
             if halves is not None:
                 pairs = zip(halves, prompt_kvs, strict=True)
                 halves = tuple(run(block, half, [kv], adapter=adapter, rows=rows) for half, kv in pairs)
@@ -274,10 +274,10 @@ class PromptedViT(nn.Module):
         return trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
 
     def pool_tokens(self, x: Tensor) -> Tensor:
-        """The last block's output, or its first rows where they are pooled, (B, n, D) -> (B, T, D), see `pooled`."""
+        """Pool the last block's output, or its first rows: (B, n, D) -> (B, T, D), see `pooled`."""
         trunk, x = self.backbone, self.backbone.norm(x)
         if self.pool == "avg":
             x = x[:, 0 if trunk.pool_include_prefix else trunk.num_prefix_tokens :].mean(1, keepdim=True)
         else:
-            x = x[:, : self.pooled_tokens]
+            x = x[:, : self.pooled_count]
         return trunk.fc_norm(x)

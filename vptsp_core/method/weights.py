@@ -1,8 +1,8 @@
-"""Weights as people have them, read into timm's keys.
+"""Weight files of many layouts, read into timm's keys.
 
 The backbone is the one state dict with a patch embedding; the prefix of its keys is stripped. Layouts that timm maps
-(Meta's DINOv2, OpenAI's and OpenCLIP's CLIP, Google's .npz) are mapped by timm. A warning says what was done; a file
-that could be meant in two ways is refused.
+(Meta's DINOv2, OpenAI's and OpenCLIP's CLIP, Google's .npz) are mapped by timm. A warning says what was done; an
+ambiguous file is refused.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from vptsp_core.errors import WeightsError
-from vptsp_core.method.weights_file import Ours, check_tensor, content_of, kind
+from vptsp_core.method.weights_file import ProjectTensors, check_tensor, content_of, file_kind
 
 Table = dict[str, Any]
 # Keys of the patch embedding: OpenCLIP's, OpenAI's, and that of timm and Meta.
-PATCHES = ("visual.trunk.patch_embed.proj.weight", "visual.conv1.weight", "patch_embed.proj.weight")
+PATCH_EMBED_KEYS = ("visual.trunk.patch_embed.proj.weight", "visual.conv1.weight", "patch_embed.proj.weight")
 WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # torch's own, in any place
-# What a file may hold beside an encoder: heads, decoders, mask tokens, what losses and averages keep.
-ASIDE = re.compile(
+# What a file may hold beside an encoder: heads, decoders, mask tokens, the state of losses and averages.
+IGNORED_KEYS = re.compile(
     r"(.*\.)?(\w*head\w*|pre_logits|fc|classifier|decoder\w*|projector|predictor|mask_token|masked_embed|"
     r"\w*(loss|criterion|prox(y|ies))\w*|logit_(scale|bias)|n_averaged)(\..*)?"
 )
-OF_A_RUN = ("vit.head.", "vit.proxy_head.", "vit.prompts", "vit.backbone.", "proxies.", "class_prompts.")
+RUN_KEYS = ("vit.sample_head.", "vit.proxy_head.", "vit.prompts", "vit.backbone.", "proxies.", "class_prompts.")
 FOREIGN = {
     "patch_embeddings.projection.weight": "Hugging Face transformers",
     "conv_proj.weight": "torchvision",
@@ -53,7 +53,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         WeightsError: no such file, unreadable, two backbones in it, missing or unknown keys, another shape, values
             that are not finite numbers.
     """
-    content = _from_npz(path, model) if kind(path) == "npz" else content_of(path)
+    content = _from_npz(path, model) if file_kind(path) == "npz" else content_of(path)
     stored = dict(_tables(content))
     tables = {name: _unwrapped(table) for name, table in stored.items()}
     _refuse_other_files(path, tables)
@@ -69,7 +69,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if missing or unknown:
         what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which the model does not"
         raise WeightsError(f"weights {path}: {what} ({len(missing)} missing, {len(unknown)} unknown keys); "
-                           f"give a file saved for this very backbone{_beginning(tables[name], prefix)}")  # fmt: skip
+                           f"give a file saved for this backbone{_common_prefix(tables[name], prefix)}")  # fmt: skip
     for key, value in state.items():
         check_tensor(path, key, value)
     if "pos_embed" in state and isinstance(model, VisionTransformer):
@@ -93,33 +93,33 @@ def _tables(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str,
         content = {str(place): value for place, value in enumerate(content)}
     if not isinstance(content, dict) or depth > 3 or not all(isinstance(key, str) for key in content):
         return
-    if any(isinstance(value, Tensor) for value in content.values()) or isinstance(content, Ours):
+    if any(isinstance(value, Tensor) for value in content.values()) or isinstance(content, ProjectTensors):
         yield name, content
     for key, value in content.items():
         yield from _tables(value, f"{name}.{key}".strip("."), depth + 1)
 
 
 def _unwrapped(table: Table) -> Table:
-    """Without the names of torch's wrappers in its keys, unless two keys become one."""
+    """The table without torch's wrapper names, unless two keys would become one."""
     plain = {WRAPPERS.sub("", key): value for key, value in table.items()}
     return plain if len(plain) == len(table) and plain.keys() != table.keys() else table
 
 
 def _prefixes(table: Table) -> list[str]:
-    """What the keys of each backbone in a table begin with."""
-    ends = [(key, next((end for end in PATCHES if f".{key}".endswith("." + end)), None)) for key in table]
+    """The key prefix of each backbone in a table."""
+    ends = [(key, next((end for end in PATCH_EMBED_KEYS if f".{key}".endswith("." + end)), None)) for key in table]
     return [key.removesuffix(end) for key, end in ends if end is not None]
 
 
 def _part(table: Table, prefix: str) -> Table:
-    """The tensors that have a prefix, under the rest of their names."""
+    """The tensors that have a prefix, under their names without it."""
     return {key.removeprefix(prefix): value
             for key, value in table.items() if key.startswith(prefix) and isinstance(value, Tensor)}  # fmt: skip
 
 
 def _all_same(path: Path, parts: list[Table]) -> bool:
     """Whether several backbones hold the same tensors."""
-    plain = [{key: value for key, value in part.items() if not ASIDE.fullmatch(key)} for part in parts]
+    plain = [{key: value for key, value in part.items() if not IGNORED_KEYS.fullmatch(key)} for part in parts]
     for part in plain:
         for key, value in part.items():
             check_tensor(path, key, value)
@@ -132,11 +132,11 @@ def _all_same(path: Path, parts: list[Table]) -> bool:
 
 
 def _refuse_other_files(path: Path, tables: dict[str, Table]) -> None:
-    """An error for a file without tensors, of a run, or of another library."""
+    """Refuse a file without tensors, of a run, or of another library."""
     if not tables:
         raise WeightsError(f"weights {path}: holds no table of tensors; save model.state_dict()")
     for table in tables.values():
-        if isinstance(table, Ours) or any(key.startswith(OF_A_RUN) for key in table):
+        if isinstance(table, ProjectTensors) or any(key.startswith(RUN_KEYS) for key in table):
             raise WeightsError(f"weights {path}: what a run of this project wrote, not a backbone; load it with "
                                "vptsp_core.load, or give the weights that the run began from")  # fmt: skip
         for key in table:
@@ -147,7 +147,7 @@ def _refuse_other_files(path: Path, tables: dict[str, Table]) -> None:
 
 
 def _of_backbone(path: Path, table: Table, prefix: str, model: nn.Module) -> tuple[Table, list[str]]:
-    """The backbone's part of a table under timm's keys, and notes on how it came to them."""
+    """The backbone's part of a table under timm's keys, and notes on what was changed."""
     own, notes = model.state_dict(), []
     state = _part(table, prefix)
     beside = [key for key in table if not key.startswith(prefix)]
@@ -156,7 +156,7 @@ def _of_backbone(path: Path, table: Table, prefix: str, model: nn.Module) -> tup
         notes.append(f"{prefix!r} is stripped from the keys")
     if mapped is not state:
         notes.append("timm maps their layout to its own")
-    kept = {key: value for key, value in mapped.items() if key in own or not ASIDE.fullmatch(key)}
+    kept = {key: value for key, value in mapped.items() if key in own or not IGNORED_KEYS.fullmatch(key)}
     usual = ("head.", "head_dist.", "pre_logits.")
     if other := [key for key in (*beside, *(mapped.keys() - kept.keys())) if not key.startswith(usual)]:
         notes.append(f"{len(other)} tensors beside the backbone's are not used (such as {min(other)})")
@@ -164,7 +164,7 @@ def _of_backbone(path: Path, table: Table, prefix: str, model: nn.Module) -> tup
 
 
 def _mapped(path: Path, state: Table, model: VisionTransformer) -> Table:
-    """``state`` as timm maps it where that gives the model's keys; else ``state`` itself."""
+    """``state`` mapped by timm if that gives the model's keys, else ``state`` itself."""
     own = model.state_dict()
     if own.keys() <= state.keys():
         return state
@@ -174,14 +174,14 @@ def _mapped(path: Path, state: Table, model: VisionTransformer) -> Table:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             mapped = checkpoint_filter_fn(dict(floating), model, adapt_layer_scale=True)
-    except Exception:  # of a layout that timm only seems to know: the file's own keys are reported
+    except Exception:  # timm misjudged the layout: the file's own keys are reported
         return state
     if not own.keys() <= mapped.keys():
         return state
-    patches = next((state[key] for key in PATCHES if key in state), None)
-    wanted = own[PATCHES[-1]]
+    patches = next((state[key] for key in PATCH_EMBED_KEYS if key in state), None)
+    wanted = own[PATCH_EMBED_KEYS[-1]]
     if patches is not None and patches.dim() == 4 and patches.shape[2:] != wanted.shape[2:]:  # timm would resample them
-        raise WeightsError(_other_shape(path, PATCHES[-1], patches, wanted))
+        raise WeightsError(_other_shape(path, PATCH_EMBED_KEYS[-1], patches, wanted))
     return mapped
 
 
@@ -201,7 +201,7 @@ def _from_npz(path: Path, model: nn.Module) -> Table:
             filled.pos_embed = nn.Parameter(torch.empty_like(positions, dtype=torch.float32))
         with torch.no_grad():
             for value in filled.parameters():
-                value.fill_(torch.nan)  # what the file lacks is seen by it
+                value.fill_(torch.nan)  # NaN marks what the file lacks
             if count == len(model.blocks) and patches.shape[:2] == model.patch_embed.proj.weight.shape[2:]:
                 with contextlib.redirect_stdout(io.StringIO()):
                     filled.load_pretrained(str(path))
@@ -213,15 +213,15 @@ def _from_npz(path: Path, model: nn.Module) -> Table:
         raise WeightsError(f"weights {path}: does not fit this backbone ({reason}); give its own file") from error
     if count != len(model.blocks):
         raise WeightsError(f"weights {path}: has {count} blocks, the model {len(model.blocks)}; "
-                           "give a file saved for this very backbone")  # fmt: skip
+                           "give a file saved for this backbone")  # fmt: skip
     if patches.shape[:2] != model.patch_embed.proj.weight.shape[2:]:
         kernel = torch.from_numpy(patches).permute(3, 2, 0, 1)
-        raise WeightsError(_other_shape(path, PATCHES[-1], kernel, model.patch_embed.proj.weight))
+        raise WeightsError(_other_shape(path, PATCH_EMBED_KEYS[-1], kernel, model.patch_embed.proj.weight))
     return {key: value for key, value in filled.state_dict().items() if not value.isnan().all()}
 
 
 def _resampled(positions: Tensor, model: VisionTransformer) -> Tensor:
-    """Position embeddings (1, T', D) for the model's grid; as they are where the width or the old grid fits nothing."""
+    """Position embeddings (1, T', D) for the model's grid; unchanged if the width or the old grid does not fit."""
     tokens, prefix = model.pos_embed.shape[1], 0 if model.no_embed_class else model.num_prefix_tokens
     patches = positions.shape[1] - prefix if positions.dim() == 3 else -1
     square = patches > 0 and math.isqrt(patches) ** 2 == patches
@@ -230,8 +230,8 @@ def _resampled(positions: Tensor, model: VisionTransformer) -> Tensor:
     return resample_abs_pos_embed(positions, list(model.patch_embed.grid_size), num_prefix_tokens=prefix)
 
 
-def _beginning(table: Table, prefix: str) -> str:
-    """What all keys of a table begin with, for a message; "" where that is nothing, or what was stripped."""
+def _common_prefix(table: Table, prefix: str) -> str:
+    """The common start of all keys, for a message; "" if there is none, or it was stripped."""
     firsts = {key.split(".")[0] for key in table}
     one = next(iter(firsts)) + "." if len(firsts) == 1 else ""
     return f"; all its keys begin with {one!r}" if one and len(table) > 1 and not prefix else ""

@@ -17,7 +17,7 @@ from torch import Tensor
 from vptsp_core.errors import WeightsError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt", ".npz")
-BEGINNINGS = {
+WRONG_FILE_STARTS = {
     b"version https://git-lfs": "a Git LFS pointer in place of the weights; run git lfs pull",
     b"<": "a web page in place of the weights; download the file itself",
     b"\x1f\x8b": "a compressed archive; unpack it and give the file of weights inside",
@@ -39,7 +39,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def refuse_no_file(path: Path, given: str) -> None:
-    """An error unless there is such a file.
+    """Raise unless the file exists.
 
     Raises:
         WeightsError: naming what was given.
@@ -51,7 +51,7 @@ def refuse_no_file(path: Path, given: str) -> None:
         raise WeightsError(f"weights {given}: {fault}; give a .safetensors or .pth file")
 
 
-def kind(path: Path) -> str:
+def file_kind(path: Path) -> str:
     """``"safetensors"``, ``"torch"`` or ``"npz"``, by content; a file named .safetensors is never read as a pickle.
 
     Raises:
@@ -82,7 +82,7 @@ def kind(path: Path) -> str:
         if suffix == ".safetensors":
             raise WeightsError(misnamed)
         return "torch"
-    for beginning, what in BEGINNINGS.items():
+    for beginning, what in WRONG_FILE_STARTS.items():
         if start.startswith(beginning):
             raise WeightsError(f"weights {path}: {what}")
     if suffix == ".tar" and tarfile.is_tarfile(path):
@@ -93,11 +93,11 @@ def kind(path: Path) -> str:
 
 
 def _members(path: Path) -> list[str]:
-    """Names in a zip archive; none of a damaged one."""
+    """Names in a zip archive; [] if it is damaged."""
     try:
         with zipfile.ZipFile(path) as file:
             return file.namelist()
-    except Exception:  # zipfile raises whatever its parts raise
+    except Exception:  # zipfile may raise anything
         return []
 
 
@@ -108,16 +108,16 @@ def content_of(path: Path) -> Any:
         WeightsError: no such file, unreadable, or code in it.
     """
     try:
-        if kind(path) == "safetensors":
+        if file_kind(path) == "safetensors":
             with safe_open(path, "pt") as file:
                 ours = [key for key in file.metadata() or {} if key.startswith("vptsp_")]
-            return Ours(load_file(path)) if ours else load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # options, beside the weights in many a file
+            return ProjectTensors(load_file(path)) if ours else load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # options, which many files hold too
             return torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
     except Exception as error:
-        if code := re.search(r"GLOBAL (\S+)", str(error)):  # of torch's text, which advises to trust the file
+        if code := re.search(r"GLOBAL (\S+)", str(error)):  # torch's text advises to trust the file
             raise WeightsError(
                 f"weights {path}: holds {code[1]} besides tensors, and no code of a file is executed; "
                 "save model.state_dict() alone"
@@ -126,19 +126,19 @@ def content_of(path: Path) -> Any:
         raise WeightsError(f"weights {path}: unreadable ({reason}); get the file again") from error
 
 
-class Ours(dict[str, Tensor]):
+class ProjectTensors(dict[str, Tensor]):
     """Tensors of a file that says it was written by this project."""
 
 
 def check_tensor(path: Path, key: str, value: Any) -> None:
-    """An error for what is not a plain tensor of finite numbers.
+    """Refuse all but a plain tensor of finite numbers.
 
     Raises:
         WeightsError: naming its key.
     """
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
         raise WeightsError(f"weights {path}: {key} is not a table of floating-point numbers; save model.state_dict()")
-    # Few bytes may claim to be many numbers; of eight bits each, torch knows no arithmetic.
+    # Few bytes may claim to be many numbers; torch cannot compute with 8-bit ones.
     whole = value.device.type == "cpu" and value.untyped_storage().nbytes() >= value.nbytes and value.itemsize > 1
     if not whole:
         raise WeightsError(f"weights {path}: {key} is not a plain table of 16, 32 or 64 bits; save model.state_dict()")

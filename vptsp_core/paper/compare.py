@@ -219,14 +219,20 @@ def by_set(table: pd.DataFrame, sets: Sequence[str]) -> Iterator[pd.DataFrame]:
 
 
 def agreement(table: pd.DataFrame) -> str:
-    """Spearman's rank correlation, a line for each column in which both sides have three rows or more."""
+    """How far paper and ours have the same order, a line for each column in which both sides have three rows or more:
+    Spearman's rank correlation and, where each row is compared with a reference (`report.marked`), the verdicts."""
     lines = []
     for column in map(str, table.columns.unique(0)):
         if (column, report.DIFFERENCE) in table:
             both = table[[(column, report.PAPER), (column, report.OURS)]].dropna()
             if len(both) > 2 and both.nunique().min() > 1:
                 rank = both.iloc[:, 0].corr(both.iloc[:, 1], method="spearman")
-                lines.append(f"{column}: rank correlation of paper and ours over {len(both)} rows {rank:.2f}")
+                line = f"{column}: rank correlation of paper and ours over {len(both)} rows {rank:.2f}"
+                if (column, report.ORDER) in table:
+                    counts = table[column, report.ORDER].value_counts()
+                    verdicts = ", ".join(f"{word} in {n}" for word, n in counts.items() if word)
+                    line += f"; the paper's order of a row and the reference {verdicts}"
+                lines.append(line)
     return "\n".join(lines)
 
 

@@ -198,7 +198,7 @@ def left_out(panel: str, profile: str, **changes: Any) -> str:
         return ""
     return (
         f"Panel b without {', '.join(lost)}: {config.samples_per_class} images a class make batches of at most {most} "
-        f"with the {train_classes(config)} training classes of {config.dataset}."
+        f"with the {train_classes(config)} training classes of {config.dataset}"
     )
 
 

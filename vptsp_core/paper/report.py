@@ -25,7 +25,7 @@ from vptsp_core.runs.selection import reported
 from vptsp_core.system.files import write_bytes
 from vptsp_core.system.places import CHECKOUT, PACKAGE
 
-PAPER, OURS, DIFFERENCE = "paper", "ours", "difference"
+PAPER, OURS, DIFFERENCE, ORDER = "paper", "ours", "difference", "the paper's order"
 _CELL = "padding: 0.25em 0.7em; text-align: right; font-variant-numeric: tabular-nums"
 
 
@@ -123,8 +123,8 @@ def compare(
 
     Returns:
         Indexed by ``on``; columns (column, "paper" | "ours" | "±" | "difference"): "±" is the interval of ours, where
-        it has one, and the difference is ours - paper, empty where either is missing. Rows of one side only are in
-        their place among the others.
+        it has one, and the difference is ours - paper, empty where either is missing. Rows that the paper alone has
+        are the last.
 
     Raises:
         ConfigError: a value of ``on`` occurs twice on one side.
@@ -134,7 +134,7 @@ def compare(
         if not table.index.is_unique:
             twice = table.index[table.index.duplicated()][0]
             raise ConfigError(f"{on} = {twice!r} occurs twice in {side}; average over seeds first (`averaged`)")
-    index = _merged(list(sides[PAPER].index), list(sides[OURS].index))
+    index = sides[OURS].index.union(sides[PAPER].index, sort=False)
     out: dict[tuple[str, str], pd.Series] = {}
     for column in [*columns, *only_ours]:
         for side, table in sides.items() if column in columns else [(OURS, sides[OURS])]:
@@ -166,7 +166,9 @@ def marked(table: pd.DataFrame, paired: pd.DataFrame, reference: str) -> pd.Data
 
     Returns:
         After each metric's columns one more, (metric, "vs <reference>"): text such as "-1.2 [-2.0, -0.4]", the
-        difference in percent points and its 95 % interval, with "≈ " before it where the interval holds 0.
+        difference in percent points and its 95 % interval, with "≈ " before it where the interval holds 0. Where the
+        paper has numbers too, one more, (metric, `ORDER`): whether the paper's order of the row and the reference
+        "holds", "does not hold", or is "undecided" because the interval holds 0.
     """
     out: dict[tuple[str, str], pd.Series] = {}
     for metric in table.columns.unique(0):
@@ -174,12 +176,26 @@ def marked(table: pd.DataFrame, paired: pd.DataFrame, reference: str) -> pd.Data
         if metric in paired:
             found = paired[metric].reindex(table.index)
             out[metric, f"vs {reference}"] = pd.Series(map(_distance, found.itertuples()), table.index, dtype=object)
+            if (metric, PAPER) in table and reference in table.index:
+                theirs = table[metric, PAPER].sub(table[metric, PAPER][reference])
+                verdicts = [_verdict(*pair) for pair in zip(theirs, found.itertuples(), strict=True)]
+                if any(verdicts):
+                    out[metric, ORDER] = pd.Series(verdicts, table.index, dtype=object)
     return pd.DataFrame(out, index=table.index)
 
 
 def _distance(row: Any) -> str:
     text = f"{row.difference:+z.1f} [{row.low:+z.1f}, {row.high:+z.1f}]"
     return "" if np.isnan(row.difference) else f"≈ {text}" if row.chance else text
+
+
+def _verdict(theirs: float, ours: Any) -> str:
+    """Whether the paper's order of two rows holds: their difference in the paper and, of `compare_paired`, in ours."""
+    if np.isnan(theirs) or theirs == 0 or np.isnan(ours.difference):
+        return ""
+    if ours.chance:
+        return "undecided"
+    return "holds" if (theirs > 0) == (ours.difference > 0) else "does not hold"
 
 
 SELECTED = {
@@ -259,15 +275,3 @@ def save_table(table: pd.DataFrame, results: Path, name: str) -> Path:
     path = results / "tables" / f"{name}.csv"
     write_bytes(path, flat.to_csv(index=not isinstance(flat.index, pd.RangeIndex)).encode())
     return path
-
-
-def _merged(first: list[Any], second: list[Any]) -> list[Any]:
-    """Both lists' items once, in the second's order; those of the first alone before what follows them there."""
-    out: list[Any] = []
-    rest = list(first)
-    for item in second:
-        if item in rest:
-            at = rest.index(item)
-            out, rest = out + rest[:at], rest[at + 1 :]
-        out.append(item)
-    return list(dict.fromkeys(out + rest))

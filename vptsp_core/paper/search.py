@@ -26,17 +26,7 @@ from vptsp_core.data.holdout import hold_out
 from vptsp_core.errors import ConfigError, TrainingError, VptspError
 from vptsp_core.method.config import RunConfig
 from vptsp_core.paper.search_space import Space, fitting_space
-from vptsp_core.paper.search_study import (
-    DATABASE_ERRORS,
-    STATES,
-    choose,
-    counts,
-    database,
-    file_url,
-    open_study,
-    surplus,
-    tried,
-)
+from vptsp_core.paper.search_study import STATES, choose, counts, file_url, open_study, quiet, tried
 from vptsp_core.runs.folder import Run
 from vptsp_core.runs.run import run
 from vptsp_core.runs.selection import HELD_OUT
@@ -87,10 +77,7 @@ def tune(
     if trials is not None and trials < 1:
         raise ConfigError(f"trials = {trials} must be at least 1")
     if str(workers).startswith("tcp://"):
-        raise ConfigError(
-            f"workers = {workers!r} must be a number or 'gpus'; for several machines call `tune` on each, with the "
-            "same storage"
-        )
+        raise ConfigError(f"workers = {workers!r} must be a number or 'gpus'; call `tune` on each machine instead")
     several = check_workers(workers)
     base = base.with_whole_path()
     folder = writable_folder(results_folder(results))
@@ -103,14 +90,14 @@ def tune(
     if not space:
         raise ConfigError(f"keep holds all that table 9 varies for method = {base.method!r}; leave some to search for")
     options = {"progress": False, **options, "results": folder, "data": data}
-    with locked(folder / LOCK):
+    with locked(folder / LOCK), quiet():
         study = open_study(url, name, base, space, trials)
     if several is None:
         shown = bar(
             title=name, initial=counts(study)[0], total=study.user_attrs["trials"], unit="trials",
             show=bool(options["progress"]) and is_log(),  # in a terminal ``tell`` is enough
         )  # fmt: skip
-        with database(url), shown:
+        with quiet(), shown:
             _work(study, lambda trial: _trained(trial, base, space, classes, options), folder / LOCK, tell, shown)
         return study
     count = torch.cuda.device_count() if several == "gpus" else int(several)
@@ -178,10 +165,6 @@ def told(trial: FrozenTrial) -> str:
 # ---- a worker ------------------------------------------------------------------------------------
 
 
-class _Surplus(Exception):
-    """A trial that the study does not want."""
-
-
 def _tuned(arguments: dict[str, Any]) -> None:
     tune(**arguments)
 
@@ -191,26 +174,21 @@ def _work(
 ) -> None:
     """Make trials until all of the study's are finished and none is running: only then is the best known.
 
-    The lock is held from the look at what is missing until a trial has begun. Workers that do not share its folder may
-    begin too many trials, and then give them up (`surplus`).
+    The lock is held from the look at what is missing until a trial has begun. Machines that share the database and not
+    the results folder may begin a few trials too many, which count like the others.
     """
     turn = contextlib.ExitStack()
-    awaited: set[int] = set()
 
     def objective(trial: optuna.Trial) -> float:
         turn.close()
-        if surplus(study, trial.number):
-            trial.set_user_attr("surplus", True)
-            raise _Surplus
         try:
             return trained(trial)
         except (KeyboardInterrupt, VptspError):  # not the trial's fault: it is repeated
-            with contextlib.suppress(*DATABASE_ERRORS):  # the first error is the one to report
-                optuna.storages.RetryHeartbeatStaleTrialCallback()(study, study.trials[trial.number])
+            optuna.storages.RetryHeartbeatStaleTrialCallback()(study, study.trials[trial.number])
             raise
 
     def ended(_: optuna.Study, trial: FrozenTrial) -> None:
-        if tell is not None and "surplus" not in trial.user_attrs:
+        if tell is not None:
             tell(told(trial))
 
     while True:
@@ -222,12 +200,8 @@ def _work(
             if finished >= study.user_attrs["trials"] and not running:
                 return
             if finished + running < study.user_attrs["trials"]:
-                study.optimize(objective, n_trials=1, callbacks=[ended], catch=_Surplus)
+                study.optimize(objective, n_trials=1, callbacks=[ended])
                 continue
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if tell is not None and trial.number not in awaited:
-                tell(f"waiting for trial {trial.number}, which another worker is training")
-            awaited.add(trial.number)
         time.sleep(POLL)
 
 

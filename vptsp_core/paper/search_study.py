@@ -18,14 +18,13 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
 from vptsp_core.errors import ConfigError, VptspError
-from vptsp_core.method.config import RunConfig, whole_path
+from vptsp_core.method.config import RunConfig
 from vptsp_core.paper.search_space import Space
 from vptsp_core.runs.folder import METRICS, Run, read_run
 
 BEAT, GRACE = 20, 90  # seconds between a worker's heartbeats, and without one until its trial is repeated
 RETRIES = 3  # of a trial whose workers died: the trial itself may be what kills them
 TRIALS = 50  # of a study, unless a number is given
-DATABASE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 STATES = {
     TrialState.COMPLETE: "trained", TrialState.PRUNED: "left out", TrialState.FAIL: "failed",
@@ -42,27 +41,33 @@ def open_study(url: str, name: str, base: RunConfig, space: Space, trials: int |
     if not re.fullmatch(r"[\w.-]+", name):  # the preset's file has this name
         raise ConfigError(f"study {name!r}: a name holds letters, digits, '.', '-' and '_' only")
     fixed = {key: value for key, value in base.to_dict().items() if key not in space}
-    with database(url):
+    try:
         study = optuna.create_study(
             storage=_storage(url), sampler=_Seeded(base.seed), study_name=name, direction="maximize",
             load_if_exists=True,
         )  # fmt: skip
-        known = study.user_attrs
-        if "space" not in known:
-            study.set_user_attr("base", fixed)
-            study.set_user_attr("space", space)
-        elif differing := _differing(known, fixed, space):
+    except (ImportError, sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
+        reason = str(getattr(error.__cause__, "orig", None) or error.__cause__ or error).splitlines()[0]
+        raise VptspError(f"storage: {reason}; give an SQLAlchemy URL such as sqlite:///search.db") from error
+    known = study.user_attrs
+    if "space" not in known:
+        study.set_user_attr("base", fixed)
+        study.set_user_attr("space", space)
+    else:
+        begun = RunConfig().to_dict() | known["base"]  # keys that are newer than the study count by their defaults
+        other = _differing({key: begun[key] for key in fixed}, fixed) | _differing(known["space"], space)
+        if other:
             raise ConfigError(
-                f"study {name} in {_without_password(url)} was begun with other {', '.join(differing)}; give this one "
-                "another name, or the same values"
+                f"study {name} was begun with other {', '.join(sorted(other))}; give this one another name, or the "
+                "same values"
             )
-        if trials is not None or "trials" not in known:
-            study.set_user_attr("trials", trials or TRIALS)
-        if not study.get_trials(deepcopy=False):
-            start = {key: getattr(base, key) for key in space}
-            outside = {key: value for key, value in start.items() if value not in space[key]}
-            inside = {key: value for key, value in start.items() if key not in outside}
-            study.enqueue_trial(inside, user_attrs={"outside": outside} if outside else None)
+    if trials is not None or "trials" not in known:
+        study.set_user_attr("trials", trials or TRIALS)
+    if not study.get_trials(deepcopy=False):
+        start = {key: getattr(base, key) for key in space}
+        outside = {key: value for key, value in start.items() if value not in space[key]}
+        inside = {key: value for key, value in start.items() if key not in outside}
+        study.enqueue_trial(inside, user_attrs={"outside": outside} if outside else None)
     return study
 
 
@@ -70,12 +75,6 @@ def counts(study: optuna.Study) -> tuple[int, int]:
     """How many trials of a study are finished, and how many are running."""
     states = Counter(trial.state for trial in study.get_trials(deepcopy=False))
     return sum(states[state] for state in FINISHED), states[TrialState.RUNNING]
-
-
-def surplus(study: optuna.Study, number: int) -> bool:
-    """Whether the trials before this one that are finished or running are all that the study wants."""
-    earlier = study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING))
-    return sum(trial.number < number for trial in earlier) >= study.user_attrs["trials"]
 
 
 def choose(trial: optuna.Trial, space: Space) -> dict[str, Any]:
@@ -99,12 +98,9 @@ class _Seeded(optuna.samplers.TPESampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         earlier = study.get_trials(deepcopy=False)[: trial.number]
-        at = sum("failed_trial" not in each.system_attrs and "surplus" not in each.user_attrs for each in earlier)
+        at = sum("failed_trial" not in each.system_attrs for each in earlier)
         super().__init__(seed=int(np.random.SeedSequence([self._of, at]).generate_state(1)[0]))
         super().before_trial(study, trial)
-
-
-# ---- the database --------------------------------------------------------------------------------
 
 
 def file_url(path: Path) -> str:
@@ -113,36 +109,14 @@ def file_url(path: Path) -> str:
 
 
 def _storage(url: str) -> optuna.storages.RDBStorage:
-    sqlite = url.startswith("sqlite")
-    engine: dict[str, Any] = {"connect_args": {"timeout": 120}} if sqlite else {"pool_pre_ping": True}
-    again = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
-    whole = url.replace("{", "{{").replace("}", "}}")  # Optuna formats the URL
-    try:
-        return optuna.storages.RDBStorage(
-            whole, engine, heartbeat_interval=BEAT, grace_period=GRACE, heartbeat_stale_trial_callback=again
-        )
-    except ImportError as error:
-        reason = f"no driver ({error.__cause__}); install it with pip"
-        raise VptspError(f"storage {_without_password(url)}: {reason}") from error
-
-
-@contextlib.contextmanager
-def database(url: str) -> Iterator[None]:
-    """The database's errors become one line without the password; Optuna is quiet.
-
-    Raises:
-        VptspError: in place of the database's own errors.
-    """
-    try:
-        with quiet():
-            yield
-    except DATABASE_ERRORS as error:
-        reason = error.__cause__ or error if isinstance(error, StorageInternalError) else error
-        first = str(getattr(reason, "orig", None) or reason).splitlines()[0]
-        raise VptspError(
-            f"storage {_without_password(url)}: {first}; repair it, or give another SQLAlchemy URL such as "
-            "sqlite:///search.db"
-        ) from error
+    engine: dict[str, Any] = {"pool_pre_ping": True}
+    if url.startswith("sqlite"):
+        engine = {"connect_args": {"timeout": 120}}
+    return optuna.storages.RDBStorage(
+        url.replace("{", "{{").replace("}", "}}"),  # Optuna formats the URL
+        engine, heartbeat_interval=BEAT, grace_period=GRACE,
+        heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -158,19 +132,8 @@ def quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def _without_password(url: str) -> str:
-    try:
-        return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        return repr(url)
-
-
-def _differing(known: dict[str, Any], fixed: dict[str, Any], space: Space) -> list[str]:
-    """The keys in which a study in the database differs; keys that are newer than the study count by their defaults."""
-    begun = RunConfig().to_dict() | known["base"]
-    begun["weights"] = whole_path(begun["weights"])  # older versions stored it as it was given
-    values = {key for key in fixed if begun[key] != fixed[key]}
-    return sorted(values | {key for key in known["space"] | space if known["space"].get(key) != space.get(key)})
+def _differing(begun: dict[str, Any], now: dict[str, Any]) -> set[str]:
+    return {key for key in begun | now if begun.get(key) != now.get(key)}
 
 
 # ---- data frames ---------------------------------------------------------------------------------
@@ -195,7 +158,6 @@ def trials_frame(study: optuna.Study) -> pd.DataFrame:
             **tried(trial),
         }
         for trial in study.get_trials(deepcopy=False)
-        if "surplus" not in trial.user_attrs
     ]  # fmt: skip
     columns = ["trial", "state", "R@1", "test R@1", "run", "seconds", "reason", "outside", *study.user_attrs["space"]]
     table = pd.DataFrame(rows, columns=columns)

@@ -111,11 +111,17 @@ def build(results: str | Path = CHECKOUT / "results", profile: str = "demo", not
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m vptsp_core report`."""
+    """`python -m vptsp_core report`.
+
+    Raises:
+        VptspError: there is no such results folder; and see `build`.
+    """
     parser = argparse.ArgumentParser("python -m vptsp_core report", description="Build the results page.")
     parser.add_argument("--results", metavar="DIR", default=CHECKOUT / "results", help="default: results")
     parser.add_argument("--profile", choices=PROFILES, default="demo", help="default: demo")
     options = parser.parse_args(argv)
+    if not Path(options.results).expanduser().is_dir():
+        raise VptspError(f"--results: there is no folder {options.results}; name the one that run_all.sh wrote to")
     print(build(options.results, options.profile))
     return 0
 

@@ -7,7 +7,6 @@ types of what is given are checked here: by the runner before anything runs, and
 import ast
 import contextlib
 import difflib
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import nbformat
 
 from vptsp_core.errors import ConfigError, VptspError
+from vptsp_core.paper.figure3 import SWEEPS
 from vptsp_core.system.places import CHECKOUT
 
 FOLDER = CHECKOUT / "notebooks"
@@ -30,6 +30,7 @@ WITH_PHOTOGRAPHS = ("tour", "explore")
 # The parameters that the runner gives: the type of each.
 KINDS: dict[str, Any] = {
     "profile": str, "results": str, "data": str | None, "seeds": list, "workers": int | str | None, "changes": dict,
+    "panels": list,
 }  # fmt: skip
 
 
@@ -56,6 +57,15 @@ def discover(only: Sequence[str] = (), folder: Path = FOLDER, profile: str = "de
             raise VptspError(f"--only: no notebook{of} begins with {entry!r}; known: {known}")
         picked.update(chosen)
     return sorted(picked, key=lambda path: (path.stem != "tour", path))
+
+
+def panels_of(only: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Entries of `only` for `discover`, and the panels of figure 3 that they name ("fig3d", "fig3lambda"); no panels
+    mean all of them."""
+    named = {entry: entry.removeprefix("fig3") for entry in only if entry.startswith("fig3")}
+    panels = {entry: panel for entry, panel in named.items() if panel in SWEEPS}
+    entries = ["fig3" if entry in panels else entry for entry in only]
+    return entries, list(panels.values()) if named.keys() == panels.keys() else []
 
 
 def read(path: Path) -> Any:
@@ -99,37 +109,25 @@ def check_given() -> None:
     injected = [at for at, cell in enumerate(cells) if "# Parameters" in cell.splitlines()]  # papermill's first line
     if shell is None or not injected:
         return
-    before = [names for cell in cells[: injected[-1]] if (names := _assigned(cell))]
-    if not before:
+    declared: dict[str, Any] = {}
+    for cell in cells[: injected[0]]:
+        declared |= _assigned(cell)
+    if not declared:
         raise ConfigError("no cell above that of the given parameters says NAME = VALUE; declare them so")
     for name in _assigned(cells[injected[-1]]):
-        check_parameter(name, shell.user_ns[name], before[-1])
+        check_parameter(name, shell.user_ns[name], declared)
 
 
 def _assigned(cell: str) -> dict[str, Any]:
-    """The names that a cell assigns, each with its value where that is a literal, else None. Magics, such as a first
-    line %%time, and whatever else the cell does, are left aside; a cell that is not Python assigns nothing."""
-    from IPython.core.inputtransformer2 import TransformerManager
-
+    """What the lines NAME = VALUE of a cell assign: the value where it is a literal, else None."""
     assigned: dict[str, Any] = {}
-
-    def assign(target: ast.expr, value: ast.expr | None) -> None:
-        match target, value:
-            case ast.Name(id=name), _:
-                assigned[name] = None
-                with contextlib.suppress(ValueError, TypeError):
-                    assigned[name] = ast.literal_eval(value or "None")
-            case (ast.Tuple(elts=names) | ast.List(elts=names)), _:
-                parts = value.elts if isinstance(value, ast.Tuple | ast.List) else []
-                for each, part in itertools.zip_longest(names, parts[: len(names)]):
-                    assign(each, part)
-
-    cell = re.sub(r"\A(\s*%%.*\n)+", "", cell)
-    with contextlib.suppress(SyntaxError):
-        for statement in ast.parse(TransformerManager().transform_cell(cell)).body:
-            if isinstance(statement, ast.Assign | ast.AnnAssign):
-                for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
-                    assign(target, statement.value)
+    with contextlib.suppress(SyntaxError):  # a cell of magics assigns nothing
+        for statement in ast.parse(cell).body:
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                    assigned[name] = None
+                    with contextlib.suppress(ValueError):
+                        assigned[name] = ast.literal_eval(value)
     return assigned
 
 

@@ -1,16 +1,15 @@
 """What a call of the runner would do: which runs each notebook asks for, which are there, and how long the rest takes.
 
-No notebook is executed. Of its code only those statements run that the arguments of its `CALLS` depend on, and in place
-of a call its arguments are noted.
+No notebook is executed: of its cells only that with the parameters and those tagged ``runs``, which say what it runs.
 """
 
 from __future__ import annotations
 
-import ast
+import contextlib
+import io
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from vptsp_core.method.config import RunConfig
@@ -21,88 +20,21 @@ from vptsp_core.runs.folder import METRICS, read_run, run_folder
 from vptsp_core.runs.record import made_with
 from vptsp_core.system.devices import pick_device
 
-CALLS = ("carry_out", "run", "many", "tune")  # of a session, and of the package
+RUNS = "runs"  # the tag of the cells that lead to `Session.plan` and `Session.asks`
 
 
-def asked_runs(path: Path, given: Mapping[str, Any], folder: Path) -> tuple[dict[RunConfig, bool], int]:
+def asked_runs(path: Path, given: Mapping[str, Any]) -> tuple[dict[RunConfig, bool], int]:
     """The runs that a notebook asks for with these parameters, each with whether a light one will do, and how many
-    trials of a search.
-
-    Args:
-        folder: the results of the profile.
-    """
-    runs: dict[RunConfig, bool] = {}
-    trials: list[int] = []
-
-    def note(call: str, first: Any, second: Any = None, light: bool = True) -> None:
-        if call == "tune":
-            trials.append(second)
-            return
-        asked = [first] if call == "run" else first
-        if call == "carry_out":
-            seeds = second if isinstance(second, Mapping) else dict.fromkeys(first, second)
-            asked = [config.replace(seed=seed) for cell, config in first.items() for seed in seeds[cell]]
-        runs.update((config, light and runs.get(config, True)) for config in asked)
-
-    session = SimpleNamespace(folder=folder, data=given.get("data"), absent=lambda config: "")
-    names: dict[str, Any] = {"session": session, "note": note}
-    statements: list[ast.stmt] = []
-    for cell in (cell for cell in read(path).cells if cell.cell_type == "code"):
-        tree = ast.parse(cell.source)
-        if "parameters" in cell.metadata.get("tags", []):
-            exec(compile(tree, path.name, "exec"), names)
-            names |= given
-        else:
-            statements += tree.body
-    needed: set[str] = set()
-    while True:
-        kept = _kept(statements, needed)
-        while kept and "note" not in _names(kept[-1:]):  # what comes after the last call is of what it returned
-            kept.pop()
-        if not (more := _names(kept) - needed - {"session"}):
-            break
-        needed |= more
-    exec(compile(ast.fix_missing_locations(ast.Module(kept, [])), path.name, "exec"), names)
-    return runs, sum(trials)
-
-
-def _kept(statements: Sequence[ast.stmt], needed: set[str]) -> list[ast.stmt]:
-    """The statements that give ``needed`` names a value, and for each of the `CALLS` one that notes its arguments."""
-    kept: list[ast.stmt] = []
-    for statement in statements:
-        if isinstance(statement, ast.If):
-            then, otherwise = _kept(statement.body, needed), _kept(statement.orelse, needed)
-            if then or otherwise:
-                kept.append(ast.If(statement.test, then or [ast.Pass()], otherwise))
-        elif calls := [each for each in ast.walk(statement) if isinstance(each, ast.Call) and _name(each) in CALLS]:
-            for call in calls:
-                arguments = [ast.Constant(_name(call)), *call.args[:2]]
-                light = [each for each in call.keywords if each.arg == "light"]
-                kept.append(ast.Expr(ast.Call(ast.Name("note", ast.Load()), arguments, light)))
-        elif _given(statement) & needed:
-            kept.append(statement)
-    return kept
-
-
-def _names(statements: Sequence[ast.stmt]) -> set[str]:
-    return {each.id for part in statements for each in ast.walk(part) if isinstance(each, ast.Name)}
-
-
-def _name(call: ast.Call) -> str:
-    return str(getattr(call.func, "attr", None) or getattr(call.func, "id", ""))
-
-
-def _given(statement: ast.stmt) -> set[str]:
-    """The names that an assignment, an import or a function gives a value."""
-    match statement:
-        case ast.Import(names=names) | ast.ImportFrom(names=names):
-            return {alias.asname or alias.name.split(".")[0] for alias in names}
-        case ast.FunctionDef(name=name):
-            return {name}
-        case ast.Assign() | ast.AnnAssign():
-            stored = (each for each in ast.walk(statement) if isinstance(each, ast.Name))
-            return {each.id for each in stored if isinstance(each.ctx, ast.Store)}
-    return set()
+    trials of a search."""
+    names: dict[str, Any] = {}
+    for cell in read(path).cells:
+        tags = cell.metadata.get("tags", [])
+        if "parameters" in tags or RUNS in tags:
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(cell.source, names)
+            names |= given if "parameters" in tags else {}
+    session = names.get("session")
+    return (session.asked, session.trials) if session else ({}, 0)
 
 
 def show(work: Sequence[tuple[Path, Mapping[str, Any]]], data: str | Path | None, folder: Path) -> None:
@@ -124,7 +56,7 @@ def show(work: Sequence[tuple[Path, Mapping[str, Any]]], data: str | Path | None
     found: set[Path] = set()
     absent: dict[str, str] = {}
     for path, given in work:
-        runs, trials = asked_runs(path, given, folder)
+        runs, trials = asked_runs(path, given)
         places = {run_folder(config, folder): config for config in runs}
         there = {place for place, each in places.items() if (place / METRICS).exists()
                  and (runs[each] or not read_run(place).light)}  # fmt: skip

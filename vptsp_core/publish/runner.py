@@ -11,7 +11,6 @@ import logging
 import re
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,12 +26,12 @@ from vptsp_core.publish.html import notebook_html
 from vptsp_core.publish.kernel import OneKernel, own_kernel
 from vptsp_core.publish.manifest import Manifest, is_finished, made_from
 from vptsp_core.publish.page import PROFILES, build
-from vptsp_core.publish.parameters import FOLDER, discover, read, taken_parameters
+from vptsp_core.publish.parameters import FOLDER, discover, panels_of, read, taken_parameters
 from vptsp_core.publish.plan import show
 from vptsp_core.runs.progress import Watch, every
 from vptsp_core.runs.workers import Workers, check_cluster, check_workers
 from vptsp_core.system.bars import EVERY, is_log, say
-from vptsp_core.system.files import write_bytes
+from vptsp_core.system.files import writable_folder, write_bytes
 from vptsp_core.system.locks import locked
 from vptsp_core.system.places import CHECKOUT
 from vptsp_core.system.portable import cores, replace
@@ -86,8 +85,11 @@ def run_notebooks(
         values["changes"] = dict(changes)  # kernels have another working directory
         if isinstance(weights := changes.get("weights"), str):
             values["changes"]["weights"] = whole_path(weights)
+    only, panels = panels_of(only)
     work = [(path, taken_parameters(path, values)) for path in discover(only, folder, profile)]
     _check_use(work, values, profile)
+    if panels:
+        work = [(path, given | taken_parameters(path, {"panels": panels})) for path, given in work]
     # The demo computes with one thread a process: its small model is no faster with two, and sums are rounded alike on
     # machines of few and of many cores.
     alone = profile == "demo" and not torch.cuda.is_available()
@@ -97,13 +99,7 @@ def run_notebooks(
     if dry:
         show(work, data, Path(results).resolve() / profile)
         return 0
-    out = Path(results).resolve() / profile / "notebooks"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise VptspError(f"--results: cannot write to {out}: {error.strerror}") from None
-
+    out = writable_folder(Path(results).resolve() / profile / "notebooks")
     table = []
     failures = 0
     with own_kernel(1 if alone else None), contextlib.closing(OneKernel()) as kernel:
@@ -163,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", choices=PROFILES, default="demo", help="default: demo")
     parser.add_argument("--data", metavar="DIR", help="folder with the real data sets")
     parser.add_argument("--results", metavar="DIR", default=CHECKOUT / "results", help="default: results")
-    parser.add_argument("--only", metavar="A,B", help="beginnings of notebook names, such as table1,fig3")
+    parser.add_argument("--only", metavar="A,B", help="beginnings of notebook names; fig3d: panel d of figure 3")
     parser.add_argument("--seeds", metavar="N,N", help="such as 0,1,2; default: each notebook's own")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workers", metavar="N|gpus",
@@ -261,9 +257,8 @@ def _keep_failed(begun: Path, failed: Path, problem: str) -> Path:
     Nothing is raised, on a full disk for example: the error that made the notebook fail is the one that counts.
     """
     folder, name = failed.parents[1], failed.name.removesuffix(".failed.ipynb")
-    with contextlib.suppress(OSError):
-        failed.unlink(missing_ok=True)  # an earlier one is of another failure
     with contextlib.suppress(VptspError, OSError):
+        failed.unlink(missing_ok=True)  # an earlier one is of another failure
         manifest = Manifest.read(folder, name)
         manifest.failure = problem
         manifest.write(folder, name)

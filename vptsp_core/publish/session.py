@@ -1,6 +1,8 @@
 """What every notebook does at its beginning and its end, and the manifest that it leaves for the results page.
 
     session = Session("table1_peft_methods", profile, results, data)   # checks the parameters
+    session.plan(cells, seeds)                                         # which runs it needs
+    done = session.carry_out(workers)                                  # runs them
     session.save_table(table)                                          # tables/table1_peft_methods.csv
     session.save_figure(figure, "what the figure shows", "costs")      # figures/table1_peft_methods_costs.png
     session.finish(runs)                                               # the record, and the manifest
@@ -10,7 +12,7 @@ The manifest is ``manifests/<notebook>.json`` in the profile's results folder.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +41,7 @@ class Session:
         folder: where the results of the profile are: tables, figures, runs.
         data: the folder of the data sets, or None.
         watched: whether a person watches the notebook; progress bars help then.
+        asked: the runs that it asks for, each with whether one without weights will do; ``trials``: of its search.
 
     Raises:
         ConfigError: the notebook was given a parameter that it does not have, or one of a wrong type.
@@ -49,10 +52,12 @@ class Session:
         self.folder = report.place(results) / profile
         self.data = None if data is None else report.place(data)
         self.watched = report.watched()
+        self.asked: dict[RunConfig, bool] = {}
+        self.trials = 0
+        self._planned: dict[str, Any] = {}
         self._notebook = notebook
         self._only = notebook.split("_")[0]  # for the option --only of the runner
         self._manifest = Manifest()
-        self._absent: dict[str, Missing] = {}  # by the line that says so
 
     @property
     def options(self) -> dict[str, Any]:
@@ -62,7 +67,9 @@ class Session:
     def absent(self, config: RunConfig) -> str:
         """"" where the run's data set is there; else print, note and return a line with the command that gets it."""
         line = self._absent_line(config)
-        self.missing(line)
+        if line:
+            print(line)
+            self._note([line], [config])
         return line
 
     def missing(self, *lines: str) -> None:
@@ -71,12 +78,27 @@ class Session:
             print(*said, sep="\n")
             self._note(said)
 
-    def carry_out(self, configs: compare.Cells, seeds: Any, **options: Any) -> compare.Done:
-        """Run a table's cells as far as data and weights are here (`paper.compare.carry_out`), and note the rest."""
-        for config in configs.values():
-            self._absent_line(config)
-        done = compare.carry_out(configs, seeds, notebook=self._only, **self.options, **options)
-        self._note(done.left_out)
+    def asks(self, *configs: RunConfig, light: bool = True, trials: int = 0) -> None:
+        """Note the runs that the notebook will ask for, for a dry run (`publish.plan`), and the trials of its search.
+
+        Args:
+            light: whether runs without weights will do.
+        """
+        self.asked |= {config: light and self.asked.get(config, True) for config in configs}
+        self.trials += trials
+
+    def plan(
+        self, cells: compare.Cells, seeds: Sequence[int] | Mapping[tuple[str, str], Sequence[int]], light: bool = True
+    ) -> None:
+        """What `carry_out` is to run: a table's cells, each with all seeds or with those of its own."""
+        self._planned = {"configs": cells, "seeds": seeds, "light": light}
+        of = seeds if isinstance(seeds, Mapping) else dict.fromkeys(cells, seeds)
+        self.asks(*(config.replace(seed=seed) for cell, config in cells.items() for seed in of[cell]), light=light)
+
+    def carry_out(self, workers: Any = None) -> compare.Done:
+        """Run what was planned as far as data and weights are here (`paper.compare.carry_out`), and note the rest."""
+        done = compare.carry_out(**self._planned, notebook=self._only, workers=workers, **self.options)
+        self._note(done.left_out, self._planned["configs"].values())
         return done
 
     def save_table(self, table: pd.DataFrame, name: str = "") -> Path:
@@ -108,9 +130,13 @@ class Session:
         self._manifest.write(self.folder, self._notebook)
         return report.styled(record)
 
-    def _note(self, lines: Sequence[str]) -> None:
+    def _note(self, lines: Sequence[str], configs: Iterable[RunConfig] = ()) -> None:
+        """Note what is missing; lines that say that the data set of one of the runs is, with the command for it."""
+        absent = {self._absent_line(config): config.dataset for config in configs}
         for line in lines:
-            entry = self._absent.get(line, Missing(line))
+            dataset = absent.get(line, "")
+            get = f"python -m vptsp_core data get {dataset} --data DIR" if dataset else ""
+            entry = Missing(line, dataset, get)
             if entry not in self._manifest.missing:
                 self._manifest.missing.append(entry)
 
@@ -118,11 +144,7 @@ class Session:
         return (path.relative_to(self.folder) if path.is_relative_to(self.folder) else path.resolve()).as_posix()
 
     def _absent_line(self, config: RunConfig) -> str:
-        line = report.absent_data(config, self.data, self._only, self.folder)
-        if line:
-            get = f"python -m vptsp_core data get {config.dataset} --data DIR"
-            self._absent[line] = Missing(line, config.dataset, get)
-        return line
+        return report.absent_data(config, self.data, self._only, self.folder)
 
     def _named(self, files: list[str], name: str, suffix: str) -> str:
         """The name of a file of this notebook, which is noted."""

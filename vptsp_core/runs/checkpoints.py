@@ -67,27 +67,18 @@ def find_checkpoint(folder: Path) -> Found | None:
     Raises:
         WeightsError: there are some, and none is whole.
     """
-    faults: dict[str, str] = {}
-    for name in (CHECKPOINT, PREVIOUS):
-        path = folder / name
-        try:
-            fault = _fault(path)
-        except OSError as error:
-            raise WeightsError(f"checkpoint {path}: cannot be read ({error.strerror}); fix or delete it") from error
-        if fault:
-            faults[name] = fault
-            continue
-        if faults:
-            fault = f"checkpoint {folder / CHECKPOINT}: {faults[CHECKPOINT]}"
-            warnings.warn(f"{fault}; {name} beside it is used instead", stacklevel=2)
-            (folder / CHECKPOINT).unlink(missing_ok=True)
-        return Found(name, _last_line(path))
-    bad = [name for name, fault in faults.items() if fault != "missing"]
-    if not bad:
-        return None
-    also = f", and so is {PREVIOUS}" if len(bad) == 2 else ", and there is no other"
-    it = "both" if len(bad) == 2 else "it"
-    raise WeightsError(f"checkpoint {folder / bad[0]}: {faults[bad[0]]}{also}; delete {it} to start this run again")
+    last, before = folder / CHECKPOINT, folder / PREVIOUS
+    if _is_whole(last):
+        return Found(CHECKPOINT, _last_line(last))
+    if _is_whole(before):
+        warnings.warn(f"checkpoint {last}: missing or damaged; {PREVIOUS} beside it is used instead", stacklevel=2)
+        last.unlink(missing_ok=True)
+        return Found(PREVIOUS, _last_line(before))
+    there = [path for path in (last, before) if path.exists()]
+    if there:
+        names = " and ".join(map(str, there))
+        raise WeightsError(f"checkpoint {names}: damaged, and no other is whole; delete it to start this run again")
+    return None
 
 
 def read_checkpoint(folder: Path, found: Found, run: str, made_with: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,14 +132,11 @@ def _last_line(path: Path) -> bytes:
         return file.read()
 
 
-def _fault(path: Path) -> str:
-    """What is wrong with a checkpoint; empty where its last line fits all bytes before it."""
-    if not path.exists():
-        return "missing"
-    line = _last_line(path)
-    if not (len(line) == _LINE and line.startswith(b"sha256 ") and line.endswith(b"\n")):
-        return "damaged (cut short, or of an older version)"
+def _is_whole(path: Path) -> bool:
+    """Whether a file is there whose last line is the checksum of all bytes before it."""
+    if not path.exists() or path.stat().st_size <= _LINE:
+        return False
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         with memoryview(content)[:-_LINE] as rest:
             checksum = hashlib.sha256(rest).hexdigest()
-    return "" if line == _line(checksum) else "damaged (its bytes do not fit its checksum)"
+    return _last_line(path) == _line(checksum)

@@ -80,7 +80,7 @@ class Embedder:
                 shows them (`read_image`); or (N, 3, H, W) normalised.
 
         Raises:
-            DataError: naming the file that cannot be read, or what is no image.
+            DataError: naming the file that cannot be read, or a tensor that does not fit.
         """
         if isinstance(images, ImageSet):
             return embed(self.model, images).cpu().numpy()
@@ -95,9 +95,6 @@ class Embedder:
                 )
             parts: Iterable[Tensor] = images.to(device).split(embed_batch(self.model))
         else:
-            several = hasattr(images, "__iter__") or hasattr(images, "__getitem__")
-            if not several and not isinstance(images, Image.Image | Path):
-                raise _no_image(images)
             parts = self._batches([images] if isinstance(images, Image.Image | str | Path) else list(images))
         with torch.inference_mode():
             found = [self.model(part.to(device)).cpu() for part in parts]
@@ -135,7 +132,7 @@ class Embedder:
         Raises:
             VptspError: another suffix, or the place cannot be written.
         """
-        write_embedder(Path(path), self.model, self.config, self.run, self.metrics, self.data)
+        write_embedder(Path(path), self, self.config)
         return Path(path)
 
     def push_to_hub(self, repo: str, revision: str | None = None, private: bool | None = None) -> str:
@@ -165,14 +162,7 @@ class Embedder:
 def _decoded(image: Image.Image | str | Path) -> Image.Image:
     if isinstance(image, Image.Image):
         return to_rgb(image, as_shown=True)
-    if not isinstance(image, str | Path):
-        raise _no_image(image)
     return read_image(Path(image), as_shown=True)
-
-
-def _no_image(given: object) -> DataError:
-    kind = "None" if given is None else type(given).__name__
-    return DataError(f"{kind} is no image; give paths, PIL images, or one (N, 3, H, W) tensor")
 
 
 @in_torch_defaults

@@ -4,17 +4,16 @@ The file's tensors are what `MetricModel.learned_state` gives, without proxies, 
 training uses. Everything else is JSON in its header, under one key: the run's description, its hash and metrics, the
 backbone's timm name with a checksum of the part that stayed frozen, and how images are prepared. Nothing is executed
 on reading. The header is checked: its checksum and that of the tensors (`vptsp_core.system.seals`), the description by
-`RunConfig`, names and shapes of tensors by a model without memory, and the backbone by the checksum of its weights.
+`RunConfig`, names and shapes of tensors by the model that is built, and the backbone by the checksum of its weights.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
@@ -28,9 +27,12 @@ from vptsp_core.method.backbone import checksum, identity, load_backbone, normal
 from vptsp_core.method.config import RunConfig, whole_path
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.weights_file import read_weights
-from vptsp_core.runs.folder import CONFIG, HISTORY, METRICS, RECORD, WEIGHTS, learned_weights, read_run
+from vptsp_core.runs.folder import WEIGHTS, learned_weights, read_run
 from vptsp_core.system.files import write_bytes
 from vptsp_core.system.seals import sealed, unsealed
+
+if TYPE_CHECKING:
+    from vptsp_core.runs.embedder import Embedder
 
 FORMAT, HEADER = 2, "vptsp_embedder"  # version of the header, and its key
 ONLY_TRAINING = ("proxies.", "class_prompts.", "vit.proxy_head.")
@@ -76,21 +78,15 @@ def exact_names(model: MetricModel) -> set[str]:
     }
 
 
-def write_embedder(
-    path: Path,
-    model: MetricModel,
-    config: RunConfig,
-    run: str | None,
-    metrics: Mapping[str, float],
-    data: Mapping[str, Any] | None,
-) -> None:
-    """Write the file; ``config``, ``run``, ``metrics`` and ``data`` describe the run that made the model.
+def write_embedder(path: Path, embedder: Embedder, config: RunConfig) -> None:
+    """Write what ``embedder`` has learned; ``config`` is the description that the header gets.
 
     Raises:
         VptspError: another suffix than .safetensors, or the place cannot be written.
     """
     if path.suffix != ".safetensors":
         raise VptspError(f"{path}: an embedder is a .safetensors file; give the file that suffix")
+    model = embedder.model
     learned = {
         name: value.detach().cpu().contiguous()
         for name, value in model.learned_state(for_retrieval=True).items()
@@ -100,9 +96,9 @@ def write_embedder(
         "format": FORMAT,
         "vptsp_core": vptsp_core.__version__,
         "config": config.to_dict(),
-        "run": run,
-        "metrics": dict(metrics),
-        "data": None if data is None else dict(data),
+        "run": embedder.run,
+        "metrics": embedder.metrics,
+        "data": embedder.data,
         "backbone": config.backbone,
         "frozen": _frozen(model),
         "preprocessing": preprocessing(model),
@@ -118,46 +114,31 @@ def read_saved(path: Path) -> Saved:
     """
     if path.is_file():
         return _read_file(path)
-    for name in (CONFIG, RECORD, HISTORY, METRICS):
-        if not (path / name).is_file():
-            raise WeightsError(
-                f"{path} holds no finished run ({name} is missing); give the folder of one, or a saved embedder"
-            )
     run = read_run(path)
-    return Saved(
-        path, run.config, learned_weights(path, run.record), run.record["hash"], run.metrics, run.record["data"]
-    )
+    learned = learned_weights(path, run.record)
+    return Saved(path, run.config, learned, run.record["hash"], run.metrics, run.record["data"])
 
 
 def _read_file(path: Path) -> Saved:
-    fault = f"{path} is no saved embedder; give a run's folder, or what `Embedder.save` has written"
-    if path.suffix != ".safetensors":
-        raise WeightsError(fault)
-    try:
+    text, learned = None, {}
+    if path.suffix == ".safetensors":
+        learned = read_weights(path)
         with safetensors.safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(HEADER)
-    except Exception as error:  # of a library in Rust: no types of its own worth naming
-        raise WeightsError(f"{path}: unreadable ({' '.join(str(error).split())}); get the file again") from error
     if text is None:
-        raise WeightsError(fault)
-    learned = read_weights(path)
+        raise WeightsError(f"{path} is no saved embedder; give a run's folder, or what `Embedder.save` has written")
     try:
-        header = dict(json.loads(text))
-        version = header["format"]
-        if version != FORMAT:
-            raise WeightsError(f"{path}: format {version!r} is not known here; save it again from its run, or use the "
-                               f"version that wrote it ({header.get('vptsp_core')})")  # fmt: skip
-        unsealed(header, learned)
-        config = RunConfig.from_dict(dict(header["config"]))
-        metrics = {str(key): float(value) for key, value in dict(header["metrics"]).items()}
-        data = None if header["data"] is None else dict(header["data"])
-        run, frozen, prepared = header["run"], header["frozen"], dict(header["preprocessing"])
-    except ConfigError as error:
-        raise WeightsError(f"{path}: its header cannot be used ({error}); get the file again") from error
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise WeightsError(f"{path}: damaged ({reason}); get the file again") from error
-    return Saved(path, config, learned, run, metrics, data, frozen, prepared)
+        header = unsealed(json.loads(text), learned)
+        if header["format"] != FORMAT:
+            raise ValueError(f"format {header['format']} is not known here")
+        config = RunConfig.from_dict(header["config"])
+    except (ConfigError, ValueError, RecursionError) as error:
+        fault = f"damaged, or of another version ({error})"
+        raise WeightsError(f"{path}: {fault}; get the file again, or save it again from its run") from error
+    return Saved(
+        path, config, learned, header["run"], header["metrics"], header["data"], header["frozen"],
+        header["preprocessing"],
+    )  # fmt: skip
 
 
 def rebuild(saved: Saved, weights: str | Path | None = None) -> MetricModel:
@@ -180,19 +161,11 @@ def rebuild(saved: Saved, weights: str | Path | None = None) -> MetricModel:
     slim = config
     if config.method == "vptsp":
         slim = config.replace(method="vpt" if config.prompts and config.prompt_layers else "linear")
-    classes = max(1, *saved.learned["proxies.bias"].shape[:1]) if "proxies.bias" in saved.learned else 1
-    try:
-        with torch.device("meta"):
-            _check(saved, MetricModel(slim, load_backbone(slim.backbone, "random", slim.image_size), classes))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)  # for weights = "random", which are drawn from the run's seed
-            backbone = load_backbone(config.backbone, config.weights, config.image_size)
-            model = MetricModel(slim, backbone, classes)
-    except ConfigError as error:
-        raise WeightsError(f"{saved.path}: {error}") from error
-    except (RuntimeError, MemoryError) as error:
-        first = str(error).splitlines()[0]
-        raise WeightsError(f"{saved.path}: its backbone cannot be built here ({first})") from error
+    classes = len(saved.learned["proxies.bias"]) if "proxies.bias" in saved.learned else 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # for weights = "random", which are drawn from the run's seed
+        model = MetricModel(slim, load_backbone(config.backbone, config.weights, config.image_size), classes)
+    _check_tensors(saved, model)
     if saved.frozen is not None and saved.frozen != _frozen(model):
         raise WeightsError(
             f"{saved.path}: the weights of {config.backbone} ({config.weights}) are not those it was trained on; "
@@ -207,12 +180,11 @@ def rebuild(saved: Saved, weights: str | Path | None = None) -> MetricModel:
     return model.eval()
 
 
-def _check(saved: Saved, model: MetricModel) -> None:
-    """Compare names and shapes with what such a model (on the meta device) has learned."""
-    wanted = model.learned_state()
+def _check_tensors(saved: Saved, model: MetricModel) -> None:
+    """Compare names and shapes with what such a model has learned."""
+    wanted, learned = model.learned_state(), saved.learned
     if saved.frozen is not None:
         wanted = {name: value for name, value in wanted.items() if not name.startswith(ONLY_TRAINING)}
-    learned = saved.learned
     wrong = sorted(wanted.keys() ^ (learned.keys() - {"proxies.state"}))
     wrong += [key for key in sorted(wanted.keys() & learned.keys()) if wanted[key].shape != learned[key].shape]
     if wrong:

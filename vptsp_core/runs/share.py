@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shlex
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 import timm
-from huggingface_hub import EvalResult, HfApi, ModelCardData, constants, errors
+from huggingface_hub import EvalResult, HfApi, ModelCardData, errors
 from huggingface_hub.utils import validate_repo_id
+from jinja2 import Environment
 
 import vptsp_core
 from vptsp_core.data import OWN
@@ -25,13 +24,13 @@ from vptsp_core.method.presets import PRESETS
 from vptsp_core.runs.embedder_file import Saved, read_saved, write_embedder
 from vptsp_core.runs.folder import METRICS, WEIGHTS, Run, read_run
 from vptsp_core.runs.run import frame, over_seeds
+from vptsp_core.system.places import ASSETS
 
 if TYPE_CHECKING:
     from vptsp_core.runs.embedder import Embedder
 
 SCHEME = "hf://"
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
-PAPER = "[VPTSP](https://arxiv.org/abs/2402.02340)"
 CHOSEN = {
     "released": "each metric at its own best epoch on the test split, as the paper's authors report; the file is "
     "of the epoch with the best R@1",
@@ -68,22 +67,19 @@ def read_shared(uri: str) -> Saved:
         WeightsError: there is no such repository or revision, it cannot be reached, or its file is damaged.
     """
     repo, revision = place(uri)
-    obstacle = hub.in_the_way()
+    obstacle = hub.why_unreachable()
     try:
-        with _faults_named(uri), hub.silent():
+        with hub.quiet_hub_log():
             path = Path(huggingface_hub.hf_hub_download(
                 repo, WEIGHTS, revision=revision, local_files_only=obstacle is not None,
                 library_name="vptsp-core", library_version=vptsp_core.__version__,
             ))  # fmt: skip
-    except errors.LocalEntryNotFoundError as error:
-        cure = "connect this machine, or copy the file here and load it by its path"
-        absent = f"it is not in {constants.HF_HUB_CACHE}"
-        raise WeightsError(f"{uri}: {obstacle or 'the Hub does not answer'}, and {absent}; {cure}") from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise WeightsError(f"{uri}: {obstacle or _one_line(error)}; check the name, {LOGIN}, or try again") from error
     try:
         return read_saved(path)
     except WeightsError as error:
-        again = f"delete {path.parents[2]} and load it again, or ask the people who shared it"
-        raise WeightsError(f"{uri}: {error}: {again}") from error
+        raise WeightsError(f"{uri}: {error}; delete {path.parents[2]} to fetch it anew") from error
 
 
 def push(embedder: Embedder, repo: str, revision: str | None = None, private: bool | None = None) -> str:
@@ -99,43 +95,30 @@ def push(embedder: Embedder, repo: str, revision: str | None = None, private: bo
     revision = revision or named
     if huggingface_hub.get_token() is None:
         raise VptspError(f"{uri}: there is no token of the Hub here; {LOGIN}")
-    if obstacle := hub.in_the_way():
+    if obstacle := hub.why_unreachable():
         raise VptspError(f"{uri}: {obstacle}; connect this machine, or export to a .safetensors file and upload that")
     config = embedder.config
     if config.weights not in ("pretrained", "random"):  # the folders of this machine are nobody's concern
         config = config.replace(weights=Path(config.weights).name)
     api = HfApi(library_name="vptsp-core", library_version=vptsp_core.__version__)
-    with tempfile.TemporaryDirectory() as folder, _faults_named(uri), hub.silent():
-        write_embedder(Path(folder, WEIGHTS), embedder.model, config, embedder.run, embedder.metrics, embedder.data)
+    with tempfile.TemporaryDirectory() as folder, hub.quiet_hub_log():
+        write_embedder(Path(folder, WEIGHTS), embedder, config)
         Path(folder, "README.md").write_text(model_card(embedder, repo, revision), "utf-8")
-        api.create_repo(repo, private=private, exist_ok=True)
-        if revision is not None:
-            api.create_branch(repo, branch=revision, exist_ok=True)
         message = f"{config.method} on {config.backbone}, run {embedder.run}"
-        commit = api.upload_folder(repo_id=repo, folder_path=folder, revision=revision, commit_message=message)
+        try:
+            api.create_repo(repo, private=private, exist_ok=True)
+            if revision is not None:
+                api.create_branch(repo, branch=revision, exist_ok=True)
+            commit = api.upload_folder(repo_id=repo, folder_path=folder, revision=revision, commit_message=message)
+        except (errors.HfHubHTTPError, OSError) as error:
+            cure = f"use a token that may write ({LOGIN}), or try again"
+            raise VptspError(f"{uri}: {_one_line(error)}; {cure}") from error
     return f"{SCHEME}{repo}@{commit.oid}"
 
 
-@contextlib.contextmanager
-def _faults_named(uri: str) -> Iterator[None]:
-    """What the Hub refuses becomes one line that says what to do."""
-    try:
-        yield
-    except errors.LocalEntryNotFoundError:
-        raise
-    except errors.RepositoryNotFoundError as error:  # what is private or gated is hidden from strangers
-        fault = f"there is no such repository, or you may not use it; check the name, or {LOGIN}"
-        raise WeightsError(f"{uri}: {fault}") from error
-    except errors.RevisionNotFoundError as error:
-        raise WeightsError(f"{uri}: the repository has no such revision; name a branch, tag or commit of it") from error
-    except errors.EntryNotFoundError as error:
-        raise WeightsError(f"{uri}: no {WEIGHTS} is in it; name a repository that vptsp_core has written") from error
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        cure = f"use a token that may write there ({LOGIN})" if status in (401, 403) else "try again later"
-        raise VptspError(f"{uri}: the Hub answers {' '.join(str(error).split())}; {cure}") from error
-    except OSError as error:  # a connection that breaks off, a file of another length than announced
-        raise VptspError(f"{uri}: the transfer failed ({' '.join(str(error).split())}); try again") from error
+def _one_line(error: Exception) -> str:
+    """What the Hub says: huggingface_hub's own words."""
+    return " ".join(str(error).split())
 
 
 def model_card(embedder: Embedder, repo: str, revision: str | None = None) -> str:
@@ -158,11 +141,8 @@ def model_card(embedder: Embedder, repo: str, revision: str | None = None) -> st
         }
     if frozen := next((each for each in others if each.config.method == "frozen" != config.method), None):
         columns["frozen backbone, untrained"] = {name: f"{100 * value:.2f}" for name, value in frozen.metrics.items()}
-    table = [("", *columns), ("---", *("---:" for _ in columns))]
-    table += [(name, *(column.get(name, "") for column in columns.values())) for name in metrics]
-    name, known = repo.split("/")[1], timm.get_pretrained_cfg(config.backbone)
-    prompted = f"{config.method}{' + bitfit' if config.bitfit else ''}"
-    uri = f"{SCHEME}{repo}{f'@{revision}' if revision else ''}"
+    known = timm.get_pretrained_cfg(config.backbone)
+    name = repo.split("/")[1]
     front = ModelCardData(
         library_name="vptsp-core", pipeline_tag="image-feature-extraction", model_name=name,
         tags=["image-retrieval", "metric-learning", "visual-prompt-tuning", "vptsp", config.method],
@@ -174,34 +154,14 @@ def model_card(embedder: Embedder, repo: str, revision: str | None = None) -> st
             ) for each, value in metrics.items()
         ],
     )  # fmt: skip
-    partial = " --allow-partial" if "partial" in data else ""
-    made = [("command", f"`{command(config)}{partial}`"), ("run", f"`{embedder.run}`, seed {config.seed}")]
-    if run:
-        record, versions = run.record, ", ".join(f"{key} {value}" for key, value in run.record["versions"].items())
-        made += [
-            ("code", f"commit `{record['commit']}`; {versions}"),
-            ("machine", f"{record['device']}; {record['seconds'] / 60:.1f} minutes"),
-            ("parameters", f"{record['parameters']['tunable']:,} tuned in training"),
-        ]
-    content = "holds what was learned; the rest of the backbone comes from its own source, and its checksum is compared"
-    if config.method == "full":
-        content = "holds all of the backbone"
-    chosen = f" Reported: {CHOSEN[config.selection]}." if config.method != "frozen" and config.epochs else ""
-    lines = [
-        "---", front.to_yaml(), "---", "", f"# {name}", "",
-        f"An image retriever: images in, L2-normalised embeddings of {config.embed_dim} numbers out. Made by "
-        f"vptsp-core, which reproduces {PAPER}, with the method `{prompted}` on `{config.backbone}`. "
-        f"`{WEIGHTS}` {content}.",
-        "", "## Use", "", "```python", "import vptsp_core", "",
-        f'embedder = vptsp_core.load("{uri}")',
-        'scores, places = embedder.index(["a.jpg", "b.jpg"]).search(["query.jpg"], k=1)',
-        "```", "", "Images are paths or PIL images. Install the package `vptsp-core` first.", "",
-        "## Results", "", facts, "",
-        *(f"| {' | '.join(row)} |" for row in table), "",
-        f"In percent, queries among classes that were not trained on.{chosen}",
-        "", "## How it was made", "", "| | |", "|---|---|", *(f"| {what} | {said} |" for what, said in made), "",
-    ]  # fmt: skip
-    return "\n".join(lines)
+    template = Environment(trim_blocks=True).from_string((ASSETS / "model_card.md").read_text("utf-8"))
+    return template.render(
+        front=front.to_yaml(), name=name, config=config, file=WEIGHTS, facts=facts, columns=columns, metrics=metrics,
+        uri=f"{SCHEME}{repo}{f'@{revision}' if revision else ''}",
+        chosen=CHOSEN[config.selection] if config.method != "frozen" and config.epochs else None,
+        command=command(config) + (" --allow-partial" if "partial" in data else ""),
+        run=embedder.run, record=run and run.record,
+    )  # fmt: skip
 
 
 def command(config: RunConfig) -> str:

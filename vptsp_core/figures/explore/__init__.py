@@ -6,6 +6,7 @@ Each module is one view: numbers from a run, pictures of them in `figures.views`
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,22 +60,14 @@ class Opened:
 def finished_runs(*results: Path) -> dict[str, Path]:
     """{what to call it: folder} of the finished runs in results folders, by name; unreadable ones are left out.
 
-    A name holds the data set, method, backbone, seed, R@1 in percent and the beginning of the run's hash; for your own
-    images also the beginning of their fingerprint, as in the folder's name.
+    A name is the folder's, which holds data set, method and hash, with the backbone, the seed and R@1 in percent.
     """
     found = {}
-    for path in [path for each in results for path in each.glob(f"runs/*/{METRICS}")]:
-        try:
-            run = read_run(path.parent)
-            recall = f"R@1 {100 * run.metrics['R@1']:.1f}"
-        except (VptspError, KeyError):
-            continue  # opening it says what is wrong with it
-        config = run.config
-        kind = f"{config.method}{f' {config.accumulator}' if config.method == 'vptsp' else ''}"
-        kind += " + BitFit" if config.bitfit else ""
-        images = path.parent.name.partition(run.record["hash"])[2]
-        which = f"{run.record['hash'][:6]}{images}"
-        found[f"{config.dataset}, {kind}, {config.backbone}, seed {config.seed}: {recall} ({which})"] = path.parent
+    for path in [path.parent for each in results for path in each.glob(f"runs/*/{METRICS}")]:
+        with contextlib.suppress(VptspError, KeyError):  # opening it says what is wrong with it
+            run = read_run(path)
+            name = f"{path.name}, {run.config.backbone}, seed {run.config.seed}: R@1 {100 * run.metrics['R@1']:.1f}"
+            found[name] = path
     return dict(sorted(found.items()))
 
 

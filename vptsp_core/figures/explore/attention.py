@@ -21,7 +21,7 @@ from vptsp_core.data.loading import eval_transform
 from vptsp_core.errors import VptspError
 from vptsp_core.method.backbone import normalisation
 from vptsp_core.method.lora import project
-from vptsp_core.method.vit import PromptedViT, in_heads, keys_and_values, run_block
+from vptsp_core.method.vit import PromptedViT, keys_and_values, keys_values_by_head, run_block
 from vptsp_core.runs.embedder import Embedder
 
 
@@ -81,7 +81,7 @@ def class_token(vit: PromptedViT, images: Tensor) -> Looked:
             assert vit.prompts is not None
             prompt_kv = keys_and_values(attention, block.norm1(vit.prompts[i, :count]))
         q = project(attention.qkv, normed[:, :1], slice(attention.num_heads * attention.head_dim))
-        k, _ = in_heads(attention, keys_and_values(attention, normed), prompt_kv)
+        k, _ = keys_values_by_head(attention, keys_and_values(attention, normed), prompt_kv)
         weights.append(attention_weights(attention, q, k)[:, :, 0].mean(1).cpu().numpy())
         x = run_block(block, x, [prompt_kv], adapter=None if i < plain else vit.adapters[i - plain])
     rows, columns = trunk.patch_embed.grid_size

@@ -1,7 +1,6 @@
 """Views that answer clicks, for somebody who watches in JupyterLab; under papermill and in scripts nothing of it shows.
 
-A picture to choose from a list stays an ordinary output, which a control above it replaces: so it is saved with the
-notebook, and the HTML shows it. Only the query explorer is made of widgets throughout.
+Lists are ipywidgets' `interact`; the query explorer is made of widgets throughout.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from vptsp_core.data import DATASETS
 from vptsp_core.data.folder import FORMATS, read_image, to_rgb
 from vptsp_core.errors import VptspError
 from vptsp_core.figures.explore import Opened, finished_runs
-from vptsp_core.figures.explore.retrieval import Found, neighbours
+from vptsp_core.figures.explore.retrieval import neighbours
 from vptsp_core.figures.gallery import RIGHT, WRONG, thumbnail
 from vptsp_core.figures.style import BLACK, GREY
 from vptsp_core.figures.umap import short_name
@@ -55,29 +54,17 @@ class Choice:
     def __init__(self, results: Sequence[Path], path: Path, dataset: str | None = None) -> None:
         self.path, self.dataset = path, dataset
         if live():
-            self._show(results)
+            import ipywidgets
 
-    def _show(self, results: Sequence[Path]) -> None:
-        import ipywidgets
-        from IPython.display import display
+            runs = {str(path): path, **finished_runs(*results)}
+            own = {"the run's own": "", **{name: name for name in DATASETS}}  # None would be no choice at all
+            run = ipywidgets.Dropdown(options=runs, value=path, layout=ipywidgets.Layout(width="min(46em, 95%)"))
+            data = ipywidgets.Dropdown(options=own, value=dataset or "", description="data set")
+            ipywidgets.interact(self._chosen, run=run, dataset=data)
 
-        runs = finished_runs(*results)
-        if self.path not in runs.values():
-            runs = {str(self.path): self.path, **runs}
-        wide = ipywidgets.Layout(width="min(46em, 95%)")
-        style = {"description_width": "5em"}
-        run = ipywidgets.Dropdown(options=runs, value=self.path, description="run", layout=wide, style=style)
-        own = {"the run's own": ""} | {name: name for name in DATASETS}  # None would be no choice at all
-        data = ipywidgets.Dropdown(options=own, value=self.dataset or "", description="data set", style=style)
-        note = ipywidgets.HTML()
-
-        def changed(_: Any) -> None:
-            self.path, self.dataset = run.value, data.value or None
-            note.value = "Chosen. Now click into the next cell, then <i>Run → Run Selected Cell and All Below</i>."
-
-        run.observe(changed, "value")
-        data.observe(changed, "value")
-        display(ipywidgets.VBox([run, data, note]))
+    def _chosen(self, run: Path, dataset: str) -> None:
+        self.path, self.dataset = run, dataset or None
+        print("Another choice: click into the next cell, then Run > Run Selected Cell and All Below.")
 
 
 def choose(label: str, options: Mapping[str, Any], draw: Callable[[Any], Any]) -> None:
@@ -87,17 +74,16 @@ def choose(label: str, options: Mapping[str, Any], draw: Callable[[Any], Any]) -
         options: {what to call it: what ``draw`` takes}.
         draw: gives something to display.
     """
-    from IPython.display import display, update_display
+    from IPython.display import display
 
-    shown = uuid.uuid4().hex
     if live():
         import ipywidgets
 
         control = ipywidgets.Dropdown(options=list(options), description=label)
         control.add_class("vptsp-choose")
-        display(control)
-        control.observe(lambda change: update_display(draw(options[change["new"]]), display_id=shown), "value")
-    display(draw(next(iter(options.values()))), display_id=shown)
+        ipywidgets.interact(lambda chosen: display(draw(options[chosen])), chosen=control)
+    else:
+        display(draw(next(iter(options.values()))))
 
 
 class QueryExplorer:
@@ -113,58 +99,57 @@ class QueryExplorer:
         import ipywidgets
 
         self.opened, self.k = opened, k
-        self._name = f"vptsp-{uuid.uuid4().hex[:8]}"
-        images, box = opened.found_in, ipywidgets.Layout(width="min(34em, 95%)")
-        columns = zip(classes["class"], classes["name"], classes["R@1"], strict=True)
-        there = set(images.labels.tolist())
-        options = [(f"{short_name(name)}: R@1 {recall:.0f} %", c) for c, name, recall in columns if c in there]
-        self.of_class = ipywidgets.Dropdown(options=options, description="class", layout=box)
+        images, wide = opened.found_in, ipywidgets.Layout(width="min(34em, 95%)")
+        there = classes[classes["class"].isin(images.labels)]
+        options = [(f"{short_name(row['name'])}: R@1 {row['R@1']:.0f} %", row["class"]) for _, row in there.iterrows()]
+        self.of_class = ipywidgets.Dropdown(options=options, description="class", layout=wide)
         self.number = ipywidgets.BoundedIntText(max=len(images) - 1, description="image", continuous_update=False)
         self.upload = ipywidgets.FileUpload(accept="image/*", description="own image")
         self.file = ipywidgets.Text(placeholder="or its path, then Enter", continuous_update=False)
-        self.said, self._looks = ipywidgets.HTML(), ipywidgets.HTML()
+        self.said = ipywidgets.HTML()
         self.said.add_class("vptsp-said")
-        wrapped = ipywidgets.Layout(flex_flow="row wrap", width="100%")
-        self._of_class, self._found = ipywidgets.Box(layout=wrapped), ipywidgets.Box(layout=wrapped)
+        wrapped = ipywidgets.Layout(flex_flow="row wrap", align_items="center", width="100%")
+        self.of_class_shown, self.found_shown = ipywidgets.Box(layout=wrapped), ipywidgets.Box(layout=wrapped)
         self.of_class.observe(lambda change: self._show_class(change["new"]), "value")
         self.number.observe(lambda change: self.ask(change["new"]), "value")
         self.upload.observe(lambda change: self._uploaded(change["new"]), "value")
         self.file.observe(lambda change: self._named(change["new"].strip()), "value")
-        row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
-        heads = ipywidgets.HBox([self.of_class, self.number], layout=row)
-        own = ipywidgets.HBox([self.upload, self.file], layout=row)
-        self.view = ipywidgets.VBox([self._looks, heads, own, self._of_class, self.said, self._found])
-        self._styles: dict[str, list[str]] = {"class": [], "found": []}
+        controls = ipywidgets.Box([self.of_class, self.number, self.upload, self.file], layout=wrapped)
+        self.view = ipywidgets.VBox([controls, self.of_class_shown, self.said, self.found_shown])
         self._show_class(self.of_class.value)
-
-    def ask(self, query: int | Path | Image.Image) -> None:
-        """Show what ``query`` (see `retrieval.neighbours`) finds; what is wrong with it is said in its place."""
-        try:
-            found = neighbours(self.opened, query, self.k)
-            picture = self._picture(query)
-        except VptspError as error:
-            self.said.value = f"<b>{escape(str(error))}</b>"
-            return
-        images = self.opened.found_in
-        if isinstance(query, int):
-            self.number.value = query
-            name = f"image {query}, {short_name(images.class_names[images.labels[query]])}"
-        else:
-            name = f"{query.name}, of no known class" if isinstance(query, Path) else "your image, of no known class"
-        marks = "" if found.right is None else ": ✓ on blue is of its class, ✗ on vermilion is not"
-        self.said.value = f"<b>Query (black frame): {escape(name)}.</b> Neighbours, best first, with cosines{marks}."
-        self._show_found(picture, found)
-
-    def _picture(self, query: int | Path | Image.Image) -> Image.Image:
-        if isinstance(query, int):
-            return self.opened.found_in.image(query)
-        return read_image(query, as_shown=True) if isinstance(query, Path) else to_rgb(query, as_shown=True)
 
     def _named(self, path: str) -> None:
         if path:
             self.ask(from_root(path))
 
-    def _uploaded(self, files: Any) -> None:
+    def ask(self, query: int | Path | Image.Image) -> None:
+        """Show what ``query`` (see `retrieval.neighbours`) finds; what is wrong with it is said in its place."""
+        images = self.opened.found_in
+        try:
+            found = neighbours(self.opened, query, self.k)
+            if isinstance(query, int):
+                picture, name = images.image(query), f"image {query}, {self._class_of(query)}"
+                self.number.value = query
+            elif isinstance(query, Path):
+                picture, name = read_image(query, as_shown=True), f"{query.name}, of no known class"
+            else:
+                picture, name = to_rgb(query, as_shown=True), "your image, of no known class"
+        except VptspError as error:
+            self.said.value = f"<b>{escape(str(error))}</b>"
+            return
+        marks = "" if found.right is None else ": ✓ on blue is of its class, ✗ on vermilion is not"
+        self.said.value = f"<b>Query (black frame): {escape(name)}.</b> Neighbours, best first, with cosines{marks}."
+        cards = [self._card("found", picture, 96, BLACK, "query")]
+        for rank, (place, cosine) in enumerate(zip(found.places.tolist(), found.cosines, strict=True)):
+            sign, colour = ("", GREY) if found.right is None else RIGHT if found.right[rank] else WRONG
+            cards.append(self._card("found", images.image(place), 72, colour, f"{sign} {cosine:.3f}", place))
+        self.found_shown.children = cards
+
+    def _class_of(self, place: int) -> str:
+        images = self.opened.found_in
+        return short_name(images.class_names[images.labels[place]])
+
+    def _uploaded(self, files: Sequence[Mapping[str, Any]]) -> None:
         if not files:
             return
         try:
@@ -176,48 +161,31 @@ class QueryExplorer:
         self.ask(picture)
 
     def _show_class(self, label: int) -> None:
-        places = np.flatnonzero(self.opened.found_in.labels == label)[:SHOWN].tolist()
-        self._styles["class"] = []
-        buttons = [self._button("class", place, self.opened.found_in.image(place), GREY, 48) for place in places]
-        self._of_class.children = buttons
+        images = self.opened.found_in
+        places = np.flatnonzero(images.labels == label)[:SHOWN].tolist()
+        self.of_class_shown.children = [self._card("class", images.image(at), 48, GREY, place=at) for at in places]
         self.ask(places[0])
 
-    def _show_found(self, picture: Image.Image, found: Found) -> None:
+    def _card(
+        self, part: str, picture: Image.Image, side: int, colour: str, text: str = "", place: int | None = None
+    ) -> Any:
+        """A thumbnail with ``text`` below it, that becomes the query when it is clicked (without ``place``, nothing
+        happens). A button shows a picture only by a style of its own, which is in the text."""
         import ipywidgets
 
-        self._styles["found"] = []
-        cards = [ipywidgets.VBox([self._button("found", None, picture, BLACK, 96), ipywidgets.HTML("query")])]
-        for rank, (place, cosine) in enumerate(zip(found.places.tolist(), found.cosines, strict=True)):
-            sign, colour = ("", GREY) if found.right is None else RIGHT if found.right[rank] else WRONG
-            button = self._button("found", place, self.opened.found_in.image(place), colour, 72)
-            told = ipywidgets.HTML(f'<span style="color: {colour}">{sign} {cosine:.3f}</span>')
-            cards.append(ipywidgets.VBox([button, told]))
-        self._found.children = cards
-        self._looks.value = f"<style>{''.join(self._styles['class'] + self._styles['found'])}</style>"
-
-    def _button(self, part: str, place: int | None, picture: Image.Image, colour: str, side: int) -> Any:
-        """A thumbnail that becomes the query when it is clicked (the query itself, place None, does nothing)."""
-        import ipywidgets
-
-        buffer = io.BytesIO()
+        buffer, name = io.BytesIO(), f"vptsp-{uuid.uuid4().hex[:12]}"
         Image.fromarray(thumbnail(picture, side)).save(buffer, "PNG")
-        name = f"{self._name}-{part}-{len(self._styles[part])}"
         source = base64.b64encode(buffer.getvalue()).decode()
-        self._styles[part].append(
-            f".{name} {{ background: url(data:image/png;base64,{source}) center / contain no-repeat !important;"
-            f" border: {1 if colour == GREY else 3}px solid {colour} !important; padding: 0; }}"
-        )
-        size = f"{side + 6}px"
-        tip = "the query"
-        if place is not None:
-            images = self.opened.found_in
-            tip = f"image {place}, {short_name(images.class_names[images.labels[place]])}: ask for it"
-        button = ipywidgets.Button(tooltip=tip, layout=ipywidgets.Layout(width=size, height=size))
+        look = f"background: url(data:image/png;base64,{source}) center / contain no-repeat !important"
+        border = f"border: {1 if colour == GREY else 3}px solid {colour} !important"
+        tip = "the query" if place is None else f"image {place}, {self._class_of(place)}: ask for it"
+        button = ipywidgets.Button(tooltip=tip, layout=ipywidgets.Layout(width=f"{side + 6}px", height=f"{side + 6}px"))
         button.add_class(name)
         button.add_class(f"vptsp-{part}")
         if place is not None:
             button.on_click(lambda _: self.ask(place))
-        return button
+        style = f"<style>.{name} {{ {look}; {border}; padding: 0; }}</style>"
+        return ipywidgets.VBox([button, ipywidgets.HTML(f'{style}<span style="color: {colour}">{text}</span>')])
 
 
 def explore_queries(opened: Opened, classes: pd.DataFrame, k: int = 10) -> None:
