@@ -230,7 +230,7 @@ class Case:
                     self.damage(place, rng)
         while status != 0:
             must = due(place)
-            self.found["between"] += "missing" in must
+            self.found["between"] += bool(must) and not run_folder(place).joinpath("checkpoint.pt").exists()
             self.found["older used"] += "is used instead" in must
             self.found["refused"] += must.startswith("error")
             status = self.wait(self.start(place, Aim()), FOREVER)
@@ -287,9 +287,8 @@ def due(place: Path) -> str:
     if last or (last is None and before is None):
         return ""
     if before:
-        fault = "missing" if last is None else ")"  # damaged (why)
-        return f"{fault}; checkpoint.previous.pt beside it is used instead"
-    return "error: and there is no other; delete it to start this run again"
+        return "missing or damaged; checkpoint.previous.pt beside it is used instead"
+    return "error: damaged, and no other is whole; delete it to start this run again"
 
 
 def is_whole(path: Path) -> bool | None:

@@ -16,13 +16,12 @@ def tell(item):
 
 
 def work(item):
-    """``("fail", ...)`` fails as a user's mistake does, ``("die once", folder)`` kills its process the first time,
-    ``("die", ...)`` each time; ``("sleep", folder)`` says that it began, and is not done for minutes."""
+    """``("fail", ...)`` fails as a user's mistake does, ``("die", ...)`` kills its process; ``("sleep", folder)`` says
+    that it began, and is not done for minutes."""
     kind, folder = item
     if kind == "fail":
         raise VptspError("its learning rate is wrong")
-    if kind == "die" or (kind == "die once" and not (Path(folder) / "died").exists()):
-        (Path(folder) / "died").touch()
+    if kind == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "sleep":
         (Path(folder) / str(os.getpid())).touch()

@@ -33,6 +33,11 @@ COMMANDS = {
     "notebooks": "execute the notebooks (what run_all.sh calls)",
     "report": "build the results page",
 }
+MODULES = {  # whose ``main`` a command is; the others are here
+    "data": "data.command", "pretrain": "data.glyphs.pretrain", "bench": "paper.step_cost",
+    "tune": "paper.search_command", "light": "runs.light", "notebooks": "publish.runner", "report": "publish.page",
+    "export": "deploy.export", "index": "deploy.update", "search": "deploy.search",
+}  # fmt: skip
 EXAMPLES = """\
 example:
   python -m vptsp_core train --preset cub200-vits16 --data DIR --set seed=1
@@ -62,17 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         stop = contextlib.nullcontext() if "LOCAL_RANK" in os.environ else sigterm_as_ctrl_c()
         with stop, warnings.catch_warnings():
             warnings.showwarning = _each_once()  # type: ignore[assignment]  # takes whatever comes
-            if argv[0] in ("train", "evaluate"):
-                command = {"train": _train, "evaluate": _evaluate}[argv[0]]
-                return _together(command, argv[1:]) if "LOCAL_RANK" in os.environ else command(argv[1:])
-            modules = {
-                "data": "data.command", "pretrain": "data.glyphs.pretrain", "bench": "paper.step_cost",
-                "tune": "paper.search_command", "light": "runs.light", "notebooks": "publish.runner",
-                "report": "publish.page", "export": "deploy.export", "index": "deploy.update",
-                "search": "deploy.search",
-            }  # fmt: skip
-            module = importlib.import_module(f"vptsp_core.{modules[argv[0]]}")
-            return int(module.main(argv[1:]) or 0)
+            if argv[0] in MODULES:
+                module = importlib.import_module(f"vptsp_core.{MODULES[argv[0]]}")
+                return int(module.main(argv[1:]) or 0)
+            command = _train if argv[0] == "train" else _evaluate
+            return _together(command, argv[1:]) if "LOCAL_RANK" in os.environ else command(argv[1:])
     except VptspError as error:
         print("error:", printable(" ".join(str(error).splitlines())), file=sys.stderr)
         return 2
@@ -80,11 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is None:
             raise
         print(f"error: {error.filename}: {error.strerror}; fix it, or name another place", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if "home directory" not in str(error):
-            raise
-        print("error: a path begins with ~ and a name that is no user's; write it in full", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(error.args[0] if error.args else "stopped; the same command resumes there", file=sys.stderr)
@@ -128,15 +122,15 @@ def _join(device: str | None) -> None:
 
 def _each_once() -> Callable[..., None]:
     """A printer of warnings, a line each. It prints none twice, as when a data set is read twice."""
-    told: set[str] = set()
+    printed: set[str] = set()
 
-    def tell(message: Warning | str, *place: object) -> None:
+    def show(message: Warning | str, *place: object) -> None:
         line = printable(" ".join(str(message).splitlines()))
-        if line not in told:
-            told.add(line)
+        if line not in printed:
+            printed.add(line)
             print("warning:", line, file=sys.stderr)
 
-    return tell
+    return show
 
 
 def _train(argv: Sequence[str]) -> int:
@@ -247,7 +241,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     refuse_unread(embedder.model.config.dataset, args.data)
     benchmark = load_benchmark(embedder.model.config.dataset, args.data, args.allow_partial)
     if embedder.data is not None:
-        _tell_other_images(embedder.data, benchmark.record())
+        _warn_of_other_images(embedder.data, benchmark.record())
     metrics = evaluate(embedder.model, benchmark, args.backend, progress=is_main())
     print("  ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
     if args.backend == "faiss":
@@ -255,7 +249,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     return 0
 
 
-def _tell_other_images(of_run: Mapping[str, object], now: Mapping[str, object]) -> None:
+def _warn_of_other_images(of_run: Mapping[str, object], now: Mapping[str, object]) -> None:
     """Warn where a model is tested on other images than its run was: it may have been trained on their classes."""
     other = [split for split in ("test", "gallery") if of_run.get(split) != now.get(split)]
     if other:

@@ -28,7 +28,7 @@ from vptsp_core.publish.manifest import Manifest, is_finished, made_from
 from vptsp_core.publish.page import PROFILES, build
 from vptsp_core.publish.parameters import FOLDER, discover, panels_of, read, taken_parameters
 from vptsp_core.publish.plan import show
-from vptsp_core.runs.progress import Watch, every
+from vptsp_core.runs.progress import every, under_way
 from vptsp_core.runs.workers import Workers, check_cluster, check_workers
 from vptsp_core.system.bars import EVERY, is_log, say
 from vptsp_core.system.files import writable_folder, write_bytes
@@ -202,11 +202,11 @@ def _workers(workers: str | None, cluster: str | None) -> Workers:
 def _shown(name: str, runs: Path) -> Iterator[None]:
     """Inside, the notebook, its time and what is training are shown: on a terminal in one line that is overwritten, in
     a log in a new line whenever something else is training or an epoch is done."""
-    watch, start, log, said = Watch(lambda: runs.glob("*")), time.perf_counter(), is_log(), ""
+    start, log, said = time.perf_counter(), is_log(), ""
 
     def tell() -> None:
         nonlocal said
-        training = watch.line()
+        training = under_way(runs.glob("*"))
         minutes, seconds = divmod(int(time.perf_counter() - start), 60)
         line = "  ".join(filter(None, [f"{name} {minutes}:{seconds:02d}", training]))
         if not log:

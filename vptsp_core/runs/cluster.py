@@ -18,7 +18,6 @@ import torch
 from distributed import Client, KilledWorker, get_worker
 
 from vptsp_core.errors import VptspError
-from vptsp_core.runs.workers import Pool
 from vptsp_core.system.files import writable_folder
 from vptsp_core.system.portable import physical_cores
 
@@ -52,21 +51,20 @@ def connected(address: str, patience: float = 10) -> Iterator[Client]:
         try:
             yield client
         except CancelledError as error:
-            raise VptspError(
-                f"the cluster at {address} went away; start it again: the same command resumes the runs"
-            ) from error
+            fault = "went away; start it again: the same command resumes the runs"
+            raise VptspError(f"the cluster at {address} {fault}") from error
+        except KilledWorker as error:
+            fault = "lost one worker after another (short of memory?); start fewer: the same command resumes the runs"
+            raise VptspError(f"the cluster at {address} {fault}") from error
 
 
 @contextlib.contextmanager
-def pool(address: str, folder: Path) -> Iterator[Pool]:
+def pool(address: str, folder: Path) -> Iterator[Executor]:
     """The workers of a cluster, which all see ``folder``. A task whose worker dies is done by another one; the
     scheduler gives up after its own number of deaths."""
-    with connected(address) as client, _marker(folder) as marker:
-        yield Pool(_Workers(client, Path(marker.name).absolute()), KilledWorker, deaths=1)
-
-
-def _marker(folder: Path) -> Any:
-    return tempfile.NamedTemporaryFile(dir=writable_folder(folder), prefix=".shared-")
+    with connected(address) as client:
+        with tempfile.NamedTemporaryFile(dir=writable_folder(folder), prefix=".shared-") as marker:
+            yield _Workers(client, Path(marker.name).absolute())
 
 
 class _Workers(Executor):

@@ -152,11 +152,9 @@ class Embedder:
         return push(self, repo, revision, private)
 
     def _batches(self, images: Sequence[Image.Image | str | Path]) -> Iterable[Tensor]:
-        transform = self.transform
-        count = embed_batch(self.model)
+        transform, count = self.transform, embed_batch(self.model)
         for start in range(0, len(images), count):
-            some = images[start : start + count]
-            yield torch.stack([transform(_decoded(image)) for image in some])
+            yield torch.stack([transform(_decoded(image)) for image in images[start : start + count]])
 
 
 def _decoded(image: Image.Image | str | Path) -> Image.Image:

@@ -204,9 +204,10 @@ def verify(path: Path, record: Mapping[str, Any], *names: str) -> None:
     Raises:
         WeightsError: one is missing, or not what the run wrote.
     """
-    for name in (name for name in names if name in record["files"]):
+    files = record.get("files", {})
+    for name in (name for name in names if name in files):
         if not (path / name).is_file():
             raise WeightsError(f"{path} holds no finished run ({name} is missing); {_AGAIN}")
-        if digest(path / name) != record["files"][name]:
+        if digest(path / name) != files[name]:
             fault = f"not what {RECORD} has the checksum of (damaged, edited, or another run's)"
             raise WeightsError(f"{path / name}: {fault}; {_AGAIN}")

@@ -24,6 +24,7 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel
 from vptsp_core.runs.host_prompts import HostPrompts
 from vptsp_core.system.distributed import local_size
+from vptsp_core.system.host_rows import check_room
 from vptsp_core.system.portable import available_memory
 
 
@@ -158,12 +159,8 @@ def check_table_memory(config: RunConfig, num_classes: int, width: int) -> None:
     Raises:
         VptspError: with both sizes.
     """
-    size = 4 * num_classes * config.class_layers * config.class_prompts * width if config.has_class_prompts else 0
-    if size > (available := available_memory()):
-        raise VptspError(
-            f"no host memory for a class-prompt table of {size / 1e9:.1f} GB ({available / 1e9:.1f} GB are available); "
-            "lower class_prompts or class_layers"
-        )
+    if config.has_class_prompts:
+        check_room(4 * num_classes * config.class_layers * config.class_prompts * width)
 
 
 def _bytes(prompts: ClassPrompts) -> int:

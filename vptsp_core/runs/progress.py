@@ -46,48 +46,20 @@ def at_work(folder: Path) -> Iterator[None]:
     from_main(lambda: None)  # no process of a group continues before the folder is ready
 
 
-class Watch:
-    """Which runs are under way.
+def under_way(folders: Iterable[Path]) -> str:
+    """The runs that are training, in one line such as "vptsp-1a2b epoch 2/4": method, beginning of the hash, epoch.
 
-    A run that was killed leaves its file behind. So a file that was there from the start counts only once it has
-    changed, by the file system's own time: no clocks are compared.
-
-    Args:
-        folders: lists the runs' folders, again at each look; they need not exist.
+    A run that was killed counts until it resumes. Folders that have no such run are left out.
     """
-
-    def __init__(self, folders: Callable[[], Iterable[Path]]) -> None:
-        self.folders = folders
-        self.before = {folder: _changed(folder) for folder in folders()}
-
-    def running(self) -> dict[Path, str]:
-        """For each run under way, such words as "vptsp-1a2b epoch 2/4"."""
-        found = {}
-        for folder in self.folders():
-            changed = _changed(folder)
-            if changed is None or changed == self.before.get(folder):
-                continue
-            with contextlib.suppress(OSError, ValueError, KeyError):  # it may just have ended
-                read = json.loads((folder / PROGRESS).read_text("utf-8"))
-                epoch = f" epoch {min(read['done'] + 1, read['epochs'])}/{read['epochs']}" if read["epochs"] else ""
-                found[folder] = short_name(folder) + epoch
-        return found
-
-    def line(self) -> str:
-        """All of `running` in one line; empty where nothing runs."""
-        words = list(self.running().values())
-        more = [f"{len(words) - _SHOWN} more"] if len(words) > _SHOWN else []
-        return ", ".join(words[:_SHOWN] + more)
-
-
-def short_name(folder: Path) -> str:
-    """A run's method and the first letters of its hash.
-
-    >>> short_name(Path("results/runs/glyphs-vptsp-1a2b3c4d"))
-    'vptsp-1a2b'
-    """
-    method, digest = folder.name.split("-")[1:3]
-    return f"{method}-{digest[:4]}"
+    words = []
+    for folder in folders:
+        with contextlib.suppress(OSError, ValueError):  # it has not begun, or has just ended
+            read = json.loads((folder / PROGRESS).read_text("utf-8"))
+            method, digest = folder.name.split("-")[1:3]
+            epoch = f" epoch {min(read['done'] + 1, read['epochs'])}/{read['epochs']}" if read["epochs"] else ""
+            words.append(f"{method}-{digest[:4]}{epoch}")
+    more = [f"{len(words) - _SHOWN} more"] if len(words) > _SHOWN else []
+    return ", ".join(words[:_SHOWN] + more)
 
 
 @contextlib.contextmanager
@@ -106,10 +78,3 @@ def every(seconds: float, show: Callable[[], object]) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-
-
-def _changed(folder: Path) -> int | None:
-    try:
-        return (folder / PROGRESS).stat().st_mtime_ns
-    except OSError:
-        return None

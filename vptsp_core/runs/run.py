@@ -42,8 +42,6 @@ from vptsp_core.system.devices import autocast_dtype, pick_device
 from vptsp_core.system.distributed import Processes, from_main, is_main, launched, rank, start
 from vptsp_core.system.files import writable_folder
 
-_NAMED = 5  # failed runs in an error
-
 
 @in_torch_defaults
 @where_asked
@@ -107,14 +105,7 @@ def run(
         raise DataError(f"{benchmark.name}: no images to train on; give some the split train, or take method=frozen")
     target = pick_device(device)
     training, held_out = for_selection(benchmark, config)
-    try:
-        model = build_model(config, training.train.num_classes, target, class_table)
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
-            raise
-        raise VptspError(
-            "the model is too large for this machine's memory; lower image_size, embed_dim, prompts or class_prompts"
-        ) from error
+    model = build_model(config, training.train.num_classes, target, class_table)
     record = make_record(config, benchmark, model, target)
     if held_out is not None:
         record["held_out"] = {"classes": held_out.test.num_classes, "images": len(held_out.test)}
@@ -137,12 +128,10 @@ def run(
             )  # fmt: skip
             closed = close_record(record, stretches)
             return from_main(lambda: write_run(config, path, pd.DataFrame(history), closed, queries, weights))
-    except VptspError:
-        with contextlib.suppress(OSError):
-            path.rmdir()  # only where nothing was learned: a checkpoint keeps the folder
-        raise
     finally:
         end_workers()
+        with contextlib.suppress(OSError):
+            path.rmdir()  # only where nothing was learned: a checkpoint keeps the folder
 
 
 def _place(
@@ -212,7 +201,7 @@ def build_model(config: RunConfig, num_classes: int, device: torch.device, class
 def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: bool = True, **options: Any) -> list[Run]:
     """`run` of each, side by side where ``workers`` says so; finished ones are found, and none is trained twice.
 
-    A run that fails stops no other. A process that dies costs what its run did since its last epoch.
+    A run that fails stops no other. What is cut short resumes by the same call.
     Numbers are the same to the last bit with the same threads a process; other counts of them round sums otherwise.
 
     Args:
@@ -254,11 +243,8 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
     done |= share_out(work, todo, workers, progress, already=len(done))
     failed = {path.name: each for path in paths if isinstance(each := done[path], VptspError)}
     if failed:
-        first = next(iter(failed.values()))
-        if len(done) == 1:
-            raise first
-        named = ", ".join([*failed][:_NAMED]) + (f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else "")
-        raise VptspError(f"{len(failed)} of {len(done)} runs failed: {named}; the first: {first}") from first
+        name, first = next(iter(failed.items()))
+        raise VptspError(f"{len(failed)} of {len(done)} runs failed; the first, {name}: {first}") from first
     return [dataclasses.replace(each, path=path) for path in paths if isinstance(each := done[path], Run)]
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from vptsp_core.data import OWN, ImageSet
 from vptsp_core.data.batches import train_batches
-from vptsp_core.errors import TrainingError, WeightsError
+from vptsp_core.errors import TrainingError
 from vptsp_core.method.backbone import identity, normalisation
 from vptsp_core.method.loop import Loop, Row
 from vptsp_core.method.model import MetricModel
@@ -137,12 +137,7 @@ class Trainer:
             with failures_named(self.model, f"epoch {epoch + 1}"):
                 row = next(rows)
                 self._check_finite(epoch, row)
-                if epoch >= self.config.eval_start or epoch == self.config.epochs - 1:
-                    found = self.evaluate(self.model)
-                    keep_queries(self.queries, found, self.history, self.config.selection)
-                    row |= found
-            self.history.append(row)
-            self._save(row)
+                self._finish(row, epoch >= self.config.eval_start or epoch == self.config.epochs - 1)
             if self.progress:
                 mean = (time.perf_counter() - begun) / (epoch + 1 - epochs.start)
                 say(f"{self.folder.name}: {epoch_line(row, epochs.stop, (epochs.stop - epoch - 1) * mean)}")
@@ -156,13 +151,19 @@ class Trainer:
             say(f"{self.folder.name}: starting {self.config.method} from its {len(self.images.labels):,} images")
         with failures_named(self.model, "the start from the data"):
             start_from_data(self.model, self.images)
-            found = self.evaluate(self.model)
-        keep_queries(self.queries, found, self.history, self.config.selection)
-        self.history.append({"epoch": 0, **found})
-        self._save(self.history[0])
+            self._finish({"epoch": 0}, evaluated=True)
         if self.progress:
             took = duration(time.perf_counter() - begun)
-            say(f"{self.folder.name}: {', '.join(['started from the data', *_recalls(found), took])}")
+            say(f"{self.folder.name}: {', '.join(['started from the data', *_recalls(self.history[0]), took])}")
+
+    def _finish(self, row: Row, evaluated: bool) -> None:
+        """Put the row of an epoch into the history, with the metrics where it is ``evaluated``, and save."""
+        if evaluated:
+            found = self.evaluate(self.model)
+            keep_queries(self.queries, found, self.history, self.config.selection)
+            row |= found
+        self.history.append(row)
+        self._save(row)
 
     def _batches(self, epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
         """This process's share of an epoch's batches, under a bar."""
@@ -216,12 +217,7 @@ class Trainer:
     def _resume(self) -> None:
         found = from_main(lambda: find_checkpoint(self.folder))
         if found is not None:
-            saved = read_checkpoint(self.folder, found, self.identity, self.stretches[-1])
-            try:
-                self._restore(saved)
-            except Exception as error:
-                path = self.folder / found.name
-                raise WeightsError(f"checkpoint {path}: does not fit; delete it to start this run again") from error
+            self._restore(read_checkpoint(self.folder, found, self.identity, self.stretches[-1]))
         from_main(lambda: write_progress(self.folder, self.finished, self.config.epochs))
 
     def _restore(self, saved: dict[str, Any]) -> None:

@@ -14,12 +14,12 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from vptsp_core.errors import ConfigError, VptspError
-from vptsp_core.runs.progress import PROGRESS, Watch, every
+from vptsp_core.runs.progress import every, under_way
 from vptsp_core.system.bars import bar, is_log
 from vptsp_core.system.distributed import launched
 from vptsp_core.system.portable import physical_cores
@@ -28,15 +28,6 @@ from vptsp_core.system.processes import CONTEXT, end_children, end_with_parent, 
 T = TypeVar("T")
 R = TypeVar("R")
 Workers = int | str | None
-_DEATHS = 3  # in a row, with nothing finished between them: then something kills every process that tries
-
-
-class Pool(NamedTuple):
-    """Where to submit work; ``died`` is what a future raises if its process died, ``deaths`` how many to bear."""
-
-    executor: Executor
-    died: type[Exception]
-    deaths: int
 
 
 def check_workers(workers: Workers) -> Workers:
@@ -45,11 +36,9 @@ def check_workers(workers: Workers) -> Workers:
     Raises:
         ConfigError: it is none of the three, there are no GPUs, or torchrun shares out the work already.
     """
-    if isinstance(workers, bool) or not (
-        workers is None
-        or (isinstance(workers, int) and workers >= 1)
-        or (isinstance(workers, str) and re.fullmatch(r"gpus|tcp://[^\s:/]+:\d+|tcp://\[[0-9a-fA-F:]+\]:\d+", workers))
-    ):
+    a_number = type(workers) is int and workers >= 1
+    address = r"gpus|tcp://[^\s:/]+:\d+|tcp://\[[0-9a-fA-F:]+\]:\d+"
+    if not (workers is None or a_number or (isinstance(workers, str) and re.fullmatch(address, workers))):
         raise ConfigError(f"workers = {workers!r} must be a number from 1, 'gpus', 'tcp://HOST:PORT' or None")
     if workers is not None and launched():
         raise ConfigError(f"workers = {workers!r}: under torchrun all processes share each run; leave workers out")
@@ -70,8 +59,8 @@ def share_out(
 ) -> dict[Path, R | VptspError]:
     """``work`` done to every item: the result of each.
 
-    A `VptspError` is the result of one item, and stops no other; any other exception ends it all. If a process dies,
-    its items are done again: on a cluster by another worker, here after all processes have been started again.
+    A `VptspError` is the result of one item, and stops no other; any other exception ends it all. If a worker of a
+    cluster dies, another one does its item again.
 
     Args:
         work: importable by its name in another process.
@@ -83,16 +72,13 @@ def share_out(
         already: items that were done before, for the bar.
 
     Raises:
-        VptspError: see `check_workers`; the cluster cannot be used; or an item kills each process that tries it.
+        VptspError: see `check_workers`; the cluster cannot be used; or a process of this machine died.
     """
+    workers = check_workers(workers)
     results: dict[Path, R | VptspError] = {}
-    watch = Watch(lambda: items)
-    with contextlib.ExitStack() as stack:
-        shown = bar(None, "runs", already + len(items), initial=already, show=progress, unit="runs")
-        stack.enter_context(shown)
-        if progress and check_workers(workers) is not None:
-            stack.enter_context(every(1, lambda: _show(shown, watch.line())))
-        for folder, result in stack.enter_context(contextlib.closing(_results(work, items, workers))):
+    bars = bar(None, "runs", already + len(items), initial=already, show=progress, unit="runs")
+    with bars as shown, contextlib.closing(_results(work, items, workers, shown)) as done:
+        for folder, result in done:
             results[folder] = result
             shown.update()
             if progress and isinstance(result, VptspError):
@@ -100,43 +86,26 @@ def share_out(
     return results
 
 
-def _show(shown: Any, line: str) -> None:
-    if line != shown.postfix:  # else a log would fill with one line over and over
-        shown.set_postfix_str(line, refresh=not is_log())
-
-
 def _results(
-    work: Callable[[T], R], items: Mapping[Path, T], workers: Workers
+    work: Callable[[T], R], items: Mapping[Path, T], workers: Workers, shown: Any
 ) -> Generator[tuple[Path, R | VptspError], None, None]:
-    """In the order in which they are finished."""
-    workers = check_workers(workers)
-    if workers is None:
+    """In the order in which they are finished; beside the bar ``shown`` is what the others are training."""
+    if workers is None or not items:
         for folder, item in items.items():
             yield folder, attempt(work, item)
         return
-    left, deaths = dict(items), 0
-    while left:
-        death = None
-        with _pool(workers, next(iter(left)).parent) as pool:
-            with starting():
-                futures = {pool.executor.submit(attempt, work, item): folder for folder, item in left.items()}
-            for future in as_completed(futures):
-                try:
-                    result = future.result()
-                except pool.died as error:
-                    death = error
-                    continue
-                del left[futures[future]]
-                deaths = 0
-                yield futures[future], result
-        if death is not None:
-            deaths += 1
-            if deaths == pool.deaths:
-                begun = [folder for folder in left if (folder / PROGRESS).exists()] or left
-                raise VptspError(
-                    f"{', '.join(folder.name for folder in begun)}: the process died again and again (short of "
-                    "memory?); give fewer workers, or none to see why"
-                ) from death
+
+    def tell() -> None:
+        line = under_way(items)
+        if line != shown.postfix:  # else a log would fill with one line over and over
+            shown.set_postfix_str(line, refresh=not is_log())
+
+    pool = _cluster().pool(workers, next(iter(items)).parent) if _is_cluster(workers) else _processes(workers)
+    with pool as executor, contextlib.nullcontext() if shown.disable else every(1, tell):
+        with starting():
+            futures = {executor.submit(attempt, work, item): folder for folder, item in items.items()}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
 
 
 def attempt(work: Callable[[T], R], item: T) -> R | VptspError:
@@ -148,24 +117,24 @@ def attempt(work: Callable[[T], R], item: T) -> R | VptspError:
 
 
 @contextlib.contextmanager
-def _pool(workers: int | str, folder: Path) -> Iterator[Pool]:
-    if _is_cluster(workers):
-        with _cluster().pool(workers, folder) as pool:
-            yield pool
-        return
+def _processes(workers: int | str) -> Iterator[Executor]:
+    """Processes of this machine; they are ended where anything ends the work early."""
     gpus = _visible_gpus() if workers == "gpus" else [None] * int(workers)
     claims = CONTEXT.SimpleQueue()
     for gpu in gpus:
         claims.put(gpu)
     threads = max(1, min(torch.get_num_threads(), physical_cores() // len(gpus)))
-    executor = ProcessPoolExecutor(len(gpus), CONTEXT, _begin, (claims, threads))
-    try:
-        yield Pool(executor, BrokenProcessPool, _DEATHS)
-    except BaseException:
-        end_children()
-        raise
-    finally:
-        executor.shutdown(cancel_futures=True)
+    with ProcessPoolExecutor(len(gpus), CONTEXT, _begin, (claims, threads)) as executor:
+        try:
+            yield executor
+        except BrokenProcessPool as error:
+            raise VptspError(
+                "a process died (short of memory?); the same command resumes the runs: start it again, with fewer "
+                "workers if it dies again"
+            ) from error
+        except BaseException:
+            end_children()
+            raise
 
 
 def _begin(claims: Any, threads: int) -> None:

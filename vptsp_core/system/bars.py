@@ -21,8 +21,14 @@ def bar(
         show: False shows nothing.
         options: of tqdm, such as ``unit``.
     """
-    kind = Lines if is_log() else auto
-    return kind(iterable, title, total, disable=not show or sys.stderr is None, **options)
+    hidden = not show or sys.stderr is None
+    if not is_log():
+        return auto(iterable, title, total, disable=hidden, **options)
+    form = "{desc}: {n_fmt}/{total_fmt} {unit}, {elapsed} taken, {remaining} left{postfix}"
+    return tqdm(
+        iterable, title, total, disable=hidden, file=_Lines(), bar_format=form, mininterval=EVERY, miniters=1,
+        delay=EVERY, **{**options, "leave": False},
+    )  # fmt: skip
 
 
 def is_log() -> bool:
@@ -60,38 +66,14 @@ def amount(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e10 else f"{count / 1e6:.1f} MB"
 
 
-class Lines(tqdm):
-    """tqdm that writes whole lines: what is done, of how much, and the time left. Short work writes none."""
+class _Lines:
+    """A stream that turns what tqdm draws on stderr into whole lines."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{**options, "mininterval": EVERY, "miniters": 1, "delay": EVERY})
+    def write(self, text: str) -> None:
+        """Write the lines in ``text``, without the characters that move a cursor."""
+        for line in text.replace("\r", "\n").splitlines():
+            if line.strip():
+                print(line.rstrip(), file=sys.stderr, flush=True)
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Write the line of this moment; both arguments are tqdm's, for bars."""
-        done = self.format_dict
-        of, left = f"/{self._count(done['total'])}" if done["total"] else "", ""
-        fresh = done["n"] - done["initial"]
-        if done["total"] and fresh and done["n"] < done["total"]:
-            left = f", {duration(done['elapsed'] * (done['total'] - done['n']) / fresh)} left"
-        beside = f" ({done['postfix']})" if done["postfix"] else ""
-        unit = done["unit"].strip()
-        line = f"{done['prefix']}: {self._count(done['n'])}{of} {unit}, {duration(done['elapsed'])} taken{left}{beside}"
-        print(line, file=sys.stderr, flush=True)
-        return True
-
-    def clear(self, nolock: bool = False) -> None:
-        """Nothing: whole lines need not be wiped before another one is written."""
-
-    @classmethod
-    def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:
-        """Write a line of other text, as tqdm's method does beside bars."""
-        print(s, file=file or sys.stdout, end=end, flush=True)
-
-    def close(self) -> None:
-        """End without a last line: the command itself says what came of it."""
-        if not self.disable:
-            self.disable: bool = True
-            self._decr_instances(self)
-
-    def _count(self, number: int) -> str:
-        return self.format_sizeof(number, divisor=self.unit_divisor) if self.unit_scale else f"{number:,}"
+    def flush(self) -> None:
+        """Nothing: every line is there at once."""

@@ -18,7 +18,7 @@ import math
 import mmap
 import weakref
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,19 @@ from vptsp_core.errors import VptspError
 from vptsp_core.system.portable import available_memory
 
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device, not only for the current one
+
+
+def check_room(size: int) -> None:
+    """Refuse a table of so many bytes before it is filled, and the system ends the process.
+
+    Raises:
+        VptspError: this machine's memory cannot hold it.
+    """
+    if size > (available := available_memory()):
+        raise VptspError(
+            f"no host memory for a class-prompt table of {size / 1e9:.1f} GB ({available / 1e9:.1f} GB are available); "
+            "lower class_prompts or class_layers"
+        )
 
 
 def own_pages(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -41,18 +54,8 @@ def own_pages(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Ten
         VptspError: more than there is.
     """
     size = math.prod(shape) * dtype.itemsize
-    if size > (available := available_memory()):  # before it is filled, and the system ends the process
-        raise VptspError(
-            f"no host memory for a class-prompt table of {size / 1e9:.1f} GB ({available / 1e9:.1f} GB are available); "
-            "lower class_prompts or class_layers"
-        )
-    try:
-        pages = mmap.mmap(-1, max(size, 1))
-    except OSError as error:
-        raise VptspError(
-            f"no host memory for a class-prompt table of {size / 1e9:.1f} GB ({error.strerror}); "
-            "lower class_prompts or class_layers"
-        ) from error
+    check_room(size)
+    pages = mmap.mmap(-1, max(size, 1))
     return torch.frombuffer(pages, dtype=dtype, count=math.prod(shape)).view(shape)
 
 
@@ -81,35 +84,22 @@ def unpin(address: int) -> None:
     torch.cuda.cudart().cudaHostUnregister(address)
 
 
-class Copier(Protocol):
-    """Copies beside the computing, one after another."""
+class DirectCopier:
+    """Copies at once: the device is the host. A subclass may copy beside the computing, one after another."""
 
     def submit(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> Any:
-        """Queue copies (target, source) behind all that was computed until now; a ticket for `wait`."""
-
-    def wait(self, ticket: Any) -> None:
-        """Whatever is computed from now on comes after the copies of the ticket."""
-
-    def finish(self) -> None:
-        """Return when every copy has been made."""
-
-
-class DirectCopier:
-    """Copies at once: the device is the host."""
-
-    def submit(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Copy now: pairs of target and source, each of one shape (...)."""
+        """Copy now: pairs of target and source, each of one shape (...). Returns a ticket for `wait`."""
         for target, source in pairs:
             target.copy_(source)
 
-    def wait(self, ticket: None) -> None:
-        """Nothing: it is copied."""
+    def wait(self, ticket: Any) -> None:
+        """Whatever is computed from now on comes after the copies of the ticket: nothing to do, they are made."""
 
     def finish(self) -> None:
-        """Nothing: all is copied."""
+        """Return when every copy has been made: at once."""
 
 
-class StreamCopier:
+class StreamCopier(DirectCopier):
     """Copies on a CUDA stream of its own; tickets are events. The host waits for nothing but `finish`."""
 
     def __init__(self, device: torch.device) -> None:
@@ -155,7 +145,7 @@ class HostRows:
     """
 
     def __init__(
-        self, tables: Mapping[str, Tensor], count: int, device: torch.device, copier: Copier | None = None
+        self, tables: Mapping[str, Tensor], count: int, device: torch.device, copier: DirectCopier | None = None
     ) -> None:
         self.tables, self.count = dict(tables), count
         self.copier = copier or (StreamCopier(device) if device.type == "cuda" else DirectCopier())
@@ -218,7 +208,7 @@ class HostRows:
         return classes.tolist()
 
 
-def _release(copier: Copier, pinned: list[int]) -> None:
+def _release(copier: DirectCopier, pinned: list[int]) -> None:
     copier.finish()
     for address in pinned:
         unpin(address)

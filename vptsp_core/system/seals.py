@@ -37,9 +37,10 @@ def unsealed(values: Mapping[str, Any], tensors: Mapping[str, Tensor | np.ndarra
 
     Raises:
         ValueError: there is no checksum, or it is not that of the values or of the tensors.
+        TypeError: the values are no table.
     """
-    kept = {key: value for key, value in values.items() if key != SEAL}
-    if values.get(SEAL) != _of_json(kept):
+    kept = dict(values)
+    if kept.pop(SEAL, None) != _of_json(kept):
         raise ValueError("its content does not fit its checksum")
     if tensors is not None and kept.get(TENSORS) != _of_tensors(tensors):
         raise ValueError("its tensors do not fit their checksum")
