@@ -19,6 +19,7 @@ from vptsp_core.data.cache import open_stores
 
 Made = tuple[str | bytes, np.ndarray, int]  # file name, (H, W, 3) expected, levels that it may be off by
 PHOTO = picture(0)
+ALL_SUCH = "; all such files: python -m vptsp_core data check folder --data DIR --decode"  # at the end, of a data set
 Y, X = np.mgrid[:SIDE, : SIDE + 16]
 
 
@@ -26,7 +27,9 @@ def refused_everywhere(desk: Desk, make: Callable[[Path], str]) -> str:
     """What both pipelines, the check and the embedder say alike of the file."""
     path = desk.data / "b" / make(desk.data / "b")
     said = {desk.refused(*desk.train("method=linear", f"pipeline={pipeline}")) for pipeline in ("classic", "cached")}
-    assert not list(desk.results.rglob("metrics.json"))
+    assert all(each.endswith(ALL_SUCH) for each in said), said
+    said = {each.removesuffix(ALL_SUCH) for each in said}
+    assert not desk.results.exists() or not [p for p in desk.results.rglob("*") if p.is_file()]
     status, out, err = desk.command("data", "check", "folder", "--decode", "--data", desk.data)
     assert (status, err) == (2, "error: folder: 1 image(s) cannot be read, as listed above; replace the files\n")
     said.add(out.splitlines()[-1])
@@ -102,6 +105,11 @@ def bomb(folder: Path) -> str:
 
 def floats(folder: Path) -> str:
     Image.fromarray(PHOTO[..., 0].astype(np.float32) / 255).save(folder / "odd.tif")
+    return "odd.tif"
+
+
+def large_numbers(folder: Path) -> str:
+    Image.fromarray(PHOTO[..., 0].astype(np.int32) * 1000).save(folder / "odd.tif")
     return "odd.tif"
 
 

@@ -54,24 +54,26 @@ TABLE: dict[str, list[Case]] = {
               "image DIR/data/b/odd.jpg: unreadable (image file is truncated (267 bytes not processed)); replace the file"),
         image("no bytes", images.empty, "image DIR/data/b/odd.jpg: unreadable (the file is empty); replace the file"),
         image("a web page named .jpg", images.web_page,
-              "image DIR/data/b/odd.jpg: unreadable (not an image of a known kind, it begins with b'<html>no such pa'); "
-              "replace the file"),
+              "image DIR/data/b/odd.jpg: unreadable (its content is a web page, a failed download?); replace the file"),
         image("decompression bomb: 1 kB of PNG that says 60,000 x 60,000 pixels", images.bomb,
               "image DIR/data/b/odd.png: unreadable (Image size (3600000000 pixels) exceeds limit of 178956970 pixels, "
               "could be decompression bomb DOS attack.); replace the file"),
-        image("floating-point TIFF", images.floats, "image DIR/data/b/odd.tif: its values from 0 to 1 have no known range; "
-              "convert it to 8 bits a channel"),
+        image("floating-point TIFF", images.floats, "image DIR/data/b/odd.tif: floating-point pixels have no known "
+              "range; convert it to 8 bits a channel"),
+        image("32 bits, values above 65,535", images.large_numbers,
+              "image DIR/data/b/odd.tif: its values do not fit into 16 bits; convert it to 8 bits a channel"),
         image("32 bits, values of 8 bits", images.small_numbers,
-              f"image DIR/data/b/odd.tif: its values from 0 to {images.PHOTO[..., 0].max()} have no known range; convert it "
-              "to 8 bits a channel"),
+              f"image DIR/data/b/odd.tif: its values end at {images.PHOTO[..., 0].max()} of 65,535; spread them over the "
+              "range, or convert it to 8 bits a channel"),
         image("a strip of 1 x 60,000 pixels", images.strip,
               "image DIR/data/b/odd.png: 60000 x 1 pixels, more than 256 times as long as wide; leave it out"),
         Case("a folder named .jpg", "`embed`", images.folder_embedded,
              "image DIR/data/b/odd.jpg: unreadable (Is a directory); replace the file"),
         Case("a folder named .jpg, among one's images", "`train`", images.folder_trained,
              WORKS + "it is left out, with a warning",
-             "warning: folder: 1 thing(s) in DIR/data are ignored, being no images in class folders, the first b/odd.jpg"),
-        Case("no such file", "`embed`", images.absent, "image DIR/none.jpg: no such file; check the path, or get the data set again"),
+             "warning: folder: 1 thing(s) in DIR/data are ignored, being no images or folders of them, the first "
+             "b/odd.jpg; 1 image(s) in sub-folders of class folders are not used"),
+        Case("no such file", "`embed`", images.absent, "image DIR/none.jpg: no such file; check the path"),
         Case("nothing", "`embed`", images.nothing, "no images to embed; give at least one"),
         Case("a tensor of another shape", "`embed`", images.wrong_tensor,
              "images of shape (1, 3, 8, 8) and type float32; the model takes (N, 3, 40, 40) floating point, normalised"),
@@ -83,30 +85,76 @@ TABLE: dict[str, list[Case]] = {
         Case("no folder given", "`data check cub200`", sets.no_folder,
              "cub200: which folder? give --data DIR, or set VPTSP_DATA"),
         Case("no such folder", "`data check cub200`", sets.absent_folder,
-             "cub200: no folder DIR/cub200/images; name the one that holds your images, or the data set's parent"),
+             "cub200: no folder DIR/cub200/images; unpack the data set there, or name its parent with --data"),
         Case("unknown name", "`train`", sets.unknown_name, "data set 'cub' is not known; known: "
              "glyphs, cub200, cars196, sop, inshop, inaturalist, folder, own"),
-        Case("missing list", "`data check sop`", sets.no_list,
+        Case("missing list, SOP", "`data check sop`", sets.no_list("sop"),
              "sop: no Info_Files/Ebay_train.txt or Ebay_train.txt in DIR/online_products; python -m vptsp_core data get "
-             "sop gets it, or name its parent with --data"),
-        Case("wrong counts", "`data check cub200`", sets.wrong_counts,
-             "cub200: DIR/cub200/images is not whole: 1 training classes instead of 100, 2 training images instead of "
-             "5864, 1 test classes instead of 100, 2 test images instead of 5924; complete it, or accept this with "
-             "--allow-partial"),
+             "sop says how to get it"),
+        Case("empty class of a benchmark", "`data check cub200`", sets.empty_class,
+             "cub200: DIR/cub200/images holds 1 training classes instead of 100, 2 training images instead of 5864, 1 "
+             "test classes instead of 100, 2 test images instead of 5924, 1 class folder(s) without images, the first "
+             "002.empty; complete it, or accept this with --allow-partial"),
         Case("empty class among one's own", "`data check folder`", sets.own_empty_class,
              WORKS + "it is left out, with a warning",
-             "warning: folder: 1 thing(s) in DIR/data are ignored, being no images in class folders, the first "
+             "warning: folder: 1 thing(s) in DIR/data are ignored, being no images or folders of them, the first "
              "empty/ without images"),
+        Case("class of one image", "`data check folder`", sets.class_of_one,
+             "class DIR/data/one has 1 image(s), at least 2 are needed; add or remove it"),
+        Case("path listed twice", "`data check folder`", sets.split("a/0.png,a,train", "a/./0.png,b,test"),
+             "folder: DIR/data/split.csv lists a/./0.png twice (line 2, 3); keep one of the two lines"),
+        Case("class both for training and for testing", "`data check folder`",
+             sets.split("a/0.png,a,train", "a/1.png,a,test"),
+             "folder: DIR/data/split.csv has 1 class(es) both for training and for testing, the first a; testing needs "
+             "unseen classes, leave each on one side"),
+        Case("path that leaves the folder", "`data check folder`", sets.split("../x.png,a,train", "b/0.png,b,test"),
+             "folder: DIR/data/split.csv lists ../x.png (line 2), which is not inside DIR/data; write it so"),
         Case("listed file that is not there", "`data check folder`",
-             sets.split("a/0.png,a,train", "a/9.png,a,train", "b/0.png,b,query", "b/1.png,b,gallery", "c/1.png,c,gallery"),
-             "folder: DIR/data/split.csv is not whole: 1 of 5 listed images are not in DIR/data, the first a/9.png; "
-             "complete it, or accept this with --allow-partial"),
-        Case("paths that are not relative to the folder", "`data check folder`",
-             sets.split("data/a/0.png,a,train", "data/b/0.png,b,test", "data/c/1.png,c,test"),
-             "folder: none of the 3 images of DIR/data/split.csv is in DIR/data, the first data/a/0.png; paths are relative "
-             "to that folder"),
+             sets.split("a/0.png,a,train", "a/9.png,a,train", "b/0.png,b,test", "b/1.png,b,test"),
+             "folder: DIR/data/split.csv holds 1 of 4 listed images not, the first DIR/data/a/9.png (line 3); complete "
+             "it, or accept this with --allow-partial"),
+        Case("unknown split", "`data check folder`", sets.split("a/0.png,a,training"),
+             "folder: DIR/data/split.csv, line 2: each line is path,class,split, split one of train, test, query, "
+             "gallery"),
+        Case("other header", "`data check folder`", sets.split("a/0.png,a,train", header="file,label,split"),
+             "folder: DIR/data/split.csv must begin with the header path,class,split (separated by , ; | or tab), not "
+             "'file,label,split'"),
         Case("list not in UTF-8", "`data check folder`", sets.split("a/\udcff.png,a,train"),
              "folder: DIR/data/split.csv is not in UTF-8 (invalid start byte); save it as UTF-8"),
+        Case("quote that is not closed", "`data check folder`", sets.split('"a/0.png,a,train'),
+             "folder: DIR/data/split.csv is unreadable (unexpected end of data); look for a quote that is not closed"),
+        Case("list as Excel writes it: byte order mark, semicolons", "`data check folder`", sets.excel,
+             WORKS + "like one with commas"),
+        Case("list with a first line sep=;, capitals in columns and splits, empty rows", "`data check folder`",
+             sets.excel_by_hand, WORKS + "like one without"),
+        Case("split named val", "`data check folder`", sets.split("a/0.png,a,train", "b/0.png,b,val"),
+             "folder: DIR/data/split.csv, line 3: there is no split 'val', classes that choose the epoch are held out of "
+             "train; write train or test"),
+        Case("column there twice", "`data check folder`",
+             sets.split("a/0.png,a,train,b", header="path,class,split,Class"),
+             "folder: DIR/data/split.csv has the column 'class' twice; keep one"),
+        Case("classes that differ only in case", "`data check folder`", sets.other_case,
+             WORKS + "they are two classes, with a warning",
+             "warning: folder: DIR/data: the classes A and a differ only in case, spaces or how letters are stored; if they are one class, write it in one way"),
+        Case("images in a sub-folder of a class folder", "`data check folder`", sets.nested,
+             WORKS + "they are left out, with a warning that counts them",
+             "warning: folder: 1 thing(s) in DIR/data are ignored, being no images or folders of them, the first a/more; "
+             "2 image(s) in sub-folders of class folders are not used"),
+        Case("class folders one level deeper", "`train --data-folder`", sets.own("sets", write=sets.deeper),
+             "own: no class folders with images in DIR/sets, but in DIR/sets/train and DIR/sets/val; name the folder that "
+             "holds the classes, or write split.csv"),
+        Case("no such folder", "`train --data-folder`", sets.own("nosuch"),
+             "own: no folder DIR/nosuch; name the one that holds your images"),
+        Case("a file in place of the folder", "`train --data-folder`", sets.own("file", write=sets.a_file),
+             "own: DIR/file is no folder; name the one that holds your images"),
+        Case("other header", "`train --data-folder`", sets.own("data", "file,label", "a/0.png,a"),
+             "own: DIR/data/split.csv must begin with the header path,class (separated by , ; | or tab), not 'file,label'; a third column, split, is optional"),
+        Case("path with backslashes", "`train --data-folder`", sets.own("data", "path;class", "a\\0.png;a"),
+             "own: DIR/data/split.csv, line 2: write a\\0.png with / instead of \\"),
+        Case("one class alone to test on", "`train --data-folder`",
+             sets.own("data", "path,class,split", "a/0.png,a,test", "a/1.png,a,test", "b/0.png,b,train"),
+             "own: DIR/data/split.csv has 1 class to test on, and among its images alone nothing can be confused; give "
+             "at least 2 classes the split test"),
         Case("labels out of range", "`FileSet(name, paths, labels, class_names)`", sets.labels,
              "mine: labels must run from 0 to 1 without gaps; found 2 different ones; give every class at least one "
              "image"),
@@ -222,9 +270,7 @@ TABLE: dict[str, list[Case]] = {
         Case("model that was moved", "`search`, `index`", models.moved_model,
              "index DIR/results/index: its model is not at DIR/bird.safetensors any more; name its new place with "
              "--model"),
-        Case("image that is not there", "`search`", models.absent_query,
-             "search: none of its 1 images can be read; the first: image DIR/none.jpg: no such file; check the path, or get "
-             "the data set again"),
+        Case("image that is not there", "`search`", models.absent_query, "image DIR/none.jpg: no such file; check the path"),
         Case("folder that holds an image that cannot be read", "`search`", models.unreadable_query,
              WORKS + "it is left out, with a warning, and the others are answered",
              "warning: 1 left out: image DIR/asked/bad.jpg: unreadable (the file is empty); replace the file"),

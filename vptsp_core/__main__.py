@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import os
 import sys
@@ -186,8 +187,8 @@ def _train(argv: Sequence[str]) -> int:
     if args.data_folder is not None:
         if args.data:
             raise ConfigError(f"--data {args.data} has no part in --data-folder {args.data_folder}; leave it out")
-        own = train_folder(args.data_folder, changes, **options)
-        _show_in_tensorboard(own, args.tensorboard, args.data_folder)
+        own = train_folder(args.data_folder, changes, say=functools.partial(print, flush=True), **options)
+        _show_in_tensorboard(own.run, args.tensorboard, args.data_folder)
         return 0
     config = preset(args.preset, **changes)
     refuse_unread(config.dataset, args.data)

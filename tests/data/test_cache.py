@@ -85,18 +85,22 @@ def test_the_key_is_the_content_of_the_file_list(images, tmp_path, decodings):
     assert len(build(fewer, tmp_path / "cache")) == 12
 
 
+def pictures_of_equal_size(folder, colours):
+    folder.mkdir(parents=True)
+    for i, colour in enumerate(colours):
+        Image.new("RGB", (20, 30), (colour, 0, 0)).save(folder / f"{i}.bmp")
+    return [folder / f"{i}.bmp" for i in range(len(colours))]
+
+
 def reds(paths, folder):
-    store = build(FileSet("red train", paths, np.arange(len(paths)) % 2, ["a", "b"]), folder)
+    labels = np.arange(len(paths)) % 2
+    store = build(FileSet("red train", paths, labels, ["a", "b"]), folder)
     return [int(store.image(i)[0, 0, 0]) for i in range(len(store))]
 
 
 def test_no_stale_pixels_are_read(tmp_path):
-    """Same names, same lengths, same times: edited and dated back, swapped, whole folders that change names."""
-    cache, paths = tmp_path / "cache", []
-    for folder, red in (("v1", 10), ("v1", 20), ("v2", 30), ("v2", 40)):
-        paths.append(tmp_path / folder / f"{red // 10 % 2}.bmp")
-        paths[-1].parent.mkdir(exist_ok=True)
-        Image.new("RGB", (20, 30), (red, 0, 0)).save(paths[-1])
+    """Same names, same lengths, same second: edited, swapped, moved, dated back, another folder under one cache."""
+    paths, cache = pictures_of_equal_size(tmp_path / "v1", range(10, 50, 10)), tmp_path / "cache"
     assert reds(paths, cache) == [10, 20, 30, 40]
     stat = paths[1].stat()
     Image.new("RGB", (20, 30), (99, 0, 0)).save(paths[1])
@@ -106,10 +110,21 @@ def test_no_stale_pixels_are_read(tmp_path):
     paths[3].rename(paths[2])
     (tmp_path / "aside").rename(paths[3])
     assert reds(paths, cache) == [10, 99, 40, 30]
+    others = pictures_of_equal_size(tmp_path / "v2", range(1, 5))
+    for path in (*paths, *others):  # as an archive leaves them
+        os.utime(path, (1, 1))
+    both = [tmp_path / "v1" / "0.bmp", tmp_path / "v2" / "0.bmp"]
+    assert reds(both, cache) == [10, 1]
+    (tmp_path / "v1").rename(tmp_path / "aside")  # whole folders change names: no file is touched
+    (tmp_path / "v2").rename(tmp_path / "v1")
+    (tmp_path / "aside").rename(tmp_path / "v2")
+    assert reds(both, cache) == [1, 10]
     (tmp_path / "v1").rename(tmp_path / "aside")
     (tmp_path / "v2").rename(tmp_path / "v1")
     (tmp_path / "aside").rename(tmp_path / "v2")
-    assert reds(paths, cache) == [40, 30, 10, 99]
+    assert reds(others, cache) == [1, 2, 3, 4]
+    mixed = [paths[0], others[1], paths[2], others[3]]
+    assert reds(mixed, cache) == [10, 2, 40, 4]
 
 
 def cut_after(monkeypatch, images, cache, count):
@@ -135,7 +150,7 @@ def holds_all(store, images):
                for i, path in enumerate(images.paths))  # fmt: skip
 
 
-@pytest.mark.parametrize("cut", [0, 5, 13])
+@pytest.mark.parametrize("cut", [0, 1, 5, 13])
 def test_a_build_cut_short_is_resumed(images, tmp_path, monkeypatch, decodings, cut):
     cut_after(monkeypatch, images, tmp_path / "cache", cut)
     decodings.clear()
@@ -144,9 +159,11 @@ def test_a_build_cut_short_is_resumed(images, tmp_path, monkeypatch, decodings, 
 
 
 @pytest.mark.parametrize("file", [module.PIXELS, module.DONE])
-def test_pixels_and_sizes_that_do_not_fit_are_decoded_again(images, tmp_path, monkeypatch, file):
-    """kill -9 or a power failure."""
-    os.truncate(cut_after(monkeypatch, images, tmp_path / "cache", 9) / file, 100)
+@pytest.mark.parametrize("length", [None, 0, 100])
+def test_pixels_and_sizes_that_do_not_fit_are_decoded_again(images, tmp_path, monkeypatch, file, length):
+    """kill -9 or a power failure, and then somebody tidies up."""
+    path = cut_after(monkeypatch, images, tmp_path / "cache", 9) / file
+    path.unlink() if length is None else os.truncate(path, length)
     assert holds_all(build(images, tmp_path / "cache"), images)
 
 
@@ -162,12 +179,21 @@ def test_an_unreadable_image_is_named(images, tmp_path):
     assert len(build(images, tmp_path / "cache")) == 14
 
 
+def test_a_strip_of_an_image_is_refused_by_name(images, tmp_path):
+    Image.new("L", (1, 20_000)).save(images.paths[4])
+    with pytest.raises(DataError, match="04.png: 1 x 20000 pixels, more than 256 times as long as wide; leave"):
+        build(images, tmp_path / "cache", side=101)
+
+
 def test_sixteen_bits_keep_their_shades(tmp_path):
     ramp = np.tile(np.linspace(0, 65535, 64, dtype=np.uint16), (64, 1))
     for name in ("ramp.png", "ramp.pgm", "ramp.tif"):
         Image.fromarray(ramp).save(tmp_path / name)
         found = np.asarray(read_image(tmp_path / name))[..., 0]
         assert np.array_equal(found, ramp >> 8), name
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(DataError, match="floating-point pixels have no known range"):
+        read_image(tmp_path / "float.tif")
 
 
 def test_names_that_are_no_text(tmp_path):
@@ -178,12 +204,17 @@ def test_names_that_are_no_text(tmp_path):
     assert len(build(files, tmp_path / "cache")) == 2 and len(files.fingerprint()) == 16
 
 
-def test_the_disk_is_looked_at_before_anything_is_decoded(images, tmp_path, monkeypatch, decodings):
+def test_the_disk_is_compared_with_all_sets_together(tmp_path, monkeypatch, decodings):
+    sets = [make_images(tmp_path / name, 6) for name in "ab"]
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage._replace(free=14 * 3 * 32**2 - 1))
+    sizes = [int(open_stores([each], tmp_path / "other", side=64, progress=False)[0].pixels.nbytes) for each in sets]
+    decodings.clear()
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage._replace(free=sum(sizes) - 1))
     with pytest.raises(DataError, match="needs .*, .* are free; .* VPTSP_CACHE, or set pipeline=classic"):
-        build(images, tmp_path / "cache")
-    assert not decodings
+        open_stores(sets, tmp_path / "cache", side=64, progress=False)
+    assert not decodings, "it is said before anything is decoded"
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage._replace(free=sum(sizes)))
+    open_stores(sets, tmp_path / "cache", side=64, progress=False)
 
 
 def test_what_will_be_written_and_what_is_left_over_is_said(images, tmp_path, capsys):
@@ -192,7 +223,7 @@ def test_what_will_be_written_and_what_is_left_over_is_said(images, tmp_path, ca
     capsys.readouterr()
     build(images, tmp_path / "cache", progress=True)
     lines = capsys.readouterr().err.splitlines()
-    assert "things train, 14 images: at least 0.0 MB to write in" in lines[0] and "free)" in lines[0]
+    assert "things train 14 images; " in lines[0] and "MB to write in" in lines[0] and "free)" in lines[0]
     assert "other files of a set of that name; delete it" in lines[1] and len(lines) == 2
 
 
@@ -227,7 +258,11 @@ def test_two_at_once_decode_once(images, tmp_path, decodings):
 def test_a_damaged_store_is_refused(images, tmp_path):
     build(images, tmp_path / "cache")
     (store,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
-    for damage in (lambda: os.truncate(store / module.PIXELS, 100), lambda: (store / module.SIZES).write_bytes(b"?")):
+    for damage in (
+        lambda: os.truncate(store / module.PIXELS, 100),
+        lambda: (store / module.PIXELS).unlink(),
+        lambda: (store / module.SIZES).write_bytes(b"garbage"),
+    ):
         damage()
         with pytest.raises(DataError, match="not whole; delete the folder"):
             build(images, tmp_path / "cache")
@@ -243,10 +278,26 @@ def test_the_command_makes_the_cache_that_a_run_reads(tmp_path, capsys, decoding
     out = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in out] == [["train", "8", "images"], ["test", "8", "images"]]
     decodings.clear()
-    run = ["train", "--preset", "smoke", "--data", str(tmp_path / "data"), "--results", str(tmp_path / "r"), *cache]
-    run += ["--set", "dataset=folder", "pipeline=cached", "batch=4", "samples_per_class=2", "weights=random"]
+    run = [
+        "train",
+        "--preset",
+        "smoke",
+        "--data",
+        str(tmp_path / "data"),
+        "--results",
+        str(tmp_path / "r"),
+        *cache,
+        "--set",
+        "dataset=folder",
+        "pipeline=cached",
+        "batch=4",
+        "samples_per_class=2",
+        "weights=random",
+    ]
     assert main(run) == 0
     assert not decodings, "nothing was decoded again"
     capsys.readouterr()
     assert main(["data", "cache", "glyphs"]) == 2
-    assert "nothing to cache" in capsys.readouterr().err
+    assert main(["data", "cache", "folder", "--data", str(tmp_path / "data"), "--side", "0"]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(errors) == 2 and "nothing to cache" in errors[0] and "--side 0" in errors[1]

@@ -10,8 +10,10 @@ from torchvision.transforms.functional import hflip, resized_crop
 from vptsp_core import preset
 from vptsp_core.data import Benchmark
 from vptsp_core.data.base import ImageSet
-from vptsp_core.data.batches import decoded, eval_batches, normalise, on_device, train_batches
+from vptsp_core.data.batches import decoded, eval_batches, train_batches
+from vptsp_core.data.cached import normalise, on_device
 from vptsp_core.data.crops import random_boxes
+from vptsp_core.data.folder import FileSet
 from vptsp_core.data.store import PixelStore
 from vptsp_core.errors import ConfigError, DataError
 from vptsp_core.method.sampler import ClassBalancedSampler
@@ -172,6 +174,19 @@ def test_decoding_leaves_the_benchmark_alone(tmp_path):
     assert all(images.store for images in (with_stores.train, with_stores.test, with_stores.gallery))
     assert without_training.train.store is None and without_training.gallery.store is not None
     assert decoded(plain, CONFIG.replace(pipeline="classic"), tmp_path) is plain
+
+
+@pytest.mark.parametrize("pipeline", ["classic", "cached"])
+def test_a_strip_is_found_by_its_header_before_the_training(pipeline, tmp_path, monkeypatch):
+    for i, size in enumerate([(40, 30), (40, 30), (30, 40), (6_000, 1)]):
+        Image.new("RGB", size).save(tmp_path / f"{i}.png")
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    images = FileSet("own train", paths, np.arange(4) % 2, ["a", "b"], as_shown=True)
+    image, decodings = FileSet.image, []
+    monkeypatch.setattr(FileSet, "image", lambda self, i: decodings.append(i) or image(self, i))
+    with pytest.raises(DataError, match="3.png: 6000 x 1 pixels, more than 256 times as long as wide; leave it out"):
+        decoded(Benchmark("own", images, images), CONFIG.replace(pipeline=pipeline), tmp_path, progress=False)
+    assert decodings == [3]
 
 
 def test_errors_of_the_host_reach_the_device_side():

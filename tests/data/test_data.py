@@ -1,5 +1,6 @@
 """Samplers, image files and the CUB layout; stand-ins are made here, in the real folder structure."""
 
+import os
 from collections import Counter
 
 import numpy as np
@@ -17,13 +18,81 @@ from vptsp_core.errors import DataError
 from vptsp_core.method.sampler import ClassBalancedSampler
 
 
-def test_absent_data_is_refused_with_the_cure(tmp_path):
+@pytest.fixture(scope="module")
+def cub(tmp_path_factory):
+    """A folder with CUB's layout and counts; one small picture under 11,788 names."""
+    root = tmp_path_factory.mktemp("data")
+    picture = root / "picture.jpg"
+    Image.new("RGB", (40, 32), (200, 30, 30)).save(picture)
+    for c in range(200):
+        folder = root / "cub200" / "images" / f"{c + 1:03}.Bird_{c}"
+        folder.mkdir(parents=True)
+        images, classes = (5864, 100) if c < 100 else (5924, 100)
+        count = images // classes + (c % 100 < images % classes)
+        for i in range(count):
+            os.link(picture, folder / f"Bird_{i:04}.jpg")
+    return root
+
+
+def test_cub_is_split_by_class(cub):
+    benchmark = load_benchmark("cub200", cub)
+    assert (len(benchmark.train), len(benchmark.test)) == (5864, 5924)
+    assert benchmark.train.num_classes == benchmark.test.num_classes == 100
+    assert benchmark.train.class_names[0] == "001.Bird_0" and benchmark.test.class_names[0] == "101.Bird_100"
+    assert not set(benchmark.train.class_names) & set(benchmark.test.class_names)
+    assert benchmark.test.image(0).size == (40, 32) and benchmark.gallery is None
+    assert benchmark.train.fingerprint() != benchmark.test.fingerprint()
+
+
+def test_half_a_cub_is_refused_with_the_counts(cub):
+    gone = cub / "cub200" / "images" / "001.Bird_0" / "Bird_0000.jpg"
+    gone.unlink()
+    try:
+        with pytest.raises(DataError, match="5863 training images instead of 5864"):
+            load_benchmark("cub200", cub)
+    finally:
+        os.link(cub / "picture.jpg", gone)
+
+
+def test_a_class_with_one_image_is_refused_by_name(cub):
+    images = cub / "cub200" / "images"
+    moved = sorted((images / "004.Bird_3").iterdir())[1:]
+    for path in moved:  # the totals stay right
+        path.rename(images / "005.Bird_4" / f"moved_{path.name}")
+    try:
+        with pytest.raises(DataError, match="004.Bird_3 has 1 image"):
+            load_benchmark("cub200", cub)
+    finally:
+        for path in moved:
+            (images / "005.Bird_4" / f"moved_{path.name}").rename(path)
+
+
+def test_absent_data_is_refused_with_the_mend(tmp_path):
     with pytest.raises(DataError, match="--data"):
         load_benchmark("cub200")
     with pytest.raises(DataError, match="no folder .*cub200"):
         load_benchmark("cub200", tmp_path)
     with pytest.raises(DataError, match="is not known; known: glyphs, cub200"):
         load_benchmark("cars")
+
+
+def broken(folder):
+    """Files that are no whole pictures, by name."""
+    good = folder / "good.jpg"
+    Image.effect_noise((64, 64), 80).convert("RGB").save(good)
+    content = good.read_bytes()
+    files = {"truncated.jpg": content[: len(content) // 2], "empty.jpg": b"", "text.jpg": b"<html>no such page</html>"}
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    (folder / "folder.jpg").mkdir()
+    return [*files, "folder.jpg", "absent.jpg"]
+
+
+def test_unreadable_images_are_named(tmp_path):
+    for name in broken(tmp_path):
+        with pytest.raises(DataError) as caught:
+            read_image(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "LA", "1", "I;16"])

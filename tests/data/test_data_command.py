@@ -12,13 +12,16 @@ import types
 import zipfile
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
+import scipy.io
 from PIL import Image
 
 from vptsp_core.__main__ import main
 from vptsp_core.data import DATASETS, fetch, load_benchmark
 from vptsp_core.data.catalog import CATALOG
 from vptsp_core.errors import DataError
+from vptsp_core.system import locks
 
 
 def picture():
@@ -118,12 +121,17 @@ def test_cub_from_nothing_to_whole(published, data, capsys):
     assert "there and whole" in run(capsys, "info", "cub200", "--data", data)[1]
 
 
-def test_what_was_fetched_is_not_fetched_again(published, data, capsys):
+def test_what_was_fetched_is_not_fetched_again(published, data, capsys, monkeypatch):
     tgz(published.folder / "CUB_200_2011.tgz", cub_files(199))
     published.publish("cub200", {"train": (100, 200), "test": (100, 200)})
     status, out, err = run(capsys, "get", "cub200", "--data", data)
     assert status == 2 and one_line(err.splitlines()[-1] + "\n") and "99 test classes instead of 100" in err
     assert f"move {data / 'cub200'} away" in err and "--allow-partial" not in err, "get knows no such thing"
+    archive = data / "downloads" / "CUB_200_2011.tgz"
+    archive.rename(data / "kept")
+    status, out, err = run(capsys, "get", "cub200", "--data", data)
+    assert status == 2 and "99 test classes" in err and len(published.seen) == 1, "unpacked: no need of the archive"
+    (data / "kept").rename(archive)
     (data / "cub200").rename(data / "away")
     assert run(capsys, "get", "cub200", "--data", data)[0] == 2 and len(published.seen) == 1
     status, out, err = run(capsys, "check", "cub200", "--data", data)
@@ -158,32 +166,62 @@ def test_a_killed_unpacking_leaves_nothing(published, data, capsys):
     assert [path.name for path in (data / "online_products").iterdir()] == ["Stanford_Online_Products"]
 
 
-def test_two_that_get_the_same_data_set(published, data, capsys):
+def test_two_that_get_the_same_data_set(published, data, capsys, monkeypatch):
     publish_sop(published)
-    status = []
+    begun, go, waits, unpack, status = threading.Event(), threading.Event(), threading.Event(), fetch._unpack, []
+    said = []
+    monkeypatch.setattr(locks, "print", lambda text, file: (said.append(text), waits.set()), raising=False)
+
+    def slow(*args, **kwargs):
+        begun.set()
+        assert go.wait(20)
+        unpack(*args, **kwargs)
+
+    monkeypatch.setattr(fetch, "_unpack", slow)
     command = ["data", "get", "sop", "--data", str(data)]
     threads = [threading.Thread(target=lambda: status.append(main(command))) for _ in "12"]
-    for thread in threads:
-        thread.start()
+    threads[0].start()
+    assert begun.wait(20)
+    threads[1].start()
+    waits.wait(10)
+    go.set()
     for thread in threads:
         thread.join(20)
-    assert status == [0, 0] and len(published.seen) == 1 and not list(data.rglob("*.lock"))
-    assert capsys.readouterr().out.count(" -> ") == 1
+    out, err = capsys.readouterr()
+    assert status == [0, 0] and err == ""
+    assert len(said) == 1 and said[0].startswith("sop: another process is getting it; waiting")
+    assert out.count(" -> ") == 1 and out.count("sop: whole, in") == 2 and not list(data.rglob("*.lock"))
 
 
-@pytest.mark.parametrize(
-    ("make", "name"), [(tgz, "../../evil"), (zipped, "../../evil"), (zipped, "{data}/evil"), (zipped, "images/a")]
-)
-def test_an_archive_writes_nothing_outside_and_holds_what_it_should(data, make, name):
+def test_stopping_while_unpacking_promises_nothing(published, data, capsys, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    publish_sop(published)
+    monkeypatch.setattr(fetch, "_extract", stop)
+    status, out, err = run(capsys, "get", "sop", "--data", data)
+    assert status == 130 and err == "stopped; the same command unpacks Stanford_Online_Products.zip again\n"
+    assert list((data / "online_products").iterdir()) == []
+
+
+EVIL = {
+    "outside.tgz": (tgz, {"../../evil": b"x", "img/a": b""}), "outside.zip": (zipped, {"../../evil": b"x"}),
+    "absolute.zip": (zipped, {"{data}/evil": b"x"}), "other.zip": (zipped, {"images/a": b""}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_an_archive_writes_nothing_outside_and_holds_what_it_should(published, data, name):
     data.mkdir()
-    make(data / "archive", {name.format(data=data): b"x"})
+    make, files = EVIL[name]
+    make(data / name, {path.format(data=data): content for path, content in files.items()})
     with pytest.raises(DataError, match="cannot be unpacked .*get it again|holds no folder img") as caught:
-        fetch._unpack(data / "archive", data, "img")
-    assert "\n" not in str(caught.value) and [path.name for path in data.iterdir()] == ["archive"]
+        fetch._unpack(data / name, data, "img")
+    assert "\n" not in str(caught.value) and [path.name for path in data.iterdir()] == [name]
     assert not (data.parent / "evil").exists() and not (data.parent.parent / "evil").exists()
 
 
-@pytest.mark.parametrize(("make", "damage"), [(tgz, "cut"), (zipped, "noise"), (tgz, "no archive")])
+@pytest.mark.parametrize(("make", "damage"), [(tgz, "cut"), (zipped, "cut"), (zipped, "noise"), (tgz, "no archive")])
 def test_a_broken_archive_is_refused_in_one_line(data, make, damage):
     data.mkdir()
     path = data / "a"
@@ -196,6 +234,17 @@ def test_a_broken_archive_is_refused_in_one_line(data, make, damage):
     assert "\n" not in str(caught.value) and [each.name for each in data.iterdir()] == ["a"]
 
 
+def test_an_archive_with_a_password_is_unpacked_by_hand(data):
+    data.mkdir()
+    zipped(data / "img.zip", {"img/a": b"x"})
+    content = bytearray((data / "img.zip").read_bytes())
+    for mark, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # the flag "encrypted" in both headers
+        content[content.index(mark) + offset] |= 1
+    (data / "img.zip").write_bytes(content)
+    with pytest.raises(DataError, match="password required .*unpack it yourself"):
+        fetch._unpack(data / "img.zip", data, "img")
+
+
 def test_a_disk_that_fills_up_leaves_nothing(data, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -203,20 +252,47 @@ def test_a_disk_that_fills_up_leaves_nothing(data, monkeypatch):
     data.mkdir()
     zipped(data / "img.zip", {"img/a": b"x"})
     monkeypatch.setattr(zipfile.ZipFile, "extract", full)
-    with pytest.raises(DataError, match="img.zip: cannot be unpacked .*No space left on device.*; free some"):
+    with pytest.raises(DataError, match="the disk is full, img.zip was not unpacked; free some"):
         fetch._unpack(data / "img.zip", data, "img")
     assert [path.name for path in data.iterdir()] == ["img.zip"]
 
 
-def test_a_file_fetched_by_hand_is_verified(data, capsys):
+def cars_annotations(path, images):
+    """The real file's structure: a 1 x N struct array, and a cell array of names."""
+    fields = ["relative_im_path", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "test"]
+    annotations = np.empty((1, len(images)), dtype=[(field, object) for field in fields])
+    for i, (name, number) in enumerate(images):
+        annotations[0, i] = (name, 1, 1, 9, 9, np.uint8(number), np.uint8(i % 2))
+    names = np.array([f"Car {c}" if c != 2 else "Ram C/V Cargo Van Minivan 2012" for c in range(1, 197)], dtype=object)
+    scipy.io.savemat(path, {"annotations": annotations, "class_names": names[None]})
+
+
+def test_cars_are_sorted_by_their_annotations(published, data, capsys):
+    images = [(f"car_ims/{n + 1:06}.jpg", 196 - n // 2) for n in range(392)]  # in no class order
+    cars_annotations(published.folder / "cars_annos.mat", images)
+    tgz(published.folder / "car_ims.tgz", {name: PICTURE for name, _ in images})
+    published.publish("cars196", {"train": (98, 196), "test": (98, 196)})
+    status, out, err = run(capsys, "get", "cars196", "--data", data)
+    assert status == 2 and one_line(err) and "cars_annos.mat and car_ims.tgz must be fetched by hand" in err
+    assert str(data / "downloads") in out and "train 196 images of 98 classes" in out and not data.exists()
+    data.mkdir()
+    published.folder.rename(data / "downloads")
+    assert run(capsys, "get", "cars196", "--data", data)[0] == 0
+    assert sorted(path.name for path in (data / "cars196").iterdir()) == ["car_ims", "cars_annos.mat"]
+    benchmark = load_benchmark("cars196", data)
+    assert benchmark.train.class_names[:2] == ("001.Car 1", "002.Ram C-V Cargo Van Minivan 2012")
+    assert [path.name for path in benchmark.train.paths[:2]] == ["000391.jpg", "000392.jpg"], "class 1 came last"
+
+
+def test_cars_with_other_annotations(published, data, capsys):
     (data / "downloads").mkdir(parents=True)
     tgz(data / "downloads" / "car_ims.tgz", {"car_ims/000001.jpg": PICTURE})
-    status, out, err = run(capsys, "get", "cars196", "--data", data)
-    assert status == 2 and one_line(err) and "cars_annos.mat must be fetched by hand" in err
-    assert str(data / "downloads") in out and "images of 98 classes" in out
     (data / "downloads" / "cars_annos.mat").write_bytes(b"<html>")
     status, out, err = run(capsys, "get", "cars196", "--data", data)
     assert status == 2 and one_line(err) and "cars_annos.mat is not the published file (md5" in err
+    published.publish("cars196", {}, **{part.file: {"checksum": ""} for part in CATALOG["cars196"].parts})
+    status, out, err = run(capsys, "get", "cars196", "--data", data)
+    assert status == 2 and one_line(err) and "is no cars_annos.mat" in err
 
 
 def test_inshop_from_what_a_person_fetched(published, data, capsys):
@@ -233,6 +309,20 @@ def test_inshop_from_what_a_person_fetched(published, data, capsys):
     assert status == 0 and [line.split()[0] for line in out.splitlines()] == ["split", "train", "query", "gallery"]
 
 
+def test_inaturalist_fetches_nothing_before_the_lists_are_there(published, data, capsys):
+    lists = {"train": "train_val2018/Aves/1/a.jpg\n", "test": "train_val2018/Aves/2/b.jpg\n"}
+    images = {line.strip(): PICTURE for line in lists.values()}
+    tgz(published.folder / "train_val2018.tar.gz", images)
+    published.publish("inaturalist", {"train": (1, 1), "test": (1, 1)})
+    status, out, err = run(capsys, "get", "inaturalist", "--data", data)
+    assert status == 2 and one_line(err) and "Inaturalist_train_set1.txt and Inaturalist_test_set1.txt" in err
+    assert "Smooth-AP" in out and not published.seen
+    (data / "downloads").mkdir(parents=True)
+    for split, line in lists.items():
+        (data / "downloads" / f"Inaturalist_{split}_set1.txt").write_text(line)
+    assert run(capsys, "get", "inaturalist", "--data", data)[0] == 0 and len(published.seen) == 1
+
+
 def test_decode_lists_what_cannot_be_read(tmp_path, capsys):
     for c in "0abc":
         for i in range(2):
@@ -244,7 +334,7 @@ def test_decode_lists_what_cannot_be_read(tmp_path, capsys):
     (tmp_path / "a" / "0.jpg").write_bytes(b"")
     assert run(capsys, "check", "folder", "--data", tmp_path)[0] == 0
     status, out, err = run(capsys, "check", "folder", "--data", tmp_path, "--decode")
-    assert status == 2
+    assert status == 2 and "in two classes or more" in err, "all are one picture"
     assert err.endswith("error: folder: 2 image(s) cannot be read, as listed above; replace the files\n")
     listed = [line for line in out.splitlines() if "unreadable" in line]
     assert [line.split(":")[0] for line in listed] == [f"image {tmp_path}/a/0.jpg", f"image {tmp_path}/b/1.jpg"]
@@ -253,7 +343,10 @@ def test_decode_lists_what_cannot_be_read(tmp_path, capsys):
 WRONG = {
     "no data": (["check", "sop"], "which folder? give --data DIR, or set VPTSP_DATA"),
     "no such set": (["get", "cub", "--data", "."], "no data set 'cub'; there are glyphs, cub200"),
+    "unknown to check": (["check", "cub", "--data", "."], "data set 'cub' is not known"),
+    "unknown to info": (["info", "cub"], "no data set 'cub'"),
     "own": (["get", "folder", "--data", "."], "there is nothing to get"),
+    "embedded": (["get", "glyphs", "--data", "."], "there is nothing to get"),
     "not there": (["check", "sop", "--data", "."], "no folder /"),
 }
 
@@ -264,6 +357,11 @@ def test_mistakes_are_one_line_and_status_2(command, message, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     status, out, err = run(capsys, *command)
     assert status == 2 and one_line(err) and message in err and out == ""
+
+
+def test_the_environment_names_the_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VPTSP_DATA", str(tmp_path))
+    assert f"no folder {tmp_path}/online_products" in run(capsys, "check", "sop")[2]
 
 
 def test_info_tells_where_things_come_from(monkeypatch, capsys):
@@ -282,6 +380,15 @@ def test_info_tells_where_things_come_from(monkeypatch, capsys):
 def test_the_embedded_set_is_checked_as_well(capsys):
     status, out, _ = run(capsys, "check", "glyphs")
     assert status == 0 and out.splitlines()[1].split() == ["train", "100", "2000"]
+
+
+def test_a_name_with_a_line_end_stays_in_one_line(tmp_path, capsys):
+    folder = tmp_path / "a\nb"
+    for c in "xy":
+        (folder / c).mkdir(parents=True)
+    (folder / "x" / "1.jpg").write_bytes(PICTURE)
+    status, out, err = run(capsys, "check", "folder", "--data", folder)
+    assert status == 2 and err.count("warning: ") == 1 and err.count("error: ") == 1 and err.count("\n") == 2
 
 
 def test_a_place_that_may_not_be_entered_is_one_line(tmp_path, monkeypatch, capsys):

@@ -84,8 +84,8 @@ def make_sop(lists="online_products/Info_Files", images="online_products/images"
     put(*(f"{images}/{row.split()[3]}" for rows in SOP.values() for row in rows))
 
 
-def inshop_list(rows=INSHOP):
-    lines = [str(len(rows)), "image_name item_id evaluation_status"]
+def inshop_list(rows=INSHOP, declared=None):
+    lines = [str(declared or len(rows)), "image_name item_id evaluation_status"]
     return "\n".join(lines + [f"{image:80} {item}  {status}  " for image, item, status in rows]) + "\n"
 
 
@@ -115,11 +115,12 @@ def names(images):
     return [(path.name, images.class_names[label]) for path, label in zip(images.paths, images.labels, strict=True)]
 
 
-def annotations(path, images, key):
+def annotations(path, images, key, labels=True):
     """A file as Stanford distributed it: a 1 x N struct array."""
-    table = np.empty((1, len(images)), dtype=[(field, object) for field in ("bbox_x1", "class", key)])
+    fields = ["bbox_x1", *(["class"] if labels else []), key]
+    table = np.empty((1, len(images)), dtype=[(field, object) for field in fields])
     for i, (image, number) in enumerate(images):
-        table[0, i] = (1, np.uint8(number), image)
+        table[0, i] = (1, *([np.uint8(number)] if labels else []), image)
     path.parent.mkdir(parents=True, exist_ok=True)
     names = np.array([f"Car C/V {number}" for number in range(1, 197)], dtype=object)
     scipy.io.savemat(path, {"annotations": table} | ({"class_names": names[None]} if key == "relative_im_path" else {}))
@@ -134,17 +135,23 @@ def car_ims(folder):
     annotations(put.root / folder / "cars_annos.mat", images, "relative_im_path")
 
 
-def halves(folder, devkit="devkit/"):
+def halves(folder, devkit="devkit/", nested=False, labels=True):
     for i, (half, file) in enumerate([("cars_train", "cars_train_annos"), ("cars_test", "cars_test_annos_withlabels")]):
-        put(*(f"{folder}/{half}/{image}" for image, _ in CARS[i::2]))
-        annotations(put.root / folder / f"{devkit}{file}.mat", CARS[i::2], "fname")
+        put(*(f"{folder}/{half}/{f'{half}/' * nested}{image}" for image, _ in CARS[i::2]))
+        file = file if labels else file.removesuffix("_withlabels")
+        annotations(put.root / folder / f"{devkit}{file}.mat", CARS[i::2], "fname", labels or not i)
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [lambda: car_ims("cars196"), lambda: car_ims("stanford_cars"), lambda: halves("cars196"),
-     lambda: halves("stanford_cars", "")],
-)  # fmt: skip
+def class_halves(folder):
+    put(*(f"{folder}/{('cars_train', 'cars_test')[i % 2]}/Car {196 - i // 2:03}/{image}"
+          for i, (image, _) in enumerate(CARS)))  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", [
+    lambda: car_ims("cars196"), lambda: car_ims("stanford_cars"), lambda: halves("cars196"),
+    lambda: halves("cars196", "", nested=True), lambda: halves("stanford_cars", "devkit/devkit/"),
+    lambda: class_halves("cars196"),
+])  # fmt: skip
 def test_cars_as_people_have_them(root, layout):
     """Of the classes, not of the official halves, the first 98 are for training; file and class stay together."""
     layout()
@@ -157,14 +164,15 @@ def test_cars_as_people_have_them(root, layout):
     assert not set(names(benchmark.train)) & set(names(benchmark.test))
 
 
-def test_cars_without_annotations(root):
-    halves("cars196")
-    path = root / "cars196" / "devkit" / "cars_test_annos_withlabels.mat"
-    path.write_bytes(b"<html>")
-    with pytest.raises(DataError, match="unreadable .*; get cars_test_annos_withlabels.mat again"):
+def test_cars_without_labels_or_annotations(root):
+    halves("cars196", labels=False)
+    with pytest.raises(DataError, match="cars_test_annos.mat has no labels; get cars_test_annos_withlabels.mat"):
         load_benchmark("cars196", root)
-    path.unlink()
+    (root / "cars196" / "devkit" / "cars_test_annos.mat").unlink()
     with pytest.raises(DataError, match="cars_test needs cars_test_annos_withlabels.mat, .* put it into "):
+        load_benchmark("cars196", root)
+    (root / "cars196" / "cars_test_annos_withlabels.mat").write_bytes(b"<html>")
+    with pytest.raises(DataError, match="is no cars_test_annos_withlabels.mat .*; get it again"):
         load_benchmark("cars196", root)
 
 
@@ -175,6 +183,23 @@ def test_folders_by_the_names_of_their_archives(root, name, folder):
     make_classes(folder, 200 if name == "cub200" else 196)
     load_benchmark(name, root)
     load_benchmark(name, root / folder)
+
+
+@pytest.mark.parametrize(
+    ("folder", "sign"), [("cub200", "lists"), ("CUB_200_2010", "numbers"), ("CUB_200", "numbers")]
+)
+def test_the_birds_of_2010_are_refused_by_their_name(root, folder, sign):
+    for c in range(200):
+        number = 2950163169 + c if sign == "numbers" else 796111 + c
+        put(*(f"{folder}/images/{c + 1:03}.Bird_{c}/Bird_{c}_{i:04}_{number}.jpg" for i in range(2)))
+    if sign == "numbers":
+        with pytest.raises(DataError, match=f"{folder} holds CUB-200 of 2010 .6,033 images.; the bench"):
+            load_benchmark("cub200", root, allow_partial=True)
+        return
+    load_benchmark("cub200", root)  # of 2011 by all that is there
+    (root / folder / sign).mkdir()
+    with pytest.raises(DataError, match="holds CUB-200 of 2010"):
+        load_benchmark("cub200", root)
 
 
 def test_inshop_as_it_is_published(root):
@@ -239,14 +264,20 @@ def test_classes_without_numbers_are_not_guessed_at(root):
     put(*(f"cars196/images/Car {c:03}/{i}.jpg" for c in range(196) for i in range(2)))
     assert load_benchmark("cars196", root).test.class_names[0] == "Car 098", "all are there: their order decides"
     (root / "cars196/images/Car 007").rename(root / "away")
-    with pytest.raises(DataError, match="the order of its class folders tells which are for training"):
-        load_benchmark("cars196", root, allow_partial=True)
+    for allow_partial in (False, True):
+        with pytest.raises(DataError, match="which classes are for training is unknown") as caught:
+            load_benchmark("cars196", root, allow_partial)
+        assert "\n" not in str(caught.value)
+    put(*(f"cars196/images/__MACOSX/{i}.jpg" for i in range(2)))  # one gone, one stray: the count is right again
+    (root / "cars196/images/Car 100/0.jpg").unlink()
+    with pytest.raises(DataError, match="which classes are for training is unknown"):
+        load_benchmark("cars196", root, True)
 
 
-def test_a_missing_class_with_a_number_moves_no_other(root):
-    MAKE["cub200"]()
-    (root / "cub200/images/050.Class 49").rename(root / "away")
-    with pytest.warns(UserWarning, match="99 training classes instead of 100"):
+def test_a_missing_class_and_a_stray_folder_move_no_other(root):
+    put(*(f"cub200/images/{c + 1:03}.Class {c}/{i}.jpg" for c in range(200) for i in range(2)))
+    (root / "cub200/images/050.Class 49").rename(root / "cub200/images/Class049")
+    with pytest.warns(UserWarning, match="99 training classes .* 1 folder.s. without a class number, the first Class0"):
         benchmark = load_benchmark("cub200", root, allow_partial=True)
     assert benchmark.train.num_classes == 99 and benchmark.train.class_names[-1] == "100.Class 99"
     assert benchmark.test.class_names[0] == "101.Class 100" and benchmark.test.num_classes == 100
@@ -260,8 +291,10 @@ def test_online_products_follows_its_lists(root):
     assert benchmark.test.labels.tolist() == [0, 0, 1], "a class of one image is the benchmark's own: no refusal"
 
 
-def test_online_products_as_its_archive_unpacks(root):
-    make_sop("online_products", "online_products")
+@pytest.mark.parametrize("images", ["online_products/images", "online_products"])
+@pytest.mark.parametrize("lists", ["online_products/Info_Files", "online_products"])
+def test_online_products_as_its_archive_unpacks(root, lists, images):
+    make_sop(lists, images)
     assert len(load_benchmark("sop", root).test) == 3
 
 
@@ -299,7 +332,7 @@ def test_all_differences_are_in_one_line(root):
         load_benchmark("inshop", root)
     for part in (
         "1 training classes instead of 2", "2 training images instead of 3", "1 query classes instead of 2",
-        "1 query images instead of 2", "2 of 8 listed images are not in ", INSHOP[2][0], "--allow-partial",
+        "1 query images instead of 2", "2 of 8 listed images not, the first", INSHOP[2][0], "--allow-partial",
     ):  # fmt: skip
         assert part in str(caught.value)
     assert "gallery" not in str(caught.value) and "\n" not in str(caught.value)
@@ -320,29 +353,41 @@ def test_going_on_knowingly(root):
     with pytest.warns(UserWarning):
         benchmark = load_benchmark("inshop", root, allow_partial=True)
     assert benchmark.test.labels.tolist() == [0, 1] and benchmark.gallery.labels.tolist() == [1, 1]
-    assert benchmark.differences[-1] == "1 class(es) have nothing to be found, the first id_00000001"
+    assert benchmark.differences[-1] == "1 query class(es) without gallery images, the first id_00000001"
+
+
+def test_a_list_shorter_than_it_says(root):
+    make_inshop()
+    (root / "inshop" / "list_eval_partition.txt").write_text(inshop_list(declared=52712))
+    with pytest.raises(DataError, match="8 rows in list_eval_partition.txt instead of the 52712"):
+        load_benchmark("inshop", root)
 
 
 def test_nothing_left_is_refused_even_knowingly(root):
     make_sop()
     for path in (root / "online_products" / "images").rglob("*.JPG"):
         path.unlink()
-    with pytest.raises(DataError, match="none of the 7 images of .*Info_Files is in "):
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="leaves no images for train and test"):
         load_benchmark("sop", root, allow_partial=True)
 
 
 BROKEN = {
     "no folder": ("sop", None, None, "no folder .*online_products; python -m vptsp_core data get sop"),
     "no list": ("sop", "Info_Files/Ebay_test.txt", None, "no Info_Files/Ebay_test.txt or Ebay_test.txt in"),
-    "other header": ("sop", "Info_Files/Ebay_train.txt", "id path\n", "unreadable .*'class_id'.*; get it again"),
-    "short row": ("sop", "Info_Files/Ebay_train.txt", sop_lists()["Ebay_train.txt"] + "8 3\n", "a line lacks"),
-    "not text": ("inshop", "list_eval_partition.txt", b"\xff\xfe\x00", "list_eval_partition.txt: unreadable"),
-    "status": ("inshop", "list_eval_partition.txt", inshop_list([("img/a.jpg", "a", "val")]), "unknown .* 'val'"),
-    "web page": ("inaturalist", "Inaturalist_test_set1.txt", "<html>\n", "'<html>' is not a path kind/species/image"),
+    "other header": ("sop", "Info_Files/Ebay_train.txt", "id path\n", "must begin with the header 'image_id"),
+    "short row": ("sop", "Info_Files/Ebay_train.txt", sop_lists()["Ebay_train.txt"] + "8 3\n",
+                  "Ebay_train.txt, line 6: 2 fields instead of 4"),
+    "not text": ("inshop", "list_eval_partition.txt", b"\xff\xfe\x00", "list_eval_partition.txt is unreadable"),
+    "no number": ("inshop", "list_eval_partition.txt", "image_name item_id\n", "must begin with the number of rows"),
+    "status": ("inshop", "list_eval_partition.txt", inshop_list([("img/a.jpg", "a", "val")]), "status 'val' is none"),
+    "no path": ("inaturalist", "Inaturalist_test_set1.txt", "a.jpg\n", "line 1: 'a.jpg' is no path"),
+    "web page": ("inaturalist", "Inaturalist_test_set1.txt", "<html>\n", "line 1: '<html>' is no path"),
     "class in both": ("inaturalist", "Inaturalist_test_set1.txt", "train_val2018/Aves/3136/f.jpg\n",
                       r"1 class\(es\) both for training and for testing, the first Aves/3136"),
     "image twice": ("inaturalist", "Inaturalist_test_set1.txt", "train_val2018/Plantae/3136/d.jpg\n" * 2,
                     "lists train_val2018/Plantae/3136/d.jpg twice"),
+    "outside": ("sop", "Info_Files/Ebay_test.txt", "image_id class_id super_class_id path\n1 9 1 ../../x.JPG\n",
+                "not inside"),
 }  # fmt: skip
 
 
@@ -370,8 +415,7 @@ def test_own_folders_are_halved(root):
 
 
 def own_csv(root, lines, header="path,class,split"):
-    if not (root / "images").exists():
-        put(*(f"images/{i}.jpg" for i in range(8)))
+    put(*(f"images/{i}.jpg" for i in range(8)))
     (root / "split.csv").write_text("\n".join([header, *lines]) + "\n")
 
 
@@ -390,22 +434,19 @@ def test_own_split_with_a_gallery(root):
 
 
 OWN = {
-    "header": (["images/0.jpg,a,train"], "path,label,split", "header path,class or .* not 'path,label,split'"),
-    "mis-spelt": (["images/0.jpg,a,train"], "path,class,splits", "not 'path,class,splits'"),
-    "column twice": (["images/0.jpg,a,b"], "path,class,Class", "header path,class or path,class,split"),
-    "other separator": (["images/0.jpg a train"], "path class split", "must begin with the header"),
-    "two separators": (["images/0.jpg;a;train"], None, "line 2: each line is path,class,split"),
-    "no class": (["images/0.jpg,,train"], None, "line 2: each line is path,class,split"),
-    "unquoted": (["images/0.jpg,owl, barn,train"], None, "line 2: more values than columns; put a name .* in quotes"),
-    "split": (["images/0.jpg,a,Val"], None, "line 2: unknown split 'Val'; write one of train, test, query, gallery"),
+    "header": (["images/0.jpg,a,train"], "path,label,split", "header path,class,split"),
+    "spaces": (["images/0.jpg a train"], "path class split", r"\(separated by , ; | or tab\), not 'path class"),
+    "colons": (["images/0.jpg:a:train"], "path:class:split", "not 'path:class:split'"),
+    "two separators": (["images/0.jpg;a;train"], None, "line 2: ';' separates the columns, in the header ','"),
+    "split": (["images/0.jpg,a,training"], None, "line 2: each line is path,class,split"),
+    "short": (["images/0.jpg,a"], None, "line 2: each line is path,class,split"),
     "no test": (["images/0.jpg,a,train"], None, "has the splits train; it must have test, or"),
     "mixed": ([f"images/{i}.jpg,{i},{s}" for i, s in enumerate(["train", "test", "query", "gallery"])], None, "splits"),
     "shared": (["images/0.jpg,a,train", "images/1.jpg,a,test"], None, "the first a; testing needs unseen classes"),
-    "missing": (["images/0.jpg,a,train", "images/9.jpg,b,test"], None, "1 of 2 listed images are not in .*9.jpg; "),
-    "all missing": (["0.jpg,a,train", "1.jpg,b,test"], None,
-                    "none of the 2 images of .* is in .*, the first 0.jpg; paths are relative to that folder"),
-    "twice": (["images/0.jpg,a,train", "images/./0.jpg,b,test"], None, "lists images/0.jpg twice"),
-    "one class": (["images/0.jpg,a,train", "images/1.jpg,b,test", "images/2.jpg,b,test"], None, "1 class to test on"),
+    "missing": (["images/0.jpg,a,train", "images/9.jpg,b,test"], None,
+                r"1 of 2 listed images not, the first .*9.jpg \(line 3\)"),
+    "twice": (["images/0.jpg,a,train", "images/./0.jpg,b,test"], None, r"lists images/./0.jpg twice \(line 2, 3\)"),
+    "outside": (["images/0.jpg,a,train", "../9.jpg,b,test"], None, r"9.jpg \(line 3\), which is not inside"),
 }  # fmt: skip
 
 
@@ -417,42 +458,84 @@ def test_own_split_mistakes(root, lines, header, message):
     assert "\n" not in str(caught.value)
 
 
+def test_own_folders_mistakes(root):
+    with pytest.raises(DataError, match="no class folders with images"):
+        load_benchmark("folder", root)
+    put("a/1.jpg", "a/2.jpg")
+    with pytest.raises(DataError, match="leaves no images for test"):
+        load_benchmark("folder", root)
+    put("b/1.jpg")
+    with pytest.raises(DataError, match="b has 1 image"):
+        load_benchmark("folder", root)
+    put("b/2.jpg")
+    (root / "loop").symlink_to("loop")
+    with pytest.raises(DataError, match="cannot read .*loop.* make it readable, or remove it"):
+        load_benchmark("folder", root)
+
+
+@pytest.mark.skipif(getattr(os, "geteuid", int)() == 0, reason="root reads everything, Windows has other rights")
+def test_own_folders_that_cannot_be_read(root):
+    put("a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg")
+    (root / "b").chmod(0)
+    with pytest.raises(DataError, match="cannot read .*b .Permission denied.; make it readable, or remove it"):
+        load_benchmark("folder", root)
+
+
 def test_what_is_ignored_is_told(root):
     put(*(f"{c}/{i}.jpg" for c in "abcd" for i in range(2)), "loose.jpg", "c/nested/1.jpg")
     for name in ("aa", "lost+found", ".hidden"):
         (root / name).mkdir()
-    (root / "a" / "x.HEIC").write_bytes(b"")
+    (root / "a" / "x.psd").write_bytes(b"")
+    (root / "split.tsv").write_text("path\tclass\n")
     with pytest.warns(UserWarning) as caught:
         benchmark = load_benchmark("folder", root)
-    (told,) = [str(each.message) for each in caught]
-    assert "4 thing(s) in" in told
-    assert told.endswith("the first loose.jpg; 1 .heic are not read: convert them to JPEG or PNG")
+    (of_files,) = [each for each in caught if "in two classes" not in str(each.message)]  # `put` has one picture
+    told, end = str(of_files.message), "the first loose.jpg; 1 image(s) in sub-folders of class folders are not used"
+    end += "; 1 .psd are not read; convert them to JPEG or PNG"
+    end += "; split.tsv is not read: a table of the images has the name split.csv"
+    assert "5 thing(s) in" in told and told.endswith(end)
     assert benchmark.train.class_names == ("a", "b"), "an empty folder moves no class"
     assert benchmark.differences == ()
 
 
-def test_other_kinds_of_images(root, suffix="gif"):
+@pytest.mark.parametrize("suffix", ["TIF", "gif"])
+def test_other_kinds_of_images(root, suffix):
     put(*(f"{c}/{i}.jpg" for c in "0abc" for i in range(2)))
     frames = [Image.new("RGB", (8, 6), color) for color in ((200, 0, 0), (0, 0, 200))]
     frames[0].save(root / "b" / f"x.{suffix}", save_all=True, append_images=frames[1:])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*in two classes")  # `put` has one picture
         benchmark = load_benchmark("folder", root)
     assert benchmark.test.image(2).getpixel((3, 3)) == (200, 0, 0), "the first frame"
 
 
 def test_own_split_says_which_queries_can_only_miss(root):
     own_csv(root, ["images/0.jpg,a,train", "images/1.jpg,b,test", "images/2.jpg,b,test", "images/3.jpg,c,test"])
-    with pytest.warns(UserWarning, match="1 class.* have nothing to be found, the first c; their queries can only"):
+    with pytest.warns(
+        UserWarning, match="1 class.* have nothing to be found, the first c; their queries can only miss"
+    ):
         load_benchmark("folder", root)
-    rows = ["images/1.jpg,b,query", "images/3.jpg,b,gallery", "images/4.jpg,c,query", "images/5.jpg,d,gallery"]
-    own_csv(root, rows)
+    (root / "images/2.jpg").unlink()  # the rule is the same where something is waved through
+    with pytest.warns(UserWarning) as caught:
+        load_benchmark("folder", root, allow_partial=True)
+    assert any("2 class(es) of" in str(each.message) for each in caught)
+    rows = ["images/0.jpg,a,train", "images/1.jpg,b,query", "images/3.jpg,b,gallery", "images/4.jpg,c,query"]
+    rows.append("images/5.jpg,d,gallery")
+    (root / "split.csv").write_text("path,class,split\n" + "\n".join(rows))
     with pytest.warns(UserWarning, match="1 class.* the first c"):
         load_benchmark("folder", root)
 
 
-def test_own_split_with_odd_names(root, capsys):
-    name = "0\u2028\n.jpg"
+def test_class_folders_of_one_image_are_refused_knowingly_or_not(root):
+    MAKE["cub200"]()
+    (root / "cub200/images/007.Class 6/6_0.jpg").unlink()
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="007.Class 6 has 1 image"):
+        load_benchmark("cub200", root, allow_partial=True)
+
+
+@pytest.mark.parametrize("name", ["0\u2028.jpg", "0\n.jpg"])
+def test_own_split_with_odd_names(root, name, capsys):
     put(f"images/{name}", *(f"images/{i}.jpg" for i in (1, 2)))
     (root / "split.csv").write_text(
         f'path,class,split\n"images/{name}",a,train\nimages/1.jpg,b,test\nimages/2.jpg,c,test'
@@ -466,7 +549,8 @@ def test_own_split_with_odd_names(root, capsys):
 UNREADABLE = {
     "quote": (b'path,class,split\nimages/0.jpg,"a,train\n' + b"images/1.jpg,b,test\n" * 9, "a quote that is not"),
     "another encoding": ("path,class,split\na.jpg,é,train\n".encode("latin-1"), "is not in UTF-8 .*; save it as UTF-8"),
-    "NUL": (b"path,class,split\nima\0ges/0.jpg,a,train\nimages/1.jpg,b,test\n", "1 of 2 listed images are not in"),
+    "backslashes": (b"path,class,split\nimages\\0.jpg,a,train\n", r"line 2: write images.0\.jpg with / instead of"),
+    "NUL": (b"path,class,split\nima\0ges/0.jpg,a,train\nimages/1.jpg,b,test\n", "not inside"),
 }  # fmt: skip
 
 
@@ -490,6 +574,16 @@ def test_runs_on_other_images_have_other_folders(root, tmp_path):
     put("two/b/2.jpg")
     other = run_folder(config, tmp_path, load_benchmark("folder", root / "two"))
     assert other != folders[0] and other.name.startswith(run_folder(config, tmp_path).name)
+
+
+def test_partial_runs_have_other_folders(root, tmp_path):
+    config = preset("demo", dataset="sop")
+    make_sop()
+    assert run_folder(config, tmp_path, load_benchmark("sop", root)) == run_folder(config, tmp_path)
+    (root / "online_products/images/sofa_final/c_0.JPG").unlink()
+    with pytest.warns(UserWarning):
+        partial = load_benchmark("sop", root, allow_partial=True)
+    assert "-partial-" in run_folder(config, tmp_path, partial).name
 
 
 def test_train_and_evaluate_on_a_partial_set(root, capsys):

@@ -10,6 +10,7 @@ import pytest
 from vptsp_core.data import download as module
 from vptsp_core.data.download import download
 from vptsp_core.errors import DataError
+from vptsp_core.system import locks
 from vptsp_core.system.bars import amount
 
 CONTENT = os.urandom(3_000_000)
@@ -28,6 +29,7 @@ class Server:
         self.content, self.ranges, self.status, self.type = CONTENT, True, 200, "application/zip"
         self.cuts: list[int] = []
         self.length = True
+        self.begun = lambda: None
         self.seen: list[dict] = []
         self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.httpd.handle_error = lambda *args: None  # clients hang up here on purpose
@@ -57,6 +59,7 @@ class Server:
                 self.send_header("Content-Type", server.type)
                 self.end_headers()
                 cut = server.cuts.pop(0) if server.cuts else None
+                server.begun()
                 self.wfile.write(body[start:] if cut is None else body[start : start + cut])
 
             def log_message(self, *args):
@@ -105,10 +108,11 @@ def only(target):
     return target.read_bytes() == CONTENT and [path.name for path in target.parent.iterdir()] == ["file.zip"]
 
 
-def test_a_file_is_fetched_once(server, target):
-    assert download([server.url], target, MD5) == target
+@pytest.mark.parametrize("checksum", [MD5, SHA256], ids=["md5", "sha256"])
+def test_a_file_is_fetched_once(server, target, checksum):
+    assert download([server.url], target, checksum) == target
     assert only(target) and len(server.seen) == 1
-    download([server.url], target, SHA256)
+    download([server.url], target, checksum)
     assert len(server.seen) == 1, "what is there and right is not fetched again"
 
 
@@ -143,10 +147,17 @@ def test_an_undeclared_length_is_verified_by_the_checksum(server, second, target
     assert only(target) and len(second.seen) == 1
 
 
-def test_a_dead_source_is_tried_again_and_then_passed_over(server, second, target, capsys):
-    server.status = 503
+@pytest.mark.parametrize(("status", "requests"), [(404, 1), (503, module.TRIES)])
+def test_a_dead_source_is_passed_over_and_a_busy_one_tried_again(server, second, target, status, requests, capsys):
+    server.status = status
     download([server.url, second.url], target, MD5)
-    assert only(target) and "HTTP Error 503" in capsys.readouterr().err and len(server.seen) == module.TRIES
+    assert only(target) and f"HTTP {status}" in capsys.readouterr().err and len(server.seen) == requests
+
+
+def test_a_refused_connection_is_passed_over(server, second, target, capsys):
+    server.httpd.server_close()
+    download([server.url, second.url], target, MD5)
+    assert only(target) and "refused" in capsys.readouterr().err
 
 
 def test_a_wrong_checksum_leaves_nothing(server, second, target, capsys):
@@ -196,6 +207,17 @@ def test_a_wrong_file_in_its_place_is_not_touched(server, target):
     assert target.read_bytes() == b"mine" and not server.seen
 
 
+def test_too_little_room_is_said_before(server, target, monkeypatch):
+    usage = module.shutil.disk_usage(target.parents[1])
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+    with pytest.raises(DataError, match=r"are still to come, the disk has 1\.0 MB free"):
+        download([server.url], target, MD5)
+    target.parent.rmdir()
+    part(target, CONTENT[:2_500_000])
+    download([server.url], target, MD5)  # only the rest has to fit
+    assert only(target)
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_full_disk_is_no_fault_of_the_source(server, second, target):
     target.parent.mkdir()
@@ -203,6 +225,23 @@ def test_a_full_disk_is_no_fault_of_the_source(server, second, target):
     with pytest.raises(DataError, match="the disk is full; free some, the same command resumes it"):
         download([server.url, second.url], target, MD5)
     assert not second.seen
+
+
+def test_two_that_fetch_the_same_file(server, target, monkeypatch):
+    go, first, waits, said = threading.Event(), threading.Event(), threading.Event(), []
+    monkeypatch.setattr(locks, "print", lambda text, file: (said.append(text), waits.set()), raising=False)
+    server.begun = lambda: (first.set(), go.wait(20))
+    done = []
+    threads = [threading.Thread(target=lambda: done.append(download([server.url], target, MD5))) for _ in "12"]
+    threads[0].start()
+    assert first.wait(20)
+    threads[1].start()
+    waits.wait(10)
+    go.set()
+    for thread in threads:
+        thread.join(20)
+    assert done == [target, target] and only(target) and len(server.seen) == 1
+    assert len(said) == 1 and said[0].startswith("file.zip: another process is fetching it; waiting")
 
 
 def test_amounts_are_in_a_unit_that_shows_them():

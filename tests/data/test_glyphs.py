@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.glyph_choice import choose_classes
 from vptsp_core.data import glyphs
 from vptsp_core.data.glyphs import drawing
+from vptsp_core.errors import DataError
 
 
 def test_splits_are_disjoint_and_sized():
@@ -20,7 +20,7 @@ def test_splits_are_disjoint_and_sized():
 
 
 def test_the_shipped_choice_is_what_the_rule_chooses():
-    assert choose_classes() == glyphs.classes()
+    assert glyphs.choose_classes() == glyphs.classes()
 
 
 def test_train_and_test_hold_families():
@@ -68,3 +68,10 @@ def test_benchmark():
     assert len(benchmark.test) == 200 and benchmark.test.num_classes == 100
     again = glyphs.GlyphSet("test", 2)
     assert benchmark.test.fingerprint() == again.fingerprint() != benchmark.train.fingerprint()
+
+
+def test_what_does_not_exist_is_refused():
+    with pytest.raises(DataError, match="no split 'val'"):
+        glyphs.render("val")
+    with pytest.raises(DataError, match="images per class"):
+        glyphs.render("train", 0)

@@ -1,5 +1,6 @@
 """The index of a folder: made, brought up to date, stopped and resumed, searched; by graph where it is large."""
 
+import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 import vptsp_core
 from tests.runs.test_embedder import learned
+from tests.runs.test_workers import until
 from vptsp_core.__main__ import main
 from vptsp_core.data.glyphs import GlyphSet
 from vptsp_core.deploy import index as image_index
@@ -52,6 +54,14 @@ def counted(monkeypatch) -> list[int]:
     return sizes
 
 
+def test_indexing_decodes_in_other_processes(folder, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("vptsp_core.deploy.update.decoders", lambda batches: 2)
+    before = multiprocessing.active_children()  # other tests' loaders keep theirs
+    _, counts = update(folder, tmp_path / "index", vptsp_core.load(model, "cpu"), model=model)
+    assert counts.embedded == 13
+    until(lambda: not set(multiprocessing.active_children()) - set(before), "the processes to end")
+
+
 def test_index_then_search(folder, model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["index", "letters", "--model", str(model)]) == 0
@@ -78,11 +88,17 @@ def test_index_then_search(folder, model, tmp_path, capsys, monkeypatch):
     assert main(["search", "letters/a/00.png", "-k", "99", "--to", "out/all"]) == 0  # more than there are
     assert pd.read_csv("out/all.csv").groupby("query").size().tolist() == [13]
     assert Path("out/all.csv").read_bytes().startswith("\ufeffquery,rank,".encode()), "Excel takes it for UTF-8"
-    shutil.copy("letters/a/04.png", "mine.png")
-    assert main(["search", "mine.png", "--to", "mine"]) == 2
-    assert "mine.png is searched for and would be replaced; name another place with --to" in capsys.readouterr().err
+    for name in ("mine.png", "mine.csv"):  # not a search's: kept
+        shutil.copy("letters/a/04.png", name)
+        kept = Path(name).read_bytes()
+        assert main(["search", "letters/a/04.png", "--to", "mine"]) == 2
+        assert capsys.readouterr().err == (
+            f"error: {tmp_path / name} exists already and no search wrote it; name another place with --to\n"
+        )
+        assert Path(name).read_bytes() == kept
+        os.remove(name)
     os.remove(folder / "b" / "03.png")  # removed since: drawn as such, and still in the table
-    assert main(["search", "letters/copy of 03 ü.PNG", "-k", "2"]) == 0
+    assert main(["search", "letters/copy of 03 ü.PNG", "-k", "2"]) == 0, "a search's own may be replaced"
 
 
 def test_only_what_changed_is_embedded_again(folder, model, tmp_path, monkeypatch):
@@ -178,10 +194,10 @@ def test_what_cannot_be_indexed_or_searched_is_named(tmp_path, model, capsys, mo
             read_index(place)
 
 
-def test_an_index_among_the_images_is_refused(folder, model, capsys, monkeypatch):
+def test_an_index_among_the_images_is_refused(folder, model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     before = sorted(folder.rglob("*"))
-    for directory, to in ((".", "vptsp-index"), ("a", "b/../a")):
+    for directory, to in ((".", "."), (str(folder), "../letters"), ("a", "b/../a"), (".", "vptsp-index"), (".", "a/i")):
         assert main(["index", directory, "--model", str(model), "--to", to]) == 2
         at = Path(directory).resolve()
         assert capsys.readouterr().err == (
@@ -195,35 +211,52 @@ def test_an_index_among_the_images_is_refused(folder, model, capsys, monkeypatch
     assert sorted(folder.rglob("*")) == before
 
 
-def test_odd_names_do_not_reach_the_terminal_as_commands(model, tmp_path, capsys, monkeypatch):
+def test_odd_names_reach_neither_the_terminal_nor_a_spreadsheet_as_commands(model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = ["a\nb.png", "red \x1b[31m.png", "plain.png"]
-    (tmp_path / "odd").mkdir()
+    names = ["=1+1.png", "+1.png", "-1.png", "@a.png", "\t=1.png", "a\nb.png", "red \x1b[31m.png", "plain.png"]
     for i, name in enumerate(names):
-        GlyphSet("test", images_per_class=1).image(i).save(tmp_path / "odd" / name)
+        path = tmp_path / "odd" / name
+        path.parent.mkdir(exist_ok=True)
+        GlyphSet("test", images_per_class=1).image(i).save(path)
     assert main(["index", "odd", "--model", str(model)]) == 0
+    shutil.copy("odd/=1+1.png", "=1+1.png")
     capsys.readouterr()
-    assert main(["search", "odd/a\nb.png"]) == 0
+    assert main(["search", "=1+1.png", "odd/a\nb.png"]) == 0
     told = capsys.readouterr().out
-    assert all(line.isprintable() for line in told.split("\n"))
-    assert "  a\\nb.png\n" in told and "red \\x1b[31m.png" in told
-    assert set(pd.read_csv("search.csv")["path"]) == set(names)
+    assert all(line.isprintable() for line in told.split("\n")) and "\x1b[31m.png" not in told
+    assert told.count("  a\\nb.png\n") == 2 and "\nodd/a\\nb.png\n" in told and "red \\x1b[31m.png" in told
+    assert told.startswith("=1+1.png\n") and len(told.splitlines()) == 2 * (1 + len(names)) + 2
+    table = pd.read_csv("search.csv")
+    assert set(table["path"]) == {f"./{name}" if name[0] in "=+-@\t" else name for name in names}
+    assert set(table["query"]) == {"./=1+1.png", "odd/a\nb.png"}
+    assert all((tmp_path / "odd" / path).is_file() for path in table["path"])
 
 
-def test_unreadable_images_of_a_search_are_left_out(folder, model, tmp_path, capsys, monkeypatch):
+def test_unreadable_images_of_a_searched_folder_are_left_out(folder, model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["index", "letters", "--model", str(model)]) == 0
+    (folder / "a" / "03 cut.png").write_bytes((folder / "a" / "04.png").read_bytes()[:60])
     (folder / "a" / "05.png").write_bytes(b"no image")
     capsys.readouterr()
     assert main(["search", "letters/a", "-k", "2"]) == 0
     told = capsys.readouterr().err
-    assert told.startswith("warning: 1 left out: image letters/a/05.png: unreadable") and told.count("\n") == 1
+    assert told.startswith("warning: 2 left out: image letters/a/03 cut.png: unreadable") and told.count("\n") == 1
+    assert "; image letters/a/05.png: unreadable (not an image of a known kind)" in told
     whole = [f"letters/a/{i:02}.png" for i in range(0, 12, 2)]
     table = pd.read_csv("search.csv")
     assert list(dict.fromkeys(table["query"])) == whole and table["path"][0] == "a/00.png"
-    assert main(["search", "letters/a/05.png", "nope.png"]) == 2
+    wanted = vptsp_core.load(model, "cpu").embed(whole) @ read_index("vptsp-index").embeddings.T
+    np.testing.assert_allclose(table["cosine"][::2], wanted.max(axis=1), atol=2e-6)
+    for given in (["letters/a", "letters/a/05.png"], ["letters/a/05.png", "letters/a"]):  # named itself
+        assert main(["search", *given]) == 2
+        assert "image letters/a/05.png: unreadable" in capsys.readouterr().err
+    assert main(["search", "nope.png"]) == 2
+    assert capsys.readouterr().err == "error: image nope.png: no such file; check the path\n"
+    for path in whole:
+        os.remove(path)
+    assert main(["search", "letters/a"]) == 2
     told = capsys.readouterr().err
-    assert told.startswith("error: search: none of its 2 images can be read; the first: image letters/a/05.png")
+    assert told.startswith("error: search: none of its 2 images can be read; the first: image letters/a/03 cut.png")
 
 
 # ---- large ---------------------------------------------------------------------------------------
@@ -269,12 +302,15 @@ def test_a_graph_with_a_flipped_bit_is_refused_and_made_again(folder, model, tmp
     assert counts.embedded == 0 and (read_index(place).search(queries, 3)[1][:, 0] >= 0).all()
 
 
-def test_without_faiss_search_is_exact_and_says_so(tmp_path, monkeypatch):
+def test_without_faiss_search_is_exact_and_says_so_once(tmp_path, monkeypatch):
     monkeypatch.setattr(image_index, "EXACT_UP_TO", 100)
     monkeypatch.setattr(image_index, "faiss_installed", lambda: False)
+    image_index._warn_absent.cache_clear()
     rows, queries = clustered(300), clustered(5, seed=1)
     index = indexed(rows).write(tmp_path)
     assert index.graph == {} and not (tmp_path / image_index.GRAPH).exists()
-    with pytest.warns(UserWarning, match="faiss is not installed: all 300 images are compared"):
+    with pytest.warns(UserWarning, match="faiss is not installed: all 300 images are compared") as caught:
         _, places = index.search(queries, 7)
+        index.search(queries, 7)
+    assert len(caught) == 1
     assert (places == np.argsort(-(queries @ rows.T), axis=1, kind="stable")[:, :7]).all()

@@ -1,15 +1,22 @@
 """One's own images: how they are split, what is planned for them, what is told in the end."""
 
+import functools
 import json
 import random
 import re
+import shutil
+import threading
+import time
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
-from PIL import Image, ImageDraw
+import timm
+from PIL import Image, ImageDraw, features
 
 import vptsp_core
 from vptsp_core.__main__ import main
@@ -17,11 +24,13 @@ from vptsp_core.data import load_benchmark
 from vptsp_core.data.holdout import held_out_classes, hold_out
 from vptsp_core.deploy import own_images
 from vptsp_core.deploy.own_plan import DENSE_CLASSES, Machine, plan
-from vptsp_core.errors import ConfigError, DataError
+from vptsp_core.errors import ConfigError, DataError, VptspError
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.presets import preset
 from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.runs.folder import read_run
+from vptsp_core.runs.progress import LOCK
+from vptsp_core.system.locks import locked
 
 VIT_S = (12, 384, 16)
 GB = 1e9
@@ -81,6 +90,12 @@ def test_a_table_of_paths_and_classes_is_split_like_folders(tmp_path):
     assert table.test.class_names == folders.test.class_names and table.train.paths == folders.train.paths
 
 
+def test_images_are_read_as_a_viewer_shows_them(tmp_path):
+    put(tmp_path, TWELVE)
+    Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(tmp_path / "class 00" / "0.png")
+    assert load_benchmark("own", tmp_path).train.image(0).getpixel((3, 3)) == (255, 255, 255), "over white"
+
+
 def test_a_table_with_a_split_decides(tmp_path):
     put(tmp_path, {"a": 2, "b": 2, "c": 2, "d": 2})
     rows = [f"{label}/{i}.png,{label},{'test' if label in 'ad' else 'train'}" for label in "abcd" for i in range(2)]
@@ -93,13 +108,75 @@ def test_a_table_with_a_split_decides(tmp_path):
         load_benchmark("own", tmp_path)
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_a_table_as_excel_writes_it(tmp_path, split):
+    put(tmp_path, TWELVE)
+    rows = [
+        f'"{label}/{i}.png";"{label}, so called"' + (f";{'test' if label > 'class 08' else 'train'}" if split else "")
+        for label in TWELVE
+        for i in range(3)
+    ]
+    text = "\r\n".join(["path;class" + ";split" * split, *rows, ""])
+    (tmp_path / "split.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    tested = ["09", "10", "11"] if split else ["04", "09"]
+    assert load_benchmark("own", tmp_path).test.class_names == tuple(f"class {i}, so called" for i in tested)
+
+
+@pytest.mark.parametrize("column", ["Splits", "set"])
+def test_a_column_that_is_not_known_is_refused(tmp_path, column):
+    """A mis-spelt `split` would be passed over, and the classes that were to be tested trained on."""
+    put(tmp_path, TWELVE)
+    rows = [f"{label}/{i}.png,{label},train" for label in TWELVE for i in range(3)]
+    (tmp_path / "split.csv").write_text("\n".join([f"path,class,{column}", *rows]))
+    with pytest.raises(DataError, match=f"has an unknown column '{column.lower()}'; it holds path, class, split"):
+        load_benchmark("own", tmp_path)
+
+
+def test_what_is_left_out_is_named(tmp_path):
+    put(tmp_path, TWELVE)
+    for name in "abcd":
+        (tmp_path / f"empty {name}").mkdir()
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.warns(UserWarning) as caught:
+        assert load_benchmark("own", tmp_path).test.class_names == ("class 04", "class 09")
+    told = "\n".join(str(each.message) for each in caught)
+    assert "5 thing(s) in" in told and "are ignored, being no images or folders of them, the first notes.txt" in told
+
+
+def test_images_in_sub_folders_of_class_folders_are_counted(tmp_path):
+    put(tmp_path, TWELVE)
+    put(tmp_path / "class 03" / "more", {"x": 4, "x/y": 2, ".hidden": 5})
+    put(tmp_path, {"only below/x": 3})
+    with pytest.warns(UserWarning) as caught:
+        load_benchmark("own", tmp_path)
+    (told,) = [str(each.message) for each in caught]
+    assert "3 thing(s) in" in told and "the first class 03/more; 9 image(s) in sub-folders of class folders" in told
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_table_as_people_write_it(split, tmp_path):
+    """Names of columns and splits in any case, Excel's first line, empty rows."""
+    put(tmp_path, TWELVE)
+    rows = [f"{label}/{i}.png;{label}" + f";{'Test' if label > 'class 08' else ' TRAIN'}" * split
+            for label in TWELVE for i in range(3)]  # fmt: skip
+    header, tested = "Path; CLASS" + ";Split" * split, ("09", "10", "11") if split else ("04", "09")
+    for first in ("", "sep=;\n", "SEP=;;\r\n", "\ufeffsep=;\r\n", '"sep=;"\n'):
+        text = first + "\n".join([header, *rows, ";", ";;", " ; ;", ""])
+        for each in (text, text.replace(";", ",")):
+            (tmp_path / "split.csv").write_text(each)
+            assert load_benchmark("own", tmp_path).test.class_names == tuple(f"class {i}" for i in tested)
+    (tmp_path / "split.csv").write_text(f"sep=;\n{header}\n;a{';train' * split}\n")
+    with pytest.raises(DataError, match="line 3: each line is path,class"):  # as an editor counts
+        load_benchmark("own", tmp_path)
+
+
 TABLE = [(f"{label}/{i}.png", label, "test" if label > "class 08" else "train") for label in TWELVE for i in range(3)]
 
 
-def written(folder, rows=TABLE, *, header="path,class,split", delimiter=",", end="\n", encoding="utf-8"):
+def written(folder, rows=TABLE, *, header="path,class,split", delimiter=",", encoding="utf-8", first=""):
     """``split.csv`` of these rows, in which nothing is quoted."""
     lines = [header.replace(",", delimiter), *(delimiter.join(row) for row in rows)]
-    (folder / "split.csv").write_bytes((end.join(lines) + end).encode(encoding))
+    (folder / "split.csv").write_text(first + "\n".join(lines) + "\n", encoding)
 
 
 def files(benchmark):
@@ -108,71 +185,171 @@ def files(benchmark):
             for images in sets for path, label in zip(images.paths, images.labels, strict=True)}  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["own", "folder"])
 @pytest.mark.parametrize("way", [
-    dict(delimiter="\t"), dict(delimiter="|"), dict(delimiter=";", end="\r\n", encoding="utf-8-sig"),
-    dict(header="Path, CLASS,Split", rows=[(path, label, f" {split.upper()}") for path, label, split in TABLE]),
-    dict(header="path,class,split,,", rows=[(*row, "", "") for row in [*TABLE, ("", "", "")]]),
+    dict(delimiter="\t"), dict(delimiter="|"), dict(delimiter="\t", encoding="utf-16"), dict(delimiter=";"),
+    dict(delimiter="\t", encoding="utf-16-le"), dict(encoding="utf-16-be"),
+    dict(first="\n\n"), dict(first="sep=|\n", delimiter="|"), dict(first=",,\n"),
+    dict(rows=[(*row, "", "") for row in TABLE]),  # delimiters without values
     dict(rows=[(str(i), *row) for i, row in enumerate(TABLE)], header=",path,class,split"),  # pandas
-    dict(rows=[(path.replace("/", "\\"), f' "{label}"', split) for path, label, split in TABLE]),
-    dict(rows=[(f"./{path}", label, split) for path, label, split in TABLE]),
+    dict(rows=[(path, f' "{label}"', split) for path, label, split in TABLE]),
 ], ids=str)  # fmt: skip
-def test_a_table_as_programs_and_people_write_it(way, tmp_path):
+def test_a_table_as_programs_write_it(way, name, tmp_path):
     put(tmp_path, TWELVE)
     written(tmp_path)
-    wanted = files(load_benchmark("own", tmp_path))
+    wanted = files(load_benchmark(name, tmp_path))
     written(tmp_path, **way)
-    assert files(load_benchmark("own", tmp_path)) == wanted and len(wanted) == 36
-    written(tmp_path, [(str(tmp_path / path), label, split) for path, label, split in TABLE])
-    assert files(load_benchmark("own", tmp_path)) == wanted, "absolute paths"
+    assert files(load_benchmark(name, tmp_path)) == wanted and len(wanted) == 36
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("header", ["path,class", "path,class,split", "path,class,", "path,class,,"])
+def test_a_value_without_a_column_is_refused(header, delimiter, tmp_path):
+    """An unquoted delimiter in a name: what is behind it must not vanish, or classes become one."""
+    put(tmp_path, TWELVE)
+    rows = [list(row)[: header.rstrip(",").count(",") + 1] for row in TABLE]
+    rows[4][1] += f"{delimiter} kind a"
+    written(tmp_path, rows, header=header, delimiter=delimiter)
+    column = "'train'" if "split" in header else "'kind a'"
+    with pytest.raises(DataError, match=f"line 6: the header has no column for {column}; put a name that holds .* in "):
+        load_benchmark("own", tmp_path)
+    rows[4][1] = f'"{rows[4][1]}"'
+    written(tmp_path, rows, header=header, delimiter=delimiter)
+    assert f"class 01{delimiter} kind a" in load_benchmark("own", tmp_path).train.class_names
+
+
+@pytest.mark.parametrize("start", ["{0}/", "{0}/../images/", "images/", "../images/", "./", "{1}/", "../link/"])
+def test_paths_that_name_a_file_of_the_folder(start, tmp_path):
+    """Absolute, or as seen from the parent, or by way of a link to the folder."""
+    folder = put(tmp_path / "images", TWELVE)
+    (tmp_path / "link").symlink_to(folder)
+    written(folder)
+    wanted = files(load_benchmark("folder", folder))
+    begin = start.format(folder, tmp_path / "link")
+    written(folder, [(begin + path, label, split) for path, label, split in TABLE])
+    assert files(load_benchmark("folder", folder)) == wanted
+    outside = put(tmp_path / "other", {"a": 1}) / "a" / "0.png"
+    for path in (outside, "../other/a/0.png"):
+        written(folder, [*TABLE, (str(path), "class 00", "train")])
+        with pytest.raises(DataError, match=f"lists {path} .line 38., which is not inside {folder}; write"):
+            load_benchmark("folder", folder)
+
+
+def test_paths_in_another_case_or_with_accents_stored_otherwise(tmp_path):
+    """A table of macOS, images of Linux, and the other way round; both forms look the same."""
+    decompose, compose = (functools.partial(unicodedata.normalize, form) for form in ("NFD", "NFC"))
+    put(tmp_path, TWELVE | {compose("Möwe"): 3, decompose("Krähe"): 3})
+    more = [(f"{label}/{i}.{suffix}", label, "test")
+            for label, suffix in ((decompose("Möwe"), "png"), (compose("Krähe"), "PNG")) for i in range(3)]  # fmt: skip
+    written(tmp_path, [*TABLE, *more])
+    with pytest.warns(UserWarning, match="6 path.s. in .*split.csv are written in another case than on the disk, or"):
+        test = load_benchmark("folder", tmp_path).test
+    assert {"Möwe", "Krähe"} <= {*test.class_names} and all(path.is_file() for path in test.paths)
+    written(tmp_path, [*TABLE, *more, (f"{compose('Möwe')}/0.png", "Möwe", "test")])
+    with pytest.warns(UserWarning), pytest.raises(DataError, match=r"lists .*/0.png twice \(line 38, 44\)"):
+        load_benchmark("folder", tmp_path)
+    put(tmp_path, {"x": 1, "X": 1})  # either may be meant
+    (tmp_path / "x" / "0.png").rename(tmp_path / "x" / "a.png")
+    (tmp_path / "X" / "0.png").rename(tmp_path / "X" / "A.png")
+    written(tmp_path, [*TABLE, ("x/A.png", "x", "test")])
+    with pytest.warns(UserWarning, match="x/A.png .line 38., which is read from x/a.png"):
+        load_benchmark("folder", tmp_path)
 
 
 def test_classes_that_look_alike(tmp_path):
-    put(tmp_path, TWELVE | {"C0": 2, "c0": 2})
-    with pytest.warns(UserWarning, match="the classes C0 and c0 differ only in case or spaces; if they are one class"):
+    put(tmp_path, TWELVE | {unicodedata.normalize(form, "Möwe"): 2 for form in ("NFC", "NFD")})
+    with pytest.warns(UserWarning, match="differ only in case, spaces or how letters are stored; if they are one"):
         load_benchmark("own", tmp_path)
-    rows = [*TABLE, *((f"class 09/{i}.png", unicodedata.normalize(form, "Möwe"), "test")
-                      for i, form in ((0, "NFC"), (1, "NFD")))]  # fmt: skip
-    written(tmp_path, [row for row in rows if row[1] != "class 09"])
-    assert load_benchmark("own", tmp_path).test.class_names.count("Möwe") == 1, "however the accent is stored"
+    rows = [*TABLE, *((f"{unicodedata.normalize(form, 'Möwe')}/0.png",) * 2 + ("test",) for form in ("NFC", "NFD"))]
+    written(tmp_path, [(path, path.partition("/")[0], split) for path, _, split in rows])
+    assert load_benchmark("own", tmp_path).test.class_names.count("Möwe") == 1
+    written(tmp_path, [(path, label + "\u200b" * (path == "class 00/0.png"), split) for path, label, split in TABLE])
+    with pytest.warns(UserWarning, match=r"the classes 'class 00\\u200b' and class 00 differ only in"):
+        load_benchmark("own", tmp_path)
 
 
-def test_rows_to_test_on_alone(tmp_path, capsys):
+@pytest.mark.parametrize("name", ["own", "folder"])
+def test_rows_to_test_on_alone(name, tmp_path, capsys):
     """Frozen needs nothing else, nor does the evaluation of a model that is trained."""
     folder = put(tmp_path / "images", TWELVE)
     written(folder, [row for row in TABLE if row[2] == "test"])
     command = ["train", "--preset", "demo", "--data", str(folder), "--results", str(tmp_path / "out")]
-    settings = ["--set", "dataset=own", "image_size=24", "resize=24"]
+    settings = ["--set", f"dataset={name}", "image_size=24", "resize=24"]
     assert main([*command, *settings]) == 2
     assert "no images to train on; give some the split train, or take method=frozen" in capsys.readouterr().err
     assert main([*command, *settings, "method=frozen", "bitfit=False"]) == 0
     (run,) = (tmp_path / "out" / "runs").iterdir()
     assert main(["evaluate", str(run), "--data", str(folder), "--device", "cpu"]) == 0
-    assert main(["data", "check", "own", "--data", str(folder), "--decode"]) == 0
+    assert main(["data", "check", name, "--data", str(folder), "--decode"]) == 0
     assert main(["train", "--data-folder", str(folder), "--results", str(tmp_path / "own")]) == 2
     assert "0 class(es) to train on, at least 2 are needed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["folders", "classes", "splits"])
+@pytest.mark.parametrize("name", ["own", "folder"])
+def test_classes_that_differ_only_in_case_are_named(kind, name, tmp_path):
+    put(tmp_path, TWELVE | {"C0": 2, "c0": 2, "É": 2, "é": 2})
+    if kind != "folders":
+        split = kind == "splits" or name == "folder"
+        rows = [f"{label}/{i}.png,{label}" + f",{'test' if label > 'class 08' else 'train'}" * split
+                for label in (*TWELVE, "C0", "c0", "É", "é") for i in range(2)]  # fmt: skip
+        (tmp_path / "split.csv").write_text("\n".join(["path,class" + ",split" * split, *rows]))
+    with pytest.warns(UserWarning) as caught:
+        load_benchmark(name, tmp_path)
+    (told,) = [str(each.message) for each in caught]
+    assert "the classes C0 and c0 differ only in case, spaces or how letters are stored (and 1 more such); if" in told
+
+
+def nine(root):
+    put(root, {f"{i}": 2 for i in range(9)} | {"single": 1})
+
+
+def loose(root):
+    Image.new("RGB", (8, 8)).save(root / "a.png")
+
+
+def table(text, encoding="utf-8"):
+    return lambda root: (root / "split.csv").write_text(text, encoding)
+
+
 MISTAKES = {
-    "too few": (lambda root: put(root, {f"{i}": 2 for i in range(9)} | {"single": 1}),
-                "holds 9 class(es) of two or more images, at least 10 are needed"),
-    "no folders": (lambda root: Image.new("RGB", (8, 8)).save(root / "a.png"), "no class folders with images, "),
+    "too few": (nine, "holds 9 class(es) of two or more images, at least 10 are needed"),
+    "no folders": (loose, "1 image(s) are in"),
     "deeper": (lambda root: [put(root / each, TWELVE) for each in ("train", "val")],
-               "no class folders with images, <class>/<image>.jpg, in {0}; name the folder that holds the classes, or "
-               "write split.csv"),
-    "row": (lambda root: (root / "split.csv").write_text("path,class\na.png,\n"), "line 2: each line is path,class"),
-    "no folder": (lambda root: root.rmdir(), "own: no folder {0}; name the one that holds your images"),
+               "no class folders with images in {0}, but in {0}/train and {0}/val; name the folder that holds the "
+               "classes, or write split.csv"),
+    "deeper, of many": (lambda root: [put(root / each, {"x": 2}) for each in "abcd"] and loose(root),
+                        "but in {0}/a and {0}/b and 2 more; name the folder"),
+    "validation": (table("path,class,split\na.png,a,Val\n"), "line 2: there is no split 'val', classes that choose the "
+                   "epoch are held out of train; write train or test"),
+    "column twice": (table("path,class,Class\n"), "has the column 'class' twice; keep one"),
+    "nothing": (lambda root: None, "no class folders with images"),
+    "header": (table("file,class\n"), "must begin with the header path,class (separated by"),
+    "header with a split": (table("file,class,split\n"), "not 'file,class,split'; a third column, split, is optional"),
+    "backslashes": (table("path,class\na\\b.png,a\n"), "line 2: write a\\b.png with / instead of \\"),
+    "no UTF-8": (table("path,class\nä.png,ä\n", "latin-1"), "is not in UTF-8"),
+    "one class tested": (lambda root: [put(root, {"a": 2, "c": 1}),
+                                       table("path,class,split\na/0.png,a,test\na/1.png,a,test\nc/0.png,c,train")(root)],
+                         "has 1 class to test on, and among its images alone nothing can be confused; give at least 2"),
+    "row": (table("path,class\na.png,\n"), "line 2: each line is path,class"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("make", "message"), MISTAKES.values(), ids=MISTAKES.keys())
 def test_mistakes_are_one_line(make, message, tmp_path, capsys):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    make(folder)
-    assert main(["train", "--data-folder", str(folder), "--results", str(tmp_path / "out")]) == 2
+    make(tmp_path)
+    assert main(["train", "--data-folder", str(tmp_path), "--results", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert message.format(folder) in error and error.startswith("error: ") and error.count("\n") == 1
+    assert message.format(tmp_path) in error and error.startswith("error: ") and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_none_is_named_with_a_mend_that_fits(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for name, message in (("nosuch", "no folder {}; "), ("file", "{} is no folder; ")):
+        assert main(["train", "--data-folder", str(tmp_path / name), "--results", str(tmp_path / "out")]) == 2
+        wanted = message.format(tmp_path / name) + "name the one that holds your images"
+        assert capsys.readouterr().err == f"error: own: {wanted}\n", "--data has no part in it"
 
 
 def test_a_warning_is_told_once_a_command(tmp_path, capsys):
@@ -185,7 +362,7 @@ def test_a_warning_is_told_once_a_command(tmp_path, capsys):
         told = capsys.readouterr()
         lines = [line for line in told.err.splitlines() if line.startswith("warning")]
         assert len(lines) == 1 and all(line.startswith("warning: own: ") for line in lines), lines
-        assert "(nothing was trained, epochs=0)" in told.out and "Trained in" not in told.out
+        assert "Nothing was trained (epochs=0)" in told.out and "Trained in" not in told.out
 
 
 def test_nothing_is_written_among_the_images(tmp_path):
@@ -200,7 +377,9 @@ def test_nothing_is_written_among_the_images(tmp_path):
     ["train", "--data-folder", "."],  # ./results
     ["train", "--data-folder", ".", "--results", "../out", "--cache", "cache"],
     ["train", "--preset", "demo", "--set", "dataset=folder", "--data", "."],
+    ["train", "--preset", "demo", "--set", "dataset=folder", "--data", ".", "--results", "../out", "--cache", "c"],
     ["data", "cache", "own", "--data", "."],
+    ["data", "cache", "folder", "--data", ".", "--cache", "../images/cache"],
 ], ids=" ".join)  # fmt: skip
 def test_a_place_among_the_images_is_refused(words, tmp_path, capsys, monkeypatch):
     """The folder is a user's: whatever is written there is a class to the next program that reads it."""
@@ -211,21 +390,114 @@ def test_a_place_among_the_images_is_refused(words, tmp_path, capsys, monkeypatc
     assert main([*words, *settings]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert f" is in {tmp_path / 'images'}, the folder of your images, where nothing is written; " in error, error
-    assert ("--cache or VPTSP_CACHE" if "cache" in words else "--results or VPTSP") in error
+    assert ("--cache or VPTSP_CACHE" if "cache" in str(words) or "c" in words else "--results or VPTSP") in error
     assert sorted(Path().rglob("*")) == before
 
 
-def test_training_images_that_are_all_alike(tmp_path):
+def test_images_are_decoded_for_all_commands_in_one_place(tmp_path, capsys, monkeypatch):
+    put(tmp_path / "images", TWELVE)
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "cache", "own", "--data", "images", "--side", "24"]) == 0
+    assert [*tmp_path.joinpath("results", ".vptsp-cache").glob("own-*")]
+    assert sorted(Path("images").glob("*")) == [Path("images", label) for label in TWELVE]
+
+
+@pytest.mark.parametrize("name", ["own", "folder"])
+def test_kinds_that_are_not_read_are_counted(name, tmp_path, capsys):
+    put(tmp_path, TWELVE)
+    for label, file in (
+        ("class 00", "a.heic"),
+        ("class 01", "b.HEIC"),
+        ("class 01", "sub/c.heic"),
+        ("class 02", "d.dng"),
+    ):
+        path = tmp_path / label / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    assert main(["data", "check", name, "--data", str(tmp_path)]) == 0
+    assert "; 3 .heic and 1 .dng are not read; convert them to JPEG or PNG" in capsys.readouterr().err
+    empty = tmp_path / "all" / "phone"
+    empty.mkdir(parents=True)
+    (empty / "x.heic").write_bytes(b"")
+    assert main(["data", "check", name, "--data", str(empty.parent)]) == 2
+    assert "1 .heic are not read; convert them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [
+    (".jfif", "JPEG"), (".jpe", "JPEG"), (".JIF", "JPEG"), (".pgm", "PPM"), (".apng", "PNG"), (".avif", "AVIF"),
+    (".jpg", "AVIF"),
+])  # fmt: skip
+def test_more_suffixes(suffix, kind, tmp_path):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    put(tmp_path, TWELVE)
+    Image.new("RGB", (24, 24), (200, 30, 60)).save(tmp_path / "class 00" / f"x{suffix}", kind)
+    train = load_benchmark("own", tmp_path).train
+    place = train.paths.index(tmp_path / "class 00" / f"x{suffix}")
+    np.testing.assert_allclose(np.asarray(train.image(place))[5, 5], (200, 30, 60), atol=9)
+
+
+@pytest.mark.parametrize(("begin", "message"), [
+    (b"\0\0\0\x18ftypheic\0\0", "its content is HEIC); convert it to JPEG or PNG"),
+    (b"\0\0\0\x0cJXL \r\n", "its content is JPEG XL); convert it to JPEG or PNG"),
+    (b"\r\n<!DOCTYPE html>", "its content is a web page, a failed download?); replace the file"),
+    (b"version https://git-lfs.github.com/spec/v1", "Git LFS, which git lfs pull follows); replace the file"),
+    (b"", "the file is empty); replace the file"), (b"what", "not an image of a known kind); replace the file"),
+])  # fmt: skip
+def test_what_a_file_is_in_place_of_an_image(begin, message, tmp_path):
+    path = put(tmp_path, TWELVE) / "class 00" / "0.png"
+    path.write_bytes(begin)
+    with pytest.raises(DataError) as caught:
+        load_benchmark("own", tmp_path).train.image(0)
+    assert str(caught.value) == (
+        f"image {path}: unreadable ({message.replace('Git', 'its content is a pointer of Git')}; all such files: "
+        "python -m vptsp_core data check own --data DIR --decode"
+    )
+
+
+def test_one_file_in_two_classes_is_named(tmp_path):
+    put(tmp_path, TWELVE)
+    load_benchmark("own", tmp_path)  # copies within a class are no mistake of the labels
+    shutil.copy(tmp_path / "class 03" / "1.png", tmp_path / "class 07" / "copy.png")
+    for name in ("own", "folder"):
+        with pytest.warns(
+            UserWarning, match="1 image.s. are in two classes or more, the first .* and .*; delete the w"
+        ):
+            load_benchmark(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["own", "folder"])
+def test_a_single_tested_class_is_refused(name, tmp_path):
+    put(tmp_path, TWELVE)
+    written(tmp_path, [row for row in TABLE if row[2] == "train" or row[1] == "class 10"])
+    with pytest.raises(DataError, match="has 1 class to test on, .* give at least 2 classes the split test"):
+        load_benchmark(name, tmp_path)
+    gallery = [(path, label, "query" if path.endswith("0.png") else "gallery") for path, label, _ in TABLE[-3:]]
+    written(tmp_path, [*TABLE[:3], *gallery])
+    with pytest.raises(DataError, match="has 1 class to test on"):
+        load_benchmark(name, tmp_path)
+
+
+@pytest.mark.parametrize("pipeline", ["cached", "classic"])
+def test_training_images_that_are_all_alike(pipeline, tmp_path):
     for label in TWELVE:
         (tmp_path / "images" / label).mkdir(parents=True)
         for i in range(3):
             colour = (90, 90, 90) if label <= "class 08" else (i * 40, 0, 99)
             Image.new("RGB", (24, 24), colour).save(tmp_path / "images" / label / f"{i}.png")
     written(tmp_path / "images")
-    changes = dict(dataset="folder", backbone="demo_vit", image_size=24, resize=24, start="proxies", pipeline="classic")
+    changes = dict(dataset="folder", backbone="demo_vit", image_size=24, resize=24, start="proxies", pipeline=pipeline)
     config = preset("demo", **changes, epochs=1, steps_per_epoch=1, batch=4, selection="last")
-    with pytest.raises(DataError, match="sees no difference between the 27 training images"):
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="sees no difference between the 27 training images"):
         vptsp_core.run(config, data=tmp_path / "images", results=tmp_path / "out", device="cpu")
+
+
+def test_a_plan_without_epochs_speaks_of_no_training():
+    said = " ".join(plan(np.full(12, 5), 20, machine(gpu=False), VIT_S, {"epochs": 0}).reasons)
+    assert "epochs=0: nothing is trained" in said and "drawn" not in said
+    assert "2 others are held out (selection=validation)" in said and "epoch is" not in said and "the epoch" not in said
+    with pytest.raises(ConfigError, match="epochs = 0 with start = 'released' makes no model"):
+        plan(np.full(12, 5), 20, machine(gpu=False), VIT_S, {"epochs": 0, "start": "released"})
 
 
 # ---- the plan ------------------------------------------------------------------------------------
@@ -288,6 +560,10 @@ def test_what_is_set_stays_set():
         found = plan(np.full(40, 10), 10, machine(), VIT_S, changes)
         assert {key: getattr(found.config, key) for key in changes} == changes
         assert all(f"{key}={value}" in found.reasons[-1] for key, value in changes.items())
+    assert (
+        "tested classes choose the epoch"
+        in plan(np.full(40, 2), 9, machine(), VIT_S, {"selection": "released"}).reasons[0]
+    )
 
 
 def test_the_plan_names_what_it_chose():
@@ -297,11 +573,12 @@ def test_the_plan_names_what_it_chose():
     assert "preset cub200-vits16 with optimizer=adamw; class prompts of " in said()
     assert "class prompts" not in said(method="linear") and "(class_optimizer=rowwise)" in said(2_000)
     assert "(class_optimizer=rowwise)" in said(here=machine(memory=5e7)), "little memory"
-    drawn = said(epochs=3, steps_per_epoch=7, batch=32, samples_per_class=4)
-    assert "batch=32: 4 image(s) of each of 8 classes; of each class 21 images are drawn" in drawn
-    assert "epochs=0: nothing is trained" in said(epochs=0)
-    with pytest.raises(ConfigError, match="epochs = 0 with start = 'released' makes no model"):
-        said(epochs=0, start="released")
+    assert "epochs=3 of 7 step(s), batch=32: 4 image(s) of each of 8 classes; " in said(
+        epochs=3, steps_per_epoch=7, batch=32, samples_per_class=4
+    )
+    assert "so an image is seen 2.1 times" in said(epochs=3, steps_per_epoch=7, batch=32, samples_per_class=4)
+    uneven = plan(np.array([1] * 19 + [50_000]), 10, machine(gpu=False), VIT_S, {"steps_per_epoch": 500}).reasons
+    assert any("seen 0.1 to 5,000 times, 45,000 of the largest class's 50,000 never" in line for line in uneven), uneven
 
 
 def test_learning_begins_from_the_images_where_the_head_is_no_wider_than_the_backbone():
@@ -309,8 +586,9 @@ def test_learning_begins_from_the_images_where_the_head_is_no_wider_than_the_bac
         found = plan(np.full(40, 10), 10, machine(), VIT_S, changes)
         return found.config.start, [line for line in found.reasons if line.startswith("learning begins")]
 
+    kept = "; where no epoch is better than that, it is kept"
     told = "learning begins from the frozen backbone's embeddings of your images (start=proxies)"
-    assert start() == ("proxies", [told])
+    assert start() == ("proxies", [told + kept]) and start(selection="last") == ("proxies", [told])
     assert start(embed_dim=385) == ("released", []) and start(start="released") == ("released", [])
 
 
@@ -371,6 +649,34 @@ def test_a_folder_is_trained_compared_and_used(tmp_path, capsys, monkeypatch):
     assert f"{plan_file}: no plan can be read" in capsys.readouterr().err
 
 
+def test_an_unreadable_image_is_named(tmp_path):
+    put(tmp_path / "images", TWELVE)
+    (tmp_path / "images" / "class 03" / "1.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="images/class 03/1.png: unreadable"):
+        own_images.train_folder(tmp_path / "images", dict(backbone="demo_vit", epochs=1, steps_per_epoch=1),
+                                results=tmp_path / "out", device="cpu", progress=False, say=lambda _: None)  # fmt: skip
+
+
+def test_without_weights_it_is_said_where_to_get_some(tmp_path, monkeypatch):
+    put(tmp_path / "images", TWELVE)
+    create = timm.create_model
+
+    def offline(name, pretrained=False, **options):
+        if pretrained:
+            raise OSError("no network\nat all")
+        return create(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr("vptsp_core.method.hub._reached", lambda address: True)
+    with pytest.raises(
+        VptspError, match=r"\(no network\); give the file with weights=FILE.* backbone=demo_vit"
+    ) as caught:
+        own_images.train_folder(tmp_path / "images", dict(backbone="vit_tiny_patch16_224"),
+                                results=tmp_path / "out", device="cpu", progress=False, say=lambda _: None)  # fmt: skip
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "out").rglob("runs/*"))
+
+
 BETTER, WORSE, UNCLEAR = "better", "worse", own_images.UNCLEAR
 
 
@@ -380,9 +686,10 @@ def one_run(folder, values, **changes):
     queries = {"R@1": values, "MAP@R": np.append(np.nan, values[1:]).astype(np.float32)}
     metrics = {name: float(np.nanmean(each)) for name, each in queries.items()}
     config = {"dataset": "own", "selection": "validation", "epochs": 10, "start": "released"} | changes
+    history = pd.DataFrame({"epoch": [0, 1], "R@1": [0.125, 0.5], "MAP@R": [0.25, 0.5]})
     return SimpleNamespace(
         path=folder, metrics=metrics | {"epoch": config.pop("epoch", 3)}, config=RunConfig(**config), queries=queries,
-        record={"data": {"name": "own", "test": "x"}},
+        history=history if config["start"] == "proxies" else history[1:], record={"data": {"name": "own", "test": "x"}},
     )  # fmt: skip
 
 
@@ -398,7 +705,7 @@ ZEROS, ONES, MIXED = np.zeros(40), np.ones(40), np.arange(40) % 2
 @pytest.mark.parametrize(
     ("before", "after", "verdict", "sentence"),
     [(ZEROS, ONES, BETTER, "Training helped (epoch 3 of 10 is kept). Beside the frozen backbone, R@1 is better; "),
-     (ONES, ZEROS, WORSE, "Training HARMED: use the frozen backbone (epoch 3 of 10 is kept). "),
+     (ONES, ZEROS, WORSE, "Training HARMED (epoch 3 of 10 is kept). Beside the frozen backbone, R@1 is worse; "),
      (MIXED, 1 - MIXED, UNCLEAR, "Training made no difference that can be told from chance (epoch 3 of 10 is kept)."),
      (ONES, ONES, UNCLEAR, "R@1 is not told apart by chance; MAP@R is not told apart by chance."),
      (ZEROS[:29], ONES[:29], UNCLEAR, "Training made no difference that can be told from chance")],
@@ -409,18 +716,51 @@ def test_one_sentence_says_whether_training_helped(before, after, verdict, sente
     assert gain["queries"].tolist() == [len(before), len(before) - 1], "one of a class with nothing else to be found"
     text = told(tmp_path, before, after)
     assert sentence in text and f"{len(before)} queries (classes: 7, none of them trained on" in text
+    assert ("use the frozen one" in text) == (verdict == WORSE)
     assert ("under 30, so no intervals are given" in text) == (len(before) < 30) == (" [" not in text)
 
 
-def test_the_table_has_intervals(tmp_path):
-    text = told(tmp_path, np.repeat([0, 1], 20), np.repeat([0, 1], [10, 30]))
+def test_the_table_has_intervals_and_the_start(tmp_path):
+    text = told(tmp_path, np.repeat([0, 1], 20), np.repeat([0, 1], [10, 30]), start="proxies")
     assert re.search(r"frozen +50\.0 \[35\.0, 65\.0\] +51\.3 \[", text)
+    assert re.search(r"start, from your images +12\.5 +25\.0\n", text)
     assert re.search(r"trained - frozen +\+25\.00 \[\+12\.50, \+40\.00\]", text)
+    assert "The start from your images and training helped" in text
 
 
 def test_what_was_not_trained_is_not_said_to_be_trained(tmp_path):
     text = told(tmp_path, ZEROS, ONES, epoch=0, start="proxies")
-    assert "The start from your images helped (epoch 0 of 10 is kept). Beside" in text
+    assert "Training did not help: no epoch was better than the start from your images, which is kept. Beside" in text
     text = told(tmp_path, ONES, ZEROS, epoch=0, epochs=0, start="proxies", selection="released")
-    assert "The start from your images HARMED: use the frozen backbone (nothing was trained, epochs=0). " in text
+    assert "Nothing was trained (epochs=0): the model is its start. Beside the frozen backbone, R@1 is worse" in text
     assert "optimistic" not in text and "optimistic" in told(tmp_path, ZEROS, ONES, selection="released")
+
+
+def test_calls_that_begin_at_once_get_one_plan(tmp_path, monkeypatch):
+    """What memory is free is another at every look: who decides second must find the first one's plan."""
+    benchmark, looks = load_benchmark("glyphs"), iter([1e9, 64e9, 1e8])
+
+    def looked(device, cache):
+        memory = next(looks)
+        time.sleep(0.5)
+        return Machine(False, memory, memory, 1e12, 1)
+
+    monkeypatch.setattr(own_images, "machine", looked)
+    changes = {"backbone": "demo_vit", "image_size": 40, "resize": 40}
+    with ThreadPoolExecutor(3) as pool:
+        given = (benchmark, tmp_path / "images", changes, tmp_path, None, "cpu")
+        calls = [pool.submit(own_images._planned, *given) for _ in "abc"]
+        plans = [call.result() for call in calls]
+    assert len({made.config for made in plans}) == 1 and next(looks) == 64e9, "one looked"
+    assert len(list((tmp_path / "plans").iterdir())) == 1
+
+
+def test_the_summary_waits_for_who_has_the_runs_lock(tmp_path):
+    """Who gets the lock deletes temporary files, and would delete that of a summary that is being written."""
+    writer = threading.Thread(target=own_images._write_summary, args=(tmp_path, {"summary": "done"}))
+    with locked(tmp_path / LOCK):
+        writer.start()
+        writer.join(0.3)
+        assert writer.is_alive() and not (tmp_path / own_images.SUMMARY).exists()
+    writer.join(10)
+    assert json.loads((tmp_path / own_images.SUMMARY).read_text()) == {"summary": "done"}

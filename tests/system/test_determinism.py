@@ -12,7 +12,7 @@ import torch
 from determinism import METHODS, WAYS, Pair, compare, differences, outcome
 
 from vptsp_core import __main__, preset, run
-from vptsp_core.data import batches, loading
+from vptsp_core.data import cached, loading
 from vptsp_core.errors import DataError, TrainingError, VptspError
 from vptsp_core.method.step import TrainStep
 from vptsp_core.system.deterministic import deterministic_algorithms, fix_cublas, where_asked
@@ -160,8 +160,8 @@ def test_a_thread_that_fails_ends_the_run(images, tmp_path, monkeypatch):
     def broken(*args):
         raise MemoryError("no room for a crop")
 
-    monkeypatch.setattr(batches, "_threads", lambda: 2)
-    monkeypatch.setattr(batches, "resize_one", broken)
+    monkeypatch.setattr(cached, "_threads", lambda: 2)
+    monkeypatch.setattr(cached, "resize_one", broken)
     config = Pair("EMA", "cached", "again", 0).config()
     with pytest.raises(TrainingError, match="the memory of this machine is full in epoch 1; lower batch") as caught:
         run(config, data=images, results=tmp_path, cache=tmp_path / "cache", device="cpu", progress=False)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vptsp_core.data.own import _inside
 from vptsp_core.errors import VptspError
 from vptsp_core.system import portable
 from vptsp_core.system.files import write_bytes
@@ -60,3 +61,12 @@ def test_a_limit_of_cores_counts(monkeypatch):
     assert portable.cores() == 2
     monkeypatch.setattr(Path, "read_text", lambda path, encoding: "max 100000")
     assert portable.cores() == 8
+
+
+def test_a_table_of_images_may_be_from_windows(tmp_path, monkeypatch):
+    """Its backslashes separate folders there, and absolute paths are taken as relative ones."""
+    (tmp_path / "ein Vogel ü").mkdir()
+    (tmp_path / "ein Vogel ü" / "0.png").touch()
+    monkeypatch.setattr(os, "sep", "\\")
+    for path in ("ein Vogel ü\\0.png", ".\\ein Vogel ü\\0.png", f"{tmp_path}\\ein Vogel ü\\0.png"):
+        assert _inside(tmp_path, path) == "ein Vogel ü/0.png"

@@ -99,14 +99,14 @@ def test_a_model_tested_on_other_images_says_so(finished, tmp_path, capsys):
     put(tmp_path / "images", TWELVE)
     done = vptsp_core.deploy.own_images.train_folder(
         tmp_path / "images", dict(backbone="demo_vit", epochs=1, steps_per_epoch=1), results=tmp_path / "out",
-        device="cpu", progress=False,
+        device="cpu", progress=False, say=lambda _: None,
     )  # fmt: skip
-    saved = str(vptsp_core.load(done.path, "cpu").save(tmp_path / "own.safetensors"))
-    for model in (str(done.path), saved):
+    saved = str(vptsp_core.load(done.run.path, "cpu").save(tmp_path / "own.safetensors"))
+    for model in (str(done.run.path), saved):
         assert main(["evaluate", model, "--data", str(tmp_path / "images"), "--device", "cpu"]) == 0
         assert capsys.readouterr().err == ""
     (tmp_path / "images" / "class 00").rename(tmp_path / "images" / "class 99")  # another fifth is tested
-    for model in (str(done.path), saved):
+    for model in (str(done.run.path), saved):
         assert main(["evaluate", model, "--data", str(tmp_path / "images"), "--device", "cpu"]) == 0
         error = capsys.readouterr().err
         assert error.startswith("warning: these are not the test images that the run was tested on")

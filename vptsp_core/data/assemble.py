@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
+import posixpath
+import unicodedata
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from vptsp_core.data.base import Benchmark
-from vptsp_core.data.folder import FileSet
-from vptsp_core.data.layouts import Listing
+from vptsp_core.data.folder import FileSet, content_of, size_of
+from vptsp_core.data.layouts import Listing, Rows, plain
 from vptsp_core.errors import DataError
 
 Counts = Mapping[str, tuple[int, int]]
 CURE = "; complete it, or accept this with --allow-partial"
-CONTINUING = "; continuing with what is there"
 
 
 def assemble(name: str, listing: Listing, published: Counts, allow_partial: bool = False) -> Benchmark:
@@ -28,103 +31,194 @@ def assemble(name: str, listing: Listing, published: Counts, allow_partial: bool
         allow_partial: continue without what is missing, with one warning that lists all differences.
 
     Raises:
-        DataError: files are missing or counts differ from the published ones (all differences in one line), an image is
-            listed twice, a class is both for training and for testing, or a split has no images.
+        DataError: files are missing or counts differ from the published ones (all differences in one line), a class or
+            an image is in two splits, a class has one image where that is a mistake, or a split has no images.
     """
     _refuse_shared(name, listing)
-    there = listing.images["path"].map(_finder(listing)).astype(bool)
-    lost = listing.images["path"][~there]
-    if len(lost) and not there.any():
-        raise DataError(f"{name}: none of the {len(lost)} images of {listing.source} is in {listing.root}, the first "
-                        f"{lost.iloc[0]}; paths are relative to that folder")  # fmt: skip
-    images = listing.images[there]
-    part = {split: images[images["split"] == split] for split in ("train", "test", "query", "gallery")}
-    splits = set(listing.images["split"])
-    tested = ["query", "gallery"] if "gallery" in splits else ["test"]
-    only_miss = _can_only_miss(part)
+    missing = _missing(listing)
+    if names := _names_on_disk(str(listing.root), missing):
+        path, found = min(names.items())
+        warnings.warn(
+            f"{name}: {len(names)} path(s) in {listing.source} are written in another case than on the disk, or their "
+            f"accents are stored otherwise; the first is {path}{listing.where(path)}, which is read from {found}",
+            stacklevel=3,
+        )
+        renamed = {split: [(names.get(path, path), label) for path, label in rows]
+                   for split, rows in listing.splits.items()}  # fmt: skip
+        lines: dict[str, list[int]] = defaultdict(list)
+        for path, numbers in listing.lines.items():
+            lines[names.get(path, path)] += numbers
+        listing = dataclasses.replace(listing, splits=renamed, lines=lines)
+        missing = [path for path in missing if path not in names]
+        _refuse_shared(name, listing)  # two ways to write one file
+    gone = set(missing)
+    splits = {split: [row for row in rows if row[0] not in gone] for split, rows in listing.splits.items()}
+    differences = _differences(name, listing, splits, missing, published, allow_partial)
+    _check_classes(name, listing, splits)
+    if listing.as_shown:
+        _warn_of_copies(name, listing.root, splits)
+    train = _fileset(name, "train", listing, splits["train"])
+    if "test" in splits:
+        return Benchmark(name, train, _fileset(name, "test", listing, splits["test"]), None, differences)
+    both = splits["query"] + splits["gallery"]  # one numbering of the classes for both
+    query, gallery = (_fileset(name, split, listing, splits[split], both) for split in ("query", "gallery"))
+    return Benchmark(name, train, query, gallery, differences)
 
-    differences = _miscounts(part, published)
-    if len(lost):
-        differences.append(f"{len(lost)} of {len(there)} listed images are not in {listing.root}, the first "
-                           f"{lost.iloc[0]}")  # fmt: skip
-    nothing = f"{len(only_miss)} class(es) have nothing to be found, the first {only_miss[0]}" if only_miss else ""
-    if differences and published and only_miss:
-        differences.append(nothing)
+
+def _differences(
+    name: str, listing: Listing, splits: dict[str, Rows], missing: list[str], published: Counts, allow_partial: bool
+) -> tuple[str, ...]:
+    """What is not as published: refused in one line, or one warning."""
+    differences = [*_miscounts(splits, published), *listing.notes]
+    if missing:
+        total = sum(map(len, listing.splits.values()))
+        differences.append(f"{len(missing)} of {total} listed images not, the first {listing.root / missing[0]}"
+                           f"{listing.where(missing[0])}")  # fmt: skip
+    if differences and "query" in splits and listing.classes_of_one == "fine" and (missed := _can_only_miss(splits)):
+        differences.append(f"{len(missed)} query class(es) without gallery images, the first {missed[0]}")
     if differences:
-        fault = f"{name}: {listing.source} is not whole: {', '.join(differences)}"
-        if listing.ordered:
-            raise DataError(f"{fault}; complete it: the order of its class folders tells which are for training")
+        found = f"{name}: {listing.source} holds {', '.join(differences)}"
+        if listing.uncertain:
+            raise DataError(
+                f"{found}; which classes are for training is unknown: their names begin with no number as in "
+                "001.Name; complete it"
+            )
         if not allow_partial:
-            raise DataError(fault + CURE)
-        warnings.warn(fault + CONTINUING, stacklevel=3)
-    if only_miss and not published:
-        warnings.warn(f"{name}: {listing.source}: {nothing}; their queries can only miss", stacklevel=3)
+            raise DataError(found + CURE)
+        warnings.warn(f"{found}; going on with what is there", stacklevel=4)
+    return tuple(differences)
 
-    if empty := [split for split in part if part[split].empty and (split in splits or split in tested)]:
+
+def _check_classes(name: str, listing: Listing, splits: dict[str, Rows]) -> None:
+    """Every split has images, and the classes to be tested have something to find and to be confused with."""
+    if listing.classes_of_one == "refused":
+        for label, count in Counter(label for rows in splits.values() for _, label in rows).items():
+            if count < 2:
+                raise DataError(
+                    f"class {listing.root / label} has {count} image(s), at least 2 are needed; add or remove it"
+                )
+    elif listing.classes_of_one == "warned of" and (missed := _can_only_miss(splits)):
+        warnings.warn(f"{name}: {len(missed)} class(es) of {listing.source} have nothing to be found, the first "
+                      f"{missed[0]}; their queries can only miss", stacklevel=4)  # fmt: skip
+    if empty := [split for split, rows in splits.items() if not rows and (split != "train" or listing.splits[split])]:
         raise DataError(f"{name}: {listing.source} leaves no images for {' and '.join(empty)}; add some")
-    classes = pd.concat([part[split] for split in tested])["class"].unique().tolist()  # one numbering of both
-    if part[tested[-1]]["class"].nunique() == 1 and not published:
+    searched = splits.get("gallery", splits.get("test", []))
+    if listing.as_shown and len({label for _, label in searched}) == 1:
+        cure = "add classes" if listing.source == listing.root else "give at least 2 classes the split test"
         raise DataError(f"{name}: {listing.source} has 1 class to test on, and among its images alone nothing can be "
-                        "confused; test on at least 2")  # fmt: skip
-    train = _fileset(name, "train", listing, part["train"], part["train"]["class"].unique().tolist())
-    test, *gallery = (_fileset(name, split, listing, part[split], classes) for split in tested)
-    return Benchmark(name, train, test, gallery[0] if gallery else None, tuple(differences))
+                        f"confused; {cure}")  # fmt: skip
 
 
-def _fileset(name: str, split: str, listing: Listing, images: pd.DataFrame, classes: Sequence[str]) -> FileSet:
-    """One split, its classes numbered in the order of ``classes``."""
-    paths = [listing.root / path for path in images["path"]]
-    numbers = {label: number for number, label in enumerate(classes)}
-    labels = images["class"].map(numbers).to_numpy(np.int64)
-    shared = split in ("query", "gallery")
-    return FileSet(f"{name} {split}", paths, labels, classes, shared, as_shown=listing.as_shown)
+def _fileset(name: str, split: str, listing: Listing, rows: Rows, both: Rows | None = None) -> FileSet:
+    """One split; its classes are numbered as they come up in it, or in ``both`` query and gallery."""
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(label for _, label in both or rows))}
+    paths = [listing.root / path for path, _ in rows]
+    labels = np.array([numbers[label] for _, label in rows], dtype=np.int64)
+    return FileSet(f"{name} {split}", paths, labels, list(numbers), both is not None, as_shown=listing.as_shown)
 
 
-def _finder(listing: Listing) -> Callable[[str], bool]:
-    """Says whether a listed path is a file. A folder is read once: hundreds of thousands of stats take minutes."""
+def _missing(listing: Listing) -> list[str]:
+    """The listed paths that are no files; each folder is read once, since hundreds of thousands of stats take
+    minutes."""
+    there: dict[str, set[str]] = {}
+    missing = []
+    for path, _ in (row for rows in listing.splits.values() for row in rows):
+        folder, _, file = path.rpartition("/")
+        if folder not in there:
+            there[folder] = _files(os.path.join(listing.root, folder))
+        if file not in there[folder]:
+            missing.append(path)
+    return missing
+
+
+def _files(place: str) -> set[str]:
+    try:
+        with os.scandir(place) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except OSError as error:
+        raise DataError(f"cannot read {place} ({error.strerror or error}); make it readable, or remove it") from error
+
+
+def _names_on_disk(root: str, paths: Iterable[str]) -> dict[str, str]:
+    """Of ``paths`` that are no files, those that exist but for case and how accents are stored, with the files' own
+    paths. If several names fit equally well, none is chosen.
+    """
 
     @functools.cache
-    def files(folder: str) -> set[str]:
-        try:
-            with os.scandir(os.path.join(listing.root, folder)) as entries:
-                return {entry.name for entry in entries if entry.is_file()}
-        except PermissionError:
-            raise
-        except (OSError, ValueError):  # no such folder, or no name of one
-            return set()
+    def names(place: str) -> dict[str, list[str]]:
+        alike = defaultdict(list)
+        for name in os.listdir(place) if os.path.isdir(place) else ():
+            alike[plain(name)].append(name)
+        return alike
 
-    return lambda path: os.path.basename(path) in files(os.path.dirname(path))
+    def on_disk(path: str) -> str:
+        found = ""
+        for part in path.split("/"):
+            place = os.path.join(root, found)
+            alike = [part] if os.path.lexists(os.path.join(place, part)) else names(place).get(plain(part), [])
+            composed = unicodedata.normalize("NFC", part)
+            same = [name for name in alike if unicodedata.normalize("NFC", name) == composed] or alike
+            if len(same) != 1:
+                return ""
+            found = os.path.join(found, same[0])
+        return found if os.path.isfile(os.path.join(root, found)) else ""
+
+    return {path: found for path in paths if (found := on_disk(path))}
 
 
-def _miscounts(part: Mapping[str, pd.DataFrame], published: Counts) -> list[str]:
+def _warn_of_copies(name: str, root: Path, splits: dict[str, Rows]) -> None:
+    """Warn of one file in two classes: whichever is right, the other is wrong. A gallery may hold its queries."""
+    by_size: dict[int, dict[Path, str]] = defaultdict(dict)
+    for path, label in (row for rows in splits.values() for row in rows):
+        by_size[size_of(root / path)][root / path] = label
+    by_content: dict[str, dict[Path, str]] = defaultdict(dict)
+    for alike in by_size.values():
+        for file, label in alike.items() if len(set(alike.values())) > 1 else ():
+            by_content[content_of(file)][file] = label
+    copies = [same for same in by_content.values() if len(set(same.values())) > 1]
+    if copies:
+        first, *rest = copies[0]
+        other = next(file for file in rest if copies[0][file] != copies[0][first])
+        warnings.warn(f"{name}: {len(copies)} image(s) are in two classes or more, the first {first} and {other}; "
+                      "delete the wrong copies", stacklevel=3)  # fmt: skip
+
+
+def _miscounts(splits: dict[str, Rows], published: Counts) -> list[str]:
     wrong = []
-    for split, (classes, images) in published.items():
-        for what, count, wanted in (
-            ("classes", part[split]["class"].nunique(), classes),
-            ("images", len(part[split]), images),
-        ):
+    for split, expected in published.items():
+        found = len({label for _, label in splits[split]}), len(splits[split])
+        for what, count, wanted in zip(("classes", "images"), found, expected, strict=True):
             if count != wanted:
                 wrong.append(f"{count} {'training' if split == 'train' else split} {what} instead of {wanted}")
     return wrong
 
 
 def _refuse_shared(name: str, listing: Listing) -> None:
-    """Refuse an image that is listed twice, and a class both for training and for testing."""
-    images = listing.images
-    if (twice := images["path"].duplicated()).any():
-        raise DataError(f"{name}: {listing.source} lists {images['path'][twice].iloc[0]} twice; keep one of the lines")
-    training = images["split"] == "train"
-    if shared := sorted(set(images["class"][training]) & set(images["class"][~training])):
+    """A path that is listed twice or is not inside, and a class both for training and for testing."""
+    seen: dict[str, str] = {}
+    for path, _ in (row for rows in listing.splits.values() for row in rows):
+        same = posixpath.normpath(path)  # a/./0.png and a//0.png are a/0.png
+        if same in seen:
+            where = listing.where(seen[same], path)
+            raise DataError(f"{name}: {listing.source} lists {path} twice{where}; keep one of the two lines")
+        if os.path.isabs(path) or ".." in path.split("/") or "\0" in path:
+            raise DataError(f"{name}: {listing.source} lists {path}{listing.where(path)}, which is not inside "
+                            f"{listing.root}; write it so")  # fmt: skip
+        seen[same] = path
+    train = {label for _, label in listing.splits["train"]}
+    tested = {label for split, rows in listing.splits.items() if split != "train" for _, label in rows}
+    if shared := sorted(tested & train):
         raise DataError(
             f"{name}: {listing.source} has {len(shared)} class(es) both for training and for testing, the first "
             f"{shared[0]}; testing needs unseen classes, leave each on one side"
         )
 
 
-def _can_only_miss(part: Mapping[str, pd.DataFrame]) -> list[str]:
+def _can_only_miss(splits: dict[str, Rows]) -> list[str]:
     """Classes to be retrieved that have no second image, or none in the gallery."""
-    if not part["query"].empty:
-        queries = part["query"]["class"]
-        return queries[~queries.isin(part["gallery"]["class"])].unique().tolist()
-    counts = part["test"]["class"].value_counts(sort=False)
-    return counts[counts < 2].index.tolist()
+    if "query" in splits:
+        gallery = {label for _, label in splits["gallery"]}
+        return [label for label in dict.fromkeys(label for _, label in splits["query"]) if label not in gallery]
+    return [label for label, count in Counter(label for _, label in splits["test"]).items() if count < 2]

@@ -1,40 +1,27 @@
-"""A run's batches by the pipeline that its config names.
-
-The classic one decodes and augments each image on the CPU (`loading`). The cached one decodes once and augments on the
-device (`crops`): the pixels of a step depend on (seed, epoch, step) and on the image's place in the whole batch, not on
-the device's kind, on threads or on the number of processes (but for rounding).
-"""
+"""A run's batches by the pipeline that its config names: `cached` (decoded once) or `loading` (the classic path)."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import os
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from vptsp_core.data import OWN, loading
+from vptsp_core.data import OWN, cached, loading
 from vptsp_core.data.base import Benchmark, ImageSet
 from vptsp_core.data.cache import open_stores
-from vptsp_core.data.crops import random_boxes, resize_one, resize_together
-from vptsp_core.data.folder import outside_images
-from vptsp_core.data.loading import CROPS, interpolation_name
-from vptsp_core.data.store import PixelStore
+from vptsp_core.data.cached import Statistics
+from vptsp_core.data.folder import FileSet, outside_images
 from vptsp_core.errors import DataError
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.sampler import ClassBalancedSampler
-from vptsp_core.system.devices import to_device
-
-AHEAD = 2  # batches that wait on the device
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of the input, per channel
+from vptsp_core.system.portable import cores
 
 
 def cache_folder(
@@ -56,16 +43,21 @@ def cache_folder(
 def decoded(benchmark: Benchmark, config: RunConfig, folder: Path, *, progress: bool = True) -> Benchmark:
     """The benchmark with its images decoded, if the config's pipeline is the cached one (see `cache.open_stores`).
 
-    It is a copy; the image sets of ``benchmark`` stay as they are.
+    It is a copy; the image sets of ``benchmark`` stay as they are. For the classic pipeline the headers of your own
+    images are read, so that one that cannot be used is found before the training.
     """
-    if config.pipeline == "classic":
-        return benchmark
     splits = {"test": benchmark.test}
     if config.method != "frozen":
         splits["train"] = benchmark.train
     if benchmark.gallery is not None:
         splits["gallery"] = benchmark.gallery
-    interpolation = interpolation_name(config)
+    if config.pipeline == "classic":
+        for images in splits.values():
+            if isinstance(images, FileSet) and images.as_shown:
+                with ThreadPoolExecutor(cores()) as pool:
+                    list(pool.map(images.size, range(len(images))))
+        return benchmark
+    interpolation = loading.interpolation_name(config)
     stores = open_stores(
         list(splits.values()), folder, side=config.resize, interpolation=interpolation, progress=progress
     )  # fmt: skip
@@ -95,35 +87,12 @@ def train_batches(
         DataError: naming the image that cannot be read; the cached pipeline without decoded images.
     """
     if config.pipeline == "classic":
-        transform = loading.train_transform(config, *statistics)
-        yield from loading.train_batches(images, sampler, transform, epoch, device, part)
-        return
-    store = images.store
-    if store is None:
+        return loading.train_batches(
+            images, sampler, loading.train_transform(config, *statistics), epoch, device, part
+        )  # fmt: skip
+    if images.store is None:
         raise DataError(f"{images.name}: pipeline = 'cached' needs decoded images; call decoded(benchmark, ...) first")
-    drawn = _drawn(store, config, sampler, epoch, part)
-    every = torch.from_numpy(images.labels)
-    everything = store.resident(device)
-    if everything is not None:
-        for chosen, boxes, flips, batch in drawn:
-            starts, widths = store.starts[chosen], store.sizes[chosen, 1]
-            pixels = _augmented(everything, starts, widths, boxes, flips, config, statistics)
-            yield pixels, to_device(every[batch], device)
-        return
-
-    def host() -> Iterator[tuple[Any, ...]]:
-        """The pixels of each step's boxes, one after another, and the labels of its batch."""
-        for chosen, boxes, flips, batch in drawn:
-            cut = [
-                store.image(i)[top : top + height, left : left + width].reshape(-1)
-                for i, (top, left, height, width) in zip(chosen, boxes, strict=True)
-            ]
-            yield torch.from_numpy(np.concatenate(cut)), every[batch], boxes, flips
-
-    for pixels, batch_labels, boxes, flips in on_device(host(), device):
-        starts = np.concatenate([[0], np.cumsum(boxes[:-1, 2] * boxes[:-1, 3] * 3)])
-        whole = boxes * [0, 0, 1, 1]  # only the boxes came along
-        yield _augmented(pixels, starts, boxes[:, 3], whole, flips, config, statistics), batch_labels
+    return cached.train_batches(images.store, images.labels, config, statistics, sampler, epoch, device, part)
 
 
 def eval_batches(
@@ -136,128 +105,10 @@ def eval_batches(
 ) -> Iterator[Tensor]:
     """All images, or a ``part`` of them, in order, (<= batch, 3, S, S) float32 at a time, on the device.
 
-    A store was resized as the classic path resizes, so what is left is the crop of the middle, and the pixels are those
-    of the classic path to the last bit. Images without a store that fits are read the classic way.
+    Both pipelines give the same pixels to the last bit, so images that are not decoded are read the classic way.
     """
     store = images.store
-    wanted = (config.resize, interpolation_name(config))
-    if config.pipeline == "classic" or store is None or (store.side, store.interpolation) != wanted:
-        yield from loading.eval_batches(images, loading.eval_transform(config, *statistics), batch, device, part)
-        return
-    places = range(len(store))[part]
-    size = config.image_size
-
-    def host() -> Iterator[tuple[Tensor]]:
-        for start in range(0, len(places), batch):
-            some = places[start : start + batch]
-            pixels = np.empty((len(some), size, size, 3), np.uint8)
-            for row, index in zip(pixels, some, strict=True):
-                image = store.image(index)
-                top, left = (round((length - size) / 2) for length in image.shape[:2])  # torchvision's rounding
-                row[:] = image[top : top + size, left : left + size]
-            yield (torch.from_numpy(pixels),)
-
-    for (pixels,) in on_device(host(), device):
-        yield normalise(pixels.permute(0, 3, 1, 2), statistics)
-
-
-def on_device(batches: Iterator[tuple[Any, ...]], device: torch.device) -> Iterator[tuple[Any, ...]]:
-    """The same tuples in order, their tensors on the device.
-
-    For a GPU a thread draws the batches, pins them and copies them on a stream of its own, `AHEAD` of them at most; the
-    current stream waits for a copy on the device, the host never does. On a CPU a thread would only take the cores from
-    the step.
-    """
-    if device.type != "cuda":
-        for batch in batches:
-            yield tuple(each.to(device) if isinstance(each, Tensor) else each for each in batch)
-        return
-    stream = torch.cuda.Stream(device)
-
-    def load() -> tuple[list[Any], torch.cuda.Event] | None:
-        with torch.cuda.device(device), torch.cuda.stream(stream):
-            if (batch := next(batches, None)) is None:
-                return None
-            copies = [each.pin_memory().to(device, non_blocking=True) if isinstance(each, Tensor) else each
-                      for each in batch]  # fmt: skip
-            return copies, stream.record_event()
-
-    with ThreadPoolExecutor(1, "prefetch") as pool:
-        waiting = deque(pool.submit(load) for _ in range(AHEAD))
-        while (loaded := waiting.popleft().result()) is not None:
-            waiting.append(pool.submit(load))
-            copies, copied = loaded
-            current = torch.cuda.current_stream(device)
-            current.wait_event(copied)
-            for each in copies:
-                if isinstance(each, Tensor):
-                    each.record_stream(current)
-            yield tuple(copies)
-
-
-def normalise(pixels: Tensor, statistics: Statistics) -> Tensor:
-    """uint8 (B, 3, S, S) to the backbone's input range, float32, in the arithmetic of ToTensor and Normalize."""
-    return _normalise(_empty(pixels.shape, pixels.device).copy_(pixels), *_constants(statistics, pixels.device))
-
-
-def _normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    return pixels.div_(255).sub_(mean).div_(std)
-
-
-def _constants(statistics: Statistics, device: torch.device) -> Iterator[Tensor]:
-    return (to_device(torch.tensor(values)[:, None, None], device) for values in statistics)
-
-
-def _empty(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Room for float32. NumPy's memory comes in huge pages: first touching torch's costs more than the arithmetic."""
-    return torch.from_numpy(np.empty(shape, np.float32)) if device.type == "cpu" else torch.empty(shape, device=device)
-
-
-def _drawn(
-    store: PixelStore, config: RunConfig, sampler: ClassBalancedSampler, epoch: int, part: slice
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """For each step the images of this process, their boxes (b, 4) and flips (b,), and the whole batch (B,)."""
-    scale, ratio = CROPS[config.augmentation]
-    for step, batch in enumerate(sampler.epoch(epoch)):
-        rng = np.random.default_rng([sampler.seed, epoch, 3, step])
-        boxes = random_boxes(store.sizes[batch], scale, ratio, rng)
-        flips = (rng.random(len(batch)) < 0.5) & (config.augmentation == "base")  # a mirrored letter is another one
-        yield batch[part], boxes[part], flips[part], batch
-
-
-def _augmented(
-    pixels: Tensor,
-    starts: np.ndarray,
-    widths: np.ndarray,
-    boxes: np.ndarray,
-    flips: np.ndarray,
-    config: RunConfig,
-    statistics: Statistics,
-) -> Tensor:
-    """(b, 3, S, S) float32: together on a GPU; on a CPU one by one, each finished while it is in the CPU's cache."""
-    size, mode = config.image_size, interpolation_name(config)
-    if pixels.device.type != "cpu":
-        return normalise(resize_together(pixels, starts, widths, boxes, flips, size, mode), statistics)
-    out = _empty((len(boxes), 3, size, size), pixels.device)
-    mean, std = _constants(statistics, pixels.device)
-    images = list(zip(starts.tolist(), widths.tolist(), boxes.tolist(), flips.tolist(), strict=True))
-
-    def work(part: range) -> None:
-        for i in part:
-            _normalise(out[i].copy_(resize_one(pixels, *images[i], size, mode)), mean, std)
-
-    own, threads = torch.get_num_threads(), _threads()
-    list(_pool(threads).map(work, (range(i, len(boxes), threads) for i in range(threads))))
-    torch.set_num_threads(own)  # the pool's threads set it for themselves and for those made later
-    return out
-
-
-def _threads() -> int:
-    """Threads that augment: as many as torch has. Their number changes no pixel."""
-    return torch.get_num_threads()
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """A thread an image: one resize is too small for torch to share it out, and slow where torch does."""
-    return ThreadPoolExecutor(threads, "augment", initializer=torch.set_num_threads, initargs=(1,))
+    wanted = (config.resize, loading.interpolation_name(config))
+    if config.pipeline == "cached" and store is not None and (store.side, store.interpolation) == wanted:
+        return cached.eval_batches(store, config, statistics, batch, device, part)
+    return loading.eval_batches(images, loading.eval_transform(config, *statistics), batch, device, part)

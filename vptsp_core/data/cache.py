@@ -9,13 +9,15 @@ image that is whole. A store is whole if its folder has its final name and its f
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -48,7 +50,8 @@ def open_stores(
 ) -> list[PixelStore]:
     """The decoded images of each set, made first if need be. Images in memory are resized in memory.
 
-    If several processes ask at once, one builds and the others wait for it.
+    What all sets together take is compared with the free disk before the first image is decoded. If several processes
+    ask at once, one builds and the others wait for it.
 
     Args:
         folder: of all stores.
@@ -60,18 +63,19 @@ def open_stores(
         DataError: an image cannot be read, or the disk has too little room; what was done is kept for the next try.
     """
     places = {images: folder / _name(images, side, interpolation) for images in sets if isinstance(images, FileSet)}
-    try:
-        for images, place in places.items():
-            if place.exists():
-                continue
+    if not all(place.exists() for place in places.values()):
+        work = _Work(workers or cores(), progress)
+        try:
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder / ".lock", f"cache: another process is decoding images into {folder}; waiting"):
-                if not place.exists():  # nobody made it while this process waited
-                    _check_room(images, place, side, progress)
-                    _fill(images, _partial(place), side, interpolation, workers or cores(), progress)
-                    replace(_partial(place), place)
-    except OSError as error:
-        raise DataError(f"cache {folder}: {error.strerror or error}; {CURE}") from error
+                missing = {images: place for images, place in places.items() if not place.exists()}
+                _check_room(missing, folder, side, work)
+                for images, place in missing.items():
+                    partial = _partial(place)
+                    _fill(images, partial, side, interpolation, work)
+                    replace(partial, place)
+        except OSError as error:
+            raise DataError(f"cache {folder}: {error.strerror or error}; {CURE}") from error
     return [
         _open(places[images], len(images), side, interpolation)
         if isinstance(images, FileSet)
@@ -80,25 +84,54 @@ def open_stores(
     ]
 
 
-def _check_room(images: FileSet, place: Path, side: int, progress: bool) -> None:
-    """Say what a store takes at least (square images take least), and refuse if the disk has less."""
-    least, free = len(images) * 3 * side**2, shutil.disk_usage(place.parent).free
-    if progress:
-        print(f"cache: {images.name}, {len(images):,} images: at least {amount(least)} to write in {place.parent} "
-              f"({amount(free)} free)", file=sys.stderr)  # fmt: skip
-        earlier = place.name.rpartition("-")[0]
-        for old in sorted(place.parent.glob(f"{earlier}-*")):
-            if old.name != _partial(place).name:
-                print(f"cache: {old} holds other files of a set of that name; delete it if nothing uses it",
-                      file=sys.stderr)  # fmt: skip
-    if least > free and not _partial(place).exists():
-        raise DataError(f"cache {place.parent}: needs {amount(least)}, {amount(free)} are free; {CURE}")
+class _Work:
+    """Work on many images, in threads and with a progress bar."""
+
+    def __init__(self, workers: int, progress: bool) -> None:
+        self.workers, self.progress = workers, progress
+
+    def map(self, task: Callable[[int], Any], numbers: range, title: str) -> Iterator[list[Any]]:
+        """``task`` of each number, in order, `CHUNK` of them at a time; the first error stops all."""
+        shown = bar(None, title, numbers.stop, show=self.progress, initial=numbers.start, unit="images")
+        with ThreadPoolExecutor(self.workers) as pool, shown:
+            ahead = pool.map(task, numbers[:CHUNK])
+            for start in range(CHUNK, len(numbers) + CHUNK, CHUNK):
+                done, ahead = list(ahead), pool.map(task, numbers[start : start + CHUNK])
+                yield done
+                shown.update(len(done))
 
 
-def _fill(images: FileSet, folder: Path, side: int, interpolation: str, workers: int, progress: bool) -> None:
-    """Append the images that are not yet in ``folder``, `CHUNK` of them at a time; the first error stops all."""
+def _check_room(missing: dict[FileSet, Path], folder: Path, side: int, work: _Work) -> None:
+    """Say what the stores will take, and refuse if the disk has less."""
+    if not missing:
+        return
+    total = 0
+    for images, place in missing.items():
+        pixels = _partial(place) / PIXELS
+        task = functools.partial(_bytes, images, side=side)
+        counts = work.map(task, range(len(images)), f"{images.name}: reading sizes")
+        total += sum(map(sum, counts)) - (pixels.stat().st_size if pixels.exists() else 0)
+    free = shutil.disk_usage(folder).free
+    if work.progress:
+        names = ", ".join(f"{images.name} {len(images):,} images" for images in missing)
+        print(f"cache: {names}; {amount(total)} to write in {folder} ({amount(free)} free)", file=sys.stderr)
+        for old in sorted(path for path in folder.iterdir() if any(_same_set(path, each) for each in missing.values())):
+            print(f"cache: {old} holds other files of a set of that name; delete it if nothing uses it",
+                  file=sys.stderr)  # fmt: skip
+    if total > free:
+        raise DataError(f"cache {folder}: needs {amount(total)}, {amount(free)} are free; {CURE}")
+
+
+def _bytes(images: FileSet, index: int, side: int) -> int:
+    """What an image takes once its shorter side is ``side``, by its header; a turned image takes as much."""
+    short, long = sorted(images.size(index))
+    return 3 * side * (side * long // short)
+
+
+def _fill(images: FileSet, folder: Path, side: int, interpolation: str, work: _Work) -> None:
+    """Append the images that are not yet in ``folder``."""
     folder.mkdir(exist_ok=True)
-    with open(folder / PIXELS, "ab") as pixels, open(folder / DONE, "ab") as done, ThreadPoolExecutor(workers) as pool:
+    with open(folder / PIXELS, "ab") as pixels, open(folder / DONE, "ab") as done:
         sizes = np.fromfile(folder / DONE, np.int64)
         sizes = sizes[: len(sizes) // 2 * 2].reshape(-1, 2)
         starts = image_starts(sizes)
@@ -109,17 +142,12 @@ def _fill(images: FileSet, folder: Path, side: int, interpolation: str, workers:
         def decode(i: int) -> np.ndarray:
             return _decode(images.image(i), side, interpolation)
 
-        left = range(count, len(images))
-        with bar(None, f"{images.name}: decoding", len(images), show=progress, initial=count, unit="images") as shown:
-            ahead = pool.map(decode, left[:CHUNK])
-            for start in range(CHUNK, len(left) + CHUNK, CHUNK):
-                arrays, ahead = list(ahead), pool.map(decode, left[start : start + CHUNK])
-                for array in arrays:
-                    pixels.write(array.tobytes())
-                pixels.flush()
-                done.write(np.array([array.shape[:2] for array in arrays], np.int64).tobytes())
-                done.flush()
-                shown.update(len(arrays))
+        for arrays in work.map(decode, range(count, len(images)), f"{images.name}: decoding"):
+            for array in arrays:
+                pixels.write(array.tobytes())
+            pixels.flush()
+            done.write(np.array([array.shape[:2] for array in arrays], np.int64).tobytes())
+            done.flush()
         os.fsync(pixels.fileno())
     np.save(folder / SIZES, np.fromfile(folder / DONE, np.int64).reshape(-1, 2))
     (folder / DONE).unlink()
@@ -157,3 +185,9 @@ def _name(images: FileSet, side: int, interpolation: str) -> str:
 
 def _partial(place: Path) -> Path:
     return place.with_name(f"{place.name}.partial")
+
+
+def _same_set(path: Path, place: Path) -> bool:
+    """Whether ``path`` is a store, finished or not, of an earlier state of the set that ``place`` is to hold."""
+    name = path.name.removesuffix(".partial")
+    return name != place.name and name.rpartition("-")[0] == place.name.rpartition("-")[0] and path.is_dir()

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from vptsp_core.data.layouts import Listing, class_split, listed
+from vptsp_core.data.layouts import Listing, Rows, class_folders, class_split, in_order
 from vptsp_core.errors import DataError
 
 TRAIN_CLASSES = 98
-# Each folder of images, the file with the class of each image, and the key in it of an image's name.
-WHOLE = {"car_ims": ("cars_annos.mat", "relative_im_path")}
+# Each folder of images, and the files that may hold the class of each image, under which key.
+WHOLE = {"car_ims": ("relative_im_path", "cars_annos.mat")}
 # The benchmark splits the images of both halves anew, by class.
 HALVES = {
-    "cars_train": ("cars_train_annos.mat", "fname"),
-    "cars_test": ("cars_test_annos_withlabels.mat", "fname"),
-}
+    "cars_train": ("fname", "cars_train_annos.mat"),
+    "cars_test": ("fname", "cars_test_annos_withlabels.mat", "cars_test_annos_withlabels_eval.mat",
+                  "cars_test_annos.mat"),
+}  # fmt: skip
 
 
 def cars(folder: Path, name: str) -> Listing:
     """Cars196 in one of the layouts that people have: the first 98 of 196 classes are for training.
 
-    ``images/<class>/``; or ``car_ims/`` with ``cars_annos.mat``; or ``cars_train/`` and ``cars_test/`` with their
-    annotations, those of the test images "with labels". The .mat files may be in a folder such as ``devkit/``.
+    ``images/<class>/``; or ``car_ims/`` with ``cars_annos.mat``; or ``cars_train/`` and ``cars_test/``, with their
+    annotations (those of the test images "with labels") or with a folder for each class. Archives may have put each
+    into a folder of its own name, and the .mat files into another one, such as ``devkit/``.
 
     Raises:
         DataError: annotations are missing or unreadable.
@@ -30,19 +33,33 @@ def cars(folder: Path, name: str) -> Listing:
     parts = next((each for each in layouts if all((folder / part).is_dir() for part in each)), None)
     if (folder / "images").is_dir() or parts is None:
         return class_split(folder, name, TRAIN_CLASSES)
+    places = {part: f"{part}/{part}" if (folder / part / part).is_dir() else part for part in parts}
+    if parts is HALVES and any(each.is_dir() for place in places.values() for each in (folder / place).iterdir()):
+        classes: dict[str, Rows] = {}
+        for place in places.values():
+            for label, files in class_folders(folder / place, name)[0].items():
+                classes.setdefault(label, []).extend((f"{place}/{label}/{file}", label) for file in files)
+        return in_order(folder, dict(sorted(classes.items())), TRAIN_CLASSES)
     numbers: dict[str, int] = {}
     names: list[str] = []
-    for part, (file, key) in parts.items():
-        path = next(folder.rglob(file), None)
-        if path is None:
-            raise DataError(f"{name}: {folder / part} needs {file}, the class of each image; put it into {folder}")
+    for part, (key, *files) in parts.items():
+        path = _annotation_file(folder, name, part, files)
         found, names = _annotations(path, key)
-        numbers |= {f"{part}/{Path(image).name}": number for image, number in found.items()}
-    rows = []
-    for image, number in sorted(numbers.items(), key=lambda item: (item[1], item[0])):
-        label = ".".join([f"{number:03}", *names[number - 1 : number]])
-        rows.append((image, label, "train" if number <= TRAIN_CLASSES else "test"))
-    return Listing(folder, folder, listed(rows))
+        numbers |= {f"{places[part]}/{Path(image).name}": number for image, number in found.items()}
+    labels = {number: ".".join([f"{number:03}", *names[number - 1 : number]]) for number in numbers.values()}
+    rows = sorted((number, image) for image, number in numbers.items())
+    train: Rows = [(image, labels[number]) for number, image in rows if number <= TRAIN_CLASSES]
+    test: Rows = [(image, labels[number]) for number, image in rows if number > TRAIN_CLASSES]
+    return Listing(path, folder, {"train": train, "test": test})
+
+
+def _annotation_file(folder: Path, name: str, images: str, files: list[str]) -> Path:
+    for file in files:
+        for pattern in (file, f"*/{file}", f"*/*/{file}"):
+            if found := next(folder.glob(pattern), None):
+                return found
+    raise DataError(f"{name}: {folder / images} needs {files[0]}, which holds the class of each image; put it into "
+                    f"{folder}")  # fmt: skip
 
 
 def _annotations(path: Path, key: str) -> tuple[dict[str, int], list[str]]:
@@ -50,9 +67,13 @@ def _annotations(path: Path, key: str) -> tuple[dict[str, int], list[str]]:
     import scipy.io
 
     try:
-        content = scipy.io.loadmat(path, squeeze_me=True)
+        content: dict[str, Any] = scipy.io.loadmat(path, squeeze_me=True)
         table = content["annotations"]
+        if "class" not in table.dtype.names:
+            raise DataError(f"cars196: {path} has no labels; get cars_test_annos_withlabels.mat in its place")
         classes = {str(image): int(number) for image, number in zip(table[key], table["class"], strict=True)}
+        return classes, [str(each).strip().replace("/", "-") for each in content.get("class_names", ())]
+    except DataError:
+        raise
     except Exception as error:  # scipy raises whatever it meets in a damaged file
-        raise DataError(f"cars196: {path}: unreadable ({error!r}); get {path.name} again") from error
-    return classes, [str(each).strip().replace("/", "-") for each in content.get("class_names", ())]
+        raise DataError(f"cars196: {path} is no {path.name} ({error!r}); get it again") from error

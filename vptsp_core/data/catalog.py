@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -62,8 +61,8 @@ CUB200 = DataSet(
     name="cub200",
     title="Caltech-UCSD Birds-200-2011",
     folder="cub200",
-    reader=functools.partial(layouts.class_split, train_classes=100),
-    aliases=("CUB_200_2011", "CUB-200-2011"),
+    reader=layouts.birds,
+    aliases=("CUB_200_2011", "CUB-200-2011", "CUB_200_2010", "CUB-200", "CUB_200"),
     counts={"train": (100, 5_864), "test": (100, 5_924)},
     parts=(
         Part(

@@ -7,10 +7,10 @@ import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from vptsp_core.data import DATASETS, OWN, Benchmark, load_benchmark
-from vptsp_core.data.assemble import CONTINUING
 from vptsp_core.data.base import ImageSet
 from vptsp_core.data.catalog import CATALOG, DataSet
 from vptsp_core.data.fetch import get, steps
@@ -42,33 +42,37 @@ def _parser() -> argparse.ArgumentParser:
         "python -m vptsp_core data", description="get, check, describe or cache a data set"
     )
     commands = parser.add_subparsers(required=True, metavar="get|check|cache|info")
-    for name, call, text in (
-        ("get", _get, "download, verify and unpack a data set, or say how to get it"),
-        ("check", _check, "compare a data set with its published counts"),
-        ("info", _info, "what a data set is, where it comes from, its layout; all of them without a name"),
-        ("cache", _cache, "keep a data set's images decoded and resized: what the cached pipeline trains from"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(call=call)
-        command.add_argument(
-            "name", metavar="NAME", nargs="?" if name == "info" else None, help=f"one of {', '.join(DATASETS)}"
-        )
-        command.add_argument(
-            "--data", metavar="DIR", help="folder that holds the data sets (default: the environment's VPTSP_DATA)"
-        )
-        if name in ("check", "cache"):
-            command.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
-    commands.choices["check"].add_argument("--decode", action="store_true", help="open every image, too")
-    cache = commands.choices["cache"]
-    cache.add_argument("--side", type=int, default=256,
-                       help="shorter side in pixels: the run's `resize` (default: 256)")  # fmt: skip
+
+    def command(name: str, call: object, text: str, optional: bool = False) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        names = ", ".join(DATASETS)
+        added.add_argument("name", metavar="NAME", nargs="?" if optional else None, help=f"one of {names}")
+        added.add_argument("--data", metavar="DIR",
+                           help="folder that holds the data sets (default: the environment's VPTSP_DATA)")  # fmt: skip
+        added.set_defaults(call=call)
+        return added
+
+    command("get", _get, "download, verify and unpack a data set, or say how to get it")
+    check = command("check", _check, "compare a data set with its published counts")
+    check.add_argument("--decode", action="store_true", help="open every image, too")
+    check.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
+    command("info", _info, "what a data set is, where it comes from, its layout; all of them without a name", True)
+    cache = command(
+        "cache", _cache, "keep a data set's images decoded and resized: what the cached pipeline trains from"
+    )
+    cache.add_argument(
+        "--side", type=int, default=256, help="shorter side in pixels: the run's `resize` (default: 256)"
+    )
     cache.add_argument("--interpolation", choices=("bilinear", "bicubic"), default="bilinear",
                        help="bilinear for semantics=released (default), bicubic for paper")  # fmt: skip
+    cache.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
     cache.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one a core)")
     cache.add_argument(
-        "--cache", metavar="DIR", help="default: the environment's VPTSP_CACHE, else .vptsp-cache in the data folder, "
-        "of your own images in ./results"
-    )  # fmt: skip
+        "--cache",
+        metavar="DIR",
+        help="default: the environment's VPTSP_CACHE, else .vptsp-cache in the data folder, "
+        "of your own images in ./results",
+    )
     return parser
 
 
@@ -78,13 +82,18 @@ def _get(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     data = None if args.name == "glyphs" else _folder(args)
-    with warnings.catch_warnings():
-        if not args.allow_partial:  # what is missing is an error, after the counts
-            warnings.filterwarnings("ignore", message=f".*{CONTINUING}")
-        benchmark = load_benchmark(args.name, data, allow_partial=True)
+    try:
+        benchmark = load_benchmark(args.name, data, args.allow_partial)
+    except DataError as strict:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                benchmark = load_benchmark(args.name, data, allow_partial=True)
+            except DataError:
+                raise strict from None
+        _print_counts(benchmark)
+        raise
     _print_counts(benchmark)
-    if benchmark.differences and not args.allow_partial:
-        load_benchmark(args.name, data)  # says so
     if args.decode and (broken := _unreadable(benchmark)):
         print("\n".join(broken))
         raise DataError(f"{args.name}: {len(broken)} image(s) cannot be read, as listed above; replace the files")
@@ -110,25 +119,27 @@ def _splits(benchmark: Benchmark) -> dict[str, ImageSet]:
 def _unreadable(benchmark: Benchmark) -> list[str]:
     """What is wrong with each image that cannot be decoded, in order."""
     sets = [images for images in _splits(benchmark).values() if isinstance(images, FileSet)]
-
-    def fault(image: tuple[Path, bool]) -> str:
-        try:
-            read_image(*image)
-        except DataError as error:
-            return str(error)
-        return ""
-
-    every = [(path, images.as_shown) for images in sets for path in images.paths]
+    paths = [path for images in sets for path in images.paths]
+    why = partial(_why_unreadable, as_shown=any(images.as_shown for images in sets))
     with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes beside other threads
-        found = bar(pool.map(fault, every), "decoding", len(every), show=True, unit="images")
+        found = bar(pool.map(why, paths), "decoding", len(paths), show=True, unit="images")
         return [reason for reason in found if reason]
+
+
+def _why_unreadable(path: Path, as_shown: bool) -> str:
+    try:
+        read_image(path, as_shown)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def _info(args: argparse.Namespace) -> None:
     if args.name is None:
         for known in CATALOG.values():
+            there = "" if not args.data else "folder there" if (_folder(args) / known.folder).is_dir() else "no folder"
             images = sum(images for _, images in known.counts.values())
-            print(f"{known.name:12} {known.title:40} {images:8,} images")
+            print(f"{known.name:12} {known.title:40} {images:8,} images  {there}".rstrip())
         print("glyphs       embedded, drawn when needed; folder, own: your own images, see data info folder")
     elif args.name in OWN:
         print("Your own images: DIR/<class>/<image>. The first half of the classes in name order is for training; "
@@ -138,25 +149,28 @@ def _info(args: argparse.Namespace) -> None:
     elif args.name == "glyphs":
         print("Letters of five scripts, drawn from the fonts that matplotlib ships; nothing to get.")
     else:
-        _describe(_known(args.name), _folder(args) if args.data else None)
+        _describe(_known(args.name), args)
 
 
-def _describe(known: DataSet, data: Path | None) -> None:
+def _describe(known: DataSet, args: argparse.Namespace) -> None:
     print(f"{known.title}\n  home page: {known.home}\n  terms: {known.terms}\n  cite: {known.citation}")
     print(f"  layout under DIR: {known.tree}")
+    for split, (classes, images) in known.counts.items():
+        print(f"  {split}: {images:,} images of {classes:,} classes")
     for part in known.parts:
         size = f"{part.size:,} bytes" if part.size else ""
         by_hand = "" if part.sources else "by hand"
         print("  file:", ", ".join(each for each in (part.file, size, part.checksum, by_hand) if each))
         for source in part.sources:
             print(f"    from {source}")
-    print("\n".join(steps(known, data or Path("DIR"))))
-    if data:
+    if args.data:
         try:
-            load_benchmark(known.name, data)
-            print(f"  in {data}: there and whole")
+            load_benchmark(known.name, _folder(args))
+            print(f"  in {_folder(args)}: there and whole")
         except DataError as error:
-            print(f"  in {data}: {error}")
+            print(f"  in {_folder(args)}: {error}")
+    if known.steps:
+        print("\n".join(steps(known, _folder(args) if args.data else Path("DIR"))[3:]))
 
 
 def _cache(args: argparse.Namespace) -> None:
@@ -165,6 +179,9 @@ def _cache(args: argparse.Namespace) -> None:
 
     if args.name == "glyphs":
         raise DataError("glyphs: they are in memory, there is nothing to cache")
+    for key in ("side", "workers"):
+        if (value := getattr(args, key)) is not None and value < 1:
+            raise DataError(f"--{key} {value} must be at least 1")
     data = _folder(args)
     benchmark = load_benchmark(args.name, data, args.allow_partial)
     folder = cache_folder(args.name, data, args.cache)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import http.client
+import shutil
 import sys
 import time
 import urllib.error
@@ -13,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vptsp_core.errors import DataError
-from vptsp_core.system.bars import bar
+from vptsp_core.system.bars import amount, bar
+from vptsp_core.system.locks import locked
 from vptsp_core.system.portable import replace
 
 TRIES = 4  # of one source, in a row, without a byte more
@@ -23,10 +25,16 @@ CHUNK = 1 << 18
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+class _SourceFailed(Exception):
+    """This source does not give the file; the next one may."""
+
+
 def download(sources: Sequence[str], target: Path, checksum: str, size: int | None = None) -> Path:
     """Have the file at ``target``; nothing is done where the right file is there already.
 
-    Until it is verified it is ``<target>.part``, which the same or a later call resumes.
+    Until it is verified it is ``<target>.part``, which the same or a later call resumes. The checksum decides whether
+    what came in several pieces is one file; if it is not, the file is fetched once more from its start. If several
+    processes want the same file, one fetches it and the others wait.
 
     Args:
         sources: addresses of the same file; if one fails, the next one is tried.
@@ -38,21 +46,24 @@ def download(sources: Sequence[str], target: Path, checksum: str, size: int | No
     """
     part, reasons = target.with_name(f"{target.name}.part"), []
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        if wrong := mismatch(target, checksum):
-            raise DataError(f"{target} is not the published file ({wrong}); delete it, or put the right one there")
-        return target
-    for source in sources:
-        try:
-            _fetch(source, part, checksum, size)
-        except OSError as error:
-            if error.errno in FULL:
-                raise DataError(f"{target}: the disk is full; free some, the same command resumes it") from error
-            reasons.append(f"{source}: {' '.join(str(error).split())}")
-            print(f"{target.name}: {reasons[-1]}", file=sys.stderr)
-        else:
-            replace(part, target)
+    with locked(target.with_name(f"{target.name}.lock"), f"{target.name}: another process is fetching it; waiting"):
+        if target.exists():
+            if wrong := mismatch(target, checksum):
+                raise DataError(f"{target} is not the published file ({wrong}); delete it, or put the right one there")
             return target
+        for source in sources:
+            try:
+                _fetch_verified(source, part, checksum, size)
+            except _SourceFailed as failure:
+                reasons.append(f"{source}: {' '.join(str(failure).split())}")
+                print(f"{target.name}: {reasons[-1]}", file=sys.stderr)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                raise DataError(f"{target}: the disk is full; free some, the same command resumes it") from error
+            else:
+                replace(part, target)
+                return target
     raise DataError(f"{target.name}: no source gave it ({'; '.join(reasons)}); try again, or put it at {target}")
 
 
@@ -64,70 +75,68 @@ def mismatch(path: Path, checksum: str) -> str:
     return "" if found == expected else f"{kind} {found} instead of {expected}"
 
 
-def _fetch(source: str, part: Path, checksum: str, size: int | None) -> None:
-    """Make ``part`` the published file. A request that fails or is cut short is made again for the bytes that it lacks.
+def _fetch_verified(source: str, part: Path, checksum: str, size: int | None) -> None:
+    while True:
+        resumed = _length(part) > 0
+        _fetch(source, part, size)
+        wrong = mismatch(part, checksum)
+        if not wrong:
+            return
+        part.unlink()
+        if not resumed:
+            raise _SourceFailed(wrong)
+        print(f"{part.stem}: {wrong}, after a partial file was resumed; starting over", file=sys.stderr)
 
-    The checksum decides whether what came in several pieces is one file; if it is not, the file is fetched once more
-    from its start.
 
-    Raises:
-        OSError: the source does not give the file, or the disk is full.
-    """
-    resumed, tries, most, reason = _length(part) > 0, 0, _length(part), ""
-    while tries < TRIES:
+def _fetch(source: str, part: Path, size: int | None) -> None:
+    """All bytes that the source has, after those that ``part`` holds; a connection that ends is opened again."""
+    tries, most = 0, _length(part)
+    while size is None or _length(part) < size:
         try:
-            _receive(source, part, size)
+            if _receive(source, part, size):
+                return
+            reason = f"the connection ended after {_length(part)} bytes"
+        except urllib.error.HTTPError as error:
+            if error.code == 416:  # there are no bytes beyond those that are here
+                return
+            reason = f"HTTP {error.code} {error.reason}"
+            if error.code < 500 and error.code not in (408, 429):
+                raise _SourceFailed(reason) from error
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, OSError) and error.errno in FULL:
                 raise
             reason = str(error) or type(error).__name__
-            tries = 1 if _length(part) > most else tries + 1
-            most = max(most, _length(part))
-            time.sleep(PAUSE * tries)
-            continue
-        if not (wrong := mismatch(part, checksum)):
-            return
-        part.unlink()
-        if not resumed:
-            raise OSError(wrong)
-        print(f"{part.stem}: {wrong}, after a partial file was resumed; starting over", file=sys.stderr)
-        resumed, most = False, 0
-    raise OSError(f"{reason}, {tries} times in a row")
+        tries = 1 if _length(part) > most else tries + 1
+        most = max(most, _length(part))
+        if tries == TRIES:
+            raise _SourceFailed(f"{reason}, {tries} times in a row")
+        time.sleep(PAUSE * tries)
 
 
-def _receive(source: str, part: Path, size: int | None) -> None:
-    """One request, for the bytes after those that ``part`` holds.
-
-    Raises:
-        OSError: it failed, or the connection ended too early.
-    """
+def _receive(source: str, part: Path, size: int | None) -> bool:
+    """One request; True if what it gave is the rest of the file."""
     start = _length(part)
-    if start == size:
-        return
     ranges = {"Range": f"bytes={start}-"} if start else {}
     request = urllib.request.Request(source, headers={"User-Agent": "vptsp-core", **ranges})
-    try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # there are no bytes beyond those that are here
-            return
-        raise
-    with response:
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         if (response.headers.get("Content-Type") or "").startswith("text/html"):
-            raise OSError("sends a web page instead of the file")
+            raise _SourceFailed("sends a web page instead of the file")
         if response.status != 206:  # the whole file, from its start
             start = 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else size
         if size is not None and total != size:
-            raise OSError(f"offers {total} bytes instead of {size}")
+            raise _SourceFailed(f"offers {total} bytes instead of {size}")
+        needed, free = (total or 0) - _length(part), shutil.disk_usage(part.parent).free
+        if needed > free:
+            raise DataError(f"{part.with_suffix('')}: {amount(needed)} are still to come, the disk has {amount(free)} "
+                            "free; free some, or choose another --data")  # fmt: skip
         shown = bar(title=part.stem, initial=start, total=total, unit="B", unit_scale=True, show=True)
         with shown, open(part, "ab" if start else "wb") as file:
             while chunk := response.read1(CHUNK):  # read would lose what came before a reset
                 file.write(chunk)
                 shown.update(len(chunk))
-    if total is not None and _length(part) != total:
-        raise OSError(f"the connection ended after {_length(part)} bytes")
+    return total is None or _length(part) == total
 
 
 def _length(path: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import tarfile
 import tempfile
@@ -15,7 +14,7 @@ from vptsp_core.data.catalog import DataSet, Part
 from vptsp_core.data.download import FULL, download, mismatch
 from vptsp_core.errors import DataError
 from vptsp_core.system.bars import bar
-from vptsp_core.system.files import write_bytes
+from vptsp_core.system.files import replacing
 from vptsp_core.system.locks import locked
 from vptsp_core.system.portable import replace
 
@@ -30,13 +29,12 @@ def get(known: DataSet, data: Path) -> None:
             first); or what is there is not the published data set.
     """
     downloads, folder = data / "downloads", data / known.folder
-    with contextlib.suppress(DataError):
-        load_benchmark(known.name, data)
+    if _whole(known, data):
         print(f"{known.name}: already there and whole, in {folder}")
         return
     absent = [part for part in _needed(known, folder) if not part.sources and not (downloads / part.file).is_file()]
     if absent:
-        print("\n".join([f"{known.title}: {known.home}", f"  terms: {known.terms}", *steps(known, data)]))
+        print("\n".join(steps(known, data)))
         raise DataError(
             f"{known.name}: {' and '.join(part.file for part in absent)} must be fetched by hand, as said above, "
             f"and put into {downloads}"
@@ -52,7 +50,8 @@ def get(known: DataSet, data: Path) -> None:
             print(f"{archive} -> {folder}")
             folder.mkdir(parents=True, exist_ok=True)
             if part.makes == part.file:
-                write_bytes(folder / part.file, archive.read_bytes())  # a list or a table, of some megabytes
+                with archive.open("rb") as source, replacing(folder / part.file) as copy:
+                    shutil.copyfileobj(source, copy)
             else:
                 _unpack(archive, folder, part.makes)
     try:
@@ -66,11 +65,21 @@ def get(known: DataSet, data: Path) -> None:
 
 def steps(known: DataSet, data: Path) -> list[str]:
     """What a person has to do, and what is checked afterwards."""
+    lines = [f"{known.title}: how to get it", f"  home page: {known.home}", f"  terms: {known.terms}"]
     command = f"python -m vptsp_core data get {known.name} --data {data}"
     places = {"downloads": data / "downloads", "folder": data / known.folder, "get": command}
-    lines = [f"  {number}. {step.format(**places)}" for number, step in enumerate(known.steps, 1)]
-    counts = [f"{split} {images:,} images of {classes:,} classes" for split, (classes, images) in known.counts.items()]
-    return [*lines, f"  checked by python -m vptsp_core data check {known.name} --data {data}: {', '.join(counts)}"]
+    lines += [f"  {number}. {step.format(**places)}" for number, step in enumerate(known.steps, 1)]
+    counts = ", ".join(f"{split} {images:,} images of {classes:,} classes"
+                       for split, (classes, images) in known.counts.items())  # fmt: skip
+    return [*lines, f"  checked then (python -m vptsp_core data check {known.name} --data {data}): {counts}"]
+
+
+def _whole(known: DataSet, data: Path) -> bool:
+    try:
+        load_benchmark(known.name, data)
+    except DataError:
+        return False
+    return True
 
 
 def _needed(known: DataSet, folder: Path) -> list[Part]:
@@ -98,12 +107,15 @@ def _unpack(archive: Path, folder: Path, makes: str) -> None:
             if not (made := Path(temporary, makes)).is_dir():
                 raise DataError(f"{archive}: holds no folder {makes}; get the right archive")
             replace(made, folder / makes)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"stopped; the same command unpacks {archive.name} again") from error
     except DataError:
         raise
     except Exception as error:  # tarfile and zipfile raise what they meet: EOFError, zlib.error, struct.error, ...
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise DataError(f"{folder}: the disk is full, {archive.name} was not unpacked; free some") from error
         reason = " ".join(str(error).split()) or type(error).__name__
-        cure = "free some disk" if isinstance(error, OSError) and error.errno in FULL else "get it again"
-        raise DataError(f"{archive}: cannot be unpacked ({reason}); {cure}, or unpack it yourself") from error
+        raise DataError(f"{archive}: cannot be unpacked ({reason}); get it again, or unpack it yourself") from error
 
 
 def _extract(archive: Path, folder: str) -> None:

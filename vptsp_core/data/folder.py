@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import os
+import re
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from vptsp_core.data.base import ImageSet
 from vptsp_core.errors import DataError
@@ -25,11 +26,29 @@ IMAGE_SUFFIXES = (
     ".pnm", ".tif", ".tiff", ".gif", *([".avif"] if _AVIF else []),
 )  # fmt: skip
 # Other formats of photographs: files of these are counted in a warning.
-OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw")
-DARK = 4096  # of 16 bits: images of smaller values only are refused
+OTHER_SUFFIXES = (
+    ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".psd", ".svg", ".ico", ".tga", ".exr", ".hdr",
+    ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pdf", ".eps",
+)  # fmt: skip
+DARK = 4096  # of 16 bits: 12-bit data, or 8-bit data in wider numbers
 # The content decides what a file is, and some kinds that Pillow knows are programs (EPS, for Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", *(["AVIF"] if _AVIF else []))
 LONGEST = 256  # times as long as wide, which takes 50 MB with a shorter side of 256 pixels
+# How files begin that have the name of an image and are something else.
+_CONTENTS = (
+    (rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", "HEIC"),
+    (rb"....ftypavi[fs]", "AVIF"),
+    (rb"\xff\x0a|....JXL ", "JPEG XL"),
+    (rb"....jP  |\xff\x4f\xff\x51", "JPEG 2000"),
+    (rb"8BPS", "a Photoshop file"),
+    (rb"%PDF", "a PDF"),
+    (rb"\s*<(!doctype html|html)", "a web page, a failed download?"),
+    (rb"\s*<(\?xml|svg)", "SVG or other XML"),
+    (rb"version https://git-lfs", "a pointer of Git LFS, which git lfs pull follows"),
+    (rb"II\*\0.{4}CR|FUJIFILM", "a raw file"),
+    (rb"PK\x03\x04", "a ZIP archive"),
+)
+_PICTURES = ("HEIC", "AVIF", "JPEG XL", "JPEG 2000", "a Photoshop file", "a PDF", "SVG or other XML", "a raw file")
 
 
 class FileSet(ImageSet):
@@ -54,13 +73,33 @@ class FileSet(ImageSet):
         super().__init__(name, labels, class_names, shared)
         self.paths, self.as_shown = list(paths), as_shown
 
-    def image(self, index: int) -> Image.Image:
-        """Image ``index`` as RGB (see `read_image`)."""
-        return read_image(self.paths[index], self.as_shown)
-
     def reader(self, index: int) -> Callable[[], Image.Image]:
         """What reads image ``index``, small enough to be sent to another process."""
-        return functools.partial(read_image, self.paths[index], self.as_shown)
+        one = FileSet(self.name, [self.paths[index]], np.zeros(1, np.int64), [""], as_shown=self.as_shown)
+        return functools.partial(one.image, 0)
+
+    def image(self, index: int) -> Image.Image:
+        """Image ``index`` as RGB; grayscale, palette, CMYK and alpha are converted, of several frames the first.
+
+        Raises:
+            DataError: it cannot be read; the message names the command that finds all such files.
+        """
+        try:
+            return read_image(self.paths[index], self.as_shown)
+        except DataError as error:
+            name = self.name.partition(" ")[0]
+            raise DataError(
+                f"{error}; all such files: python -m vptsp_core data check {name} --data DIR --decode"
+            ) from error
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height of image ``index`` by its header. Raises what `image` raises."""
+        try:
+            with Image.open(self.paths[index], formats=FORMATS) as image:
+                check_shape(*image.size)
+                return image.size
+        except Exception:  # Pillow raises what it meets
+            return self.image(index).size  # raises, and says why
 
     def describe(self, index: int) -> str:
         """The image's path."""
@@ -76,26 +115,47 @@ class FileSet(ImageSet):
     def fingerprint(self) -> str:
         """Over labels, paths and file sizes, which is quick and does not see edits of equal length. Your own images
         (``as_shown``) may be edited, so theirs is over the files' contents, each read once in a process.
+
+        Raises:
+            DataError: naming a file that is gone or cannot be read.
         """
         found = hashlib.sha256(b"as shown\n" if self.as_shown else b"")
         with ThreadPoolExecutor(cores()) as pool:
-            of_files = list(pool.map(stamps, self.paths))
-            contents = pool.map(_content_of, self.paths, of_files) if self.as_shown else (each[0] for each in of_files)
+            contents = pool.map(content_of, self.paths) if self.as_shown else map(size_of, self.paths)
             for name, label, each in zip(self.relative_names(), self.labels, contents, strict=True):
                 found.update(f"{label} ".encode() + os.fsencode(name) + f" {each}\n".encode())
         return found.hexdigest()[:16]
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file."""
+    return stamps(path)[0]
+
+
 def stamps(path: Path) -> tuple[int, ...]:
-    """Size, inode, times of modification and of change: a file that has others was changed."""
-    now = path.stat()
+    """Size, inode, times of modification and of change: a file that has others was changed.
+
+    Raises:
+        DataError: it is gone.
+    """
+    try:
+        now = path.stat()
+    except OSError as error:
+        raise DataError(f"image {path}: {error.strerror}; get the data set again") from error
     return now.st_size, now.st_ino, now.st_mtime_ns, now.st_ctime_ns
+
+
+def content_of(path: Path) -> str:
+    """SHA-256 of a file, which is read once in a process unless it changes."""
+    return _content_of(path, stamps(path))
 
 
 @functools.cache
 def _content_of(path: Path, stamps: tuple[int, ...]) -> str:
-    """SHA-256 of a file, which is read once in a process unless its ``stamps`` change."""
-    return digest(path)
+    try:
+        return digest(path)
+    except OSError as error:
+        raise DataError(f"image {path}: {error.strerror}; make it readable, or remove it") from error
 
 
 def read_image(path: Path, as_shown: bool = False) -> Image.Image:
@@ -110,34 +170,56 @@ def read_image(path: Path, as_shown: bool = False) -> Image.Image:
     """
     name = f"image {path}"
     try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():  # a pipe would be waited for
+            raise DataError(f"{name}: no regular file; replace it")
         with Image.open(path, formats=FORMATS) as image:
             return to_rgb(image, name, as_shown)
+    except FileNotFoundError as error:
+        cure = "check the path" if as_shown else "get the data set again"
+        raise DataError(f"{name}: no such file; {cure}") from error
     except DataError:
         raise
-    except FileNotFoundError as error:
-        raise DataError(f"{name}: no such file; check the path, or get the data set again") from error
     except Exception as error:  # Pillow's plugins raise what they meet: OSError, SyntaxError, struct.error, ...
-        raise DataError(f"{name}: unreadable ({_reason(error, path)}); replace the file") from error
+        reason, cure = _reason(error, path)
+        raise DataError(f"{name}: unreadable ({reason}); {cure}") from error
 
 
-def _reason(error: Exception, path: Path) -> str:
-    """Why Pillow gave up."""
+def _reason(error: Exception, path: Path) -> tuple[str, str]:
+    """Why Pillow gave up, and what to do."""
+    cure = "replace the file"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror, cure
     if not isinstance(error, UnidentifiedImageError):
-        return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        return " ".join(str(error).split()) or type(error).__name__, cure
     with open(path, "rb") as file:
-        begin = file.read(16)
-    return f"not an image of a known kind, it begins with {begin!r}" if begin else "the file is empty"
+        begin = file.read(64)
+    if not begin:
+        return "the file is empty", cure
+    for pattern, what in _CONTENTS:
+        if re.match(pattern, begin, re.DOTALL | re.IGNORECASE):
+            return f"its content is {what}", "convert it to JPEG or PNG" if what in _PICTURES else cure
+    return "not an image of a known kind", cure
 
 
 def not_read(names: Iterable[str]) -> str:
-    """How many of the files that are left out are images of which kind, as the end of a message; empty for none.
+    """How many of the files that are left out are images of which kind, and what to do; empty for none.
 
     >>> not_read(["a/1.heic", "a/2.HEIC", "notes.txt"])
-    '; 2 .heic are not read: convert them to JPEG or PNG'
+    '2 .heic are not read; convert them to JPEG or PNG'
     """
     suffixes = Counter(os.path.splitext(name)[1].lower() for name in names)
     kinds = [f"{suffixes[each]:,} {each}" for each in OTHER_SUFFIXES if suffixes[each] and each not in IMAGE_SUFFIXES]
-    return f"; {' and '.join(kinds)} are not read: convert them to JPEG or PNG" if kinds else ""
+    return f"{' and '.join(kinds)} are not read; convert them to JPEG or PNG" if kinds else ""
+
+
+def check_shape(width: int, height: int, name: str = "image") -> None:
+    """Refuse a strip: resized by its shorter side it takes gigabytes, and a crop of it shows hardly anything.
+
+    Raises:
+        DataError: under the image's ``name``.
+    """
+    if max(width, height) > LONGEST * min(width, height):
+        raise DataError(f"{name}: {width} x {height} pixels, more than {LONGEST} times as long as wide; leave it out")
 
 
 def outside_images(place: Path, images: str | Path, option: str) -> Path:
@@ -166,24 +248,33 @@ def to_rgb(image: Image.Image, name: str = "image", as_shown: bool = False) -> I
     Raises:
         DataError: the range of the pixels' values is not known; the message begins with ``name``.
     """
-    width, height = image.size
-    if max(width, height) > LONGEST * min(width, height):  # a crop of such a strip shows hardly anything
-        raise DataError(f"{name}: {width} x {height} pixels, more than {LONGEST} times as long as wide; leave it out")
+    check_shape(*image.size, name)
     if as_shown:
         image.load()  # turns a TIFF by itself
-        with contextlib.suppress(Exception):  # viewers show images with broken EXIF all the same
+        if orientation(image) != 1:
             image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or image.mode.startswith("I"):
+    if image.mode.startswith("I"):
         values = np.asarray(image)
-        low, high = values.min(initial=0), values.max(initial=0)
-        # 12-bit data, or 8-bit data in wider numbers, would be all but black
-        if image.mode == "F" or low < 0 or high > 0xFFFF or 0 < high < DARK:
-            fault = f"its values from {low:g} to {high:g} have no known range"
-            raise DataError(f"{name}: {fault}; convert it to 8 bits a channel")
+        if values.min(initial=0) < 0 or values.max(initial=0) > 0xFFFF:
+            raise DataError(f"{name}: its values do not fit into 16 bits; convert it to 8 bits a channel")
+        if 0 < values.max(initial=0) < DARK:  # as 8 bits it would be all but black
+            fault = f"its values end at {values.max():,} of 65,535"
+            raise DataError(f"{name}: {fault}; spread them over the range, or convert it to 8 bits a channel")
         image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise DataError(f"{name}: floating-point pixels have no known range; convert it to 8 bits a channel")
     elif as_shown and image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     found = image.convert("RGB")
     found.info.clear()  # no orientation: it is turned already
     return found
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation from 1 to 8; 1, upright, if there is none or it cannot be read."""
+    try:
+        noted = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # viewers show such images all the same
+        return 1
+    return noted if 1 <= noted <= 8 else 1

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
+from vptsp_core.data import OWN
 from vptsp_core.data.folder import IMAGE_SUFFIXES, not_read
 from vptsp_core.errors import DataError
 
-COLUMNS = ("path", "class", "split")
+Rows = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -22,93 +21,140 @@ class Listing:
     """The images that a data set names, not yet looked for.
 
     Attributes:
-        source: the file or folder that names them, for messages.
-        root: the folder that the paths are relative to.
-        images: a row an image, in order, with the `COLUMNS`: its path with ``/``, its class, and its split: train, and
-            test or query and gallery.
-        ordered: the classes' places in the order of names decide the split, so that no class may be missing.
+        source: what named them, for messages.
+        root: the paths are relative to it.
+        splits: ``train``, and ``test`` or ``query`` and ``gallery``; of each (path with ``/``, class) in order.
+        notes: what the lists themselves lack.
+        uncertain: the split rests on the order of the classes, so nothing may be missing.
+        classes_of_one: classes of one image are ``fine`` (a benchmark's own, which count as misses), ``warned of``, or
+            ``refused``, whatever else is allowed.
         as_shown: images are read as a viewer shows them (`folder.read_image`).
+        lines: of ``split.csv``, those that name each path.
     """
 
     source: Path
     root: Path
-    images: pd.DataFrame
-    ordered: bool = False
+    splits: dict[str, Rows]
+    notes: list[str] = field(default_factory=list)
+    uncertain: bool = False
+    classes_of_one: str = "fine"
     as_shown: bool = False
+    lines: dict[str, list[int]] = field(default_factory=dict)
+
+    def where(self, *paths: str) -> str:
+        """The lines that name these paths, for a message: " (line 2, 5)", or "" where no table has lines."""
+        numbers = sorted({number for path in paths for number in self.lines.get(path, ())})
+        return f" (line {', '.join(map(str, numbers))})" if numbers else ""
 
 
 Reader = Callable[[Path, str], Listing]  # (the data set's folder, the name that messages begin with)
 
 
-def listed(rows: Iterable[tuple[str, str, str]]) -> pd.DataFrame:
-    """`Listing.images` of (path, class, split) rows. Names of files may hold bytes that are no text: object columns."""
-    return pd.DataFrame(list(rows), columns=list(COLUMNS), dtype=object)
+def birds(folder: Path, name: str) -> Listing:
+    """CUB-200-2011, whose first 100 classes are for training (`class_split`).
+
+    Raises:
+        DataError: these are the images of 2010, which have the same classes.
+    """
+    files = [file for label in class_folders(folder / "images", name)[0].values() for file in label]
+    flickr = sum(re.search(r"_[0-9]{7,}\.", file) is not None for file in files)  # numbers of 2011 are shorter
+    lists = any((folder / each).is_dir() for each in ("annotations-mat", "lists"))
+    if flickr > len(files) / 2 or len(files) == 6_033 or lists:
+        raise DataError(
+            f"{name}: {folder} holds CUB-200 of 2010 (6,033 images); the benchmark is CUB-200-2011 (11,788 images), "
+            f"which python -m vptsp_core data get {name} gets"
+        )
+    return class_split(folder, name, 100)
 
 
 def online_products(folder: Path, name: str) -> Listing:
     """SOP: ``Info_Files/Ebay_{train,test}.txt`` and ``images/``; or all in the folder itself, as in its archive.
 
     Raises:
-        DataError: a list is missing or is not as described.
+        DataError: a list is missing or not as described, with file and line.
     """
+    splits, header = {}, "image_id class_id super_class_id path"
     inside = "images/" if (folder / "images").is_dir() else ""
-    parts = []
     for split in ("train", "test"):
         path = _find(folder, name, f"Info_Files/Ebay_{split}.txt", f"Ebay_{split}.txt")
-        part = _read_list(path, name, ["class_id", "path"]).rename(columns={"class_id": "class"})
-        parts.append(part.assign(path=inside + part["path"], split=split))
-    return Listing(path.parent, folder, pd.concat(parts, ignore_index=True))
+        lines = _lines(path, name)
+        if not lines or lines[0].split() != header.split():
+            raise DataError(f"{name}: {path} must begin with the header {header!r}; get it again")
+        rows = [_fields(line, 4, path, number, name) for number, line in enumerate(lines[1:], 2) if line.strip()]
+        splits[split] = [(inside + row[3], row[1]) for row in rows]
+    return Listing(path.parent, folder, splits)
 
 
 def inshop(folder: Path, name: str) -> Listing:
     """In-Shop: ``list_eval_partition.txt`` (number of rows, header, rows) and ``img/``; queries have a gallery.
 
     Raises:
-        DataError: the list is missing or is not as described.
+        DataError: the list is missing or not as described, with file and line.
     """
     path = _find(folder, name, "list_eval_partition.txt", "Eval/list_eval_partition.txt")
-    images = _read_list(path, name, ["image_name", "item_id", "evaluation_status"], skiprows=1)
-    images.columns = pd.Index(COLUMNS)
-    if unknown := set(images["split"]) - {"train", "query", "gallery"}:
-        raise DataError(f"{name}: {path}: unknown evaluation_status {min(unknown)!r}; get it again")
-    return Listing(path, folder / "Img" if (folder / "Img" / "img").is_dir() else folder, images)
+    folder = folder / "Img" if (folder / "Img" / "img").is_dir() else folder  # as it is published
+    lines = [line for line in _lines(path, name) if line.strip()]
+    header = "image_name item_id evaluation_status"
+    if len(lines) < 2 or not re.fullmatch(r"[0-9]{1,9}", lines[0].strip()) or lines[1].split() != header.split():
+        raise DataError(f"{name}: {path} must begin with the number of rows and the header {header!r}; get it again")
+    splits: dict[str, Rows] = {"train": [], "query": [], "gallery": []}
+    for number, line in enumerate(lines[2:], 3):
+        image, item, status = _fields(line, 3, path, number, name)
+        if status not in splits:
+            raise DataError(f"{name}: {path}, line {number}: status {status!r} is none of {', '.join(splits)}")
+        splits[status].append((image, item))
+    declared, rows = int(lines[0]), len(lines) - 2
+    notes = [] if rows == declared else [f"{rows} rows in {path.name} instead of the {declared} of its first line"]
+    return Listing(path, folder, splits, notes)
 
 
 def inaturalist(folder: Path, name: str) -> Listing:
     """iNaturalist 2018: lists of ``train_val2018/<kind>/<species>/<image>``, whatever stands before that.
 
     Raises:
-        DataError: a list is missing or is not as described.
+        DataError: a list is missing or not as described, with file and line.
     """
-    parts = []
+    splits, top = {}, "train_val2018/"
     for split in ("train", "test"):
         path = _find(folder, name, f"Inaturalist_{split}_set1.txt")
-        lines = _read_list(path, name, ["path"], header=None, names=["path"])["path"]
-        part = lines.str.extract(r"(?P<path>(?P<class>[^/]+/[^/]+)/[^/]+)$")
-        if part.isna().any(axis=None):
-            fault = lines[part["path"].isna()].iloc[0]
-            raise DataError(f"{name}: {path}: {fault!r} is not a path kind/species/image; get it again")
-        parts.append(part.assign(path="train_val2018/" + part["path"], split=split))
-    return Listing(path.parent, folder, pd.concat(parts, ignore_index=True))
+        rows = []
+        for number, line in enumerate(_lines(path, name), 1):
+            if not (image := line.strip()):
+                continue
+            parts = image.split("/")
+            if len(parts) < 3:
+                raise DataError(f"{name}: {path}, line {number}: {image!r} is no path kind/species/image; get it again")
+            start = image.find(top)
+            rows.append((image[start:] if start >= 0 else top + "/".join(parts[-3:]), f"{parts[-3]}/{parts[-2]}"))
+        splits[split] = rows
+    return Listing(path.parent, folder, splits)
 
 
 def _find(folder: Path, name: str, *places: str) -> Path:
+    if not folder.is_dir():
+        raise DataError(
+            f"{name}: no folder {folder}; python -m vptsp_core data get {name} makes it, or name its parent with --data"
+        )
     for place in places:
         if (folder / place).is_file():
             return folder / place
-    what = f"no {' or '.join(places)} in {folder}" if folder.is_dir() else f"no folder {folder}"
-    raise DataError(f"{name}: {what}; python -m vptsp_core data get {name} gets it, or name its parent with --data")
+    raise DataError(
+        f"{name}: no {' or '.join(places)} in {folder}; python -m vptsp_core data get {name} says how to get it"
+    )
 
 
-def _read_list(path: Path, name: str, columns: list[str], **options: Any) -> pd.DataFrame:
-    """These columns of a list whose values are separated by spaces, as text."""
+def _lines(path: Path, name: str) -> list[str]:
     try:
-        found = pd.read_csv(path, sep=r"\s+", dtype=object, encoding="utf-8-sig", usecols=columns, **options)[columns]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{name}: {path}: unreadable ({' '.join(str(error).split())}); get it again") from error
-    if found.isna().any(axis=None):
-        raise DataError(f"{name}: {path}: a line lacks {' or '.join(columns)}; get it again")
-    return found
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{name}: {path} is unreadable ({error}); get it again") from error
+
+
+def _fields(line: str, count: int, path: Path, number: int, name: str) -> list[str]:
+    fields = line.split()
+    if len(fields) != count:
+        raise DataError(f"{name}: {path}, line {number}: {len(fields)} fields instead of {count}; get the list again")
+    return fields
 
 
 # ---- class folders ------------------------------------------------------------------------------------
@@ -117,17 +163,31 @@ def _read_list(path: Path, name: str, columns: list[str], **options: Any) -> pd.
 def class_split(folder: Path, name: str, train_classes: int) -> Listing:
     """``images/<class>/<image>``: the classes up to ``train_classes`` are for training, the others for testing.
 
-    If all names begin with their class's number (``001.Black_footed_Albatross``), it decides: a class that is missing
-    moves no other. Otherwise the order of the names decides, in a whole set only.
+    If most names begin with their class's number (``001.Black_footed_Albatross``), it decides: a class that is missing
+    moves no other, and folders without a number are left out. Otherwise their order decides, in a whole set only.
     """
     folder = folder / "images"
-    classes = class_folders(folder, name)[0]
-    numbered = all(re.match(r"[0-9]{3}(?!\d)", label) for label in classes)
-    rows = []
-    for place, (label, files) in enumerate(classes.items(), 1):
-        split = "train" if (int(label[:3]) if numbered else place) <= train_classes else "test"
-        rows += [(f"{label}/{file}", label, split) for file in files]
-    return Listing(folder, folder, listed(rows), ordered=not numbered)
+    found = {label: [(f"{label}/{file}", label) for file in files]
+             for label, files in class_folders(folder, name)[0].items()}  # fmt: skip
+    numbers = {label: int(label[:3]) for label in found if re.match(r"[0-9]{3}(?!\d)", label)}
+    if len(numbers) <= len(found) / 2:
+        return in_order(folder, found, train_classes)
+    notes = []
+    if strays := [label for label in found if label not in numbers]:
+        notes.append(f"{len(strays)} folder(s) without a class number, the first {strays[0]}")
+    if empty := [label for label in numbers if not found[label]]:
+        notes.insert(0, f"{len(empty)} class folder(s) without images, the first {empty[0]}")
+    splits: dict[str, Rows] = {"train": [], "test": []}
+    for label, number in numbers.items():
+        splits["train" if number <= train_classes else "test"] += found[label]
+    return Listing(folder, folder, splits, notes, classes_of_one="refused")
+
+
+def in_order(folder: Path, classes: dict[str, Rows], train_classes: int) -> Listing:
+    """The first ``train_classes`` of ``classes`` for training, the others for the test; nothing may be missing."""
+    ordered = list(classes.values())
+    splits = {"train": sum(ordered[:train_classes], []), "test": sum(ordered[train_classes:], [])}
+    return Listing(folder, folder, splits, uncertain=True, classes_of_one="refused")
 
 
 def class_folders(folder: Path, name: str) -> tuple[dict[str, list[str]], list[str]]:
@@ -140,18 +200,37 @@ def class_folders(folder: Path, name: str) -> tuple[dict[str, list[str]], list[s
         DataError: a folder is missing or unreadable, or there are no sub-folders with images.
     """
     if not folder.is_dir():
-        raise DataError(f"{name}: no folder {folder}; name the one that holds your images, or the data set's parent")
+        what = f"{folder} is no folder" if folder.exists() else f"no folder {folder}"
+        cure = "unpack the data set there, or name its parent with --data"
+        raise DataError(f"{name}: {what}; {'name the one that holds your images' if name in OWN else cure}")
     labels, ignored = _entries(folder, os.DirEntry.is_dir)
     classes = {}
     for label in labels:
         classes[label], others = _entries(folder / label, _is_image)
         ignored += [f"{label}/{other}" for other in others]
     if not any(classes.values()):
-        raise DataError(
-            f"{name}: no class folders with images, <class>/<image>.jpg, in {folder}{not_read(ignored)}; name the "
-            "folder that holds the classes, or write split.csv"
-        )
+        raise DataError(f"{name}: {_no_classes(folder, name, labels, ignored)}")
     return classes, ignored
+
+
+def _no_classes(folder: Path, name: str, labels: list[str], ignored: list[str]) -> str:
+    nowhere = f"no class folders with images in {folder}"
+    deeper = [label for label in labels if name in OWN and _holds_classes(folder / label)]
+    if deeper:
+        listed = " and ".join(str(folder / label) for label in deeper[:2])
+        more = f" and {len(deeper) - 2} more" if len(deeper) > 2 else ""
+        return f"{nowhere}, but in {listed}{more}; name the folder that holds the classes, or write split.csv"
+    if count := sum(file.lower().endswith(IMAGE_SUFFIXES) for file in ignored if "/" not in file):
+        return (
+            f"{count} image(s) are in {folder} itself, and no class folders with images; make a sub-folder for each "
+            "class, or write split.csv"
+        )
+    return f"{nowhere}; it must hold <class>/<image>.jpg{'; ' * bool(others := not_read(ignored))}{others}"
+
+
+def _holds_classes(folder: Path) -> bool:
+    labels, _ = _entries(folder, os.DirEntry.is_dir)
+    return any(_entries(folder / label, _is_image)[0] for label in labels)
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
@@ -161,8 +240,18 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 def _entries(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> tuple[list[str], list[str]]:
     """Names that are wanted and that are not, both in order; hidden ones and ``lost+found`` are in neither."""
     names: tuple[list[str], list[str]] = ([], [])
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.name.startswith(".") and entry.name != "lost+found":
-                names[not wanted(entry)].append(entry.name)
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith(".") and entry.name != "lost+found":
+                    names[not wanted(entry)].append(entry.name)
+    except OSError as error:
+        place = error.filename or folder
+        raise DataError(f"cannot read {place} ({error.strerror or error}); make it readable, or remove it") from error
     return sorted(names[0]), sorted(names[1])
+
+
+def plain(name: str) -> str:
+    """A name without what the eye hardly sees in it: case, how accents are stored, characters of no width."""
+    seen = "".join(each for each in name if unicodedata.category(each) != "Cf")
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold())

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
-import posixpath
+import dataclasses
+import math
+import os
+import re
 import unicodedata
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
-from vptsp_core.data.folder import not_read
+from vptsp_core.data.folder import IMAGE_SUFFIXES, not_read
 from vptsp_core.data.holdout import FEWEST, held_out_classes
-from vptsp_core.data.layouts import COLUMNS, Listing, class_folders, listed
+from vptsp_core.data.layouts import Listing, Rows, class_folders, plain
 from vptsp_core.errors import DataError
 
+COLUMNS = ("path", "class", "split")
 SPLITS = ("train", "test", "query", "gallery")
+VALIDATION = ("val", "valid", "validation")  # what others call a split that we make ourselves
 DELIMITERS = ",;\t|"
+TABLES = (".csv", ".tsv", ".xls", ".xlsx", ".ods")
+
+
+class Row(NamedTuple):
+    """One row of ``split.csv``."""
+
+    line: int
+    path: str
+    label: str
+    split: str
 
 
 def own_images(folder: Path, name: str) -> Listing:
@@ -33,98 +50,197 @@ def own_images(folder: Path, name: str) -> Listing:
     """
     table = folder / "split.csv"
     source = table if table.is_file() else folder
-    images = _by_table(table, name) if table.is_file() else _by_folder(folder, name)
-    _warn_of_similar(name, source, images["class"].unique().tolist())
-    if images["split"].eq("").all():
-        images = images.sort_values("class", kind="stable")
-        classes = images["class"].value_counts(sort=False)
-        second_half = np.arange(len(classes)) >= (len(classes) + 1) // 2
-        tested = second_half if name == "folder" else _every_fifth(source, name, classes.to_numpy())
-        is_tested = images["class"].isin(classes.index[tested])
-        images = images.assign(split=np.where(is_tested, "test", "train"))
-    return Listing(source, folder, images, as_shown=True)
+    lines: dict[str, list[int]] = {}
+    if table.is_file():
+        rows, has_split = _read_table(table, name)
+        for row in rows:
+            lines.setdefault(row.path, []).append(row.line)
+        if has_split:
+            return dataclasses.replace(_by_split(rows, table, name), lines=lines)
+        classes: dict[str, Rows] = {}
+        for row in sorted(rows, key=lambda row: row.label):
+            classes.setdefault(row.label, []).append((row.path, row.label))
+    else:
+        classes = _by_folder(folder, name)
+    _warn_of_similar(name, source, classes)
+    if name == "folder":
+        tested = set(list(classes)[math.ceil(len(classes) / 2) :])
+    else:
+        tested = _every_fifth(folder, name, classes)
+    splits = {split: [row for label, rows in classes.items() if (label in tested) is (split == "test") for row in rows]
+              for split in ("train", "test")}  # fmt: skip
+    classes_of_one = "refused" if name == "folder" else "fine"
+    return Listing(source, folder, splits, classes_of_one=classes_of_one, as_shown=True, lines=lines)
 
 
-def _every_fifth(source: Path, name: str, images: np.ndarray) -> np.ndarray:
-    """Which classes are tested, (C,) bool, as `holdout.held_out_classes` chooses; ``images`` counts those of each."""
+def _every_fifth(folder: Path, name: str, classes: dict[str, Rows]) -> set[str]:
+    """As `holdout.held_out_classes` chooses, in name order."""
+    images = np.array([len(rows) for rows in classes.values()])
     tested = held_out_classes(images)
     if not tested.any():
         raise DataError(
-            f"{name}: {source} holds {(images > 1).sum()} class(es) of two or more images, at least {FEWEST} are "
+            f"{name}: {folder} holds {(images > 1).sum()} class(es) of two or more images, at least {FEWEST} are "
             "needed, since a fifth is kept for testing; add classes, or say in split.csv (path,class,split) which to "
             "test on"
         )
     if singles := (images == 1).sum():
         warnings.warn(f"{name}: {singles} class(es) of one image are trained on and never tested", stacklevel=2)
-    return tested
+    return {label for label, chosen in zip(classes, tested, strict=True) if chosen}
 
 
-def _by_folder(folder: Path, name: str) -> pd.DataFrame:
+def _by_folder(folder: Path, name: str) -> dict[str, Rows]:
     """The images of each class folder that has some; a warning counts what is ignored."""
     classes, ignored = class_folders(folder, name)
-    ignored += [f"{label}/ without images" for label, files in classes.items() if not files]
+    ignored += [f"{label}/ without images" for label, images in classes.items() if not images]
     if ignored:
-        warnings.warn(f"{name}: {len(ignored)} thing(s) in {folder} are ignored, being no images in class folders, the "
-                      f"first {ignored[0]}{not_read(ignored)}", stacklevel=2)  # fmt: skip
-    return listed((f"{label}/{file}", label, "") for label, files in classes.items() for file in files)
+        warnings.warn(f"{name}: {len(ignored)} thing(s) in {folder} are ignored, being no images or folders of them, "
+                      f"the first {ignored[0]}{_lost(folder, ignored)}", stacklevel=2)  # fmt: skip
+    return {label: [(f"{label}/{file}", label) for file in images] for label, images in classes.items() if images}
 
 
-def _warn_of_similar(name: str, source: Path, labels: list[str]) -> None:
-    """Warn of classes whose names differ only in case or spaces: most often one class, written in two ways."""
-    seen: dict[str, str] = {}
-    for label in labels:
-        other = seen.setdefault(" ".join(label.casefold().split()), label)
-        if other != label:
-            warnings.warn(f"{name}: {source}: the classes {other} and {label} differ only in case or spaces; if they "
-                          "are one class, write it in one way", stacklevel=2)  # fmt: skip
+def _lost(folder: Path, ignored: Sequence[str]) -> str:
+    """What of the ``ignored`` are images, in sub-folders of class folders or of kinds that are not read, or a table."""
+    names = [*ignored]
+    for inside in ignored:
+        for _, folders, files in os.walk(folder / inside) if "/" in inside else ():
+            folders[:] = [each for each in folders if not each.startswith(".")]
+            names += [f"{inside}/{file}" for file in files if not file.startswith(".")]
+    count = sum(each.lower().endswith(IMAGE_SUFFIXES) for each in names if "/" in each)
+    in_sub_folders = f"{count:,} image(s) in sub-folders of class folders are not used" if count else ""
+    tables = [each for each in ignored if "/" not in each and each.lower().endswith(TABLES)]
+    table = f"{tables[0]} is not read: a table of the images has the name split.csv" if tables else ""
+    return "".join(f"; {each}" for each in (in_sub_folders, not_read(names), table) if each)
 
 
-def _by_table(table: Path, name: str) -> pd.DataFrame:
-    """The rows of ``split.csv``, as people and spreadsheets write it; the split is empty where it has no such column.
+def _by_split(rows: Sequence[Row], table: Path, name: str) -> Listing:
+    splits: dict[str, Rows] = {"train": []}
+    for row in rows:
+        if row.split in VALIDATION:
+            raise DataError(
+                f"{name}: {table}, line {row.line}: there is no split {row.split!r}, classes that choose the epoch are "
+                "held out of train; write train or test"
+            )
+        if row.split not in SPLITS:
+            raise DataError(
+                f"{name}: {table}, line {row.line}: each line is path,class,split, split one of {', '.join(SPLITS)}"
+            )
+        splits.setdefault(row.split, []).append((row.path, row.label))
+    if set(splits) - {"train"} not in ({"test"}, {"query", "gallery"}):
+        found = ", ".join(split for split in splits if splits[split]) or "none"
+        raise DataError(
+            f"{name}: {table} has the splits {found}; it must have test, or query and gallery, and train where "
+            "something is trained"
+        )
+    _warn_of_similar(name, table, (row.label for row in rows))
+    return Listing(table, table.parent, splits, classes_of_one="warned of", as_shown=True)
 
-    Columns are separated by the one of `DELIMITERS` that the header has most often. A column without a name must be
-    empty, but for the first: pandas writes its row numbers there. Paths may be absolute, or have backslashes.
+
+def _warn_of_similar(name: str, source: Path, labels: Iterable[str]) -> None:
+    """Warn of classes whose names differ in what is hardly seen: most often one class, written in two ways."""
+    kinds: dict[str, list[str]] = {}
+    for label in dict.fromkeys(labels):
+        kinds.setdefault(" ".join(plain(label).split()), []).append(label)
+    if alike := [each for each in kinds.values() if len(each) > 1]:
+        more = f" (and {len(alike) - 1} more such)" if len(alike) > 1 else ""
+        warnings.warn(
+            f"{name}: {source}: the classes {' and '.join(map(_seen, alike[0][:2]))} differ only in case, spaces or "
+            f"how letters are stored{more}; if they are one class, write it in one way",
+            stacklevel=2,
+        )
+
+
+def _seen(label: str) -> str:
+    """A name in a message, what has no width in it as \\u200b."""
+    return label if label.isprintable() else ascii(label)
+
+
+# ---- split.csv, as people and spreadsheets write it ---------------------------------------------------
+
+
+def _read_table(table: Path, name: str) -> tuple[list[Row], bool]:
+    """The rows that are not empty, and whether the table has a split; paths are relative to the table's folder.
+
+    Columns are separated by the one of `DELIMITERS` that the header has. A column without a name must be empty, but for
+    the first: pandas writes its row numbers there.
 
     Raises:
-        DataError: the table is unreadable or its columns are not those that it must have (a mis-spelt ``split`` would
-            be passed over), or a line is incomplete, has more values than the header or a split that is not known.
+        DataError: unreadable; a column is missing, there twice or not known (a mis-spelt ``split`` would be passed
+            over); a row has values beyond the header's columns, no class, or a path with backslashes.
     """
+    optional = "" if name == "folder" else "; a third column, split, is optional"
+    needed = COLUMNS if name == "folder" else COLUMNS[:2]
     rows = []
     try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            delimiter = max(DELIMITERS, key=first.count)
-            file.seek(0)
-            reader = csv.reader(file, strict=True, delimiter=delimiter, skipinitialspace=True)
-            header = [column.strip().lower() for column in next(reader, [])]
-            while header and not header[-1]:  # a spreadsheet's empty columns
-                header.pop()
-            named = header[1:] if header and not header[0] else header  # pandas writes its row numbers first
-            if sorted(named) not in (sorted(COLUMNS), sorted(COLUMNS[:2])):
-                raise DataError(f"{name}: {table} must begin with the header path,class or path,class,split (separated "
-                                f"by , ; | or tab), not {first.strip()[:80]!r}")  # fmt: skip
-            for fields in reader:
-                where = f"{name}: {table}, line {reader.line_num}"
-                values = [value.strip() for value in fields]
-                row = dict(zip(header, values, strict=False))
-                path, label, split = (row.get(column, "") for column in COLUMNS)
-                if any(values[len(header) :]):
-                    raise DataError(f"{where}: more values than columns; put a name that holds {delimiter} in quotes")
-                if not any((path, label, split)):  # a spreadsheet's empty row
-                    continue
-                if not path or not label:
-                    raise DataError(f"{where}: each line is {','.join(named)}")
-                if "split" in named and split.lower() not in SPLITS:
-                    raise DataError(f"{where}: unknown split {split!r}; write one of {', '.join(SPLITS)} (what chooses "
-                                    "the epoch is held out of train)")  # fmt: skip
-                label = unicodedata.normalize("NFC", label)  # one class, however its accents are stored
-                rows.append((posixpath.normpath(path.replace("\\", "/")), label, split.lower()))
+        lines, delimiter, before = _lines(table)
+        reader = csv.reader(lines[before:], strict=True, delimiter=delimiter, skipinitialspace=True)
+        header = [key.strip().lower() for key in next(reader, [])]
+        if not set(needed) <= set(header):
+            begins = lines[before].strip()[:80] if lines else ""
+            raise DataError(f"{name}: {table} must begin with the header {','.join(needed)} (separated by , ; | or "
+                            f"tab), not {begins!r}{optional}")  # fmt: skip
+        if unknown := [key for key in header if key and key not in COLUMNS]:
+            raise DataError(f"{name}: {table} has an unknown column {unknown[0]!r}; it holds {', '.join(COLUMNS)}")
+        if twice := [key for key in COLUMNS if header.count(key) > 1]:
+            raise DataError(f"{name}: {table} has the column {twice[0]!r} twice; keep one")
+        named = {0, *(at for at, key in enumerate(header) if key)}
+        for fields in reader:
+            where = f"{name}: {table}, line {before + reader.line_num}"
+            fields = [field.strip() for field in fields]
+            if surplus := [field for at, field in enumerate(fields) if field and at not in named]:
+                raise DataError(f"{where}: the header has no column for {surplus[0]!r}; put a name that holds "
+                                f"{delimiter!r} in double quotes")  # fmt: skip
+            path, label, split = ("".join(fields[header.index(key) :][:1]) if key in header else "" for key in COLUMNS)
+            if not (path or label or split):  # a spreadsheet's empty row
+                continue
+            if not path or not label:
+                fault = f"each line is {','.join(each for each in COLUMNS if each in header)}"
+                if other := [each for each in DELIMITERS if not label and path.count(each) >= len(header) - 1]:
+                    fault = f"{other[0]!r} separates the columns, in the header {delimiter!r} does; take one for both"
+                raise DataError(f"{where}: {fault}")
+            if "\\" in path and not (table.parent / path).is_file():
+                raise DataError(f"{where}: write {path} with / instead of \\")
+            label = unicodedata.normalize("NFC", label)  # one class, however its accents are stored
+            rows.append(Row(before + reader.line_num, _inside(table.parent, path), label, split.lower()))
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: {table} is not in UTF-8 ({error.reason}); save it as UTF-8") from error
-    except csv.Error as error:
+    except (OSError, csv.Error) as error:
         raise DataError(f"{name}: {table} is unreadable ({error}); look for a quote that is not closed") from error
-    found = {split for _, _, split in rows}
-    if "split" in named and found - {"train"} not in ({"test"}, {"query", "gallery"}):
-        raise DataError(f"{name}: {table} has the splits {', '.join(sorted(found))}; it must have test, or query and "
-                        "gallery, and train where something is trained")  # fmt: skip
-    return listed(rows)
+    return rows, "split" in header
+
+
+def _lines(table: Path) -> tuple[list[str], str, int]:
+    """A table's lines, what separates its columns, and how many lines are before the header.
+
+    These are empty, or a line such as ``sep=;``, which is for Excel alone. UTF-16 is what Excel calls Unicode text.
+    """
+    with open(table, "rb") as file:
+        begin = file.read(2)
+    encoding = "utf-16" if begin in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    if b"\0" in begin:  # UTF-16 without its mark: half of the letters of a header is zero
+        encoding = "utf-16-be" if begin[0] == 0 else "utf-16-le"
+    with open(table, encoding=encoding, newline="") as file:  # a name may hold line ends
+        lines = list(file)
+    delimiter = ""
+    for before, line in enumerate(lines):
+        if found := re.fullmatch(rf'"?sep=([{DELIMITERS}])[{DELIMITERS}"\s]*', line, re.IGNORECASE):
+            delimiter = found[1]
+        elif line.strip(f"{DELIMITERS} \r\n"):
+            return lines, delimiter or max(DELIMITERS, key=line.count), before
+    return [], ",", 0
+
+
+def _inside(folder: Path, path: str) -> str:
+    """``path`` relative to the folder, if it names a file of it absolutely, or as seen from the folder's parent."""
+    path = path.replace(os.sep, "/").removeprefix("./")
+    top = folder.absolute()
+    first = path.split("/")[0]
+    elsewhere = os.path.isabs(path) or first in ("..", top.name)
+    if "\0" in path or not elsewhere or (first == top.name and (folder / path).is_file()):
+        return path
+    for base in (top, top.parent):
+        file = base / path
+        for whole in (os.path.abspath, os.path.realpath):
+            inside = Path(whole(file.parent), file.name)
+            if inside.is_relative_to(whole(top)) and inside.is_file():
+                return inside.relative_to(whole(top)).as_posix()
+    return path

@@ -126,13 +126,17 @@ def write_onnx(path: Path, embedder: Embedder) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Exporters report their own parts: deprecations, optimiser passes, counts of operators."""
+    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    levels = {name: logging.getLogger(name).level for name in names}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
         try:
             yield
         finally:
-            logging.disable(logging.NOTSET)
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
 
 
 def export(source: str | Path, to: str | Path, weights: str | Path | None = None) -> Path:

@@ -9,6 +9,7 @@ the ten images that are exactly nearest to an image of the index, the share that
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -16,7 +17,7 @@ import os
 import shlex
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,7 @@ class ImageIndex:
         if self.graph and faiss_installed():
             return _search(self._faiss, queries, k, self.graph["ef"])
         if len(self.names) > EXACT_UP_TO and not faiss_installed():
-            warnings.warn(f"faiss is not installed: all {len(self.names):,} images are compared; pip install faiss-cpu",
-                          stacklevel=2)  # fmt: skip
+            _warn_absent(len(self.names))
         backend = "faiss" if faiss_installed() else "torch"
         scores, places = nearest_neighbours(torch.from_numpy(queries), self.embeddings, k, backend=backend)
         return scores.numpy(), places.numpy()
@@ -116,7 +116,7 @@ class ImageIndex:
         write_bytes(place / FILE, safetensors.numpy.save(tensors, {HEADER: json.dumps(header)}))
         if not found:
             (place / GRAPH).unlink(missing_ok=True)
-        return replace(self, graph=found, place=place)
+        return ImageIndex(self.root, self.names, self.stats, self.embeddings, self.model, found, place)
 
 
 def read_index(place: str | Path) -> ImageIndex:
@@ -163,6 +163,11 @@ def same_model(index: ImageIndex, checksum: str) -> None:
 def faiss_installed() -> bool:
     """Whether faiss is; without it every search is exact."""
     return importlib.util.find_spec("faiss") is not None
+
+
+@functools.cache
+def _warn_absent(images: int) -> None:
+    warnings.warn(f"faiss is not installed: all {images:,} images are compared; pip install faiss-cpu", stacklevel=3)
 
 
 def _again(path: Path) -> str:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,13 @@ from vptsp_core.data import Benchmark, load_benchmark
 from vptsp_core.data.batches import cache_folder
 from vptsp_core.data.folder import outside_images
 from vptsp_core.deploy.own_plan import Machine, Plan, plan
-from vptsp_core.errors import VptspError
+from vptsp_core.errors import VptspError, WeightsError
 from vptsp_core.method.backbone import shape
 from vptsp_core.method.config import RunConfig, whole_path
 from vptsp_core.method.presets import PRESETS
 from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.folder import Run, run_folder
+from vptsp_core.runs.progress import LOCK
 from vptsp_core.runs.run import run
 from vptsp_core.runs.significance import bootstrap, compare_paired
 from vptsp_core.system.devices import pick_device
@@ -40,6 +43,24 @@ MAP@R: how far up all pictures of a query's class are ranked; 100 if they all co
 []: the middle 95 % over queries drawn anew; other images of these classes could show that."""
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What `train_folder` made.
+
+    Attributes:
+        run: the trained model's; ``frozen``: that of the same backbone, untrained.
+        gain: a row a metric, in percent points: ``frozen``, ``trained``, ``difference``, ``low`` and ``high`` of its
+            95 % interval over the queries, ``queries``, how many have something to be found, and ``verdict``, "better",
+            "worse" or "not told apart by chance", where the interval holds 0 or rests on few queries.
+        summary: all that as text.
+    """
+
+    run: Run
+    frozen: Run
+    gain: pd.DataFrame
+    summary: str
+
+
 @in_torch_defaults
 def train_folder(
     folder: str | Path,
@@ -49,11 +70,10 @@ def train_folder(
     cache: str | Path | None = None,
     device: str | None = None,
     allow_partial: bool = False,
+    say: Callable[[str], object] = print,
     **options: Any,
-) -> Run:
-    """Train on the images of a folder, and measure what that gained over the frozen backbone.
-
-    Prints the plan before and the comparison after the training, which are also in the run's folder (`SUMMARY`).
+) -> Trained:
+    """Train on the images of a folder, and measure what that gained.
 
     The first call writes its plan to ``results/plans``, so that the same call resumes the same run although another
     amount of memory is free by then.
@@ -61,6 +81,7 @@ def train_folder(
     Args:
         folder: ``<class>/<image>`` or ``split.csv`` (see `data.own.own_images`).
         changes: keys of `RunConfig` that hold whatever is planned.
+        say: is given the plan before, and the summary after the training.
         options: as all others, go to `run`.
 
     Raises:
@@ -74,8 +95,7 @@ def train_folder(
     benchmark = load_benchmark("own", folder, allow_partial)
     planned = from_main(lambda: _planned(benchmark, folder, changes, results, cache, device))
     tested = benchmark.test.num_classes
-    print(f"{tested:,} classes ({len(benchmark.test):,} images) are kept for testing", *planned.reasons, sep="\n",
-          flush=True)  # fmt: skip
+    say("\n".join([f"{tested:,} classes ({len(benchmark.test):,} images) are kept for testing", *planned.reasons]))
     config = planned.config
     config.warn_unread(changes)
     options |= dict(data=folder, results=results, cache=cache, device=device, allow_partial=allow_partial)
@@ -84,9 +104,15 @@ def train_folder(
     gain = compare(frozen, trained)
     text = summary(frozen, trained, gain, tested)
     record = {"reasons": planned.reasons, "frozen": frozen.path.name, "gain": gain.to_dict("index"), "summary": text}
-    from_main(lambda: write_json(trained.path / SUMMARY, record))
-    print(text, flush=True)
-    return trained
+    from_main(lambda: _write_summary(trained.path, record))
+    say(text)
+    return Trained(trained, frozen, gain, text)
+
+
+def _write_summary(path: Path, record: dict[str, Any]) -> None:
+    """Under the run's lock: who gets that deletes temporary files, those of a living writer too."""
+    with locked(path / LOCK):
+        write_json(path / SUMMARY, record)
 
 
 def _planned(
@@ -122,43 +148,46 @@ def machine(device: torch.device, cache: Path) -> Machine:
 
 
 def compare(frozen: Run, trained: Run) -> pd.DataFrame:
-    """What training gained, of two runs on the same queries: a row a metric, in percent points.
-
-    Columns: ``frozen``, ``trained``, ``difference``, ``low`` and ``high`` of its 95 % interval over the queries,
-    ``queries``, how many have something to be found, and ``verdict``: "better", "worse", or `UNCLEAR` where the
-    interval holds 0 or rests on few queries.
+    """`Trained.gain` of two runs on the same queries.
 
     Raises:
         DataError: they were tested on other queries.
+        WeightsError: one lacks a metric.
     """
+    for each in (frozen, trained):
+        if missing := [metric for metric in METRICS if metric not in each.metrics]:
+            fault = f"{missing[0]!r} is missing; delete the folder and run it again"
+            raise WeightsError(f"{each.path / 'metrics.json'}: {fault}")
     paired = compare_paired([frozen, trained], ["frozen", "trained"], "frozen", METRICS)
-    gain = pd.DataFrame(index=pd.Index(METRICS))
-    for name, run_ in (("frozen", frozen), ("trained", trained)):
-        gain[name] = [100 * run_.metrics[metric] for metric in METRICS]
-    for column in ("difference", "low", "high"):
-        gain[column] = np.round([paired[metric][column]["trained"] for metric in METRICS], 9) + 0.0  # -0 is 0
-    gain["queries"] = [len(_values(trained, metric)) for metric in METRICS]
-    clear = (gain["queries"] >= FEW_QUERIES) & ((gain["low"] > 0) | (gain["high"] < 0))
-    gain["verdict"] = np.where(~clear, UNCLEAR, np.where(gain["low"] > 0, "better", "worse"))
-    return gain
+    rows = {}
+    for metric in METRICS:
+        columns = paired[metric][["difference", "low", "high"]]
+        difference, low, high = (columns.loc["trained"].to_numpy(np.float64).round(9) + 0.0).tolist()  # -0 is 0
+        queries = int(np.isfinite((trained.queries or {}).get(metric, ())).sum())
+        clear = queries >= FEW_QUERIES and (low > 0 or high < 0)
+        rows[metric] = {
+            "frozen": 100 * frozen.metrics[metric], "trained": 100 * trained.metrics[metric],
+            "difference": difference, "low": low, "high": high, "queries": queries,
+            "verdict": UNCLEAR if not clear else "better" if low > 0 else "worse",
+        }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def summary(frozen: Run, trained: Run, gain: pd.DataFrame, classes: int) -> str:
     """The comparison as a table, one sentence that says whether training helped, and how to use the model."""
     queries = len((trained.queries or {}).get("R@1", ()))
-    table = pd.DataFrame(index=pd.Index(METRICS))
-    for name, values in (("frozen", frozen), ("trained", trained)):
-        table[name] = [_with_interval(f"{gain[name][metric]:.1f}", _values(values, metric)) for metric in METRICS]
-    table["trained - frozen"] = [
-        f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
-        if row["queries"] >= FEW_QUERIES
-        else f"{row['difference']:+.2f}"
-        for _, row in gain.iterrows()
-    ]
-    few = "" if queries >= FEW_QUERIES else f"; under {FEW_QUERIES}, so no intervals are given"
+    rows = {"frozen": {metric: _value(frozen, metric) for metric in METRICS}}
+    for _, row in trained.history.query("epoch == 0").reindex(columns=list(METRICS)).dropna().iterrows():
+        rows["start, from your images"] = {metric: f"{100 * row[metric]:.1f}" for metric in METRICS}
+    rows["trained"] = {metric: _value(trained, metric) for metric in METRICS}
+    rows["trained - frozen"] = {
+        str(metric): f"{row['difference']:+.2f}" + f" [{row['low']:+.2f}, {row['high']:+.2f}]" * _enough(row["queries"])
+        for metric, row in gain.iterrows()
+    }
+    few = "" if _enough(queries) else f"; under {FEW_QUERIES}, so no intervals are given"
     lines = [
         f"{queries:,} queries (classes: {classes:,}, none of them trained on{few}):",
-        table.T.to_string(),
+        pd.DataFrame.from_dict(rows, orient="index").to_string(),
         EXPLAINED,
         _sentence(trained, gain["verdict"]),
     ]
@@ -173,29 +202,32 @@ def summary(frozen: Run, trained: Run, gain: pd.DataFrame, classes: int) -> str:
     return "\n".join(lines)
 
 
-def _values(one: Run, metric: str) -> np.ndarray:
-    """A metric of each query that has something to be found, in percent: (Q,) float64."""
-    values = 100 * np.asarray((one.queries or {}).get(metric, ()), np.float64)
-    return values[np.isfinite(values)]
+def _enough(queries: float) -> bool:
+    return queries >= FEW_QUERIES
 
 
-def _with_interval(mean: str, values: np.ndarray) -> str:
-    if len(values) < FEW_QUERIES:
-        return mean
-    low, high = (float(bound[0]) for bound in bootstrap(values[:, None]))
-    return f"{mean} [{low:.1f}, {high:.1f}]"
+def _value(one: Run, metric: str) -> str:
+    """A metric in percent, with its interval over the queries."""
+    values = np.asarray((one.queries or {}).get(metric, ()), np.float64)
+    values = values[np.isfinite(values)]
+    text = f"{100 * one.metrics[metric]:.1f}"
+    if not _enough(len(values)):
+        return text
+    low, high = (float(bound[0]) for bound in bootstrap(100 * values[:, None]))
+    return f"{text} [{low:.1f}, {high:.1f}]"
 
 
 def _sentence(trained: Run, verdicts: pd.Series) -> str:
     """Whether training helped."""
     epoch, epochs = round(trained.metrics["epoch"]), trained.config.epochs
-    who = "Training" if epoch else "The start from your images"
-    kept = f"epoch {epoch} of {epochs} is kept" if epochs else "nothing was trained, epochs=0"
-    does = {
-        (True, False): "helped",
-        (False, True): "HARMED: use the frozen backbone",
-        (True, True): "helped by one metric and HARMED by another",
-        (False, False): "made no difference that can be told from chance",
-    }["better" in set(verdicts), "worse" in set(verdicts)]
+    better, worse = "better" in set(verdicts), "worse" in set(verdicts)
+    if not epochs:
+        what = "Nothing was trained (epochs=0): the model is its start"
+    elif epoch == 0:
+        what = "Training did not help: no epoch was better than the start from your images, which is kept"
+    else:
+        who = "Training" if trained.config.start == "released" else "The start from your images and training"
+        does = "helped" if better else "HARMED" if worse else "made no difference that can be told from chance"
+        what = f"{who} {does}{' and HARMED' * (better and worse)} (epoch {epoch} of {epochs} is kept)"
     by = "; ".join(f"{metric} is {verdict}" for metric, verdict in verdicts.items())
-    return f"{who} {does} ({kept}). Beside the frozen backbone, {by}."
+    return f"{what}. Beside the frozen backbone, {by}{': use the frozen one' * (worse and not better)}."

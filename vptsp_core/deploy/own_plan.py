@@ -99,8 +99,15 @@ def _choose_selection(draft: _Draft, classes: np.ndarray) -> np.ndarray:
     draft.settle(dataset="own", selection="validation" if held_out.any() else "last")
     selection = draft.values["selection"]
     kept = classes[~held_out] if selection == "validation" else classes
-    others = f"{held_out.sum():,} others choose the epoch" if selection == "validation" else "none is held out"
-    draft.reasons.append(f"{len(kept):,} classes to learn from; {others} (selection={selection})")
+    how = {
+        "validation": f"{held_out.sum():,} others choose the epoch",
+        "last": "the last epoch is taken",
+        "released": "the tested classes choose the epoch, so that the gain looks larger than it is",
+    }
+    if draft.given.get("epochs") == 0:
+        how = {"validation": f"{held_out.sum():,} others are held out"}
+    chosen = f"; {how[selection]}" if selection in how else ""
+    draft.reasons.append(f"{len(kept):,} classes to learn from{chosen} (selection={selection})")
     return kept
 
 
@@ -132,8 +139,10 @@ def _choose_preset(draft: _Draft, count: int, machine: Machine, shape: tuple[int
         text += f"; class prompts of {size} (class_optimizer={draft.values['class_optimizer']})"
     draft.reasons.append(text)
     if draft.values["start"] != "released":
+        some = draft.values["selection"] != "last" and draft.values["epochs"] > 0
+        kept = "; where no epoch is better than that, it is kept" * some
         draft.reasons.append(f"learning begins from the frozen backbone's embeddings of your images "
-                             f"(start={draft.values['start']})")  # fmt: skip
+                             f"(start={draft.values['start']}){kept}")  # fmt: skip
 
 
 def _fit_table(draft: _Draft, count: int, machine: Machine, width: int) -> None:
@@ -182,9 +191,14 @@ def _choose_steps(draft: _Draft, kept: np.ndarray, machine: Machine) -> None:
             raise ConfigError("epochs = 0 with start = 'released' makes no model; set one of them otherwise")
         draft.reasons.append("epochs=0: nothing is trained, the model is its start")
         return
+    drawn = epochs * steps * batch / len(kept)  # images of each class
+    times = (drawn / kept.max(), drawn / kept.min())
+    low, high = (f"{each:.3g}" if each < 1000 else f"{each:,.0f}" for each in times)
+    never = f", {kept.max() - drawn:,.0f} of the largest class's {kept.max():,} never" if drawn < kept.max() else ""
     draft.reasons.append(
         f"epochs={epochs} of {steps:,} step(s), batch={batch}: {samples} image(s) of each of "
-        f"{batch // max(samples, 1)} classes; of each class {epochs * steps * batch / len(kept):,.0f} images are drawn"
+        f"{batch // max(samples, 1)} classes; classes are drawn equally often, so an image is seen "
+        f"{low}{f' to {high}' * (high != low)} times{never}"
     )
 
 

@@ -8,34 +8,43 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from vptsp_core.data.folder import read_image
 from vptsp_core.errors import DataError
 from vptsp_core.figures.gallery import thumbnail
-from vptsp_core.figures.style import _house
+from vptsp_core.figures.style import BLACK, _house
 
-SIDE = 224  # pixels of a thumbnail
-LETTERS = 26  # of a name, above a thumbnail
+SIDE, ACROSS = 224, 5  # pixels of a thumbnail; neighbours in a line
+LETTERS = 26  # of a name, under a thumbnail
+LINE, BELOW, GAP = 0.09, 0.24, 0.1  # of text under a thumbnail, of both, between queries; in thumbnails
 
 
 @_house
 def found_images(table: pd.DataFrame, root: Path) -> Figure:
-    """A line a query: the query at the left, its neighbours beside it, best first.
+    """A block a query: the query at the left, framed, its neighbours beside it, best first, in lines of five.
 
     An image that can no longer be read is a grey square that says so.
 
     Args:
-        table: columns ``query`` (path), ``rank``, ``path`` (under ``root``) and ``cosine``; at least one row.
+        table: columns ``query`` (path), ``rank``, ``path`` (under ``root``) and ``cosine``.
     """
-    lines = list(table.groupby("query", sort=False))
-    columns = 1 + int(table.groupby("query").size().max())
-    fig = Figure(figsize=(1.75 * columns, 2.1 * len(lines)), layout="constrained")
-    for axes, (query, rows) in zip(fig.subplots(len(lines), columns, squeeze=False), lines, strict=True):
-        for ax in axes:
-            ax.axis("off")
-        _picture(axes[0], Path(str(query)), "query")
-        for ax, row in zip(axes[1:], rows.itertuples(), strict=False):
-            _picture(ax, root / str(row.path), f"{row.rank}.  cosine {row.cosine:.3f}")
+    blocks = list(table.groupby("query", sort=False))
+    across = max(1, min(ACROSS, int(table.groupby("query").size().max()))) if len(table) else 1
+    lines = [-(-len(rows) // across) for _, rows in blocks]
+    width, height = 1.25 + across, sum((1 + BELOW) * n + GAP for n in lines) - GAP
+    fig = Figure(figsize=(1.75 * width, 1.75 * height))
+    ax = fig.add_axes((0.01, 0.01, 0.98, 0.98))
+    y = 0.0
+    for (query, rows), count in zip(blocks, lines):
+        _picture(ax, Path(str(query)), 0, y, ["query", short(Path(str(query)).name)], framed=True)
+        for at, row in enumerate(rows.itertuples()):
+            x, below = 1.25 + at % across, y + (1 + BELOW) * (at // across)
+            told = [f"{row.rank}.  cosine {row.cosine:.3f}", short(Path(str(row.path)).name)]
+            _picture(ax, root / str(row.path), x, below, told)
+        y += (1 + BELOW) * count + GAP
+    ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
+    ax.axis("off")
     return fig
 
 
@@ -52,12 +61,15 @@ def short(name: str, letters: int = LETTERS) -> str:
     return f"{name[: kept // 2]}…{name[-(kept - kept // 2) :]}"
 
 
-def _picture(ax: Axes, path: Path, title: str) -> None:
+def _picture(ax: Axes, path: Path, x: float, y: float, told: list[str], framed: bool = False) -> None:
+    gap, side = 0.03, 0.94
     try:
         shown = thumbnail(read_image(path, as_shown=True), SIDE)
     except DataError:
         shown = np.full((SIDE, SIDE, 3), 224, np.uint8)
-        ax.text(SIDE / 2, SIDE / 2, "cannot be read", ha="center", va="center", fontsize=8)
-    ax.imshow(shown)
-    name = short(path.name).replace("$", r"\$")
-    ax.set_title(f"{title}\n{name}", fontsize=7.5)
+        ax.text(x + 0.5, y + 0.5, "cannot be read", ha="center", va="center", fontsize=8, zorder=3)
+    ax.imshow(shown, extent=(x + gap, x + gap + side, y + gap + side, y + gap))
+    if framed:
+        ax.add_patch(Rectangle((x + gap, y + gap), side, side, fill=False, edgecolor=BLACK, linewidth=2.5))
+    for line, text in enumerate(told):
+        ax.text(x + 0.5, y + 1.0 + LINE * line, text.replace("$", r"\$"), ha="center", va="top", fontsize=7.5)

@@ -9,29 +9,32 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from vptsp_core.data.folder import outside_images
 from vptsp_core.deploy.index import ImageIndex, read_index, same_model
 from vptsp_core.deploy.picture import found_images
 from vptsp_core.deploy.update import PLACE, embed_files, images_in, left_out, model_path, refuse_none
-from vptsp_core.errors import VptspError, printable
+from vptsp_core.errors import DataError, VptspError, printable
 from vptsp_core.figures.style import file_of
 from vptsp_core.method.neighbours import positive
 from vptsp_core.runs.embedder import Embedder, load
 from vptsp_core.system.files import write_bytes
 
 COLUMNS = ["query", "rank", "path", "cosine"]
-DRAWN, DRAWN_EACH = 10, 10  # queries in the picture, and neighbours of each; the table has them all
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # the beginnings of a cell that a spreadsheet computes
+MADE_BY = "vptsp_core search"  # in the picture's metadata: a later search may replace it
+DRAWN, DRAWN_EACH = 10, 30  # queries in the picture, and neighbours of each; the table has them all
 
 
 def main(argv: Sequence[str]) -> int:
     """Search, print what was found, write the answer as PNG and CSV. Returns the exit status.
 
-    Images that cannot be read are left out, with one warning.
+    Of a folder, images that cannot be read are left out, with one warning; one that is named itself is an error.
 
     Raises:
-        VptspError: an index or images that cannot be read, another model than the index's, or a picture that would
-            replace an image that is searched for.
+        VptspError: an index or images that cannot be read, another model than the index's, or an answer that would
+            replace another file.
     """
     parser = argparse.ArgumentParser(
         "python -m vptsp_core search", description="find the images of an index that are nearest to others"
@@ -46,11 +49,13 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     positive("k", args.k)
     png, csv = (Path(f"{args.to}.{kind}").expanduser().absolute() for kind in ("png", "csv"))
+    _refuse_to_replace(png, csv)
     index, asked = read_index(args.index), _queries(args.images)
-    outside_images(png, index.root, "--to")
-    if any(png == Path(image).absolute() for image in asked):
-        raise VptspError(f"{png} is searched for and would be replaced; name another place with --to")
-    embedder = load(args.model or model_path(index), args.device, weights=args.weights or index.model["weights"])
+    for path in (png, csv):
+        outside_images(path, index.root, "--to")
+    embedder = load(
+        args.model or model_path(index), args.device, weights=args.weights or index.model["weights"]
+    )
     same_model(index, embedder.checksum())
     queries, embeddings = _embedded(embedder, asked)
     table = neighbours(index, queries, *index.search(embeddings, args.k))
@@ -59,9 +64,9 @@ def main(argv: Sequence[str]) -> int:
         for row in rows.itertuples():
             print(f"  {row.rank:3d}  {row.cosine:.4f}  {printable(str(row.path))}")
     drawn = table[table["query"].isin(queries[:DRAWN]) & (table["rank"] <= DRAWN_EACH)]
-    write_bytes(png, file_of(found_images(drawn, Path(index.root)), dpi=120).getvalue())
-    # with a byte order mark, without which Excel reads another encoding
-    write_bytes(csv, table.to_csv(index=False, float_format="%.6f").encode("utf-8-sig", errors="backslashreplace"))
+    picture = file_of(found_images(drawn, Path(index.root)), dpi=120, metadata={"Software": MADE_BY})
+    write_bytes(png, picture.getvalue())
+    write_bytes(csv, _csv(table))
     part = "" if len(drawn) == len(table) else f" ({len(drawn)} of {len(table)} rows)"
     print(f"{printable(str(png))}{part}\n{printable(str(csv))}")
     return 0
@@ -81,31 +86,63 @@ def neighbours(index: ImageIndex, queries: Sequence[str], scores: np.ndarray, pl
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _queries(given: Sequence[str]) -> list[str]:
-    """Images, and those in folders; each once.
+def _csv(table: pd.DataFrame) -> bytes:
+    """For a spreadsheet too, to which =A1.jpg would be a formula: ./=A1.jpg is none, and the same path."""
+    written = table.copy()
+    for key in ("query", "path"):
+        written[key] = [f"./{name}" if name.startswith(FORMULA) else name for name in table[key]]
+    # with a byte order mark, without which Excel reads another encoding
+    return written.to_csv(index=False, float_format="%.6f").encode("utf-8-sig", errors="backslashreplace")
+
+
+def _refuse_to_replace(png: Path, csv: Path) -> None:
+    """Refuse to replace what no search wrote, such as a photograph of that name; a search writes both files.
+
+    Raises:
+        VptspError: one of them is there, and ``png`` is not the picture of a search.
+    """
+    existing = [path for path in (png, csv) if path.exists()]
+    try:
+        with Image.open(png) as picture:
+            ours = picture.info.get("Software") == MADE_BY
+    except (OSError, ValueError):
+        ours = False
+    if existing and not ours:
+        raise VptspError(f"{existing[0]} exists already and no search wrote it; name another place with --to")
+
+
+def _queries(given: Sequence[str]) -> dict[str, bool]:
+    """Images, and those in folders; each once, with whether it was named itself.
 
     Raises:
         DataError: a folder without images.
     """
-    paths: list[Path] = []
+    paths: dict[str, bool] = {}
     for path in (Path(name).expanduser() for name in given):
-        paths += [path / name for name in images_in(path)] if path.is_dir() else [path]
-    return list(dict.fromkeys(map(str, paths)))
+        named = not path.is_dir()
+        inside = [path] if named else [path / name for name in images_in(path)]
+        if not inside:
+            raise DataError(f"{path} holds no images; name another folder, or images")
+        paths |= {str(each): named or paths.get(str(each), False) for each in inside}
+    return paths
 
 
-def _embedded(embedder: Embedder, asked: list[str]) -> tuple[list[str], np.ndarray]:
-    """Those images that can be read, and their embeddings (N, d).
+def _embedded(embedder: Embedder, asked: dict[str, bool]) -> tuple[list[str], np.ndarray]:
+    """Those of `_queries` that can be read, and their embeddings (N, d).
 
     Raises:
-        DataError: none can be read.
+        DataError: one that was named itself cannot be read, or none of a folder's can.
     """
     readable: list[str] = []
     vectors: list[np.ndarray] = []
     unreadable: dict[str, str] = {}
-    for names, embeddings, faults in embed_files(embedder, Path(), asked):
+    for names, embeddings, faults in embed_files(embedder, Path(), list(asked)):
         readable += names
         vectors += [embeddings] if names else []
         unreadable |= faults
+    for name, reason in unreadable.items():
+        if asked[name]:
+            raise DataError(reason)
     refuse_none(len(readable), unreadable, "search")
     if unreadable:
         warnings.warn(left_out(list(unreadable.values())), stacklevel=3)

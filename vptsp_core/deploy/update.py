@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from vptsp_core.data.folder import IMAGE_SUFFIXES, not_read, outside_images, read_image
+from vptsp_core.data.loading import Transform, decoders
 from vptsp_core.deploy.index import FILE, ImageIndex, read_index, same_model
 from vptsp_core.errors import DataError, VptspError, printable
 from vptsp_core.method.torch_state import in_torch_defaults
@@ -24,9 +26,10 @@ from vptsp_core.runs.share import is_shared
 from vptsp_core.system.bars import bar
 from vptsp_core.system.files import writable_folder
 from vptsp_core.system.locks import locked
-from vptsp_core.system.portable import cores
+from vptsp_core.system.processes import CONTEXT, end_with_parent, starting
 
 PLACE = "vptsp-index"
+STORED_EVERY = 600  # seconds; what is embedded by then is stored, and so it is when the work is stopped
 LISTED = 20  # unreadable files that a warning names
 
 Stat = tuple[int, int]
@@ -48,17 +51,17 @@ def images_in(folder: Path) -> dict[str, Stat]:
     Hidden files and folders are left out, and links to folders are not followed.
 
     Raises:
-        DataError: no such folder, or it holds no images.
+        DataError: no such folder, or one in it that cannot be read.
     """
     if not folder.is_dir():
         raise DataError(f"no folder {folder}; give one that holds images")
 
-    def stop(error: OSError) -> None:
-        raise error
+    def refuse(error: OSError) -> None:
+        raise DataError(f"cannot read {error.filename} ({error.strerror}); fix or remove it") from error
 
     found: dict[str, Stat] = {}
     others: list[str] = []
-    for here, folders, files in os.walk(folder, onerror=stop):
+    for here, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in (name for name in files if not name.startswith(".")):
             path = Path(here, name)
@@ -68,9 +71,7 @@ def images_in(folder: Path) -> dict[str, Stat]:
             else:
                 others.append(name)
     if left_out := not_read(others):
-        warnings.warn(f"{folder}{left_out}", stacklevel=3)
-    if not found:
-        raise DataError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); name another folder")
+        warnings.warn(f"{folder}: {left_out}", stacklevel=3)
     return dict(sorted(found.items()))
 
 
@@ -100,6 +101,8 @@ def update(
     directory, place = Path(directory).expanduser().resolve(), Path(to).expanduser().absolute()
     outside_images(place, directory, "--to")
     there = images_in(directory)
+    if not there:
+        raise DataError(f"{directory} holds no images ({', '.join(IMAGE_SUFFIXES)}); name another folder")
     made_by = {
         "path": str(model) if is_shared(model) else str(Path(model).expanduser().resolve()),
         "weights": None if weights is None else str(Path(weights).expanduser().resolve()),
@@ -122,7 +125,7 @@ def update(
             stats = np.array([there[name] for name in names], np.int64)
             return ImageIndex(str(directory), names, stats, np.stack([rows[name] for name in names]), made_by)
 
-        new = [name for name in there if name not in rows]
+        new, stored = [name for name in there if name not in rows], time.monotonic()
         shown = bar(title="embedding", total=len(new), unit="images", show=progress)
         try:
             for names, embeddings, unreadable in embed_files(embedder, directory, new):
@@ -130,6 +133,9 @@ def update(
                 counts.embedded += len(names)
                 counts.unreadable |= unreadable
                 shown.update(len(names) + len(unreadable))
+                if time.monotonic() - stored > STORED_EVERY:
+                    index().write(place, graph=False)
+                    stored = time.monotonic()
         except (KeyboardInterrupt, Exception):
             if counts.embedded:
                 index().write(place, graph=False)
@@ -138,10 +144,10 @@ def update(
             shown.close()
         refuse_none(len(rows), counts.unreadable, directory)
         made = index()
-        if old is not None and not counts.embedded and old.graph_is_whole():
-            if (old.root, old.names, old.model) == (made.root, made.names, made.model):
-                return old, counts
-        return made.write(place), counts
+        same = old is not None and not counts.embedded and (old.root, old.names, old.model) == (
+            made.root, made.names, made_by
+        )  # fmt: skip
+        return (old if old is not None and same and old.graph_is_whole() else made.write(place)), counts
 
 
 def embed_files(
@@ -149,22 +155,36 @@ def embed_files(
 ) -> Iterator[tuple[list[str], np.ndarray, dict[str, str]]]:
     """A batch at a time: those of the files under ``root`` that can be read, their embeddings (N, d), and why the
     others cannot."""
+    batch = embedder.config.batch
+    workers = decoders(len(names))
+    loader: Callable[..., DataLoader] = DataLoader
+    files = loader(
+        _Files([root / name for name in names], embedder.transform), batch_size=batch, collate_fn=list,
+        num_workers=workers, worker_init_fn=end_with_parent, multiprocessing_context=CONTEXT if workers else None,
+    )  # fmt: skip
+    with starting():
+        batches: Iterator[list[Tensor | str]] = iter(files) if names else iter(())
+    for start, items in zip(range(0, len(names), batch), batches):
+        told = list(zip(names[start : start + batch], items, strict=True))
+        good = {name: item for name, item in told if isinstance(item, Tensor)}
+        embeddings = embedder.embed(torch.stack(list(good.values()))) if good else np.empty((0, 0), np.float32)
+        yield list(good), embeddings, {name: item for name, item in told if isinstance(item, str)}
 
-    def read(name: str) -> Tensor | str:
+
+class _Files(Dataset):
+    """Files as the model's input, or as the reason why one cannot be read."""
+
+    def __init__(self, paths: list[Path], transform: Transform) -> None:
+        self.paths, self.transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, at: int) -> Tensor | str:
         try:
-            return embedder.transform(read_image(root / name, as_shown=True))
+            return self.transform(read_image(self.paths[at], as_shown=True))
         except DataError as error:
             return " ".join(str(error).split())
-
-    batch = embedder.config.batch
-    with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes and resizes beside other threads
-        ahead = pool.map(read, names[:batch])
-        for start in range(0, len(names), batch):
-            items, ahead = list(ahead), pool.map(read, names[start + batch : start + 2 * batch])
-            told = list(zip(names[start : start + batch], items, strict=True))
-            good = {name: item for name, item in told if isinstance(item, Tensor)}
-            embeddings = embedder.embed(torch.stack(list(good.values()))) if good else np.empty((0, 0), np.float32)
-            yield list(good), embeddings, {name: item for name, item in told if isinstance(item, str)}
 
 
 def refuse_none(readable: int, unreadable: dict[str, str], where: Path | str) -> None:

@@ -16,6 +16,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageFilter, ImageFont
 
+from vptsp_core.errors import DataError
+
 Pixels = np.ndarray
 STYLES = tuple(
     f"DejaVu{face}.ttf"
@@ -64,8 +66,15 @@ WILD = Variation(
 
 
 def font_path(style: str) -> Path:
-    """Where matplotlib keeps a font."""
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / style
+    """Where matplotlib keeps a font.
+
+    Raises:
+        DataError: it has none of that name.
+    """
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / style
+    if not path.is_file():
+        raise DataError(f"glyphs: matplotlib has no font {style}; reinstall matplotlib from PyPI")
+    return path
 
 
 @lru_cache(maxsize=len(STYLES))

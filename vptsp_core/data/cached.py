@@ -1,0 +1,201 @@
+"""Batches from decoded images: augmentation on the device (`crops`), nothing decoded twice.
+
+The pixels of a step depend on (seed, epoch, step) and on the image's place in the whole batch, not on the device's
+kind, on threads or on the number of processes (but for rounding).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vptsp_core.data.crops import random_boxes, resize_one, resize_together
+from vptsp_core.data.loading import CROPS, interpolation_name
+from vptsp_core.data.store import PixelStore
+from vptsp_core.method.config import RunConfig
+from vptsp_core.method.sampler import ClassBalancedSampler
+from vptsp_core.system.devices import to_device
+
+AHEAD = 2  # batches that wait on the device
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of the input, per channel
+
+
+def train_batches(
+    store: PixelStore,
+    labels: np.ndarray,
+    config: RunConfig,
+    statistics: Statistics,
+    sampler: ClassBalancedSampler,
+    epoch: int,
+    device: torch.device,
+    part: slice = slice(None),
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of one epoch, as `loading.train_batches` gives them: ((b, 3, S, S) float32, (B,) int64).
+
+    Args:
+        store: the training set's; labels: (N,) int64.
+        statistics: mean and standard deviation of the backbone's input.
+        part: of every batch, the images that this process embeds.
+    """
+    drawn = _drawn(store, config, sampler, epoch, part)
+    every = torch.from_numpy(labels)
+    everything = store.resident(device)
+    if everything is not None:
+        for chosen, boxes, flips, batch in drawn:
+            starts, widths = store.starts[chosen], store.sizes[chosen, 1]
+            images = _augmented(everything, starts, widths, boxes, flips, config, statistics)
+            yield images, to_device(every[batch], device)
+        return
+
+    def host() -> Iterator[tuple[Any, ...]]:
+        """The pixels of each step's boxes, one after another, and the labels of its batch."""
+        for chosen, boxes, flips, batch in drawn:
+            cut = [
+                store.image(i)[top : top + height, left : left + width].reshape(-1)
+                for i, (top, left, height, width) in zip(chosen, boxes, strict=True)
+            ]
+            yield torch.from_numpy(np.concatenate(cut)), every[batch], boxes, flips
+
+    for pixels, batch_labels, boxes, flips in on_device(host(), device):
+        starts = np.concatenate([[0], np.cumsum(boxes[:-1, 2] * boxes[:-1, 3] * 3)])
+        whole = boxes * [0, 0, 1, 1]  # only the boxes came along
+        yield _augmented(pixels, starts, boxes[:, 3], whole, flips, config, statistics), batch_labels
+
+
+def eval_batches(
+    store: PixelStore,
+    config: RunConfig,
+    statistics: Statistics,
+    batch: int,
+    device: torch.device,
+    part: slice = slice(None),
+) -> Iterator[Tensor]:
+    """All images, or a ``part`` of them, in order, (<= batch, 3, S, S) float32 at a time, on the device.
+
+    The store was resized as the classic path resizes, so what is left is the crop of the middle, and the pixels are
+    those of the classic path to the last bit.
+    """
+    places = range(len(store))[part]
+    size = config.image_size
+
+    def host() -> Iterator[tuple[Tensor]]:
+        for start in range(0, len(places), batch):
+            some = places[start : start + batch]
+            pixels = np.empty((len(some), size, size, 3), np.uint8)
+            for row, index in zip(pixels, some, strict=True):
+                image = store.image(index)
+                top, left = (round((length - size) / 2) for length in image.shape[:2])  # torchvision's rounding
+                row[:] = image[top : top + size, left : left + size]
+            yield (torch.from_numpy(pixels),)
+
+    for (pixels,) in on_device(host(), device):
+        yield normalise(pixels.permute(0, 3, 1, 2), statistics)
+
+
+def on_device(batches: Iterator[tuple[Any, ...]], device: torch.device) -> Iterator[tuple[Any, ...]]:
+    """The same tuples in order, their tensors on the device.
+
+    For a GPU a thread draws the batches, pins them and copies them on a stream of its own, `AHEAD` of them at most; the
+    current stream waits for a copy on the device, the host never does. On a CPU a thread would only take the cores from
+    the step.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield tuple(each.to(device) if isinstance(each, Tensor) else each for each in batch)
+        return
+    stream = torch.cuda.Stream(device)
+
+    def load() -> tuple[list[Any], torch.cuda.Event] | None:
+        with torch.cuda.device(device), torch.cuda.stream(stream):
+            if (batch := next(batches, None)) is None:
+                return None
+            copies = [each.pin_memory().to(device, non_blocking=True) if isinstance(each, Tensor) else each
+                      for each in batch]  # fmt: skip
+            return copies, stream.record_event()
+
+    with ThreadPoolExecutor(1, "prefetch") as pool:
+        waiting = deque(pool.submit(load) for _ in range(AHEAD))
+        while (loaded := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(load))
+            copies, copied = loaded
+            current = torch.cuda.current_stream(device)
+            current.wait_event(copied)
+            for each in copies:
+                if isinstance(each, Tensor):
+                    each.record_stream(current)
+            yield tuple(copies)
+
+
+def normalise(pixels: Tensor, statistics: Statistics) -> Tensor:
+    """uint8 (B, 3, S, S) to the backbone's input range, float32, in the arithmetic of ToTensor and Normalize."""
+    return _normalise(_empty(pixels.shape, pixels.device).copy_(pixels), *_constants(statistics, pixels.device))
+
+
+def _normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    return pixels.div_(255).sub_(mean).div_(std)
+
+
+def _constants(statistics: Statistics, device: torch.device) -> Iterator[Tensor]:
+    return (to_device(torch.tensor(values)[:, None, None], device) for values in statistics)
+
+
+def _empty(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Room for float32. NumPy's memory comes in huge pages: first touching torch's costs more than the arithmetic."""
+    return torch.from_numpy(np.empty(shape, np.float32)) if device.type == "cpu" else torch.empty(shape, device=device)
+
+
+def _drawn(
+    store: PixelStore, config: RunConfig, sampler: ClassBalancedSampler, epoch: int, part: slice
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """For each step the images of this process, their boxes (b, 4) and flips (b,), and the whole batch (B,)."""
+    scale, ratio = CROPS[config.augmentation]
+    for step, batch in enumerate(sampler.epoch(epoch)):
+        rng = np.random.default_rng([sampler.seed, epoch, 3, step])
+        boxes = random_boxes(store.sizes[batch], scale, ratio, rng)
+        flips = (rng.random(len(batch)) < 0.5) & (config.augmentation == "base")  # a mirrored letter is another one
+        yield batch[part], boxes[part], flips[part], batch
+
+
+def _augmented(
+    pixels: Tensor,
+    starts: np.ndarray,
+    widths: np.ndarray,
+    boxes: np.ndarray,
+    flips: np.ndarray,
+    config: RunConfig,
+    statistics: Statistics,
+) -> Tensor:
+    """(b, 3, S, S) float32: together on a GPU; on a CPU one by one, each finished while it is in the CPU's cache."""
+    size, mode = config.image_size, interpolation_name(config)
+    if pixels.device.type != "cpu":
+        return normalise(resize_together(pixels, starts, widths, boxes, flips, size, mode), statistics)
+    out = _empty((len(boxes), 3, size, size), pixels.device)
+    mean, std = _constants(statistics, pixels.device)
+    images = list(zip(starts.tolist(), widths.tolist(), boxes.tolist(), flips.tolist(), strict=True))
+
+    def work(part: range) -> None:
+        for i in part:
+            _normalise(out[i].copy_(resize_one(pixels, *images[i], size, mode)), mean, std)
+
+    own, threads = torch.get_num_threads(), _threads()
+    list(_pool(threads).map(work, (range(i, len(boxes), threads) for i in range(threads))))
+    torch.set_num_threads(own)  # the pool's threads set it for themselves and for those made later
+    return out
+
+
+def _threads() -> int:
+    """Threads that augment: as many as torch has. Their number changes no pixel."""
+    return torch.get_num_threads()
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """A thread an image: one resize is too small for torch to share it out, and slow where torch does."""
+    return ThreadPoolExecutor(threads, "augment", initializer=torch.set_num_threads, initargs=(1,))
