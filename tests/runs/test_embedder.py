@@ -13,7 +13,7 @@ import vptsp_core
 from vptsp_core import preset, run
 from vptsp_core.__main__ import main
 from vptsp_core.data.glyphs import GlyphSet
-from vptsp_core.errors import WeightsError
+from vptsp_core.errors import DataError, WeightsError
 from vptsp_core.method.backbone import load_backbone
 from vptsp_core.method.model import MetricModel
 from vptsp_core.runs.embedder import Embedder
@@ -218,3 +218,9 @@ def test_damaged_and_foreign_files_are_named_in_one_line(tmp_path, capsys):
     for to, message in (("bird.pkl", "unknown kind '.pkl'"), ("bird", "unknown kind ''")):
         assert main(["export", str(tmp_path), "--to", to]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [None, 7, [float("nan")]])
+def test_what_is_no_image_is_an_error_in_one_line(given):
+    with pytest.raises(DataError, match="(None|7|nan) is no image; give paths, PIL images"):
+        learned().embed(given)

@@ -37,3 +37,15 @@ def test_with_a_writable_home_nothing_is_set(unset, tmp_path):
     before = dict(os.environ)
     caches.prepare()
     assert dict(os.environ) == before and not list(tmp_path.iterdir())
+
+
+def test_the_cache_of_the_hub_moves_unless_it_is_there(monkeypatch, tmp_path):
+    monkeypatch.setattr(caches, "user_folder", lambda: tmp_path)
+    monkeypatch.setattr(caches, "_writable", lambda folder: False)
+    monkeypatch.setattr(os, "environ", {})
+    caches.prepare()
+    assert os.environ["HF_HUB_CACHE"].endswith("hub")
+    (tmp_path / "huggingface").mkdir()
+    monkeypatch.setattr(os, "environ", {})
+    caches.prepare()
+    assert "HF_HUB_CACHE" not in os.environ and os.environ.keys() == caches.PLACES.keys()

@@ -80,7 +80,7 @@ class Embedder:
                 shows them (`read_image`); or (N, 3, H, W) normalised.
 
         Raises:
-            DataError: naming the file that cannot be read, or a tensor that does not fit.
+            DataError: naming the file that cannot be read, or what is no image.
         """
         if isinstance(images, ImageSet):
             return embed(self.model, images).cpu().numpy()
@@ -95,7 +95,8 @@ class Embedder:
                 )
             parts: Iterable[Tensor] = images.to(device).split(embed_batch(self.model))
         else:
-            parts = self._batches([images] if isinstance(images, Image.Image | str | Path) else list(images))
+            several: Any = images if isinstance(images, Iterable) and not isinstance(images, str) else [images]
+            parts = self._batches(list(several))
         with torch.inference_mode():
             found = [self.model(part.to(device)).cpu() for part in parts]
         if not found:
@@ -160,6 +161,8 @@ class Embedder:
 def _decoded(image: Image.Image | str | Path) -> Image.Image:
     if isinstance(image, Image.Image):
         return to_rgb(image, as_shown=True)
+    if not isinstance(image, str | Path):
+        raise DataError(f"{image!r} is no image; give paths, PIL images, or one (N, 3, H, W) tensor")
     return read_image(Path(image), as_shown=True)
 
 

@@ -132,7 +132,7 @@ def _read_file(path: Path) -> Saved:
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']} is not known here")
         config = RunConfig.from_dict(header["config"])
-    except (ConfigError, ValueError, TypeError, RecursionError) as error:
+    except (ConfigError, KeyError, ValueError, TypeError, RecursionError) as error:
         fault = f"damaged, or of another version ({error})"
         raise WeightsError(f"{path}: {fault}; get the file again, or save it again from its run") from error
     return Saved(

@@ -19,9 +19,9 @@ PLACES = {
 
 
 def prepare() -> None:
-    """Set `PLACES` to a temporary folder where the user's cache folder cannot be written; called before all imports.
+    """Set `PLACES`, and the Hub's cache, to a temporary folder where the user's cache folder cannot be written.
 
-    The processes that this one starts use the same folder; it is deleted at the end.
+    It is called before all imports. The processes that this one starts use the same folder; it is deleted at the end.
     """
     if _writable(user_folder()) or os.environ.keys() >= PLACES.keys():
         return
@@ -29,6 +29,8 @@ def prepare() -> None:
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     for variable, name in PLACES.items():
         os.environ.setdefault(variable, str(place / name))
+    if not (user_folder() / "huggingface").exists():  # weights that are there stay in use
+        os.environ.setdefault("HF_HUB_CACHE", str(place / "hub"))
 
 
 def user_folder() -> Path:
