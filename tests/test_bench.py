@@ -1,6 +1,7 @@
 """Measurements for developers (`python -m tests.bench`): operations by hand, the parts of an epoch, pipelines, metrics,
 the class table. No test asserts on a clock."""
 
+import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,17 +15,21 @@ from bench import metrics as bench_metrics
 from bench.class_table import compare_tables
 from bench.data import compare_pipelines
 from bench.epoch import measure_epoch
+from bench.heads import compare_heads
 from bench.product import PRODUCTS, product, product_rate, step_flops
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vptsp_core.data import load_benchmark
+from vptsp_core.data.holdout import first_of_each
 from vptsp_core.errors import ConfigError
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.metrics import retrieval_metrics
 from vptsp_core.method.presets import preset
 from vptsp_core.paper.step_bench import StepBench
 from vptsp_core.runs import compile as compiling
+from vptsp_core.runs import evaluate
+from vptsp_core.runs.run import build_model
 
 
 def hand(config, classes: int, *, full: bool) -> int:
@@ -149,3 +154,20 @@ def test_the_command_prints_json_and_errors_in_one_line(monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out) == {"epoch s": 6.0}
     assert command.main(["eval", "--repeats", "0", "--size", "inshop", "--device", "banana"]) == 2
     assert capsys.readouterr().err.startswith("error: device 'banana' cannot be used here")
+
+
+def test_a_model_with_its_own_head_and_prompts_retrieves_as_ever_and_others_differ():
+    whole = load_benchmark("glyphs")
+    few = dataclasses.replace(whole, train=first_of_each(whole.train, 2), test=first_of_each(whole.test, 3))
+    model = build_model(preset("smoke", method="vpt"), 100, torch.device("cpu"))
+    rows = compare_heads(model, few)
+    embeddings = evaluate.embed(model, few.test)
+    expected = retrieval_metrics(embeddings, few.test.labels, ks=(1,))
+    for metric in ("R@1", "MAP@R"):
+        assert rows["trained head"][metric] == pytest.approx(100 * expected[metric])
+        assert rows["trained head"][f"{metric} difference"] == [0, 0, 0]
+    assert len(rows) == 6 and len({row["MAP@R"] for row in rows.values()}) == 6
+    other = rows["no head, without prompts"]
+    difference, low, high = other["MAP@R difference"]
+    assert difference == pytest.approx(other["MAP@R"] - rows["trained head"]["MAP@R"], abs=1e-4)
+    assert low < difference < high

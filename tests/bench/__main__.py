@@ -1,4 +1,4 @@
-"""Measurements for developers, printed as JSON: python -m tests.bench epoch|data|eval|table|product"""
+"""Measurements for developers, printed as JSON: python -m tests.bench epoch|data|eval|table|product|heads"""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vptsp_core.data import data_folder, load_benchmark, refuse_unread
-from vptsp_core.data.batches import cache_folder
+from vptsp_core.data import Benchmark, data_folder, load_benchmark, refuse_unread
+from vptsp_core.data.batches import cache_folder, decoded
 from vptsp_core.errors import VptspError
+from vptsp_core.method.config import RunConfig
 from vptsp_core.method.faiss_index import BACKENDS
 from vptsp_core.method.presets import parse_change, preset
+from vptsp_core.runs.embedder import load
 
 from .class_table import compare_tables
 from .data import compare_pipelines
 from .epoch import measure_epoch
+from .heads import compare_heads
 from .metrics import SIZES, benchmark_metrics
 from .product import product_rate
 
@@ -45,7 +48,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for each, name in ((epoch, "demo"), (data, "cub200-vits16"), (table, "inshop-vits16"), (product, "cub200-vits16")):
         each.add_argument("--preset", default=name, help=f"default: {name}")
         each.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes")
-    for each in (epoch, data):
+    heads = kinds.add_parser("heads", help="a trained run with other heads, and without its prompts")
+    heads.add_argument("run", metavar="RUN", help="folder of a finished run")
+    for each in (epoch, data, heads):
         each.add_argument("--data", metavar="DIR", help="folder that holds the data sets")
         each.add_argument("--cache", metavar="DIR", help="of decoded images (default: .vptsp-cache in the data folder)")
         each.add_argument("--allow-partial", action="store_true", help="measure on an incomplete set too")
@@ -56,7 +61,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     evaluation.add_argument("--backend", choices=BACKENDS, default="torch", help="what searches for the metrics")
     evaluation.add_argument("--repeats", type=int, default=3, help="timed turns (default: 3)")
     evaluation.add_argument("--reference", metavar="DIR", help="your clone of the released implementation, as one more")
-    for each in (epoch, data, evaluation, table, product):
+    for each in (epoch, data, evaluation, table, product, heads):
         each.add_argument("--device", help="default: a GPU where there is one")
     return parser.parse_args(argv)
 
@@ -65,17 +70,26 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     """What the command line asks for."""
     if args.kind == "eval":
         return benchmark_metrics(SIZES[args.size], args.device, args.backend, args.repeats, args.reference)
+    if args.kind == "heads":
+        model = load(args.run, args.device).model
+        benchmark, cache = _benchmark(model.config, args)
+        return compare_heads(model, decoded(benchmark, model.config, cache))
     config = preset(args.preset, **dict(parse_change(change) for change in args.changes))
     if args.kind == "product":
         return product_rate(config, args.device)
     if args.kind == "table":
         return compare_tables(config, args.classes, device=args.device, steps=args.steps)
-    refuse_unread(config.dataset, args.data)
-    benchmark = load_benchmark(config.dataset, args.data, args.allow_partial)
-    cache: Path = cache_folder(config.dataset, data_folder(config.dataset, args.data), args.cache)
+    benchmark, cache = _benchmark(config, args)
     if args.kind == "epoch":
         return measure_epoch(config, benchmark, cache, device=args.device)
     return compare_pipelines(config, benchmark, cache, device=args.device, steps=args.steps)
+
+
+def _benchmark(config: RunConfig, args: argparse.Namespace) -> tuple[Benchmark, Path]:
+    """The data set of a run, and where its images are decoded."""
+    refuse_unread(config.dataset, args.data)
+    benchmark = load_benchmark(config.dataset, args.data, args.allow_partial)
+    return benchmark, cache_folder(config.dataset, data_folder(config.dataset, args.data), args.cache)
 
 
 if __name__ == "__main__":

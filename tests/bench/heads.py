@@ -1,0 +1,71 @@
+"""Where a trained model loses retrieval: its head and its prompts, each taken away (docs/measured.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vptsp_core.data import Benchmark, ImageSet
+from vptsp_core.data.batches import eval_batches
+from vptsp_core.data.holdout import first_of_each
+from vptsp_core.method.backbone import normalisation
+from vptsp_core.method.metrics import retrieval_metrics
+from vptsp_core.method.model import MetricModel
+from vptsp_core.runs.evaluate import embed_batch
+from vptsp_core.runs.significance import bootstrap
+from vptsp_core.runs.start_from_data import PER_CLASS, discriminant
+
+
+@torch.no_grad()
+def compare_heads(model: MetricModel, benchmark: Benchmark, per_class: int = PER_CLASS) -> dict[str, dict[str, Any]]:
+    """Retrieval of a trained model with three heads, with its prompts and without them.
+
+    Args:
+        model: of a run that trained a head, with one pooled token.
+        per_class: training images of a class from which the head in closed form is computed.
+
+    Returns:
+        For "trained head", "no head" (the pooled tokens) and "head in closed form", and for each of them "without
+        prompts" where the model has some: R@1 and MAP@R in percent, and of each the difference to the first row with
+        the low and the high end of its 95 % interval over the queries.
+    """
+    train, labels = first_of_each(benchmark.train, per_class), torch.from_numpy(benchmark.test.labels)
+    embeddings: dict[str, Tensor] = {}
+    for prompted in (True, False) if model.vit.prompts is not None else (True,):
+        tokens, of_train = (_pooled(model, images, prompted) for images in (benchmark.test, train))
+        normed, normed_train = (F.layer_norm(each, each.shape[-1:]) for each in (tokens, of_train))
+        weight, bias = discriminant(normed_train, torch.from_numpy(train.labels), model.config.embed_dim)
+        assert model.vit.sample_head is not None
+        heads = {
+            "trained head": model.vit.sample_head(tokens),
+            "no head": tokens.mean(1),
+            "head in closed form": (normed @ weight.T + bias).mean(1),
+        }
+        embeddings |= {name if prompted else f"{name}, without prompts": each for name, each in heads.items()}
+    scores = {name: retrieval_metrics(each, labels, ks=(1,)) for name, each in embeddings.items()}
+    first = scores["trained head"].queries
+    rows: dict[str, dict[str, Any]] = {name: {} for name in scores}
+    for name, found in scores.items():
+        for metric in ("R@1", "MAP@R"):
+            differences = 100 * (found.queries[metric] - first[metric]).astype(np.float64)
+            differences = differences[~np.isnan(differences)]
+            low, high = bootstrap(differences[:, None])
+            rows[name][metric] = 100 * found[metric]
+            rows[name][f"{metric} difference"] = [float(differences.mean()), float(low[0]), float(high[0])]
+    return rows
+
+
+def _pooled(model: MetricModel, images: ImageSet, prompted: bool) -> Tensor:
+    """Pooled tokens of the sample tower, (N, 1, D) float32."""
+    vit, device = model.vit.eval(), next(model.parameters()).device
+    none: list[Tensor | None] = [None] * len(vit.backbone.blocks)
+    found = []
+    for pixels in eval_batches(images, model.config, normalisation(vit.backbone), embed_batch(model), device):
+        with torch.autocast(device.type, dtype=vit.autocast, enabled=vit.autocast is not None):
+            prompts = vit.prompt_kvs(vit.prompts, vit.prompt_counts) if prompted else none
+            found.append(vit.pooled(pixels, [prompts]).float())
+    return torch.cat(found)
