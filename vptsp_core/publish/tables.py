@@ -15,9 +15,9 @@ from typing import NamedTuple
 from vptsp_core.errors import VptspError
 from vptsp_core.publish.html import TEMPLATES
 
-PAPER, OURS, DIFFERENCE, INTERVAL = "paper", "ours", "difference", "±"
+PAPER, OURS, DIFFERENCE, INTERVAL, ORDER = "paper", "ours", "difference", "±", "the paper's order"
 WIDE = 12  # columns; a wider table is cut into several
-_SIDED = re.compile(rf"(.+?), ({PAPER}|{OURS}|{DIFFERENCE}|{INTERVAL}|vs .+)")
+_SIDED = re.compile(rf"(.+?), ({PAPER}|{OURS}|{DIFFERENCE}|{INTERVAL}|vs .+|{ORDER})")
 _METRIC = re.compile(r"R@|MAP@R|R-precision|Recall|NMI|F1")
 _UNIT = re.compile(r"(^|[, (])(M|GB|MB|ms|s|%)($|[, )])")
 
