@@ -445,6 +445,7 @@ OWN = {
     "shared": (["images/0.jpg,a,train", "images/1.jpg,a,test"], None, "the first a; testing needs unseen classes"),
     "missing": (["images/0.jpg,a,train", "images/9.jpg,b,test"], None,
                 r"1 of 2 listed images not, the first .*9.jpg \(line 3\)"),
+    "all missing": (["data/images/0.jpg,a,train", "data/images/9.jpg,b,test"], None, "; paths are relative to "),
     "twice": (["images/0.jpg,a,train", "images/./0.jpg,b,test"], None, r"lists images/./0.jpg twice \(line 2, 3\)"),
     "outside": (["images/0.jpg,a,train", "../9.jpg,b,test"], None, r"9.jpg \(line 3\), which is not inside"),
 }  # fmt: skip

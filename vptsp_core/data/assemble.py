@@ -72,8 +72,9 @@ def _differences(
     differences = [*_miscounts(splits, published), *listing.notes]
     if missing:
         total = sum(map(len, listing.splits.values()))
+        cure = f"; paths are relative to {listing.root}" if len(missing) == total else ""
         differences.append(f"{len(missing)} of {total} listed images not, the first {listing.root / missing[0]}"
-                           f"{listing.where(missing[0])}")  # fmt: skip
+                           f"{listing.where(missing[0])}{cure}")  # fmt: skip
     if differences and "query" in splits and listing.classes_of_one == "fine" and (missed := _can_only_miss(splits)):
         differences.append(f"{len(missed)} query class(es) without gallery images, the first {missed[0]}")
     if differences:
