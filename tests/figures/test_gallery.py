@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
 from tests.figures.drawn import Flat, inside
 from vptsp_core.errors import VptspError
-from vptsp_core.figures import diagram, gallery, live, style, umap
+from vptsp_core.figures import diagram, fonts, gallery, live, style, umap
 
 
 @pytest.fixture
@@ -194,3 +195,22 @@ def test_images_on_a_map_are_at_least_one():
     assert umap.pick_points(np.arange(5), [], 1).shape == (1,)
     with pytest.raises(VptspError, match="images on a map: 0 is not a whole number of at least 1"):
         umap.pick_points(np.arange(5), [], 0)
+
+
+def test_letters_that_the_figures_font_lacks(monkeypatch):
+    """Another font has them, or their code is shown; never a box."""
+    plain, rare, nowhere = Figure(), "\u4e2d", "\u4e01"  # both lacking in DejaVu Sans
+    plain.text(0, 0, "Möwe $\\alpha$")
+    assert not fonts.show_letters(plain)
+    fig = Figure()
+    text = fig.text(0, 0, f"a{rare}b{nowhere}")
+    own = text.get_fontfamily()
+    monkeypatch.setattr(fonts, "_font_with", {rare: "Some Sans", nowhere: None}.get)
+    with pytest.warns(UserWarning, match=f"no font here has the letters {nowhere}: figures show their codes; install"):
+        assert fonts.show_letters(fig)
+    assert text.get_text() == f"a{rare}b\\u4e01" and text.get_fontfamily() == [*own, "Some Sans"]
+
+
+def test_a_font_is_found_by_its_letters():
+    fonts._font_with.cache_clear()
+    assert fonts._font_with("a") and fonts._font_with("\U0010fffe") is None

@@ -8,6 +8,7 @@ are.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import wraps
@@ -18,10 +19,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import get_font_names
 from matplotlib.style import context
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from vptsp_core.figures.fonts import show_letters
 from vptsp_core.figures.umap import short_name
 from vptsp_core.paper.methods import METHODS
 from vptsp_core.system.files import write_bytes
@@ -48,14 +49,8 @@ RING: Any = {
     "linestyle": "", "marker": "o", "markersize": 19, "zorder": 3,
     "markerfacecolor": "none", "markeredgecolor": BLACK, "markeredgewidth": 1.2,
 }  # fmt: skip
-# For the letters of names that DejaVu Sans lacks: those of these fonts that are installed.
-MORE_LETTERS = (
-    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "PingFang SC",
-    "Hiragino Sans", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Nirmala UI", "Arial Unicode MS", "Unifont",
-)  # fmt: skip
 STYLE: Any = {
-    "font.family": ["DejaVu Sans", *(name for name in MORE_LETTERS if name in get_font_names())],
-    "font.size": 11, "axes.titlesize": 12, "legend.fontsize": 10, "legend.frameon": False,
+    "font.family": "DejaVu Sans", "font.size": 11, "axes.titlesize": 12, "legend.fontsize": 10, "legend.frameon": False,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6",
     "axes.axisbelow": True, "lines.linewidth": 1.8, "lines.markersize": 8, "pdf.fonttype": 42,
 }  # fmt: skip
@@ -73,7 +68,11 @@ def _house(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     def styled(*args: Any, **kwargs: Any) -> Figure:
         with house_style():
             fig = draw(*args, **kwargs)
-            fig.draw_without_rendering()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Glyph .* missing")
+                fig.draw_without_rendering()
+            if show_letters(fig):
+                fig.draw_without_rendering()
         return fig
 
     return styled
