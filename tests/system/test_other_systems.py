@@ -14,8 +14,9 @@ import determinism
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT = """
 import os, signal, sys
-import distributed, filelock, psutil, torch  # these know their systems
+import distributed, filelock, multiprocessing.resource_tracker, psutil, torch  # these know their systems
 
+multiprocessing.resource_tracker._HAVE_SIGMASK = False
 for module in ("fcntl", "resource", "pwd", "grp", "termios"):
     sys.modules[module] = None
 for name in (

@@ -23,6 +23,22 @@ def test_sigterm_is_a_ctrl_c():
     assert isinstance(caught.value, Terminated) and signal.getsignal(signal.SIGTERM) == before
 
 
+MASK = """
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from vptsp_core.system.processes import CONTEXT, starting
+with starting(), ProcessPoolExecutor(1, mp_context=CONTEXT) as pool:
+    print(signal.SIGINT in pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, []).result())
+"""
+
+
+def test_the_first_process_that_is_started_leaves_ctrl_c_to_its_parent():
+    """In a fresh Python: its first process also starts multiprocessing's resource tracker, which unblocks Ctrl-C."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    printed = subprocess.run([sys.executable, "-c", MASK], env=environment, capture_output=True, text=True, timeout=120)
+    assert printed.stdout == "True\n", printed
+
+
 DATA = """
 import os, signal, sys, torch
 from vptsp_core.method.config import RunConfig

@@ -5,31 +5,35 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 from collections.abc import Iterator
 from types import ModuleType
+
+from vptsp_core.system.portable import ctrl_c_blocked
 
 CONTEXT = multiprocessing.get_context("spawn")
 
 
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
-    """Start processes inside. They do not import the main module: else a script without
-    ``if __name__ == "__main__"`` would run again in each of them."""
+    """Start processes inside.
+
+    They leave a terminal's Ctrl-C to this process. They do not import the main module: else a script without
+    ``if __name__ == "__main__"`` would run again in each of them.
+    """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
-        yield
+        with ctrl_c_blocked():
+            yield
     finally:
         sys.modules["__main__"] = main
 
 
 def end_with_parent(*_: object) -> None:
-    """In a process that was started: leave a terminal's Ctrl-C to its parent, and end when that is gone, however it
-    ended. Takes a data worker's number, as `torch.utils.data.DataLoader` gives it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In a process that was started: end it when its parent is gone, however that ended. Takes a data worker's number,
+    as `torch.utils.data.DataLoader` gives it."""
     threading.Thread(target=_watch, daemon=True).start()
 
 
