@@ -3,21 +3,39 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from vptsp_core.system import caches
 
 NOWHERE = "/dev/null/home"
+ASK = "import os, vptsp_core; print(*(os.environ.get(name) for name in {names}), sep='\\n')"
 
 
 @pytest.fixture
 def unset(monkeypatch, tmp_path):
     """The environment of a container: no cache is set anywhere, and the temporary folder is empty."""
-    for name in (*caches.PLACES, "XDG_CACHE_HOME"):
+    for name in (*caches.PLACES, "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     return monkeypatch
+
+
+def asked(names) -> list[str]:
+    command = [sys.executable, "-c", ASK.format(names=names)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a place that cannot be written by root either")
+def test_without_a_writable_home_all_have_a_place(unset, tmp_path):
+    unset.setenv("HOME", NOWHERE)
+    unset.setenv("TRITON_CACHE_DIR", "/mine")
+    found = asked((*caches.PLACES, "HF_HUB_CACHE"))
+    own = tmp_path / f"vptsp-cache-{os.getuid()}"
+    kept = [str(own / name) for name in ("numba", "matplotlib", "compiled")]
+    assert found == [*kept, "/mine", str(own / "hub")] and own.stat().st_mode & 0o077 == 0
+    assert asked((*caches.PLACES, "HF_HUB_CACHE")) == found, "the same for every process"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a place that cannot be written by root either")
@@ -30,6 +48,7 @@ def test_numba_finds_it(unset, tmp_path):
         command = [sys.executable, "-c", f"{first}import sys; sys.path.insert(0, {str(tmp_path)!r}); import compiled"]
         done = subprocess.run(command, capture_output=True, text=True)
         assert (done.returncode == 0) is works, done.stderr
+    assert list(Path(tmp_path).glob("vptsp-cache-*/numba/**/*.nbi"))
 
 
 def test_with_a_writable_home_nothing_is_set(unset, tmp_path):
@@ -39,13 +58,24 @@ def test_with_a_writable_home_nothing_is_set(unset, tmp_path):
     assert dict(os.environ) == before and not list(tmp_path.iterdir())
 
 
-def test_the_cache_of_the_hub_moves_unless_it_is_there(monkeypatch, tmp_path):
-    monkeypatch.setattr(caches, "user_folder", lambda: tmp_path)
-    monkeypatch.setattr(caches, "_writable", lambda folder: False)
-    monkeypatch.setattr(os, "environ", {})
-    caches.prepare()
-    assert os.environ["HF_HUB_CACHE"].endswith("hub")
+def test_weights_that_are_there_stay_in_use(unset, tmp_path):
     (tmp_path / "huggingface").mkdir()
-    monkeypatch.setattr(os, "environ", {})
-    caches.prepare()
-    assert "HF_HUB_CACHE" not in os.environ and os.environ.keys() == caches.PLACES.keys()
+    unset.setattr(caches, "_writable", lambda folder: False)
+    unset.setenv("XDG_CACHE_HOME", str(tmp_path))
+    unset.setattr("tempfile.tempdir", str(tmp_path))
+    before = dict(os.environ)
+    try:
+        caches.prepare()
+        assert "NUMBA_CACHE_DIR" in os.environ and "HF_HUB_CACHE" not in os.environ
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file modes of POSIX")
+def test_a_folder_that_others_may_write_is_not_used(unset, tmp_path):
+    unset.setattr("tempfile.tempdir", str(tmp_path))
+    theirs = tmp_path / f"vptsp-cache-{os.getuid()}"
+    theirs.mkdir()
+    theirs.chmod(0o777)
+    assert caches._private_folder() != theirs
