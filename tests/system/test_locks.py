@@ -60,6 +60,27 @@ def test_who_waits_gets_the_lock_though_its_holder_removes_the_folder(tmp_path):
         assert path.exists()
 
 
+def test_a_lock_is_one_even_if_its_file_and_folder_are_removed(tmp_path):
+    """Each of three threads removes both when it is done: never are two of them inside."""
+    inside, most = set(), []
+
+    def work(name):
+        for _ in range(30):
+            with locked(tmp_path / "run" / "lock"):
+                inside.add(name)
+                most.append(len(inside))
+                inside.discard(name)
+            with contextlib.suppress(OSError):
+                (tmp_path / "run").rmdir()
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 90 and not (tmp_path / "run" / "lock").exists()
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_file_system_without_locks_is_said_in_one_line(tmp_path, monkeypatch, capsys, number):
     def refuse(*args):
