@@ -162,6 +162,8 @@ def test_an_image_of_ones_own_may_find_anything(opened, tmp_path):
     with pytest.raises(DataError, match="absent.png"):
         retrieval.neighbours(opened, tmp_path / "absent.png", 3)
     own = retrieval.OwnImages({"my_bird.png": picture})
+    other = retrieval.OwnImages({"my_bird.png": opened.found_in.image(5)})
+    assert own.fingerprint() == retrieval.OwnImages({"a": picture}).fingerprint() != other.fingerprint()
     where = {"near": found.places[None]}
     fig = gallery.retrieval_grid(own, opened.found_in, {"own": [0]}, where, cosines={"near": found.cosines[None]},
                                  marked=False, asking="mine")  # fmt: skip
