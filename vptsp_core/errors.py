@@ -24,3 +24,13 @@ class WeightsError(VptspError):
 def printable(text: str) -> str:
     """One line for a terminal: names of files may hold line ends, and what a terminal would obey; both are escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a value that is not allowed for an option outside `RunConfig`.
+
+    Raises:
+        ConfigError: naming the option and what it may be.
+    """
+    if value not in allowed:
+        raise ConfigError(f"{option} = {value!r} must be one of {', '.join(allowed)}")

@@ -249,16 +249,6 @@ def whole_path(weights: str) -> str:
     return str(Path(weights).expanduser().absolute())
 
 
-def check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a value that is not allowed for an option outside `RunConfig`.
-
-    Raises:
-        ConfigError: naming the option and what it may be.
-    """
-    if value not in allowed:
-        raise ConfigError(f"{option} = {value!r} must be one of {', '.join(allowed)}")
-
-
 def checked_changes(changes: dict[str, Any]) -> dict[str, Any]:
     """The changes with checked types; `RunConfig` checks whether they fit together.
 

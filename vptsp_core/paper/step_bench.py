@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from vptsp_core.data.catalog import CATALOG
-from vptsp_core.errors import ConfigError
+from vptsp_core.errors import ConfigError, check_choice
 from vptsp_core.method import textbook
-from vptsp_core.method.config import RunConfig, check_choice
+from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel, make_optimizers
 from vptsp_core.method.step import TrainStep
 from vptsp_core.paper.released import ReleasedBench

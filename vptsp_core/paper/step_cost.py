@@ -18,8 +18,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from vptsp_core.errors import ConfigError
-from vptsp_core.method.config import RunConfig, check_choice
+from vptsp_core.errors import ConfigError, check_choice
+from vptsp_core.method.config import RunConfig
 from vptsp_core.method.presets import parse_change, preset
 from vptsp_core.paper.step_bench import FORMS, Bench, StepBench, make_forms, training_classes
 from vptsp_core.system.bars import bar

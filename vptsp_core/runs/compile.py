@@ -16,8 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vptsp_core.errors import VptspError
-from vptsp_core.method.config import check_choice
+from vptsp_core.errors import VptspError, check_choice
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.step import TrainStep
 from vptsp_core.system.caches import user_folder

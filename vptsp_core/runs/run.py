@@ -21,9 +21,9 @@ from vptsp_core.data.batches import cache_folder, decoded
 from vptsp_core.data.folder import outside_images
 from vptsp_core.data.holdout import for_selection
 from vptsp_core.data.loading import deaths_named, end_workers
-from vptsp_core.errors import ConfigError, DataError, VptspError
+from vptsp_core.errors import ConfigError, DataError, VptspError, check_choice
 from vptsp_core.method.backbone import load_backbone
-from vptsp_core.method.config import RunConfig, check_choice
+from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.compile import COMPILE
