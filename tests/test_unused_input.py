@@ -138,3 +138,8 @@ def test_the_shipped_notebooks_say_what_they_have_no_use_for(tmp_path):
     for only, given in [("table9", dict(seeds=[3])), ("explore", dict(workers=2)), ("table10", dict(data=tmp_path))]:
         with pytest.raises(VptspError, match=f"no use for {only}"):
             runner.run_notebooks("smoke", results=tmp_path / "results", only=[only], **given)
+
+
+def test_a_home_of_nobody_is_one_line(capsys):
+    assert main(["data", "check", "cub200", "--data", "~no_such_user_here/data"]) == 2
+    assert capsys.readouterr().err == "error: a path begins with ~ and a name that is no user's; write it in full\n"
