@@ -29,15 +29,14 @@ COMMANDS = {
     "tune": "search the space of the paper's table 9",
     "data": "get, check, describe or cache a data set",
     "bench": "measure a training step",
-    "pretrain": "make the embedded demo ViT again",
     "light": "copy finished runs without their weights",
     "notebooks": "execute the notebooks (what run_all.sh calls)",
     "report": "build the results page",
 }
 MODULES = {  # whose ``main`` a command is; the others are here
-    "data": "data.command", "pretrain": "data.glyphs.pretrain", "bench": "paper.step_cost",
-    "tune": "paper.search_command", "light": "runs.light", "notebooks": "publish.runner", "report": "publish.page",
-    "export": "deploy.export", "index": "deploy.update", "search": "deploy.search",
+    "data": "data.command", "bench": "paper.step_cost", "tune": "paper.search_command", "light": "runs.light",
+    "notebooks": "publish.runner", "report": "publish.page", "export": "deploy.export", "index": "deploy.update",
+    "search": "deploy.search",
 }  # fmt: skip
 EXAMPLES = """\
 example:

@@ -23,7 +23,7 @@ from vptsp_core.method.lora import is_lora, plain_name
 from vptsp_core.method.weights import load_weights
 from vptsp_core.method.weights_file import refuse_no_file
 
-# The embedded ViT, small enough to be shipped and to be tuned in seconds on two cores (see pretrain).
+# The embedded ViT, small enough to be shipped and to be tuned in seconds on two cores (tests/bench/pretrain.py).
 DEMO_VIT: dict[str, Any] = dict(img_size=40, patch_size=8, embed_dim=96, depth=6, num_heads=3, num_classes=0)
 DEMO_WEIGHTS = "demo_vit.safetensors"
 

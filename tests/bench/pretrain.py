@@ -1,4 +1,5 @@
-"""Makes the embedded demo ViT: `python -m vptsp_core pretrain` with its defaults reproduces the shipped file.
+"""Makes the embedded demo ViT: `python -m tests.bench.pretrain` with its defaults reproduces the shipped file, whose
+header still has the command's earlier name.
 
 What the final-norm CLS token learns, from the 746 base classes of the glyphs under MILD variation (the train and
 test classes are never seen):
@@ -170,8 +171,8 @@ def _shifted(batch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: `python -m vptsp_core pretrain [--out FILE] [--steps N] ...`."""
-    parser = argparse.ArgumentParser(prog="vptsp_core pretrain", description=(__doc__ or "").splitlines()[0])
+    """Command line: `python -m tests.bench.pretrain [--out FILE] [--steps N] ...`."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.pretrain", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", default=DEMO_WEIGHTS, help="file to write (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=2200, help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=128, help="default: %(default)s")

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from bench import pretrain
 from safetensors.torch import load_file
 
-from vptsp_core.data.glyphs import pretrain, render
+from vptsp_core.data.glyphs import render
 from vptsp_core.errors import VptspError
 from vptsp_core.method.backbone import DEMO_VIT, load_backbone
 
