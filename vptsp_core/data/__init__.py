@@ -49,10 +49,8 @@ def load_benchmark(name: str, data: str | Path | None = None, allow_partial: boo
 
     Args:
         name: one of `DATASETS`; ``"folder"`` and ``"own"`` are your own images (see `own.own_images`).
-        data: folder that holds the data sets, or for these the images themselves; the embedded glyphs need none.
-            Default: the environment's VPTSP_DATA.
-        allow_partial: continue if the published data set is not whole, with one warning that lists the differences;
-            ``Benchmark.differences`` keeps them.
+        data: folder that holds the data sets, or for these the images themselves (see `data_folder`).
+        allow_partial: continue if the published data set is not whole, with one warning that lists the differences.
 
     Raises:
         DataError: unknown name, no folder given, or a folder that does not hold the whole data set.

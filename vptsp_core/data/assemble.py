@@ -31,8 +31,7 @@ def assemble(name: str, listing: Listing, published: Counts, allow_partial: bool
         allow_partial: continue without what is missing, with one warning that lists all differences.
 
     Raises:
-        DataError: files are missing or counts differ from the published ones (all differences in one line), a class or
-            an image is in two splits, a class has one image where that is a mistake, or a split has no images.
+        DataError: what is there is not as published (all differences in one line), or cannot be a benchmark.
     """
     _refuse_shared(name, listing)
     missing = _missing(listing)
@@ -119,8 +118,7 @@ def _fileset(name: str, split: str, listing: Listing, rows: Rows, both: Rows | N
 
 
 def _missing(listing: Listing) -> list[str]:
-    """The listed paths that are no files; each folder is read once, since hundreds of thousands of stats take
-    minutes."""
+    """The listed paths that are no files; each folder is read once, since so many stats would take minutes."""
     there: dict[str, set[str]] = {}
     missing = []
     for path, _ in (row for rows in listing.splits.values() for row in rows):

@@ -26,7 +26,7 @@ class ImageSet(ABC):
         store: the same images decoded and resized, if a run reads them from there (`vptsp_core.data.batches`).
 
     Raises:
-        DataError: labels outside of 0 to C - 1, or, unless shared, with gaps.
+        DataError: labels that are not so.
     """
 
     store: PixelStore | None = None
@@ -78,10 +78,8 @@ class Benchmark:
     """A training set and the unseen classes it is tested on.
 
     Attributes:
-        gallery: the images that ``test`` is searched in (In-Shop); None if every test image is searched for among all
-            others (CUB, Cars, SOP, iNaturalist).
-        differences: how the images on disk differ from the published data set, empty if they do not. Numbers from a
-            partial set are not the benchmark's.
+        gallery: what ``test`` is searched in (In-Shop); None: among all other test images.
+        differences: how the images on disk differ from the published data set, whose numbers they then do not give.
     """
 
     name: str

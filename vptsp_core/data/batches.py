@@ -27,13 +27,9 @@ from vptsp_core.system.portable import cores
 def cache_folder(
     dataset: str, data: str | Path | None, cache: str | Path | None = None, results: str | Path | None = None
 ) -> Path:
-    """Where decoded images are kept: ``cache``, else the environment's VPTSP_CACHE, else beside the data sets.
-
-    For your own images it is with the ``results`` (default: the environment's VPTSP_RESULTS, else ./results).
-
-    Raises:
-        DataError: the place is in the folder of your own images.
-    """
+    """Where decoded images are kept: ``cache``, else the environment's VPTSP_CACHE, else beside the data sets; your own
+    images with the ``results`` (default: the environment's VPTSP_RESULTS, else ./results).
+    Raises DataError: the place is in the folder of your own images."""
     own = dataset in OWN
     beside = (results or os.environ.get("VPTSP_RESULTS") or "results") if own else (data or ".")
     place = Path(cache or os.environ.get("VPTSP_CACHE") or Path(beside) / ".vptsp-cache").expanduser().absolute()
@@ -41,10 +37,11 @@ def cache_folder(
 
 
 def decoded(benchmark: Benchmark, config: RunConfig, folder: Path, *, progress: bool = True) -> Benchmark:
-    """The benchmark with its images decoded, if the config's pipeline is the cached one (see `cache.open_stores`).
+    """A copy of the benchmark with its images decoded, if the config's pipeline is the cached one
+    (`cache.open_stores`).
 
-    It is a copy; the image sets of ``benchmark`` stay as they are. For the classic pipeline the headers of your own
-    images are read, so that one that cannot be used is found before the training.
+    For the classic pipeline the headers of your own images are read, so that one that cannot be used is found before
+    the training.
     """
     splits = {"test": benchmark.test}
     if config.method != "frozen":

@@ -1,10 +1,9 @@
 """The decoded cache: every image file decoded and resized once, in parallel, into one memory-mapped file.
 
-A store is in ``<cache>/<set>-<side>-<interpolation>-<key>/``. The key is over the list of files: path, size, inode,
-times of modification and of change. So an image that was edited, added, moved or swapped makes a new store, and no
-outdated one is read (a copy of the files or a change of their owner makes a new one, too). While a store is made, its
-folder is called ``*.partial``: images are appended in order, and a build that was cut short is resumed behind the last
-image that is whole. A store is whole if its folder has its final name and its file the length that its sizes add up to.
+A store is in ``<cache>/<set>-<side>-<interpolation>-<key>/``. The key is over path, size, inode, times of modification
+and of change of each file, so no outdated store is read. While a store is made, its folder is called ``*.partial``:
+images are appended in order, and a build that was cut short is resumed behind the last image that is whole. A store is
+whole if its folder has its final name and its file the length that its sizes add up to.
 """
 
 from __future__ import annotations
@@ -50,8 +49,7 @@ def open_stores(
 ) -> list[PixelStore]:
     """The decoded images of each set, made first if need be. Images in memory are resized in memory.
 
-    What all sets together take is compared with the free disk before the first image is decoded. If several processes
-    ask at once, one builds and the others wait for it.
+    If several processes ask at once, one builds and the others wait for it.
 
     Args:
         folder: of all stores.

@@ -37,13 +37,7 @@ def train_batches(
     device: torch.device,
     part: slice = slice(None),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of one epoch, as `loading.train_batches` gives them: ((b, 3, S, S) float32, (B,) int64).
-
-    Args:
-        store: the training set's; labels: (N,) int64.
-        statistics: mean and standard deviation of the backbone's input.
-        part: of every batch, the images that this process embeds.
-    """
+    """`batches.train_batches` from a store: ((b, 3, S, S) float32, (B,) int64); ``labels`` (N,) are the whole set's."""
     drawn = _drawn(store, config, sampler, epoch, part)
     every = torch.from_numpy(labels)
     everything = store.resident(device)
@@ -77,10 +71,9 @@ def eval_batches(
     device: torch.device,
     part: slice = slice(None),
 ) -> Iterator[Tensor]:
-    """All images, or a ``part`` of them, in order, (<= batch, 3, S, S) float32 at a time, on the device.
+    """`batches.eval_batches` from a store: (<= batch, 3, S, S) float32 at a time.
 
-    The store was resized as the classic path resizes, so what is left is the crop of the middle, and the pixels are
-    those of the classic path to the last bit.
+    The store was resized as the classic path resizes, so only the middle is cut out, and the pixels are the same bits.
     """
     places = range(len(store))[part]
     size = config.image_size
@@ -102,9 +95,8 @@ def eval_batches(
 def on_device(batches: Iterator[tuple[Any, ...]], device: torch.device) -> Iterator[tuple[Any, ...]]:
     """The same tuples in order, their tensors on the device.
 
-    For a GPU a thread draws the batches, pins them and copies them on a stream of its own, `AHEAD` of them at most; the
-    current stream waits for a copy on the device, the host never does. On a CPU a thread would only take the cores from
-    the step.
+    For a GPU a thread draws the batches, pins them and copies them on a stream of its own, `AHEAD` of them at most;
+    only the current stream waits for a copy. On a CPU a thread would take the cores from the step.
     """
     if device.type != "cuda":
         for batch in batches:

@@ -1,9 +1,8 @@
 """Augmentation from stored pixels, a whole batch at a time: random boxes, drawn on the host, resized on the device.
 
-Boxes follow torchvision's RandomResizedCrop, drawn for all images at once. The resizing is Pillow's: the filter is
-widened to shrink an image, and a horizontal pass is followed by a vertical one, each rounded to uint8. (Pillow 13 takes
-the vertical pass first if that saves work, which changes some values by one level.) Boxes are known on the host, so
-nothing here waits for the device.
+Boxes follow torchvision's RandomResizedCrop. The resizing is Pillow's: the filter is widened to shrink an image, and a
+horizontal pass is followed by a vertical one, each rounded to uint8. (Pillow 13 takes the vertical pass first if that
+saves work, which changes some values by one level.) Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -57,8 +56,7 @@ def resize_one(
     """Cut a box out of one image, resize it to a square and mirror it or not, by torch's own uint8 kernel (CPU).
 
     Args:
-        pixels: (total,) uint8, images of rows of RGB.
-        start: first byte of the image; width: pixels a row.
+        pixels: (total,) uint8, images of rows of RGB; this one starts at byte ``start`` and has ``width`` pixels a row.
         box: top, left, height, width.
         size: side of the square.
         mode: ``"bilinear"`` or ``"bicubic"``.
@@ -77,14 +75,8 @@ def resize_one(
 def resize_together(
     pixels: Tensor, starts: np.ndarray, widths: np.ndarray, boxes: np.ndarray, flips: np.ndarray, size: int, mode: str
 ) -> Tensor:
-    """`resize_one` for a batch, as two matrix products: each pass is linear in the pixels, its weights known.
-
-    Args:
-        starts, widths, flips: (B,); boxes: (B, 4); all on the host.
-
-    Returns:
-        (B, 3, size, size) uint8, on the device of ``pixels``.
-    """
+    """`resize_one` for a batch, as two matrix products: starts, widths, flips (B,) and boxes (B, 4) are on the host,
+    and the result (B, 3, size, size) uint8 on the device of ``pixels``."""
     device = pixels.device
     tallest, widest = int(boxes[:, 2].max()), int(boxes[:, 3].max())
     host = np.concatenate([starts[:, None] // 3, widths[:, None], boxes, flips[:, None]], 1).astype(np.int64)

@@ -32,9 +32,8 @@ class _SourceFailed(Exception):
 def download(sources: Sequence[str], target: Path, checksum: str, size: int | None = None) -> Path:
     """Have the file at ``target``; nothing is done where the right file is there already.
 
-    Until it is verified it is ``<target>.part``, which the same or a later call resumes. The checksum decides whether
-    what came in several pieces is one file; if it is not, the file is fetched once more from its start. If several
-    processes want the same file, one fetches it and the others wait.
+    Until it is verified it is ``<target>.part``, which the same or a later call resumes; if the checksum says that the
+    pieces are not one file, it is fetched once more from its start. Of several processes one fetches, the others wait.
 
     Args:
         sources: addresses of the same file; if one fails, the next one is tried.

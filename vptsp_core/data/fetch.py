@@ -22,8 +22,6 @@ from vptsp_core.system.portable import replace
 def get(known: DataSet, data: Path) -> None:
     """Have the whole data set under ``data``: nothing is done where it is there, what was cut short is resumed.
 
-    If several processes get the same data set, one works and the others wait.
-
     Raises:
         DataError: a source, the disk or an archive failed; a file has to be fetched by hand (the steps are printed
             first); or what is there is not the published data set.

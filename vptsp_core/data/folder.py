@@ -52,12 +52,7 @@ _PICTURES = ("HEIC", "AVIF", "JPEG XL", "JPEG 2000", "a Photoshop file", "a PDF"
 
 
 class FileSet(ImageSet):
-    """Images that are files.
-
-    Args:
-        paths: N files, in the order of the labels.
-        labels: (N,) whole numbers, class of every image.
-        as_shown: read them as a viewer shows them (see `read_image`).
+    """Images that are files: N ``paths`` in the order of the labels (N,), read ``as_shown`` or not (see `read_image`).
     """
 
     def __init__(
@@ -74,16 +69,12 @@ class FileSet(ImageSet):
         self.paths, self.as_shown = list(paths), as_shown
 
     def reader(self, index: int) -> Callable[[], Image.Image]:
-        """What reads image ``index``, small enough to be sent to another process."""
         one = FileSet(self.name, [self.paths[index]], np.zeros(1, np.int64), [""], as_shown=self.as_shown)
         return functools.partial(one.image, 0)
 
     def image(self, index: int) -> Image.Image:
-        """Image ``index`` as RGB; grayscale, palette, CMYK and alpha are converted, of several frames the first.
-
-        Raises:
-            DataError: it cannot be read; the message names the command that finds all such files.
-        """
+        """Image ``index`` as RGB, see `read_image`.
+        Raises DataError: it cannot be read; the message names the command that finds all such files."""
         try:
             return read_image(self.paths[index], self.as_shown)
         except DataError as error:
@@ -242,8 +233,7 @@ def to_rgb(image: Image.Image, name: str = "image", as_shown: bool = False) -> I
     """Pillow's conversion; it would cut values beyond 255 off, so 16 bits are reduced to 8 first.
 
     Args:
-        as_shown: turned as its EXIF orientation says, and what is transparent over white. Otherwise the pixels as they
-            are stored, with the colours that full transparency hides.
+        as_shown: turned as its EXIF orientation says, and what is transparent over white; else the pixels as stored.
 
     Raises:
         DataError: the range of the pixels' values is not known; the message begins with ``name``.

@@ -18,12 +18,7 @@ FEWEST = 10  # of those, so that two are held out: among one alone nothing can b
 
 
 class Rows(ImageSet):
-    """Some images of a set, as a view; its decoded images, if it has any, are used here, too.
-
-    Args:
-        whole: the set.
-        rows: (n,) which of its images.
-        labels, class_names: theirs here, contiguous again.
+    """Some images of the set ``whole``, as a view: those of ``rows`` (n,), under ``labels`` that are contiguous again.
     """
 
     def __init__(
@@ -73,14 +68,11 @@ def for_selection(benchmark: Benchmark, config: RunConfig) -> tuple[Benchmark, B
 
 
 def held_out_classes(images: np.ndarray) -> np.ndarray:
-    """Which classes are held out, (C,) bool; none if they would be fewer than two. The same for every seed.
+    """Which classes are held out, (C,) bool, by how many ``images`` each has; none if fewer than two. The same for
+    every seed.
 
-    They are the 5th, 10th, 15th, ... of those with two or more images (as a query, the image of a class of one could
-    only miss), in the order of the labels. If that is the order of names, similar classes are neighbours, and a fifth
-    of each kind is held out.
-
-    Args:
-        images: (C,) how many each class has.
+    They are the 5th, 10th, 15th, ... of those with two or more images (a class of one could only miss), in the order of
+    the labels. If that is the order of names, similar classes are neighbours, and a fifth of each kind is held out.
     """
     several = np.flatnonzero(images > 1)
     found = np.zeros(len(images), dtype=bool)

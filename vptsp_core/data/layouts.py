@@ -191,14 +191,9 @@ def in_order(folder: Path, classes: dict[str, Rows], train_classes: int) -> List
 
 
 def class_folders(folder: Path, name: str) -> tuple[dict[str, list[str]], list[str]]:
-    """Names of the image files of each sub-folder, both in name order, and the paths of what is ignored.
-
-    Hidden files and folders, and a file system's ``lost+found``, are left out of both. Ignored are files without a
-    suffix of `IMAGE_SUFFIXES`, folders in class folders, and files in the folder itself.
-
-    Raises:
-        DataError: a folder is missing or unreadable, or there are no sub-folders with images.
-    """
+    """Names of the image files of each sub-folder, both in name order, and the paths of what is ignored: other files,
+    folders in class folders, and files in the folder itself. Hidden names and ``lost+found`` are in neither.
+    Raises DataError: a folder is missing or unreadable, or there are no sub-folders with images."""
     if not folder.is_dir():
         what = f"{folder} is no folder" if folder.exists() else f"no folder {folder}"
         cure = "unpack the data set there, or name its parent with --data"

@@ -64,8 +64,8 @@ def _interpolation(config: RunConfig) -> InterpolationMode:
 
 
 class _Read(Dataset):
-    """Items are (seed or None, what reads an image, transform): an image's augmentation depends on its place in the
-    run, not on its worker, and one set of workers serves all sets of images."""
+    """Items are (seed or None, what reads an image, transform), so that one set of workers serves all sets of images.
+    """
 
     def __getitem__(self, item: tuple[int | None, Callable[[], Image.Image], Transform]) -> Tensor:
         seed, read, transform = item
@@ -85,15 +85,8 @@ def train_batches(
     device: torch.device,
     part: slice = slice(None),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of one epoch: ((b, 3, H, W) float32, (B,) int64), on the device.
-
-    Args:
-        part: of every batch, the images that this process embeds (b of B); an image's augmentation belongs to its
-            place in the whole batch, and the labels are those of the whole batch.
-
-    Raises:
-        DataError: an image cannot be read; the message names it.
-    """
+    """`batches.train_batches` by the classic path: ((b, 3, H, W) float32, (B,) int64). The random numbers of an image's
+    augmentation belong to its place in the whole batch."""
     batches = list(sampler.epoch(epoch))
     seeds = np.random.SeedSequence([sampler.seed, epoch, 1]).generate_state(sum(map(len, batches)), np.uint64)
     items, start = [], 0
@@ -108,7 +101,7 @@ def train_batches(
 def eval_batches(
     images: ImageSet, transform: Transform, batch: int, device: torch.device, part: slice = slice(None)
 ) -> Iterator[Tensor]:
-    """All images, or a ``part`` of them, in order, (<= batch, 3, H, W) at a time, on the device."""
+    """`batches.eval_batches` by the classic path: (<= batch, 3, H, W) float32 at a time."""
     places = range(len(images))[part]
     items = [[(None, i) for i in places[s : s + batch]] for s in range(0, len(places), batch)]
     yield from _load(images, transform, items, device)
@@ -168,11 +161,8 @@ def end_workers() -> None:
 
 @contextlib.contextmanager
 def deaths_named() -> Iterator[None]:
-    """Inside, the death of a data worker (torch notices it at once, wherever the main thread is) is one line.
-
-    Raises:
-        DataError: a worker died.
-    """
+    """Inside, a data worker that dies (torch notices it at once, wherever the main thread is) raises one line.
+    Raises DataError: a worker died."""
     try:
         yield
     except RuntimeError as error:

@@ -161,11 +161,7 @@ def _read_table(table: Path, name: str) -> tuple[list[Row], bool]:
     """The rows that are not empty, and whether the table has a split; paths are relative to the table's folder.
 
     Columns are separated by the one of `DELIMITERS` that the header has. A column without a name must be empty, but for
-    the first: pandas writes its row numbers there.
-
-    Raises:
-        DataError: unreadable; a column is missing, there twice or not known (a mis-spelt ``split`` would be passed
-            over); a row has values beyond the header's columns, no class, or a path with backslashes.
+    the first: pandas writes its row numbers there. An unknown column is refused: it may be a mis-spelt ``split``.
     """
     optional = "" if name == "folder" else "; a third column, split, is optional"
     needed = COLUMNS if name == "folder" else COLUMNS[:2]

@@ -18,8 +18,7 @@ class PixelStore:
     Args:
         pixels: (total,) uint8; image i is rows of (H, W, 3) from byte ``starts[i]`` on.
         sizes: (N, 2) int64, height and width of each image.
-        side: pixels of every image's shorter side.
-        interpolation: ``"bilinear"`` or ``"bicubic"``, what the images were resized with.
+        side, interpolation: of every image's shorter side in pixels, and ``"bilinear"`` or ``"bicubic"``.
         place: the folder that they are read from, None for images in memory.
     """
 
@@ -45,9 +44,8 @@ class PixelStore:
         return self.pixels[start : start + height * width * 3].reshape(height, width, 3)
 
     def resident(self, device: torch.device) -> Tensor | None:
-        """The flat pixels, (bytes,) uint8, where the device can reach them: as they are for the CPU, on an NVIDIA GPU
-        with room for them (`RESIDENT_SHARE`) a copy, kept for the life of the store; None elsewhere.
-        """
+        """The flat pixels, (bytes,) uint8, where the device can reach them: themselves for the CPU, on an NVIDIA GPU
+        with room (`RESIDENT_SHARE`) a copy, kept for the life of the store; None elsewhere."""
         if device.type == "cpu":
             return torch.from_numpy(self.pixels)
         if device not in self._resident:
