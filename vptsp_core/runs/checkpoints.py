@@ -1,10 +1,9 @@
 """A run's checkpoints on the disk: the last one and the one before it, each whole and with the checksum of its bytes.
 
-A checkpoint is what ``torch.save`` writes and one more line, ``sha256 <64 hexadecimal digits>``, over all before it;
-``torch.load`` ignores that line. So one rename installs both content and checksum. A whole checkpoint exists
-even if the process is killed at any point, because they are written in this order:
+A checkpoint is what ``torch.save`` writes and one more line, ``sha256 <64 hexadecimal digits>``, which ``torch.load``
+ignores: one rename installs both. A whole checkpoint exists even if the process is killed at any point, because
 
-1. the new one under a temporary name, its checksum at its end, and all of it on the disk;
+1. the new one is written under a temporary name, with its checksum, and all of it is on the disk;
 2. checkpoint.pt becomes checkpoint.previous.pt;
 3. the new one becomes checkpoint.pt (killed between the two, a run resumes from checkpoint.previous.pt).
 
@@ -59,10 +58,10 @@ def write_checkpoint(folder: Path, run: str, values: Mapping[str, Any]) -> None:
 
 
 def find_checkpoint(folder: Path) -> Found | None:
-    """The last whole checkpoint of a folder, every byte of which was compared with its checksum; None without any.
+    """The last whole checkpoint of a folder; None without any.
 
-    Where the last one is damaged or missing, and the one before it is whole, a warning says that this one is used.
-    The damaged one is deleted then: it must not become the one before the next.
+    Where the last one is damaged or missing, a warning says that the one before it is used; the damaged one is deleted,
+    so that it does not become the one before the next.
 
     Raises:
         WeightsError: there are some, and none is whole.

@@ -31,7 +31,6 @@ class CompiledStep(TrainStep):
     """`TrainStep` with a compiled loss.
 
     Args:
-        model, optimizers, scaler: as for `TrainStep`.
         must: a graph that cannot be compiled is an error; else one line warns, and steps run uncompiled. Of several
             processes none can continue alone, so there it is always an error.
 

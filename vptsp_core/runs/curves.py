@@ -22,9 +22,6 @@ class Curves:
         folder: of this run's event files.
         then: called with the history afterwards.
 
-    Attributes:
-        writer: of torch.utils.tensorboard; None before the first call.
-
     Raises:
         VptspError: tensorboard is not installed.
     """

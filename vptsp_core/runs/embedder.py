@@ -42,7 +42,7 @@ class Embedder:
         config: the description of the run that made it (default: the model's own).
         run: that run's hash; None for a model that no run has made.
         metrics: what that run reports, fractions in [0, 1].
-        data: the name of that run's data set and a fingerprint of each split (`Benchmark.record`).
+        data: what that run's record says of its images (`Benchmark.record`).
         path: the run's folder or the file that it was loaded from, if any.
     """
 
@@ -110,13 +110,9 @@ class Embedder:
 
     @in_torch_defaults
     def search(self, images: Images, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest of the gallery for each image: cosines (N, k) float32 and places (N, k) int64, best first.
-
-        Where the gallery has fewer images than k, the last places are -1 and their cosines -inf.
-
-        Raises:
-            VptspError: nothing was indexed yet.
-        """
+        """The k nearest of the gallery for each image: cosines (N, k) float32 and places (N, k) int64, best first;
+        where the gallery has fewer images than k, the last places are -1 and their cosines -inf.
+        Raises VptspError: nothing was indexed yet."""
         if self._gallery is None:
             raise VptspError("nothing to search in; call index(images) first")
         scores, places = nearest_neighbours(torch.from_numpy(self.embed(images)), self._gallery, k)
@@ -126,9 +122,9 @@ class Embedder:
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file that `load` reads: what was learned, and a JSON header that names the rest.
 
-        Proxies, class prompts and the tower that only training uses are left out, and so is the backbone's frozen
-        part: the header has its timm name and checksum. With ``method="full"`` all of the backbone was learned, and
-        the file is as large as it is. A backbone that came from ``weights=FILE`` keeps that path in the header.
+        What only training uses is left out, and so is the backbone's frozen part, of which the header has timm name and
+        checksum (with ``method="full"`` all of the backbone was learned). A backbone that came from ``weights=FILE``
+        keeps that path in the header.
 
         Raises:
             VptspError: another suffix, or the place cannot be written.
@@ -142,7 +138,7 @@ class Embedder:
         Args:
             repo: ``"org/name"``, or ``"org/name@branch"``; a repository that is not there is made.
             revision: the branch to write to, made where it is not there; default the main one.
-            private: whether a new repository is for you or your organisation alone; default: what is set there.
+            private: whether a new repository is private; default: what is set there.
 
         Returns:
             ``"hf://org/name@<commit>"``, for `load`.

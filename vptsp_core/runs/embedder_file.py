@@ -1,10 +1,10 @@
 """A trained model as files: the folder of its run, or one safetensors file with only what was learned.
 
-The file's tensors are what `MetricModel.learned_state` gives, without proxies, class prompts and the tower that only
-training uses. Everything else is JSON in its header, under one key: the run's description, its hash and metrics, the
-backbone's timm name with a checksum of the part that stayed frozen, and how images are prepared. Nothing is executed
-on reading. The header is checked: its checksum and that of the tensors (`vptsp_core.system.seals`), the description by
-`RunConfig`, names and shapes of tensors by the model that is built, and the backbone by the checksum of its weights.
+The file's tensors are what `MetricModel.learned_state` gives, without what only training uses. Everything else is JSON
+in its header, under one key: the run's description, its hash and metrics, the backbone's timm name with a checksum of
+the part that stayed frozen, and how images are prepared. Nothing is executed on reading, and all is checked: header and
+tensors by their checksums (`vptsp_core.system.seals`), the description by `RunConfig`, names and shapes by the model
+that is built, and the backbone by the checksum of its weights.
 """
 
 from __future__ import annotations
@@ -40,10 +40,7 @@ ONLY_TRAINING = ("proxies.", "class_prompts.", "vit.proxy_head.")
 
 @dataclass(frozen=True)
 class Saved:
-    """A trained model as read: ``frozen`` and ``preprocessing`` are None for a run's folder, which has neither.
-
-    ``data`` is what the run's record says of its images.
-    """
+    """A trained model as read; a run's folder has no ``frozen`` and no ``preprocessing``, ``data`` is of its record."""
 
     path: Path
     config: RunConfig

@@ -30,10 +30,8 @@ TOKENS_AT_ONCE = 3200  # on a CPU: what a block makes of them is still in the ca
 
 
 def embed_batch(model: MetricModel) -> int:
-    """Images that are embedded at once: on a CPU so many as have `TOKENS_AT_ONCE`, on a GPU a training batch.
-
-    With 16 images of 224 px in place of 64, float32 embeds 1.2 times as many a second on a CPU.
-    """
+    """Images that are embedded at once: on a CPU so many as have `TOKENS_AT_ONCE` (16 images of 224 px in place of 64
+    are 1.2 times as many a second in float32), on a GPU a training batch."""
     if next(model.parameters()).device.type != "cpu":
         return model.config.batch
     return max(TOKENS_AT_ONCE // model.vit.backbone.patch_embed.num_patches, 1)

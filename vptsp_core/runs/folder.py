@@ -39,9 +39,7 @@ _AGAIN = "delete the folder and run it again"
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
-
-    A light run is one whose folder has all but the weights: it is finished, and has its place in tables and figures.
+    """A finished run; a light one is a run whose folder has all but the weights.
 
     Attributes:
         config: its description.
@@ -67,11 +65,8 @@ class Run:
     @cached_property
     def queries(self) -> dict[str, np.ndarray] | None:
         """Each test query's own values, (N,) float32, of the epoch that their metric is reported from (see `Scores`);
-        None for a run that was finished before they were kept.
-
-        Raises:
-            WeightsError: the file is damaged.
-        """
+        None for a run from before they were kept.
+        Raises WeightsError: the file is damaged."""
         path = self.path / QUERIES
         verify(self.path, self.record, QUERIES)
         if not path.exists():
@@ -103,11 +98,8 @@ def write_run(
     queries: Mapping[str, np.ndarray],
     weights: Mapping[str, Tensor],
 ) -> Run:
-    """Put a finished run into its folder, whose checkpoints go; metrics as the config's ``selection`` picks them.
-
-    Args:
-        weights: what was learned, on the CPU, of the epoch that R@1 is reported from.
-    """
+    """Put a finished run into its folder, whose checkpoints go; ``weights`` are what was learned, on the CPU, of the
+    epoch that R@1 is reported from."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **queries)  # type: ignore[arg-type]  # names are no keyword of it
     contents = {
@@ -127,13 +119,11 @@ def write_run(
 
 
 def finished_run(path: Path, benchmark: Benchmark | None = None, light: bool = True) -> Run | None:
-    """The run of a folder, or None while it is not finished.
+    """The run of a folder, or None while it is not finished; what a process that was killed at its end left is deleted.
 
     Args:
         benchmark: the images that it should have been made with.
         light: whether a light run counts as finished.
-
-    A process that was killed when all was written, and only then, left more than the run: that is deleted.
 
     Raises:
         WeightsError: a file of it is damaged or missing, they are another run's than the folder's name says, or it was

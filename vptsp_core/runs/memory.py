@@ -7,7 +7,7 @@ optimiser state, nearly all that a step takes. It leaves out
 - the decoded training set, where it is kept on the GPU: up to a quarter of what is free by then (`data.store`);
 - of several processes, the copy of all gradients in one row that they send (`system.distributed.Processes`);
 - what evaluation holds: embeddings and a part of their products.
-If these are too much, or nothing was tried, `failures_named` says in one line what helps.
+If these are too much, `failures_named` says in one line what helps.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from vptsp_core.system.portable import available_memory
 def probe_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """The towers' forward and backward pass over zeros, beside room for the optimiser state that is still to come.
 
-    Of several processes each tries its own share, alone. Nothing of it stays: the random numbers and the model's mode
-    are as before, and there are no gradients.
+    Of several processes each tries its own share. Nothing of it stays: random numbers, mode and gradients are as
+    before.
 
     Raises:
         torch.OutOfMemoryError: it does not fit.
@@ -78,14 +78,8 @@ def fit_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) ->
 
 @contextlib.contextmanager
 def failures_named(model: MetricModel, when: str) -> Iterator[None]:
-    """Inside, memory that is full and a GPU that fails or is gone are errors of one line.
-
-    Args:
-        when: for the message: "epoch 3".
-
-    Raises:
-        TrainingError: one of the three; the checkpoint of the epoch before is in the run's folder.
-    """
+    """Inside, memory that is full and a GPU that fails or is gone are errors of one line, which says ``when``.
+    Raises TrainingError: one of these; the checkpoint of the epoch before is in the run's folder."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -123,12 +117,11 @@ def _fits(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> bo
 
 
 def place_class_prompts(model: MetricModel, device: torch.device, where: str = "auto") -> None:
-    """Decide where the class-prompt table is kept; call it before the model moves to its device.
+    """Decide where the class-prompt table is kept, before the model moves to its device; it changes no numbers.
 
     Args:
-        where: ``"device"``, ``"host"`` (row-wise tables only), or ``"auto"``: in host memory if the table and its
-            optimiser state would take more than half of what the GPU has free. It changes no numbers. Every process
-            has a copy of its own, so that host memory holds one for each process of this machine.
+        where: ``"device"``, ``"host"`` (row-wise tables only; a copy for each process), or ``"auto"``: in host memory
+            if the table and its optimiser state would take more than half of what the GPU has free.
 
     Raises:
         ConfigError: ``"host"`` for a model without a row-wise table.
@@ -150,15 +143,9 @@ def place_class_prompts(model: MetricModel, device: torch.device, where: str = "
 
 
 def check_table_memory(config: RunConfig, num_classes: int, width: int) -> None:
-    """Refuse a class-prompt table that this machine's memory cannot hold, before the system ends the process.
-
-    Args:
-        num_classes: C.
-        width: D of the backbone.
-
-    Raises:
-        VptspError: with both sizes.
-    """
+    """Refuse a class-prompt table of C classes and the backbone's width D that this machine's memory cannot hold,
+    before the system ends the process.
+    Raises VptspError: with both sizes."""
     if config.has_class_prompts:
         check_room(4 * num_classes * config.class_layers * config.class_prompts * width)
 

@@ -1,8 +1,7 @@
-"""Numbers that are not finite: looked for once an epoch, and never saved.
+"""Numbers that are not finite: looked for once an epoch, in the losses and in all that a checkpoint holds.
 
-No step waits for the device, so a loss that is not finite is found at the end of its epoch. A weight or an optimiser's
-state can break without a trace in the losses (in the last step, or for a class that is not drawn again), so all tensors
-that a checkpoint holds are looked at, too, before the model is evaluated and saved.
+No step waits for the device. A weight or an optimiser's state can break without a trace in the losses (in the last
+step, or for a class that is not drawn again).
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def first_bad_loss(losses: Tensor) -> int | None:
 def first_bad_tensor(tensors: Mapping[str, Tensor]) -> str | None:
     """Name of the first tensor that holds a number that is not finite; None if all are finite.
 
-    The extremes of a tensor are not finite if one of its numbers is not; unlike ``isfinite``, they need no memory.
+    The extremes of a tensor show it, and unlike ``isfinite`` they need no memory.
     """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():

@@ -29,8 +29,8 @@ def write_progress(folder: Path, done: int, epochs: int) -> None:
 def at_work(folder: Path) -> Iterator[None]:
     """Inside, only this process (of a group: the first one) trains this run, and others see that it does.
 
-    Two that train the same run would overwrite each other's checkpoint, so the second waits, and then reads what the
-    first has left. If a process dies, the system frees its lock; the next one deletes its temporary files.
+    A second one waits, and then reads what the first has left. If a process dies, the system frees its lock; the next
+    one deletes its temporary files.
     """
     if is_main():
         with locked(folder / LOCK, f"{folder.name}: another process trains it; waiting"):
@@ -47,10 +47,8 @@ def at_work(folder: Path) -> Iterator[None]:
 
 
 def under_way(folders: Iterable[Path]) -> str:
-    """The runs that are training, in one line such as "vptsp-1a2b epoch 2/4": method, beginning of the hash, epoch.
-
-    A run that was killed counts until it resumes. Folders that have no such run are left out.
-    """
+    """The runs that are training, in one line such as "vptsp-1a2b epoch 2/4": method, beginning of the hash, epoch. A
+    run that was killed counts until it resumes."""
     words = []
     for folder in folders:
         with contextlib.suppress(OSError, ValueError):  # it has not begun, or has just ended

@@ -201,13 +201,13 @@ def build_model(config: RunConfig, num_classes: int, device: torch.device, class
 def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: bool = True, **options: Any) -> list[Run]:
     """`run` of each, side by side where ``workers`` says so; finished ones are found, and none is trained twice.
 
-    A run that fails stops no other. What is cut short resumes by the same call.
-    Numbers are the same to the last bit with the same threads a process; other counts of them round sums otherwise.
+    A run that fails stops no other. What is cut short resumes by the same call. Numbers are the same to the last bit
+    with the same threads a process; other counts of them round sums otherwise.
 
     Args:
-        workers: None: in this process, one after another. A number: so many processes of this machine, each with its
-            share of the cores. ``"gpus"``: one process a GPU. ``"tcp://HOST:PORT"``: the workers of that Dask cluster,
-            for which data and results have the same paths as here.
+        workers: None: in this process. A number: so many processes of this machine, each with its share of the cores.
+            ``"gpus"``: one process a GPU. ``"tcp://HOST:PORT"``: the workers of that Dask cluster, for which data and
+            results have the same paths as here.
         options: go to `run`.
 
     Returns:
@@ -263,11 +263,8 @@ def frame(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def over_seeds(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """Mean and half-width of the 95 % interval (Student's t) of ``columns`` over the rows alike in ``by``.
-
-    Returns:
-        One row a group, in order of appearance: for each column its mean and ``<column> ±`` (NaN for one seed).
-    """
+    """Mean and half-width of the 95 % interval (Student's t) of ``columns`` over the rows alike in ``by``: a row a
+    group, in order of appearance, with each column and ``<column> ±`` (NaN for one seed)."""
     from scipy.stats import t
 
     groups = table.groupby(list(by), sort=False)

@@ -33,13 +33,8 @@ def on_held_out(found: Mapping[str, float]) -> Row:
 def keep_queries(
     kept: dict[str, np.ndarray], found: Mapping[str, float], history: Sequence[Row], selection: str
 ) -> None:
-    """Take over the per-query values of the metrics that will be reported of an epoch, as far as is known by now.
-
-    Args:
-        kept: {metric: (N,) float32}, changed in place.
-        found: what the epoch's evaluation gave; without per-query values, nothing is kept.
-        history: the epochs before it.
-    """
+    """Take over into ``kept``, {metric: (N,) float32}, the per-query values of the metrics that will be reported of an
+    epoch, as far as is known by now: ``found`` is its evaluation, ``history`` the epochs before it."""
     for name, values in found.queries.items() if isinstance(found, Scores) else ():
         before = max((row[name] for row in history if name in row), default=-math.inf)
         if selection == "last" or found[name] > before:

@@ -122,11 +122,8 @@ def _one_line(error: Exception) -> str:
 
 
 def model_card(embedder: Embedder, repo: str, revision: str | None = None) -> str:
-    """The README.md of the repository: what the model is, how to use it, its numbers and how it was made.
-
-    What only the record says (seeds, the frozen backbone, the machine) is left out where the embedder was loaded from
-    a file, or made by no run.
-    """
+    """The README.md of the repository: what the model is, how to use it, its numbers and how it was made. What only a
+    record says (seeds, the frozen backbone, the machine) is left out where the embedder has no run's folder."""
     config, data = embedder.config, dict(embedder.data or {})
     run = read_run(embedder.path) if embedder.path is not None and embedder.path.is_dir() else None
     others = _same_images(run) if run else []

@@ -1,10 +1,9 @@
 """Could the difference between two methods be chance? A paired bootstrap over the queries they share.
 
-Two methods answer the same queries, so what varies is the difference on each query. The queries are drawn anew with
-replacement, 10,000 times; the middle 95 % of the mean differences are the interval (Efron & Tibshirani, "An
-Introduction to the Bootstrap", 1993, chapter 13). It says what other queries of the same kind could have shown. It does
-not say what other seeds would have: of several seeds each query's mean is taken first, and the ± of `report.averaged`
-is about those.
+What varies is the difference on each query. The queries are drawn anew with replacement, 10,000 times; the middle 95 %
+of the mean differences are the interval (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13). It
+says what other queries of the same kind could have shown, not what other seeds would have: of several seeds each
+query's mean is taken first, and the ± of `report.averaged` is about those.
 """
 
 from __future__ import annotations
@@ -74,10 +73,8 @@ def unclear(found: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def bootstrap(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The percentile interval of the mean of each column of (N, K): low and high, (K,) each.
-
-    All columns share the resamples, each of which is N draws, stored as how often every row was drawn.
-    """
+    """The percentile interval of the mean of each column of (N, K): low and high, (K,) each. All columns share the
+    resamples, each of which is stored as how often every row was drawn."""
     rng, count = np.random.default_rng(0), len(differences)
     means, step = [], max(1, _CHUNK // count)
     for start in range(0, RESAMPLES, step):

@@ -88,16 +88,13 @@ def class_means(rows: Tensor, labels: Tensor) -> Tensor:
 
 
 def discriminant(features: Tensor, labels: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The linear map of the module's first item.
+    """The linear map of the module's first item: weight (d, D) and bias (d,), float32, computed in float64. The
+    weight's root mean square is Xavier's, sqrt(2 / (D + d)).
 
     Args:
         features: (N, tokens, D) on the CPU; tokens of one image are features of the same class.
         labels: (N,) int64, contiguous from 0.
         width: d, at most D.
-
-    Returns:
-        Weight (d, D) and bias (d,), float32; computed in float64. The weight's root mean square is Xavier's,
-        sqrt(2 / (D + d)).
     """
     rows = features.flatten(0, 1).double()
     of_rows = labels.repeat_interleave(features.shape[1])
@@ -115,13 +112,11 @@ def discriminant(features: Tensor, labels: Tensor, width: int) -> tuple[Tensor, 
 
 
 class _Tokens:
-    """Fills a model's prompts with patch tokens, batch by batch of the images that are looked at.
+    """Fills a model's prompts with patch tokens, batch by batch of the images that are looked at; their ``labels`` (N,)
+    ascend.
 
     Which images and patches is drawn from the run's seed, by a generator of its own. A prompt follows one patch through
     all blocks. The tables are filled in place, row by row: that of In-Shop is far larger than a GPU.
-
-    Args:
-        labels: (N,) those of the images, ascending.
     """
 
     def __init__(self, model: MetricModel, labels: Tensor) -> None:

@@ -60,12 +60,12 @@ class Trainer:
         on_epoch: called after every finished epoch with the history so far, in the first process; changes no number.
         stretch: says what the run is made with in this call and for how long by now, for its record.
 
-    Attributes:
+    Attributes (the last three are stored in the checkpoint):
         loop: the model with its optimisers and schedules.
         stretches: what ``stretch`` said last in every call that this run took, each with ``after_epochs``, the epochs
-            that were finished before it; stored in the checkpoint.
-        queries: per-query values of each metric at the epoch that it is reported from; stored in the checkpoint.
-        weights: of the best epoch, what retrieval needs, on the CPU; stored in the checkpoint.
+            that were finished before it.
+        queries: per-query values of each metric at the epoch that it is reported from.
+        weights: of the best epoch, what retrieval needs, on the CPU.
 
     Raises:
         ConfigError: the processes cannot share the batch evenly.

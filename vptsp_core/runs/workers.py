@@ -65,9 +65,7 @@ def share_out(
     Args:
         work: importable by its name in another process.
         items: by the folders of their runs, which are in one folder that all processes see.
-        workers: None or 1: here, one after another. More: so many processes of this machine, each with its share of
-            the cores and no more threads than this process. ``"gpus"``: one process a GPU. ``"tcp://HOST:PORT"``: the
-            workers of that Dask cluster.
+        workers: as for `runs.run.many`; 1 is None. A process of this machine has no more threads than this one.
         progress: show a bar, and beside it what the others are training.
         already: items that were done before, for the bar.
 
