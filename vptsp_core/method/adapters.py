@@ -31,9 +31,7 @@ class Adapter(nn.Module):
     ==========  ==============================================
 
     Args:
-        width: D of the tokens.
-        dim: width between the two projections.
-        position: its input, see the table.
+        width, dim: D of the tokens, and the width between the two projections.
         norm: ``"before"``: s * up(relu(down(LN(x)))); ``"after"``: s * LN(up(relu(down(x)))).
         init: biases are zero; ``"lora"``: down Kaiming-uniform as `nn.Linear`'s own start, up zero; ``"bert"``: both
             normal with standard deviation 0.02. With ``"after"`` the zero lasts one step: then LayerNorm scales the

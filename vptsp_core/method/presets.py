@@ -98,8 +98,7 @@ def preset(name: str, /, **changes: Any) -> RunConfig:
 
 
 def table_preset(name: str, /, **changes: Any) -> RunConfig:
-    """`preset` for the rows of tables, which set keys for all methods alike: without its warning. Raises what it
-    raises."""
+    """`preset` for the rows of tables, which set keys for all methods alike: without its warning; raises the same."""
     if name.endswith(".json"):
         return RunConfig().replace(**{**_from_file(name), **changes})
     if name not in PRESETS:

@@ -73,10 +73,9 @@ class TrainStep:
 def cast_frozen_weights(vit: PromptedViT) -> None:
     """Keep the weights that do not learn in the precision that autocast computes in; it changes no number.
 
-    Autocast rounds a weight each time it is used, keeping no copy of a frozen one: a pass over all weights for every
-    tower and step, and twice the memory. Norms, embeddings and whatever learns stay in float32, as
-    do heads, prompts, proxies and accumulators, which are computed in it. Use the model only to train and
-    measure afterwards; loading the run gives the original weights.
+    Autocast rounds a weight each time it is used, which costs a pass over all weights for every tower and step, and
+    twice the memory. Norms, embeddings, and whatever learns or comes after the trunk stay in float32. Use the model
+    only to train and measure afterwards; loading the run gives the original weights.
     """
     if vit.autocast is None:
         return

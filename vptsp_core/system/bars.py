@@ -15,12 +15,8 @@ EVERY = 10.0  # seconds between two lines of a log
 def bar(
     iterable: Iterable[Any] | None = None, title: str = "", total: int | None = None, *, show: bool, **options: Any
 ) -> Any:
-    """A tqdm bar; where stderr is a log, the same object writes a line every ten seconds.
-
-    Args:
-        show: False shows nothing.
-        options: of tqdm, such as ``unit``.
-    """
+    """A tqdm bar with tqdm's ``options``; where stderr is a log, the same object writes a line every ten seconds.
+    ``show`` False shows nothing."""
     hidden = not show or sys.stderr is None
     if not is_log():
         return auto(iterable, title, total, disable=hidden, **options)
@@ -70,7 +66,6 @@ class _Lines:
     """A stream that turns what tqdm draws on stderr into whole lines."""
 
     def write(self, text: str) -> None:
-        """Write the lines in ``text``, without the characters that move a cursor."""
         for line in text.replace("\r", "\n").splitlines():
             if line.strip():
                 print(line.rstrip(), file=sys.stderr, flush=True)

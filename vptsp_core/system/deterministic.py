@@ -26,15 +26,9 @@ _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
 
 @contextlib.contextmanager
 def deterministic_algorithms(device: str | None = None) -> Iterator[None]:
-    """Inside, torch computes in a fixed order; afterwards all is as it was but the variable of `fix_cublas`, for
-    without it a second run of this process would be refused.
-
-    Args:
-        device: of the run, as `pick_device` takes it.
-
-    Raises:
-        VptspError: CUDA was started in this process without that variable, or it has another value.
-    """
+    """Inside, torch computes in a fixed order; afterwards all is as it was but the variable of `fix_cublas`, without
+    which a second run of this process would be refused.
+    Raises VptspError: CUDA was started in this process without that variable, or it has another value."""
     import torch._inductor.config as inductor
 
     fix_cublas(device)
@@ -76,7 +70,8 @@ def fix_cublas(device: str | None = None) -> None:
 
 
 def where_asked(function: Callable[P, R]) -> Callable[P, R]:
-    """``function``, which has the keywords ``deterministic`` and ``device``, with the former carried out around it."""
+    """``function`` inside of `deterministic_algorithms` where its keyword ``deterministic`` asks for it, on its
+    ``device``."""
 
     @functools.wraps(function)
     def carried_out(*args: P.args, **options: P.kwargs) -> R:

@@ -16,19 +16,14 @@ PAYS = 1.5  # times as quick as float32 a bf16 product has to be on a CPU
 
 
 def autocast_dtype(precision: str, device: torch.device, width: int = 384) -> torch.dtype | None:
-    """The trunk's dtype; None is float32. ``"auto"`` is bf16 where the device multiplies it natively and it pays.
-
-    Args:
-        width: of the backbone; on a CPU ``"auto"`` times a product of its shapes.
-
-    Raises:
-        VptspError: half precision was asked for on a device without it.
-    """
+    """The trunk's dtype; None is float32. ``"auto"`` is bf16 where the device multiplies it natively and it pays: on a
+    CPU a product of the backbone's ``width`` is timed.
+    Raises VptspError: half precision was asked for on a device without it."""
     return precision_and_reason(precision, device, width)[0]
 
 
 def precision_and_reason(precision: str, device: torch.device, width: int = 384) -> tuple[torch.dtype | None, str]:
-    """`autocast_dtype`, and in a few words why; a run's record says both. Raises what that one raises."""
+    """`autocast_dtype`, and in a few words why. Raises what that one raises."""
     if precision == "auto":
         if device.type == "cpu":
             return _of_cpu(width)
@@ -108,10 +103,8 @@ def device_name(device: torch.device) -> str:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of any shape on the device.
-
-    The host does not wait for a GPU, as it would for a copy out of pageable memory.
-    """
+    """A small tensor of any shape on the device; the host does not wait for a GPU, as for a copy out of pageable
+    memory."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -135,25 +135,24 @@ class Processes:
     """The processes of this group as a model sees them (`vptsp_core.method.model.Group`)."""
 
     def share(self, rows: Tensor) -> Tensor:
-        """`own_share` of the rows of a tensor (n, ...); without a group the tensor itself, whose gradient is then not
+        """`own_share` of the rows of a tensor (n, ...); without a group the tensor itself, whose gradient is not
         copied."""
         return rows[own_share(len(rows))] if joined() else rows
 
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of all processes, in the order of their ranks: (b, d), the same b everywhere -> (world size * b, d).
 
-        Every process then computes the same loss from the same rows, so each has the whole gradient already; backward
-        takes out the part of its own rows, and adds nothing up.
+        Every process then has the whole gradient already; backward takes out the part of its own rows, and adds nothing
+        up.
         """
         return _GatherRows.apply(rows) if joined() else rows
 
     def sum_gradients(self, partial: Iterable[Tensor], whole: Iterable[Tensor]) -> None:
         """Give every process the batch's gradients, the same to the last bit, in one all-reduce.
 
-        A parameter without a gradient is left alone: the processes run the same graph, so none of them has one.
-
         Args:
-            partial: parameters whose gradient is that of this process's images alone; they are added up.
+            partial: parameters whose gradient is that of this process's images alone; they are added up. Those without
+                one are left alone: the processes run the same graph, so none of them has one.
             whole: parameters whose gradient every process has in full; the first process's counts.
         """
         if not joined():

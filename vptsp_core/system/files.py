@@ -17,12 +17,10 @@ from vptsp_core.system.portable import replace, sync_folder
 
 @contextlib.contextmanager
 def replacing(path: Path, earlier: Path | None = None) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of ``path`` once it is whole and on the disk; folders are made.
+    """A file to write that takes the place of ``path`` once it is whole and on the disk; folders are made. What was
+    there is moved to ``earlier``, if given.
 
     A process that is killed in it leaves a temporary file behind (see `remove_temporaries`).
-
-    Args:
-        earlier: where to move the file that is at ``path`` now; without it, that file is gone.
 
     Raises:
         VptspError: the place cannot be written; the file that was there is unchanged.

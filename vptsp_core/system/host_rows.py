@@ -46,9 +46,7 @@ def own_pages(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Ten
     """Zeros in memory pages that hold nothing else, so that they can be pinned alone; committed when first touched.
 
     The pages are shared with processes that are forked: none must move, by copy on write, what a GPU is reading.
-
-    Args:
-        shape: of the table, (rows, ...).
+    ``shape`` is (rows, ...).
 
     Raises:
         VptspError: more than there is.
@@ -139,9 +137,6 @@ class HostRows:
         count: rows a batch, C'.
         device: where the rows are wanted.
         copier: how rows travel; None for what suits the device.
-
-    Raises:
-        VptspError: the tables cannot be pinned.
     """
 
     def __init__(

@@ -17,11 +17,8 @@ CONTEXT = multiprocessing.get_context("spawn")
 
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
-    """Start processes inside.
-
-    They leave a terminal's Ctrl-C to this process. They do not import the main module: else a script without
-    ``if __name__ == "__main__"`` would run again in each of them.
-    """
+    """Start processes inside. They leave a terminal's Ctrl-C to this process, and do not import the main module: else a
+    script without ``if __name__ == "__main__"`` would run again in each of them."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
