@@ -106,10 +106,7 @@ class FileSet(ImageSet):
     def fingerprint(self) -> str:
         """Over labels, paths and file sizes, which is quick and does not see edits of equal length. Your own images
         (``as_shown``) may be edited, so theirs is over the files' contents, each read once in a process.
-
-        Raises:
-            DataError: naming a file that is gone or cannot be read.
-        """
+        Raises DataError: naming a file that is gone or cannot be read."""
         found = hashlib.sha256(b"as shown\n" if self.as_shown else b"")
         with ThreadPoolExecutor(cores()) as pool:
             contents = pool.map(content_of, self.paths) if self.as_shown else map(size_of, self.paths)
@@ -125,10 +122,7 @@ def size_of(path: Path) -> int:
 
 def stamps(path: Path) -> tuple[int, ...]:
     """Size, inode, times of modification and of change: a file that has others was changed.
-
-    Raises:
-        DataError: it is gone.
-    """
+    Raises DataError: it is gone."""
     try:
         now = path.stat()
     except OSError as error:
@@ -205,10 +199,7 @@ def not_read(names: Iterable[str]) -> str:
 
 def check_shape(width: int, height: int, name: str = "image") -> None:
     """Refuse a strip: resized by its shorter side it takes gigabytes, and a crop of it shows hardly anything.
-
-    Raises:
-        DataError: under the image's ``name``.
-    """
+    Raises DataError: under the image's ``name``."""
     if max(width, height) > LONGEST * min(width, height):
         raise DataError(f"{name}: {width} x {height} pixels, more than {LONGEST} times as long as wide; leave it out")
 
@@ -216,10 +207,7 @@ def check_shape(width: int, height: int, name: str = "image") -> None:
 def outside_images(place: Path, images: str | Path, option: str) -> Path:
     """``place``, which is to be written, unless it is in the folder of your own ``images``: there it would be a class,
     or an image, for whatever reads the folder next.
-
-    Raises:
-        DataError: it is; the message names the ``option`` that gives another place.
-    """
+    Raises DataError: it is; the message names the ``option`` that gives another place."""
     folder = Path(images).expanduser().resolve()
     if place.expanduser().resolve().is_relative_to(folder):
         raise DataError(

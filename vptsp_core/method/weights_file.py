@@ -26,10 +26,7 @@ WRONG_FILE_STARTS = {
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a file that this project wrote, by name.
-
-    Raises:
-        WeightsError: no such file, unreadable, code in it, or values that are not finite numbers.
-    """
+    Raises WeightsError: no such file, unreadable, code in it, or values that are not finite numbers."""
     state = content_of(path)
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise WeightsError(f"weights {path}: holds no table of tensors; save model.state_dict()")
@@ -39,11 +36,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def refuse_no_file(path: Path, given: str) -> None:
-    """Raise unless the file exists.
-
-    Raises:
-        WeightsError: naming what was given.
-    """
+    """Raise unless the file exists. Raises WeightsError: naming what was given."""
     if not given.strip():
         raise WeightsError("weights is empty; give a .safetensors or .pth file, or leave it out")
     if not path.is_file():
@@ -53,10 +46,7 @@ def refuse_no_file(path: Path, given: str) -> None:
 
 def file_kind(path: Path) -> str:
     """``"safetensors"``, ``"torch"`` or ``"npz"``, by content; a file named .safetensors is never read as a pickle.
-
-    Raises:
-        WeightsError: it is none of them; the message says what it is.
-    """
+    Raises WeightsError: it is none of them; the message says what it is."""
     refuse_no_file(path, str(path))
     try:
         with path.open("rb") as file:
@@ -102,11 +92,7 @@ def _members(path: Path) -> list[str]:
 
 
 def content_of(path: Path) -> Any:
-    """What a .safetensors or torch file holds.
-
-    Raises:
-        WeightsError: no such file, unreadable, or code in it.
-    """
+    """What a .safetensors or torch file holds. Raises WeightsError: no such file, unreadable, or code in it."""
     try:
         if file_kind(path) == "safetensors":
             with safe_open(path, "pt") as file:
@@ -131,11 +117,7 @@ class ProjectTensors(dict[str, Tensor]):
 
 
 def check_tensor(path: Path, key: str, value: Any) -> None:
-    """Refuse all but a plain tensor of finite numbers.
-
-    Raises:
-        WeightsError: naming its key.
-    """
+    """Refuse all but a plain tensor of finite numbers. Raises WeightsError: naming its key."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
         raise WeightsError(f"weights {path}: {key} is not a table of floating-point numbers; save model.state_dict()")
     # Few bytes may claim to be many numbers; torch cannot compute with 8-bit ones.

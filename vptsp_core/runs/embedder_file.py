@@ -77,10 +77,7 @@ def exact_names(model: MetricModel) -> set[str]:
 
 def write_embedder(path: Path, embedder: Embedder, config: RunConfig) -> None:
     """Write what ``embedder`` has learned; ``config`` is the description that the header gets.
-
-    Raises:
-        VptspError: another suffix than .safetensors, or the place cannot be written.
-    """
+    Raises VptspError: another suffix than .safetensors, or the place cannot be written."""
     if path.suffix != ".safetensors":
         raise VptspError(f"{path}: an embedder is a .safetensors file; give the file that suffix")
     model = embedder.model
@@ -104,11 +101,7 @@ def write_embedder(path: Path, embedder: Embedder, config: RunConfig) -> None:
 
 
 def read_saved(path: Path) -> Saved:
-    """A run's folder or an embedder's file.
-
-    Raises:
-        WeightsError: it is neither, or damaged; the message names it.
-    """
+    """A run's folder or an embedder's file. Raises WeightsError: it is neither, or damaged; the message names it."""
     if path.is_file():
         return _read_file(path)
     run = read_run(path)

@@ -152,10 +152,7 @@ def finished_run(path: Path, benchmark: Benchmark | None = None, light: bool = T
 
 def read_run(path: str | Path) -> Run:
     """A finished run from its folder.
-
-    Raises:
-        WeightsError: the folder holds none, or a file of it is damaged or was edited.
-    """
+    Raises WeightsError: the folder holds none, or a file of it is damaged or was edited."""
     path = Path(path)
     for name in (CONFIG, METRICS, RECORD, HISTORY):
         if not (path / name).is_file():
@@ -172,10 +169,7 @@ def read_run(path: str | Path) -> Run:
 
 def learned_weights(path: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
     """What a finished run learned, by name, from its folder ``path``.
-
-    Raises:
-        WeightsError: the run is light, or the file is unreadable or not what ``record`` has the checksum of.
-    """
+    Raises WeightsError: the run is light, or the file is unreadable or not what ``record`` has the checksum of."""
     if not (path / WEIGHTS).is_file():
         raise WeightsError(f"{path}: {light_line(path)}")
     verify(path, record, WEIGHTS)
@@ -190,10 +184,7 @@ def light_line(path: Path) -> str:
 
 def verify(path: Path, record: Mapping[str, Any], *names: str) -> None:
     """Compare files of the run in ``path`` with their checksums in its record.
-
-    Raises:
-        WeightsError: one is missing, or not what the run wrote.
-    """
+    Raises WeightsError: one is missing, or not what the run wrote."""
     files = record.get("files", {})
     for name in (name for name in names if name in files):
         if not (path / name).is_file():

@@ -52,10 +52,7 @@ class HostPrompts(ClassPrompts):
 
     def host_rows(self) -> HostRows:
         """What carries rows to and from host memory; made at first need, when the device of the rows is known.
-
-        Raises:
-            VptspError: the table cannot be pinned.
-        """
+        Raises VptspError: the table cannot be pinned."""
         if self._host is None:
             self._host = HostRows(self.tables(), len(self.rows), self.rows.device)
         return self._host

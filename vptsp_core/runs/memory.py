@@ -58,10 +58,7 @@ def probe_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) 
 
 def fit_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Turn gradient checkpointing on if a step does not fit without it, and say so.
-
-    Raises:
-        TrainingError: it does not fit with it either.
-    """
+    Raises TrainingError: it does not fit with it either."""
     if _fits(model, optimizers):
         return
     if not model.vit.checkpointing:

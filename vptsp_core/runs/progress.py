@@ -17,11 +17,7 @@ _SHOWN = 4  # runs named in a line; of more, only how many
 
 
 def write_progress(folder: Path, done: int, epochs: int) -> None:
-    """Say in a run's folder how many of its epochs are done.
-
-    Raises:
-        VptspError: the folder cannot be written.
-    """
+    """Say in a run's folder how many of its epochs are done. Raises VptspError: the folder cannot be written."""
     write_json(folder / PROGRESS, {"done": done, "epochs": epochs})
 
 

@@ -45,11 +45,7 @@ def is_shared(path: str | Path) -> bool:
 
 
 def place(uri: str) -> tuple[str, str | None]:
-    """Repository and revision of ``hf://org/name[@revision]``.
-
-    Raises:
-        ConfigError: it is written otherwise.
-    """
+    """Repository and revision of ``hf://org/name[@revision]``. Raises ConfigError: it is written otherwise."""
     repo, _, revision = uri.removeprefix(SCHEME).partition("@")
     try:
         validate_repo_id(repo)
@@ -62,10 +58,7 @@ def place(uri: str) -> tuple[str, str | None]:
 
 def read_shared(uri: str) -> Saved:
     """`read_saved` of ``hf://org/name[@revision]``; what is in the Hub's cache needs no network.
-
-    Raises:
-        WeightsError: there is no such repository or revision, it cannot be reached, or its file is damaged.
-    """
+    Raises WeightsError: there is no such repository or revision, it cannot be reached, or its file is damaged."""
     repo, revision = place(uri)
     obstacle = hub.why_unreachable()
     try:
@@ -84,10 +77,7 @@ def read_shared(uri: str) -> Saved:
 
 def push(embedder: Embedder, repo: str, revision: str | None = None, private: bool | None = None) -> str:
     """Share ``embedder``; arguments and result are those of `Embedder.push_to_hub`.
-
-    Raises:
-        VptspError: the hub is out of reach or refuses, or there is no token.
-    """
+    Raises VptspError: the hub is out of reach or refuses, or there is no token."""
     uri = f"{SCHEME}{repo.removeprefix(SCHEME)}"
     repo, named = place(uri)
     if named is not None and revision not in (None, named):

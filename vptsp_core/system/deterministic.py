@@ -48,10 +48,7 @@ def deterministic_algorithms(device: str | None = None) -> Iterator[None]:
 
 def fix_cublas(device: str | None = None) -> None:
     """Set the variable that cuBLAS reads when CUDA starts, unless the run is on a CPU or an Apple GPU.
-
-    Raises:
-        VptspError: see `deterministic_algorithms`.
-    """
+    Raises VptspError: see `deterministic_algorithms`."""
     if str(device).startswith(("cpu", "mps")):
         return
     given = os.environ.get(_VARIABLE)

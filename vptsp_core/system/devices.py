@@ -69,10 +69,7 @@ def bf16_speedup(width: int) -> float:
 def pick_device(name: str | torch.device | None = None) -> torch.device:
     """The device called ``name``; None: a GPU where there is one, NVIDIA's (cuda) or Apple's (mps). Under torchrun each
     process has a GPU of its own, or computes on the CPU.
-
-    Raises:
-        VptspError: no such device, none that works here, or one GPU for all processes.
-    """
+    Raises VptspError: no such device, none that works here, or one GPU for all processes."""
     try:
         device = torch.device(_best() if name is None else name)
         if device.type not in ("cpu", "cuda", "mps") or (device.type != "cuda" and device.index):

@@ -56,10 +56,7 @@ def remove_temporaries(folder: Path) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path``, whole or not at all; folders are made.
-
-    Raises:
-        VptspError: the place cannot be written.
-    """
+    Raises VptspError: the place cannot be written."""
     with replacing(path) as file:
         file.write(content)
 
@@ -75,11 +72,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def writable_folder(path: Path) -> Path:
-    """The folder, made if need be.
-
-    Raises:
-        VptspError: it cannot be made or written.
-    """
+    """The folder, made if need be. Raises VptspError: it cannot be made or written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

@@ -31,10 +31,7 @@ _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device, not only for
 
 def check_room(size: int) -> None:
     """Refuse a table of so many bytes before it is filled, and the system ends the process.
-
-    Raises:
-        VptspError: this machine's memory cannot hold it.
-    """
+    Raises VptspError: this machine's memory cannot hold it."""
     if size > (available := available_memory()):
         raise VptspError(
             f"no host memory for a class-prompt table of {size / 1e9:.1f} GB ({available / 1e9:.1f} GB are available); "

@@ -66,11 +66,7 @@ WILD = Variation(
 
 
 def font_path(style: str) -> Path:
-    """Where matplotlib keeps a font.
-
-    Raises:
-        DataError: it has none of that name.
-    """
+    """Where matplotlib keeps a font. Raises DataError: it has none of that name."""
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / style
     if not path.is_file():
         raise DataError(f"glyphs: matplotlib has no font {style}; reinstall matplotlib from PyPI")
