@@ -31,6 +31,7 @@ from vptsp_core.system.bars import amount, bar
 from vptsp_core.system.locks import locked
 from vptsp_core.system.portable import cores, replace
 
+Work = Callable[[Callable[[int], Any], range, str], Iterator[list[Any]]]  # `_in_threads`
 FORMAT = 3  # of the files and the key; a change makes old stores unknown
 PIXELS, SIZES = "pixels.u8", "sizes.npy"
 DONE = "sizes.i64"  # of the images that are appended so far
@@ -62,12 +63,12 @@ def open_stores(
     """
     places = {images: folder / _name(images, side, interpolation) for images in sets if isinstance(images, FileSet)}
     if not all(place.exists() for place in places.values()):
-        work = _Work(workers or cores(), progress)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder / ".lock", f"cache: another process is decoding images into {folder}; waiting"):
                 missing = {images: place for images, place in places.items() if not place.exists()}
-                _check_room(missing, folder, side, work)
+                work = functools.partial(_in_threads, workers=workers or cores(), progress=progress)
+                _check_room(missing, folder, side, work, progress)
                 for images, place in missing.items():
                     partial = _partial(place)
                     _fill(images, partial, side, interpolation, work)
@@ -82,24 +83,20 @@ def open_stores(
     ]
 
 
-class _Work:
-    """Work on many images, in threads and with a progress bar."""
-
-    def __init__(self, workers: int, progress: bool) -> None:
-        self.workers, self.progress = workers, progress
-
-    def map(self, task: Callable[[int], Any], numbers: range, title: str) -> Iterator[list[Any]]:
-        """``task`` of each number, in order, `CHUNK` of them at a time; the first error stops all."""
-        shown = bar(None, title, numbers.stop, show=self.progress, initial=numbers.start, unit="images")
-        with ThreadPoolExecutor(self.workers) as pool, shown:
-            ahead = pool.map(task, numbers[:CHUNK])
-            for start in range(CHUNK, len(numbers) + CHUNK, CHUNK):
-                done, ahead = list(ahead), pool.map(task, numbers[start : start + CHUNK])
-                yield done
-                shown.update(len(done))
+def _in_threads(
+    task: Callable[[int], Any], numbers: range, title: str, *, workers: int, progress: bool
+) -> Iterator[list[Any]]:
+    """``task`` of each number, in order, `CHUNK` of them at a time; the first error stops all."""
+    shown = bar(None, title, numbers.stop, show=progress, initial=numbers.start, unit="images")
+    with ThreadPoolExecutor(workers) as pool, shown:
+        ahead = pool.map(task, numbers[:CHUNK])
+        for start in range(CHUNK, len(numbers) + CHUNK, CHUNK):
+            done, ahead = list(ahead), pool.map(task, numbers[start : start + CHUNK])
+            yield done
+            shown.update(len(done))
 
 
-def _check_room(missing: dict[FileSet, Path], folder: Path, side: int, work: _Work) -> None:
+def _check_room(missing: dict[FileSet, Path], folder: Path, side: int, work: Work, progress: bool) -> None:
     """Say what the stores will take, and refuse if the disk has less."""
     if not missing:
         return
@@ -107,10 +104,10 @@ def _check_room(missing: dict[FileSet, Path], folder: Path, side: int, work: _Wo
     for images, place in missing.items():
         pixels = _partial(place) / PIXELS
         task = functools.partial(_bytes, images, side=side)
-        counts = work.map(task, range(len(images)), f"{images.name}: reading sizes")
+        counts = work(task, range(len(images)), f"{images.name}: reading sizes")
         total += sum(map(sum, counts)) - (pixels.stat().st_size if pixels.exists() else 0)
     free = shutil.disk_usage(folder).free
-    if work.progress:
+    if progress:
         names = ", ".join(f"{images.name} {len(images):,} images" for images in missing)
         print(f"cache: {names}; {amount(total)} to write in {folder} ({amount(free)} free)", file=sys.stderr)
         for old in sorted(path for path in folder.iterdir() if any(_same_set(path, each) for each in missing.values())):
@@ -126,7 +123,7 @@ def _bytes(images: FileSet, index: int, side: int) -> int:
     return 3 * side * (side * long // short)
 
 
-def _fill(images: FileSet, folder: Path, side: int, interpolation: str, work: _Work) -> None:
+def _fill(images: FileSet, folder: Path, side: int, interpolation: str, work: Work) -> None:
     """Append the images that are not yet in ``folder``."""
     folder.mkdir(exist_ok=True)
     with open(folder / PIXELS, "ab") as pixels, open(folder / DONE, "ab") as done:
@@ -140,7 +137,7 @@ def _fill(images: FileSet, folder: Path, side: int, interpolation: str, work: _W
         def decode(i: int) -> np.ndarray:
             return _decode(images.image(i), side, interpolation)
 
-        for arrays in work.map(decode, range(count, len(images)), f"{images.name}: decoding"):
+        for arrays in work(decode, range(count, len(images)), f"{images.name}: decoding"):
             for array in arrays:
                 pixels.write(array.tobytes())
             pixels.flush()

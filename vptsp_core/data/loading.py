@@ -31,7 +31,7 @@ CROPS = {"base": ((0.08, 1.0), (3 / 4, 4 / 3)), "gentle": ((0.85, 1.0), (0.85, 1
 def train_transform(config: RunConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> Transform:
     """The paper's augmentation (``base``), the demo's (``gentle``), or the other three of the released code."""
     scale, ratio = CROPS.get(config.augmentation, CROPS["base"])
-    crop = transforms.RandomResizedCrop(config.image_size, scale, ratio, interpolation=_interpolation(config))
+    crop = transforms.RandomResizedCrop(config.image_size, scale, ratio, InterpolationMode(interpolation_name(config)))
     flip, grey = transforms.RandomHorizontalFlip(), transforms.RandomGrayscale(0.2)
     jitter = transforms.ColorJitter(0.2, 0.2, 0.2, 0.2)
     steps: list[Any] = {
@@ -47,7 +47,7 @@ def train_transform(config: RunConfig, mean: tuple[float, ...], std: tuple[float
 def eval_transform(config: RunConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> Transform:
     """Resize the shorter side, crop the centre."""
     return transforms.Compose([
-        transforms.Resize(config.resize, interpolation=_interpolation(config)),
+        transforms.Resize(config.resize, InterpolationMode(interpolation_name(config))),
         transforms.CenterCrop(config.image_size),
         transforms.ToTensor(),
         transforms.Normalize(mean, std),
@@ -57,10 +57,6 @@ def eval_transform(config: RunConfig, mean: tuple[float, ...], std: tuple[float,
 def interpolation_name(config: RunConfig) -> str:
     """The paper says bicubic; the released code leaves the transform's default, bilinear."""
     return "bilinear" if config.semantics == "released" else "bicubic"
-
-
-def _interpolation(config: RunConfig) -> InterpolationMode:
-    return InterpolationMode(interpolation_name(config))
 
 
 class _Read(Dataset):

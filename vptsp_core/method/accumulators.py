@@ -45,12 +45,8 @@ class GRUAccumulator(nn.Module):
 
     def __init__(self, embed_dim: int, *, activation: str = "relu", dropout: float = 0.0, semantics: str) -> None:
         super().__init__()
-
-        def weight() -> nn.Parameter:
-            return nn.Parameter(nn.init.xavier_uniform_(torch.empty(embed_dim, embed_dim)))
-
-        self.W_z, self.W_r, self.W_n = weight(), weight(), weight()
-        self.U_z, self.U_r, self.U_n = weight(), weight(), weight()
+        self.W_z, self.W_r, self.W_n = (_weight(embed_dim) for _ in range(3))
+        self.U_z, self.U_r, self.U_n = (_weight(embed_dim) for _ in range(3))
         self.b_z, self.b_r, self.b_n = (nn.Parameter(torch.zeros(embed_dim)) for _ in range(3))
         self.activation = {"relu": torch.relu, "tanh": torch.tanh}[activation]
         self.dropout = nn.Dropout(dropout)

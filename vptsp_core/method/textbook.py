@@ -50,7 +50,8 @@ def pooled_tokens(
 def embedding(head: Head | None, pooled: list[Tensor]) -> Tensor:
     """The embedding of `pooled_tokens` by a head (None: their mean): (B, d), L2-normalised."""
     if head is not None:
-        pooled = [f(n(token)) for token, n, f in zip(pooled, _norms(head), _linears(head), strict=True)]
+        layers = [(head.norm, head.fc), *([(head.dist_norm, head.dist_fc)] if head.tokens == 2 else [])]
+        pooled = [linear(norm(token)) for token, (norm, linear) in zip(pooled, layers, strict=True)]
     return F.normalize(torch.stack(pooled).mean(0), dim=-1)
 
 
@@ -62,14 +63,6 @@ def _adapted(block: Block, adapter: nn.Module, x: Tensor) -> Tensor:
     steps = [adapter.down, nn.ReLU(), adapter.up]
     steps = [adapter.norm, *steps] if adapter.norm_first else [*steps, adapter.norm]
     return x + mlp + SCALE * nn.Sequential(*steps)(x if adapter.parallel else mlp)
-
-
-def _norms(head: Head) -> list[nn.Module]:
-    return [head.norm, head.dist_norm] if head.tokens == 2 else [head.norm]
-
-
-def _linears(head: Head) -> list[nn.Module]:
-    return [head.fc, head.dist_fc] if head.tokens == 2 else [head.fc]
 
 
 def loss(model: MetricModel, images: Tensor, labels: Tensor) -> Tensor:

@@ -171,15 +171,11 @@ def learned_weights(path: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
     """What a finished run learned, by name, from its folder ``path``.
     Raises WeightsError: the run is light, or the file is unreadable or not what ``record`` has the checksum of."""
     if not (path / WEIGHTS).is_file():
-        raise WeightsError(f"{path}: {light_line(path)}")
+        own = f"--preset {shlex.quote(str(path / CONFIG))} --results {shlex.quote(str(path.parent.parent))}"
+        cure = f"to train it again: python -m vptsp_core train {own} --data DIR"
+        raise WeightsError(f"{path}: a light run, without its weights; {cure}")
     verify(path, record, WEIGHTS)
     return read_weights(path / WEIGHTS)
-
-
-def light_line(path: Path) -> str:
-    """Why a light run cannot be loaded, and the command that trains it again in its place."""
-    own = f"--preset {shlex.quote(str(path / CONFIG))} --results {shlex.quote(str(path.parent.parent))}"
-    return f"a light run, without its weights; to train it again: python -m vptsp_core train {own} --data DIR"
 
 
 def verify(path: Path, record: Mapping[str, Any], *names: str) -> None:

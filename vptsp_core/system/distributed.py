@@ -112,17 +112,13 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:
         ctx.rows = own.shape[0]
-        return _all_gather(own)
+        out = own.new_empty(world_size() * own.shape[0], *own.shape[1:])
+        dist.all_gather(list(out.chunk(world_size())), own.contiguous())
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return gradients[0][rank() * ctx.rows : (rank() + 1) * ctx.rows]
-
-
-def _all_gather(own: Tensor) -> Tensor:
-    out = own.new_empty(world_size() * own.shape[0], *own.shape[1:])
-    dist.all_gather(list(out.chunk(world_size())), own.contiguous())
-    return out
 
 
 class Processes:

@@ -22,13 +22,12 @@ import numpy as np
 from PIL import Image
 
 from vptsp_core.data.base import Benchmark, ImageSet
-from vptsp_core.data.glyphs.drawing import MILD, WILD, Variation, compose, stencils
+from vptsp_core.data.glyphs.drawing import MILD, WILD, compose, stencils
 from vptsp_core.errors import DataError
 from vptsp_core.system.places import ASSETS
 
 SPLITS = ("base", "train", "test")
 CHUNK = 256  # images composed at a time: bounds the memory
-VARIATION = {"base": MILD, "train": WILD, "test": WILD}
 
 
 @cache
@@ -44,12 +43,11 @@ def class_names(split: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=8)
 def render(
-    split: str, images_per_class: int = 20, size: int = 40, seed: int = 0, variation: Variation | None = None
+    split: str, images_per_class: int = 20, size: int = 40, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Draw a split: images uint8 (N, size, size, 3), labels int64 (N,) and class names.
 
     N = classes x images_per_class, in the order of the classes; the arrays are cached and read-only.
-    `variation` replaces the split's own (VARIATION).
 
     Raises:
         DataError: no such split, no images or no pixels asked for, or a font is missing.
@@ -59,7 +57,7 @@ def render(
         raise DataError(f"glyphs: {images_per_class} images per class, {size} pixels; ask for at least 1 and 8")
     images = np.empty((len(letters) * images_per_class, size, size, 3), np.uint8)
     labels = np.repeat(np.arange(len(letters), dtype=np.int64), images_per_class)
-    shapes, how = stencils(letters), variation or VARIATION[split]
+    shapes, how = stencils(letters), MILD if split == "base" else WILD
     near = stencils(classes()["base"][::12])  # clutter shows base letters only: no test class is ever seen
     for start in range(0, len(images), CHUNK):
         rows = range(start, min(start + CHUNK, len(images)))
