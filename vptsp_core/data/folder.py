@@ -52,8 +52,7 @@ _PICTURES = ("HEIC", "AVIF", "JPEG XL", "JPEG 2000", "a Photoshop file", "a PDF"
 
 
 class FileSet(ImageSet):
-    """Images that are files: N ``paths`` in the order of the labels (N,), read ``as_shown`` or not (see `read_image`).
-    """
+    """N images that are files, in the order of the labels (N,), read ``as_shown`` or not (see `read_image`)."""
 
     def __init__(
         self,

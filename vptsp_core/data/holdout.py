@@ -18,8 +18,7 @@ FEWEST = 10  # of those, so that two are held out: among one alone nothing can b
 
 
 class Rows(ImageSet):
-    """Some images of the set ``whole``, as a view: those of ``rows`` (n,), under ``labels`` that are contiguous again.
-    """
+    """Some images of the set ``whole``, as a view: ``rows`` (n,), under ``labels`` that are contiguous again."""
 
     def __init__(
         self, whole: ImageSet, rows: np.ndarray, name: str, labels: np.ndarray, class_names: Sequence[str]

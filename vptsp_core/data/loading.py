@@ -60,8 +60,7 @@ def interpolation_name(config: RunConfig) -> str:
 
 
 class _Read(Dataset):
-    """Items are (seed or None, what reads an image, transform), so that one set of workers serves all sets of images.
-    """
+    """Items are (seed or None, what reads an image, transform): one set of workers serves all sets of images."""
 
     def __getitem__(self, item: tuple[int | None, Callable[[], Image.Image], Transform]) -> Tensor:
         seed, read, transform = item

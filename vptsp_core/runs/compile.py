@@ -142,4 +142,3 @@ def compiled_loss(model: MetricModel) -> Callable[[Tensor, Tensor], Tensor]:
     # torch keeps what it compiled by code object, eight forms of each: a model needs one of its own.
     loss.__code__ = loss.__code__.replace()
     return torch.compile(loss, fullgraph=alone, dynamic=False, options=options)
-

@@ -55,9 +55,8 @@ class Trainer:
         evaluate: metrics of the model as it is; called after the epochs that the config names and after the last.
             Where it gives `Scores`, their per-query values are kept.
         progress: show a bar for each epoch's steps; in a log, write a line at the start and one an epoch.
-        checkpointing: of gradients, ``"on"`` or ``"off"``; ``"auto"``: on a GPU, where a step does not fit without.
-        compile: steps run compiled, ``"on"`` or ``"off"``; ``"auto"``: long runs on a GPU (`compiles`).
-        on_epoch: called after every finished epoch with the history so far, in the first process; changes no number.
+        checkpointing, compile, on_epoch: as for `runs.run.run`; ``"auto"`` checkpoints gradients on a GPU where a step
+            does not fit without, and compiles long runs on a GPU (`compiles`).
         stretch: says what the run is made with in this call and for how long by now, for its record.
 
     Attributes (the last three are stored in the checkpoint):

@@ -1,14 +1,13 @@
 """The embedded data set: letters of five scripts, drawn from the DejaVu fonts that matplotlib ships.
 
-Nothing is downloaded, and yet the task has the shape of a real one: three DISJOINT sets of classes, `base`
-(what the demo ViT was pretrained on), `train` (100 classes to tune on) and `test` (100 unseen ones), full
-of accented families whose members differ by a dot, as bird species differ by an eye ring. `base` is drawn
-under MILD variation, `train` and `test` under WILD variation (pose, colour, clutter, blur): the frozen
-model meets a domain it has not seen, and tuning has something to teach that carries over to new classes.
+Nothing is downloaded, and yet the task has the shape of a real one: three DISJOINT sets of classes, `base` (what the
+demo ViT was pretrained on), `train` (100 classes to tune on) and `test` (100 unseen ones), full of accented families
+whose members differ by a dot, as bird species differ by an eye ring. `base` is drawn under MILD variation, `train` and
+`test` under WILD variation (pose, colour, clutter, blur): the frozen model meets a domain it has not seen, and tuning
+has something to teach that carries over to new classes.
 
-Images are bit for bit the same for the same fonts and Pillow (see drawing). All randomness comes from
-generators seeded with (seed, letter, image number), so an image does not depend on how many others are
-asked for.
+Images are bit for bit the same for the same fonts and Pillow (see drawing), and depend on (seed, letter, image number)
+alone.
 """
 
 from __future__ import annotations
