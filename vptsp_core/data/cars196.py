@@ -25,9 +25,7 @@ def cars(folder: Path, name: str) -> Listing:
     ``images/<class>/``; or ``car_ims/`` with ``cars_annos.mat``; or ``cars_train/`` and ``cars_test/``, with their
     annotations (those of the test images "with labels") or with a folder for each class. Archives may have put each
     into a folder of its own name, and the .mat files into another one, such as ``devkit/``.
-
-    Raises:
-        DataError: annotations are missing or unreadable.
+    Raises DataError: annotations are missing or unreadable.
     """
     layouts = (WHOLE, HALVES)
     parts = next((each for each in layouts if all((folder / part).is_dir() for part in each)), None)

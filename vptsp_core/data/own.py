@@ -44,9 +44,7 @@ def own_images(folder: Path, name: str) -> Listing:
     classes in name order, and `own` on the 5th, 10th, ... of those with two or more images: where similar classes have
     similar names, some of each kind. `own` trains on classes of one image; as a query, their image could only miss.
     What is left out is reported in a warning.
-
-    Raises:
-        DataError: no classes or too few, or a table that is not as described, with file and line.
+    Raises DataError: no classes or too few, or a table that is not as described, with file and line.
     """
     table = folder / "split.csv"
     source = table if table.is_file() else folder

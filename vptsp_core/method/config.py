@@ -41,9 +41,7 @@ class RunConfig:
 
     The defaults are the paper's protocol for CUB with ViT-S/16; `preset` names the others. Letters in
     brackets are the paper's symbols (arXiv 2402.02340, section 3).
-
-    Raises:
-        ConfigError: naming the key, for a wrong type, an impossible value or an impossible combination.
+    Raises ConfigError: naming the key, for a wrong type, an impossible value or an impossible combination.
     """
 
     dataset: str = "cub200"

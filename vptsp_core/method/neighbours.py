@@ -192,9 +192,7 @@ def as_tensor(name: str, data: Any) -> Tensor:
 
     For pandas the order of the rows counts, not the index. Data on an Apple GPU moves to the CPU: that GPU has no
     float64 and no stable sort.
-
-    Raises:
-        VptspError: naming the argument, where torch cannot read it, or some of its values are masked.
+    Raises VptspError: naming the argument, where torch cannot read it, or some of its values are masked.
     """
     try:
         if isinstance(data, (list, tuple)) and data and all(isinstance(each, Tensor) for each in data):

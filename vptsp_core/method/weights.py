@@ -48,10 +48,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
     Source of the key names: timm's ``VisionTransformer``. Position embeddings of another image size are resampled, as
     timm does with the weights it downloads. A classifier in the file is not used.
-
-    Raises:
-        WeightsError: no such file, unreadable, two backbones in it, missing or unknown keys, another shape, values
-            that are not finite numbers.
+    Raises WeightsError: no such file, unreadable, two backbones in it, missing or unknown keys, another shape, values
+    that are not finite numbers.
     """
     content = _from_npz(path, model) if file_kind(path) == "npz" else content_of(path)
     stored = dict(_tables(content))

@@ -56,21 +56,19 @@ def file_kind(path: Path) -> str:
     suffix = path.suffix.lower()
     if start[8:9] == b"{":
         return "safetensors"
-    misnamed = f"weights {path}: a torch file, which is never read under the name .safetensors; rename it to .pth"
+    by_torch = start[:1] == b"\x80"  # as torch saved until 1.5
     if zipfile.is_zipfile(path):
         names = _members(path)
         if any(name.endswith("/constants.pkl") for name in names):
             raise WeightsError(f"weights {path}: a TorchScript program, and no code of a file is executed; "
                                "save its state_dict() alone")  # fmt: skip
-        if any(name.endswith("/data.pkl") for name in names):
-            if suffix == ".safetensors":
-                raise WeightsError(misnamed)
-            return "torch"
         if names and all(name.endswith(".npy") for name in names):
             return "npz"
-    elif start[:1] == b"\x80":  # as torch saved until 1.5
-        if suffix == ".safetensors":
-            raise WeightsError(misnamed)
+        by_torch = any(name.endswith("/data.pkl") for name in names)
+    if by_torch and suffix == ".safetensors":
+        fault = "a torch file, which is never read under the name .safetensors; rename it to .pth"
+        raise WeightsError(f"weights {path}: {fault}")
+    if by_torch:
         return "torch"
     for beginning, what in WRONG_FILE_STARTS.items():
         if start.startswith(beginning):

@@ -62,9 +62,7 @@ def find_checkpoint(folder: Path) -> Found | None:
 
     Where the last one is damaged or missing, a warning says that the one before it is used; the damaged one is deleted,
     so that it does not become the one before the next.
-
-    Raises:
-        WeightsError: there are some, and none is whole.
+    Raises WeightsError: there are some, and none is whole.
     """
     last, before = folder / CHECKPOINT, folder / PREVIOUS
     if _is_whole(last):

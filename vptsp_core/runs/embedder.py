@@ -125,9 +125,7 @@ class Embedder:
         What only training uses is left out, and so is the backbone's frozen part, of which the header has timm name and
         checksum (with ``method="full"`` all of the backbone was learned). A backbone that came from ``weights=FILE``
         keeps that path in the header.
-
-        Raises:
-            VptspError: another suffix, or the place cannot be written.
+        Raises VptspError: another suffix, or the place cannot be written.
         """
         write_embedder(Path(path), self, self.config)
         return Path(path)

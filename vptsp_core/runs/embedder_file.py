@@ -125,10 +125,8 @@ def _read_file(path: Path) -> Saved:
     except (ConfigError, KeyError, ValueError, TypeError, RecursionError) as error:
         fault = f"damaged, or of another version ({error})"
         raise WeightsError(f"{path}: {fault}; get the file again, or save it again from its run") from error
-    return Saved(
-        path, config, learned, header["run"], header["metrics"], header["data"], header["frozen"],
-        header["preprocessing"],
-    )  # fmt: skip
+    kept = {key: header[key] for key in ("run", "metrics", "data", "frozen", "preprocessing")}
+    return Saved(path, config, learned, **kept)
 
 
 def rebuild(saved: Saved, weights: str | Path | None = None) -> MetricModel:

@@ -33,9 +33,7 @@ def probe_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) 
 
     Of several processes each tries its own share. Nothing of it stays: random numbers, mode and gradients are as
     before.
-
-    Raises:
-        torch.OutOfMemoryError: it does not fit.
+    Raises torch.OutOfMemoryError: it does not fit.
     """
     config, device = model.config, next(model.parameters()).device
     learned = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
@@ -134,9 +132,19 @@ def place_class_prompts(model: MetricModel, device: torch.device, where: str = "
     if where == "auto" and device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         where = "host" if _bytes(prompts) > free / 2 else "device"
-    if where == "host":
-        _check_host_memory(prompts)
-        model.class_prompts = HostPrompts(prompts)
+    if where != "host":
+        return
+    # The tables are there already, this process's and about now the others'; the moments come with the steps.
+    processes, moments = local_size(), _bytes(prompts) - prompts.table.nbytes
+    available = available_memory()
+    if moments * processes > available:
+        raise VptspError(
+            f"class table on the host: {moments / 1e9:.2f} GB of optimiser state x {processes} processes of this "
+            f"machine = {moments * processes / 1e9:.2f} GB, but {available / 1e9:.2f} GB of its memory are available; "
+            f"{'start fewer processes, ' if processes > 1 else ''}lower class_prompts or class_layers, "
+            "or keep the table on the GPU with --class-table device"
+        )
+    model.class_prompts = HostPrompts(prompts)
 
 
 def check_table_memory(config: RunConfig, num_classes: int, width: int) -> None:
@@ -149,16 +157,3 @@ def check_table_memory(config: RunConfig, num_classes: int, width: int) -> None:
 
 def _bytes(prompts: ClassPrompts) -> int:
     return sum(table.nbytes for table in prompts.tables().values())
-
-
-def _check_host_memory(prompts: ClassPrompts) -> None:
-    # The tables are there already, this process's and about now the others'; the moments come with the steps.
-    processes, moments = local_size(), _bytes(prompts) - prompts.table.nbytes
-    available = available_memory()
-    if moments * processes > available:
-        raise VptspError(
-            f"class table on the host: {moments / 1e9:.2f} GB of optimiser state x {processes} processes of this "
-            f"machine = {moments * processes / 1e9:.2f} GB, but {available / 1e9:.2f} GB of its memory are available; "
-            f"{'start fewer processes, ' if processes > 1 else ''}lower class_prompts or class_layers, "
-            "or keep the table on the GPU with --class-table device"
-        )

@@ -21,9 +21,7 @@ def replacing(path: Path, earlier: Path | None = None) -> Iterator[IO[bytes]]:
     there is moved to ``earlier``, if given.
 
     A process that is killed in it leaves a temporary file behind (see `remove_temporaries`).
-
-    Raises:
-        VptspError: the place cannot be written; the file that was there is unchanged.
+    Raises VptspError: the place cannot be written; the file that was there is unchanged.
     """
     temporary = temporary_name(path)
     try:

@@ -44,9 +44,7 @@ def own_pages(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Ten
 
     The pages are shared with processes that are forked: none must move, by copy on write, what a GPU is reading.
     ``shape`` is (rows, ...).
-
-    Raises:
-        VptspError: more than there is.
+    Raises VptspError: more than there is.
     """
     size = math.prod(shape) * dtype.itemsize
     check_room(size)
@@ -58,9 +56,7 @@ def pin(table: Tensor, device: torch.device) -> int:
     """Register the memory of a table (rows, ...) with CUDA where it is, and return its address for `unpin`.
 
     ``Tensor.pin_memory`` would copy it, into an allocation rounded up to a power of two.
-
-    Raises:
-        VptspError: the system does not let so much memory be locked.
+    Raises VptspError: the system does not let so much memory be locked.
     """
     try:
         with torch.cuda.device(device):

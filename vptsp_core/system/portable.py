@@ -39,9 +39,7 @@ def replace(source: Path, target: Path) -> None:
     """Move a file to the place of another.
 
     Windows refuses while another program has ``target`` open, such as a virus scanner: then it is tried for `PATIENCE`.
-
-    Raises:
-        OSError: it cannot be moved; for a file that is open elsewhere, the message says so.
+    Raises OSError: it cannot be moved; for a file that is open elsewhere, the message says so.
     """
     end = time.monotonic() + PATIENCE
     while True:

@@ -47,9 +47,7 @@ def render(
     """Draw a split: images uint8 (N, size, size, 3), labels int64 (N,) and class names.
 
     N = classes x images_per_class, in the order of the classes; the arrays are cached and read-only.
-
-    Raises:
-        DataError: no such split, no images or no pixels asked for, or a font is missing.
+    Raises DataError: no such split, no images or no pixels asked for, or a font is missing.
     """
     letters = _letters(split)
     if images_per_class < 1 or size < 8:
