@@ -16,9 +16,9 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from vptsp_core.method.adapters import SCALE, Adapter
-from vptsp_core.method.head import Head
 from vptsp_core.method.losses import proxy_anchor
 from vptsp_core.method.model import MetricModel
+from vptsp_core.method.vit import Head
 
 
 def pooled_tokens(

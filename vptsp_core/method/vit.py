@@ -21,7 +21,6 @@ from torch.utils.checkpoint import checkpoint
 
 from vptsp_core.method.adapters import Adapter
 from vptsp_core.method.backbone import pooling
-from vptsp_core.method.head import Head
 from vptsp_core.method.lora import project
 
 
@@ -146,6 +145,29 @@ def run_block(
     x = x + block.ls1(attention.proj(attended))
     mlp = block.ls2(block.mlp(block.norm2(x)))
     return x + mlp if adapter is None else x + mlp + adapter(x, mlp)
+
+
+class Head(nn.Module):
+    """LayerNorm, then Linear(D, d); a distilled ViT has two, averaged (as in the released code)."""
+
+    def __init__(self, width: int, embed_dim: int, tokens: int = 1) -> None:
+        super().__init__()
+        self.norm, self.fc = nn.LayerNorm(width), _xavier_linear(width, embed_dim)
+        if tokens == 2:
+            self.dist_norm, self.dist_fc = nn.LayerNorm(width), _xavier_linear(width, embed_dim)
+        self.tokens = tokens
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, tokens, D) -> (B, d), not normalised."""
+        out = self.fc(self.norm(pooled[:, 0]))
+        return out if self.tokens == 1 else (out + self.dist_fc(self.dist_norm(pooled[:, 1]))) / 2
+
+
+def _xavier_linear(width: int, embed_dim: int) -> nn.Linear:
+    linear = nn.Linear(width, embed_dim)
+    nn.init.xavier_uniform_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 class PromptedViT(nn.Module):

@@ -25,9 +25,8 @@ from vptsp_core.data.holdout import first_of_each
 from vptsp_core.errors import ConfigError, DataError
 from vptsp_core.method.accumulators import GRUAccumulator
 from vptsp_core.method.backbone import normalisation
-from vptsp_core.method.head import Head
 from vptsp_core.method.model import MetricModel
-from vptsp_core.method.vit import run_block
+from vptsp_core.method.vit import Head, run_block
 from vptsp_core.system.distributed import from_first
 
 PER_CLASS = 32  # images a class that are looked at: all of CUB's are not needed, and iNaturalist has classes of 659
