@@ -26,7 +26,7 @@ class ImageSet(ABC):
         store: the same images decoded and resized, if a run reads them from there (`vptsp_core.data.batches`).
 
     Raises:
-        DataError: labels that are not so.
+        DataError: labels outside of 0 to C - 1, or, unless shared, with gaps.
     """
 
     store: PixelStore | None = None
@@ -79,7 +79,7 @@ class Benchmark:
 
     Attributes:
         gallery: what ``test`` is searched in (In-Shop); None: among all other test images.
-        differences: how the images on disk differ from the published data set, whose numbers they then do not give.
+        differences: how the images on disk differ from the published data set; numbers are the benchmark's without any.
     """
 
     name: str

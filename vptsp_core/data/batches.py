@@ -37,8 +37,8 @@ def cache_folder(
 
 
 def decoded(benchmark: Benchmark, config: RunConfig, folder: Path, *, progress: bool = True) -> Benchmark:
-    """A copy of the benchmark with its images decoded, if the config's pipeline is the cached one
-    (`cache.open_stores`).
+    """A copy of the benchmark with its images decoded (`cache.open_stores`), if the config's pipeline is the cached
+    one.
 
     For the classic pipeline the headers of your own images are read, so that one that cannot be used is found before
     the training.

@@ -198,7 +198,7 @@ def not_read(names: Iterable[str]) -> str:
 
 def check_shape(width: int, height: int, name: str = "image") -> None:
     """Refuse a strip: resized by its shorter side it takes gigabytes, and a crop of it shows hardly anything.
-    Raises DataError: under the image's ``name``."""
+    Raises DataError: it is one; the message begins with ``name``."""
     if max(width, height) > LONGEST * min(width, height):
         raise DataError(f"{name}: {width} x {height} pixels, more than {LONGEST} times as long as wide; leave it out")
 
@@ -206,7 +206,7 @@ def check_shape(width: int, height: int, name: str = "image") -> None:
 def outside_images(place: Path, images: str | Path, option: str) -> Path:
     """``place``, which is to be written, unless it is in the folder of your own ``images``: there it would be a class,
     or an image, for whatever reads the folder next.
-    Raises DataError: it is; the message names the ``option`` that gives another place."""
+    Raises DataError: it is in there; the message names the ``option`` that gives another place."""
     folder = Path(images).expanduser().resolve()
     if place.expanduser().resolve().is_relative_to(folder):
         raise DataError(

@@ -94,7 +94,7 @@ def _create(name: str, *, pretrained: bool, image_size: int | None) -> VisionTra
 
 def shape(name: str) -> tuple[int, int, int]:
     """Number of blocks, width, and patch side in pixels of backbone ``name``; it loads no weights.
-    Raises ConfigError: as `load_backbone`."""
+    Raises ConfigError: as `load_backbone` does."""
     if name != "demo_vit":
         with contextlib.redirect_stdout(io.StringIO()), torch.device("meta"):
             model = _create(name, pretrained=False, image_size=None)

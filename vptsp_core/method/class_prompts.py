@@ -14,10 +14,10 @@ MOMENTS = {"sgd": ("momentum_buffer",), "adam": ("exp_avg", "exp_avg_sq"), "adam
 class ClassPrompts(nn.Module):
     """m prompts in each of L_c blocks for each of C classes, optimised in one of the two released ways.
 
-    dense: one learnable table; momentum and Adam state also move classes that are absent from the batch. rowwise: the
-    batch's rows, with their optimiser state, are swapped into a small parameter and back; absent rows and their state
-    do not move, and the optimiser's step count is common to all rows (the released memory bank). A table that is too
-    large for a GPU stays in host memory: `vptsp_core.runs.host_prompts`.
+    dense: one learnable table; momentum and Adam state also move classes that are absent from the batch.
+    rowwise: the batch's rows, with their optimiser state, are swapped into a small parameter and back; absent rows
+    and their state do not move, and the optimiser's step count is common to all rows (the released memory bank). A
+    table that is too large for a GPU stays in host memory: `vptsp_core.runs.host_prompts`.
 
     Args:
         shape: (C, L_c, m, D).

@@ -36,7 +36,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def refuse_no_file(path: Path, given: str) -> None:
-    """Raise unless the file exists. Raises WeightsError: naming what was given."""
+    """Raises WeightsError, which names what was ``given``, unless the file exists."""
     if not given.strip():
         raise WeightsError("weights is empty; give a .safetensors or .pth file, or leave it out")
     if not path.is_file():
@@ -115,7 +115,7 @@ class ProjectTensors(dict[str, Tensor]):
 
 
 def check_tensor(path: Path, key: str, value: Any) -> None:
-    """Refuse all but a plain tensor of finite numbers. Raises WeightsError: naming its key."""
+    """Refuse all but a plain tensor of finite numbers. Raises WeightsError: it is another; the message has its key."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
         raise WeightsError(f"weights {path}: {key} is not a table of floating-point numbers; save model.state_dict()")
     # Few bytes may claim to be many numbers; torch cannot compute with 8-bit ones.

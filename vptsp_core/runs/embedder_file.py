@@ -40,7 +40,8 @@ ONLY_TRAINING = ("proxies.", "class_prompts.", "vit.proxy_head.")
 
 @dataclass(frozen=True)
 class Saved:
-    """A trained model as read; a run's folder has no ``frozen`` and no ``preprocessing``, ``data`` is of its record."""
+    """A trained model as read. A run's folder has no ``frozen`` and no ``preprocessing``; ``data`` comes from its
+    record."""
 
     path: Path
     config: RunConfig

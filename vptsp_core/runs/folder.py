@@ -119,7 +119,8 @@ def write_run(
 
 
 def finished_run(path: Path, benchmark: Benchmark | None = None, light: bool = True) -> Run | None:
-    """The run of a folder, or None while it is not finished; what a process that was killed at its end left is deleted.
+    """The run of a folder, or None while it is not finished. What a killed process left beside a finished one is
+    deleted.
 
     Args:
         benchmark: the images that it should have been made with.

@@ -148,9 +148,9 @@ def place_class_prompts(model: MetricModel, device: torch.device, where: str = "
 
 
 def check_table_memory(config: RunConfig, num_classes: int, width: int) -> None:
-    """Refuse a class-prompt table of C classes and the backbone's width D that this machine's memory cannot hold,
-    before the system ends the process.
-    Raises VptspError: with both sizes."""
+    """Refuse a class-prompt table (C classes, the backbone's width D) that this machine's memory cannot hold, before
+    the system ends the process.
+    Raises VptspError: it cannot; the message has both sizes."""
     if config.has_class_prompts:
         check_room(4 * num_classes * config.class_layers * config.class_prompts * width)
 
