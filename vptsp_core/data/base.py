@@ -75,18 +75,13 @@ class ImageSet(ABC):
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A training set and the unseen classes it is tested on.
-
-    Attributes:
-        gallery: what ``test`` is searched in (In-Shop); None: among all other test images.
-        differences: how the images on disk differ from the published data set; numbers are the benchmark's without any.
-    """
+    """A training set and the unseen classes it is tested on."""
 
     name: str
     train: ImageSet
     test: ImageSet
-    gallery: ImageSet | None = None
-    differences: tuple[str, ...] = ()
+    gallery: ImageSet | None = None  # what ``test`` is searched in (In-Shop); None: among all other test images
+    differences: tuple[str, ...] = ()  # from the published data set; with any, numbers are not the benchmark's
 
     def fingerprint(self) -> str:
         """Short hash over all splits."""

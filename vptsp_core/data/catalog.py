@@ -11,50 +11,31 @@ from vptsp_core.data.layouts import Reader
 
 @dataclass(frozen=True)
 class Part:
-    """One file that makes up a data set.
+    """One file that makes up a data set; not needed where what it ``makes`` is in the data set's folder already."""
 
-    Attributes:
-        file: its name under ``DIR/downloads``.
-        makes: what it holds of the data set: the folder of an archive, or the file itself; where that exists in the
-            data set's folder, the part is not needed.
-        sources: addresses, in the order in which they are tried; empty if a person has to fetch it.
-        checksum: ``"md5:..."`` or ``"sha256:..."`` as published; a part with sources has one.
-        size: bytes, as published.
-    """
-
-    file: str
-    makes: str
-    sources: tuple[str, ...] = ()
-    checksum: str = ""
-    size: int | None = None
+    file: str  # its name under DIR/downloads
+    makes: str  # the folder of an archive, or the file itself
+    sources: tuple[str, ...] = ()  # addresses, in the order in which they are tried; empty: a person has to fetch it
+    checksum: str = ""  # "md5:..." or "sha256:..." as published; a part with sources has one
+    size: int | None = None  # bytes, as published
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """What is known of a data set.
-
-    Attributes:
-        folder: its place under ``--data DIR``.
-        reader: what makes its split of its folder.
-        counts: (classes, images) of each split, as published.
-        parts: the files to get.
-        steps: what a person has to do, a line each; empty where every part has a source.
-        tree: the layout, for people.
-        aliases: other names that its folder has, as of its archive.
-    """
+    """What is known of a data set."""
 
     name: str
     title: str
-    folder: str
-    reader: Reader
-    counts: Mapping[str, tuple[int, int]]
-    parts: tuple[Part, ...]
+    folder: str  # its place under --data DIR
+    reader: Reader  # what makes its split of its folder
+    counts: Mapping[str, tuple[int, int]]  # (classes, images) of each split, as published
+    parts: tuple[Part, ...]  # the files to get
     home: str
     terms: str
     citation: str
-    tree: str
-    steps: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()
+    tree: str  # the layout, for people
+    steps: tuple[str, ...] = ()  # what a person has to do, a line each; empty where every part has a source
+    aliases: tuple[str, ...] = ()  # other names that its folder has, as of its archive
 
 
 CUB200 = DataSet(

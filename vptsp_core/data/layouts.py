@@ -18,28 +18,17 @@ Rows = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Listing:
-    """The images that a data set names, not yet looked for.
+    """The images that a data set names, not yet looked for."""
 
-    Attributes:
-        source: what named them, for messages.
-        root: the paths are relative to it.
-        splits: ``train``, and ``test`` or ``query`` and ``gallery``; of each (path with ``/``, class) in order.
-        notes: what the lists themselves lack.
-        uncertain: the split rests on the order of the classes, so nothing may be missing.
-        classes_of_one: classes of one image are ``fine`` (a benchmark's own, which count as misses), ``warned of``, or
-            ``refused``, whatever else is allowed.
-        as_shown: images are read as a viewer shows them (`folder.read_image`).
-        lines: of ``split.csv``, those that name each path.
-    """
-
-    source: Path
-    root: Path
-    splits: dict[str, Rows]
-    notes: list[str] = field(default_factory=list)
-    uncertain: bool = False
+    source: Path  # what named them, for messages
+    root: Path  # the paths are relative to it
+    splits: dict[str, Rows]  # train, and test or query and gallery; of each (path with /, class) in order
+    notes: list[str] = field(default_factory=list)  # what the lists themselves lack
+    uncertain: bool = False  # the split rests on the order of the classes, so nothing may be missing
+    # Classes of one image are "fine" (a benchmark's own, which count as misses), "warned of", or "refused", always.
     classes_of_one: str = "fine"
-    as_shown: bool = False
-    lines: dict[str, list[int]] = field(default_factory=dict)
+    as_shown: bool = False  # images are read as a viewer shows them (`folder.read_image`)
+    lines: dict[str, list[int]] = field(default_factory=dict)  # of split.csv, those that name each path
 
     def where(self, *paths: str) -> str:
         """The lines that name these paths, for a message: " (line 2, 5)", or "" where no table has lines."""
