@@ -32,9 +32,6 @@ class Loop:
         batches: gives the batches of an epoch, counted from 0: images (b, 3, H, W), normalised, and labels (B,), on
             the device, in the sampler's order.
         make_step: makes the step from model, optimisers and scaler.
-
-    Attributes:
-        losses: (steps,) of the last epoch, on the device.
     """
 
     def __init__(
@@ -54,7 +51,7 @@ class Loop:
         ]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=model.vit.autocast is torch.float16)
         self.step = make_step(model, self.optimizers, self.scaler)
-        self.losses = torch.empty(0)
+        self.losses = torch.empty(0)  # (steps,) of the last epoch, on the device
 
     def rows(self, finished: int = 0) -> Iterator[Row]:
         """Train from epoch ``finished`` (counted from 0) to the last one; a row after each.

@@ -34,11 +34,6 @@ class CompiledStep(TrainStep):
         must: a graph that cannot be compiled is an error; else one line warns, and steps run uncompiled. Of several
             processes none can continue alone, so there it is always an error.
 
-    Attributes:
-        compiled: False from the moment that compiling failed.
-        compile_seconds: what the first step took, nearly all of it compiling, or reading what an earlier run compiled;
-            None before it, and where compiling failed.
-
     Raises:
         VptspError: at a step, it cannot be compiled, and must be.
     """
@@ -54,7 +49,8 @@ class CompiledStep(TrainStep):
         super().__init__(model, optimizers, scaler)
         self.must = must or world_size() > 1
         self.taken = 0
-        self.compiled = True
+        self.compiled = True  # False from the moment that compiling failed
+        # What the first step took, nearly all of it compiling, or reading what an earlier run compiled.
         self.compile_seconds: float | None = None
         self._loss = compiled_loss(model)
 

@@ -59,13 +59,6 @@ class Trainer:
             does not fit without, and compiles long runs on a GPU (`compiles`).
         stretch: says what the run is made with in this call and for how long by now, for its record.
 
-    Attributes (the last three are stored in the checkpoint):
-        loop: the model with its optimisers and schedules.
-        stretches: what ``stretch`` said last in every call that this run took, each with ``after_epochs``, the epochs
-            that were finished before it.
-        queries: per-query values of each metric at the epoch that it is reported from.
-        weights: of the best epoch, what retrieval needs, on the CPU.
-
     Raises:
         ConfigError: the processes cannot share the batch evenly.
         DataError: the training set is too small for the batch.
@@ -101,9 +94,11 @@ class Trainer:
         compiled = compiles(compile, self.device, config.epochs * len(self.sampler))
         make_step = functools.partial(CompiledStep, must=compile == "on") if compiled else TrainStep
         self.loop = Loop(model, self.sampler, images.labels, self._batches, make_step)
+        # All that follows is stored in the checkpoint, and so is the loop.
         self.history: list[Row] = []
-        self.queries: dict[str, np.ndarray] = {}
-        self.weights: dict[str, Tensor] = {}
+        self.queries: dict[str, np.ndarray] = {}  # per-query values of each metric at the epoch it is reported from
+        self.weights: dict[str, Tensor] = {}  # of the best epoch, what retrieval needs, on the CPU
+        # What ``stretch`` said last in every call that this run took, each with the epochs finished before it.
         self.stretch, self.stretches = stretch, [{"after_epochs": 0, **stretch(), **self.compiled()}]
         self.best = -math.inf
 
