@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tarfile
 import tempfile
@@ -24,7 +25,8 @@ def get(known: DataSet, data: Path) -> None:
     Raises DataError: a source, the disk or an archive failed; a file has to be fetched by hand (the steps are printed
     first); or what is there is not the published data set."""
     downloads, folder = data / "downloads", data / known.folder
-    if _whole(known, data):
+    with contextlib.suppress(DataError):
+        load_benchmark(known.name, data)
         print(f"{known.name}: already there and whole, in {folder}")
         return
     absent = [part for part in _needed(known, folder) if not part.sources and not (downloads / part.file).is_file()]
@@ -67,14 +69,6 @@ def steps(known: DataSet, data: Path) -> list[str]:
     counts = ", ".join(f"{split} {images:,} images of {classes:,} classes"
                        for split, (classes, images) in known.counts.items())  # fmt: skip
     return [*lines, f"  checked then (python -m vptsp_core data check {known.name} --data {data}): {counts}"]
-
-
-def _whole(known: DataSet, data: Path) -> bool:
-    try:
-        load_benchmark(known.name, data)
-    except DataError:
-        return False
-    return True
 
 
 def _needed(known: DataSet, folder: Path) -> list[Part]:

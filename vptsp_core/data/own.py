@@ -140,16 +140,12 @@ def _warn_of_similar(name: str, source: Path, labels: Iterable[str]) -> None:
         kinds.setdefault(" ".join(plain(label).split()), []).append(label)
     if alike := [each for each in kinds.values() if len(each) > 1]:
         more = f" (and {len(alike) - 1} more such)" if len(alike) > 1 else ""
+        seen = (each if each.isprintable() else ascii(each) for each in alike[0][:2])  # what has no width as \u200b
         warnings.warn(
-            f"{name}: {source}: the classes {' and '.join(map(_seen, alike[0][:2]))} differ only in case, spaces or "
+            f"{name}: {source}: the classes {' and '.join(seen)} differ only in case, spaces or "
             f"how letters are stored{more}; if they are one class, write it in one way",
             stacklevel=2,
         )
-
-
-def _seen(label: str) -> str:
-    """A name in a message, what has no width in it as \\u200b."""
-    return label if label.isprintable() else ascii(label)
 
 
 # ---- split.csv, as people and spreadsheets write it ---------------------------------------------------

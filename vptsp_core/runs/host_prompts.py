@@ -31,8 +31,9 @@ class HostPrompts(ClassPrompts):
             self.register_buffer(name, _in_own_pages(tensor, tensor.dtype))
         self.rows = prompts.rows
         self._host: HostRows | None = None
-        self.register_state_dict_pre_hook(_before_saving)
-        self.register_load_state_dict_pre_hook(_before_loading)
+        # Not bound methods: a copy of the module must not flush the original.
+        self.register_state_dict_pre_hook(lambda module, *_: module.flush())
+        self.register_load_state_dict_pre_hook(lambda module, *_: module._forget())
 
     @torch.no_grad()
     def swap_in(self, classes: Tensor, optimizer: torch.optim.Optimizer, upcoming: Tensor | None = None) -> None:
@@ -92,14 +93,3 @@ class HostPrompts(ClassPrompts):
 
 def _in_own_pages(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return own_pages(tuple(tensor.shape), dtype).copy_(tensor)
-
-
-# Functions of the module, not bound methods: a copy of the module must not flush the original.
-def _before_saving(module: nn.Module, *_: Any) -> None:
-    assert isinstance(module, HostPrompts)
-    module.flush()
-
-
-def _before_loading(module: nn.Module, *_: Any) -> None:
-    assert isinstance(module, HostPrompts)
-    module._forget()

@@ -94,7 +94,7 @@ class Trainer:
         compiled = compiles(compile, self.device, config.epochs * len(self.sampler))
         make_step = functools.partial(CompiledStep, must=compile == "on") if compiled else TrainStep
         self.loop = Loop(model, self.sampler, images.labels, self._batches, make_step)
-        # All that follows is stored in the checkpoint, and so is the loop.
+        # The checkpoint holds what follows, beside the loop.
         self.history: list[Row] = []
         self.queries: dict[str, np.ndarray] = {}  # per-query values of each metric at the epoch it is reported from
         self.weights: dict[str, Tensor] = {}  # of the best epoch, what retrieval needs, on the CPU
