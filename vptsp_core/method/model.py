@@ -20,32 +20,25 @@ from vptsp_core.method.vit import PromptedViT, prompt_counts
 
 
 class Group(Protocol):
-    """The processes that train a model together, each with its share of every batch."""
+    """The processes that train a model together, each with its share of every batch. What stands here is that of one
+    process, which holds the whole batch; for many: `vptsp_core.system.distributed.Processes`."""
 
     def share(self, rows: Tensor) -> Tensor:
         """This process's share of a batch's rows: (B, ...) -> (b, ...)."""
+        return rows
 
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of all processes, with their gradients: (b, d) -> (B, d)."""
+        return rows
 
     def sum_gradients(self, partial: Iterable[Tensor], whole: Iterable[Tensor]) -> None:
         """Give every process the gradients of the batch: sum those of ``partial`` over the processes; those of
         ``whole`` are complete already."""
+        return  # of one process all are
 
 
-class OneProcess:
-    """A `Group` of one, which holds the whole batch. For many: `vptsp_core.system.distributed.Processes`."""
-
-    def share(self, rows: Tensor) -> Tensor:
-        """All rows, (B, ...)."""
-        return rows
-
-    def gather(self, rows: Tensor) -> Tensor:
-        """The rows as they are, (B, d)."""
-        return rows
-
-    def sum_gradients(self, partial: Iterable[Tensor], whole: Iterable[Tensor]) -> None:
-        """Do nothing: they are the batch's already."""
+class OneProcess(Group):
+    """A group of one."""
 
 
 class MetricModel(nn.Module):
