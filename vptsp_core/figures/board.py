@@ -28,7 +28,7 @@ def show_finished(done: Run, folder: str | Path, data: str | Path | None = None)
     if not is_main():
         return
     curves = Curves(Path(folder).expanduser() / done.path.name)
-    curves.write(done.history.to_dict("records"))
+    curves(done.history.to_dict("records"))
     _, places = all_neighbours(opened, NEIGHBOURS)
     test = opened.benchmark.test
     asked = {"test images": np.linspace(0, len(test) - 1, min(QUERIES, len(test))).astype(int)}

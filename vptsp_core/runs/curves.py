@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,28 +36,23 @@ class Curves:
         self.writer: Any = None
         self._written: set[tuple[str, int]] = set()
 
-    def __call__(self, history: list[Row]) -> None:
-        """Write what is new in the history."""
-        self.write(history)
-        if self.then is not None:
-            self.then(history)
-
-    def write(self, history: Iterable[Mapping[Any, float]]) -> None:
-        """Write the values of a history that are not written yet; NaN is none.
+    def __call__(self, history: list[Any]) -> None:
+        """Write the values of a history (rows, by name) that are not written yet; NaN is none.
 
         TensorBoard shows when an epoch ended: the last one now, each other one by the seconds of those after it.
         """
         if self.writer is None:
             self.writer = self._open(self.folder, purge_step=0)
-        rows = [*history]
-        took = [0.0 if math.isnan(row.get("seconds", 0.0)) else row.get("seconds", 0.0) for row in rows]
-        for at, row in enumerate(rows, start=1):
+        took = [0.0 if math.isnan(row.get("seconds", 0.0)) else row.get("seconds", 0.0) for row in history]
+        for at, row in enumerate(history, start=1):
             epoch, ended = int(row["epoch"]), time.time() - sum(took[at:])
             for name, value in row.items():
                 if name != "epoch" and (name, epoch) not in self._written and not math.isnan(value):
                     self.writer.add_scalar(tag(name), value, epoch, walltime=ended)
                     self._written.add((name, epoch))
         self.writer.flush()
+        if self.then is not None:
+            self.then(history)
 
 
 def tag(name: str) -> str:
