@@ -145,12 +145,9 @@ def _content_of(path: Path, stamps: tuple[int, ...]) -> str:
 def read_image(path: Path, as_shown: bool = False) -> Image.Image:
     """Decode one file to RGB; of several frames the first.
 
-    Args:
-        as_shown: as a viewer shows it (`to_rgb`), for your own photographs. The benchmarks' images are read as the
-            paper's loaders read them, without regard to orientation and transparency.
-
-    Raises:
-        DataError: missing, truncated, not an image, or too large to be one; the message names the file.
+    Your own photographs are read ``as_shown`` by a viewer (`to_rgb`), the benchmarks' images as the paper's loaders
+    read them, without regard to orientation and transparency.
+    Raises DataError: missing, truncated, not an image, or too large to be one; the message names the file.
     """
     name = f"image {path}"
     try:
@@ -217,14 +214,9 @@ def outside_images(place: Path, images: str | Path, option: str) -> Path:
 
 
 def to_rgb(image: Image.Image, name: str = "image", as_shown: bool = False) -> Image.Image:
-    """Pillow's conversion; it would cut values beyond 255 off, so 16 bits are reduced to 8 first.
-
-    Args:
-        as_shown: turned as its EXIF orientation says, and what is transparent over white; else the pixels as stored.
-
-    Raises:
-        DataError: the range of the pixels' values is not known; the message begins with ``name``.
-    """
+    """Pillow's conversion; it would cut values beyond 255 off, so 16 bits are reduced to 8 first. ``as_shown`` turns
+    the image as its EXIF orientation says, and puts what is transparent over white; else the pixels are as stored.
+    Raises DataError: the range of the pixels' values is not known; the message begins with ``name``."""
     check_shape(*image.size, name)
     if as_shown:
         image.load()  # turns a TIFF by itself

@@ -21,13 +21,9 @@ _NAME = "default"  # peft's name of a model's only adapter
 def add_lora(backbone: VisionTransformer, rank: int, alpha: float) -> None:
     """Wrap the QKV projection of every block, in place; the factors start as peft draws them (B = 0).
 
-    timm keeps Q, K and V in one Linear, so that the three share A (rank x D), and B is 3D x rank. No dropout.
-
-    Args:
-        alpha: the product is scaled by alpha / rank.
-
-    Raises:
-        VptspError: peft is not installed.
+    timm keeps Q, K and V in one Linear, so that the three share A (rank x D), and B is 3D x rank. The product is scaled
+    by alpha / rank. No dropout.
+    Raises VptspError: peft is not installed.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model

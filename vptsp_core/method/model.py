@@ -142,14 +142,8 @@ class MetricModel(nn.Module):
         )  # fmt: skip
 
     def towers(self, images: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Sample and class embeddings of this process's images (see `loss`).
-
-        Args:
-            classes: (C',) those of the whole batch; only vptsp reads them.
-
-        Returns:
-            (b, d) and, for vptsp, (b, d), L2-normalised.
-        """
+        """Sample and class embeddings of this process's images (see `loss`): (b, d) and, for vptsp, (b, d),
+        L2-normalised. ``classes`` (C',) are those of the whole batch; only vptsp reads them."""
         if self.class_prompts is not None:
             return self.vit(images, self.group.share(self.class_prompts(classes)))
         return self.vit(images, source=self.config.proxy_source if self.config.method == "vptsp" else None)

@@ -30,12 +30,9 @@ GUARDED = 3  # steps in which compiling may fail: the graphs of a GPU are record
 class CompiledStep(TrainStep):
     """`TrainStep` with a compiled loss.
 
-    Args:
-        must: a graph that cannot be compiled is an error; else one line warns, and steps run uncompiled. Of several
-            processes none can continue alone, so there it is always an error.
-
-    Raises:
-        VptspError: at a step, it cannot be compiled, and must be.
+    A graph that cannot be compiled is an error if it ``must`` be, and among several processes, none of which can
+    continue alone; else one line warns, and steps run uncompiled.
+    Raises VptspError: at a step, for such a graph.
     """
 
     def __init__(

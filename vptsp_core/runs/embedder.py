@@ -73,15 +73,9 @@ class Embedder:
 
     @in_torch_defaults
     def embed(self, images: Images) -> np.ndarray:
-        """(N, d) float32, L2-normalised.
-
-        Args:
-            images: a data set; or N images as paths or PIL images (one alone will do), which are taken as a viewer
-                shows them (`read_image`); or (N, 3, H, W) normalised.
-
-        Raises:
-            DataError: naming the file that cannot be read, or what is no image.
-        """
+        """(N, d) float32, L2-normalised, of a data set; of N images as paths or PIL images (one alone will do), which
+        are taken as a viewer shows them (`read_image`); or of a tensor (N, 3, H, W), normalised.
+        Raises DataError: naming the file that cannot be read, or what is no image."""
         if isinstance(images, ImageSet):
             return embed(self.model, images).cpu().numpy()
         device = next(self.model.parameters()).device

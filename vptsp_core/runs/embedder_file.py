@@ -131,14 +131,9 @@ def _read_file(path: Path) -> Saved:
 
 
 def rebuild(saved: Saved, weights: str | Path | None = None) -> MetricModel:
-    """The model on the CPU, in eval mode, without what only training uses.
-
-    Args:
-        weights: the backbone's weights where they have moved; their content decides.
-
-    Raises:
-        WeightsError: the backbone cannot be had or is another one, or the tensors do not fit the description.
-    """
+    """The model on the CPU, in eval mode, without what only training uses. ``weights``: where the backbone's file is
+    now; its content decides.
+    Raises WeightsError: the backbone cannot be had or is another one, or the tensors do not fit the description."""
     config = saved.config
     if config.method == "full":  # all of the backbone is in the file: nothing to fetch
         if weights is not None:

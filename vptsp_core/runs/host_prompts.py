@@ -14,14 +14,9 @@ from vptsp_core.system.host_rows import HostRows, own_pages
 
 
 class HostPrompts(ClassPrompts):
-    """`ClassPrompts`, row-wise, with table and moments in host memory wherever the module goes; the same numbers.
-
-    Args:
-        prompts: what it takes the place of; its tables are copied into pages of their own, which can be pinned.
-
-    Raises:
-        VptspError: there is not so much host memory.
-    """
+    """`ClassPrompts`, row-wise, with table and moments in host memory wherever the module goes; the same numbers. It
+    takes the place of ``prompts``, whose tables are copied into pages of their own, which can be pinned.
+    Raises VptspError: there is not so much host memory."""
 
     def __init__(self, prompts: ClassPrompts) -> None:
         assert prompts.rowwise, "a dense table learns as a whole: it stays with the model"

@@ -17,11 +17,9 @@ _TRIES = 100  # to make the lock's folder
 @contextlib.contextmanager
 def locked(path: Path, waiting: str = "") -> Iterator[None]:
     """Hold the lock file ``path`` alone among processes and threads; its folder is made, and it is deleted at the end.
+    If another one holds it, ``waiting`` is printed.
 
     Where the file system has no locks, the work continues without one, and a line says so.
-
-    Args:
-        waiting: what to print if another one holds the lock, such as "x: another process makes it; waiting".
     """
     # Every user may take the lock next, also if its file was left behind by a process that was killed.
     lock = FileLock(path, mode=0o666, poll_interval=0.2, fallback_to_soft=False)
