@@ -24,14 +24,10 @@ from vptsp_core.method.vit import Head
 def pooled_tokens(
     backbone: VisionTransformer, images: Tensor, prompts: list[Tensor], pool: str, adapters: Sequence[nn.Module] = ()
 ) -> list[Tensor]:
-    """One tower on its own, up to its head (Jia et al., "Visual Prompt Tuning", ECCV 2022, deep form).
+    """One tower on its own, up to its head (Jia et al., "Visual Prompt Tuning", ECCV 2022, deep form): one (B, D), or
+    two of a distilled ViT.
 
-    Args:
-        prompts: for each of the first blocks, (B, n, D) or (1, n, D).
-        adapters: those of the last blocks.
-
-    Returns:
-        One (B, D), or two of a distilled ViT.
+    Prompts are those of the first blocks, (B, n, D) or (1, n, D) each, adapters those of the last.
     """
     x = backbone.norm_pre(backbone._pos_embed(backbone.patch_embed(images)))
     tokens, plain = x.shape[1], len(backbone.blocks) - len(adapters)

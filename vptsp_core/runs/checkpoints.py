@@ -38,14 +38,8 @@ class Found(NamedTuple):
 
 def write_checkpoint(folder: Path, run: str, values: Mapping[str, Any]) -> None:
     """Put a new checkpoint beside the last one, which becomes the one before it; no copy of the tensors is made.
-
-    Args:
-        run: whose checkpoint it is (`read_checkpoint`).
-        values: what ``torch.load(..., weights_only=True)`` can read back.
-
-    Raises:
-        VptspError: the folder cannot be written; both earlier checkpoints are still there.
-    """
+    ``run`` says whose it is, ``values`` are what ``torch.load(..., weights_only=True)`` can read back.
+    Raises VptspError: the folder cannot be written; both earlier checkpoints are still there."""
     with replacing(folder / CHECKPOINT, earlier=folder / PREVIOUS) as file:
         try:
             torch.save({"config": run, **values}, file)
@@ -81,14 +75,11 @@ def find_checkpoint(folder: Path) -> Found | None:
 def read_checkpoint(folder: Path, found: Found, run: str, made_with: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a checkpoint that `find_checkpoint` found, here or in another process of the group.
 
-    Tensors are mapped, not read: of the class prompts there is one copy, where they are put.
-
-    Args:
-        run: its identity; ``made_with``: what the run is resumed with (`runs.record.make_stretch`).
+    Tensors are mapped, not read: of the class prompts there is one copy, where they are put. ``run`` is its identity,
+    ``made_with`` what the run is resumed with (`runs.record.make_stretch`).
 
     Raises:
-        WeightsError: it belongs to another run, was begun with other images or weights, or another version of torch
-            wrote it.
+        WeightsError: of another run, begun with other images or weights, or written by another version of torch.
         VptspError: in this folder is another file than the first process found.
     """
     path = folder / found.name

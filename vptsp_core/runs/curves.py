@@ -13,17 +13,12 @@ from vptsp_core.runs.selection import HELD_OUT, NOT_METRICS, Row
 
 
 class Curves:
-    """Writes every epoch of a history once; for ``on_epoch`` of `runs.run.run`.
+    """Writes every epoch of a history once, into ``folder``; for ``on_epoch`` of `runs.run.run`. ``then`` is called
+    afterwards.
 
     The first call writes the whole history so far and has TensorBoard drop what an earlier process wrote (its
     ``purge_step``), so that a run that resumes has every epoch once.
-
-    Args:
-        folder: of this run's event files.
-        then: called with the history afterwards.
-
-    Raises:
-        VptspError: tensorboard is not installed.
+    Raises VptspError: tensorboard is not installed.
     """
 
     def __init__(self, folder: Path, then: Callable[[list[Row]], None] | None = None) -> None:

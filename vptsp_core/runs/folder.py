@@ -39,22 +39,15 @@ _AGAIN = "delete the folder and run it again"
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run; a light one is a run whose folder has all but the weights.
-
-    Attributes:
-        config: its description.
-        path: its folder.
-        metrics: retrieval metrics as the config's ``selection`` picks them, fractions in [0, 1].
-        history: one row an epoch: loss, learning rates, seconds of training, metrics where evaluated.
-        record: what it ran on: commit, versions, device, checksums of data and weights, parameters, times. Of a run
-            that was cut short and resumed, ``started`` and ``seconds`` are those of the whole, ``stretches`` says what
-            each part was made with (see `vptsp_core.runs.record`), and the rest is that of the last part.
-    """
+    """A finished run; a light one is a run whose folder has all but the weights."""
 
     config: RunConfig
-    path: Path
-    metrics: dict[str, float]
-    history: pd.DataFrame
+    path: Path  # its folder
+    metrics: dict[str, float]  # of retrieval, as the config's ``selection`` picks them, fractions in [0, 1]
+    history: pd.DataFrame  # one row an epoch: loss, learning rates, seconds of training, metrics where evaluated
+    # What it ran on: commit, versions, device, checksums of data and weights, parameters, times. Of a run that was cut
+    # short and resumed, ``started`` and ``seconds`` are those of the whole, ``stretches`` says what each part was made
+    # with (see `vptsp_core.runs.record`), and the rest is that of the last part.
     record: dict[str, Any]
 
     @property
@@ -119,17 +112,10 @@ def write_run(
 
 
 def finished_run(path: Path, benchmark: Benchmark | None = None, light: bool = True) -> Run | None:
-    """The run of a folder, or None while it is not finished. What a killed process left beside a finished one is
-    deleted.
-
-    Args:
-        benchmark: the images that it should have been made with.
-        light: whether a light run counts as finished.
-
-    Raises:
-        WeightsError: a file of it is damaged or missing, they are another run's than the folder's name says, or it was
-            made with other images.
-    """
+    """The run of a folder, or None while it is not finished, or where it is a light one and ``light`` is False. What a
+    killed process left beside a finished one is deleted.
+    Raises WeightsError: a file of it is damaged or missing, they are another run's than the folder's name says, or it
+    was made with other images than the ``benchmark``."""
     if not (path / METRICS).exists():
         return None
     done = read_run(path)
