@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vptsp_core.figures.style import BLUE, PROXIES, VERMILION, _house
+from vptsp_core.figures.style import BLUE, PROXIES, VERMILION, _house, legend
 
 
 @_house
@@ -32,5 +32,5 @@ def gap(table: pd.DataFrame, epochs: Sequence[int]) -> Figure:
         ax.set(title=PROXIES[kind][1], xlabel="epochs of training", xticks=list(epochs))
         ax.margins(x=0.08)
     axes[0].set_ylabel("mean cosine of a proxy")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    legend(fig)
     return fig
