@@ -32,10 +32,7 @@ BATCHES = (32, 64)
 def latency_configs(profile: str, batches: Sequence[int] = BATCHES, **changes: Any) -> dict[tuple[str, int], RunConfig]:
     """The runs whose steps are measured: {(method as the paper names it, batch): run}, weights at random.
 
-    ``changes`` are applied to all, but the batch is the table's column.
-
-    Raises:
-        ConfigError: no such profile, or changes that cannot run.
+    ``changes`` are applied to all, but the batch is the table's column. Raises ConfigError for an unknown profile.
     """
     if profile not in BASE:
         raise ConfigError(f"profile = {profile!r} must be one of {', '.join(BASE)}")
@@ -57,15 +54,14 @@ def latency_benches(
         compiled: among our forms; each cell is compiled on its own, which may take a minute.
         reference: the user's clone of the released implementation; adds its form where it has the method.
     """
-    benches = {}
+    forms = ("eager", "compiled", "textbook") if compiled else ("eager", "textbook")
+    benches: dict[tuple[str, int, str], Callable[[], Bench]] = {}
     for (method, batch), config in configs.items():
         clone = None
         with contextlib.suppress(ConfigError):  # the adapter, and changes that were not released
             check_released(config)
             clone = reference
-        forms = ("eager", "compiled", "textbook") if compiled else ("eager", "textbook")
-        for form, make in make_forms(config, forms, clone).items():
-            benches[method, batch, form] = make
+        benches |= {(method, batch, form): make for form, make in make_forms(config, forms, clone).items()}
     return benches
 
 
