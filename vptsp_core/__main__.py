@@ -36,7 +36,7 @@ COMMANDS = {
 }
 MODULES = {  # whose ``main`` a command is; the others are here
     "data": "data.command", "pretrain": "data.glyphs.pretrain", "bench": "paper.step_cost",
-    "tune": "paper.search_command", "light": "runs.light", "notebooks": "publish.runner", "report": "publish.page",
+    "tune": "paper.search", "light": "runs.light", "notebooks": "publish.runner", "report": "publish.page",
     "export": "deploy.export", "index": "deploy.update", "search": "deploy.search",
 }  # fmt: skip
 EXAMPLES = """\
