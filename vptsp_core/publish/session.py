@@ -35,16 +35,13 @@ _SUMS = ("runs", "seconds of training and evaluation, all runs")  # facts of a r
 
 
 class Session:
-    """A notebook at work.
+    """A notebook at work. To begin it is to check its parameters (`check_given`).
 
     Attributes:
         folder: where the results of the profile are: tables, figures, runs.
         data: the folder of the data sets, or None.
         watched: whether a person watches the notebook; progress bars help then.
         asked: the runs that it asks for, each with whether one without weights will do; ``trials``: of its search.
-
-    Raises:
-        ConfigError: the notebook was given a parameter that it does not have, or one of a wrong type.
     """
 
     def __init__(self, notebook: str, profile: str, results: str, data: str | None = None) -> None:
@@ -79,11 +76,8 @@ class Session:
             self._note(said)
 
     def asks(self, *configs: RunConfig, light: bool = True, trials: int = 0) -> None:
-        """Note the runs that the notebook will ask for, for a dry run (`publish.plan`), and the trials of its search.
-
-        Args:
-            light: whether runs without weights will do.
-        """
+        """Note the runs that the notebook will ask for and the trials of its search, for a dry run (`publish.plan`);
+        ``light``: whether runs without weights will do."""
         self.asked |= {config: light and self.asked.get(config, True) for config in configs}
         self.trials += trials
 
@@ -110,12 +104,8 @@ class Session:
         return style.save_figure(figure, self.folder, self._named(self._manifest.figures, name, ".png"), alt)
 
     def finish(self, runs: Sequence[Run] = (), facts: pd.DataFrame | None = None) -> Styler:
-        """Write what the numbers come from (``tables/<notebook>_record.csv``) and the manifest; returns the record.
-
-        Args:
-            runs: all that the notebook shows.
-            facts: the record of a notebook that trains nothing, in place of that of ``runs``.
-        """
+        """Write what the numbers come from (``tables/<notebook>_record.csv``) and the manifest; returns the record: of
+        all ``runs`` that the notebook shows, or the ``facts`` of one that trains nothing."""
         runs = list({run.path: run for run in runs}.values())
         record = report.record_table(runs) if facts is None else facts
         report.save_table(record, self.folder, f"{self._notebook}{RECORD}")

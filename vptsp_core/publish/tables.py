@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vptsp_core.errors import VptspError
+from vptsp_core.paper.report import DIFFERENCE, ORDER, OURS, PAPER
 from vptsp_core.publish.html import TEMPLATES
 
-PAPER, OURS, DIFFERENCE, INTERVAL, ORDER = "paper", "ours", "difference", "±", "the paper's order"
 WIDE = 12  # columns; a wider table is cut into several
-_SIDED = re.compile(rf"(.+?), ({PAPER}|{OURS}|{DIFFERENCE}|{INTERVAL}|vs .+|{ORDER})")
+_SIDED = re.compile(rf"(.+?), ({PAPER}|{OURS}|{DIFFERENCE}|±|vs .+|{ORDER})")
 _METRIC = re.compile(r"R@|MAP@R|R-precision|Recall|NMI|F1")
 _UNIT = re.compile(r"(^|[, (])(M|GB|MB|ms|s|%)($|[, )])")
 
@@ -60,19 +60,13 @@ class Part(NamedTuple):
 
 
 def read_table(path: Path) -> list[Column]:
-    """The columns of a CSV file, cells as they are written there.
-
-    Raises:
-        VptspError: it is no table.
-    """
+    """The columns of a CSV file, cells as they are written there. Raises VptspError where it is no table."""
     try:
         rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8")), strict=True))
     except (OSError, ValueError, csv.Error) as error:
         raise VptspError(f"{path.name} cannot be read ({error}); run its notebook again") from None
-    if not rows or not rows[0]:
-        raise VptspError(f"{path.name} is no table: it has no columns; run its notebook again")
-    if any(len(row) != len(rows[0]) for row in rows):
-        raise VptspError(f"{path.name} is no table: its rows differ in length; run its notebook again")
+    if not rows or not rows[0] or any(len(row) != len(rows[0]) for row in rows):
+        raise VptspError(f"{path.name} is no table: its rows differ in length, or it has none; run its notebook again")
     columns, before = [], ""
     for name, *cells in zip(*rows):
         sided = _SIDED.fullmatch(name)
