@@ -15,10 +15,7 @@ def umap_plane(vectors: np.ndarray, *, seed: int = 0, neighbours: int = 15) -> n
     """UMAP (McInnes et al., 2018) of vectors (N, d) into the plane, by cosine: (N, 2) float32.
 
     The same vectors and seed give the same map. The first call of a process compiles for some twenty seconds. Up to
-    three vectors, too few for UMAP, are put on a line.
-
-    Raises:
-        VptspError: vectors that hold NaN or infinity.
+    three vectors, too few for UMAP, are put on a line. Raises VptspError for NaN and infinity.
     """
     if bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
         raise VptspError(f"a map of embeddings: NaN or infinity in {numbered(bad, vectors)}; leave them out")
@@ -57,11 +54,7 @@ def spread_classes(num_classes: int, count: int) -> list[int]:
 
 def pick_points(labels: np.ndarray, shown: list[int], limit: int, seed: int = 0) -> np.ndarray:
     """Places of at most ``limit`` images, (n,) int64, sorted: those of the classes ``shown`` first of all, then any
-    others. labels (N,) are the images' classes.
-
-    Raises:
-        VptspError: ``limit`` is not a whole number of at least 1.
-    """
+    others. labels (N,) are the images' classes."""
     limit = positive("images on a map", limit)
     order = np.random.default_rng(seed).permutation(len(labels))
     first = np.isin(labels[order], shown)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vptsp_core.data import ImageSet
-from vptsp_core.figures.gallery import thumbnail
+from vptsp_core.figures.gallery import in_unit_square, thumbnail
 from vptsp_core.figures.umap import short_name
 from vptsp_core.system.places import ASSETS
 
@@ -29,8 +29,7 @@ def document(points: np.ndarray, images: ImageSet, places: Sequence[int], *, see
         points: (N, 2), the points of the images ``places`` (N) of the set.
         seed: which of crowded images are drawn first.
     """
-    low, high = points.min(0), points.max(0)
-    unit = (points - low) / np.maximum(high - low, 1e-12)
+    unit = in_unit_square(points)
     order = np.random.default_rng(seed).permutation(len(points))
     columns = math.ceil(math.sqrt(len(order)))
     atlas = Image.new("RGB", (columns * SIDE, math.ceil(len(order) / columns) * SIDE), "white")

@@ -46,18 +46,12 @@ class Done:
 
 
 def carry_out(
-    configs: Cells,
-    seeds: Sequence[int] | Mapping[tuple[str, str], Sequence[int]],
-    *,
-    data: str | Path | None,
-    results: Path,
-    notebook: str,
-    **options: Any,
-) -> Done:
+    configs: Cells, seeds: Sequence[int] | Mapping[tuple[str, str], Sequence[int]], *, data: str | Path | None,
+    results: Path, notebook: str, **options: Any,
+) -> Done:  # fmt: skip
     """Run every cell of a table for every seed, as far as data and weights are here. Finished runs need neither.
 
     Args:
-        configs: of `paper.tables`.
         seeds: of all cells, or of each (`paper.methods.seeds_by_row`).
         data: folder of the data sets.
         results: folder of the profile's results.
@@ -168,12 +162,9 @@ def differences(done: Done, reference: str) -> pd.DataFrame:
 
 
 def beside(
-    paper: pd.DataFrame,
-    done: Done,
-    clear: pd.DataFrame | None = None,
-    reference: str = "",
+    paper: pd.DataFrame, done: Done, clear: pd.DataFrame | None = None, reference: str = "",
     extra: pd.DataFrame | None = None,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Paper | ours | difference of every column that the paper prints, in percent, indexed by row: the
     paper's rows in its order, then the rows that only we have.
 

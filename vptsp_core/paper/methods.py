@@ -114,22 +114,15 @@ RATES: dict[str, dict[str, dict[str, float]]] = {
 
 
 def base_config(profile: str, **changes: Any) -> RunConfig:
-    """The run that a profile's tables vary, with ``changes``.
-
-    Raises:
-        ConfigError: no such profile, or changes that cannot run.
-    """
+    """The run that a profile's tables vary, with ``changes``. Raises ConfigError for an unknown profile."""
     if profile not in BASE:
         raise ConfigError(f"profile = {profile!r} must be one of {', '.join(BASE)}")
     return table_preset(BASE[profile], **changes)
 
 
 def check_changes(changes: Mapping[str, Any]) -> None:
-    """Refuse what cannot be changed for every run of a table.
-
-    Raises:
-        ConfigError: a key of `ROW_KEYS`, or the seed, which has a parameter of its own.
-    """
+    """Raises ConfigError for what cannot be changed for every run of a table: a key of `ROW_KEYS`, or the seed, which
+    has a parameter of its own."""
     if "seed" in changes:
         raise ConfigError("changes (--set) hold seed; give seeds (--seeds) instead")
     if found := [key for key in ROW_KEYS if key in changes]:
@@ -140,12 +133,9 @@ def check_changes(changes: Mapping[str, Any]) -> None:
 
 
 def configured(profile: str, row: Mapping[str, Any], changes: Mapping[str, Any]) -> RunConfig:
-    """The run of a row, with ``changes`` for every run applied last.
+    """The run of a row, with ``changes`` for every run (`check_changes`) applied last.
 
     A row that takes no step takes none whatever ``changes`` say of epochs.
-
-    Raises:
-        ConfigError: see `base_config` and `check_changes`.
     """
     check_changes(changes)
     untrained = {"epochs": 0} if row.get("epochs") == 0 else {}
@@ -155,9 +145,6 @@ def configured(profile: str, row: Mapping[str, Any], changes: Mapping[str, Any])
 def method_rows(profile: str) -> dict[str, dict[str, Any]]:
     """Table 1: {label: changes to `base_config`} of every method that can be run, in the paper's order; LoRA, which is
     not the paper's, where peft is installed.
-
-    Raises:
-        ConfigError: no such profile.
 
     >>> base_config("demo", **method_rows("demo")["VPT"], seed=1).method
     'vpt'
@@ -172,11 +159,7 @@ def method_rows(profile: str) -> dict[str, dict[str, Any]]:
 
 
 def proxy_source_rows(profile: str) -> dict[str, dict[str, Any]]:
-    """Table 5: {label: changes to `base_config`}; its last row is the run of table 1's "VPTSP-G + BitFit".
-
-    Raises:
-        ConfigError: no such profile.
-    """
+    """Table 5: {label: changes to `base_config`}; its last row is the run of table 1's "VPTSP-G + BitFit"."""
     return _variants(profile, 5, BEST, "proxy_source", PROXY_SOURCES)
 
 
@@ -185,9 +168,6 @@ def integration_rows(profile: str) -> dict[str, dict[str, Any]]:
 
     The paper does not say that table 7 is without BitFit; the last row's 86.1 and 52.1 are those of "VPTSP-G" in
     table 1, and of "VPTSP (GRU)" in table 4.
-
-    Raises:
-        ConfigError: no such profile.
     """
     return _variants(profile, 7, "VPTSP-G", "accumulator", INTEGRATIONS)
 
@@ -220,14 +200,6 @@ def _settings_of(profile: str) -> str:
 
 
 def paper_labels(table: pd.DataFrame) -> pd.DataFrame:
-    """The paper's table 1 with a column ``label`` that matches `METHODS`.
-
-    Args:
-        table: ``paper_table("table1_peft_methods_cub200")``: ``method``, and ``bitfit`` yes, no or nothing.
-    """
-    named = {"Full fine-tuning (PA)", "Linear probing", "BitFit"}  # the name says already whether biases learn
-    labels = [
-        f"{method} + BitFit" if bitfit == "yes" and method not in named else method
-        for method, bitfit in zip(table["method"], table["bitfit"], strict=True)
-    ]
-    return table.assign(label=labels)
+    """``paper_table("table1_peft_methods_cub200")`` with a column ``label`` that matches `METHODS`."""
+    also = table["bitfit"].eq("yes") & (table["method"] + " + BitFit").isin(METHODS)
+    return table.assign(label=table["method"] + also.map({True: " + BitFit", False: ""}))
