@@ -126,11 +126,11 @@ def in_unit_square(points: np.ndarray) -> np.ndarray:
     return (points - low) / np.maximum(high - low, 1e-12)
 
 
-def apart(points: np.ndarray, distance: float, limit: int, seed: int = 0) -> list[int]:
+def apart(points: np.ndarray, distance: float, limit: int) -> list[int]:
     """At most ``limit`` places of points (N, 2), in random order, of which no two are nearer than ``distance`` in both
     directions: squares of that side, centred on them, do not overlap."""
     kept: list[int] = []
-    for at in np.random.default_rng(seed).permutation(len(points)):
+    for at in np.random.default_rng(0).permutation(len(points)):
         if len(kept) == limit:
             break
         if not kept or np.abs(points[kept] - points[at]).max(1).min() >= distance:

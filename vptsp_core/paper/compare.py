@@ -227,11 +227,11 @@ def agreement(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def parameters(configs: Mapping[str, RunConfig], classes: int = 100) -> pd.DataFrame:
-    """``row``, "parameters, M" as the paper counts them and "learning, M", those that learn, in millions."""
+def parameters(configs: Mapping[str, RunConfig]) -> pd.DataFrame:
+    """``row``, "parameters, M" as the paper counts them and "learning, M", those that learn, for 100 classes."""
     found = []
     for row, config in configs.items():
-        model = build_model(config.replace(weights="random"), classes, torch.device("cpu"))
+        model = build_model(config.replace(weights="random"), 100, torch.device("cpu"))
         counts = count_parameters(model)
         of = {"parameters, M": counts["tunable released"] / 1e6, "learning, M": counts["tunable"] / 1e6}
         found.append({"row": row, **of})
