@@ -71,7 +71,6 @@ def plan(
         classes: (C,) images of each class that is not tested, in the order of the labels.
         tested: the number of tested images.
         shape: blocks, width and pixels a side of a patch (`method.backbone.shape`) of the backbone.
-        changes: keys of `RunConfig`.
 
     Raises:
         ConfigError: fewer than two classes to train on, or changes that cannot run.

@@ -14,9 +14,8 @@ from vptsp_core.figures.style import BLUE, PROXIES, VERMILION, _house, legend
 def gap(table: pd.DataFrame, epochs: Sequence[int]) -> Figure:
     """A panel a kind of proxy: mean cosine to the own centroid and to the nearest other; the band is the margin.
 
-    Args:
-        table: a row a moment; columns (proxy, "own centroid" | "nearest other"), as `umap.proxy_cosines` measures them.
-        epochs: done at each moment.
+    ``table`` has a row a moment, after so many ``epochs``, and columns (proxy, "own centroid" | "nearest other"), as
+    `umap.proxy_cosines` measures them.
     """
     kinds = list(dict.fromkeys(table.columns.get_level_values(0)))
     fig = Figure(figsize=(3.3 * len(kinds) + 0.4, 3.9), layout="constrained")

@@ -54,10 +54,9 @@ class Redrawn:
         """Show the history so far."""
         from IPython.display import Image
 
-        if not watched():
-            return
-        fig = self.draw(pd.DataFrame(history))
-        self._show(Image(data=file_of(fig).getvalue(), width=int(100 * fig.get_figwidth())))
+        if watched():
+            fig = self.draw(pd.DataFrame(history))
+            self._show(Image(data=file_of(fig).getvalue(), width=int(100 * fig.get_figwidth())))
 
     def finish(self, picture: Any) -> None:
         """Put ``picture``, from `figures.style.save_figure`, in the place of what was shown so far."""

@@ -235,10 +235,9 @@ def styled(table: pd.DataFrame, formats: Mapping[Any, str] | None = None) -> Sty
     return shown
 
 
-def record_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """What the runs ran on: a row a fact with all its values, which is one if the runs are comparable."""
-    runs = list({run.path: run for run in runs}.values())  # one run may stand for several points
-    facts: dict[str, dict[str, None]] = {"runs": {str(len(runs)): None}}  # dicts: sets that keep their order
+def record_facts(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """What the runs ran on: each fact with all its values, which is one if the runs are comparable."""
+    facts: dict[str, dict[str, None]] = {}  # of dicts: sets that keep their order
     for run in runs:
         record = run.record
         fact = {
@@ -257,9 +256,16 @@ def record_table(runs: Sequence[Run]) -> pd.DataFrame:
         }
         for key, value in fact.items():
             facts.setdefault(key, {})[str(value)] = None
+    return {key: list(values) for key, values in facts.items()}
+
+
+def record_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """`record_facts` of the runs, a row a fact, with their number and time."""
+    runs = list({run.path: run for run in runs}.values())  # one run may stand for several points
+    facts = {"runs": [str(len(runs))], **record_facts(runs)}
     if runs:
-        facts["seconds of training and evaluation, all runs"] = {f"{sum(r.record['seconds'] for r in runs):.0f}": None}
-    return pd.DataFrame({"value": [", ".join(values) for values in facts.values()]}, index=pd.Index(facts, name="fact"))
+        facts["seconds of training and evaluation, all runs"] = [f"{sum(run.record['seconds'] for run in runs):.0f}"]
+    return pd.DataFrame({"value": map(", ".join, facts.values())}, index=pd.Index(facts, name="fact"))
 
 
 def save_table(table: pd.DataFrame, results: Path, name: str) -> Path:

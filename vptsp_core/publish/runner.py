@@ -74,28 +74,25 @@ def run_notebooks(
     check_cluster(check_workers(workers))
     if data is not None and not Path(data).is_dir():
         raise VptspError(f"--data: there is no folder {data}")
+    changes = dict(changes or {})
+    if isinstance(weights := changes.get("weights"), str):
+        changes["weights"] = whole_path(weights)  # kernels have another working directory
+    options = {
+        "data": None if data is None else _from_root(data), "seeds": None if seeds is None else list(seeds),
+        "workers": workers, "changes": changes or None,
+    }  # fmt: skip
     values: dict[str, Any] = {"profile": profile, "results": _from_root(results)}
-    if data is not None:
-        values["data"] = _from_root(data)
-    if seeds is not None:
-        values["seeds"] = list(seeds)
-    if workers is not None:
-        values["workers"] = workers
-    if changes:
-        values["changes"] = dict(changes)  # kernels have another working directory
-        if isinstance(weights := changes.get("weights"), str):
-            values["changes"]["weights"] = whole_path(weights)
+    values |= {name: value for name, value in options.items() if value is not None}
     only, panels = panels_of(only)
     work = [(path, taken_parameters(path, values)) for path in discover(only, folder, profile)]
     _check_use(work, values, profile)
-    if panels:
-        work = [(path, given | taken_parameters(path, {"panels": panels})) for path, given in work]
     # The demo computes with one thread a process: its small model is no faster with two, and sums are rounded alike on
     # machines of few and of many cores.
     alone = profile == "demo" and not torch.cuda.is_available()
+    more: dict[str, Any] = {"panels": panels} if panels else {}
     if workers is None and alone:
-        default = {"workers": min(cores(), _MOST)}
-        work = [(path, given | taken_parameters(path, default)) for path, given in work]
+        more["workers"] = min(cores(), _MOST)
+    work = [(path, given | taken_parameters(path, more)) for path, given in work]
     if dry:
         show(work, data, Path(results).resolve() / profile)
         return 0

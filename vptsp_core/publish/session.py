@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from vptsp_core.method.config import RunConfig
     from vptsp_core.runs.folder import Run
 
-_SUMS = ("runs", "seconds of training and evaluation, all runs")  # facts of a record that are not of a single run
-
 
 class Session:
     """A notebook at work. To begin it is to check its parameters (`check_given`).
@@ -109,11 +107,8 @@ class Session:
         runs = list({run.path: run for run in runs}.values())
         record = report.record_table(runs) if facts is None else facts
         report.save_table(record, self.folder, f"{self._notebook}{RECORD}")
-        parts = [facts] if facts is not None else [report.record_table([run]).drop(list(_SUMS)) for run in runs]
-        for part in parts:
-            for fact, value in part["value"].items():
-                values = self._manifest.record.setdefault(str(fact), [])
-                values += [] if value in values else [str(value)]
+        own = {} if facts is None else {str(fact): [value] for fact, value in facts["value"].items()}
+        self._manifest.record = own or report.record_facts(runs)
         self._manifest.runs = [
             MadeRun(run.record["hash"], self._place(run.path), float(run.record["seconds"])) for run in runs
         ]
