@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from vptsp_core.figures.fonts import show_letters
 from vptsp_core.figures.umap import short_name
-from vptsp_core.paper.methods import METHODS
+from vptsp_core.paper.methods import CLOSED, FULL, LORA, METHODS
 from vptsp_core.system.files import write_bytes
 
 if TYPE_CHECKING:
@@ -37,10 +37,9 @@ CLASS_COLOURS = (
     BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, "#E3D200", "#7B3294", "#8C510A", "#004D40", "#FF7F9F",
 )  # fmt: skip
 FAMILIES = {  # of the methods in table 1: colour and marker; hollow without BitFit
-    "Closed form (whitened head, no training)": (GREY, "P"), "Full fine-tuning (PA)": (BLACK, "s"),
-    "Linear probing": (SKY, "o"), "BitFit": (SKY, "o"),
-    "Adapter": (GREEN, "D"), "LoRA (beyond the paper)": (PURPLE, "P"), "VPT": (BLUE, "^"),
-    "VPTSP-M": (ORANGE, "v"), "VPTSP-G": (VERMILION, "*"),
+    CLOSED: (GREY, "P"), FULL: (BLACK, "s"), "Linear probing": (SKY, "o"), "BitFit": (SKY, "o"),
+    "Adapter": (GREEN, "D"), LORA: (PURPLE, "P"), "VPT": (BLUE, "^"), "VPTSP-M": (ORANGE, "v"),
+    "VPTSP-G": (VERMILION, "*"),
 }  # fmt: skip
 FORM_COLOURS = {  # of a training step in table 10
     "compiled": BLUE, "eager": SKY, "textbook": GREEN, "released": VERMILION, "released, no checkpointing": ORANGE,

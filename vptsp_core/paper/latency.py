@@ -15,7 +15,7 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.method.presets import table_preset
 from vptsp_core.paper.methods import FULL, check_changes, method_rows
 from vptsp_core.paper.released import check_released
-from vptsp_core.paper.report import paper_table
+from vptsp_core.paper.report import machine_facts, paper_table
 from vptsp_core.paper.step_bench import Bench, make_forms
 from vptsp_core.runs.record import made_with
 
@@ -88,11 +88,8 @@ def _long(table: pd.DataFrame) -> pd.DataFrame:
 
 def record(configs: Mapping[tuple[str, int], RunConfig], device: torch.device) -> pd.DataFrame:
     """The machine and the models, as `report.record_table` shows them for runs; here no run is trained."""
-    made = made_with(device)
     facts = {
-        "commit": made["commit"],
-        **{f"{name} version": number for name, number in made["versions"].items()},
-        "device": made["device"],
+        **machine_facts(made_with(device)),
         "data": "random images",
         "backbone": ", ".join(dict.fromkeys(f"{c.backbone} ({c.weights})" for c in configs.values())),
         "model description": ", ".join(c.hash() for c in configs.values()),

@@ -25,43 +25,37 @@ ROW_KEYS = (
     "adapter_norm", "adapter_init", "lora_rank", "lora_alpha", "start",
 )  # fmt: skip
 
+FROZEN, FULL, BEST = "Frozen backbone", "Full fine-tuning (PA)", "VPTSP-G + BitFit"
+CLOSED, LORA = "Closed form (whitened head, no training)", "LoRA (beyond the paper)"
+UNTRAINED = (FROZEN, CLOSED)  # rows that take no step: rates, epochs and seeds do not matter
+
 # Table 1, in the paper's order.
 METHODS: dict[str, dict[str, Any]] = {
-    "Frozen backbone": dict(method="frozen", bitfit=False),  # ours only
+    FROZEN: dict(method="frozen", bitfit=False),  # ours only
     # Ours only: the head in closed form (runs.start_from_data, docs/beyond.md), without a step of training.
-    "Closed form (whitened head, no training)": dict(method="linear", bitfit=False, start="heads", epochs=0),
-    "Full fine-tuning (PA)": dict(method="full", bitfit=False),
+    CLOSED: dict(method="linear", bitfit=False, start="heads", epochs=0),
+    FULL: dict(method="full", bitfit=False),
     "Linear probing": dict(method="linear", bitfit=False),
     "BitFit": dict(method="linear", bitfit=True),
     "Adapter": dict(method="adapter", bitfit=False),
     "Adapter + BitFit": dict(method="adapter", bitfit=True),
-    "LoRA (beyond the paper)": dict(method="lora", bitfit=False),  # where peft is installed
+    LORA: dict(method="lora", bitfit=False),  # where peft is installed
     "VPT": dict(method="vpt", bitfit=False),
     "VPT + BitFit": dict(method="vpt", bitfit=True),
     "VPTSP-M": dict(method="vptsp", accumulator="ema", bitfit=False),
     "VPTSP-M + BitFit": dict(method="vptsp", accumulator="ema", bitfit=True),
     "VPTSP-G": dict(method="vptsp", accumulator="gru", bitfit=False),
-    "VPTSP-G + BitFit": dict(method="vptsp", accumulator="gru", bitfit=True),
+    BEST: dict(method="vptsp", accumulator="gru", bitfit=True),
 }
-FROZEN, FULL, BEST = "Frozen backbone", "Full fine-tuning (PA)", "VPTSP-G + BitFit"
-CLOSED = "Closed form (whitened head, no training)"
-UNTRAINED = (FROZEN, CLOSED)  # rows that take no step: rates, epochs and seeds do not matter
-LORA = "LoRA (beyond the paper)"
 
 # Adapters, as table 1 prints them: 7 of 12 blocks without BitFit, one with it. The demo ViT has 6 blocks, 96 wide.
-ADAPTERS: dict[str, dict[str, dict[str, int]]] = {
-    "paper": {
-        "Adapter": dict(adapter_layers=7, adapter_dim=256),
-        "Adapter + BitFit": dict(adapter_layers=1, adapter_dim=256),
-    },
-    "tiny": {  # the same blocks, and the same share of a narrower ViT
-        "Adapter": dict(adapter_layers=7, adapter_dim=128),
-        "Adapter + BitFit": dict(adapter_layers=1, adapter_dim=128),
-    },
-    "demo": {
-        "Adapter": dict(adapter_layers=4, adapter_dim=64),
-        "Adapter + BitFit": dict(adapter_layers=1, adapter_dim=64),
-    },
+ADAPTERS = {
+    profile: {
+        "Adapter": dict(adapter_layers=layers, adapter_dim=dim),
+        "Adapter + BitFit": dict(adapter_layers=1, adapter_dim=dim),
+    }
+    # tiny: the same blocks, and the same share of a narrower ViT
+    for profile, layers, dim in (("paper", 7, 256), ("tiny", 7, 128), ("demo", 4, 64))
 }
 
 # Profile tiny: the rows that are run with every seed that is asked for.
@@ -91,22 +85,16 @@ INTEGRATIONS = {
 #   named by `search_name`. A row that is not named has the preset's 0.005, be it found or not searched yet. Full
 #   fine-tuning was not searched yet either: a quarter of it, as the whole backbone learns.
 RATES: dict[str, dict[str, dict[str, float]]] = {
-    "tiny": {"Full fine-tuning (PA)": dict(lr=0.00125)},
+    "tiny": {FULL: dict(lr=0.00125)},
     "paper": {
-        "Full fine-tuning (PA)": dict(lr=0.001, lr_proxy=0.1),
+        FULL: dict(lr=0.001, lr_proxy=0.1),
         "Linear probing": dict(lr=0.05, lr_proxy=0.1),
         "BitFit": dict(lr=0.005, lr_proxy=0.1),
-        "Adapter": dict(lr=0.01, lr_proxy=0.1),
-        LORA: dict(lr=0.01, lr_proxy=0.1),
-        "Adapter + BitFit": dict(lr=0.005, lr_proxy=0.1),
-        "VPT": dict(lr=0.01, lr_proxy=0.1),
-        "VPT + BitFit": dict(lr=0.005, lr_proxy=0.1),
-        "VPTSP-M": dict(lr=0.01, lr_proxy=0.1),
-        "VPTSP-M + BitFit": dict(lr=0.005, lr_proxy=0.1),
-        "VPTSP-G": dict(lr=0.01, lr_proxy=0.1),
+        **dict.fromkeys(("Adapter", LORA, "VPT", "VPTSP-M", "VPTSP-G"), dict(lr=0.01, lr_proxy=0.1)),
+        **dict.fromkeys(("Adapter + BitFit", "VPT + BitFit", "VPTSP-M + BitFit"), dict(lr=0.005, lr_proxy=0.1)),
     },
     "demo": {
-        "Full fine-tuning (PA)": dict(lr=1e-4, lr_proxy=0.05),
+        FULL: dict(lr=1e-4, lr_proxy=0.05),
         "Linear probing": dict(lr=1e-2, lr_proxy=0.05),
         LORA: dict(lr=4e-3, lr_proxy=0.05),
     },

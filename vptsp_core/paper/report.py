@@ -235,15 +235,19 @@ def styled(table: pd.DataFrame, formats: Mapping[Any, str] | None = None) -> Sty
     return shown
 
 
+def machine_facts(made: Mapping[str, Any]) -> dict[str, str]:
+    """Commit, versions and device, of `runs.record.made_with` or a run's record."""
+    versions = {f"{name} version": number for name, number in made["versions"].items()}
+    return {"commit": made["commit"], **versions, "device": made["device"]}
+
+
 def record_facts(runs: Sequence[Run]) -> dict[str, list[str]]:
     """What the runs ran on: each fact with all its values, which is one if the runs are comparable."""
     facts: dict[str, dict[str, None]] = {}  # of dicts: sets that keep their order
     for run in runs:
         record = run.record
         fact = {
-            "commit": record["commit"],
-            **{f"{name} version": number for name, number in record["versions"].items()},
-            "device": record["device"],
+            **machine_facts(record),
             "seed": run.config.seed,
             "backbone": f"{run.config.backbone} ({run.config.weights})",
             "weights checksum": record["weights"],
