@@ -34,7 +34,7 @@ COMMANDS = {
     "report": "build the results page",
 }
 MODULES = {  # whose ``main`` a command is; the others are here
-    "data": "data.command", "bench": "paper.step_cost", "tune": "paper.search_command", "light": "runs.light",
+    "data": "data.command", "bench": "paper.step_cost", "tune": "paper.search", "light": "runs.light",
     "notebooks": "publish.runner", "report": "publish.page", "export": "deploy.export", "index": "deploy.update",
     "search": "deploy.search",
 }  # fmt: skip
@@ -180,11 +180,8 @@ def _train(argv: Sequence[str]) -> int:
         fix_cublas(args.device)  # to join a group starts CUDA
     _join(args.device)
     changes = dict(parse_change(change) for change in args.changes)
-    options = dict(
-        results=args.results, cache=args.cache, device=args.device, allow_partial=args.allow_partial,
-        class_table=args.class_table, checkpointing=args.checkpointing, compile=args.compile,
-        deterministic=args.deterministic, tensorboard=args.tensorboard,
-    )  # fmt: skip
+    others = ("preset", "data_folder", "changes", "data")
+    options = {name: value for name, value in vars(args).items() if name not in others}
     for option in ("data", "data_folder", "results", "cache", "device", "tensorboard"):
         if getattr(args, option) == "":  # a shell variable that is not set
             raise ConfigError(f"--{option.replace('_', '-')} is empty; name one, or leave it out")

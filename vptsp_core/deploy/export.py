@@ -91,20 +91,15 @@ def write_pt2(path: Path, embedder: Embedder) -> None:
 
     That reader falls back to pickle where a file asks it to: load only files that you or people you trust have made.
     """
-    buffer = io.BytesIO()
+    buffer, extra = io.BytesIO(), {"about.json": json.dumps(about(embedder), indent=2)}
     with _quiet():
-        torch.export.save(
-            export_program(embedder), buffer, extra_files={"about.json": json.dumps(about(embedder), indent=2)}
-        )
+        torch.export.save(export_program(embedder), buffer, extra_files=extra)
     write_bytes(path, buffer.getvalue())
 
 
 def write_onnx(path: Path, embedder: Embedder) -> None:
-    """Write the tower as ONNX, ``images`` -> ``embeddings`` for any size of batch, metadata beside the graph.
-
-    Raises:
-        VptspError: onnx or onnxscript is not installed, or the model is beyond the 2 GB of such a file.
-    """
+    """Write the tower as ONNX, ``images`` -> ``embeddings`` for any size of batch, metadata beside the graph. Raises
+    VptspError where onnx or onnxscript is not installed, or the model is beyond the 2 GB of such a file."""
     for package in ("onnx", "onnxscript"):
         try:
             importlib.import_module(package)
@@ -126,25 +121,19 @@ def write_onnx(path: Path, embedder: Embedder) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Exporters report their own parts: deprecations, optimiser passes, counts of operators."""
-    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
-    levels = {name: logging.getLogger(name).level for name in names}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.ExitStack() as quiet:
+        quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        quiet.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
+        for logger in map(logging.getLogger, ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")):
+            quiet.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        yield
 
 
 def export(source: str | Path, to: str | Path, weights: str | Path | None = None) -> Path:
-    """A run's folder or a saved embedder as the kind of file that the suffix of ``to`` names (`KINDS`).
-
-    Raises:
-        VptspError: another suffix, a place in the run itself; what `load`, `Embedder.save` or `write_onnx` raise.
-    """
+    """A run's folder or a saved embedder as the kind of file that the suffix of ``to`` names (`KINDS`). Raises
+    VptspError for another suffix, or a place in the run itself."""
     to = Path(to).expanduser().absolute()
     source = source if is_shared(source) else Path(source).expanduser()
     if Path(source).resolve() in (to.resolve(), to.resolve().parent):

@@ -3,8 +3,8 @@
 The index is a folder of its own. ``index.safetensors`` holds the embeddings and the table of paths (names under the
 indexed folder, sizes, times of modification); its header names the model and has the checksums. Beyond `EXACT_UP_TO`
 images, ``index.faiss`` beside it is a graph that faiss searches instead of every row: HNSW (Malkov and Yashunin, TPAMI
-2020). It is approximate, so how widely each search looks (``ef``) is chosen when the graph is built, by its recall: of
-the ten images that are exactly nearest to an image of the index, the share that is found. Nothing is pickled.
+2020). How widely each search looks (``ef``) is chosen when the graph is built, by its recall: of the ten images that
+are exactly nearest to an image of the index, the share that is found. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import shlex
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -66,16 +66,14 @@ class ImageIndex:
         """The k nearest images of each query (Q, d): cosines (Q, k) float32 and places (Q, k) int64, best first.
 
         Exact, or by the graph where there is one and faiss is installed. Where there are fewer images than k, or the
-        graph finds fewer, the last places are -1.
-
-        Raises:
-            DataError: the graph is missing or damaged.
+        graph finds fewer, the last places are -1. Raises DataError where the graph is missing or damaged.
         """
-        if self.graph and faiss_installed():
+        faiss = faiss_installed()
+        if self.graph and faiss:
             return _search(self._faiss, queries, k, self.graph["ef"])
-        if len(self.names) > EXACT_UP_TO and not faiss_installed():
+        if len(self.names) > EXACT_UP_TO and not faiss:
             _warn_absent(len(self.names))
-        backend = "faiss" if faiss_installed() else "torch"
+        backend = "faiss" if faiss else "torch"
         scores, places = nearest_neighbours(torch.from_numpy(queries), self.embeddings, k, backend=backend)
         return scores.numpy(), places.numpy()
 
@@ -95,11 +93,7 @@ class ImageIndex:
         return bool(path and self.graph and path.is_file() and digest(path) == self.graph["digest"])
 
     def write(self, place: Path, graph: bool = True) -> ImageIndex:
-        """Put it at ``place``, with its graph where it needs one; returns it as it is there.
-
-        Raises:
-            VptspError: the place cannot be written.
-        """
+        """Put it at ``place``, with its graph where it needs one; returns it as it is there."""
         found: dict[str, Any] = {}
         if graph and len(self.names) > EXACT_UP_TO and faiss_installed():
             built, found = _build(self.embeddings)
@@ -116,15 +110,11 @@ class ImageIndex:
         write_bytes(place / FILE, safetensors.numpy.save(tensors, {HEADER: json.dumps(header)}))
         if not found:
             (place / GRAPH).unlink(missing_ok=True)
-        return ImageIndex(self.root, self.names, self.stats, self.embeddings, self.model, found, place)
+        return replace(self, graph=found, place=place)
 
 
 def read_index(place: str | Path) -> ImageIndex:
-    """The index in the folder ``place``.
-
-    Raises:
-        DataError: there is none, or it is damaged or of another format.
-    """
+    """The index in the folder ``place``. Raises DataError where there is none, it is damaged or of another format."""
     place = Path(place).expanduser().absolute()
     path = place / FILE
     if not path.is_file():
@@ -142,17 +132,12 @@ def read_index(place: str | Path) -> ImageIndex:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"index {path}: unreadable ({reason}); {_again(path)}") from error
     names = [os.fsdecode(name) for name in tensors["names"].tobytes().split(b"\0")]
-    return ImageIndex(
-        header["root"], names, tensors["stats"], tensors["embeddings"], header["model"], header["graph"], place
-    )
+    about = {key: header[key] for key in ("root", "model", "graph")}
+    return ImageIndex(names=names, stats=tensors["stats"], embeddings=tensors["embeddings"], place=place, **about)
 
 
 def same_model(index: ImageIndex, checksum: str) -> None:
-    """Refuse a model whose embeddings are not those of the index.
-
-    Raises:
-        VptspError: naming both.
-    """
+    """Raises VptspError for a model whose embeddings are not those of the index."""
     if index.model["checksum"] != checksum:
         raise VptspError(
             f"index {index.place}: its embeddings are of another model ({index.model['path']}); give that one with "

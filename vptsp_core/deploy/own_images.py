@@ -89,9 +89,6 @@ def train_folder(
         changes: keys of `RunConfig` that hold whatever is planned.
         say: is given the plan before, and the summary after the training.
         options: as all others, go to `run`.
-
-    Raises:
-        VptspError: whatever the user can fix, in one line.
     """
     folder, changes = Path(folder).expanduser().absolute(), dict(changes or {})
     if isinstance(weights := changes.get("weights"), str):
@@ -189,12 +186,7 @@ def machine(device: torch.device, cache: Path) -> Machine:
 
 
 def compare(frozen: Run, trained: Run) -> pd.DataFrame:
-    """`Trained.gain` of two runs on the same queries.
-
-    Raises:
-        DataError: they were tested on other queries.
-        WeightsError: one lacks a metric.
-    """
+    """`Trained.gain` of two runs on the same queries. Raises WeightsError where one lacks a metric."""
     for each in (frozen, trained):
         if missing := [metric for metric in METRICS if metric not in each.metrics]:
             fault = f"{missing[0]!r} is missing; delete the folder and run it again"

@@ -6,7 +6,7 @@ Nothing here reads a disk, a GPU or an image: the same numbers give the same pla
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -48,19 +48,16 @@ class Plan:
     reasons: tuple[str, ...]
 
 
-@dataclass
-class _Draft:
-    """A plan in the making: what the user gave stays."""
+class _Draft(dict[str, Any]):
+    """Keys of `RunConfig` for a plan in the making: what the user gave stays."""
 
-    given: dict[str, Any]
-    values: dict[str, Any] = field(default_factory=dict)
-    reasons: list[str] = field(default_factory=list)
+    def __init__(self, given: dict[str, Any]) -> None:
+        super().__init__()
+        self.given = given
+        self.reasons: list[str] = []
 
     def settle(self, **values: Any) -> None:
-        self.values |= {**values, **self.given}
-
-    def free(self, *keys: str) -> bool:
-        return not self.given.keys() & set(keys)
+        self.update(values, **self.given)
 
 
 def plan(
@@ -72,7 +69,6 @@ def plan(
         classes: (C,) images of each class that is not tested, in the order of the labels.
         tested: the number of tested images.
         shape: blocks, width and pixels a side of a patch (`method.backbone.shape`) of the backbone.
-        changes: keys of `RunConfig`.
 
     Raises:
         ConfigError: fewer than two classes to train on, or changes that cannot run.
@@ -91,7 +87,7 @@ def plan(
     _choose_pipeline(draft, int(classes.sum()) + tested, machine)
     if given:
         draft.reasons.append(f"as you set: {', '.join(f'{key}={value}' for key, value in given.items())}")
-    return Plan(RunConfig(**draft.values), tuple(draft.reasons))
+    return Plan(RunConfig(**draft), tuple(draft.reasons))
 
 
 def candidates(config: RunConfig, changes: Mapping[str, Any]) -> dict[str, RunConfig]:
@@ -116,7 +112,7 @@ def _choose_selection(draft: _Draft, classes: np.ndarray) -> np.ndarray:
     """The classes that remain to be trained on."""
     held_out = held_out_classes(classes)
     draft.settle(dataset="own", selection="validation" if held_out.any() else "last")
-    selection = draft.values["selection"]
+    selection = draft["selection"]
     kept = classes[~held_out] if selection == "validation" else classes
     how = {
         "validation": f"{held_out.sum():,} others choose the epoch",
@@ -134,79 +130,77 @@ def _choose_preset(draft: _Draft, count: int, machine: Machine, shape: tuple[int
     depth, width, _ = shape
     small = draft.given.get("backbone") == "demo_vit"
     name = "demo" if small else "cub200-vits16"
-    fixed = {"dataset": "own", "selection": draft.values["selection"]}
+    fixed = {"dataset": "own", "selection": draft["selection"]}
     draft.settle(**RunConfig().to_dict() | PRESETS[name] | ({} if small else QUICK) | fixed)
-    per_class = min(depth, draft.values["class_layers"]) * draft.values["class_prompts"] * width * 4
-    kind = {key: draft.values[key] for key in ("method", "proxy_source")}
+    per_class = min(depth, draft["class_layers"]) * draft["class_prompts"] * width * 4
+    kind = {key: draft[key] for key in ("method", "proxy_source")}
     has_table = RunConfig(**kind, bitfit=False).has_class_prompts
     large = has_table and 4 * count * per_class > machine.memory / 8  # the table, its gradient and two moments
     if count > DENSE_CLASSES or large:
         name = name if small else "sop-vits16"
         draft.settle(**RunConfig().to_dict() | PRESETS[name] | {"class_optimizer": "rowwise"} | fixed)
     for key in ("prompt_layers", "class_layers", "adapter_layers"):
-        draft.settle(**{key: min(depth, draft.values[key])})
+        draft.settle(**{key: min(depth, draft[key])})
     draft.settle(embed_dim=min(width, 512))
-    draft.settle(start="proxies" if draft.values["embed_dim"] <= width else "released")
-    image_size = draft.values["image_size"]
+    draft.settle(start="proxies" if draft["embed_dim"] <= width else "released")
+    image_size = draft["image_size"]
     draft.settle(resize=image_size if small else round(image_size * 8 / 7))
-    draft.settle(bitfit=draft.values["method"] != "full")
-    text = f"preset {name} with optimizer={draft.values['optimizer']}"
+    draft.settle(bitfit=draft["method"] != "full")
+    text = f"preset {name} with optimizer={draft['optimizer']}"
     if has_table:
-        if draft.values["class_optimizer"] == "rowwise":
+        if draft["class_optimizer"] == "rowwise":
             _fit_table(draft, count, machine, width)
-        size = amount(count * draft.values["class_layers"] * draft.values["class_prompts"] * width * 4)
-        text += f"; class prompts of {size} (class_optimizer={draft.values['class_optimizer']})"
+        size = amount(count * draft["class_layers"] * draft["class_prompts"] * width * 4)
+        text += f"; class prompts of {size} (class_optimizer={draft['class_optimizer']})"
     draft.reasons.append(text)
-    if draft.values["start"] != "released":
-        some = draft.values["selection"] != "last" and draft.values["epochs"] > 0
+    if draft["start"] != "released":
+        some = draft["selection"] != "last" and draft["epochs"] > 0
         kept = "; where no epoch is better than that, it is kept" * some
         draft.reasons.append(f"learning begins from the frozen backbone's embeddings of your images "
-                             f"(start={draft.values['start']}){kept}")  # fmt: skip
+                             f"(start={draft['start']}){kept}")  # fmt: skip
 
 
 def _fit_table(draft: _Draft, count: int, machine: Machine, width: int) -> None:
     """Fewer class prompts, then fewer blocks that have them, until half the memory holds them."""
     most = max(machine.memory, machine.host) / 2 / machine.processes
-    a_prompt = (1 + len(MOMENTS[draft.values["optimizer"]])) * count * width * 4  # in one block
+    a_prompt = (1 + len(MOMENTS[draft["optimizer"]])) * count * width * 4  # in one block
     for key in ("class_prompts", "class_layers"):
-        while (
-            draft.free(key)
-            and draft.values[key] > 1
-            and a_prompt * draft.values["class_layers"] * draft.values["class_prompts"] > most
-        ):
-            draft.settle(**{key: draft.values[key] - 1})
+        while key not in draft.given and draft[key] > 1:
+            if a_prompt * draft["class_layers"] * draft["class_prompts"] <= most:
+                return
+            draft.settle(**{key: draft[key] - 1})
 
 
 def _choose_batch(draft: _Draft, kept: np.ndarray, machine: Machine, shape: tuple[int, int, int]) -> None:
     depth, width, patch = shape
-    wanted, samples = draft.values["batch"], draft.values["samples_per_class"]
+    wanted, samples = draft["batch"], draft["samples_per_class"]
     median = int(np.median(kept))
-    if draft.free("batch"):
-        image = STEP_BYTES * (draft.values["image_size"] // patch) ** 2 * width * depth
+    if "batch" not in draft.given:
+        image = STEP_BYTES * (draft["image_size"] // patch) ** 2 * width * depth
         room = int(machine.memory / 2 // image) * machine.processes if image else wanted
         wanted = max(min(wanted, room), 2)
-        if draft.free("samples_per_class"):
+        if "samples_per_class" not in draft.given:
             samples = min(samples, median)
         classes = max(min(len(kept), wanted // max(samples, 1)), 1)
         classes -= classes % machine.processes if classes > machine.processes else 0
-        if draft.free("samples_per_class"):
+        if "samples_per_class" not in draft.given:
             samples = max(samples, min(wanted // classes, median, MOST_SAMPLES))
         draft.settle(batch=classes * samples, samples_per_class=samples)
-    elif draft.free("samples_per_class"):
+    elif "samples_per_class" not in draft.given:
         fitting = [k for k in range(1, wanted + 1) if wanted % k == 0 and wanted // k <= len(kept)]
         draft.settle(samples_per_class=min(fitting, key=lambda k: abs(k - samples), default=1))
 
 
 def _choose_steps(draft: _Draft, kept: np.ndarray, machine: Machine) -> None:
-    batch, samples, images = max(draft.values["batch"], 1), draft.values["samples_per_class"], int(kept.sum())
+    batch, samples, images = max(draft["batch"], 1), draft["samples_per_class"], int(kept.sum())
     fewest, most = STEPS[machine.gpu]
     wanted = -(-min(max(PASSES * images // batch, fewest), most) // EPOCHS)  # an epoch
     by_heart = MOST_PASSES * images // batch // EPOCHS
     draft.settle(epochs=EPOCHS, steps_per_epoch=max(min(wanted, by_heart), 1), eval_start=0)
-    draft.settle(cosine_T=max(draft.values["epochs"], 1))
-    epochs, steps = draft.values["epochs"], draft.values["steps_per_epoch"] or images // batch
+    draft.settle(cosine_T=max(draft["epochs"], 1))
+    epochs, steps = draft["epochs"], draft["steps_per_epoch"] or images // batch
     if not epochs:
-        if draft.values["start"] == "released":
+        if draft["start"] == "released":
             raise ConfigError("epochs = 0 with start = 'released' makes no model; set one of them otherwise")
         draft.reasons.append("epochs=0: nothing is trained, the model is its start")
         return
@@ -222,8 +216,8 @@ def _choose_steps(draft: _Draft, kept: np.ndarray, machine: Machine) -> None:
 
 
 def _choose_pipeline(draft: _Draft, images: int, machine: Machine) -> None:
-    need = images * 3 * draft.values["resize"] ** 2 * 4 // 3  # photographs are 4 : 3 more often than not
-    plain = draft.values["augmentation"] in ("base", "gentle")
+    need = images * 3 * draft["resize"] ** 2 * 4 // 3  # photographs are 4 : 3 more often than not
+    plain = draft["augmentation"] in ("base", "gentle")
     draft.settle(pipeline="cached" if plain and need <= 0.8 * machine.disk else "classic")
-    draft.reasons.append(f"pipeline={draft.values['pipeline']}: the decoded images take some {amount(need)}, "
+    draft.reasons.append(f"pipeline={draft['pipeline']}: the decoded images take some {amount(need)}, "
                          f"{amount(machine.disk)} of disk are free")  # fmt: skip

@@ -31,10 +31,6 @@ def main(argv: Sequence[str]) -> int:
     """Search, print what was found, write the answer as PNG and CSV. Returns the exit status.
 
     Of a folder, images that cannot be read are left out, with one warning; one that is named itself is an error.
-
-    Raises:
-        VptspError: an index or images that cannot be read, another model than the index's, or an answer that would
-            replace another file.
     """
     parser = argparse.ArgumentParser(
         "python -m vptsp_core search", description="find the images of an index that are nearest to others"
@@ -53,9 +49,7 @@ def main(argv: Sequence[str]) -> int:
     index, asked = read_index(args.index), _queries(args.images)
     for path in (png, csv):
         outside_images(path, index.root, "--to")
-    embedder = load(
-        args.model or model_path(index), args.device, weights=args.weights or index.model["weights"]
-    )
+    embedder = load(args.model or model_path(index), args.device, weights=args.weights or index.model["weights"])
     same_model(index, embedder.checksum())
     queries, embeddings = _embedded(embedder, asked)
     table = neighbours(index, queries, *index.search(embeddings, args.k))
@@ -96,11 +90,7 @@ def _csv(table: pd.DataFrame) -> bytes:
 
 
 def _refuse_to_replace(png: Path, csv: Path) -> None:
-    """Refuse to replace what no search wrote, such as a photograph of that name; a search writes both files.
-
-    Raises:
-        VptspError: one of them is there, and ``png`` is not the picture of a search.
-    """
+    """Refuse to replace what no search wrote, such as a photograph of that name; a search writes both files."""
     existing = [path for path in (png, csv) if path.exists()]
     try:
         with Image.open(png) as picture:
@@ -112,11 +102,7 @@ def _refuse_to_replace(png: Path, csv: Path) -> None:
 
 
 def _queries(given: Sequence[str]) -> dict[str, bool]:
-    """Images, and those in folders; each once, with whether it was named itself.
-
-    Raises:
-        DataError: a folder without images.
-    """
+    """Images, and those in folders; each once, with whether it was named itself."""
     paths: dict[str, bool] = {}
     for path in (Path(name).expanduser() for name in given):
         named = not path.is_dir()
@@ -128,11 +114,7 @@ def _queries(given: Sequence[str]) -> dict[str, bool]:
 
 
 def _embedded(embedder: Embedder, asked: dict[str, bool]) -> tuple[list[str], np.ndarray]:
-    """Those of `_queries` that can be read, and their embeddings (N, d).
-
-    Raises:
-        DataError: one that was named itself cannot be read, or none of a folder's can.
-    """
+    """Those of `_queries` that can be read, and their embeddings (N, d)."""
     readable: list[str] = []
     vectors: list[np.ndarray] = []
     unreadable: dict[str, str] = {}

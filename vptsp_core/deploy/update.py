@@ -48,10 +48,8 @@ class Counts:
 def images_in(folder: Path) -> dict[str, Stat]:
     """Image files under a folder, at any depth, in order: {path under it, with ``/``: bytes, ns of modification}.
 
-    Hidden files and folders are left out, and links to folders are not followed.
-
-    Raises:
-        DataError: no such folder, or one in it that cannot be read.
+    Hidden files and folders are left out, and links to folders are not followed. Raises DataError where there is no
+    such folder, or one in it cannot be read.
     """
     if not folder.is_dir():
         raise DataError(f"no folder {folder}; give one that holds images")
@@ -88,8 +86,7 @@ def update(
     """Make the index of a folder at ``to``, or bring it up to date.
 
     A file has changed where its size or its time of modification is another. Files that cannot be read are left out and
-    tried again the next time; copies of one image stay, each under its name. A call that is stopped stores what it has
-    embedded, and the next one embeds the rest.
+    tried again the next time. A call that is stopped stores what it has embedded, and the next one embeds the rest.
 
     Args:
         model: the path that `embedder` was loaded from, kept for those who search; ``weights``: those of its backbone.
@@ -128,26 +125,25 @@ def update(
         new, stored = [name for name in there if name not in rows], time.monotonic()
         shown = bar(title="embedding", total=len(new), unit="images", show=progress)
         try:
-            for names, embeddings, unreadable in embed_files(embedder, directory, new):
-                rows |= dict(zip(names, embeddings, strict=True))
-                counts.embedded += len(names)
-                counts.unreadable |= unreadable
-                shown.update(len(names) + len(unreadable))
-                if time.monotonic() - stored > STORED_EVERY:
-                    index().write(place, graph=False)
-                    stored = time.monotonic()
+            with shown:
+                for names, embeddings, unreadable in embed_files(embedder, directory, new):
+                    rows |= dict(zip(names, embeddings, strict=True))
+                    counts.embedded += len(names)
+                    counts.unreadable |= unreadable
+                    shown.update(len(names) + len(unreadable))
+                    if time.monotonic() - stored > STORED_EVERY:
+                        index().write(place, graph=False)
+                        stored = time.monotonic()
         except (KeyboardInterrupt, Exception):
             if counts.embedded:
                 index().write(place, graph=False)
             raise
-        finally:
-            shown.close()
         refuse_none(len(rows), counts.unreadable, directory)
         made = index()
-        same = old is not None and not counts.embedded and (old.root, old.names, old.model) == (
-            made.root, made.names, made_by
-        )  # fmt: skip
-        return (old if old is not None and same and old.graph_is_whole() else made.write(place)), counts
+        if old is not None and not counts.embedded and old.graph_is_whole():
+            if (old.root, old.names, old.model) == (made.root, made.names, made.model):
+                return old, counts
+        return made.write(place), counts
 
 
 def embed_files(
@@ -188,11 +184,7 @@ class _Files(Dataset):
 
 
 def refuse_none(readable: int, unreadable: dict[str, str], where: Path | str) -> None:
-    """Refuse files of which none can be read.
-
-    Raises:
-        DataError: naming the first.
-    """
+    """Raises DataError, with the first of the files, where none of them can be read."""
     if not readable:
         first = next(iter(unreadable.values()))
         raise DataError(f"{where}: none of its {len(unreadable)} images can be read; the first: {first}")
@@ -205,11 +197,7 @@ def left_out(reasons: Sequence[str]) -> str:
 
 
 def model_path(index: ImageIndex) -> str:
-    """Where the model of an index is.
-
-    Raises:
-        VptspError: it is there no more.
-    """
+    """Where the model of an index is. Raises VptspError where it is there no more."""
     path = str(index.model["path"])
     if not is_shared(path) and not Path(path).exists():
         raise VptspError(f"index {index.place}: its model is not at {path} any more; name its new place with --model")

@@ -11,6 +11,7 @@ from vptsp_core.figures.explore import open_run
 from vptsp_core.figures.explore.retrieval import all_neighbours
 from vptsp_core.figures.gallery import retrieval_grid
 from vptsp_core.figures.style import file_of
+from vptsp_core.figures.umap import spread_classes
 from vptsp_core.runs.curves import Curves
 from vptsp_core.runs.folder import Run
 from vptsp_core.system.distributed import is_main
@@ -19,11 +20,8 @@ QUERIES, NEIGHBOURS = 10, 8
 
 
 def show_finished(done: Run, folder: str | Path, data: str | Path | None = None) -> None:
-    """Write the history of a run below ``folder``, and a retrieval grid, for which the test images are embedded.
-
-    Args:
-        data: folder of the data sets, or of your own images.
-    """
+    """Write the history of a run below ``folder``, and a retrieval grid, for which the test images are embedded;
+    ``data``: folder of the data sets, or of your own images."""
     opened = open_run(done.path, data)  # all processes embed a share
     if not is_main():
         return
@@ -31,7 +29,7 @@ def show_finished(done: Run, folder: str | Path, data: str | Path | None = None)
     curves(done.history.to_dict("records"))
     _, places = all_neighbours(opened, NEIGHBOURS)
     test = opened.benchmark.test
-    asked = {"test images": np.linspace(0, len(test) - 1, min(QUERIES, len(test))).astype(int)}
+    asked = {"test images": spread_classes(len(test), QUERIES)}
     figure = retrieval_grid(test, opened.found_in, asked, {f"R@1 {100 * done.metrics['R@1']:.1f} %": places})
     picture = np.asarray(Image.open(file_of(figure)).convert("RGB"))
     curves.writer.add_image("retrieval", picture, int(done.metrics["epoch"]), dataformats="HWC")

@@ -28,21 +28,19 @@ def method(pictures: Sequence[np.ndarray]) -> Figure:
     ax.text(0.45, 1.65, "one batch", ha="center", va="top")
     _tower(ax, 4.9, BLUE, "sample tower", "prompts, the same for all images")
     _tower(ax, 1.2, VERMILION, "proxy tower", "prompts of the image's own class")
-    _arrow(ax, (1.05, 3.9), (1.75, 5.0))
-    _arrow(ax, (1.05, 2.8), (1.75, 1.8))
     _box(ax, 7.9, 5.25, 1.9, 0.7, "embedding x", "white")
-    _arrow(ax, (7.15, 5.25), (6.95 + 0.9, 5.25))
-    _arrow(ax, (7.15, 1.55), (7.85, 1.55))
     _box(ax, 7.9, 1.55, 1.9, 0.7, "accumulator", VERMILION, "white")
     _box(ax, 10.3, 1.55, 1.5, 0.7, "P, one\na class", "white")
-    _arrow(ax, (9.8, 1.55), (10.25, 1.55))
     _box(ax, 12.3, 1.55, 1.7, 0.7, "O, one\na class", GREEN, "white")
     _box(ax, 11.3, 3.3, 1.7, 0.7, "Q, mixed", "white")
-    _arrow(ax, (11.05, 1.95), (11.85, 2.9))
-    _arrow(ax, (13.15, 1.95), (12.45, 2.9))
     _box(ax, 11.05, 5.25, 2.2, 0.7, "Proxy-Anchor\nloss", BLACK, "white")
-    _arrow(ax, (12.15, 3.7), (12.15, 4.85))
-    _arrow(ax, (9.85, 5.25), (11.0, 5.25))
+    for start, end in (
+        ((1.05, 3.9), (1.75, 5.0)), ((1.05, 2.8), (1.75, 1.8)),  # images to the towers
+        ((7.15, 5.25), (7.85, 5.25)), ((9.85, 5.25), (11.0, 5.25)),  # sample tower, embedding, loss
+        ((7.15, 1.55), (7.85, 1.55)), ((9.8, 1.55), (10.25, 1.55)),  # proxy tower, accumulator, P
+        ((11.05, 1.95), (11.85, 2.9)), ((13.15, 1.95), (12.45, 2.9)), ((12.15, 3.7), (12.15, 4.85)),  # P, O, Q, loss
+    ):  # fmt: skip
+        _arrow(ax, start, end)
     ax.text(11.05, 1.05, "kept from batch to batch", ha="center", va="top", fontsize=9)
     ax.text(8.85, 5.75, "all that is used afterwards", ha="center", va="bottom", fontsize=9)
     ax.set(xlim=(-0.1, 14.1), ylim=(0.4, 7.1), aspect="equal")
@@ -64,8 +62,9 @@ def _tower(ax: Axes, y: float, colour: str, name: str, prompts: str) -> None:
     ax.text(1.8, y + 1.5, prompts, ha="left", va="bottom", fontsize=9, color=colour)
 
 
-def _attention(ax: Axes, prompts: int = 3, tokens: int = 6) -> None:
+def _attention(ax: Axes) -> None:
     """Who looks at whom inside a block: rows ask, columns answer; prompts are columns only."""
+    prompts, tokens = 3, 6
     for row in range(tokens):
         for column in range(prompts + tokens):
             colour = BLUE if column < prompts else FROZEN
@@ -80,12 +79,9 @@ def _attention(ax: Axes, prompts: int = 3, tokens: int = 6) -> None:
 
 def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, face: str, ink: str = BLACK) -> None:
     """A rounded box from ``x`` on, centred on ``y``."""
-    ax.add_patch(
-        FancyBboxPatch(
-            (x, y - height / 2), width, height, boxstyle="round,pad=0,rounding_size=0.12", facecolor=face,
-            edgecolor=GREY if face in ("white", FROZEN) else face,
-        )  # fmt: skip
-    )
+    edge, style = GREY if face in ("white", FROZEN) else face, "round,pad=0,rounding_size=0.12"
+    box = FancyBboxPatch((x, y - height / 2), width, height, boxstyle=style, facecolor=face, edgecolor=edge)
+    ax.add_patch(box)
     ax.text(x + width / 2, y, text, ha="center", va="center", color=ink, fontsize=10)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vptsp_core.figures.style import BLUE, GREY, LIGHT, ORANGE, RING, _house, labelled, ringed
+from vptsp_core.figures.style import BLUE, GREY, LIGHT, ORANGE, RING, _house, legend, ringed
 from vptsp_core.paper.report import OURS, PAPER
 
 SHIFT = 0.16  # of a row's height
@@ -54,8 +54,7 @@ def dots(
         _panel(ax, table.loc[rows, column], sides, (unclear or {}).get(column, ()), reference)
     axes[0].set_yticks(range(len(rows)), rows)
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
-    entries = labelled(fig)
-    fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries))
+    legend(fig)
     return fig
 
 

@@ -1,8 +1,5 @@
-"""Pictures made of the images themselves: contact sheets, retrieval grids, maps of thumbnails.
-
-In the style of `figures.style`, and saved by its `save_figure` like all figures. A sign as well as a colour marks right
-and wrong.
-"""
+"""Pictures made of the images themselves: contact sheets, retrieval grids, maps of thumbnails. A sign as well as a
+colour marks right and wrong."""
 
 from __future__ import annotations
 
@@ -62,15 +59,13 @@ def retrieval_grid(
 ) -> Figure:  # fmt: skip
     """Queries and what was found for them: a row a query, a block of neighbours for each model, best first.
 
-    Under every neighbour a sign and the frame's colour say whether it is of the query's class: a tick on blue, a cross
-    on vermilion.
-
     Args:
         asked: {heading: places of queries}, the headings written above their rows.
         found: {model: (N, k) int}, the k places in the gallery found for each of the N queries, in one order for all.
         cosines: {model: (N, k)}, written under the neighbours.
         asking: what stands above the queries.
-        marked: whether right and wrong are marked; False for queries of unknown class.
+        marked: whether those of the query's class have a tick on blue and others a cross on vermilion; False for
+            queries of unknown class.
     """
     k = min(places.shape[1] for places in found.values())
     room = _room(queries.class_names[queries.labels[query]] for places in asked.values() for query in places)
@@ -110,9 +105,7 @@ def thumbnail_map(points: np.ndarray, images: ImageSet, places: Sequence[int], *
         points: (N, 2), the points of the images ``places`` (N) of the set.
         limit: of thumbnails (`apart`).
     """
-    low, high = points.min(0), points.max(0)
-    unit = (points - low) / np.maximum(high - low, 1e-12)
-    side = 0.022  # of the map's
+    unit, side = in_unit_square(points), 0.022  # of the map's
     fig = Figure(figsize=(8.6, 8.6), layout="constrained")
     ax = fig.subplots()
     ax.scatter(unit[:, 0], unit[:, 1], s=6, color="#BBBBBB", linewidth=0)
@@ -127,14 +120,17 @@ def thumbnail_map(points: np.ndarray, images: ImageSet, places: Sequence[int], *
     return fig
 
 
-def apart(points: np.ndarray, distance: float, limit: int, seed: int = 0) -> list[int]:
-    """At most ``limit`` places of points (N, 2) of which no two are nearer than ``distance`` in both directions.
+def in_unit_square(points: np.ndarray) -> np.ndarray:
+    """Points (N, 2) stretched to fill the unit square, (N, 2)."""
+    low, high = points.min(0), points.max(0)
+    return (points - low) / np.maximum(high - low, 1e-12)
 
-    Drawn in random order, so that crowded parts are thinned out and none is preferred: squares of that side, centred
-    on them, do not overlap.
-    """
+
+def apart(points: np.ndarray, distance: float, limit: int) -> list[int]:
+    """At most ``limit`` places of points (N, 2), in random order, of which no two are nearer than ``distance`` in both
+    directions: squares of that side, centred on them, do not overlap."""
     kept: list[int] = []
-    for at in np.random.default_rng(seed).permutation(len(points)):
+    for at in np.random.default_rng(0).permutation(len(points)):
         if len(kept) == limit:
             break
         if not kept or np.abs(points[kept] - points[at]).max(1).min() >= distance:
@@ -144,11 +140,7 @@ def apart(points: np.ndarray, distance: float, limit: int, seed: int = 0) -> lis
 
 def first_right(embeddings: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The rank at which each image finds the first other one of its class: (N,) int64, 1 the best; 0 where there is
-    none.
-
-    Args:
-        embeddings: (N, d), L2-normalised; labels: (N,).
-    """
+    none. embeddings (N, d) are L2-normalised, labels (N,)."""
     ranks = np.zeros(len(embeddings), dtype=np.int64)
     for start in range(0, len(embeddings), 512):
         cosines = embeddings[start : start + 512] @ embeddings.T
@@ -163,12 +155,9 @@ def worst(ranks: np.ndarray, labels: np.ndarray, count: int) -> list[int]:
 
     ranks and labels (N,): of `first_right`, and the queries' classes.
     """
-    chosen: dict[int, int] = {}
-    for at in np.argsort(-ranks, kind="stable"):
-        chosen.setdefault(int(labels[at]), int(at))
-        if len(chosen) == count:
-            break
-    return list(chosen.values())
+    order = np.argsort(-ranks, kind="stable")
+    firsts = np.unique(labels[order], return_index=True)[1]
+    return order[np.sort(firsts)[:count]].tolist()
 
 
 def _put(ax: Axes, images: ImageSet, place: int, x: float, y: float, colour: str | None = None) -> None:

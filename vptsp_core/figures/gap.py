@@ -7,16 +7,15 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vptsp_core.figures.style import BLUE, PROXIES, VERMILION, _house
+from vptsp_core.figures.style import BLUE, PROXIES, VERMILION, _house, legend
 
 
 @_house
 def gap(table: pd.DataFrame, epochs: Sequence[int]) -> Figure:
     """A panel a kind of proxy: mean cosine to the own centroid and to the nearest other; the band is the margin.
 
-    Args:
-        table: a row a moment; columns (proxy, "own centroid" | "nearest other"), as `umap.proxy_cosines` measures them.
-        epochs: done at each moment.
+    ``table`` has a row a moment, after so many ``epochs``, and columns (proxy, "own centroid" | "nearest other"), as
+    `umap.proxy_cosines` measures them.
     """
     kinds = list(dict.fromkeys(table.columns.get_level_values(0)))
     fig = Figure(figsize=(3.3 * len(kinds) + 0.4, 3.9), layout="constrained")
@@ -32,5 +31,5 @@ def gap(table: pd.DataFrame, epochs: Sequence[int]) -> Figure:
         ax.set(title=PROXIES[kind][1], xlabel="epochs of training", xticks=list(epochs))
         ax.margins(x=0.08)
     axes[0].set_ylabel("mean cosine of a proxy")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    legend(fig)
     return fig

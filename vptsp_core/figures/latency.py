@@ -9,25 +9,9 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from seaborn import barplot, pointplot
 
-from vptsp_core.figures.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    LIGHT,
-    ORANGE,
-    RANGE,
-    SKY,
-    VERMILION,
-    _house,
-    labelled,
-    ranged,
-)
+from vptsp_core.figures.style import BLACK, BLUE, FORM_COLOURS, GREY, LIGHT, ORANGE, RANGE, _house, legend, ranged
 
 MARKERS = ("o", "s", "^", "D")  # a batch size each
-FORM_COLOURS = {
-    "compiled": BLUE, "eager": SKY, "textbook": GREEN, "released": VERMILION, "released, no checkpointing": ORANGE,
-}  # fmt: skip
 
 
 @_house
@@ -52,20 +36,19 @@ def latency(ours: pd.DataFrame, paper: pd.DataFrame, where: str) -> Figure:
         "dodge": 0.5, "linestyle": "none", "capsize": 0.1, "markersize": 7, "err_kws": {"linewidth": 1.8},
     }  # fmt: skip
     fig = Figure(figsize=(13.5, 0.62 * len(methods) + 1.7), layout="constrained")
-    first, second, both = fig.subplots(1, 3, sharey=True)
-    pointplot(table[table["side"] == "ours"], x="ms", ax=first, **look, **RANGE)
-    pointplot(table[table["side"] == "paper"], x="ms", ax=second, **look, **RANGE)
-    pointplot(table, x="%", ax=both, **look, **RANGE)
-    both.axvline(100, color=GREY, linestyle=":", linewidth=1.2)
-    first.set(title=f"ours: {where}", xlabel="milliseconds a step, median and quartiles")
-    second.set(title="paper: ViT-S/16, one RTX 3090", xlabel="milliseconds a step")
-    both.set(title="ours and the paper's", xlabel="percent of full fine-tuning, same batch")
-    for ax in (first, second, both):
+    panels = (
+        (table[table["side"] == "ours"], "ms", f"ours: {where}", "milliseconds a step, median and quartiles"),
+        (table[table["side"] == "paper"], "ms", "paper: ViT-S/16, one RTX 3090", "milliseconds a step"),
+        (table, "%", "ours and the paper's", "percent of full fine-tuning, same batch"),
+    )
+    for ax, (rows, x, title, xlabel) in zip(fig.subplots(1, 3, sharey=True), panels):
+        pointplot(rows, x=x, ax=ax, **look, **RANGE)
+        if x == "%":
+            ax.axvline(100, color=GREY, linestyle=":", linewidth=1.2)
         ax.get_legend().remove()
-        ax.set(xlim=(0, None), ylabel="")
+        ax.set(title=title, xlabel=xlabel, xlim=(0, None), ylabel="")
         ax.grid(axis="y", visible=False)
-    entries = labelled(fig)
-    fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries))
+    legend(fig)
     return fig
 
 

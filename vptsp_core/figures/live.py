@@ -1,4 +1,4 @@
-"""A training run as it goes: loss and R@1 so far, redrawn in its notebook after every epoch."""
+"""A training run as it goes: loss and R@1 so far, drawn again in its notebook after every epoch."""
 
 from __future__ import annotations
 
@@ -41,12 +41,9 @@ def training(history: pd.DataFrame, *, epochs: int, frozen: float | None = None)
 
 
 class Redrawn:
-    """A figure in a notebook's output that is drawn again after every epoch; for ``on_epoch`` of `runs.run.run`.
+    """For ``on_epoch`` of `runs.run.run`: what ``draw`` makes of the history, in the notebook's output.
 
     Where nobody watches (`paper.report.watched`) nothing is shown before `finish`, and then once.
-
-    Args:
-        draw: the figure of a history.
     """
 
     def __init__(self, draw: Callable[[pd.DataFrame], Figure]) -> None:
@@ -57,10 +54,9 @@ class Redrawn:
         """Show the history so far."""
         from IPython.display import Image
 
-        if not watched():
-            return
-        fig = self.draw(pd.DataFrame(history))
-        self._show(Image(data=file_of(fig).getvalue(), width=int(100 * fig.get_figwidth())))
+        if watched():
+            fig = self.draw(pd.DataFrame(history))
+            self._show(Image(data=file_of(fig).getvalue(), width=int(100 * fig.get_figwidth())))
 
     def finish(self, picture: Any) -> None:
         """Put ``picture``, from `figures.style.save_figure`, in the place of what was shown so far."""

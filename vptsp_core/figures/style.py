@@ -1,8 +1,7 @@
 """Figures in one house style. Each function takes numbers and returns a figure; `save_figure` saves and shows it.
 
-Colours: Okabe & Ito (2008), distinct with any colour vision; marker shapes differ, too. Our series are in full colour,
-the paper's are lighter. seaborn draws distributions and ranges. pyplot's open figures and the global style stay as they
-are.
+Colours: Okabe & Ito (2008), distinct with any colour vision; marker shapes differ, too. The paper's series are lighter
+than ours. pyplot's open figures and the global style stay as they are.
 """
 
 from __future__ import annotations
@@ -18,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.legend import Legend
 from matplotlib.style import context
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from vptsp_core.figures.fonts import show_letters
 from vptsp_core.figures.umap import short_name
-from vptsp_core.paper.methods import METHODS
+from vptsp_core.paper.methods import CLOSED, FULL, LORA, METHODS
 from vptsp_core.system.files import write_bytes
 
 if TYPE_CHECKING:
@@ -37,10 +37,12 @@ CLASS_COLOURS = (
     BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, "#E3D200", "#7B3294", "#8C510A", "#004D40", "#FF7F9F",
 )  # fmt: skip
 FAMILIES = {  # of the methods in table 1: colour and marker; hollow without BitFit
-    "Closed form (whitened head, no training)": (GREY, "P"), "Full fine-tuning (PA)": (BLACK, "s"),
-    "Linear probing": (SKY, "o"), "BitFit": (SKY, "o"),
-    "Adapter": (GREEN, "D"), "LoRA (beyond the paper)": (PURPLE, "P"), "VPT": (BLUE, "^"),
-    "VPTSP-M": (ORANGE, "v"), "VPTSP-G": (VERMILION, "*"),
+    CLOSED: (GREY, "P"), FULL: (BLACK, "s"), "Linear probing": (SKY, "o"), "BitFit": (SKY, "o"),
+    "Adapter": (GREEN, "D"), LORA: (PURPLE, "P"), "VPT": (BLUE, "^"), "VPTSP-M": (ORANGE, "v"),
+    "VPTSP-G": (VERMILION, "*"),
+}  # fmt: skip
+FORM_COLOURS = {  # of a training step in table 10
+    "compiled": BLUE, "eager": SKY, "textbook": GREEN, "released": VERMILION, "released, no checkpointing": ORANGE,
 }  # fmt: skip
 PROXIES = {"O": ("v", "original proxy O"), "P": ("s", "semantic proxy P"), "Q": ("*", "composed proxy Q")}
 LIGHT = 0.5  # opacity of the paper's series
@@ -161,6 +163,14 @@ def labelled(fig: Figure) -> dict[str, Any]:
     return found
 
 
+def legend(fig: Figure, on: SubFigure | None = None, **options: Any) -> Legend:
+    """One legend for all panels (`labelled`): a row below them, or with matplotlib's ``options``; ``on`` a part of the
+    figure."""
+    entries = labelled(fig)
+    options = options or {"loc": "outside lower center", "ncols": len(entries)}
+    return (on or fig).legend(entries.values(), entries.keys(), **options)
+
+
 def ringed(reference: str) -> str:
     """What the legend says of a `RING`."""
     return f"ringed: difference to\n{reference}\ncould be chance (95 %)"
@@ -213,8 +223,6 @@ def maps(
             ax.scatter([], [], s=75, marker=marker, color="white", edgecolor=BLACK, label=text)
         ax.set(title=title, xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
         ax.grid(False)
-    entries = labelled(fig)
-    legend = fig.legend(entries.values(), entries.keys(), loc="outside right center")
-    for handle in filter(None, legend.legend_handles):
+    for handle in filter(None, legend(fig, loc="outside right center").legend_handles):
         handle.set(alpha=1, sizes=[75])
     return fig

@@ -14,19 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from seaborn import lineplot
 
-from vptsp_core.figures.style import (
-    BLUE,
-    GREY,
-    LIGHT,
-    ORANGE,
-    RANGE,
-    RING,
-    VERMILION,
-    _house,
-    labelled,
-    ranged,
-    ringed,
-)
+from vptsp_core.figures.style import BLUE, GREY, LIGHT, ORANGE, RANGE, RING, VERMILION, _house, legend, ranged, ringed
 from vptsp_core.paper.figure3 import Panel
 
 ACROSS = 4  # panels beside each other
@@ -56,11 +44,10 @@ def grid(panels: Sequence[Panel]) -> Figure:
         if panel.sweep.paper_axis:
             axes[0].set_xlabel(f"ours: {panel.sweep.axis}")
         axes[-1].set_xlabel(f"paper: {panel.sweep.paper_axis}" if panel.sweep.paper_axis else panel.sweep.axis)
-    entries = labelled(fig)
     if len(panels) < cells.size:
-        cells.flat[-1].legend(entries.values(), entries.keys(), loc="center", title="R@1, %, of unseen classes")
+        legend(fig, cells.flat[-1], loc="center", title="R@1, %, of unseen classes")
     else:
-        fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries))
+        legend(fig)
     return fig
 
 
@@ -76,8 +63,7 @@ def single(panel: Panel) -> Figure:
             _ours(ax, panel, kind)
         axis = panel.sweep.paper_axis if kind == "paper" else ""
         ax.set(xlabel=axis or panel.sweep.axis, title="paper" if kind == "paper" else "ours")
-    entries = labelled(fig)
-    fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries))
+    legend(fig)
     return fig
 
 

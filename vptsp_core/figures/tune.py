@@ -14,10 +14,9 @@ from vptsp_core.figures.style import BLUE, GREY, LIGHT, VERMILION, _house
 
 @_house
 def history(trials: pd.DataFrame, judge: str, reference: float | None = None, label: str = "start") -> Figure:
-    """Every trial's R@1 in order, and the best so far; ticks on the axis are trials that could not be run.
+    """R@1 of all trials (`paper.search_study.trials_frame`) in order, and the best so far; ticks are those left out.
 
     Args:
-        trials: of `paper.search_study.trials_frame`.
         judge: what R@1 is of, for the axis: "test classes".
         reference: R@1 in percent that a dashed line marks, called ``label``.
     """
@@ -40,12 +39,8 @@ def history(trials: pd.DataFrame, judge: str, reference: float | None = None, la
 
 @_house
 def importance(shares: pd.Series, trials: int) -> Figure:
-    """Bars, the most important key on top.
-
-    Args:
-        shares: of `paper.search_study.importance`; no rows give an empty frame that says so.
-        trials: from how many they come.
-    """
+    """Bars of `paper.search_study.importance` from so many trials, the most important key on top; no rows give an empty
+    frame that says so."""
     fig = Figure(figsize=(7.0, 0.9 + 0.32 * max(len(shares), 3)), layout="constrained")
     ax = fig.subplots()
     if len(shares):

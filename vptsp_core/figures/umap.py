@@ -11,14 +11,11 @@ from vptsp_core.errors import VptspError
 from vptsp_core.method.neighbours import numbered, positive
 
 
-def umap_plane(vectors: np.ndarray, *, seed: int = 0, neighbours: int = 15) -> np.ndarray:
+def umap_plane(vectors: np.ndarray, *, seed: int = 0) -> np.ndarray:
     """UMAP (McInnes et al., 2018) of vectors (N, d) into the plane, by cosine: (N, 2) float32.
 
     The same vectors and seed give the same map. The first call of a process compiles for some twenty seconds. Up to
-    three vectors, too few for UMAP, are put on a line.
-
-    Raises:
-        VptspError: vectors that hold NaN or infinity.
+    three vectors, too few for UMAP, are put on a line. Raises VptspError for NaN and infinity.
     """
     if bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
         raise VptspError(f"a map of embeddings: NaN or infinity in {numbered(bad, vectors)}; leave them out")
@@ -27,9 +24,9 @@ def umap_plane(vectors: np.ndarray, *, seed: int = 0, neighbours: int = 15) -> n
     import umap  # slow to import, and only needed here
 
     threads = torch.get_num_threads()
-    fitted = umap.UMAP(
-        metric="cosine", random_state=seed, n_neighbors=min(neighbours, len(vectors) - 1), n_jobs=1
-    )  # with a seed UMAP runs in one thread; asking for one spares its warning
+    neighbours = min(15, len(vectors) - 1)
+    # with a seed UMAP runs in one thread; asking for one spares its warning
+    fitted = umap.UMAP(metric="cosine", random_state=seed, n_neighbors=neighbours, n_jobs=1)
     try:
         return np.asarray(fitted.fit_transform(vectors), dtype=np.float32)
     finally:
@@ -37,12 +34,12 @@ def umap_plane(vectors: np.ndarray, *, seed: int = 0, neighbours: int = 15) -> n
 
 
 def plane_with_proxies(
-    embeddings: np.ndarray, proxies: Mapping[str, np.ndarray], *, seed: int = 0
+    embeddings: np.ndarray, proxies: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """One map (`umap_plane`) of embeddings (N, d) and proxies {name: (C, d)} together: their places, each as given."""
-    plane = umap_plane(np.concatenate([embeddings, *proxies.values()]), seed=seed)
-    ends = np.cumsum([len(embeddings), *(len(vectors) for vectors in proxies.values())])
-    points, *marks = np.split(plane, ends[:-1])
+    together = [embeddings, *proxies.values()]
+    plane = umap_plane(np.concatenate(together))
+    points, *marks = np.split(plane, np.cumsum([len(vectors) for vectors in together[:-1]]))
     return points, dict(zip(proxies, marks, strict=True))
 
 
@@ -55,20 +52,16 @@ def spread_classes(num_classes: int, count: int) -> list[int]:
     return [int(c) for c in np.linspace(0, num_classes - 1, min(count, num_classes))]
 
 
-def pick_points(labels: np.ndarray, shown: list[int], limit: int, seed: int = 0) -> np.ndarray:
+def pick_points(labels: np.ndarray, shown: list[int], limit: int) -> np.ndarray:
     """Places of at most ``limit`` images, (n,) int64, sorted: those of the classes ``shown`` first of all, then any
-    others. labels (N,) are the images' classes.
-
-    Raises:
-        VptspError: ``limit`` is not a whole number of at least 1.
-    """
+    others. labels (N,) are the images' classes."""
     limit = positive("images on a map", limit)
-    order = np.random.default_rng(seed).permutation(len(labels))
+    order = np.random.default_rng(0).permutation(len(labels))
     first = np.isin(labels[order], shown)
     return np.sort(np.concatenate([order[first], order[~first]])[:limit])
 
 
-def short_name(name: str, width: int = 22) -> str:
+def short_name(name: str) -> str:
     """A class name for a legend: the letter itself for a glyph, the words alone for "001.Black_footed_Albatross".
 
     >>> short_name("U+00E5 LATIN SMALL LETTER A WITH RING ABOVE"), short_name("001.Black_footed_Albatross")
@@ -78,7 +71,7 @@ def short_name(name: str, width: int = 22) -> str:
         code = name.split()[0]
         return f"{chr(int(code[2:], 16))}  ({code})"
     words = name.split(".", 1)[-1].replace("_", " ")
-    return words if len(words) <= width else words[: width - 1].rstrip() + "…"
+    return words if len(words) <= 22 else words[:21].rstrip() + "…"
 
 
 def proxy_cosines(

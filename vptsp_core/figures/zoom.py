@@ -14,24 +14,19 @@ import numpy as np
 from PIL import Image
 
 from vptsp_core.data import ImageSet
-from vptsp_core.figures.gallery import thumbnail
+from vptsp_core.figures.gallery import in_unit_square, thumbnail
 from vptsp_core.figures.umap import short_name
 from vptsp_core.system.places import ASSETS
 
 SIDE = 56  # pixels of a thumbnail
 
 
-def document(points: np.ndarray, images: ImageSet, places: Sequence[int], *, seed: int = 0) -> str:
-    """The map as a page: thumbnails where there is room, more of them the closer you zoom; the image under the pointer
-    is large, with its class and place, and all images of its class are ringed.
-
-    Args:
-        points: (N, 2), the points of the images ``places`` (N) of the set.
-        seed: which of crowded images are drawn first.
-    """
-    low, high = points.min(0), points.max(0)
-    unit = (points - low) / np.maximum(high - low, 1e-12)
-    order = np.random.default_rng(seed).permutation(len(points))
+def document(points: np.ndarray, images: ImageSet, places: Sequence[int]) -> str:
+    """The map of points (N, 2) of the images ``places`` (N) as a page: thumbnails where there is room, more of them the
+    closer you zoom; the image under the pointer is large, with its class and place, and all images of its class are
+    ringed."""
+    unit = in_unit_square(points)
+    order = np.random.default_rng(0).permutation(len(points))
     columns = math.ceil(math.sqrt(len(order)))
     atlas = Image.new("RGB", (columns * SIDE, math.ceil(len(order) / columns) * SIDE), "white")
     for slot, at in enumerate(order):
@@ -54,8 +49,8 @@ def document(points: np.ndarray, images: ImageSet, places: Sequence[int], *, see
     return Template(page).substitute(data=json.dumps(data).replace("<", "\\u003c"))  # no name ends the script
 
 
-def frame(page: str, height: int = 610) -> str:
+def frame(page: str) -> str:
     """``page`` inside a frame of its own, for a notebook's output: its script sees nothing of the notebook."""
-    style = f"width: 100%; height: {height}px; border: 0"
+    style = "width: 100%; height: 610px; border: 0"
     attributes = f'sandbox="allow-scripts" title="map of images" style="{style}" srcdoc="{escape(page)}"'
     return f"<div><iframe {attributes}></iframe></div>"

@@ -23,12 +23,7 @@ NEWER = [name for name in PRESETS if any(each in name for each in ("dinov2", "si
 
 def rows(profile: str) -> dict[str, dict[str, Any]]:
     """{label: changes to `base_config`}: the paper's best row; the recipe, and what it is without each of its parts,
-    training included; LoRA where peft is installed.
-
-    Raises:
-        ConfigError: no such profile.
-    """
-    base_config(profile)
+    training included; LoRA where peft is installed."""
     known = method_rows(profile)
     recipe = {**known["VPTSP-M + BitFit"], **RATES, "start": "proxies"}
     out = {
@@ -47,11 +42,7 @@ def rows(profile: str) -> dict[str, dict[str, Any]]:
 
 
 def cells(profile: str, **changes: Any) -> dict[tuple[str, str], RunConfig]:
-    """The rows as runs; in the profile paper the newer backbones too, each as its preset and by the recipe.
-
-    Raises:
-        ConfigError: see `vptsp_core.paper.methods.configured`.
-    """
+    """The rows as runs; in the profile paper the newer backbones too, each as its preset and by the recipe."""
     check_changes(changes)
     judged = {"selection": "validation", **changes}
     found = {}

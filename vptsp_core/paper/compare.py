@@ -46,18 +46,12 @@ class Done:
 
 
 def carry_out(
-    configs: Cells,
-    seeds: Sequence[int] | Mapping[tuple[str, str], Sequence[int]],
-    *,
-    data: str | Path | None,
-    results: Path,
-    notebook: str,
-    **options: Any,
-) -> Done:
+    configs: Cells, seeds: Sequence[int] | Mapping[tuple[str, str], Sequence[int]], *, data: str | Path | None,
+    results: Path, notebook: str, **options: Any,
+) -> Done:  # fmt: skip
     """Run every cell of a table for every seed, as far as data and weights are here. Finished runs need neither.
 
     Args:
-        configs: of `paper.tables`.
         seeds: of all cells, or of each (`paper.methods.seeds_by_row`).
         data: folder of the data sets.
         results: folder of the profile's results.
@@ -168,12 +162,9 @@ def differences(done: Done, reference: str) -> pd.DataFrame:
 
 
 def beside(
-    paper: pd.DataFrame,
-    done: Done,
-    clear: pd.DataFrame | None = None,
-    reference: str = "",
+    paper: pd.DataFrame, done: Done, clear: pd.DataFrame | None = None, reference: str = "",
     extra: pd.DataFrame | None = None,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Paper | ours | difference of every column that the paper prints, in percent, indexed by row: the
     paper's rows in its order, then the rows that only we have.
 
@@ -236,11 +227,11 @@ def agreement(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def parameters(configs: Mapping[str, RunConfig], classes: int = 100) -> pd.DataFrame:
-    """``row``, "parameters, M" as the paper counts them and "learning, M", those that learn, in millions."""
+def parameters(configs: Mapping[str, RunConfig]) -> pd.DataFrame:
+    """``row``, "parameters, M" as the paper counts them and "learning, M", those that learn, for 100 classes."""
     found = []
     for row, config in configs.items():
-        model = build_model(config.replace(weights="random"), classes, torch.device("cpu"))
+        model = build_model(config.replace(weights="random"), 100, torch.device("cpu"))
         counts = count_parameters(model)
         of = {"parameters, M": counts["tunable released"] / 1e6, "learning, M": counts["tunable"] / 1e6}
         found.append({"row": row, **of})

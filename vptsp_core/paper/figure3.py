@@ -144,11 +144,7 @@ SWEEPS: dict[str, Sweep] = {
 
 
 def check_panels(panels: Sequence[str]) -> list[str]:
-    """The panels, each once.
-
-    Raises:
-        ConfigError: an unknown one, or none at all.
-    """
+    """The panels, each once. Raises ConfigError for an unknown one, or none at all."""
     for panel in panels:
         if panel not in SWEEPS:
             raise ConfigError(f"panel {panel!r} must be one of {', '.join(SWEEPS)}")
@@ -162,15 +158,11 @@ def points(panel: str, profile: str, **changes: Any) -> list[Point]:
 
     What the data have too few classes for is left out, and everything where ``changes`` hold the panel's own key
     (`left_out` says so).
-
-    Raises:
-        ConfigError: no such profile, or changes that cannot run.
     """
     sweep, rows = SWEEPS[panel], method_rows(profile)
     if sweep.key in changes:
         return []
-    found = []
-    scale = 1.0
+    found, scale = [], 1.0
     if panel == "a":
         scale = class_prompt_parameters(configured(profile, {**rows[BEST], "class_prompts": 1}, changes)) / 1e3
     for value, paper_x in sweep.values[profile].items():
@@ -247,12 +239,8 @@ class Panel:
 
 
 def outcome(panel: str, asked: Sequence[Point], runs: Sequence[Run], names: Sequence[str]) -> Panel:
-    """A panel from its points and their finished runs.
-
-    Args:
-        runs: of any of the points, with any seeds; or none at all.
-        names: the label of each run's point.
-    """
+    """A panel from its points and their finished ``runs``, of any points and seeds; ``names``: the label of each run's
+    point."""
     places = pd.DataFrame({"label": [p.label for p in asked], "x": [p.x for p in asked]})
     ours = places.merge(report.averaged(runs, {"label": names}, METRICS), on="label")
     theirs = report.paper_table("fig3_curves_R1")

@@ -19,10 +19,8 @@ START, MIDWAY, END = "start", "midway", "end"
 
 
 def run_moments(config: RunConfig) -> dict[str, RunConfig]:
-    """The runs to train for the moments after the start: half of the epochs (left out of a run of one), and all.
-
-    Each keeps the weights of its last epoch; ``selection="released"`` would keep those of the best.
-    """
+    """The runs to train for the moments after the start: half of the epochs (left out of a run of one), and all. Each
+    keeps the weights of its last epoch; ``selection="released"`` would keep those of the best."""
     halves = {MIDWAY: config.epochs // 2, END: config.epochs}
     return {name: config.replace(epochs=n, selection="last") for name, n in halves.items() if n >= 1}
 
@@ -36,11 +34,7 @@ def untouched(config: RunConfig, num_classes: int) -> tuple[Embedder, dict[str, 
 
 
 def learned_proxies(run: Run) -> dict[str, np.ndarray]:
-    """The proxies (`proxies_of`) that a finished run of vptsp keeps in its folder.
-
-    Raises:
-        WeightsError: as `learned_weights`.
-    """
+    """The proxies (`proxies_of`) that a finished run of vptsp keeps in its folder."""
     return proxies_of(learned_weights(run.path, run.record), run.config.alpha)
 
 

@@ -15,7 +15,7 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.method.presets import table_preset
 from vptsp_core.paper.methods import FULL, check_changes, method_rows
 from vptsp_core.paper.released import check_released
-from vptsp_core.paper.report import paper_table
+from vptsp_core.paper.report import machine_facts, paper_table
 from vptsp_core.paper.step_bench import Bench, make_forms
 from vptsp_core.runs.record import made_with
 
@@ -32,10 +32,7 @@ BATCHES = (32, 64)
 def latency_configs(profile: str, batches: Sequence[int] = BATCHES, **changes: Any) -> dict[tuple[str, int], RunConfig]:
     """The runs whose steps are measured: {(method as the paper names it, batch): run}, weights at random.
 
-    ``changes`` are applied to all, but the batch is the table's column.
-
-    Raises:
-        ConfigError: no such profile, or changes that cannot run.
+    ``changes`` are applied to all, but the batch is the table's column. Raises ConfigError for an unknown profile.
     """
     if profile not in BASE:
         raise ConfigError(f"profile = {profile!r} must be one of {', '.join(BASE)}")
@@ -57,15 +54,14 @@ def latency_benches(
         compiled: among our forms; each cell is compiled on its own, which may take a minute.
         reference: the user's clone of the released implementation; adds its form where it has the method.
     """
-    benches = {}
+    forms = ("eager", "compiled", "textbook") if compiled else ("eager", "textbook")
+    benches: dict[tuple[str, int, str], Callable[[], Bench]] = {}
     for (method, batch), config in configs.items():
         clone = None
         with contextlib.suppress(ConfigError):  # the adapter, and changes that were not released
             check_released(config)
             clone = reference
-        forms = ("eager", "compiled", "textbook") if compiled else ("eager", "textbook")
-        for form, make in make_forms(config, forms, clone).items():
-            benches[method, batch, form] = make
+        benches |= {(method, batch, form): make for form, make in make_forms(config, forms, clone).items()}
     return benches
 
 
@@ -92,11 +88,8 @@ def _long(table: pd.DataFrame) -> pd.DataFrame:
 
 def record(configs: Mapping[tuple[str, int], RunConfig], device: torch.device) -> pd.DataFrame:
     """The machine and the models, as `report.record_table` shows them for runs; here no run is trained."""
-    made = made_with(device)
     facts = {
-        "commit": made["commit"],
-        **{f"{name} version": number for name, number in made["versions"].items()},
-        "device": made["device"],
+        **machine_facts(made_with(device)),
         "data": "random images",
         "backbone": ", ".join(dict.fromkeys(f"{c.backbone} ({c.weights})" for c in configs.values())),
         "model description": ", ".join(c.hash() for c in configs.values()),

@@ -25,43 +25,37 @@ ROW_KEYS = (
     "adapter_norm", "adapter_init", "lora_rank", "lora_alpha", "start",
 )  # fmt: skip
 
+FROZEN, FULL, BEST = "Frozen backbone", "Full fine-tuning (PA)", "VPTSP-G + BitFit"
+CLOSED, LORA = "Closed form (whitened head, no training)", "LoRA (beyond the paper)"
+UNTRAINED = (FROZEN, CLOSED)  # rows that take no step: rates, epochs and seeds do not matter
+
 # Table 1, in the paper's order.
 METHODS: dict[str, dict[str, Any]] = {
-    "Frozen backbone": dict(method="frozen", bitfit=False),  # ours only
+    FROZEN: dict(method="frozen", bitfit=False),  # ours only
     # Ours only: the head in closed form (runs.start_from_data, docs/beyond.md), without a step of training.
-    "Closed form (whitened head, no training)": dict(method="linear", bitfit=False, start="heads", epochs=0),
-    "Full fine-tuning (PA)": dict(method="full", bitfit=False),
+    CLOSED: dict(method="linear", bitfit=False, start="heads", epochs=0),
+    FULL: dict(method="full", bitfit=False),
     "Linear probing": dict(method="linear", bitfit=False),
     "BitFit": dict(method="linear", bitfit=True),
     "Adapter": dict(method="adapter", bitfit=False),
     "Adapter + BitFit": dict(method="adapter", bitfit=True),
-    "LoRA (beyond the paper)": dict(method="lora", bitfit=False),  # where peft is installed
+    LORA: dict(method="lora", bitfit=False),  # where peft is installed
     "VPT": dict(method="vpt", bitfit=False),
     "VPT + BitFit": dict(method="vpt", bitfit=True),
     "VPTSP-M": dict(method="vptsp", accumulator="ema", bitfit=False),
     "VPTSP-M + BitFit": dict(method="vptsp", accumulator="ema", bitfit=True),
     "VPTSP-G": dict(method="vptsp", accumulator="gru", bitfit=False),
-    "VPTSP-G + BitFit": dict(method="vptsp", accumulator="gru", bitfit=True),
+    BEST: dict(method="vptsp", accumulator="gru", bitfit=True),
 }
-FROZEN, FULL, BEST = "Frozen backbone", "Full fine-tuning (PA)", "VPTSP-G + BitFit"
-CLOSED = "Closed form (whitened head, no training)"
-UNTRAINED = (FROZEN, CLOSED)  # rows that take no step: rates, epochs and seeds do not matter
-LORA = "LoRA (beyond the paper)"
 
 # Adapters, as table 1 prints them: 7 of 12 blocks without BitFit, one with it. The demo ViT has 6 blocks, 96 wide.
-ADAPTERS: dict[str, dict[str, dict[str, int]]] = {
-    "paper": {
-        "Adapter": dict(adapter_layers=7, adapter_dim=256),
-        "Adapter + BitFit": dict(adapter_layers=1, adapter_dim=256),
-    },
-    "tiny": {  # the same blocks, and the same share of a narrower ViT
-        "Adapter": dict(adapter_layers=7, adapter_dim=128),
-        "Adapter + BitFit": dict(adapter_layers=1, adapter_dim=128),
-    },
-    "demo": {
-        "Adapter": dict(adapter_layers=4, adapter_dim=64),
-        "Adapter + BitFit": dict(adapter_layers=1, adapter_dim=64),
-    },
+ADAPTERS = {
+    profile: {
+        "Adapter": dict(adapter_layers=layers, adapter_dim=dim),
+        "Adapter + BitFit": dict(adapter_layers=1, adapter_dim=dim),
+    }
+    # tiny: the same blocks, and the same share of a narrower ViT
+    for profile, layers, dim in (("paper", 7, 256), ("tiny", 7, 128), ("demo", 4, 64))
 }
 
 # Profile tiny: the rows that are run with every seed that is asked for.
@@ -90,48 +84,33 @@ INTEGRATIONS = {
 #   named by `search_name`. A row that is not named has the preset's 0.005, be it found or not searched yet. Full
 #   fine-tuning was not searched yet either: a quarter of it, as the whole backbone learns.
 RATES: dict[str, dict[str, dict[str, float]]] = {
-    "tiny": {"Full fine-tuning (PA)": dict(lr=0.00125)},
+    "tiny": {FULL: dict(lr=0.00125)},
     "paper": {
-        "Full fine-tuning (PA)": dict(lr=0.001, lr_proxy=0.1),
+        FULL: dict(lr=0.001, lr_proxy=0.1),
         "Linear probing": dict(lr=0.05, lr_proxy=0.1),
         "BitFit": dict(lr=0.005, lr_proxy=0.1),
-        "Adapter": dict(lr=0.01, lr_proxy=0.1),
-        LORA: dict(lr=0.01, lr_proxy=0.1),
-        "Adapter + BitFit": dict(lr=0.005, lr_proxy=0.1),
-        "VPT": dict(lr=0.01, lr_proxy=0.1),
-        "VPT + BitFit": dict(lr=0.005, lr_proxy=0.1),
-        "VPTSP-M": dict(lr=0.01, lr_proxy=0.1),
-        "VPTSP-M + BitFit": dict(lr=0.005, lr_proxy=0.1),
-        "VPTSP-G": dict(lr=0.01, lr_proxy=0.1),
+        **dict.fromkeys(("Adapter", LORA, "VPT", "VPTSP-M", "VPTSP-G"), dict(lr=0.01, lr_proxy=0.1)),
+        **dict.fromkeys(("Adapter + BitFit", "VPT + BitFit", "VPTSP-M + BitFit"), dict(lr=0.005, lr_proxy=0.1)),
     },
     "demo": {
-        "Full fine-tuning (PA)": dict(lr=3e-4, lr_proxy=0.05),
+        FULL: dict(lr=3e-4, lr_proxy=0.05),
         "Linear probing": dict(lr=0.016, lr_proxy=0.05),
         "Adapter": dict(lr=8e-3, lr_proxy=0.05),
-        "VPT": dict(lr=0.064, lr_proxy=0.05),
-        "VPTSP-M": dict(lr=0.064, lr_proxy=0.05),
-        "VPTSP-G": dict(lr=0.064, lr_proxy=0.05),
+        **dict.fromkeys(("VPT", "VPTSP-M", "VPTSP-G"), dict(lr=0.064, lr_proxy=0.05)),
     },
 }
 
 
 def base_config(profile: str, **changes: Any) -> RunConfig:
-    """The run that a profile's tables vary, with ``changes``.
-
-    Raises:
-        ConfigError: no such profile, or changes that cannot run.
-    """
+    """The run that a profile's tables vary, with ``changes``. Raises ConfigError for an unknown profile."""
     if profile not in BASE:
         raise ConfigError(f"profile = {profile!r} must be one of {', '.join(BASE)}")
     return table_preset(BASE[profile], **changes)
 
 
 def check_changes(changes: Mapping[str, Any]) -> None:
-    """Refuse what cannot be changed for every run of a table.
-
-    Raises:
-        ConfigError: a key of `ROW_KEYS`, or the seed, which has a parameter of its own.
-    """
+    """Raises ConfigError for what cannot be changed for every run of a table: a key of `ROW_KEYS`, or the seed, which
+    has a parameter of its own."""
     if "seed" in changes:
         raise ConfigError("changes (--set) hold seed; give seeds (--seeds) instead")
     if found := [key for key in ROW_KEYS if key in changes]:
@@ -142,12 +121,9 @@ def check_changes(changes: Mapping[str, Any]) -> None:
 
 
 def configured(profile: str, row: Mapping[str, Any], changes: Mapping[str, Any]) -> RunConfig:
-    """The run of a row, with ``changes`` for every run applied last.
+    """The run of a row, with ``changes`` for every run (`check_changes`) applied last.
 
     A row that takes no step takes none whatever ``changes`` say of epochs.
-
-    Raises:
-        ConfigError: see `base_config` and `check_changes`.
     """
     check_changes(changes)
     untrained = {"epochs": 0} if row.get("epochs") == 0 else {}
@@ -157,9 +133,6 @@ def configured(profile: str, row: Mapping[str, Any], changes: Mapping[str, Any])
 def method_rows(profile: str) -> dict[str, dict[str, Any]]:
     """Table 1: {label: changes to `base_config`} of every method that can be run, in the paper's order; LoRA, which is
     not the paper's, where peft is installed.
-
-    Raises:
-        ConfigError: no such profile.
 
     >>> base_config("demo", **method_rows("demo")["VPT"], seed=1).method
     'vpt'
@@ -174,11 +147,7 @@ def method_rows(profile: str) -> dict[str, dict[str, Any]]:
 
 
 def proxy_source_rows(profile: str) -> dict[str, dict[str, Any]]:
-    """Table 5: {label: changes to `base_config`}; its last row is the run of table 1's "VPTSP-G + BitFit".
-
-    Raises:
-        ConfigError: no such profile.
-    """
+    """Table 5: {label: changes to `base_config`}; its last row is the run of table 1's "VPTSP-G + BitFit"."""
     return _variants(profile, 5, BEST, "proxy_source", PROXY_SOURCES)
 
 
@@ -187,9 +156,6 @@ def integration_rows(profile: str) -> dict[str, dict[str, Any]]:
 
     The paper does not say that table 7 is without BitFit; the last row's 86.1 and 52.1 are those of "VPTSP-G" in
     table 1, and of "VPTSP (GRU)" in table 4.
-
-    Raises:
-        ConfigError: no such profile.
     """
     return _variants(profile, 7, "VPTSP-G", "accumulator", INTEGRATIONS)
 
@@ -222,14 +188,6 @@ def _settings_of(profile: str) -> str:
 
 
 def paper_labels(table: pd.DataFrame) -> pd.DataFrame:
-    """The paper's table 1 with a column ``label`` that matches `METHODS`.
-
-    Args:
-        table: ``paper_table("table1_peft_methods_cub200")``: ``method``, and ``bitfit`` yes, no or nothing.
-    """
-    named = {"Full fine-tuning (PA)", "Linear probing", "BitFit"}  # the name says already whether biases learn
-    labels = [
-        f"{method} + BitFit" if bitfit == "yes" and method not in named else method
-        for method, bitfit in zip(table["method"], table["bitfit"], strict=True)
-    ]
-    return table.assign(label=labels)
+    """``paper_table("table1_peft_methods_cub200")`` with a column ``label`` that matches `METHODS`."""
+    also = table["bitfit"].eq("yes") & (table["method"] + " + BitFit").isin(METHODS)
+    return table.assign(label=table["method"] + also.map({True: " + BitFit", False: ""}))

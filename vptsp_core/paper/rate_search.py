@@ -16,15 +16,8 @@ import pandas as pd
 
 from vptsp_core.errors import ConfigError
 from vptsp_core.method.config import RunConfig
-from vptsp_core.paper.methods import (
-    RATES,
-    UNTRAINED,
-    base_config,
-    integration_rows,
-    method_rows,
-    proxy_source_rows,
-    search_name,
-)
+from vptsp_core.paper import methods
+from vptsp_core.paper.methods import RATES, base_config
 from vptsp_core.paper.report import percent
 from vptsp_core.runs.folder import METRICS, Run, finished_run, run_folder
 from vptsp_core.runs.run import many
@@ -39,9 +32,9 @@ _ALL = (GRID[0] / FACTOR**2, GRID[0] / FACTOR, *GRID, GRID[-1] * FACTOR, GRID[-1
 def rows() -> dict[str, dict[str, Any]]:
     """{name in `RATES`: changes to `base_config`, without rates} of every row that is searched: those of table 1 that
     train, and those of tables 5 and 7 but the last, which are table 1's."""
-    found = {label: row for label, row in method_rows("tiny").items() if label not in UNTRAINED}
-    for number, table in ((5, proxy_source_rows("tiny")), (7, integration_rows("tiny"))):
-        found |= {search_name(number, label): table[label] for label in list(table)[:-1]}
+    found = {label: row for label, row in methods.method_rows("tiny").items() if label not in methods.UNTRAINED}
+    for number, of_table in ((5, methods.proxy_source_rows("tiny")), (7, methods.integration_rows("tiny"))):
+        found |= {methods.search_name(number, label): of_table[label] for label in list(of_table)[:-1]}
     return {name: {key: row[key] for key in row if key not in ("lr", "lr_proxy")} for name, row in found.items()}
 
 
@@ -52,16 +45,12 @@ def trial(row: Mapping[str, Any], lr: float, **changes: Any) -> RunConfig:
 
 
 def search(name: str, *, results: str | Path, **options: Any) -> float:
-    """Run the trials of a row that are missing, and return the best rate.
+    """Run the trials of a row that are missing, and return the best rate. Raises ConfigError for an unknown row.
 
     Args:
         name: of `rows`.
         results: folder of the profile's results.
         options: of `runs.run.many`, such as ``data``.
-
-    Raises:
-        ConfigError: an unknown row.
-        VptspError: a trial failed.
     """
     if name not in rows():
         raise ConfigError(f"row {name!r} must be one of {', '.join(rows())}")

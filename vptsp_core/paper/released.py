@@ -52,8 +52,7 @@ class ReleasedBench:
         difference: relative, of its loss and ours before the first step, both in float32 and without dropout.
 
     Raises:
-        ConfigError: a run that the released implementation does not have.
-        VptspError: the clone cannot be used, or its loss differs from ours.
+        VptspError: the run was not released, the clone cannot be used, or its loss differs from ours.
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class ReleasedBench:
         return self.criterion(batch=out["embeds"], labels=self.labels, proxies=out["proxies"])
 
     def kept(self) -> tuple[Any, list[Tensor], Sequence[torch.optim.Optimizer]] | None:
-        """See `step_bench.Bench`; None with checkpointing, which hides what it keeps."""
+        """As `step_bench.StepBench.kept`; None with checkpointing, which hides what it keeps."""
         if self.model.pars.checkpoint:
             return None
         return self.loss, list(self.model.state_dict().values()), (self.model.optimizer, self.model.p_optimizer)
@@ -142,20 +141,16 @@ class ReleasedBench:
 
 
 def check_released(config: RunConfig) -> None:
-    """Refuse a run that the released implementation does not have.
-
-    Raises:
-        ConfigError: naming the key.
-    """
+    """Raises ConfigError, with the key, for a run that the released implementation does not have."""
+    semantic = config.method == "vptsp"
     wrong = {
         "semantics": config.semantics != "released",
         "method": config.method == "adapter",  # its block has 12 heads and no QKV bias, whatever the backbone has
         "optimizer": config.class_optimizer == "rowwise" and config.optimizer == "adam",
+        "accumulator": semantic and config.accumulator not in ACCUMULATORS,
+        "proxy_source": semantic and config.proxy_source != "class_prompts",
+        "prompts": semantic and not (config.prompts and config.prompt_layers),
     }
-    if config.method == "vptsp":
-        wrong["accumulator"] = config.accumulator not in ACCUMULATORS
-        wrong["proxy_source"] = config.proxy_source != "class_prompts"
-        wrong["prompts"] = not (config.prompts and config.prompt_layers)
     for key, is_wrong in wrong.items():
         if is_wrong:
             value = getattr(config, key)
@@ -163,18 +158,12 @@ def check_released(config: RunConfig) -> None:
 
 
 def clone_folder(folder: str | Path) -> Path:
-    """The clone's folder, absolute.
-
-    Raises:
-        VptspError: it is missing, or a file that is needed is.
-    """
+    """The clone's folder, absolute. Raises VptspError where it or a file that is needed is missing."""
     path = Path(folder).expanduser().resolve()
     for name in ("", *NEEDED):
         if not (path / name).exists():
-            raise VptspError(
-                f"reference {folder}: {name or 'the folder'} is missing; give a whole clone of the released "
-                "implementation"
-            )
+            what = f"reference {folder}: {name or 'the folder'} is missing"
+            raise VptspError(f"{what}; give a whole clone of the released implementation")
     return path
 
 
@@ -182,19 +171,18 @@ def clone_modules(folder: str | Path, names: Sequence[str]) -> list[ModuleType]:
     """Modules of the clone by name (``"architectures.peft_vit"``).
 
     Its modules have names that others have too (``metrics``, ``datasets``), so the interpreter's module table and
-    search path are put back afterwards.
-
-    Raises:
-        VptspError: the clone is not whole, or cannot be imported.
+    search path are put back afterwards. Raises VptspError where it is not whole, or cannot be imported.
     """
     path = clone_folder(folder)
     own = {each.stem for each in path.glob("*.py")} | {each.parent.name for each in path.glob("*/__init__.py")}
     aside = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in own}
-    search, no_bytecode = list(sys.path), sys.dont_write_bytecode
-    sys.path[:0], sys.dont_write_bytecode = [str(path)], True
     importlib.invalidate_caches()
     try:
-        with warnings.catch_warnings():
+        with (
+            mock.patch.object(sys, "path", [str(path), *sys.path]),
+            mock.patch.object(sys, "dont_write_bytecode", True),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")  # it imports timm by names that have moved
             return [importlib.import_module(name) for name in names]
     except ImportError as error:
@@ -206,7 +194,6 @@ def clone_modules(folder: str | Path, names: Sequence[str]) -> list[ModuleType]:
         for name in [name for name in sys.modules if name.partition(".")[0] in own]:
             del sys.modules[name]
         sys.modules.update(aside)
-        sys.path[:], sys.dont_write_bytecode = search, no_bytecode
 
 
 @contextlib.contextmanager

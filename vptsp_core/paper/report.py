@@ -29,13 +29,8 @@ PAPER, OURS, DIFFERENCE, ORDER = "paper", "ours", "difference", "the paper's ord
 _CELL = "padding: 0.25em 0.7em; text-align: right; font-variant-numeric: tabular-nums"
 
 
-def _smaller(font: str, padding: str) -> list[Any]:
-    cells: list[Any] = [{"selector": cell, "props": f"padding: {padding}"} for cell in ("th", "td")]
-    return [{"selector": "", "props": f"font-size: {font}"}, *cells]
-
-
-# Above so many columns a table is set smaller, to fit into JupyterLab beside its file browser.
-_SMALLER = {14: _smaller("0.66em", "0.25em 0.2em"), 7: _smaller("0.75em", "0.25em 0.3em")}
+# Above so many columns a table has a smaller font and padding, to fit into JupyterLab beside its file browser.
+_SMALLER = {14: ("0.66em", "0.25em 0.2em"), 7: ("0.75em", "0.25em 0.3em")}
 _STYLE: list[Any] = [
     {"selector": "th", "props": _CELL},
     {"selector": "td", "props": _CELL},
@@ -80,11 +75,8 @@ def watched() -> bool:
 
 
 def paper_table(name: str) -> pd.DataFrame:
-    """The numbers of one of the paper's tables or plots, as printed (vptsp_core/paper/``name``.csv).
-
-    Raises:
-        ConfigError: no such table; the message lists them.
-    """
+    """The numbers of one of the paper's tables or plots, as printed (vptsp_core/paper/``name``.csv). Raises ConfigError
+    where there is no such table."""
     files = {path.stem: path for path in sorted((PACKAGE / "paper").glob("*.csv"))}
     if name not in files:
         raise ConfigError(f"no table {name!r} of the paper; known: {', '.join(files)}")
@@ -229,27 +221,33 @@ def styled(table: pd.DataFrame, formats: Mapping[Any, str] | None = None) -> Sty
             chosen[column] = form.replace("{:", "{:+z") if last == DIFFERENCE else form
     shown = table.rename_axis(None).style.format(chosen, na_rep="", escape="html").format_index(escape="html", axis=1)
     shown = shown.format_index(lambda label: label if isinstance(label, str) else f"{label:g}", escape="html")
-    smaller = next((styles for many, styles in _SMALLER.items() if len(table.columns) > many), [])
-    shown = shown.set_table_styles([*_STYLE, *smaller])
+    styles = [*_STYLE]
+    if smaller := [each for many, each in _SMALLER.items() if len(table.columns) > many]:
+        font, padding = smaller[0]
+        styles.append({"selector": "", "props": f"font-size: {font}"})
+        styles += [{"selector": cell, "props": f"padding: {padding}"} for cell in ("th", "td")]
     words = [at for at, kind in enumerate(table.dtypes) if not pd.api.types.is_numeric_dtype(kind)]
-    left: list[Any] = [{"selector": f"td.col{at}", "props": "text-align: left"} for at in words]
-    shown = shown.set_table_styles(left, overwrite=False)
+    styles += [{"selector": f"td.col{at}", "props": "text-align: left"} for at in words]
+    shown = shown.set_table_styles(styles)
     if isinstance(table.columns, pd.MultiIndex):
         light = [column for column in table.columns if column[-1] == PAPER]
         shown = shown.set_properties(subset=pd.IndexSlice[:, light], **{"opacity": "0.65"})
     return shown
 
 
-def record_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """What the runs ran on: a row a fact with all its values, which is one if the runs are comparable."""
-    runs = list({run.path: run for run in runs}.values())  # one run may stand for several points
-    facts: dict[str, dict[str, None]] = {"runs": {str(len(runs)): None}}  # dicts: sets that keep their order
+def machine_facts(made: Mapping[str, Any]) -> dict[str, str]:
+    """Commit, versions and device, of `runs.record.made_with` or a run's record."""
+    versions = {f"{name} version": number for name, number in made["versions"].items()}
+    return {"commit": made["commit"], **versions, "device": made["device"]}
+
+
+def record_facts(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """What the runs ran on: each fact with all its values, which is one if the runs are comparable."""
+    facts: dict[str, dict[str, None]] = {}  # of dicts: sets that keep their order
     for run in runs:
         record = run.record
         fact = {
-            "commit": record["commit"],
-            **{f"{name} version": number for name, number in record["versions"].items()},
-            "device": record["device"],
+            **machine_facts(record),
             "seed": run.config.seed,
             "backbone": f"{run.config.backbone} ({run.config.weights})",
             "weights checksum": record["weights"],
@@ -262,9 +260,16 @@ def record_table(runs: Sequence[Run]) -> pd.DataFrame:
         }
         for key, value in fact.items():
             facts.setdefault(key, {})[str(value)] = None
+    return {key: list(values) for key, values in facts.items()}
+
+
+def record_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """`record_facts` of the runs, a row a fact, with their number and time."""
+    runs = list({run.path: run for run in runs}.values())  # one run may stand for several points
+    facts = {"runs": [str(len(runs))], **record_facts(runs)}
     if runs:
-        facts["seconds of training and evaluation, all runs"] = {f"{sum(r.record['seconds'] for r in runs):.0f}": None}
-    return pd.DataFrame({"value": [", ".join(values) for values in facts.values()]}, index=pd.Index(facts, name="fact"))
+        facts["seconds of training and evaluation, all runs"] = [f"{sum(run.record['seconds'] for run in runs):.0f}"]
+    return pd.DataFrame({"value": map(", ".join, facts.values())}, index=pd.Index(facts, name="fact"))
 
 
 def save_table(table: pd.DataFrame, results: Path, name: str) -> Path:

@@ -1,18 +1,19 @@
-"""Search for a configuration: table 9's space as an Optuna study in a database.
+"""python -m vptsp_core tune: search for a configuration, table 9's space as an Optuna study in a database.
 
 The first trial is the configuration that the search starts from, so the best is never below it. Every trial is a run
-like any other and is found again by its hash. `tune` called again resumes the study; called on several machines (or
-several times on one) with the same database, the calls share its trials. A trial whose worker dies is repeated.
+like any other and is found again by its hash. `tune` called again resumes the study; calls with the same database,
+on one machine or several, share its trials. A trial whose worker dies is repeated.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,10 +22,11 @@ import torch
 from optuna.exceptions import TrialPruned
 from optuna.trial import FrozenTrial, TrialState
 
-from vptsp_core.data import data_folder, load_benchmark
+from vptsp_core.data import data_folder, load_benchmark, refuse_unread
 from vptsp_core.data.holdout import hold_out
 from vptsp_core.errors import ConfigError, TrainingError, VptspError
 from vptsp_core.method.config import RunConfig
+from vptsp_core.method.presets import PRESETS, parse_change, preset
 from vptsp_core.paper.search_space import Space, fitting_space
 from vptsp_core.paper.search_study import STATES, choose, counts, file_url, open_study, quiet, tried
 from vptsp_core.runs.folder import Run
@@ -37,6 +39,14 @@ from vptsp_core.system.locks import locked
 
 LOCK = ".search.lock"  # in the results folder
 POLL = 1.0  # seconds between looks at what the other workers are doing
+
+MACHINES = """\
+The same command resumes a search that was stopped, and starts one more worker of a search that runs: here, or with the
+same --storage on other machines (SQLite serves one machine only):
+  python -m vptsp_core tune --preset cub200-vits16 --trials 200 --storage postgresql+psycopg://USER@HOST/DATABASE
+To train the best configuration on all training classes:
+  python -m vptsp_core train --preset results/presets/STUDY.json --set selection=released
+"""
 
 Tell = Callable[[str], None]
 
@@ -62,12 +72,10 @@ def tune(
             the search's.
         trials: of the whole study, with those of all workers and of earlier calls; the latest call decides.
             None: as many as before, or 50.
-        storage: SQLAlchemy URL; default: the file search.db in the results folder. SQLite serves the processes of one
-            machine; several machines need a database server.
+        storage: SQLAlchemy URL; default: the file search.db in the results folder. SQLite serves one machine.
         name: of the study; default `study_name`.
         results, data: as for `runs.run.run`, which also gets ``options``.
         workers: None: this process alone; a number: that many processes here; ``"gpus"``: one a GPU of this machine.
-            For several machines, call this on each.
         keep: keys of the space that stay as they are in `base`.
         tell: gets a line for each trial that ends.
 
@@ -127,11 +135,7 @@ def results_folder(results: str | Path | None) -> Path:
 
 
 def best_config(study: optuna.Study) -> RunConfig:
-    """The run description of the best trial.
-
-    Raises:
-        VptspError: no trial of the study was trained.
-    """
+    """The run description of the best trial. Raises VptspError where no trial of the study was trained."""
     try:
         chosen = tried(study.best_trial)
     except ValueError:
@@ -160,6 +164,49 @@ def told(trial: FrozenTrial) -> str:
     choice = " ".join(f"{key}={value}" for key, value in tried(trial).items())
     ending = trial.user_attrs.get("reason") or f"run {trial.user_attrs.get('run')}"
     return f"trial {trial.number}: {result}  {choice}  ({ending})"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Search, a line a trial, and write the best configuration as a preset. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        "python -m vptsp_core tune",
+        description="search the space of the paper's table 9",
+        epilog=MACHINES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--preset", default="demo", help=f"to start from: one of {', '.join(PRESETS)}, or a .json file (default: demo)"
+    )
+    parser.add_argument("--method", help="full, linear, adapter, vpt or vptsp (default: the preset's)")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
+        help="e.g. epochs=30; what is set is not searched. Trials are judged by held-out training classes; "
+        "selection=released judges them by the test classes, as the paper did",
+    )  # fmt: skip
+    parser.add_argument("--trials", type=int, help="of the whole study (default: 50, or as many as it was begun with)")
+    parser.add_argument("--storage", metavar="URL", help="SQLAlchemy URL (default: search.db in the results folder)")
+    parser.add_argument("--study", metavar="NAME", help="default: data set, backbone and method")
+    parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets")
+    parser.add_argument("--results", metavar="DIR", help="default: ./results")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU where there is one)")
+    parser.add_argument("--best", metavar="FILE.json", help="the preset to write (default: presets/STUDY.json there)")
+    args = parser.parse_args(argv)
+    changes = {"selection": "validation"} | dict(parse_change(change) for change in args.changes)
+    if args.method is not None:
+        changes["method"] = args.method
+    if changes.get("method") == "full":  # learns all of the backbone anyhow
+        changes.setdefault("bitfit", False)
+    base = preset(args.preset, **changes)
+    refuse_unread(base.dataset, args.data)
+    study = tune(
+        base, args.trials, storage=args.storage, name=args.study, results=args.results,
+        data=args.data, device=args.device, keep=changes, tell=lambda line: print(line, flush=True),
+        progress=is_log(),  # a line an epoch; in a terminal a line a trial is enough
+    )  # fmt: skip
+    best_config(study)  # says so where there is none
+    file = Path(args.best or results_folder(args.results) / "presets" / f"{study.study_name}.json")
+    print(f"best: {told(study.best_trial)}\n{write_preset(study, file.expanduser().absolute())}")
+    return 0
 
 
 # ---- a worker ------------------------------------------------------------------------------------

@@ -47,10 +47,7 @@ GROUPS = {"adapter": ["adapter"], "vpt": ["vpt"], "vptsp": ["vpt", "vptsp"]}  # 
 
 
 def paper_space(method: str) -> Space:
-    """{key: values} of all that table 9 varies for a method, in its order.
-
-    Raises:
-        ConfigError: the method trains nothing.
+    """{key: values} of all that table 9 varies for a method, in its order. Raises ConfigError for the frozen backbone.
 
     >>> paper_space("vpt")["prompt_step"], paper_space("linear")["batch"]
     ([0, 2, 5, 10], [32, 64])
@@ -85,10 +82,7 @@ def values(text: str) -> list[Any]:
 
 def fitting_space(config: RunConfig, classes: int) -> Space:
     """`paper_space` of the config's method without what its backbone or data set cannot take: layers beyond the last
-    block, more prompts than the image itself has tokens, batches of more classes than there are to train on.
-
-    Args:
-        classes: of the training set.
+    block, more prompts than the image itself has tokens, batches of more than the ``classes`` of the training set.
 
     Raises:
         ConfigError: no value is left for a key.

@@ -55,7 +55,8 @@ def open_study(url: str, name: str, base: RunConfig, space: Space, trials: int |
         study.set_user_attr("space", space)
     else:
         begun = RunConfig().to_dict() | known["base"]  # keys that are newer than the study count by their defaults
-        other = _differing({key: begun[key] for key in fixed}, fixed) | _differing(known["space"], space)
+        other = {key for key in fixed if begun[key] != fixed[key]}
+        other |= {key for key in known["space"] | space if known["space"].get(key) != space.get(key)}
         if other:
             raise ConfigError(
                 f"study {name} was begun with other {', '.join(sorted(other))}; give this one another name, or the "
@@ -109,9 +110,7 @@ def file_url(path: Path) -> str:
 
 
 def _storage(url: str) -> optuna.storages.RDBStorage:
-    engine: dict[str, Any] = {"pool_pre_ping": True}
-    if url.startswith("sqlite"):
-        engine = {"connect_args": {"timeout": 120}}
+    engine = {"connect_args": {"timeout": 120}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     return optuna.storages.RDBStorage(
         url.replace("{", "{{").replace("}", "}}"),  # Optuna formats the URL
         engine, heartbeat_interval=BEAT, grace_period=GRACE,
@@ -130,10 +129,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         optuna.logging.set_verbosity(before)
-
-
-def _differing(begun: dict[str, Any], now: dict[str, Any]) -> set[str]:
-    return {key for key in begun | now if begun.get(key) != now.get(key)}
 
 
 # ---- data frames ---------------------------------------------------------------------------------

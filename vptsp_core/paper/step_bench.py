@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,23 +22,6 @@ from vptsp_core.runs.run import build_model
 from vptsp_core.system.devices import autocast_dtype, pick_device
 
 CLASSES = {name: known.counts["train"][0] for name, known in CATALOG.items()}  # of the training sets
-Kept = tuple[Callable[[], Tensor], list[Tensor], Sequence[torch.optim.Optimizer]]
-
-
-class Bench(Protocol):
-    """A training step that can be measured."""
-
-    images: Tensor
-
-    def step(self) -> object:
-        """Forward, backward and both optimisers."""
-
-    def kept(self) -> Kept | None:
-        """Its loss, its weights and buffers, and its optimisers, to count memory by (`kept_bytes`); None where what
-        the backward pass needs cannot be seen."""
-
-    def facts(self) -> dict[str, Any]:
-        """What is reported beside its cost."""
 
 
 class TextbookStep(TrainStep):
@@ -64,12 +47,8 @@ class StepBench:
     """One training step of ours on random images, of a model with random weights (neither changes the time).
 
     Args:
-        form: ``"eager"``, our step as it is written; ``"compiled"``; or ``"textbook"``.
-        classes: C; default `training_classes`.
-        class_table: ``"device"``, ``"host"`` or ``"auto"``: the place of the class prompts.
-
-    Raises:
-        ConfigError: a method that trains nothing, or an unknown form.
+        form: of `FORMS`; ``"eager"`` is our step as it is written.
+        classes, class_table: as for `random_model`.
     """
 
     def __init__(
@@ -91,8 +70,9 @@ class StepBench:
         """Forward, backward and both optimisers."""
         self.train_step(self.images, self.labels, self.classes, self.upcoming)
 
-    def kept(self) -> Kept | None:
-        """See `Bench`; None for the compiled form, whose graph decides what it keeps."""
+    def kept(self) -> tuple[Callable[[], Tensor], list[Tensor], Sequence[torch.optim.Optimizer]] | None:
+        """Its loss, its weights and buffers, and its optimisers, to count memory by (`step_cost.kept_bytes`); None for
+        the compiled form, whose graph decides what it keeps."""
         if self.form == "compiled":
             return None
         loss = self.train_step.loss if isinstance(self.train_step, TextbookStep) else self.model.loss
@@ -108,10 +88,11 @@ class StepBench:
 def random_model(
     config: RunConfig, device: torch.device, classes: int | None = None, class_table: str = "auto"
 ) -> MetricModel:
-    """The run's model with random weights, in train mode; ``classes``: default `training_classes`.
+    """The run's model with random weights, in train mode. Raises ConfigError for a method that trains nothing.
 
-    Raises:
-        ConfigError: a method that trains nothing.
+    Args:
+        classes: default `training_classes`.
+        class_table: ``"device"``, ``"host"`` or ``"auto"``: the place of the class prompts.
     """
     if config.method == "frozen":
         raise ConfigError("method = 'frozen' trains nothing, so there is no step to measure; choose another method")
@@ -132,6 +113,9 @@ def training_classes(config: RunConfig, device: torch.device) -> int:
     return max(min(known, 256) if device.type == "cpu" else known, config.batch // config.samples_per_class)
 
 
+Bench = StepBench | ReleasedBench
+
+
 def make_forms(
     config: RunConfig, forms: Iterable[str] = tuple(FORMS), reference: str | Path | None = None,
     device: str | None = None,
@@ -144,14 +128,17 @@ def make_forms(
             gradient checkpointing also ``"released, no checkpointing"``.
     """
     made: dict[str, Callable[[], Bench]] = {form: partial(StepBench, config, form, device) for form in forms}
-
-    def released(checkpointing: bool | None = None) -> Bench:
-        assert reference is not None
-        target = pick_device(device)
-        return ReleasedBench(random_model(config, target), *random_batch(config, target), reference, checkpointing)
-
     if reference is not None:
-        made["released"] = released
+        made["released"] = partial(released_bench, config, reference, device)
         if config.method == "vptsp" and config.class_optimizer == "rowwise":
-            made["released, no checkpointing"] = partial(released, checkpointing=False)
+            made["released, no checkpointing"] = partial(released_bench, config, reference, device, False)
     return made
+
+
+def released_bench(
+    config: RunConfig, reference: str | Path, device: str | None = None, checkpointing: bool | None = None
+) -> ReleasedBench:
+    """The clone's step, from the weights and on the images of our `StepBench`."""
+    target = pick_device(device)
+    return ReleasedBench(random_model(config, target), *random_batch(config, target), reference, checkpointing)
+

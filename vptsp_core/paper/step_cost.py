@@ -27,12 +27,15 @@ from vptsp_core.system.devices import device_name, pick_device
 from vptsp_core.system.files import write_json
 
 GPU_STEPS = 5  # a turn, so that the host runs ahead as it does in training
+EXPLAINED = """\
+memory: on a GPU the allocator's peak; on a CPU weights, gradients, optimisers and what the backward pass needs
+ratio: to eager within a turn, the median over turns with its quartiles; on a CPU of processor time"""
 K = TypeVar("K", bound=Hashable)
 
 
 def kept_bytes(loss: Callable[[], Tensor], tensors: list[Tensor], optimizers: Sequence[torch.optim.Optimizer]) -> int:
-    """Bytes that a step holds: weights, gradients, optimiser state and all that is kept for the backward pass, each
-    storage once. It is exact but for temporaries; afterwards the gradients are gone."""
+    """Bytes that a step holds but for temporaries: weights, gradients, optimiser state and all that is kept for the
+    backward pass, each storage once. Afterwards the gradients are gone."""
     storages: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -55,11 +58,8 @@ def kept_bytes(loss: Callable[[], Tensor], tensors: list[Tensor], optimizers: Se
 
 
 def with_memory(make: Callable[[], Bench], device: torch.device) -> tuple[Bench, float | None]:
-    """A bench that has taken its first steps, and its memory in 10^6 bytes.
-
-    On a GPU it is the allocator's peak in these steps beyond what others hold; on a CPU `kept_bytes`, None where they
-    cannot be counted.
-    """
+    """A bench that has taken its first steps, and its memory in 10^6 bytes: on a GPU the allocator's peak in these
+    steps beyond what others hold; on a CPU `kept_bytes`, None where they cannot be counted."""
     if device.type != "cuda":
         bench = make()
         bench.step()  # makes the optimisers' state
@@ -112,12 +112,12 @@ def measure_steps(
         base: the name of the one that the others are compared with.
 
     Returns:
-        For each ``ms`` (median) with its `spread`, ``steps``, ``images/s``, ``memory_MB`` (`with_memory`), its own
-        `facts`, and with ``base`` its ``ratio`` (the median over turns, with its `spread`). A compiled one that could
-        not be compiled, of which `CompiledStep` has warned, is left out.
+        For each ``ms`` and with ``base`` its ``ratio`` within a turn, both with `spread`; ``steps``, ``images/s``,
+        ``memory_MB`` (`with_memory`) and its own `facts`. One that could not be compiled, of which `CompiledStep` has
+        warned, is left out.
 
     Raises:
-        ConfigError: a method that trains nothing, or no step to measure.
+        ConfigError: no step to measure.
     """
     if steps < 1:
         raise ConfigError(f"steps = {steps} must be at least 1")
@@ -158,9 +158,7 @@ def compare_forms(
     """What `measure_steps` finds of `make_forms`, as ``forms``, with ratios to ``eager``; and what it ran on.
 
     Raises:
-        ConfigError: a method that trains nothing, forms without ``eager``, no step to measure, or a run that was not
-            released.
-        VptspError: the clone cannot be used, or its loss differs from ours.
+        ConfigError: unknown forms, or none of them ``eager``.
     """
     for form in forms:
         check_choice("--forms", form, tuple(FORMS))
@@ -176,23 +174,8 @@ def compare_forms(
     }  # fmt: skip
 
 
-def forms_text(found: Mapping[str, Any]) -> str:
-    """What `compare_forms` found, as a table for the terminal."""
-    table = pd.DataFrame(found["forms"]).T.to_string(float_format="{:,.4g}".format, na_rep="-")
-    return f"""\
-batches of {found["batch"]}, {found["classes"]} classes, {found["device"]}, {found["threads"]} threads, \
-torch {found["torch"]}
-{table}
-memory: on a GPU the allocator's peak; on a CPU weights, gradients, optimisers and what the backward pass needs
-ratio: to eager within a turn, the median over turns with its quartiles; on a CPU of processor time"""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line: prints a table and, with ``--json``, writes the figures too.
-
-    Raises:
-        VptspError: see `compare_forms`.
-    """
+    """The command line: prints a table and, with ``--json``, writes the figures too."""
     parser = argparse.ArgumentParser("python -m vptsp_core bench", description="What a training step costs.")
     step = parser.add_subparsers(dest="kind", required=True).add_parser(
         "step", help="our step as written, compiled, in textbook form and as released, alternately"
@@ -212,7 +195,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         config, device=args.device, steps=args.steps, forms=args.forms.split(","), reference=args.reference,
         progress=True,
     )  # fmt: skip
-    print(forms_text(found))
+    print("batches of {batch}, {classes} classes, {device}, {threads} threads, torch {torch}".format_map(found))
+    print(pd.DataFrame(found["forms"]).T.to_string(float_format="{:,.4g}".format, na_rep="-"))
+    print(EXPLAINED)
     if args.json:
         write_json(args.json, found)
     return 0

@@ -15,17 +15,8 @@ import pandas as pd
 from vptsp_core.errors import ConfigError
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.presets import table_preset
-from vptsp_core.paper.methods import (
-    BEST,
-    FULL,
-    METHODS,
-    base_config,
-    check_changes,
-    configured,
-    integration_rows,
-    method_rows,
-    proxy_source_rows,
-)
+from vptsp_core.paper import methods
+from vptsp_core.paper.methods import BEST, FULL, METHODS, base_config, check_changes, configured, method_rows
 from vptsp_core.paper.report import paper_table
 
 Cells = dict[tuple[str, str], RunConfig]
@@ -101,7 +92,7 @@ def proxy_sources(profile: str, **changes: Any) -> Cells:
     best = method_rows(profile)[BEST]
     return {
         (row, name): _cell(profile, name, BEST, changes, **{k: v for k, v in own.items() if best.get(k) != v})
-        for row, own in proxy_source_rows(profile).items()
+        for row, own in methods.proxy_source_rows(profile).items()
         for name in _sets(profile, "CUB", "Cars")
     }
 
@@ -114,7 +105,7 @@ def cub200(profile: str, **changes: Any) -> Cells:
 
 def integration(profile: str, **changes: Any) -> Cells:
     """Table 7."""
-    rows = integration_rows(profile)
+    rows = methods.integration_rows(profile)
     return {(row, "CUB"): configured(profile, own, changes) for row, own in rows.items()}
 
 
@@ -162,11 +153,7 @@ _PRINTED = {
 
 def paper_rows(number: int) -> pd.DataFrame:
     """The paper's table: ``row`` as in `TABLES`, and its numbers in percent as "<set> <metric>"; table 6 also has
-    "parameters, M".
-
-    Raises:
-        ConfigError: a table that is not among `TABLES`.
-    """
+    "parameters, M". Raises ConfigError for a table that is not among `TABLES`."""
     if number not in _PRINTED:
         raise ConfigError(f"table {number} must be one of {', '.join(map(str, _PRINTED))}")
     name, only = _PRINTED[number]
@@ -188,15 +175,12 @@ def _sets(profile: str, *sets: str) -> tuple[str, ...]:
     return sets if profile == "paper" else ("CUB",)
 
 
-def _base(profile: str, name: str, size: str = "vits16", **changes: Any) -> RunConfig:
-    """The profile's run on a set: the released preset of that set and size; the glyphs in place of CUB."""
-    return table_preset(f"{SETS[name]}-{size}", **changes) if profile == "paper" else base_config(profile, **changes)
-
-
 def _cell(
     profile: str, name: str, label: str, changes: Mapping[str, Any], *, size: str = "vits16", **own: Any
 ) -> RunConfig:
-    """A row of table 1 on one set, with learning rates of that set and what is the cell's own; ``changes`` last."""
+    """A row of table 1 on one set, with learning rates of that set and what is the cell's own; ``changes`` last. The
+    profile paper varies the released preset of that set and size, the others their one preset."""
     check_changes(changes)
     row = method_rows(profile)[label] if name == "CUB" else {**METHODS[label], **RATES.get((name, label), {})}
-    return _base(profile, name, size, **{**row, **own, **changes})
+    values = {**row, **own, **changes}
+    return table_preset(f"{SETS[name]}-{size}", **values) if profile == "paper" else base_config(profile, **values)

@@ -68,11 +68,7 @@ def opening(notebook: Any, name: str) -> tuple[str, str, str, str]:
 
 def figure(path: Path, caption: str) -> dict[str, Any]:
     """A figure for the page: ``src`` (a data URI), ``width`` and ``height``, and ``words``, its own description or else
-    ``caption``.
-
-    Raises:
-        VptspError: the file is no picture.
-    """
+    ``caption``. Raises VptspError where the file is no picture."""
     try:
         with Image.open(path) as opened:
             scale = DPI / opened.info.get("dpi", (200, 200))[0]

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from vptsp_core.system.places import CHECKOUT
 
@@ -15,10 +16,8 @@ _EMPTY = "get_ipython().reset()\n__import__('gc').collect()"
 
 
 class OneKernel:
-    """Executes notebook after notebook, each in an empty namespace.
-
-    papermill does it, through an engine that leaves the kernel running.
-    """
+    """Executes notebook after notebook by papermill, each in an empty namespace, with an engine that leaves the kernel
+    running."""
 
     def __init__(self) -> None:
         self._manager: Any = None
@@ -93,12 +92,6 @@ def own_kernel(threads: int | None = None) -> Iterator[None]:
         kernel = Path(folder, "kernels", "python3")
         kernel.mkdir(parents=True)
         (kernel / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
-        before = dict(os.environ)
-        os.environ["JUPYTER_PATH"] = folder
-        os.environ["JUPYTER_RUNTIME_DIR"] = str(Path(folder, "runtime"))
-        os.environ["IPYTHONDIR"] = str(Path(folder, "ipython"))
-        try:
+        places = {"JUPYTER_PATH": ".", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython"}
+        with mock.patch.dict(os.environ, {name: str(Path(folder, place)) for name, place in places.items()}):
             yield
-        finally:
-            os.environ.clear()
-            os.environ.update(before)

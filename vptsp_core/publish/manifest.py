@@ -67,11 +67,8 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path, notebook: str) -> Manifest:
-        """The manifest in ``folder``, the results of a profile; an empty one where the notebook has not run.
-
-        Raises:
-            VptspError: it cannot be read.
-        """
+        """The manifest in ``folder``, the results of a profile; an empty one where the notebook has not run. Raises
+        VptspError where it cannot be read."""
         path = folder / "manifests" / f"{notebook}.json"
         if not path.is_file():
             return cls()
@@ -84,11 +81,7 @@ class Manifest:
         return made
 
     def write(self, folder: Path, notebook: str) -> None:
-        """Write the manifest where `read` finds it.
-
-        Raises:
-            VptspError: the place cannot be written.
-        """
+        """Write the manifest where `read` finds it."""
         write_json(folder / "manifests" / f"{notebook}.json", asdict(self))
 
     def close(self, folder: Path, notebook: str, made: str, seconds: float) -> None:

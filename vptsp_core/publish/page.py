@@ -73,11 +73,8 @@ class Chapter:
 
 
 def build(results: str | Path = CHECKOUT / "results", profile: str = "demo", notebooks: Path = FOLDER) -> Path:
-    """Write ``results/<profile>/index.html`` from what the notebooks left there; anything may be missing.
-
-    Raises:
-        VptspError: an unknown profile, or a place that cannot be written.
-    """
+    """Write ``results/<profile>/index.html`` from what the notebooks left there; anything may be missing. Raises
+    VptspError for an unknown profile."""
     if profile not in PROFILES:
         raise VptspError(f"unknown profile {profile!r}; one of: {', '.join(PROFILES)}")
     folder = Path(results).expanduser().resolve() / profile
@@ -111,11 +108,7 @@ def build(results: str | Path = CHECKOUT / "results", profile: str = "demo", not
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m vptsp_core report`.
-
-    Raises:
-        VptspError: there is no such results folder; and see `build`.
-    """
+    """`python -m vptsp_core report`. Raises VptspError where there is no such results folder."""
     parser = argparse.ArgumentParser("python -m vptsp_core report", description="Build the results page.")
     parser.add_argument("--results", metavar="DIR", default=CHECKOUT / "results", help="default: results")
     parser.add_argument("--profile", choices=PROFILES, default="demo", help="default: demo")

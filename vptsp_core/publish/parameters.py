@@ -36,11 +36,7 @@ KINDS: dict[str, Any] = {
 
 def discover(only: Sequence[str] = (), folder: Path = FOLDER, profile: str = "demo") -> list[Path]:
     """Notebooks in name order, the tour first: it shows a picture soonest. An entry of `only` picks those that begin
-    with it ("fig3": fig3_ablations; "table1": not table10).
-
-    Raises:
-        VptspError: no notebooks, or an entry that picks none that the profile has, with the known ones.
-    """
+    with it ("fig3": fig3_ablations; "table1": not table10). Raises VptspError where there are none to pick."""
     notebooks = sorted(folder.glob("*.ipynb"))
     if not notebooks:
         raise VptspError(f"no notebooks in {folder}; run from a checkout of the project")
@@ -69,11 +65,7 @@ def panels_of(only: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def read(path: Path) -> Any:
-    """A notebook in format 4.
-
-    Raises:
-        VptspError: unreadable.
-    """
+    """A notebook in format 4. Raises VptspError where it is unreadable."""
     try:
         return nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat, and the checker of schemas below it, raise many types
@@ -81,11 +73,8 @@ def read(path: Path) -> Any:
 
 
 def taken_parameters(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of `values` that this notebook has as parameters.
-
-    Raises:
-        VptspError: the notebook is unreadable, or has no `profile` or no `results`.
-    """
+    """The part of `values` that this notebook has as parameters. Raises VptspError where it has no `profile` or no
+    `results`."""
     tagged = [cell for cell in read(path).cells if "parameters" in cell.metadata.get("tags", [])]
     declared = _assigned(tagged[0].source) if tagged else {}
     for name in ("profile", "results"):
@@ -96,12 +85,8 @@ def taken_parameters(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_given() -> None:
-    """In a notebook, after its parameters: refuse a given parameter that the notebook does not have, or of another
-    type than its default. Where papermill gave none there is nothing to refuse.
-
-    Raises:
-        ConfigError: naming the parameter.
-    """
+    """In a notebook, after its parameters: raises ConfigError for one that papermill gave and the notebook does not
+    have, or has with another type."""
     from IPython.core.getipython import get_ipython
 
     shell = get_ipython()
@@ -139,7 +124,6 @@ def check_parameter(name: str, value: Any, declared: Mapping[str, Any]) -> None:
     if name not in declared:
         near = difflib.get_close_matches(name, declared, n=3) or declared
         raise ConfigError(f"unknown parameter {name!r}; did you mean {', '.join(near)}?")
-    default = declared[name]
-    kind = KINDS.get(name, object if default is None else type(default))
+    kind = KINDS.get(name, object if declared[name] is None else type(declared[name]))
     if not isinstance(value, kind):
         raise ConfigError(f"parameter {name!r} must be of type {getattr(kind, '__name__', kind)}, not {value!r}")

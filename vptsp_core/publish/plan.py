@@ -24,8 +24,7 @@ RUNS = "runs"  # the tag of the cells that lead to `Session.plan` and `Session.a
 
 
 def asked_runs(path: Path, given: Mapping[str, Any]) -> tuple[dict[RunConfig, bool], int]:
-    """The runs that a notebook asks for with these parameters, each with whether a light one will do, and how many
-    trials of a search."""
+    """What `Session.asks` noted of a notebook with these parameters: its runs and its trials."""
     names: dict[str, Any] = {}
     for cell in read(path).cells:
         tags = cell.metadata.get("tags", [])

@@ -1,8 +1,7 @@
 """Executes the notebooks: this interpreter as their kernel, executed copies and HTML among the results.
 
-papermill does the running. One kernel executes all notebooks, one after the other, each in an empty namespace: what
-takes long to import and to compile is imported and compiled once. A notebook that fails ends neither the series nor
-the work of the others, and a copy that is half done never looks like one that finished.
+One kernel executes all of them, one after the other (`publish.kernel`). A notebook that fails ends neither the series
+nor the work of the others, and a copy that is half done never looks like one that finished.
 """
 
 import argparse
@@ -55,13 +54,14 @@ def run_notebooks(
 ) -> int:
     """Execute notebooks one after the other, in the repository's root. Returns 0, or 1 when any failed.
 
-    Writes results/<profile>/notebooks/<name>.ipynb and .html; a failing one stays as <name>.failed.ipynb and
-    does not stop the others. One that is finished (`manifest.is_finished`) is not executed again. Two calls at once
-    wait for each other, notebook by notebook. What can be checked is checked before the first starts.
-    `data`, `seeds`, `workers` (see `run.many`) and `changes` (keys of RunConfig, for every run) go to the notebooks
-    that have such parameters; None leaves the notebooks' own defaults, but the demo trains on a CPU in one process a
-    core. On a terminal a line shows what is at work. With `dry`, nothing is executed: the runs that are there and
-    those that are missing are printed (`plan.show`).
+    Writes results/<profile>/notebooks/<name>.ipynb and .html; a failing one stays as <name>.failed.ipynb. One that is
+    finished (`manifest.is_finished`) is not executed again. Two calls at once wait for each other at every notebook.
+
+    Args:
+        data, seeds, workers, changes: for the notebooks that have such parameters (`runs.run.many`; changes are keys of
+            RunConfig for every run). None leaves the notebooks' own defaults, but the demo trains on a CPU in one
+            process a core.
+        dry: execute nothing; print the runs that are there and those that are missing (`plan.show`).
 
     Raises:
         VptspError: an option, a notebook's parameters or a folder that cannot be used; nothing has run then.
@@ -74,44 +74,38 @@ def run_notebooks(
     check_cluster(check_workers(workers))
     if data is not None and not Path(data).is_dir():
         raise VptspError(f"--data: there is no folder {data}")
+    changes = dict(changes or {})
+    if isinstance(weights := changes.get("weights"), str):
+        changes["weights"] = whole_path(weights)  # kernels have another working directory
+    options = {
+        "data": None if data is None else _from_root(data), "seeds": None if seeds is None else list(seeds),
+        "workers": workers, "changes": changes or None,
+    }  # fmt: skip
     values: dict[str, Any] = {"profile": profile, "results": _from_root(results)}
-    if data is not None:
-        values["data"] = _from_root(data)
-    if seeds is not None:
-        values["seeds"] = list(seeds)
-    if workers is not None:
-        values["workers"] = workers
-    if changes:
-        values["changes"] = dict(changes)  # kernels have another working directory
-        if isinstance(weights := changes.get("weights"), str):
-            values["changes"]["weights"] = whole_path(weights)
+    values |= {name: value for name, value in options.items() if value is not None}
     only, panels = panels_of(only)
     work = [(path, taken_parameters(path, values)) for path in discover(only, folder, profile)]
     _check_use(work, values, profile)
-    if panels:
-        work = [(path, given | taken_parameters(path, {"panels": panels})) for path, given in work]
     # The demo computes with one thread a process: its small model is no faster with two, and sums are rounded alike on
     # machines of few and of many cores.
     alone = profile == "demo" and not torch.cuda.is_available()
+    more: dict[str, Any] = {"panels": panels} if panels else {}
     if workers is None and alone:
-        default = {"workers": min(cores(), _MOST)}
-        work = [(path, given | taken_parameters(path, default)) for path, given in work]
+        more["workers"] = min(cores(), _MOST)
+    work = [(path, given | taken_parameters(path, more)) for path, given in work]
     if dry:
         show(work, data, Path(results).resolve() / profile)
         return 0
     out = writable_folder(Path(results).resolve() / profile / "notebooks")
-    table = []
-    failures = 0
+    table, failures = [], 0
     with own_kernel(1 if alone else None), contextlib.closing(OneKernel()) as kernel:
         for number, (path, given) in enumerate(work, start=1):
             print(f"[{number}/{len(work)}] {path.stem}", flush=True)
             start = time.perf_counter()
             with locked(out / f".{path.stem}.lock", f"{path.stem}: another call executes it; waiting"):
                 made = made_from(path, given)
-                there = is_finished(out.parent, path.stem, made)
-                if there:
-                    written, problem = out / path.name, ""
-                else:
+                written, problem, there = out / path.name, "", is_finished(out.parent, path.stem, made)
+                if not there:
                     with _shown(path.stem, out.parent / "runs"):
                         written, problem = _execute(path, out, given, made, kernel)
                 if not problem:
@@ -128,11 +122,7 @@ def run_notebooks(
 
 
 def _check_use(work: Sequence[tuple[Path, Mapping[str, Any]]], values: Mapping[str, Any], profile: str) -> None:
-    """Refuse what somebody gave and no notebook reads; print a line about what only some of them read.
-
-    Raises:
-        VptspError: naming the option.
-    """
+    """Refuse what somebody gave and no notebook reads; print a line about what only some of them read."""
     for name in values.keys() - {"profile", "results"}:
         option = "--set" if name == "changes" else f"--{name}"
         without = [path.stem for path, given in work if name not in given]
@@ -150,11 +140,8 @@ def _check_use(work: Sequence[tuple[Path, Mapping[str, Any]]], values: Mapping[s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m vptsp_core notebooks`. Returns the exit status: 0, or 1 where a notebook failed.
-
-    Raises:
-        VptspError: see `run_notebooks`.
-    """
+    """`python -m vptsp_core notebooks`: the exit status of `run_notebooks`, and what it raises. Raises VptspError too
+    for seeds that are no numbers."""
     parser = argparse.ArgumentParser("python -m vptsp_core notebooks", description=_WHAT)
     parser.add_argument("--profile", choices=PROFILES, default="demo", help="default: demo")
     parser.add_argument("--data", metavar="DIR", help="folder with the real data sets")
@@ -208,7 +195,7 @@ def _shown(name: str, runs: Path) -> Iterator[None]:
         nonlocal said
         training = under_way(runs.glob("*"))
         minutes, seconds = divmod(int(time.perf_counter() - start), 60)
-        line = "  ".join(filter(None, [f"{name} {minutes}:{seconds:02d}", training]))
+        line = f"{name} {minutes}:{seconds:02d}  {training}".rstrip()
         if not log:
             width = shutil.get_terminal_size().columns - 1
             print(f"\r{line[:width]:<{width}}", end="", file=sys.stderr, flush=True)

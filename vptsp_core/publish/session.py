@@ -31,20 +31,15 @@ if TYPE_CHECKING:
     from vptsp_core.method.config import RunConfig
     from vptsp_core.runs.folder import Run
 
-_SUMS = ("runs", "seconds of training and evaluation, all runs")  # facts of a record that are not of a single run
-
 
 class Session:
-    """A notebook at work.
+    """A notebook at work. To begin it is to check its parameters (`check_given`).
 
     Attributes:
         folder: where the results of the profile are: tables, figures, runs.
         data: the folder of the data sets, or None.
         watched: whether a person watches the notebook; progress bars help then.
         asked: the runs that it asks for, each with whether one without weights will do; ``trials``: of its search.
-
-    Raises:
-        ConfigError: the notebook was given a parameter that it does not have, or one of a wrong type.
     """
 
     def __init__(self, notebook: str, profile: str, results: str, data: str | None = None) -> None:
@@ -79,11 +74,8 @@ class Session:
             self._note(said)
 
     def asks(self, *configs: RunConfig, light: bool = True, trials: int = 0) -> None:
-        """Note the runs that the notebook will ask for, for a dry run (`publish.plan`), and the trials of its search.
-
-        Args:
-            light: whether runs without weights will do.
-        """
+        """Note the runs that the notebook will ask for and the trials of its search, for a dry run (`publish.plan`);
+        ``light``: whether runs without weights will do."""
         self.asked |= {config: light and self.asked.get(config, True) for config in configs}
         self.trials += trials
 
@@ -110,20 +102,13 @@ class Session:
         return style.save_figure(figure, self.folder, self._named(self._manifest.figures, name, ".png"), alt)
 
     def finish(self, runs: Sequence[Run] = (), facts: pd.DataFrame | None = None) -> Styler:
-        """Write what the numbers come from (``tables/<notebook>_record.csv``) and the manifest; returns the record.
-
-        Args:
-            runs: all that the notebook shows.
-            facts: the record of a notebook that trains nothing, in place of that of ``runs``.
-        """
+        """Write what the numbers come from (``tables/<notebook>_record.csv``) and the manifest; returns the record: of
+        all ``runs`` that the notebook shows, or the ``facts`` of one that trains nothing."""
         runs = list({run.path: run for run in runs}.values())
         record = report.record_table(runs) if facts is None else facts
         report.save_table(record, self.folder, f"{self._notebook}{RECORD}")
-        parts = [facts] if facts is not None else [report.record_table([run]).drop(list(_SUMS)) for run in runs]
-        for part in parts:
-            for fact, value in part["value"].items():
-                values = self._manifest.record.setdefault(str(fact), [])
-                values += [] if value in values else [str(value)]
+        own = {} if facts is None else {str(fact): [value] for fact, value in facts["value"].items()}
+        self._manifest.record = own or report.record_facts(runs)
         self._manifest.runs = [
             MadeRun(run.record["hash"], self._place(run.path), float(run.record["seconds"])) for run in runs
         ]

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from vptsp_core.errors import VptspError
+from vptsp_core.paper.report import DIFFERENCE, ORDER, OURS, PAPER
 from vptsp_core.publish.html import TEMPLATES
 
-PAPER, OURS, DIFFERENCE, INTERVAL, ORDER = "paper", "ours", "difference", "±", "the paper's order"
 WIDE = 12  # columns; a wider table is cut into several
-_SIDED = re.compile(rf"(.+?), ({PAPER}|{OURS}|{DIFFERENCE}|{INTERVAL}|vs .+|{ORDER})")
+_SIDED = re.compile(rf"(.+?), ({PAPER}|{OURS}|{DIFFERENCE}|±|vs .+|{ORDER})")
 _METRIC = re.compile(r"R@|MAP@R|R-precision|Recall|NMI|F1")
 _UNIT = re.compile(r"(^|[, (])(M|GB|MB|ms|s|%)($|[, )])")
 
@@ -49,30 +49,14 @@ class Column:
         return " ".join(word for word, applies in words.items() if applies)
 
 
-class Part(NamedTuple):
-    """What fits beside each other: the name of the first column, groups of columns, whether there are two lines of
-    heads, and the rows: (name, [(text, classes), ...])."""
-
-    name: str
-    groups: list[list[Column]]
-    two: bool
-    rows: list[tuple[str, list[tuple[str, str]]]]
-
-
 def read_table(path: Path) -> list[Column]:
-    """The columns of a CSV file, cells as they are written there.
-
-    Raises:
-        VptspError: it is no table.
-    """
+    """The columns of a CSV file, cells as they are written there. Raises VptspError where it is no table."""
     try:
         rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8")), strict=True))
     except (OSError, ValueError, csv.Error) as error:
         raise VptspError(f"{path.name} cannot be read ({error}); run its notebook again") from None
-    if not rows or not rows[0]:
-        raise VptspError(f"{path.name} is no table: it has no columns; run its notebook again")
-    if any(len(row) != len(rows[0]) for row in rows):
-        raise VptspError(f"{path.name} is no table: its rows differ in length; run its notebook again")
+    if not rows or not rows[0] or any(len(row) != len(rows[0]) for row in rows):
+        raise VptspError(f"{path.name} is no table: its rows differ in length, or it has none; run its notebook again")
     columns, before = [], ""
     for name, *cells in zip(*rows):
         sided = _SIDED.fullmatch(name)
@@ -83,12 +67,8 @@ def read_table(path: Path) -> list[Column]:
 
 
 def table_html(columns: Sequence[Column], label: str) -> str:
-    """The table, the columns' sides below their name; the first column names the rows."""
-    return TEMPLATES.get_template("table.html").render(parts=laid_out(columns), label=label)
-
-
-def laid_out(columns: Sequence[Column]) -> list[Part]:
-    """The table; one of more than `WIDE` columns in parts, cut between groups, rather where the first word changes."""
+    """The table, the columns' sides below their name; the first column names the rows. One of more than `WIDE` columns
+    comes in parts, cut between groups, rather where the first word changes."""
     groups = [list(members) for _, members in groupby(columns[1:], key=lambda column: column.group)]
     parts: list[list[list[Column]]] = [[]]
     for _, alike in groupby(groups, key=lambda group: group[0].group.split(" ")[0]):  # such as one data set's metrics
@@ -97,20 +77,23 @@ def laid_out(columns: Sequence[Column]) -> list[Part]:
             if parts[-1] and sum(map(len, parts[-1] + piece)) > WIDE:
                 parts.append([])
             parts[-1] += piece
-    return [_part(columns[0], part) for part in parts]
+    shown = [_part(columns[0], part) for part in parts]
+    return TEMPLATES.get_template("table.html").render(parts=shown, label=label)
 
 
-def _part(index: Column, groups: list[list[Column]]) -> Part:
-    name = "" if index.group in ("", "label", "row", "fact") else index.group
+def _part(index: Column, groups: list[list[Column]]) -> dict[str, Any]:
+    """What the template needs of columns beside each other; ``two``: whether there are two lines of heads."""
     texts = [pair for group in groups for pair in zip(group, _formatted(group), strict=True)]
-    rows = [
-        (
-            _trimmed(label) if index.numeric else label,
-            [(shown[at], column.classes(column.cells[at])) for column, shown in texts],
-        )
-        for at, label in enumerate(index.cells)
-    ]
-    return Part(name, groups, any(column.side for group in groups for column in group), rows)
+    labels = [_trimmed(label) if index.numeric else label for label in index.cells]
+    return {
+        "name": "" if index.group in ("", "label", "row", "fact") else index.group,
+        "groups": groups,
+        "two": any(column.side for group in groups for column in group),
+        "rows": [
+            (label, [(shown[at], column.classes(column.cells[at])) for column, shown in texts])
+            for at, label in enumerate(labels)
+        ],
+    }
 
 
 def _formatted(group: Sequence[Column]) -> Iterator[list[str]]:

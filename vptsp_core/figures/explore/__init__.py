@@ -72,10 +72,7 @@ def finished_runs(*results: Path) -> dict[str, Path]:
 
 
 def open_run(
-    path: str | Path,
-    data: str | Path | None = None,
-    dataset: str | None = None,
-    weights: str | Path | None = None,
+    path: str | Path, data: str | Path | None = None, dataset: str | None = None, weights: str | Path | None = None
 ) -> Opened:
     """Load a run and embed the test images of its data set, or of another.
 
@@ -84,9 +81,6 @@ def open_run(
         data: folder of the data sets (see `load_benchmark`); the glyphs leave it aside, as another run may be opened.
         weights: file of the backbone's weights, where it is elsewhere than when the run was made.
         dataset: another data set to look at; None for the run's own, whole or not, as the run had it.
-
-    Raises:
-        VptspError: there is no finished run, or the data set cannot be read.
     """
     run, embedder = read_run(path), load(path, weights=weights)
     name = dataset or run.config.dataset

@@ -47,12 +47,7 @@ class Looked:
 
 
 def attention_weights(attention: Attention, q: Tensor, k: Tensor) -> Tensor:
-    """Softmax weights of `method.vit.attend`: (B, heads, Tq, T).
-
-    Args:
-        q: (B, Tq, A).
-        k: (B, heads, T, A / heads).
-    """
+    """Softmax weights of `method.vit.attend`, (B, heads, Tq, T), of q (B, Tq, A) and k (B, heads, T, A / heads)."""
     q = q.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
     logits = attention.q_norm(q) @ attention.k_norm(k).transpose(-2, -1)
     return (logits * attention.scale).softmax(-1)
@@ -60,14 +55,8 @@ def attention_weights(attention: Attention, q: Tensor, k: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def class_token(vit: PromptedViT, images: Tensor) -> Looked:
-    """Where the class token of the sample tower looks.
-
-    Args:
-        images: (B, 3, H, W), normalised, on the model's device.
-
-    Raises:
-        VptspError: the model pools its patches, so that no class token is read.
-    """
+    """Where the class token of the sample tower looks in images (B, 3, H, W), normalised, on the model's device. Raises
+    VptspError where the model pools its patches, so that no class token is read."""
     if vit.pool != "cls":
         raise VptspError(f"this model pools by {vit.pool!r}: there is no class token whose attention could be shown")
     trunk = vit.backbone

@@ -53,14 +53,8 @@ class OwnImages(ImageSet):
 
 
 def neighbours(opened: Opened, query: int | Path | Image.Image, k: int) -> Found:
-    """The ``k`` nearest images of one query.
-
-    Args:
-        query: a place in the images searched (it does not find itself), or an image of your own.
-
-    Raises:
-        DataError: naming the file that cannot be read.
-    """
+    """The ``k`` nearest images of one query: a place in the images searched (it does not find itself), or an image of
+    your own."""
     if isinstance(query, int):
         vector = opened.gallery[query]
     else:
@@ -81,11 +75,7 @@ def all_neighbours(opened: Opened, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_image(opened: Opened, number: int) -> int:
-    """``number``, where there is a test image of it.
-
-    Raises:
-        DataError: there is none.
-    """
+    """``number``, where there is a test image of it; else it raises DataError."""
     if not 0 <= number < len(opened.benchmark.test):
         raise DataError(f"query = {number}: the test images are 0 to {len(opened.benchmark.test) - 1}; choose another")
     return number
@@ -95,8 +85,7 @@ def by_class(labels: np.ndarray, first: np.ndarray, names: tuple[str, ...]) -> p
     """R@1 of every class, lowest first (equal ones in the order of their labels).
 
     Args:
-        labels: (N,) of the queries.
-        first: (N,) class of each query's first neighbour.
+        labels, first: (N,) classes of the queries and of their first neighbours.
         names: of all classes.
 
     Returns:
