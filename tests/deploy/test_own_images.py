@@ -23,7 +23,7 @@ from vptsp_core.__main__ import main
 from vptsp_core.data import load_benchmark
 from vptsp_core.data.holdout import held_out_classes, hold_out
 from vptsp_core.deploy import own_images
-from vptsp_core.deploy.own_plan import DENSE_CLASSES, Machine, plan
+from vptsp_core.deploy.own_plan import DENSE_CLASSES, Machine, candidates, plan
 from vptsp_core.errors import ConfigError, DataError, VptspError
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.presets import preset
@@ -620,9 +620,13 @@ def test_a_folder_is_trained_compared_and_used(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "2 classes (6 images) are kept for testing\n8 classes to learn from; 2 others choose the epoch" in said
     assert "6 queries (classes: 2, none of them trained on; under 30, so no intervals are given):" in said
+    assert "BitFit and VPTSP are trained alike, and the held-out classes choose one\n" in said
+    assert "6 images of 2 held-out classes choose the method by MAP@R" in said
     path = re.search(r"The model is in (.*)\. To use it", said)[1]
     trained, record = read_run(path), json.loads((tmp_path / path / own_images.SUMMARY).read_text())
     frozen = read_run(trained.path.with_name(record["frozen"]))
+    taken = max(record["choice"], key=lambda name: record["choice"][name]["MAP@R"])
+    assert trained.config.method == {"BitFit": "linear", "VPTSP": "vptsp"}[taken] and f"{taken} is taken" in said
     assert frozen.config.method == "frozen" and trained.config.selection == "validation"
     assert "validation R@1" in trained.history and trained.record["held_out"]["classes"] == 2
     for metric, row in record["gain"].items():
@@ -647,6 +651,27 @@ def test_a_folder_is_trained_compared_and_used(tmp_path, capsys, monkeypatch):
     plan_file.write_text("{")
     assert main([*command, "--set", *SHORT]) == 2
     assert f"{plan_file}: no plan can be read" in capsys.readouterr().err
+
+
+def test_held_out_classes_choose_between_bitfit_and_vptsp():
+    planned = plan(np.full(20, 10), 50, machine(), VIT_S, {}).config
+    both = candidates(planned, {"epochs": 3})
+    assert list(both) == ["BitFit", "VPTSP"] and both["VPTSP"] == planned
+    assert (both["BitFit"].method, both["BitFit"].bitfit, both["BitFit"].start) == ("linear", True, "proxies")
+    assert {**both["BitFit"].to_dict(), "method": "vptsp"} == planned.to_dict()
+    for settled in (dict(method="vptsp"), dict(bitfit=True), dict(alpha=0.2), dict(prompts=3)):
+        assert list(candidates(planned, settled).values()) == [planned]
+    none_held_out = planned.replace(selection="last")
+    assert list(candidates(none_held_out, {}).values()) == [none_held_out]
+
+    def of(*epochs):
+        history = pd.DataFrame([{"epoch": i, "validation R@1": r, "validation MAP@R": m} for i, r, m in epochs])
+        return SimpleNamespace(history=history, record={"seconds": 90})
+
+    choice = own_images.compare_candidates({"BitFit": of((0, 0.5, 0.2), (1, 0.75, 0.3)), "VPTSP": of((0, 0.8, 0.25))})
+    assert choice.to_numpy().tolist() == [[75, 30, 1, 1.5], [80, 25, 0, 1.5]]
+    text = own_images.choice_text(choice, {"images": 40, "classes": 2})
+    assert "BitFit is taken: its MAP@R is 5.0 above that of VPTSP." in text
 
 
 def test_an_unreadable_image_is_named(tmp_path):

@@ -279,7 +279,7 @@ def test_chance_is_looked_for_set_by_set():
 
 def test_listing_names_the_data_and_leaves_out_what_is_not_read():
     shown = compare.listing(TABLES[4]("demo"), ["method", "accumulator", "lr"])
-    assert list(shown.loc["VPT + BitFit (baseline), glyphs"]) == ["vpt", "", "0.008"]
+    assert list(shown.loc["VPT + BitFit (baseline), glyphs"]) == ["vpt", "", "0.004"]
     assert shown.loc["VPTSP (EMA), glyphs", "accumulator"] == "ema"
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from vptsp_core.data import Benchmark, load_benchmark
 from vptsp_core.data.batches import cache_folder
 from vptsp_core.data.folder import outside_images
-from vptsp_core.deploy.own_plan import Machine, Plan, plan
+from vptsp_core.deploy.own_plan import Machine, Plan, candidates, plan
 from vptsp_core.errors import VptspError, WeightsError
 from vptsp_core.method.backbone import shape
 from vptsp_core.method.config import RunConfig, whole_path
@@ -27,6 +27,7 @@ from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.folder import Run, run_folder
 from vptsp_core.runs.progress import LOCK
 from vptsp_core.runs.run import run
+from vptsp_core.runs.selection import HELD_OUT
 from vptsp_core.runs.significance import bootstrap, compare_paired
 from vptsp_core.system.devices import pick_device
 from vptsp_core.system.distributed import from_main, launched, local_size, start, world_size
@@ -49,6 +50,8 @@ class Trained:
 
     Attributes:
         run: the trained model's; ``frozen``: that of the same backbone, untrained.
+        choice: a row a candidate (`own_plan.candidates`): ``R@1`` and ``MAP@R`` of the held-out classes in percent, at
+            the ``epoch`` that they chose, and ``minutes``; empty where there was one candidate.
         gain: a row a metric, in percent points: ``frozen``, ``trained``, ``difference``, ``low`` and ``high`` of its
             95 % interval over the queries, ``queries``, how many have something to be found, and ``verdict``, "better",
             "worse" or "not told apart by chance", where the interval holds 0 or rests on few queries.
@@ -57,6 +60,7 @@ class Trained:
 
     run: Run
     frozen: Run
+    choice: pd.DataFrame
     gain: pd.DataFrame
     summary: str
 
@@ -73,7 +77,9 @@ def train_folder(
     say: Callable[[str], object] = print,
     **options: Any,
 ) -> Trained:
-    """Train on the images of a folder, and measure what that gained.
+    """Train on the images of a folder what suits them best, and measure what that gained.
+
+    BitFit and VPTSP are trained alike, and the MAP@R of held-out classes chooses between them (`own_plan.candidates`).
 
     The first call writes its plan to ``results/plans``, so that the same call resumes the same run although another
     amount of memory is free by then.
@@ -95,18 +101,53 @@ def train_folder(
     benchmark = load_benchmark("own", folder, allow_partial)
     planned = from_main(lambda: _planned(benchmark, folder, changes, results, cache, device))
     tested = benchmark.test.num_classes
-    say("\n".join([f"{tested:,} classes ({len(benchmark.test):,} images) are kept for testing", *planned.reasons]))
     config = planned.config
+    rivals = candidates(config, changes)
+    both = [f"{' and '.join(rivals)} are trained alike, and the held-out classes choose one"] * (len(rivals) > 1)
+    kept = f"{tested:,} classes ({len(benchmark.test):,} images) are kept for testing"
+    say("\n".join([kept, *planned.reasons, *both]))
     config.warn_unread(changes)
     options |= dict(data=folder, results=results, cache=cache, device=device, allow_partial=allow_partial)
     frozen = run(config.replace(method="frozen", bitfit=False), **options)
-    trained = run(config, **options)
+    runs = {name: run(each, **options) for name, each in rivals.items()}
+    choice = compare_candidates(runs)
+    chosen = str(choice["MAP@R"].idxmax()) if len(choice) else next(iter(runs))
+    trained = runs[chosen]
     gain = compare(frozen, trained)
     text = summary(frozen, trained, gain, tested)
-    record = {"reasons": planned.reasons, "frozen": frozen.path.name, "gain": gain.to_dict("index"), "summary": text}
+    if len(choice):
+        text = f"{choice_text(choice, trained.record['held_out'])}\n\n{text}"
+    record = {
+        "reasons": planned.reasons, "frozen": frozen.path.name, "choice": choice.to_dict("index"),
+        "gain": gain.to_dict("index"), "summary": text,
+    }  # fmt: skip
     from_main(lambda: _write_summary(trained.path, record))
     say(text)
-    return Trained(trained, frozen, gain, text)
+    return Trained(trained, frozen, choice, gain, text)
+
+
+def compare_candidates(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """`Trained.choice` of these runs, by name."""
+    if len(runs) < 2:
+        return pd.DataFrame()
+    rows = {}
+    for name, each in runs.items():
+        place = int(each.history[f"{HELD_OUT}R@1"].to_numpy().argmax())  # the first of equals, as the run chose
+        best = each.history.iloc[place]
+        metrics = {metric: 100 * best[HELD_OUT + metric] for metric in METRICS}
+        rows[name] = metrics | {"epoch": round(best["epoch"]), "minutes": each.record["seconds"] / 60}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def choice_text(choice: pd.DataFrame, held_out: Mapping[str, int]) -> str:
+    """The candidates as a table, and one sentence that says which is taken, and by how much it is ahead."""
+    first, second = choice["MAP@R"].sort_values(ascending=False, kind="stable").index[:2]
+    ahead = choice["MAP@R"][first] - choice["MAP@R"][second]
+    shown = choice.to_string(formatters={"R@1": "{:.1f}".format, "MAP@R": "{:.1f}".format, "minutes": "{:.1f}".format})
+    return (
+        f"{held_out['images']:,} images of {held_out['classes']:,} held-out classes choose the method by MAP@R "
+        f"(epoch 0 is the start):\n{shown}\n{first} is taken: its MAP@R is {ahead:.1f} above that of {second}."
+    )
 
 
 def _write_summary(path: Path, record: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ Nothing here reads a disk, a GPU or an image: the same numbers give the same pla
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +92,24 @@ def plan(
     if given:
         draft.reasons.append(f"as you set: {', '.join(f'{key}={value}' for key, value in given.items())}")
     return Plan(RunConfig(**draft.values), tuple(draft.reasons))
+
+
+def candidates(config: RunConfig, changes: Mapping[str, Any]) -> dict[str, RunConfig]:
+    """The runs among which held-out classes choose, by name: BitFit, the simplest rival, and the plan's VPTSP, with the
+    same start, epochs and steps. Epoch 0 of BitFit is the head in closed form.
+
+    Only the plan's own run where a change names the method or a key that BitFit does not read, and where no classes
+    are held out.
+
+    Args:
+        config: of the plan.
+        changes: what the user set.
+    """
+    bitfit = config.replace(method="linear", bitfit=True)
+    settled = changes.keys() & {"method", "bitfit", *bitfit.unread()}
+    if config.method != "vptsp" or config.selection != "validation" or settled:
+        return {config.method: config}
+    return {"BitFit": bitfit, "VPTSP": config}
 
 
 def _choose_selection(draft: _Draft, classes: np.ndarray) -> np.ndarray:

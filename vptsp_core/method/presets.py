@@ -55,9 +55,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     # image a class makes up for that.
     "demo": dict(
         dataset="glyphs", backbone="demo_vit", embed_dim=96, image_size=40, resize=40, augmentation="gentle",
-        prompts=2, prompt_layers=6, class_prompts=2, class_layers=6, optimizer="adamw", lr=8e-3, lr_proxy=0.05,
-        weight_decay=1e-4, epochs=4, eval_start=0, cosine_T=4, cosine_min=1e-6, batch=16, samples_per_class=1,
-        pipeline="classic", precision="fp32",
+        prompts=2, prompt_layers=6, class_prompts=2, class_layers=6, optimizer="adamw", lr=4e-3, lr_proxy=0.05,
+        weight_decay=1e-4, epochs=2, eval_start=0, cosine_T=2, cosine_min=1e-6, batch=16, samples_per_class=1,
+        precision="fp32",
     ),
 }  # fmt: skip
 # Beyond the paper: backbones published since, with the settings of the released CUB preset of their size, which were
