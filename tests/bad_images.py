@@ -1,4 +1,4 @@
-"""Images for tests/bad_inputs.py: broken ones, and odd ones with the pixels that they are to be read as."""
+"""Images for tests/test_bad_inputs.py: broken ones, and odd ones with the pixels that they are to be read as."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from desk import SIDE, Desk, picture
 from PIL import Image
 
@@ -122,30 +121,6 @@ def small_numbers(folder: Path) -> str:
 def strip(folder: Path) -> str:
     Image.new("RGB", (60_000, 1)).save(folder / "odd.png")
     return "odd.png"
-
-
-def folder_embedded(desk: Desk) -> str:
-    (desk.data / "b" / "odd.jpg").mkdir()
-    return desk.told(lambda: desk.embedder.embed(desk.data / "b" / "odd.jpg"))
-
-
-def folder_trained(desk: Desk) -> str:
-    (desk.data / "b" / "odd.jpg").mkdir()
-    status, _, err = desk.command(*desk.train())
-    assert status == 0 and len(set(err.splitlines())) == 1
-    return err.splitlines()[0]
-
-
-def absent(desk: Desk) -> str:
-    return desk.told(lambda: desk.embedder.embed([desk.data / "a" / "0.png", desk.root / "none.jpg"]))
-
-
-def nothing(desk: Desk) -> str:
-    return desk.told(lambda: desk.embedder.embed([]))
-
-
-def wrong_tensor(desk: Desk) -> str:
-    return desk.told(lambda: desk.embedder.embed(torch.zeros(1, 3, 8, 8)))
 
 
 # ---- odd -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A user at work, for tests/bad_inputs.py: a folder with four classes of two images, and the public commands."""
+"""A user at work, for tests/test_bad_inputs.py: a folder with four classes of two images, and the public commands."""
 
 from __future__ import annotations
 

@@ -279,7 +279,7 @@ class Case:
 
 
 def due(place: Path) -> str:
-    """The end of what the next start has to say about the checkpoints that lie there; empty for nothing."""
+    """The end of the line that the next start has to print about the checkpoints there; empty where it prints none."""
     folder = run_folder(place)
     if folder is None or (folder / "metrics.json").exists():
         return ""

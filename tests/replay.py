@@ -1,6 +1,6 @@
 """Replay golden training trajectories of the released implementation: python tests/replay.py [--host] FILE.npz ...
 
-With ``--host`` row-wise class prompts lie in host memory, every batch announced to it (a file with a dense table has
+With ``--host`` row-wise class prompts are in host memory, every batch announced to it (a file with a dense table has
 none, and is replayed as without).
 
 Loads a file's initial tensors, feeds its batches through our model and optimisers, and compares losses, first

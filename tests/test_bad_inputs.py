@@ -1,20 +1,31 @@
-"""Every line of the table of bad and odd input."""
+"""Bad and odd input at the doors: one line, word for word, or read as it should be; nothing of a user's is changed.
 
+Data sets are in tests/data/test_data_layouts.py and tests/deploy/test_own_images.py, options in tests/runs/test_run.py.
+"""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import bad_images as images
 import numpy as np
 import pytest
 import torch
-from bad_inputs import TABLE, WORKS
 from desk import Desk, picture
 from PIL import Image
+from reseal import reseal_run
+from safetensors.torch import save_file
 
 from vptsp_core import preset
 from vptsp_core.data.folder import FileSet, read_image
+from vptsp_core.method.backbone import load_backbone
+from vptsp_core.method.loop import Loop
+from vptsp_core.method.step import TrainStep
+from vptsp_core.runs.checkpoints import write_checkpoint
 from vptsp_core.runs.embedder import Embedder
+from vptsp_core.runs.folder import read_run
 from vptsp_core.runs.run import build_model
-
-CASES = [
-    pytest.param(case, id=f"{group}: {case.given}, {case.call}") for group, cases in TABLE.items() for case in cases
-]
 
 
 @pytest.fixture(scope="module")
@@ -22,19 +33,217 @@ def embedder():
     return Embedder(build_model(preset("smoke", weights="random", method="linear"), 2, torch.device("cpu")))
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_what_the_table_says_is_what_happens(case, tmp_path, monkeypatch, embedder):
-    desk = Desk(tmp_path, monkeypatch, embedder)
-    before = desk.untouched()
-    said = case.do(desk)
-    assert said == (case.warning if case.message.startswith(WORKS) else case.message)
-    after = desk.untouched()
+@pytest.fixture
+def desk(tmp_path, monkeypatch, embedder):
+    made = Desk(tmp_path, monkeypatch, embedder)
+    before = made.untouched()
+    yield made
+    after = made.untouched()
     assert all(after.get(path) == content for path, content in before.items()), "a user's file was changed"
+
+
+class Bomb:
+    """Code that touches a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return open, (str(self.mark), "w")
+
+
+# ---- images: by both pipelines, by `data check --decode` and by `embed` --------------------------
+
+BROKEN = {
+    "JPEG cut short": (images.truncated_jpeg, "odd.jpg: unreadable (image file is truncated (267 bytes not "
+                       "processed)); replace the file"),
+    "no bytes": (images.empty, "odd.jpg: unreadable (the file is empty); replace the file"),
+    "a web page": (images.web_page, "odd.jpg: unreadable (its content is a web page, a failed download?); replace the "
+                   "file"),
+    "1 kB of PNG that says 60,000 x 60,000 pixels": (
+        images.bomb, "odd.png: unreadable (Image size (3600000000 pixels) exceeds limit of 178956970 pixels, could be "
+        "decompression bomb DOS attack.); replace the file"),
+    "floating-point TIFF": (images.floats, "odd.tif: floating-point pixels have no known range; convert it to 8 bits a "
+                            "channel"),
+    "32 bits, values above 65,535": (images.large_numbers, "odd.tif: its values do not fit into 16 bits; convert it to "
+                                     "8 bits a channel"),
+    "32 bits, values of 8 bits": (
+        images.small_numbers, f"odd.tif: its values end at {images.PHOTO[..., 0].max()} of 65,535; spread them over "
+        "the range, or convert it to 8 bits a channel"),
+    "a strip": (images.strip, "odd.png: 60000 x 1 pixels, more than 256 times as long as wide; leave it out"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "message"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_image_is_named_by_all_who_read_it(desk, make, message):
+    assert images.refused_everywhere(desk, make) == f"image DIR/data/b/{message}"
+
+
+def test_odd_images_are_read_as_a_viewer_shows_them(desk):
+    assert images.all_read(desk) == "warning: Corrupt EXIF data.  Expecting to read 12 bytes but only got 2."
+
+
+def test_what_is_no_image_file(desk):
+    (desk.data / "b" / "odd.jpg").mkdir()
+    embedded = {
+        "image DIR/data/b/odd.jpg: unreadable (Is a directory); replace the file": desk.data / "b" / "odd.jpg",
+        "image DIR/none.jpg: no such file; check the path": [desk.data / "a" / "0.png", desk.root / "none.jpg"],
+        "no images to embed; give at least one": [],
+        "images of shape (1, 3, 8, 8) and type float32; the model takes (N, 3, 40, 40) floating point, normalised":
+            torch.zeros(1, 3, 8, 8),
+    }  # fmt: skip
+    for message, given in embedded.items():
+        assert desk.told(lambda given=given: desk.embedder.embed(given)) == message
+    status, _, err = desk.command(*desk.train())
+    assert status == 0 and set(err.splitlines()) == {
+        "warning: folder: 1 thing(s) in DIR/data are ignored, being no images or folders of them, the first b/odd.jpg; "
+        "1 image(s) in sub-folders of class folders are not used"
+    }  # fmt: skip
+
+
+# ---- weights (their layouts: tests/method/test_weights.py) ---------------------------------------
+
+
+def test_weights_that_are_none(desk):
+    (desk.root / "w.onnx").write_bytes(b"no weights")
+    state = load_backbone("demo_vit").state_dict()
+    save_file(state | {"norm.bias": torch.zeros(96, dtype=torch.int64)}, desk.root / "whole.safetensors")
+    save_file(state | {"norm.bias": torch.full((96,), float("inf"))}, desk.root / "infinite.safetensors")
+    for given, message in {
+        desk.data: "weights DIR/data: a folder, no file; give a .safetensors or .pth file",
+        "": "weights is empty; give a .safetensors or .pth file, or leave it out",
+        desk.root / "w.onnx": "weights DIR/w.onnx: unknown kind '.onnx'; give .safetensors, .pth, .pt, .bin or .npz",
+        desk.root / "whole.safetensors": "weights DIR/whole.safetensors: norm.bias is not a table of floating-point "
+        "numbers; save model.state_dict()",
+        desk.root / "infinite.safetensors": "weights DIR/infinite.safetensors: norm.bias holds values that are not "
+        "finite numbers; get the file again",
+    }.items():
+        assert desk.refused(*desk.train(f"weights={given}")) == message
+        assert not desk.results.exists()
+
+
+# ---- files of runs that hold code, or are not there ----------------------------------------------
+
+
+def test_pickled_code_in_a_checkpoint_is_not_run(desk):
+    """Its checksum fits; the file stays as it is, for whoever may want it."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(self, epoch, train=Loop.train_epoch):
+        if epoch == 1:
+            raise Stop
+        return train(self, epoch)
+
+    with desk.patch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Loop, "train_epoch", stop)
+        desk.command(*desk.train("epochs=2"))
+    path = desk.run_folder() / "checkpoint.pt"
+    saved = torch.load(path, weights_only=True)
+    path.unlink()
+    write_checkpoint(path.parent, saved.pop("config"), {**saved, "best": Bomb(desk.root / "ran")})
+    before = path.read_bytes()
+    assert desk.refused(*desk.train("epochs=2")) == (
+        "checkpoint DIR/results/runs/RUN/checkpoint.pt: unreadable; delete it to start this run again"
+    )
+    assert path.read_bytes() == before and not (desk.root / "ran").exists()
+
+
+def test_pickled_code_in_a_finished_run_is_not_run_and_a_run_without_its_record_is_not_finished(desk):
+    assert desk.command(*desk.train())[0] == 0
+    path, content = desk.run_folder(), np.array([Bomb(desk.root / "ran")], dtype=object)
+    np.savez(path / "queries.npz", **{"R@1": content})
+    reseal_run(path)  # by somebody who means it
+    assert desk.told(lambda: read_run(path).queries) == (
+        "DIR/results/runs/RUN/queries.npz: unreadable (Object arrays cannot be loaded when allow_pickle=False); delete "
+        "the folder and run it again"
+    )
+    assert not (desk.root / "ran").exists()
+    (path / "record.json").unlink()
+    assert desk.refused(*desk.train()) == (
+        "DIR/results/runs/RUN holds no finished run (record.json is missing); give the folder of one"
+    )
+
+
+def test_pickled_code_in_the_cache_of_decoded_images_is_not_run(desk):
+    assert desk.command(*desk.train("pipeline=cached"))[0] == 0
+    for path in desk.cache.glob("folder-test-*/sizes.npy"):
+        np.save(path, np.array([Bomb(desk.root / "ran")], dtype=object), allow_pickle=True)
+    assert desk.refused(*desk.train("pipeline=cached", "seed=1")) == (
+        "cache DIR/cache/STORE: not whole; delete the folder, it will be made again"
+    )
+    assert not (desk.root / "ran").exists()
+
+
+# ---- devices and disks that fail in the second of three epochs -----------------------------------
+
+FAILURES = {
+    "GPU memory full": (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation"),
+        "the GPU's memory is full in epoch 2; choose --checkpointing on, or lower batch, or --device cpu"),
+    "GPU gone": (
+        torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later"),
+        "the GPU failed in epoch 2 (CUDA error: unspecified launch failure); the same command resumes after the last "
+        "finished epoch: start it again, or with --device cpu"),
+    "memory of the machine full": (
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
+        "the memory of this machine is full in epoch 2; lower batch"),
+}  # fmt: skip
+
+
+def same_in_the_end(desk):
+    """The first epoch is kept, and the same command ends as if nothing had been."""
+    folder = desk.run_folder()
+    assert [path.name for path in folder.iterdir()] == ["checkpoint.pt"], "whole, and no half-written file beside it"
+    assert desk.command(*desk.train("epochs=3"))[0] == 0
+    resumed = read_run(folder)
+    assert [each["after_epochs"] for each in resumed.record["stretches"]] == [0, 1]
+    shutil.move(folder, desk.root / "resumed")
+    assert desk.command(*desk.train("epochs=3"))[0] == 0
+    whole = read_run(desk.run_folder())
+    assert whole.metrics == resumed.metrics and whole.history["loss"].equals(resumed.history["loss"])
+
+
+@pytest.mark.parametrize(("error", "message"), FAILURES.values(), ids=FAILURES.keys())
+def test_a_step_that_fails_is_one_line_and_the_run_resumes(desk, error, message):
+    good, calls = TrainStep.__call__, []
+
+    def bad(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise error
+        return good(*arguments)
+
+    with desk.patch.context() as patch:
+        patch.setattr(TrainStep, "__call__", bad)
+        assert desk.refused(*desk.train("epochs=3")) == message
+    same_in_the_end(desk)
+
+
+def test_a_disk_that_is_full_at_a_checkpoint_is_one_line_and_the_run_resumes(desk):
+    synced = []
+
+    def fsync(handle, good=os.fsync):
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        if sum(".checkpoint.pt." in name for name in synced) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return good(handle)
+
+    with desk.patch.context() as patch:
+        patch.setattr("vptsp_core.system.files.os.fsync", fsync)
+        assert desk.refused(*desk.train("epochs=3")) == (
+            "cannot write DIR/results/runs/RUN/checkpoint.pt (No space left on device); choose another folder"
+        )
+    same_in_the_end(desk)
+
+
+# ---- orientations --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
-def test_orientations_are_undone_for_ones_own_images_alone(tmp_path, orientation, suffix):
+def test_orientations_are_undone_for_your_own_images_alone(tmp_path, orientation, suffix):
     """A photograph as the camera stores it, against NumPy's turns; a benchmark's stays as it is stored."""
     shown = np.zeros((48, 64, 3), np.uint8)  # edges where JPEG's blocks end
     shown[:16, :32], shown[16:, :32], shown[:16, 32:] = (250, 0, 0), (0, 250, 0), (0, 0, 250)

@@ -4,7 +4,7 @@
   base class of the package; special methods, but for ``__call__``, by the class, and what a function holds by the
   function.
 - What raises an error of this project in its own body says so ("Raises:", or in words).
-- Where an argument or what is returned is an array or a tensor, or a tuple of them, a shape is told: "(N, d)", "(B,)",
+- Where an argument or what is returned is an array or a tensor, or a tuple of them, a shape is given: "(N, d)", "(B,)",
   "of any shape", "a scalar". Mappings and iterables of tensors have no one shape.
 """
 

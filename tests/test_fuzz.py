@@ -3,7 +3,7 @@
 import fuzz
 import pytest
 
-EXECUTIONS = {"config": 400, "lists": 400, "csv": 120, "weights": 80, "images": 400}
+EXECUTIONS = {"config": 100, "lists": 100, "csv": 40, "weights": 20, "images": 100}
 
 
 @pytest.mark.parametrize("name", fuzz.TARGETS)

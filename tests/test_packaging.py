@@ -1,6 +1,7 @@
 """The project as an installable thing: requirements, environment, shell scripts, what tracked files hold."""
 
 import ast
+import os
 import platform
 import re
 import shutil
@@ -218,8 +219,8 @@ def says_encoding(call: ast.Call) -> bool:
 # ---- torchvision beside a CPU-only torch ---------------------------------------------------------
 
 
-def run_python(code: str, *, path: Path = ROOT) -> str:
-    done = subprocess.run([sys.executable, "-c", code], cwd=path, capture_output=True, text=True)
+def run_python(code: str, *arguments: str, path: Path = ROOT) -> str:
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -229,37 +230,39 @@ def test_timm_imports_after_this_package():
 
 
 FAKE = """
-import importlib.util, pathlib, torch
-spec = importlib.util.spec_from_file_location("prepare", {file!r})
+import importlib.util, os, sys, torch
+spec = importlib.util.spec_from_file_location("prepare", sys.argv[1])
 module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
-torch.version.cuda = None  # whatever this torch is
-{before}
-print(module.prepare(), module.prepare(), hasattr(torch.ops.torchvision, "nms"), bool(module._library))
+
+def library_does_not_load():
+    pass
+
+def library_loads():
+    keep = torch.library.Library("torchvision", "DEF")
+    torch.ops.load_library = lambda path: keep.define("nms(Tensor a, Tensor b, float c) -> Tensor")
+
+def gpu_build():
+    torch.version.cuda = "13.0"
+
+for of in (library_does_not_load, library_loads, gpu_build):
+    if os.fork() == 0:
+        torch.version.cuda = None  # whatever this torch is
+        of()
+        print(module.prepare(), module.prepare(), hasattr(torch.ops.torchvision, "nms"), bool(module._library))
+        sys.stdout.flush()
+        os._exit(0)
+    os.wait()
 """
 
 
-@pytest.mark.parametrize(
-    ("before", "library", "expected"),
-    [
-        pytest.param("", "not a library", "True True True True", id="library does not load"),
-        pytest.param(
-            "keep = torch.library.Library('torchvision', 'DEF')\n"
-            "torch.ops.load_library = lambda path: keep.define('nms(Tensor a, Tensor b, float c) -> Tensor')",
-            "stands for one that loads",
-            "False False True False",
-            id="library loads",
-        ),
-        pytest.param("torch.version.cuda = '13.0'", None, "False False False False", id="GPU build"),
-    ],
-)
-def test_schemas_are_defined_only_where_needed(tmp_path, before, library, expected):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="each in a process of its own, for which torch is imported once")
+def test_schemas_are_defined_only_where_needed(tmp_path):
     package = tmp_path / "torchvision"
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('prepare() must not import it')")
-    if library is not None:
-        (package / "_C.so").write_text(library)
-    code = FAKE.format(file=str(ROOT / "vptsp_core" / "system" / "_torchvision.py"), before=before)
-    assert run_python(code, path=tmp_path) == expected
+    (package / "_C.so").write_text("not a library")
+    found = run_python(FAKE, str(ROOT / "vptsp_core" / "system" / "_torchvision.py"), path=tmp_path)
+    assert found.splitlines() == ["True True True True", "False False True False", "False False False False"]
 
 
 # ---- shell ---------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def test_keys_that_select_a_side_are_all_there():
     """A key of the run's description whose values have names is a switch: each value stands on the page."""
     named = {(key, value) for span in SWITCHES for key, value in values(span).items()}
     for field in dataclasses.fields(RunConfig):
-        if field.name in ("pool", "method", "optimizer"):  # told by rows and presets, no matter of paper and code
+        if field.name in ("pool", "method", "optimizer"):  # set by rows and presets; paper and code do not differ
             continue
         for value in re.findall(r"'([a-z0-9_]+)'|\"([a-z0-9_]+)\"", str(field.type)):
             assert (field.name, "".join(value)) in named, (field.name, value)

@@ -14,7 +14,6 @@ import time
 import uuid
 from pathlib import Path
 
-import determinism
 import pytest
 from test_packaging import BASH, ROOT, fits_this_python
 
@@ -46,11 +45,6 @@ def trains(name: str, *seeds: int) -> str:
     return TRAINS.replace("SEEDS", repr(list(seeds))).replace("NAME", name)
 
 
-@pytest.fixture(scope="module")
-def letters(tmp_path_factory) -> Path:
-    return determinism.write_images(tmp_path_factory.mktemp("letters"))
-
-
 class Checkout:
     """A copy of this one, with notebooks of its own."""
 
@@ -73,11 +67,6 @@ class Checkout:
             env=environment, text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored under a shell's &
         )  # fmt: skip
-
-    def call(self, *options: str) -> tuple[int, str]:
-        process = self.start(*options)
-        said, _ = process.communicate(timeout=LONG)
-        return process.returncode, said
 
     def processes(self) -> list[int]:
         """What is left of all calls."""
@@ -126,7 +115,8 @@ def state(said: str) -> dict[str, str]:
 
 
 def test_stopped_and_called_again_until_it_is_done(checkout):
-    """Ctrl-C, as a terminal sends it to all; then two workers and a SIGTERM to the script alone; then the rest."""
+    """Ctrl-C, as a terminal sends it to all; then two workers and a SIGTERM to the script alone; then two calls at once
+    that share the rest and train nothing twice."""
     write(checkout.notebooks, "a_short", trains("a_short", 7), parameters=PARAMETERS)
     longer = trains("b_long", 1, 2).replace("changes |", "changes | dict(epochs=20, eval_start=19) |")
     write(checkout.notebooks, "b_long", longer, parameters=PARAMETERS)
@@ -161,28 +151,20 @@ def test_stopped_and_called_again_until_it_is_done(checkout):
     until(lambda: not checkout.processes(), "kernels and workers to end")
     assert [*folder.glob("runs/*/checkpoint.pt")]
 
-    status, said = checkout.call()
-    assert status == 0 and state(said) == {"a_short": "there", "b_long": "ok"}
+    calls = [checkout.start(), checkout.start()]
+    said = [process.communicate(timeout=LONG)[0] for process in calls]
+    assert [process.returncode for process in calls] == [0, 0], said
+    states = [state(each) for each in said]
+    assert [each["a_short"] for each in states] == ["there", "there"]
+    assert sorted(each["b_long"] for each in states) == ["ok", "there"]
     parts = {seed: parts for seed, (_, parts) in checkout.printed("b_long").items()}
     assert parts[1] in (2, 3) and parts[2] == 2  # the first may have been done when the SIGTERM came
     assert checkout.printed("a_short")[7][1] == 1
-    assert [*folder.glob("runs/*/checkpoint.pt")] == []
+    assert [*folder.glob("runs/*/checkpoint.pt")] == [] and checkout.hidden() == []
+    assert len([*folder.glob("runs/*/metrics.json")]) == 3
 
 
 def epochs_of(checkpoint: Path) -> int:
     import torch
 
     return len(torch.load(checkpoint, weights_only=True)["history"])
-
-
-def test_two_calls_at_once_train_nothing_twice_and_share_the_folder(checkout):
-    write(checkout.notebooks, "a", trains("a", 1, 2), parameters=PARAMETERS)
-    write(checkout.notebooks, "b", trains("b", 2, 1), parameters=PARAMETERS)
-    calls = [checkout.start(), checkout.start("--only", "b,a")]
-    said = [process.communicate(timeout=LONG)[0] for process in calls]
-    assert [process.returncode for process in calls] == [0, 0], said
-    for name in "ab":
-        assert sorted(found[name] for found in map(state, said)) == ["ok", "there"]
-    assert checkout.printed("a") == checkout.printed("b")  # of each run one beginning, and one part
-    assert {parts for _, parts in checkout.printed("a").values()} == {1}
-    assert len([*checkout.results.glob("smoke/runs/*/metrics.json")]) == 2 and checkout.hidden() == []

@@ -379,7 +379,7 @@ def test_info_tells_where_things_come_from(monkeypatch, capsys):
 
 def test_the_embedded_set_is_checked_as_well(capsys):
     status, out, _ = run(capsys, "check", "glyphs")
-    assert status == 0 and out.splitlines()[1].split() == ["train", "100", "2000"]
+    assert status == 0 and out.splitlines()[1].split() == ["train", "100", "500"]
 
 
 def test_a_name_with_a_line_end_stays_in_one_line(tmp_path, capsys):

@@ -277,9 +277,11 @@ def test_classes_without_numbers_are_not_guessed_at(root):
 def test_a_missing_class_and_a_stray_folder_move_no_other(root):
     put(*(f"cub200/images/{c + 1:03}.Class {c}/{i}.jpg" for c in range(200) for i in range(2)))
     (root / "cub200/images/050.Class 49").rename(root / "cub200/images/Class049")
+    (root / "cub200/images/050.Empty").mkdir()
     with pytest.warns(UserWarning, match="99 training classes .* 1 folder.s. without a class number, the first Class0"):
         benchmark = load_benchmark("cub200", root, allow_partial=True)
     assert benchmark.train.num_classes == 99 and benchmark.train.class_names[-1] == "100.Class 99"
+    assert "1 class folder(s) without images, the first 050.Empty" in benchmark.differences
     assert benchmark.test.class_names[0] == "101.Class 100" and benchmark.test.num_classes == 100
 
 

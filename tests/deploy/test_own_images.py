@@ -1,4 +1,4 @@
-"""One's own images: how they are split, what is planned for them, what is told in the end."""
+"""Your own images: how they are split, what is planned for them, what is reported in the end."""
 
 import functools
 import json
@@ -308,8 +308,8 @@ def loose(root):
     Image.new("RGB", (8, 8)).save(root / "a.png")
 
 
-def table(text, encoding="utf-8"):
-    return lambda root: (root / "split.csv").write_text(text, encoding)
+def table(text):
+    return lambda root: (root / "split.csv").write_text(text)
 
 
 MISTAKES = {
@@ -326,12 +326,6 @@ MISTAKES = {
     "nothing": (lambda root: None, "no class folders with images"),
     "header": (table("file,class\n"), "must begin with the header path,class (separated by"),
     "header with a split": (table("file,class,split\n"), "not 'file,class,split'; a third column, split, is optional"),
-    "backslashes": (table("path,class\na\\b.png,a\n"), "line 2: write a\\b.png with / instead of \\"),
-    "no UTF-8": (table("path,class\nä.png,ä\n", "latin-1"), "is not in UTF-8"),
-    "one class tested": (lambda root: [put(root, {"a": 2, "c": 1}),
-                                       table("path,class,split\na/0.png,a,test\na/1.png,a,test\nc/0.png,c,train")(root)],
-                         "has 1 class to test on, and among its images alone nothing can be confused; give at least 2"),
-    "row": (table("path,class\na.png,\n"), "line 2: each line is path,class"),
 }  # fmt: skip
 
 
@@ -531,7 +525,7 @@ def test_few_images_are_not_learned_by_heart_and_many_end():
 
 def test_any_sizes_make_a_run_whose_batches_can_be_drawn():
     rng = np.random.default_rng(0)
-    for _ in range(150):
+    for _ in range(50):
         count = int(np.exp(rng.uniform(np.log(8), np.log(3_000))))
         classes = rng.integers(1, int(np.exp(rng.uniform(0.7, 4))) + 1, count)
         processes = int(rng.integers(1, 9))

@@ -151,7 +151,7 @@ def test_neighbours_are_those_of_a_full_sort_and_none_finds_itself(opened):
     np.testing.assert_allclose(every[7, 0], 1, atol=1e-6)
 
 
-def test_an_image_of_ones_own_may_find_anything(opened, tmp_path):
+def test_your_own_image_may_find_anything(opened, tmp_path):
     picture = opened.found_in.image(4)
     picture.save(tmp_path / "own.png")
     vector = opened.embedder.embed([picture])[0]
@@ -381,7 +381,7 @@ def test_a_click_makes_the_query_and_marks_are_of_its_class(opened, explorer):
     assert "image 6, Bird c" in shown(explorer)[0]
 
 
-def test_an_image_of_ones_own_is_asked_by_path_and_by_upload(opened, explorer, tmp_path):
+def test_your_own_image_is_asked_by_path_and_by_upload(opened, explorer, tmp_path):
     picture = opened.found_in.image(4)
     picture.save(tmp_path / "own.png")
     expected = [f"{cosine:.3f}" for cosine in retrieval.neighbours(opened, picture, 3).cosines]

@@ -15,15 +15,14 @@ from vptsp_core.system.places import PACKAGE
 
 HISTORY = pd.DataFrame({"epoch": [1, 2], "loss": [3.0, 1.5], "R@1": [0.5, 0.625]})
 TRIALS = pd.DataFrame({"trial": [0, 1], "state": "trained", "R@1": [50.0, 60.0], "best so far": [50.0, 60.0]})
+DARK = {"figure.facecolor": "black", "axes.facecolor": "black", "savefig.facecolor": "black", "text.color": "white"}
 FOREIGN = {
-    "dark matplotlibrc": {"figure.facecolor": "black", "axes.facecolor": "black", "savefig.facecolor": "black",
-                          "text.color": "white", "axes.labelcolor": "white", "xtick.color": "white"},
-    "LaTeX": {"text.usetex": True, "text.latex.preamble": r"\usepackage{none}", "mathtext.fontset": "cm"},
-    "saved tightly": {"savefig.bbox": "tight", "savefig.transparent": True, "savefig.dpi": 30, "figure.dpi": 30},
-    "another look": {"axes.prop_cycle": matplotlib.cycler(color="r"), "lines.dash_capstyle": "round",
-                     "image.cmap": "gray", "image.origin": "lower", "axes.unicode_minus": False, "axes.xmargin": 0.4,
-                     "axes.formatter.limits": [-1, 1], "legend.loc": "center", "hist.bins": 3, "errorbar.capsize": 9,
-                     "pdf.compression": 0, "path.sketch": (1, 100, 2)},
+    **DARK, "axes.labelcolor": "white", "xtick.color": "white", "text.usetex": True,
+    "text.latex.preamble": r"\usepackage{none}", "mathtext.fontset": "cm", "savefig.bbox": "tight",
+    "savefig.transparent": True, "savefig.dpi": 30, "figure.dpi": 30, "axes.prop_cycle": matplotlib.cycler(color="r"),
+    "lines.dash_capstyle": "round", "image.cmap": "gray", "image.origin": "lower", "axes.unicode_minus": False,
+    "axes.xmargin": 0.4, "axes.formatter.limits": [-1, 1], "legend.loc": "center", "hist.bins": 3,
+    "errorbar.capsize": 9, "pdf.compression": 0, "path.sketch": (1, 100, 2),
 }  # fmt: skip
 
 
@@ -43,10 +42,10 @@ def plain(tmp_path_factory):
     return pictures(tmp_path_factory.mktemp("plain"))
 
 
-@pytest.mark.parametrize("foreign", [*FOREIGN, "seaborn"])
+@pytest.mark.parametrize("foreign", ["matplotlibrc", "seaborn"])
 def test_the_style_of_the_user_does_not_get_in(foreign, plain, tmp_path):
     with ExitStack() as stack:
-        stack.enter_context(matplotlib.rc_context(FOREIGN.get(foreign, {})))
+        stack.enter_context(matplotlib.rc_context(FOREIGN if foreign == "matplotlibrc" else {}))
         if foreign == "seaborn":
             pytest.importorskip("seaborn").set_theme(style="darkgrid", font_scale=0.4)
         before = dict(matplotlib.rcParams)
@@ -69,6 +68,6 @@ def test_every_figure_is_drawn_and_saved_in_it():
 
 
 def test_pictures_are_on_white(tmp_path):
-    with matplotlib.rc_context(FOREIGN["dark matplotlibrc"]):
+    with matplotlib.rc_context(DARK):
         buffer = style.file_of(live.training(HISTORY, epochs=2))
     assert np.asarray(Image.open(buffer).convert("RGB"))[0, 0].tolist() == [255, 255, 255]

@@ -177,7 +177,7 @@ def test_where_an_index_declines_torch_goes_on(answered):
 
 @pytest.mark.parametrize("imports", ["faiss, torch", "torch, faiss"])
 def test_two_openmp_runtimes_in_one_process(imports):
-    """torch and faiss each bring one; by turns, with several threads, they must neither hang nor crash."""
+    """torch and faiss each bring one; used alternately, with several threads, they must neither hang nor crash."""
     code = (
         f"import {imports}\nfrom vptsp_core.method.metrics import retrieval_metrics as metrics\n"
         "torch.set_num_threads(2); faiss.omp_set_num_threads(2); torch.manual_seed(0)\n"

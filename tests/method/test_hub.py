@@ -58,7 +58,7 @@ def test_a_hub_or_a_proxy_is_left_to_its_library(monkeypatch):
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         before = logger.getEffectiveLevel()
         with hub.reachable_hub(NAME):
-            assert not logger.isEnabledFor(logging.WARNING), "that it tries again is not told"
+            assert not logger.isEnabledFor(logging.WARNING), "it does not say that it tries again"
         assert logger.getEffectiveLevel() == before
     monkeypatch.setattr(constants, "ENDPOINT", closed())
     with pytest.raises(ConnectionError), hub.reachable_hub(NAME):

@@ -34,9 +34,12 @@ FIGURES = {
     "fig4_embedding_space": ["fig4_embedding_space", "fig4_embedding_space_gap", "fig4_embedding_space_test"],
     "table10_latency": ["table10_latency", "table10_latency_forms"],
 }
-LARGEST = {"tour": 300_000, "explore": 350_000}  # bytes of a picture: they are committed
-FEW = 5  # images a class; with all 20 the smoke profile spends its time on embedding them
-DRAW_FEW = f"from vptsp_core.data.glyphs import load_glyphs\nload_glyphs.__defaults__ = ({FEW}, 40, 0)"
+FEW = 3  # images a class, and few pixels: with all of them the time is spent on embedding images and writing pictures
+DRAW_FEW = f"""from vptsp_core.data.glyphs import load_glyphs
+from vptsp_core.figures import style
+
+load_glyphs.__defaults__ = ({FEW}, 40, 0)
+style.file_of.__kwdefaults__["dpi"] = 60"""
 
 
 class Executed:
@@ -63,7 +66,7 @@ class Executed:
         found = sorted(path.stem for path in (self.folder / "figures").glob(f"{name}*.png"))
         assert shown == len(found)
         for each in found:
-            assert (self.folder / "figures" / f"{each}.png").stat().st_size > 5_000
+            assert (self.folder / "figures" / f"{each}.png").stat().st_size > 1_000
             assert (self.folder / "figures" / f"{each}.pdf").read_bytes()[:5] == b"%PDF-"
         return found
 
@@ -89,8 +92,6 @@ def smoke(notebooks, tmp_path_factory):
     folder = results / "smoke"
     assert status == 0, [path.name for path in (folder / "notebooks").glob("*.failed.ipynb")]
     return Executed(folder)
-
-
 
 
 @pytest.mark.parametrize("number", NAMES)
@@ -197,9 +198,6 @@ def test_beyond_the_paper_has_every_row_and_its_distance(smoke):
 @pytest.mark.parametrize("name", FIGURES)
 def test_executed_copies_with_several_figures_show_each_once_and_are_quiet(smoke, name):
     assert smoke.figures(name) == FIGURES[name]
-    for figure in FIGURES[name]:
-        size = (smoke.folder / "figures" / f"{figure}.png").stat().st_size
-        assert size <= LARGEST.get(name, size), figure
     assert {"commit", "device", "torch version"} <= set(smoke.table(f"{name}_record").index)
 
 

@@ -123,7 +123,7 @@ def test_a_run_whose_last_checkpoint_is_damaged_ends_as_if_it_were_not(tmp_path,
 
 
 def test_the_weights_are_those_of_the_epoch_that_the_history_names(tmp_path, monkeypatch):
-    """Cut after the second epoch, the best; gone on with from the first, after which another machine's rounding makes
+    """Cut after the second epoch, the best; resumed from the first, after which another machine's rounding makes
     the second a worse one: what is kept is the first's, and not what the lost epoch left."""
     scores = iter([0.3, 0.5, 0.2, 0.1])
     monkeypatch.setattr("vptsp_core.runs.run.evaluate", lambda *_: {"R@1": next(scores), "MAP@R": 0.1})

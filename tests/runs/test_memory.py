@@ -99,16 +99,16 @@ def test_checkpointing_is_turned_on_where_a_step_does_not_fit_and_only_there(mon
 
 
 @pytest.mark.parametrize(
-    ("where", "mend"), [("device", "choose --class-table host, or lower batch"), ("host", "lower batch")]
+    ("where", "cure"), [("device", "choose --class-table host, or lower batch"), ("host", "lower batch")]
 )
-def test_what_does_not_fit_at_all_is_one_line(monkeypatch, where, mend):
+def test_what_does_not_fit_at_all_is_one_line(monkeypatch, where, cure):
     model, optimizers = make(where)
     too_large(monkeypatch, model, lambda: False)
-    with pytest.raises(VptspError, match=f"^a training step of batch = 8 does not fit .*; {mend}$"):
+    with pytest.raises(VptspError, match=f"^a training step of batch = 8 does not fit .*; {cure}$"):
         fit_step(model, optimizers)
 
 
-MENDS = [
+CURES = [
     ("device", "off", "choose --checkpointing on or --class-table host, or lower batch"),
     ("device", "on", "choose --class-table host, or lower batch"),
     ("host", "off", "choose --checkpointing on, or lower batch"),
@@ -117,8 +117,8 @@ MENDS = [
 
 
 @pytest.mark.parametrize("place", ["train_epoch", "evaluate"])
-@pytest.mark.parametrize(("where", "asked", "mend"), MENDS)
-def test_memory_that_is_full_later_is_one_line(monkeypatch, tmp_path, place, where, asked, mend):
+@pytest.mark.parametrize(("where", "asked", "cure"), CURES)
+def test_memory_that_is_full_later_is_one_line(monkeypatch, tmp_path, place, where, asked, cure):
     def full(_):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
@@ -129,7 +129,7 @@ def test_memory_that_is_full_later_is_one_line(monkeypatch, tmp_path, place, whe
     monkeypatch.setattr(trainer.loop, "train_epoch", lambda epoch: {})
     monkeypatch.setattr(trainer, "_check_finite", lambda epoch, row: None)
     monkeypatch.setattr(trainer.loop if place == "train_epoch" else trainer, place, full)
-    with pytest.raises(VptspError, match=f"^the GPU's memory is full in epoch 1; {mend}, or --device cpu$"):
+    with pytest.raises(VptspError, match=f"^the GPU's memory is full in epoch 1; {cure}, or --device cpu$"):
         trainer.run()
 
 

@@ -79,7 +79,7 @@ def test_the_log_of_a_run(tmp_path, capfd, monkeypatch):
     done = capfd.readouterr()
     first, *epochs = done.err.splitlines()
     name = Path(done.out.splitlines()[-2]).name
-    assert first == f"{name}: training vptsp on 2,000 images, epochs 1 to 2 of 3 steps"
+    assert first == f"{name}: training vptsp on 500 images, epochs 1 to 2 of 3 steps"
     assert [line.split(":")[:2] for line in epochs] == [[name, " epoch 1/2"], [name, " epoch 2/2"]]
     assert " left" in epochs[0] and "R@1" in epochs[0] and " left" not in epochs[1]
     assert main(command) == 0
@@ -92,13 +92,13 @@ FROZEN, CLOSED_FORM = "method=frozen", "method=linear start=heads epochs=0"
 @pytest.mark.parametrize(
     "changes, said",
     [
-        (FROZEN, ["evaluating the frozen backbone", "finding the nearest images of 2,000 queries"]),
-        (CLOSED_FORM, ["starting linear from its 2,000 images", "started from the data, R@1 "]),
+        (FROZEN, ["evaluating the frozen backbone", "finding the nearest images of 500 queries"]),
+        (CLOSED_FORM, ["starting linear from its 500 images", "started from the data, R@1 "]),
     ],
 )
 def test_what_trains_no_epoch_is_in_the_log_too(tmp_path, capfd, monkeypatch, changes, said):
     monkeypatch.setattr(bars, "EVERY", 1e9)
-    monkeypatch.setattr(evaluation, "LONG_SEARCH", 2000 * 2000)  # the images of the test split, with each other
+    monkeypatch.setattr(evaluation, "LONG_SEARCH", 500 * 500)  # the images of the test split, with each other
     command = ["train", "--preset", "smoke", "--results", str(tmp_path), "--set", "bitfit=false"]
     assert main([*command, *changes.split()]) == 0
     captured = capfd.readouterr()

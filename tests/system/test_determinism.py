@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-from pathlib import Path
 
 import determinism
 import pytest
@@ -18,11 +17,6 @@ from vptsp_core.method.step import TrainStep
 from vptsp_core.system.deterministic import deterministic_algorithms, fix_cublas, where_asked
 
 VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    return determinism.write_images(tmp_path_factory.mktemp("letters"))
 
 
 def state() -> tuple:
@@ -48,13 +42,13 @@ def state() -> tuple:
     ],
     ids=lambda pair: f"{pair.method}-{pair.pipeline}-{pair.way}",
 )
-def test_pairs_are_the_same_to_the_last_bit(pair, images):
-    assert compare(pair, images) == []
+def test_pairs_are_the_same_to_the_last_bit(pair, letters):
+    assert compare(pair, letters) == []
 
 
-def test_another_seed_is_noticed_in_all_that_is_compared(images, tmp_path):
+def test_another_seed_is_noticed_in_all_that_is_compared(letters, tmp_path):
     first, other = (Pair("GRU, dense", "cached", "again", seed).config() for seed in (0, 1))
-    one, two = (outcome(config, images, tmp_path / str(config.seed), [0]) for config in (first, other))
+    one, two = (outcome(config, letters, tmp_path / str(config.seed), [0]) for config in (first, other))
     assert differences(one, two) == ["history", "metrics", "weights", "state", "queries"]
     assert not determinism.same(torch.tensor([0.0]), torch.tensor([-0.0]))
     assert determinism.same({"a": [float("nan")]}, {"a": [float("nan")]})
@@ -115,9 +109,9 @@ def test_a_function_is_as_it_was_where_it_is_not_asked():
     assert [told(), told(deterministic=False), told(deterministic=True, device="cpu")] == [False, False, True]
 
 
-def test_the_command_line_says_it_to_the_record(images, tmp_path):
+def test_the_command_line_says_it_to_the_record(letters, tmp_path):
     short = ["dataset=folder", "steps_per_epoch=1", "batch=4", "weights=random"]
-    options = ["--preset", "smoke", "--data", str(images), "--results", str(tmp_path), "--device", "cpu"]
+    options = ["--preset", "smoke", "--data", str(letters), "--results", str(tmp_path), "--device", "cpu"]
     options += ["--set", *short]
     assert __main__.main(["train", *options, "--deterministic"]) == 0
     (path,) = tmp_path.glob("runs/*/record.json")
@@ -131,12 +125,12 @@ def test_the_command_line_says_it_to_the_record(images, tmp_path):
 
 
 def test_a_data_worker_that_is_killed_is_told_at_once_and_the_run_goes_on_from_its_checkpoint(
-    images, tmp_path, monkeypatch
+    letters, tmp_path, monkeypatch
 ):
     """No clock: where it hung, the test would."""
-    monkeypatch.setattr(loading, "_workers", lambda images, batches: 2)
+    monkeypatch.setattr(loading, "_workers", lambda images, batches: 1)
     config = Pair("EMA", "classic", "again", 0).config().replace(steps_per_epoch=12, eval_start=0)
-    options = dict(data=images, results=tmp_path, device="cpu", progress=False)
+    options = dict(data=letters, results=tmp_path, device="cpu", progress=False)
     step, second = TrainStep.__call__, tmp_path / "second epoch"
 
     def killing(self, *batch):
@@ -156,7 +150,7 @@ def test_a_data_worker_that_is_killed_is_told_at_once_and_the_run_goes_on_from_i
     assert [part["after_epochs"] for part in done.record["stretches"]] == [0, 1]
 
 
-def test_a_thread_that_fails_ends_the_run(images, tmp_path, monkeypatch):
+def test_a_thread_that_fails_ends_the_run(letters, tmp_path, monkeypatch):
     def broken(*args):
         raise MemoryError("no room for a crop")
 
@@ -164,5 +158,5 @@ def test_a_thread_that_fails_ends_the_run(images, tmp_path, monkeypatch):
     monkeypatch.setattr(cached, "resize_one", broken)
     config = Pair("EMA", "cached", "again", 0).config()
     with pytest.raises(TrainingError, match="the memory of this machine is full in epoch 1; lower batch") as caught:
-        run(config, data=images, results=tmp_path, cache=tmp_path / "cache", device="cpu", progress=False)
+        run(config, data=letters, results=tmp_path, cache=tmp_path / "cache", device="cpu", progress=False)
     assert str(caught.value.__cause__) == "no room for a crop"

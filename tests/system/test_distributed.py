@@ -114,7 +114,7 @@ def test_a_run_that_one_process_could_not_save_goes_on(pair, tmp_path, monkeypat
     monkeypatch.setattr("vptsp_core.runs.run._benchmark", noise_benchmark)
     one = run(smoke_config(), results=tmp_path, progress=False)
     first, second = (found["resumed"] for found in pair)
-    assert first["raised"] == second["raised"] == "the disk is full", "told to all"
+    assert first["raised"] == second["raised"] == "the disk is full", "raised in both"
     assert second["writes"] == [] and first["writes"].count("metrics.json") == 1
     assert first["writes"].count("checkpoint.pt") == 3, "one an epoch, the second of them at the second call"
     for found in (first, second):
@@ -143,10 +143,12 @@ def test_what_no_process_can_run_is_refused_by_all_and_told_by_one(pair):
     assert said == ["error: unknown key 'alhpa'; did you mean alpha?"]
 
 
-def test_the_command_line_under_torchrun(tmp_path):
-    done = torchrun("-m", "vptsp_core", "train", "--preset", "smoke", "--results", tmp_path / "two")
+def test_the_command_line_under_torchrun(letters, tmp_path):
+    changes = dict(dataset="folder", pipeline="classic", batch=8)
+    command = ["--preset", "smoke", "--data", letters, "--results", tmp_path / "two", "--set"]
+    done = torchrun("-m", "vptsp_core", "train", *command, *(f"{key}={value}" for key, value in changes.items()))
     assert done.returncode == 0 and without_progress(done.stderr) == "", done.stderr[-3000:]
-    one = run(preset("smoke"), results=tmp_path / "one", progress=False)
+    one = run(preset("smoke", **changes), data=letters, results=tmp_path / "one", progress=False)
     lines = done.stdout.strip().splitlines()
     two = Path(lines[-2])
     assert two == tmp_path / "two" / "runs" / one.path.name and sum(line.startswith("R@1") for line in lines) == 1

@@ -1,4 +1,4 @@
-"""Lock files: who waits is told so, and a holder that is killed frees its lock."""
+"""Lock files: a process that waits says so, and a holder that is killed frees its lock."""
 
 import contextlib
 import errno

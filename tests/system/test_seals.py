@@ -121,8 +121,8 @@ def bird_folder(root, side):
     return root
 
 
-def test_a_run_found_or_gone_on_with_is_of_these_images(tmp_path, monkeypatch):
-    """A description names a data set; which images lie there, only its fingerprint tells."""
+def test_a_run_found_or_resumed_is_of_these_images(tmp_path, monkeypatch):
+    """A description names a data set; only its fingerprint says which images it holds."""
     one, other = (bird_folder(tmp_path / name, side) for name, side in (("one", 24), ("other", 48)))
     config, options = preset("smoke", **CUB), dict(results=tmp_path / "out", progress=False)
     monkeypatch.setattr("vptsp_core.data.assemble._miscounts", lambda *_: [])  # five classes are the whole of it
@@ -142,7 +142,7 @@ def test_a_run_found_or_gone_on_with_is_of_these_images(tmp_path, monkeypatch):
             call(other)
 
 
-def test_a_run_gone_on_with_is_of_these_weights(tmp_path, monkeypatch):
+def test_a_run_resumed_is_of_these_weights(tmp_path, monkeypatch):
     """As where the hub has another file by now; a file that is named counts by its content already."""
     config, real = preset("smoke", weights="random", epochs=2), vptsp_core.runs.record.checksum
 
