@@ -33,7 +33,8 @@ def data_folder(name: str, data: str | Path | None) -> str | None:
 
 def refuse_unread(name: str, data: str | Path | None) -> None:
     """For commands: refuse a ``--data`` that the data set ``name`` does not read.
-    Raises DataError: the data set is the glyphs, and there is ``data``."""
+    Raises DataError: the data set is the glyphs, and there is ``data``.
+    """
     if data and name == "glyphs":
         raise DataError(
             f"--data {data}: {_EMBEDDED}; train your own images with --data-folder DIR, name a benchmark with --preset "

@@ -26,7 +26,8 @@ CURE = "; complete it, or accept this with --allow-partial"
 def assemble(name: str, listing: Listing, published: Counts, allow_partial: bool = False) -> Benchmark:
     """The benchmark that a listing describes; ``published`` are (classes, images) of each split, empty where nobody
     published them. ``allow_partial`` makes one warning of what is missing.
-    Raises DataError: what is there is not as published (all differences in one line), or cannot be a benchmark."""
+    Raises DataError: what is there is not as published (all differences in one line), or cannot be a benchmark.
+    """
     _refuse_shared(name, listing)
     missing = _missing(listing)
     if names := _names_on_disk(str(listing.root), missing):

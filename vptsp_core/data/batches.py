@@ -29,7 +29,8 @@ def cache_folder(
 ) -> Path:
     """Where decoded images are kept: ``cache``, else the environment's VPTSP_CACHE, else beside the data sets; your own
     images with the ``results`` (default: the environment's VPTSP_RESULTS, else ./results).
-    Raises DataError: the place is in the folder of your own images."""
+    Raises DataError: the place is in the folder of your own images.
+    """
     own = dataset in OWN
     beside = (results or os.environ.get("VPTSP_RESULTS") or "results") if own else (data or ".")
     place = Path(cache or os.environ.get("VPTSP_CACHE") or Path(beside) / ".vptsp-cache").expanduser().absolute()

@@ -24,7 +24,8 @@ ALLOW_PARTIAL = "continue, with a warning, if it is not the whole published data
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Dispatch; 0 if the data set is there and whole.
-    Raises DataError: what is there has to be fixed, or nothing reads the given ``--data``."""
+    Raises DataError: what is there has to be fixed, or nothing reads the given ``--data``.
+    """
     args = _parser().parse_args(argv)
     unread = {_check: ("glyphs",), _info: ("glyphs", *OWN)}.get(args.call, ())
     if args.data and args.name in unread:

@@ -76,7 +76,8 @@ def resize_together(
     pixels: Tensor, starts: np.ndarray, widths: np.ndarray, boxes: np.ndarray, flips: np.ndarray, size: int, mode: str
 ) -> Tensor:
     """`resize_one` for a batch, as two matrix products: starts, widths, flips (B,) and boxes (B, 4) are on the host,
-    and the result (B, 3, size, size) uint8 on the device of ``pixels``."""
+    and the result (B, 3, size, size) uint8 on the device of ``pixels``.
+    """
     device = pixels.device
     tallest, widest = int(boxes[:, 2].max()), int(boxes[:, 3].max())
     host = np.concatenate([starts[:, None] // 3, widths[:, None], boxes, flips[:, None]], 1).astype(np.int64)

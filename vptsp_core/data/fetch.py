@@ -23,7 +23,8 @@ from vptsp_core.system.portable import replace
 def get(known: DataSet, data: Path) -> None:
     """Have the whole data set under ``data``: nothing is done where it is there, what was cut short is resumed.
     Raises DataError: a source, the disk or an archive failed; a file has to be fetched by hand (the steps are printed
-    first); or what is there is not the published data set."""
+    first); or what is there is not the published data set.
+    """
     downloads, folder = data / "downloads", data / known.folder
     with contextlib.suppress(DataError):
         load_benchmark(known.name, data)
@@ -86,7 +87,8 @@ def _fetched(part: Part, downloads: Path) -> Path:
 
 def _unpack(archive: Path, folder: Path, makes: str) -> None:
     """Put ``makes``, a folder in the archive, into ``folder``: whole, or not at all.
-    Raises DataError: the disk is full, or the archive is broken or does not hold it."""
+    Raises DataError: the disk is full, or the archive is broken or does not hold it.
+    """
     try:
         with tempfile.TemporaryDirectory(prefix=".", suffix=".unpacking", dir=folder) as temporary:
             _extract(archive, temporary)

@@ -73,7 +73,8 @@ class FileSet(ImageSet):
 
     def image(self, index: int) -> Image.Image:
         """Image ``index`` as RGB, see `read_image`.
-        Raises DataError: it cannot be read; the message names the command that finds all such files."""
+        Raises DataError: it cannot be read; the message names the command that finds all such files.
+        """
         try:
             return read_image(self.paths[index], self.as_shown)
         except DataError as error:
@@ -105,7 +106,8 @@ class FileSet(ImageSet):
     def fingerprint(self) -> str:
         """Over labels, paths and file sizes, which is quick and does not see edits of equal length. Your own images
         (``as_shown``) may be edited, so theirs is over the files' contents, each read once in a process.
-        Raises DataError: naming a file that is gone or cannot be read."""
+        Raises DataError: naming a file that is gone or cannot be read.
+        """
         found = hashlib.sha256(b"as shown\n" if self.as_shown else b"")
         with ThreadPoolExecutor(cores()) as pool:
             contents = pool.map(content_of, self.paths) if self.as_shown else map(size_of, self.paths)
@@ -121,7 +123,8 @@ def size_of(path: Path) -> int:
 
 def stamps(path: Path) -> tuple[int, ...]:
     """Size, inode, times of modification and of change: a file that has others was changed.
-    Raises DataError: it is gone."""
+    Raises DataError: it is gone.
+    """
     try:
         now = path.stat()
     except OSError as error:
@@ -195,7 +198,8 @@ def not_read(names: Iterable[str]) -> str:
 
 def check_shape(width: int, height: int, name: str = "image") -> None:
     """Refuse a strip: resized by its shorter side it takes gigabytes, and a crop of it shows hardly anything.
-    Raises DataError: it is one; the message begins with ``name``."""
+    Raises DataError: it is one; the message begins with ``name``.
+    """
     if max(width, height) > LONGEST * min(width, height):
         raise DataError(f"{name}: {width} x {height} pixels, more than {LONGEST} times as long as wide; leave it out")
 
@@ -203,7 +207,8 @@ def check_shape(width: int, height: int, name: str = "image") -> None:
 def outside_images(place: Path, images: str | Path, option: str) -> Path:
     """``place``, which is to be written, unless it is in the folder of your own ``images``: there it would be a class,
     or an image, for whatever reads the folder next.
-    Raises DataError: it is in there; the message names the ``option`` that gives another place."""
+    Raises DataError: it is in there; the message names the ``option`` that gives another place.
+    """
     folder = Path(images).expanduser().resolve()
     if place.expanduser().resolve().is_relative_to(folder):
         raise DataError(
@@ -216,7 +221,8 @@ def outside_images(place: Path, images: str | Path, option: str) -> Path:
 def to_rgb(image: Image.Image, name: str = "image", as_shown: bool = False) -> Image.Image:
     """Pillow's conversion; it would cut values beyond 255 off, so 16 bits are reduced to 8 first. ``as_shown`` turns
     the image as its EXIF orientation says, and puts what is transparent over white; else the pixels are as stored.
-    Raises DataError: the range of the pixels' values is not known; the message begins with ``name``."""
+    Raises DataError: the range of the pixels' values is not known; the message begins with ``name``.
+    """
     check_shape(*image.size, name)
     if as_shown:
         image.load()  # turns a TIFF by itself

@@ -83,7 +83,8 @@ def held_out_classes(images: np.ndarray) -> np.ndarray:
 def hold_out(benchmark: Benchmark) -> tuple[Benchmark, Benchmark]:
     """Two benchmarks whose training set lacks the `held_out_classes`: one is tested as before, the other on those
     classes, whose images are searched among themselves, even if the benchmark has a separate gallery.
-    Raises DataError: too few training classes."""
+    Raises DataError: too few training classes.
+    """
     train = benchmark.train
     held_out = held_out_classes(np.bincount(train.labels, minlength=train.num_classes))
     if not held_out.any():

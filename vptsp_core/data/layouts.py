@@ -41,7 +41,8 @@ Reader = Callable[[Path, str], Listing]  # (the data set's folder, the name that
 
 def birds(folder: Path, name: str) -> Listing:
     """CUB-200-2011, whose first 100 classes are for training (`class_split`).
-    Raises DataError: these are the images of 2010, which have the same classes."""
+    Raises DataError: these are the images of 2010, which have the same classes.
+    """
     files = [file for label in class_folders(folder / "images", name)[0].values() for file in label]
     flickr = sum(re.search(r"_[0-9]{7,}\.", file) is not None for file in files)  # numbers of 2011 are shorter
     lists = any((folder / each).is_dir() for each in ("annotations-mat", "lists"))
@@ -55,7 +56,8 @@ def birds(folder: Path, name: str) -> Listing:
 
 def online_products(folder: Path, name: str) -> Listing:
     """SOP: ``Info_Files/Ebay_{train,test}.txt`` and ``images/``; or all in the folder itself, as in its archive.
-    Raises DataError: a list is missing or not as described, with file and line."""
+    Raises DataError: a list is missing or not as described, with file and line.
+    """
     splits, header = {}, "image_id class_id super_class_id path"
     inside = "images/" if (folder / "images").is_dir() else ""
     for split in ("train", "test"):
@@ -70,7 +72,8 @@ def online_products(folder: Path, name: str) -> Listing:
 
 def inshop(folder: Path, name: str) -> Listing:
     """In-Shop: ``list_eval_partition.txt`` (number of rows, header, rows) and ``img/``; queries have a gallery.
-    Raises DataError: the list is missing or not as described, with file and line."""
+    Raises DataError: the list is missing or not as described, with file and line.
+    """
     path = _find(folder, name, "list_eval_partition.txt", "Eval/list_eval_partition.txt")
     folder = folder / "Img" if (folder / "Img" / "img").is_dir() else folder  # as it is published
     lines = [line for line in _lines(path, name) if line.strip()]
@@ -90,7 +93,8 @@ def inshop(folder: Path, name: str) -> Listing:
 
 def inaturalist(folder: Path, name: str) -> Listing:
     """iNaturalist 2018: lists of ``train_val2018/<kind>/<species>/<image>``, whatever stands before that.
-    Raises DataError: a list is missing or not as described, with file and line."""
+    Raises DataError: a list is missing or not as described, with file and line.
+    """
     splits, top = {}, "train_val2018/"
     for split in ("train", "test"):
         path = _find(folder, name, f"Inaturalist_{split}_set1.txt")
@@ -170,7 +174,8 @@ def in_order(folder: Path, classes: dict[str, Rows], train_classes: int) -> List
 def class_folders(folder: Path, name: str) -> tuple[dict[str, list[str]], list[str]]:
     """Names of the image files of each sub-folder, both in name order, and the paths of what is ignored: other files,
     folders in class folders, and files in the folder itself. Hidden names and ``lost+found`` are in neither.
-    Raises DataError: a folder is missing or unreadable, or there are no sub-folders with images."""
+    Raises DataError: a folder is missing or unreadable, or there are no sub-folders with images.
+    """
     if not folder.is_dir():
         what = f"{folder} is no folder" if folder.exists() else f"no folder {folder}"
         cure = "unpack the data set there, or name its parent with --data"

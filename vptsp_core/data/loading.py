@@ -81,7 +81,8 @@ def train_batches(
     part: slice = slice(None),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """`batches.train_batches` by the classic path: ((b, 3, H, W) float32, (B,) int64). The random numbers of an image's
-    augmentation belong to its place in the whole batch."""
+    augmentation belong to its place in the whole batch.
+    """
     batches = list(sampler.epoch(epoch))
     seeds = np.random.SeedSequence([sampler.seed, epoch, 1]).generate_state(sum(map(len, batches)), np.uint64)
     items, start = [], 0
@@ -157,7 +158,8 @@ def end_workers() -> None:
 @contextlib.contextmanager
 def deaths_named() -> Iterator[None]:
     """Inside, a data worker that dies (torch notices it at once, wherever the main thread is) raises one line.
-    Raises DataError: a worker died."""
+    Raises DataError: a worker died.
+    """
     try:
         yield
     except RuntimeError as error:

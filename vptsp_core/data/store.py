@@ -45,7 +45,8 @@ class PixelStore:
 
     def resident(self, device: torch.device) -> Tensor | None:
         """The flat pixels, (bytes,) uint8, where the device can reach them: themselves for the CPU, on an NVIDIA GPU
-        with room (`RESIDENT_SHARE`) a copy, kept for the life of the store; None elsewhere."""
+        with room (`RESIDENT_SHARE`) a copy, kept for the life of the store; None elsewhere.
+        """
         if device.type == "cpu":
             return torch.from_numpy(self.pixels)
         if device not in self._resident:

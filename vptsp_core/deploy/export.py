@@ -99,7 +99,8 @@ def write_pt2(path: Path, embedder: Embedder) -> None:
 
 def write_onnx(path: Path, embedder: Embedder) -> None:
     """Write the tower as ONNX, ``images`` -> ``embeddings`` for any size of batch, metadata beside the graph. Raises
-    VptspError where onnx or onnxscript is not installed, or the model is beyond the 2 GB of such a file."""
+    VptspError where onnx or onnxscript is not installed, or the model is beyond the 2 GB of such a file.
+    """
     for package in ("onnx", "onnxscript"):
         try:
             importlib.import_module(package)
@@ -133,7 +134,8 @@ def _quiet() -> Iterator[None]:
 
 def export(source: str | Path, to: str | Path, weights: str | Path | None = None) -> Path:
     """A run's folder or a saved embedder as the kind of file that the suffix of ``to`` names (`KINDS`). Raises
-    VptspError for another suffix, or a place in the run itself."""
+    VptspError for another suffix, or a place in the run itself.
+    """
     to = Path(to).expanduser().absolute()
     source = source if is_shared(source) else Path(source).expanduser()
     if Path(source).resolve() in (to.resolve(), to.resolve().parent):

@@ -1,5 +1,6 @@
 """python -m vptsp_core index: make the index of a folder of images, or bring it up to date: only new or changed files
-are embedded."""
+are embedded.
+"""
 
 from __future__ import annotations
 
@@ -150,7 +151,8 @@ def embed_files(
     embedder: Embedder, root: Path, names: Sequence[str]
 ) -> Iterator[tuple[list[str], np.ndarray, dict[str, str]]]:
     """A batch at a time: those of the files under ``root`` that can be read, their embeddings (N, d), and why the
-    others cannot."""
+    others cannot.
+    """
     batch = embedder.config.batch
     workers = decoders(len(names))
     loader: Callable[..., DataLoader] = DataLoader

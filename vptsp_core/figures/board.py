@@ -21,7 +21,8 @@ QUERIES, NEIGHBOURS = 10, 8
 
 def show_finished(done: Run, folder: str | Path, data: str | Path | None = None) -> None:
     """Write the history of a run below ``folder``, and a retrieval grid, for which the test images are embedded;
-    ``data``: folder of the data sets, or of your own images."""
+    ``data``: folder of the data sets, or of your own images.
+    """
     opened = open_run(done.path, data)  # all processes embed a share
     if not is_main():
         return

@@ -12,7 +12,8 @@ from matplotlib.text import Text
 
 def show_letters(fig: Figure) -> bool:
     """Give texts with letters that their font lacks another font beside it; what no font has is written as \\u4e2d.
-    Returns whether a text was changed."""
+    Returns whether a text was changed.
+    """
     changed, nowhere = False, ""
     for text in fig.findobj(Text):
         own = _letters(font_manager.findfont(text.get_fontproperties()))

@@ -1,5 +1,6 @@
 """Pictures made of the images themselves: contact sheets, retrieval grids, maps of thumbnails. A sign as well as a
-colour marks right and wrong."""
+colour marks right and wrong.
+"""
 
 from __future__ import annotations
 
@@ -128,7 +129,8 @@ def in_unit_square(points: np.ndarray) -> np.ndarray:
 
 def apart(points: np.ndarray, distance: float, limit: int) -> list[int]:
     """At most ``limit`` places of points (N, 2), in random order, of which no two are nearer than ``distance`` in both
-    directions: squares of that side, centred on them, do not overlap."""
+    directions: squares of that side, centred on them, do not overlap.
+    """
     kept: list[int] = []
     for at in np.random.default_rng(0).permutation(len(points)):
         if len(kept) == limit:
@@ -140,7 +142,8 @@ def apart(points: np.ndarray, distance: float, limit: int) -> list[int]:
 
 def first_right(embeddings: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The rank at which each image finds the first other one of its class: (N,) int64, 1 the best; 0 where there is
-    none. embeddings (N, d) are L2-normalised, labels (N,)."""
+    none. embeddings (N, d) are L2-normalised, labels (N,).
+    """
     ranks = np.zeros(len(embeddings), dtype=np.int64)
     for start in range(0, len(embeddings), 512):
         cosines = embeddings[start : start + 512] @ embeddings.T

@@ -114,7 +114,8 @@ def with_palette(png: io.BytesIO, description: str) -> bytes:
 
 def ranged(table: pd.DataFrame, column: str, low: pd.Series, high: pd.Series) -> pd.DataFrame:
     """Each row three times, with ``column`` at its low end, at its value and at its high end: with `RANGE`, seaborn
-    draws the value and its range."""
+    draws the value and its range.
+    """
     return pd.concat([table.assign(**{column: values}) for values in (low, table[column], high)], ignore_index=True)
 
 
@@ -165,7 +166,8 @@ def labelled(fig: Figure) -> dict[str, Any]:
 
 def legend(fig: Figure, on: SubFigure | None = None, **options: Any) -> Legend:
     """One legend for all panels (`labelled`): a row below them, or with matplotlib's ``options``; ``on`` a part of the
-    figure."""
+    figure.
+    """
     entries = labelled(fig)
     options = options or {"loc": "outside lower center", "ncols": len(entries)}
     return (on or fig).legend(entries.values(), entries.keys(), **options)

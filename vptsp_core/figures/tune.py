@@ -40,7 +40,8 @@ def history(trials: pd.DataFrame, judge: str, reference: float | None = None, la
 @_house
 def importance(shares: pd.Series, trials: int) -> Figure:
     """Bars of `paper.search_study.importance` from so many trials, the most important key on top; no rows give an empty
-    frame that says so."""
+    frame that says so.
+    """
     fig = Figure(figsize=(7.0, 0.9 + 0.32 * max(len(shares), 3)), layout="constrained")
     ax = fig.subplots()
     if len(shares):

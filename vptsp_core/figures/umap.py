@@ -54,7 +54,8 @@ def spread_classes(num_classes: int, count: int) -> list[int]:
 
 def pick_points(labels: np.ndarray, shown: list[int], limit: int) -> np.ndarray:
     """Places of at most ``limit`` images, (n,) int64, sorted: those of the classes ``shown`` first of all, then any
-    others. labels (N,) are the images' classes."""
+    others. labels (N,) are the images' classes.
+    """
     limit = positive("images on a map", limit)
     order = np.random.default_rng(0).permutation(len(labels))
     first = np.isin(labels[order], shown)

@@ -24,7 +24,8 @@ SIDE = 56  # pixels of a thumbnail
 def document(points: np.ndarray, images: ImageSet, places: Sequence[int]) -> str:
     """The map of points (N, 2) of the images ``places`` (N) as a page: thumbnails where there is room, more of them the
     closer you zoom; the image under the pointer is large, with its class and place, and all images of its class are
-    ringed."""
+    ringed.
+    """
     unit = in_unit_square(points)
     order = np.random.default_rng(0).permutation(len(points))
     columns = math.ceil(math.sqrt(len(order)))

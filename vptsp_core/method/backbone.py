@@ -94,7 +94,8 @@ def _create(name: str, *, pretrained: bool, image_size: int | None) -> VisionTra
 
 def shape(name: str) -> tuple[int, int, int]:
     """Number of blocks, width, and patch side in pixels of backbone ``name``; it loads no weights.
-    Raises ConfigError: as `load_backbone` does."""
+    Raises ConfigError: as `load_backbone` does.
+    """
     if name != "demo_vit":
         with contextlib.redirect_stdout(io.StringIO()), torch.device("meta"):
             model = _create(name, pretrained=False, image_size=None)
@@ -111,7 +112,8 @@ def _family(name: str) -> type[nn.Module]:
 
 def check_supported(model: nn.Module, name: str) -> None:
     """Refuse models that `vit.run_block` would not reproduce exactly.
-    Raises ConfigError: naming the class that does not fit."""
+    Raises ConfigError: naming the class that does not fit.
+    """
     if not isinstance(model, VisionTransformer):
         raise ConfigError(f"backbone {name} is a {type(model).__name__}; prompts need a timm VisionTransformer")
     for block in model.blocks:
@@ -127,7 +129,8 @@ def check_supported(model: nn.Module, name: str) -> None:
 
 def pooling(model: VisionTransformer, wanted: str = "auto") -> str:
     """``"cls"`` or ``"avg"``: ``wanted``, or for ``"auto"`` what the model was trained with.
-    Raises ConfigError: the model has no class token, or it pools in another way."""
+    Raises ConfigError: the model has no class token, or it pools in another way.
+    """
     own = {"token": "cls", "avg": "avg"}.get(model.global_pool)
     if wanted == "auto" and own is None:
         raise ConfigError(f"the backbone pools by {model.global_pool!r}; choose pool = 'cls' or 'avg'")
@@ -163,7 +166,8 @@ def checksum(model: nn.Module, names: Collection[str] | None = None) -> str:
 
 def identity(config: RunConfig) -> str:
     """The run's hash, in which a file of weights counts by its content, not by its path.
-    Raises WeightsError: no such file."""
+    Raises WeightsError: no such file.
+    """
     if config.weights in ("pretrained", "random"):
         return config.hash()
     file = Path(config.weights).expanduser()

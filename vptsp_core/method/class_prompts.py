@@ -61,7 +61,8 @@ class ClassPrompts(nn.Module):
     @torch.no_grad()
     def swap_out(self, classes: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """After the optimiser's step: put the rows of ``classes`` ((C',) int64) and their state back (rowwise; else
-        nothing)."""
+        nothing).
+        """
         if self.rowwise:
             classes = classes.to(self.table.device, non_blocking=self.table.device.type != "mps")
             for name, slot in self.slots(optimizer).items():

@@ -166,14 +166,16 @@ class RunConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
         """The inverse of `to_dict`. A missing key has its default: it is newer than the run.
-        Raises ConfigError: naming an unknown key."""
+        Raises ConfigError: naming an unknown key.
+        """
         _refuse_unknown(values)
         return cls(**values)
 
     @classmethod
     def from_file(cls, path: Path) -> RunConfig:
         """`from_dict` of the config.json of a run.
-        Raises WeightsError: unreadable, or of another version of this project."""
+        Raises WeightsError: unreadable, or of another version of this project.
+        """
         again = "delete the folder and run it again"
         try:
             return cls.from_dict(dict(json.loads(path.read_text(encoding="utf-8"))))
@@ -243,7 +245,8 @@ def whole_path(weights: str) -> str:
 
 def checked_changes(changes: dict[str, Any]) -> dict[str, Any]:
     """The changes with checked types; `RunConfig` checks whether they fit together.
-    Raises ConfigError: an unknown key, or a wrong type."""
+    Raises ConfigError: an unknown key, or a wrong type.
+    """
     _refuse_unknown(changes)
     hints = typing.get_type_hints(RunConfig)
     return {key: _checked(key, value, hints[key]) for key, value in changes.items()}

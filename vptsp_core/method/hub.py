@@ -21,7 +21,8 @@ FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors"
 @contextlib.contextmanager
 def reachable_hub(name: str) -> Iterator[None]:
     """Inside, timm may fetch the weights of ``name``; huggingface_hub retries as usual, but logs nothing of it.
-    Raises ConnectionError: they are not in the cache, and the hub is out of reach; the error says why."""
+    Raises ConnectionError: they are not in the cache, and the hub is out of reach; the error says why.
+    """
     if not _cached(name) and (obstacle := why_unreachable()):
         absent = f", and they are not in {constants.HF_HUB_CACHE}" if constants.HF_HUB_OFFLINE else ""
         raise ConnectionError(obstacle + absent)

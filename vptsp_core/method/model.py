@@ -21,7 +21,8 @@ from vptsp_core.method.vit import PromptedViT, prompt_counts
 
 class Group(Protocol):
     """The processes that train a model together, each with its share of every batch. What stands here is that of one
-    process, which holds the whole batch; for many: `vptsp_core.system.distributed.Processes`."""
+    process, which holds the whole batch; for many: `vptsp_core.system.distributed.Processes`.
+    """
 
     def share(self, rows: Tensor) -> Tensor:
         """This process's share of a batch's rows: (B, ...) -> (b, ...)."""
@@ -33,7 +34,8 @@ class Group(Protocol):
 
     def sum_gradients(self, partial: Iterable[Tensor], whole: Iterable[Tensor]) -> None:
         """Give every process the gradients of the batch: sum those of ``partial`` over the processes; those of
-        ``whole`` are complete already."""
+        ``whole`` are complete already.
+        """
         return  # of one process all are
 
 
@@ -143,7 +145,8 @@ class MetricModel(nn.Module):
 
     def towers(self, images: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Sample and class embeddings of this process's images (see `loss`): (b, d) and, for vptsp, (b, d),
-        L2-normalised. ``classes`` (C',) are those of the whole batch; only vptsp reads them."""
+        L2-normalised. ``classes`` (C',) are those of the whole batch; only vptsp reads them.
+        """
         if self.class_prompts is not None:
             return self.vit(images, self.group.share(self.class_prompts(classes)))
         return self.vit(images, source=self.config.proxy_source if self.config.method == "vptsp" else None)

@@ -227,7 +227,8 @@ def numbered(rows: list[int], of: Sized) -> str:
 
 def unit_rows(name: str, data: Any, like: Tensor | None = None) -> Tensor:
     """data (n, d) as float32 rows of L2 norm 1 (zeros stay zeros), a copy, on the device of like (m, d).
-    Raises VptspError: naming the argument: another shape, another d, or rows that hold NaN or infinity."""
+    Raises VptspError: naming the argument: another shape, another d, or rows that hold NaN or infinity.
+    """
     x = as_tensor(name, data)
     if x.dim() != 2 or 0 in x.shape or x.is_complex() or x.is_meta or x.is_quantized:
         raise VptspError(f"{name}: {x.dtype} of shape {tuple(x.shape)}; give one real vector a row, (n, d)")

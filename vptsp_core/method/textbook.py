@@ -63,7 +63,8 @@ def _adapted(block: Block, adapter: nn.Module, x: Tensor) -> Tensor:
 
 def loss(model: MetricModel, images: Tensor, labels: Tensor) -> Tensor:
     """`MetricModel.loss` of images (B, 3, H, W) and labels (B,) in the textbook form: two separate
-    towers, class prompts repeated for every image. A scalar."""
+    towers, class prompts repeated for every image. A scalar.
+    """
     vit, config = model.vit, model.config
     sample = [vit.prompts[i][None, :n] for i, n in enumerate(vit.prompt_counts)] if vit.prompts is not None else []
     embeddings = embedding(vit.sample_head, pooled_tokens(vit.backbone, images, sample, vit.pool, list(vit.adapters)))

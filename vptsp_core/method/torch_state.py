@@ -1,5 +1,6 @@
 """Public functions run under torch's default settings, so that a caller's settings do not change the numbers; and the
-caller's random numbers go on as if nothing had been drawn."""
+caller's random numbers go on as if nothing had been drawn.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ _IN_PUBLIC_CALL = ContextVar("inside of a public function", default=False)
 @contextlib.contextmanager
 def torch_defaults() -> Iterator[None]:
     """Inside: no autocast, gradients recorded, float32 by default and in full in matrix products, new tensors on the
-    CPU. Then the caller's settings return, the random states of torch, NumPy and Python too."""
+    CPU. Then the caller's settings return, the random states of torch, NumPy and Python too.
+    """
     dtype = torch.get_default_dtype()
     backends: Any = torch.backends
     with contextlib.ExitStack() as stack:

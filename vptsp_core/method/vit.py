@@ -82,7 +82,8 @@ def attend(attention: Attention, q: Tensor, kv: Tensor, prompt_kv: Tensor | None
 
 def uses_matmul_attention(q: Tensor) -> bool:
     """Whether `attend` takes two batched products and a softmax in place of torch's fused attention: for bf16 on a CPU,
-    where the fused form's backward pass takes several times as long. q: (B, heads, T, A / heads)."""
+    where the fused form's backward pass takes several times as long. q: (B, heads, T, A / heads).
+    """
     return q.device.type == "cpu" and q.dtype is torch.bfloat16
 
 

@@ -86,7 +86,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 def _tables(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Table]]:
     """Every table of tensors in what a file holds, with its name: ("", ...) at the top, ("teacher.backbone", ...);
-    what is in a list or a tuple is named by its place."""
+    what is in a list or a tuple is named by its place.
+    """
     if isinstance(content, (list, tuple)):
         content = {str(place): value for place, value in enumerate(content)}
     if not isinstance(content, dict) or depth > 3 or not all(isinstance(key, str) for key in content):

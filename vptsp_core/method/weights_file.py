@@ -26,7 +26,8 @@ WRONG_FILE_STARTS = {
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a file that this project wrote, by name.
-    Raises WeightsError: no such file, unreadable, code in it, or values that are not finite numbers."""
+    Raises WeightsError: no such file, unreadable, code in it, or values that are not finite numbers.
+    """
     state = content_of(path)
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise WeightsError(f"weights {path}: holds no table of tensors; save model.state_dict()")
@@ -46,7 +47,8 @@ def refuse_no_file(path: Path, given: str) -> None:
 
 def file_kind(path: Path) -> str:
     """``"safetensors"``, ``"torch"`` or ``"npz"``, by content; a file named .safetensors is never read as a pickle.
-    Raises WeightsError: it is none of them; the message says what it is."""
+    Raises WeightsError: it is none of them; the message says what it is.
+    """
     refuse_no_file(path, str(path))
     try:
         with path.open("rb") as file:

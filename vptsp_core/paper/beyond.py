@@ -23,7 +23,8 @@ NEWER = [name for name in PRESETS if any(each in name for each in ("dinov2", "si
 
 def rows(profile: str) -> dict[str, dict[str, Any]]:
     """{label: changes to `base_config`}: the paper's best row; the recipe, and what it is without each of its parts,
-    training included; LoRA where peft is installed."""
+    training included; LoRA where peft is installed.
+    """
     known = method_rows(profile)
     recipe = {**known["VPTSP-M + BitFit"], **RATES, "start": "proxies"}
     out = {

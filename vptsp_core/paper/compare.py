@@ -138,7 +138,8 @@ def listing(configs: Cells, keys: Sequence[str]) -> pd.DataFrame:
 
 def scores(done: Done, columns: Sequence[str]) -> pd.DataFrame:
     """Means over seeds in percent: ``row``, and "<set> <metric>" with "<set> <metric> ±" for ``columns`` that were
-    measured; rows in the order they were run in."""
+    measured; rows in the order they were run in.
+    """
     parts = []
     for name in dict.fromkeys(name for _, name in done.cells):
         runs, rows = _of_set(done, name)
@@ -211,7 +212,8 @@ def by_set(table: pd.DataFrame, sets: Sequence[str]) -> Iterator[pd.DataFrame]:
 
 def agreement(table: pd.DataFrame) -> str:
     """How far paper and ours have the same order, a line for each column in which both sides have three rows or more:
-    Spearman's rank correlation and, where each row is compared with a reference (`report.marked`), the verdicts."""
+    Spearman's rank correlation and, where each row is compared with a reference (`report.marked`), the verdicts.
+    """
     lines = []
     for column in map(str, table.columns.unique(0)):
         if (column, report.DIFFERENCE) in table:

@@ -179,7 +179,8 @@ def points(panel: str, profile: str, **changes: Any) -> list[Point]:
 
 def left_out(panel: str, profile: str, **changes: Any) -> str:
     """Which values a panel lacks because a batch would draw more classes than the data have, or that it lacks all
-    because ``changes`` hold the key that it varies; empty for none."""
+    because ``changes`` hold the key that it varies; empty for none.
+    """
     sweep, row = SWEEPS[panel], method_rows(profile)[SWEEPS[panel].row]
     if sweep.key in changes:
         return f"No runs: changes (--set) hold {sweep.key}, which panel {panel} varies; without it the panel is run"
@@ -240,7 +241,8 @@ class Panel:
 
 def outcome(panel: str, asked: Sequence[Point], runs: Sequence[Run], names: Sequence[str]) -> Panel:
     """A panel from its points and their finished ``runs``, of any points and seeds; ``names``: the label of each run's
-    point."""
+    point.
+    """
     places = pd.DataFrame({"label": [p.label for p in asked], "x": [p.x for p in asked]})
     ours = places.merge(report.averaged(runs, {"label": names}, METRICS), on="label")
     theirs = report.paper_table("fig3_curves_R1")
@@ -254,7 +256,8 @@ def outcome(panel: str, asked: Sequence[Point], runs: Sequence[Run], names: Sequ
 
 def table(panel: Panel) -> pd.DataFrame:
     """Paper | ours | difference of R@1, a row a point in the order of x; MAP@R, which the paper has no curve of, ours
-    alone; the paper's Cars196 in a column of its own. Each point is tested against our best (`report.marked`)."""
+    alone; the paper's Cars196 in a column of its own. Each point is tested against our best (`report.marked`).
+    """
     paper = panel.paper.rename(columns={"CUB": "R@1"})
     found = report.compare(paper, panel.ours, on="label", columns=["R@1"], only_ours=METRICS[1:])
     if panel.best is not None and panel.paired is not None:

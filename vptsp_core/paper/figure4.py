@@ -20,7 +20,8 @@ START, MIDWAY, END = "start", "midway", "end"
 
 def run_moments(config: RunConfig) -> dict[str, RunConfig]:
     """The runs to train for the moments after the start: half of the epochs (left out of a run of one), and all. Each
-    keeps the weights of its last epoch; ``selection="released"`` would keep those of the best."""
+    keeps the weights of its last epoch; ``selection="released"`` would keep those of the best.
+    """
     halves = {MIDWAY: config.epochs // 2, END: config.epochs}
     return {name: config.replace(epochs=n, selection="last") for name, n in halves.items() if n >= 1}
 

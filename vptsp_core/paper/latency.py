@@ -73,7 +73,8 @@ def paper_latency() -> pd.DataFrame:
 
 def measured_latency(measured: Mapping[tuple[str, int, str], dict[str, float]]) -> pd.DataFrame:
     """What `measure_steps` found of `latency_benches`, long: ``row``, ``method``, ``batch``, ``form`` and what
-    was measured; percent are of full fine-tuning in the same form."""
+    was measured; percent are of full fine-tuning in the same form.
+    """
     rows = [{"method": name, "batch": batch, "form": form, **costs} for (name, batch, form), costs in measured.items()]
     table = pd.DataFrame(rows)
     return pd.concat([_long(of_form) for _, of_form in table.groupby("form", sort=False)], ignore_index=True)

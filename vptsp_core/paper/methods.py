@@ -110,7 +110,8 @@ def base_config(profile: str, **changes: Any) -> RunConfig:
 
 def check_changes(changes: Mapping[str, Any]) -> None:
     """Raises ConfigError for what cannot be changed for every run of a table: a key of `ROW_KEYS`, or the seed, which
-    has a parameter of its own."""
+    has a parameter of its own.
+    """
     if "seed" in changes:
         raise ConfigError("changes (--set) hold seed; give seeds (--seeds) instead")
     if found := [key for key in ROW_KEYS if key in changes]:
@@ -174,7 +175,8 @@ def seeds_by_row(
     profile: str, configs: Mapping[Any, RunConfig], seeds: Sequence[int], changes: Mapping[str, Any]
 ) -> dict[Any, Sequence[int]]:
     """The seeds that each run is made with: all of them; in the profile tiny only the runs of `SEEDED` rows have more
-    than the first (docs/tiny.md)."""
+    than the first (docs/tiny.md).
+    """
     if profile != "tiny":
         return dict.fromkeys(configs, seeds)
     rows = method_rows(profile)

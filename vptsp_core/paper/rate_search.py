@@ -31,7 +31,8 @@ _ALL = (GRID[0] / FACTOR**2, GRID[0] / FACTOR, *GRID, GRID[-1] * FACTOR, GRID[-1
 
 def rows() -> dict[str, dict[str, Any]]:
     """{name in `RATES`: changes to `base_config`, without rates} of every row that is searched: those of table 1 that
-    train, and those of tables 5 and 7 but the last, which are table 1's."""
+    train, and those of tables 5 and 7 but the last, which are table 1's.
+    """
     found = {label: row for label, row in methods.method_rows("tiny").items() if label not in methods.UNTRAINED}
     for number, of_table in ((5, methods.proxy_source_rows("tiny")), (7, methods.integration_rows("tiny"))):
         found |= {methods.search_name(number, label): of_table[label] for label in list(of_table)[:-1]}

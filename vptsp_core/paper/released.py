@@ -199,7 +199,8 @@ def clone_modules(folder: str | Path, names: Sequence[str]) -> list[ModuleType]:
 @contextlib.contextmanager
 def on_device(device: torch.device, backbone: nn.Module | None = None) -> Iterator[None]:
     """Inside, what the clone sends to "cuda" goes to ``device``, and where it asks timm for pretrained weights it gets
-    ``backbone``: it expects one GPU and downloads weights."""
+    ``backbone``: it expects one GPU and downloads weights.
+    """
 
     def move(self: Any, *_: Any, **__: Any) -> Any:
         return self.to(device)

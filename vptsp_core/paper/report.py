@@ -42,7 +42,8 @@ _STYLE: list[Any] = [
 
 def place(path: str | Path) -> Path:
     """A notebook's path parameter, relative to the repository. `run_all.sh` starts notebooks there, but JupyterLab in
-    the folder that they are in."""
+    the folder that they are in.
+    """
     here = Path.cwd()
     if here.is_relative_to(CHECKOUT):
         base = CHECKOUT
@@ -53,7 +54,8 @@ def place(path: str | Path) -> Path:
 
 def absent_data(config: RunConfig, data: str | Path | None, notebook: str, folder: Path = Path("results/paper")) -> str:
     """Empty where the data set's folder exists, else one line: what is missing, and the command that gets it.
-    ``folder``: of the profile's results."""
+    ``folder``: of the profile's results.
+    """
     own = CATALOG[config.dataset].folder if config.dataset in CATALOG else ""
     if config.dataset == "glyphs" or (data is not None and (place(data) / own).is_dir()):
         return ""
@@ -76,7 +78,8 @@ def watched() -> bool:
 
 def paper_table(name: str) -> pd.DataFrame:
     """The numbers of one of the paper's tables or plots, as printed (vptsp_core/paper/``name``.csv). Raises ConfigError
-    where there is no such table."""
+    where there is no such table.
+    """
     files = {path.stem: path for path in sorted((PACKAGE / "paper").glob("*.csv"))}
     if name not in files:
         raise ConfigError(f"no table {name!r} of the paper; known: {', '.join(files)}")
@@ -141,7 +144,8 @@ def compare(
 
 def with_last_epoch(runs: Sequence[Run]) -> list[Run]:
     """The runs with each metric of the last epoch added: "R@1 (last epoch)". Per-query values are those of the reported
-    epoch."""
+    epoch.
+    """
     out = []
     for run in runs:
         last = {f"{name} (last epoch)": value for name, value in reported(run.history, "last").items()}

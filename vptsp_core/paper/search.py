@@ -152,7 +152,8 @@ def write_preset(study: optuna.Study, path: Path) -> Path:
 
 def judged(done: Run) -> float:
     """The R@1 by which a trial is judged: with ``selection="validation"`` the best epoch's on held-out training
-    classes, else the R@1 on the test classes that its run reports."""
+    classes, else the R@1 on the test classes that its run reports.
+    """
     if done.config.selection == "validation":
         return float(done.history[f"{HELD_OUT}R@1"].max())
     return done.metrics["R@1"]

@@ -91,7 +91,8 @@ def tried(trial: FrozenTrial) -> dict[str, Any]:
 
 class _Seeded(optuna.samplers.TPESampler):
     """TPE that draws the n-th trial from (seed, n), where trials made again do not count: workers do not repeat each
-    other, and one worker makes the same trials whether it was stopped in between or not."""
+    other, and one worker makes the same trials whether it was stopped in between or not.
+    """
 
     def __init__(self, seed: int) -> None:
         super().__init__()

@@ -72,7 +72,8 @@ class StepBench:
 
     def kept(self) -> tuple[Callable[[], Tensor], list[Tensor], Sequence[torch.optim.Optimizer]] | None:
         """Its loss, its weights and buffers, and its optimisers, to count memory by (`step_cost.kept_bytes`); None for
-        the compiled form, whose graph decides what it keeps."""
+        the compiled form, whose graph decides what it keeps.
+        """
         if self.form == "compiled":
             return None
         loss = self.train_step.loss if isinstance(self.train_step, TextbookStep) else self.model.loss

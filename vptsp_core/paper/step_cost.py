@@ -35,7 +35,8 @@ K = TypeVar("K", bound=Hashable)
 
 def kept_bytes(loss: Callable[[], Tensor], tensors: list[Tensor], optimizers: Sequence[torch.optim.Optimizer]) -> int:
     """Bytes that a step holds but for temporaries: weights, gradients, optimiser state and all that is kept for the
-    backward pass, each storage once. Afterwards the gradients are gone."""
+    backward pass, each storage once. Afterwards the gradients are gone.
+    """
     storages: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -59,7 +60,8 @@ def kept_bytes(loss: Callable[[], Tensor], tensors: list[Tensor], optimizers: Se
 
 def with_memory(make: Callable[[], Bench], device: torch.device) -> tuple[Bench, float | None]:
     """A bench that has taken its first steps, and its memory in 10^6 bytes: on a GPU the allocator's peak in these
-    steps beyond what others hold; on a CPU `kept_bytes`, None where they cannot be counted."""
+    steps beyond what others hold; on a CPU `kept_bytes`, None where they cannot be counted.
+    """
     if device.type != "cuda":
         bench = make()
         bench.step()  # makes the optimisers' state
@@ -76,7 +78,8 @@ def with_memory(make: Callable[[], Bench], device: torch.device) -> tuple[Bench,
 
 class Turn(NamedTuple):
     """Milliseconds of each timed step of a turn, and the turn's cost, of which ratios are taken: on a CPU the processor
-    time of this process, in which other processes on a busy machine have no part."""
+    time of this process, in which other processes on a busy machine have no part.
+    """
 
     ms: list[float]
     cost: float

@@ -55,7 +55,8 @@ GLYPHS = "VPTSP-G on glyphs (stand-in)"
 def sota(profile: str, **changes: Any) -> Cells:
     """Table 2. The paper does not say which rows tune the biases. Here VPT-Base and VPTSP-M do so on all sets but CUB,
     as the paper's numbers do: on CUB they are those of table 1 without BitFit, on Cars those of table 4 with it, and
-    the released presets of SOP and In-Shop have it."""
+    the released presets of SOP and In-Shop have it.
+    """
     if left_out(2, changes):
         return {}
     sets = _sets(profile, "CUB", "Cars", "SOP", "InShop")
@@ -153,7 +154,8 @@ _PRINTED = {
 
 def paper_rows(number: int) -> pd.DataFrame:
     """The paper's table: ``row`` as in `TABLES`, and its numbers in percent as "<set> <metric>"; table 6 also has
-    "parameters, M". Raises ConfigError for a table that is not among `TABLES`."""
+    "parameters, M". Raises ConfigError for a table that is not among `TABLES`.
+    """
     if number not in _PRINTED:
         raise ConfigError(f"table {number} must be one of {', '.join(map(str, _PRINTED))}")
     name, only = _PRINTED[number]
@@ -179,7 +181,8 @@ def _cell(
     profile: str, name: str, label: str, changes: Mapping[str, Any], *, size: str = "vits16", **own: Any
 ) -> RunConfig:
     """A row of table 1 on one set, with learning rates of that set and what is the cell's own; ``changes`` last. The
-    profile paper varies the released preset of that set and size, the others their one preset."""
+    profile paper varies the released preset of that set and size, the others their one preset.
+    """
     check_changes(changes)
     row = method_rows(profile)[label] if name == "CUB" else {**METHODS[label], **RATES.get((name, label), {})}
     values = {**row, **own, **changes}

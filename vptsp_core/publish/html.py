@@ -56,7 +56,8 @@ def notebook_html(path: Path, name: str) -> str:
 
 def opening(notebook: Any, name: str) -> tuple[str, str, str, str]:
     """Of a notebook's Markdown before its code: the title and the claim, which are the first cell; the cell "What can
-    be compared"; and the rest."""
+    be compared"; and the rest.
+    """
     cells = [str(cell.source) for cell in notebook.cells]
     code = [cell.cell_type == "code" for cell in notebook.cells]
     first, *others = cells[: code.index(True) if True in code else None] or [""]
@@ -68,7 +69,8 @@ def opening(notebook: Any, name: str) -> tuple[str, str, str, str]:
 
 def figure(path: Path, caption: str) -> dict[str, Any]:
     """A figure for the page: ``src`` (a data URI), ``width`` and ``height``, and ``words``, its own description or else
-    ``caption``. Raises VptspError where the file is no picture."""
+    ``caption``. Raises VptspError where the file is no picture.
+    """
     try:
         with Image.open(path) as opened:
             scale = DPI / opened.info.get("dpi", (200, 200))[0]

@@ -17,7 +17,8 @@ _EMPTY = "get_ipython().reset()\n__import__('gc').collect()"
 
 class OneKernel:
     """Executes notebook after notebook by papermill, each in an empty namespace, with an engine that leaves the kernel
-    running."""
+    running.
+    """
 
     def __init__(self) -> None:
         self._manager: Any = None

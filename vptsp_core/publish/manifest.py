@@ -26,7 +26,8 @@ _UNREAD = ("results", "workers")  # parameters that do not change what a noteboo
 @dataclass(frozen=True)
 class Missing:
     """What a notebook could not make: a line that says so; where only a data set is missing, its name and the command
-    that gets it."""
+    that gets it.
+    """
 
     text: str
     dataset: str = ""
@@ -68,7 +69,8 @@ class Manifest:
     @classmethod
     def read(cls, folder: Path, notebook: str) -> Manifest:
         """The manifest in ``folder``, the results of a profile; an empty one where the notebook has not run. Raises
-        VptspError where it cannot be read."""
+        VptspError where it cannot be read.
+        """
         path = folder / "manifests" / f"{notebook}.json"
         if not path.is_file():
             return cls()
@@ -98,7 +100,8 @@ class Manifest:
 
 def is_finished(folder: Path, notebook: str, made: str) -> bool:
     """Whether ``folder`` holds what an execution with this `made_from` left, all of it and unchanged, and nothing is
-    missing: what was, data say, may be there now."""
+    missing: what was, data say, may be there now.
+    """
     try:
         manifest = Manifest.read(folder, notebook)
         if manifest.made_from != made or manifest.failure or manifest.missing:

@@ -74,7 +74,8 @@ class Chapter:
 
 def build(results: str | Path = CHECKOUT / "results", profile: str = "demo", notebooks: Path = FOLDER) -> Path:
     """Write ``results/<profile>/index.html`` from what the notebooks left there; anything may be missing. Raises
-    VptspError for an unknown profile."""
+    VptspError for an unknown profile.
+    """
     if profile not in PROFILES:
         raise VptspError(f"unknown profile {profile!r}; one of: {', '.join(PROFILES)}")
     folder = Path(results).expanduser().resolve() / profile

@@ -36,7 +36,8 @@ KINDS: dict[str, Any] = {
 
 def discover(only: Sequence[str] = (), folder: Path = FOLDER, profile: str = "demo") -> list[Path]:
     """Notebooks in name order, the tour first: it shows a picture soonest. An entry of `only` picks those that begin
-    with it ("fig3": fig3_ablations; "table1": not table10). Raises VptspError where there are none to pick."""
+    with it ("fig3": fig3_ablations; "table1": not table10). Raises VptspError where there are none to pick.
+    """
     notebooks = sorted(folder.glob("*.ipynb"))
     if not notebooks:
         raise VptspError(f"no notebooks in {folder}; run from a checkout of the project")
@@ -57,7 +58,8 @@ def discover(only: Sequence[str] = (), folder: Path = FOLDER, profile: str = "de
 
 def panels_of(only: Sequence[str]) -> tuple[list[str], list[str]]:
     """Entries of `only` for `discover`, and the panels of figure 3 that they name ("fig3d", "fig3lambda"); no panels
-    mean all of them."""
+    mean all of them.
+    """
     named = {entry: entry.removeprefix("fig3") for entry in only if entry.startswith("fig3")}
     panels = {entry: panel for entry, panel in named.items() if panel in SWEEPS}
     entries = ["fig3" if entry in panels else entry for entry in only]
@@ -74,7 +76,8 @@ def read(path: Path) -> Any:
 
 def taken_parameters(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """The part of `values` that this notebook has as parameters. Raises VptspError where it has no `profile` or no
-    `results`."""
+    `results`.
+    """
     tagged = [cell for cell in read(path).cells if "parameters" in cell.metadata.get("tags", [])]
     declared = _assigned(tagged[0].source) if tagged else {}
     for name in ("profile", "results"):
@@ -86,7 +89,8 @@ def taken_parameters(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_given() -> None:
     """In a notebook, after its parameters: raises ConfigError for one that papermill gave and the notebook does not
-    have, or has with another type."""
+    have, or has with another type.
+    """
     from IPython.core.getipython import get_ipython
 
     shell = get_ipython()

@@ -141,7 +141,8 @@ def _check_use(work: Sequence[tuple[Path, Mapping[str, Any]]], values: Mapping[s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m vptsp_core notebooks`: the exit status of `run_notebooks`, and what it raises. Raises VptspError too
-    for seeds that are no numbers."""
+    for seeds that are no numbers.
+    """
     parser = argparse.ArgumentParser("python -m vptsp_core notebooks", description=_WHAT)
     parser.add_argument("--profile", choices=PROFILES, default="demo", help="default: demo")
     parser.add_argument("--data", metavar="DIR", help="folder with the real data sets")
@@ -188,7 +189,8 @@ def _workers(workers: str | None, cluster: str | None) -> Workers:
 @contextlib.contextmanager
 def _shown(name: str, runs: Path) -> Iterator[None]:
     """Inside, the notebook, its time and what is training are shown: on a terminal in one line that is overwritten, in
-    a log in a new line whenever something else is training or an epoch is done."""
+    a log in a new line whenever something else is training or an epoch is done.
+    """
     start, log, said = time.perf_counter(), is_log(), ""
 
     def tell() -> None:

@@ -75,7 +75,8 @@ class Session:
 
     def asks(self, *configs: RunConfig, light: bool = True, trials: int = 0) -> None:
         """Note the runs that the notebook will ask for and the trials of its search, for a dry run (`publish.plan`);
-        ``light``: whether runs without weights will do."""
+        ``light``: whether runs without weights will do.
+        """
         self.asked |= {config: light and self.asked.get(config, True) for config in configs}
         self.trials += trials
 
@@ -103,7 +104,8 @@ class Session:
 
     def finish(self, runs: Sequence[Run] = (), facts: pd.DataFrame | None = None) -> Styler:
         """Write what the numbers come from (``tables/<notebook>_record.csv``) and the manifest; returns the record: of
-        all ``runs`` that the notebook shows, or the ``facts`` of one that trains nothing."""
+        all ``runs`` that the notebook shows, or the ``facts`` of one that trains nothing.
+        """
         runs = list({run.path: run for run in runs}.values())
         record = report.record_table(runs) if facts is None else facts
         report.save_table(record, self.folder, f"{self._notebook}{RECORD}")

@@ -68,7 +68,8 @@ def read_table(path: Path) -> list[Column]:
 
 def table_html(columns: Sequence[Column], label: str) -> str:
     """The table, the columns' sides below their name; the first column names the rows. One of more than `WIDE` columns
-    comes in parts, cut between groups, rather where the first word changes."""
+    comes in parts, cut between groups, rather where the first word changes.
+    """
     groups = [list(members) for _, members in groupby(columns[1:], key=lambda column: column.group)]
     parts: list[list[list[Column]]] = [[]]
     for _, alike in groupby(groups, key=lambda group: group[0].group.split(" ")[0]):  # such as one data set's metrics
@@ -98,7 +99,8 @@ def _part(index: Column, groups: list[list[Column]]) -> dict[str, Any]:
 
 def _formatted(group: Sequence[Column]) -> Iterator[list[str]]:
     """The cells of a column and its sides as text: percent with the paper's decimals (one or two), quantities with
-    three significant digits, differences signed. What is no number stays."""
+    three significant digits, differences signed. What is no number stays.
+    """
     compared = [column for column in group if column.side in (PAPER, OURS) and column.numeric]
     printed = [_trimmed(cell) for column in compared if column.side == PAPER for cell in column.cells]
     decimals: int | None = min(2, max([1, *(len(text.partition(".")[2]) for text in printed)]))

@@ -39,7 +39,8 @@ class Found(NamedTuple):
 def write_checkpoint(folder: Path, run: str, values: Mapping[str, Any]) -> None:
     """Put a new checkpoint beside the last one, which becomes the one before it; no copy of the tensors is made.
     ``run`` says whose it is, ``values`` are what ``torch.load(..., weights_only=True)`` can read back.
-    Raises VptspError: the folder cannot be written; both earlier checkpoints are still there."""
+    Raises VptspError: the folder cannot be written; both earlier checkpoints are still there.
+    """
     with replacing(folder / CHECKPOINT, earlier=folder / PREVIOUS) as file:
         try:
             torch.save({"config": run, **values}, file)

@@ -26,7 +26,8 @@ from vptsp_core.system.portable import physical_cores
 def connected(address: str, patience: float = 10) -> Iterator[Client]:
     """A client of the scheduler at ``address``, which has workers that run one thing at a time.
     Raises VptspError: nobody answers within ``patience`` seconds, there are no workers, or one has several threads; or,
-    from inside, the scheduler went away."""
+    from inside, the scheduler went away.
+    """
     host, port = address.removeprefix("tcp://").rsplit(":", 1)
     try:
         # Dask by itself would try, and log, for longer.
@@ -58,7 +59,8 @@ def connected(address: str, patience: float = 10) -> Iterator[Client]:
 @contextlib.contextmanager
 def pool(address: str, folder: Path) -> Iterator[Executor]:
     """The workers of a cluster, which all see ``folder``. A task whose worker dies is done by another one; the
-    scheduler gives up after its own number of deaths."""
+    scheduler gives up after its own number of deaths.
+    """
     with connected(address) as client:
         with tempfile.NamedTemporaryFile(dir=writable_folder(folder), prefix=".shared-") as marker:
             yield _Workers(client, Path(marker.name).absolute())
@@ -77,7 +79,8 @@ class _Workers(Executor):
 
 def _settled(marker: Path, hosts: Mapping[str, int], task: Callable[..., Any], *args: Any) -> Any:
     """In a worker: do a task with this worker's share of its machine's cores.
-    Raises VptspError: it does not see the file ``marker``."""
+    Raises VptspError: it does not see the file ``marker``.
+    """
     host = str(get_worker().address).removeprefix("tcp://").rsplit(":", 1)[0].strip("[]")
     if not marker.exists():
         raise VptspError(

@@ -99,7 +99,8 @@ class CompiledStep(TrainStep):
 def compiles(wanted: str, device: torch.device, steps: int) -> bool:
     """Whether steps run compiled: ``"on"``, ``"off"``, or ``"auto"``, on a GPU that has a compiler, in a run of so many
     steps that it pays. On a CPU compiled steps were found to be no quicker (``bench step``).
-    Raises ConfigError: another word. Raises VptspError: ``"on"``, and this machine has no compiler for the device."""
+    Raises ConfigError: another word. Raises VptspError: ``"on"``, and this machine has no compiler for the device.
+    """
     check_choice("compile", wanted, COMPILE)
     missing = _missing_compiler(device)
     if wanted == "on" and missing:

@@ -75,7 +75,8 @@ class Embedder:
     def embed(self, images: Images) -> np.ndarray:
         """(N, d) float32, L2-normalised, of a data set; of N images as paths or PIL images (one alone will do), which
         are taken as a viewer shows them (`read_image`); or of a tensor (N, 3, H, W), normalised.
-        Raises DataError: naming the file that cannot be read, or what is no image."""
+        Raises DataError: naming the file that cannot be read, or what is no image.
+        """
         if isinstance(images, ImageSet):
             return embed(self.model, images).cpu().numpy()
         device = next(self.model.parameters()).device
@@ -106,7 +107,8 @@ class Embedder:
     def search(self, images: Images, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest of the gallery for each image: cosines (N, k) float32 and places (N, k) int64, best first;
         where the gallery has fewer images than k, the last places are -1 and their cosines -inf.
-        Raises VptspError: nothing was indexed yet."""
+        Raises VptspError: nothing was indexed yet.
+        """
         if self._gallery is None:
             raise VptspError("nothing to search in; call index(images) first")
         scores, places = nearest_neighbours(torch.from_numpy(self.embed(images)), self._gallery, k)

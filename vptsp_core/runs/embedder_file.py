@@ -41,7 +41,8 @@ ONLY_TRAINING = ("proxies.", "class_prompts.", "vit.proxy_head.")
 @dataclass(frozen=True)
 class Saved:
     """A trained model as read. A run's folder has no ``frozen`` and no ``preprocessing``; ``data`` comes from its
-    record."""
+    record.
+    """
 
     path: Path
     config: RunConfig
@@ -78,7 +79,8 @@ def exact_names(model: MetricModel) -> set[str]:
 
 def write_embedder(path: Path, embedder: Embedder, config: RunConfig) -> None:
     """Write what ``embedder`` has learned; ``config`` is the description that the header gets.
-    Raises VptspError: another suffix than .safetensors, or the place cannot be written."""
+    Raises VptspError: another suffix than .safetensors, or the place cannot be written.
+    """
     if path.suffix != ".safetensors":
         raise VptspError(f"{path}: an embedder is a .safetensors file; give the file that suffix")
     model = embedder.model
@@ -133,7 +135,8 @@ def _read_file(path: Path) -> Saved:
 def rebuild(saved: Saved, weights: str | Path | None = None) -> MetricModel:
     """The model on the CPU, in eval mode, without what only training uses. ``weights``: where the backbone's file is
     now; its content decides.
-    Raises WeightsError: the backbone cannot be had or is another one, or the tensors do not fit the description."""
+    Raises WeightsError: the backbone cannot be had or is another one, or the tensors do not fit the description.
+    """
     config = saved.config
     if config.method == "full":  # all of the backbone is in the file: nothing to fetch
         if weights is not None:

@@ -31,7 +31,8 @@ TOKENS_AT_ONCE = 3200  # on a CPU: what a block makes of them is still in the ca
 
 def embed_batch(model: MetricModel) -> int:
     """Images that are embedded at once: on a GPU a training batch, on a CPU so many as have `TOKENS_AT_ONCE`, since 16
-    images of 224 px at once take less time each than 64 (1.2 times as many a second in float32)."""
+    images of 224 px at once take less time each than 64 (1.2 times as many a second in float32).
+    """
     if next(model.parameters()).device.type != "cpu":
         return model.config.batch
     return max(TOKENS_AT_ONCE // model.vit.backbone.patch_embed.num_patches, 1)

@@ -59,7 +59,8 @@ class Run:
     def queries(self) -> dict[str, np.ndarray] | None:
         """Each test query's own values, (N,) float32, of the epoch that their metric is reported from (see `Scores`);
         None for a run from before they were kept.
-        Raises WeightsError: the file is damaged."""
+        Raises WeightsError: the file is damaged.
+        """
         path = self.path / QUERIES
         verify(self.path, self.record, QUERIES)
         if not path.exists():
@@ -92,7 +93,8 @@ def write_run(
     weights: Mapping[str, Tensor],
 ) -> Run:
     """Put a finished run into its folder, whose checkpoints go; ``weights`` are what was learned, on the CPU, of the
-    epoch that R@1 is reported from."""
+    epoch that R@1 is reported from.
+    """
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **queries)  # type: ignore[arg-type]  # names are no keyword of it
     contents = {
@@ -115,7 +117,8 @@ def finished_run(path: Path, benchmark: Benchmark | None = None, light: bool = T
     """The run of a folder, or None while it is not finished, or where it is a light one and ``light`` is False. What a
     killed process left beside a finished one is deleted.
     Raises WeightsError: a file of it is damaged or missing, they are another run's than the folder's name says, or it
-    was made with other images than the ``benchmark``."""
+    was made with other images than the ``benchmark``.
+    """
     if not (path / METRICS).exists():
         return None
     done = read_run(path)
@@ -139,7 +142,8 @@ def finished_run(path: Path, benchmark: Benchmark | None = None, light: bool = T
 
 def read_run(path: str | Path) -> Run:
     """A finished run from its folder.
-    Raises WeightsError: the folder holds none, or a file of it is damaged or was edited."""
+    Raises WeightsError: the folder holds none, or a file of it is damaged or was edited.
+    """
     path = Path(path)
     for name in (CONFIG, METRICS, RECORD, HISTORY):
         if not (path / name).is_file():
@@ -156,7 +160,8 @@ def read_run(path: str | Path) -> Run:
 
 def learned_weights(path: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
     """What a finished run learned, by name, from its folder ``path``.
-    Raises WeightsError: the run is light, or the file is unreadable or not what ``record`` has the checksum of."""
+    Raises WeightsError: the run is light, or the file is unreadable or not what ``record`` has the checksum of.
+    """
     if not (path / WEIGHTS).is_file():
         own = f"--preset {shlex.quote(str(path / CONFIG))} --results {shlex.quote(str(path.parent.parent))}"
         cure = f"to train it again: python -m vptsp_core train {own} --data DIR"
@@ -167,7 +172,8 @@ def learned_weights(path: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def verify(path: Path, record: Mapping[str, Any], *names: str) -> None:
     """Compare files of the run in ``path`` with their checksums in its record.
-    Raises WeightsError: one is missing, or not what the run wrote."""
+    Raises WeightsError: one is missing, or not what the run wrote.
+    """
     files = record.get("files", {})
     for name in (name for name in names if name in files):
         if not (path / name).is_file():

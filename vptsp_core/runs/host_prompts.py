@@ -16,7 +16,8 @@ from vptsp_core.system.host_rows import HostRows, own_pages
 class HostPrompts(ClassPrompts):
     """`ClassPrompts`, row-wise, with table and moments in host memory wherever the module goes; the same numbers. It
     takes the place of ``prompts``, whose tables are copied into pages of their own, which can be pinned.
-    Raises VptspError: there is not so much host memory."""
+    Raises VptspError: there is not so much host memory.
+    """
 
     def __init__(self, prompts: ClassPrompts) -> None:
         assert prompts.rowwise, "a dense table learns as a whole: it stays with the model"
@@ -48,7 +49,8 @@ class HostPrompts(ClassPrompts):
 
     def host_rows(self) -> HostRows:
         """What carries rows to and from host memory; made at first need, when the device of the rows is known.
-        Raises VptspError: the table cannot be pinned."""
+        Raises VptspError: the table cannot be pinned.
+        """
         if self._host is None:
             self._host = HostRows(self.tables(), len(self.rows), self.rows.device)
         return self._host

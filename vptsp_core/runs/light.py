@@ -16,7 +16,8 @@ FILES = (CONFIG, HISTORY, QUERIES, RECORD, METRICS)  # the metrics last: their p
 def copy_light(source: Path, target: Path) -> list[Path]:
     """Copy the finished runs in ``source``/runs to ``target``/runs without their weights, but for those that ``target``
     has already, and return the new folders.
-    Raises VptspError: ``source`` has no finished run, or one of them is damaged."""
+    Raises VptspError: ``source`` has no finished run, or one of them is damaged.
+    """
     if source.resolve() == target.resolve():
         raise VptspError(f"{source}: FROM and TO are the same folder; give another one")
     there = [path.parent for path in sorted(source.glob(f"runs/*/{METRICS}"))]

@@ -56,7 +56,8 @@ def probe_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) 
 
 def fit_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Turn gradient checkpointing on if a step does not fit without it, and say so.
-    Raises TrainingError: it does not fit with it either."""
+    Raises TrainingError: it does not fit with it either.
+    """
     if _fits(model, optimizers):
         return
     if not model.vit.checkpointing:
@@ -74,7 +75,8 @@ def fit_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) ->
 @contextlib.contextmanager
 def failures_named(model: MetricModel, when: str) -> Iterator[None]:
     """Inside, memory that is full and a GPU that fails or is gone are errors of one line, which says ``when``.
-    Raises TrainingError: one of these; the checkpoint of the epoch before is in the run's folder."""
+    Raises TrainingError: one of these; the checkpoint of the epoch before is in the run's folder.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -150,7 +152,8 @@ def place_class_prompts(model: MetricModel, device: torch.device, where: str = "
 def check_table_memory(config: RunConfig, num_classes: int, width: int) -> None:
     """Refuse a class-prompt table (C classes, the backbone's width D) that this machine's memory cannot hold, before
     the system ends the process.
-    Raises VptspError: it cannot; the message has both sizes."""
+    Raises VptspError: it cannot; the message has both sizes.
+    """
     if config.has_class_prompts:
         check_room(4 * num_classes * config.class_layers * config.class_prompts * width)
 

@@ -44,7 +44,8 @@ def at_work(folder: Path) -> Iterator[None]:
 
 def under_way(folders: Iterable[Path]) -> str:
     """The runs that are training, in one line such as "vptsp-1a2b epoch 2/4": method, beginning of the hash, epoch. A
-    run that was killed counts until it resumes."""
+    run that was killed counts until it resumes.
+    """
     words = []
     for folder in folders:
         with contextlib.suppress(OSError, ValueError):  # it has not begun, or has just ended

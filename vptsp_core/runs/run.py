@@ -264,7 +264,8 @@ def frame(runs: Sequence[Run]) -> pd.DataFrame:
 
 def over_seeds(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
     """Mean and half-width of the 95 % interval (Student's t) of ``columns`` over the rows alike in ``by``: a row a
-    group, in order of appearance, with each column and ``<column> ±`` (NaN for one seed)."""
+    group, in order of appearance, with each column and ``<column> ±`` (NaN for one seed).
+    """
     from scipy.stats import t
 
     groups = table.groupby(list(by), sort=False)

@@ -34,7 +34,8 @@ def keep_queries(
     kept: dict[str, np.ndarray], found: Mapping[str, float], history: Sequence[Row], selection: str
 ) -> None:
     """Take over into ``kept``, {metric: (N,) float32}, the per-query values of the metrics that will be reported of an
-    epoch, as far as is known by now: ``found`` is its evaluation, ``history`` the epochs before it."""
+    epoch, as far as is known by now: ``found`` is its evaluation, ``history`` the epochs before it.
+    """
     for name, values in found.queries.items() if isinstance(found, Scores) else ():
         before = max((row[name] for row in history if name in row), default=-math.inf)
         if selection == "last" or found[name] > before:

@@ -58,7 +58,8 @@ def place(uri: str) -> tuple[str, str | None]:
 
 def read_shared(uri: str) -> Saved:
     """`read_saved` of ``hf://org/name[@revision]``; what is in the Hub's cache needs no network.
-    Raises WeightsError: there is no such repository or revision, it cannot be reached, or its file is damaged."""
+    Raises WeightsError: there is no such repository or revision, it cannot be reached, or its file is damaged.
+    """
     repo, revision = place(uri)
     obstacle = hub.why_unreachable()
     try:
@@ -77,7 +78,8 @@ def read_shared(uri: str) -> Saved:
 
 def push(embedder: Embedder, repo: str, revision: str | None = None, private: bool | None = None) -> str:
     """Share ``embedder``; arguments and result are those of `Embedder.push_to_hub`.
-    Raises VptspError: the hub is out of reach or refuses, or there is no token."""
+    Raises VptspError: the hub is out of reach or refuses, or there is no token.
+    """
     uri = f"{SCHEME}{repo.removeprefix(SCHEME)}"
     repo, named = place(uri)
     if named is not None and revision not in (None, named):
@@ -113,7 +115,8 @@ def _one_line(error: Exception) -> str:
 
 def model_card(embedder: Embedder, repo: str, revision: str | None = None) -> str:
     """The README.md of the repository: what the model is, how to use it, its numbers and how it was made. What only a
-    record says (seeds, the frozen backbone, the machine) is left out where the embedder has no run's folder."""
+    record says (seeds, the frozen backbone, the machine) is left out where the embedder has no run's folder.
+    """
     config, data = embedder.config, dict(embedder.data or {})
     run = read_run(embedder.path) if embedder.path is not None and embedder.path.is_dir() else None
     others = _same_images(run) if run else []

@@ -74,7 +74,8 @@ def unclear(found: pd.DataFrame) -> dict[str, list[str]]:
 
 def bootstrap(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The percentile interval of the mean of each column of (N, K): low and high, (K,) each. All columns share the
-    resamples, each of which is stored as how often every row was drawn."""
+    resamples, each of which is stored as how often every row was drawn.
+    """
     rng, count = np.random.default_rng(0), len(differences)
     means, step = [], max(1, _CHUNK // count)
     for start in range(0, RESAMPLES, step):

@@ -32,7 +32,8 @@ Workers = int | str | None
 
 def check_workers(workers: Workers) -> Workers:
     """``workers`` as `share_out` takes it; None for what comes to work in this process alone.
-    Raises ConfigError: it is none of the three, there are no GPUs, or torchrun shares out the work already."""
+    Raises ConfigError: it is none of the three, there are no GPUs, or torchrun shares out the work already.
+    """
     a_number = type(workers) is int and workers >= 1
     address = r"gpus|tcp://[^\s:/]+:\d+|tcp://\[[0-9a-fA-F:]+\]:\d+"
     if not (workers is None or a_number or (isinstance(workers, str) and re.fullmatch(address, workers))):

@@ -16,7 +16,8 @@ def bar(
     iterable: Iterable[Any] | None = None, title: str = "", total: int | None = None, *, show: bool, **options: Any
 ) -> Any:
     """A tqdm bar with tqdm's ``options``; where stderr is a log, the same object writes a line every ten seconds.
-    ``show`` False shows nothing."""
+    ``show`` False shows nothing.
+    """
     hidden = not show or sys.stderr is None
     if not is_log():
         return auto(iterable, title, total, disable=hidden, **options)

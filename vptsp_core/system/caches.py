@@ -50,7 +50,8 @@ def _writable(folder: Path) -> bool:
 
 def _private_folder() -> Path:
     """The same temporary folder for every process of this user, or one for this process alone where that is not the
-    user's: what is kept there is executed."""
+    user's: what is kept there is executed.
+    """
     if hasattr(os, "getuid"):  # elsewhere the temporary folder is the user's own already
         place = Path(tempfile.gettempdir(), f"vptsp-cache-{os.getuid()}")
         with contextlib.suppress(FileExistsError):

@@ -28,7 +28,8 @@ _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
 def deterministic_algorithms(device: str | None = None) -> Iterator[None]:
     """Inside, torch computes in a fixed order; afterwards all is as it was but the variable of `fix_cublas`, without
     which a second run of this process would be refused.
-    Raises VptspError: CUDA was started in this process without that variable, or it has another value."""
+    Raises VptspError: CUDA was started in this process without that variable, or it has another value.
+    """
     import torch._inductor.config as inductor
 
     fix_cublas(device)
@@ -48,7 +49,8 @@ def deterministic_algorithms(device: str | None = None) -> Iterator[None]:
 
 def fix_cublas(device: str | None = None) -> None:
     """Set the variable that cuBLAS reads when CUDA starts, unless the run is on a CPU or an Apple GPU.
-    Raises VptspError: see `deterministic_algorithms`."""
+    Raises VptspError: see `deterministic_algorithms`.
+    """
     if str(device).startswith(("cpu", "mps")):
         return
     given = os.environ.get(_VARIABLE)
@@ -68,7 +70,8 @@ def fix_cublas(device: str | None = None) -> None:
 
 def where_asked(function: Callable[P, R]) -> Callable[P, R]:
     """``function`` inside of `deterministic_algorithms` where its keyword ``deterministic`` asks for it, on its
-    ``device``."""
+    ``device``.
+    """
 
     @functools.wraps(function)
     def carried_out(*args: P.args, **options: P.kwargs) -> R:

@@ -18,7 +18,8 @@ PAYS = 1.5  # times as quick as float32 a bf16 product has to be on a CPU
 def autocast_dtype(precision: str, device: torch.device, width: int = 384) -> torch.dtype | None:
     """The trunk's dtype; None is float32. ``"auto"`` is bf16 where the device multiplies it natively and it pays: on a
     CPU a product of the backbone's ``width`` is timed.
-    Raises VptspError: half precision was asked for on a device without it."""
+    Raises VptspError: half precision was asked for on a device without it.
+    """
     return precision_and_reason(precision, device, width)[0]
 
 
@@ -69,7 +70,8 @@ def bf16_speedup(width: int) -> float:
 def pick_device(name: str | torch.device | None = None) -> torch.device:
     """The device called ``name``; None: a GPU where there is one, NVIDIA's (cuda) or Apple's (mps). Under torchrun each
     process has a GPU of its own, or computes on the CPU.
-    Raises VptspError: no such device, none that works here, or one GPU for all processes."""
+    Raises VptspError: no such device, none that works here, or one GPU for all processes.
+    """
     try:
         device = torch.device(_best() if name is None else name)
         if device.type not in ("cpu", "cuda", "mps") or (device.type != "cuda" and device.index):
@@ -101,7 +103,8 @@ def device_name(device: torch.device) -> str:
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A small tensor of any shape on the device; the host does not wait for a GPU, as for a copy out of pageable
-    memory."""
+    memory.
+    """
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -47,7 +47,8 @@ def joined() -> bool:
 
 def start(device: torch.device) -> None:
     """Join the group that torchrun's environment describes, once: NCCL for a GPU, Gloo for the CPU, else nothing.
-    Raises VptspError: the processes cannot find each other."""
+    Raises VptspError: the processes cannot find each other.
+    """
     global _store
     if not launched() or joined():
         return
@@ -96,7 +97,8 @@ def own_share(n: int) -> slice:
 
 def check_batch(batch: int, samples_per_class: int) -> None:
     """Refuse a batch that does not split into equal shares of whole classes.
-    Raises ConfigError: naming the counts of processes and the batches that would do."""
+    Raises ConfigError: naming the counts of processes and the batches that would do.
+    """
     world, classes = world_size(), batch // samples_per_class
     if classes % world:
         step = world * samples_per_class
@@ -126,7 +128,8 @@ class Processes:
 
     def share(self, rows: Tensor) -> Tensor:
         """`own_share` of the rows of a tensor (n, ...); without a group the tensor itself, whose gradient is not
-        copied."""
+        copied.
+        """
         return rows[own_share(len(rows))] if joined() else rows
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -158,7 +161,8 @@ class Processes:
 
 def from_main(make: Callable[[], T]) -> T:
     """What ``make`` returns in the first process, the only one that calls it; the others wait for it.
-    Raises VptspError: in all processes, where ``make`` raises one."""
+    Raises VptspError: in all processes, where ``make`` raises one.
+    """
     if not joined():
         return make()
     result: list[Any] = [None, None]

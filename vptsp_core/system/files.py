@@ -54,7 +54,8 @@ def remove_temporaries(folder: Path) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path``, whole or not at all; folders are made.
-    Raises VptspError: the place cannot be written."""
+    Raises VptspError: the place cannot be written.
+    """
     with replacing(path) as file:
         file.write(content)
 

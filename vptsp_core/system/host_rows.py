@@ -31,7 +31,8 @@ _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device, not only for
 
 def check_room(size: int) -> None:
     """Refuse a table of so many bytes before it is filled, and the system ends the process.
-    Raises VptspError: this machine's memory cannot hold it."""
+    Raises VptspError: this machine's memory cannot hold it.
+    """
     if size > (available := available_memory()):
         raise VptspError(
             f"no host memory for a class-prompt table of {size / 1e9:.1f} GB ({available / 1e9:.1f} GB are available); "
@@ -159,7 +160,8 @@ class HostRows:
 
     def take(self, classes: Tensor, targets: Mapping[str, Tensor]) -> None:
         """Put the rows of ``classes`` ((C',) int64 on the CPU) into the targets, (C', ...) by name of the table;
-        announced or not."""
+        announced or not.
+        """
         if self._announced is None or self._announced[0] != self._order(classes):
             self.announce(classes)
         assert self._announced is not None
@@ -175,7 +177,8 @@ class HostRows:
 
     def give(self, classes: Tensor, sources: Mapping[str, Tensor]) -> None:
         """Begin to write the sources, (C', ...) by name of the table, back as the rows of ``classes`` ((C',) int64 on
-        the CPU); the sources may change at once."""
+        the CPU); the sources may change at once.
+        """
         order = self._order(classes)
         if self._written is not None:
             self.copier.wait(self._written.ticket)

@@ -56,7 +56,8 @@ def replace(source: Path, target: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Bring the names in a folder to the disk, where the system can: after a power failure none is missing that came
-    before another."""
+    before another.
+    """
     with contextlib.suppress(OSError):  # Windows and some network file systems cannot
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -18,7 +18,8 @@ CONTEXT = multiprocessing.get_context("spawn")
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
     """Start processes inside. They leave a terminal's Ctrl-C to this process, and do not import the main module: else a
-    script without ``if __name__ == "__main__"`` would run again in each of them."""
+    script without ``if __name__ == "__main__"`` would run again in each of them.
+    """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -30,7 +31,8 @@ def starting() -> Iterator[None]:
 
 def end_with_parent(*_: object) -> None:
     """In a process that was started: end it when its parent is gone, however that ended. Takes a data worker's number,
-    as `torch.utils.data.DataLoader` gives it."""
+    as `torch.utils.data.DataLoader` gives it.
+    """
     threading.Thread(target=_watch, daemon=True).start()
 
 

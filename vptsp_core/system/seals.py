@@ -35,7 +35,8 @@ def sealed(values: Mapping[str, Any], tensors: Mapping[str, Tensor | np.ndarray]
 def unsealed(values: Mapping[str, Any], tensors: Mapping[str, Tensor | np.ndarray] | None = None) -> dict[str, Any]:
     """The values without their checksum.
     Raises ValueError: there is no checksum, or it is not that of the values or of the tensors. Raises TypeError: the
-    values are no table."""
+    values are no table.
+    """
     kept = dict(values)
     if kept.pop(SEAL, None) != _of_json(kept):
         raise ValueError("its content does not fit its checksum")

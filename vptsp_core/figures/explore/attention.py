@@ -56,7 +56,8 @@ def attention_weights(attention: Attention, q: Tensor, k: Tensor) -> Tensor:
 @torch.inference_mode()
 def class_token(vit: PromptedViT, images: Tensor) -> Looked:
     """Where the class token of the sample tower looks in images (B, 3, H, W), normalised, on the model's device. Raises
-    VptspError where the model pools its patches, so that no class token is read."""
+    VptspError where the model pools its patches, so that no class token is read.
+    """
     if vit.pool != "cls":
         raise VptspError(f"this model pools by {vit.pool!r}: there is no class token whose attention could be shown")
     trunk = vit.backbone
@@ -79,7 +80,8 @@ def class_token(vit: PromptedViT, images: Tensor) -> Looked:
 
 def to_prompts(looked: Looked) -> np.ndarray:
     """Share of the attention that each prompt gets, mean over the images: (L, most prompts), NaN where a block has
-    fewer; without any prompts (L, 0)."""
+    fewer; without any prompts (L, 0).
+    """
     shares = np.full((len(looked.weights), max(looked.prompts, default=0)), np.nan)
     for i, (weights, count) in enumerate(zip(looked.weights, looked.prompts, strict=True)):
         shares[i, :count] = weights[:, :count].mean(0)
@@ -106,7 +108,8 @@ def shares(looked: Looked) -> pd.DataFrame:
 
 def as_seen(embedder: Embedder, images: ImageSet, places: Sequence[int]) -> tuple[Tensor, list[np.ndarray]]:
     """Images as the model takes them, resized and cropped: (B, 3, H, W) normalised on its device, and to look at,
-    (H, W, 3) uint8 each."""
+    (H, W, 3) uint8 each.
+    """
     mean, std = normalisation(embedder.model.vit.backbone)
     transform = eval_transform(embedder.model.config, mean, std)
     pixels = torch.stack([transform(images.image(int(place))) for place in places])

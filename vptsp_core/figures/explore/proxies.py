@@ -14,7 +14,8 @@ from vptsp_core.runs.folder import Run, learned_weights
 
 def kept_proxies(run: Run) -> dict[str, np.ndarray]:
     """The proxies that a finished run keeps, of length 1: O, P and Q (`proxies_of`) of vptsp, O alone of the other
-    methods that train, none of the frozen backbone: {name: (C, d)}."""
+    methods that train, none of the frozen backbone: {name: (C, d)}.
+    """
     state = learned_weights(run.path, run.record)
     if "proxies.state" in state:
         return proxies_of(state, run.config.alpha)
@@ -27,7 +28,8 @@ def nearest_images(
     proxies: dict[str, np.ndarray], embeddings: np.ndarray, k: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The ``k`` images nearest to every proxy: {name: (cosines (C, k), places (C, k))}, of proxies {name: (C, d)} and
-    the training images' embeddings (N, d)."""
+    the training images' embeddings (N, d).
+    """
     found = {name: nearest_neighbours(vectors, embeddings, k) for name, vectors in proxies.items()}
     return {name: (scores.numpy(), places.numpy()) for name, (scores, places) in found.items()}
 

@@ -54,7 +54,8 @@ class OwnImages(ImageSet):
 
 def neighbours(opened: Opened, query: int | Path | Image.Image, k: int) -> Found:
     """The ``k`` nearest images of one query: a place in the images searched (it does not find itself), or an image of
-    your own."""
+    your own.
+    """
     if isinstance(query, int):
         vector = opened.gallery[query]
     else:
@@ -68,7 +69,8 @@ def neighbours(opened: Opened, query: int | Path | Image.Image, k: int) -> Found
 
 def all_neighbours(opened: Opened, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Of every test image: cosines (N, k) float32 and places (N, k) int64 of its nearest; fewer than k where there are
-    no more images."""
+    no more images.
+    """
     k = min(k, len(opened.gallery) - opened.among_themselves)
     scores, places = nearest_neighbours(opened.queries, opened.gallery, k, exclude_self=opened.among_themselves)
     return scores.numpy(), places.numpy()
@@ -127,7 +129,8 @@ def confusions(labels: np.ndarray, first: np.ndarray, names: tuple[str, ...]) ->
 
 def examples(pair: tuple[int, int], labels: np.ndarray, first: np.ndarray, count: int) -> np.ndarray:
     """Places of at most ``count`` queries of either class of a pair whose first neighbour is of the other: from both
-    directions in turn, as long as both have some. labels and first (N,) as for `confusions`; (n,) int64."""
+    directions in turn, as long as both have some. labels and first (N,) as for `confusions`; (n,) int64.
+    """
     ways = [np.flatnonzero((labels == here) & (first == there)) for here, there in (pair, pair[::-1])]
     turns = np.concatenate([np.arange(len(way)) for way in ways])
     return np.concatenate(ways)[np.argsort(turns, kind="stable")][:count]

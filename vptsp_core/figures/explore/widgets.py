@@ -170,7 +170,8 @@ class QueryExplorer:
         self, part: str, picture: Image.Image, side: int, colour: str, text: str = "", place: int | None = None
     ) -> Any:
         """A thumbnail with ``text`` below it, that becomes the query when it is clicked (without ``place``, nothing
-        happens). A button shows a picture only by a style of its own, which is in the text."""
+        happens). A button shows a picture only by a style of its own, which is in the text.
+        """
         import ipywidgets
 
         buffer, name = io.BytesIO(), f"vptsp-{uuid.uuid4().hex[:12]}"
