@@ -69,8 +69,8 @@ def train(
 
     ``leak`` is called after each step: what a test has to see noticed.
     """
-    changes = {**determinism.SHORT, "pipeline": "classic"} if data else {}
-    changes |= dict(epochs=-(-steps // epoch), steps_per_epoch=epoch, eval_start=0)
+    changes = determinism.SHORT if data else {}
+    changes = changes | dict(pipeline="classic", epochs=-(-steps // epoch), steps_per_epoch=epoch, eval_start=0)
     config = preset("demo", **changes)
     benchmark = load_benchmark(config.dataset, data)
     rows: dict[int, dict[str, float]] = {}

@@ -104,7 +104,7 @@ HASHES = {
     "cub200-vits16": "4c54db03ef64", "cub200-vitb16": "5b74f574a89f", "cars196-vits16": "a25ef4ff22a9",
     "cars196-vitb16": "71700706ce4e", "sop-vits16": "d56bb17c5c1c", "sop-vitb16": "c33a62a4d0ac",
     "inshop-vits16": "bc39482ca80f", "inshop-vitb16": "75fd4b0c061d", "inaturalist-vitb16": "5fd40814eadf",
-    "demo": "3dd20d85b13e", "smoke": "e63e8d1f4677",
+    "demo": "a6e43ebf4c97", "smoke": "ed8d8cdc4101",
 }  # fmt: skip
 
 

@@ -44,7 +44,7 @@ tiny = ["weights=random", "epochs=1", "steps_per_epoch=4", "batch=4", "samples_p
 command("train", "--preset", "smoke", "--results", folder / "smoke", "--device", "cpu")
 own = ["--data-folder", images, "--results", folder / "own", "--device", "cpu"]
 command("train", *own, "--set", "backbone=vit_tiny_patch16_224", "image_size=32", "resize=32", *tiny, "pipeline=cached")
-(trained,) = [path for path in (folder / "own" / "runs").iterdir() if "frozen" not in path.name]
+trained = next((folder / "own" / "runs").glob("own-vptsp-*"))
 command("index", images, "--model", trained, "--to", folder / "index")
 query = next(images.rglob("*.png"))
 command("search", query, "--index", folder / "index", "--to", folder / "found")

@@ -140,10 +140,11 @@ def choice_text(choice: pd.DataFrame, held_out: Mapping[str, int]) -> str:
     """The candidates as a table, and one sentence that says which is taken, and by how much it is ahead."""
     first, second = choice["MAP@R"].sort_values(ascending=False, kind="stable").index[:2]
     ahead = choice["MAP@R"][first] - choice["MAP@R"][second]
+    why = f"its MAP@R is {ahead:.1f} above that of {second}" if ahead else f"its MAP@R is that of {second}"
     shown = choice.to_string(formatters={"R@1": "{:.1f}".format, "MAP@R": "{:.1f}".format, "minutes": "{:.1f}".format})
     return (
         f"{held_out['images']:,} images of {held_out['classes']:,} held-out classes choose the method by MAP@R "
-        f"(epoch 0 is the start):\n{shown}\n{first} is taken: its MAP@R is {ahead:.1f} above that of {second}."
+        f"(epoch 0 is the start):\n{shown}\n{first} is taken: {why}."
     )
 
 
