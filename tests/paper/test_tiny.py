@@ -156,8 +156,13 @@ def test_the_search_goes_on_at_an_edge_and_the_best_trial_wins(tmp_path):
 
 
 def test_the_committed_trials_are_what_the_rates_come_from():
-    for name, lr in rate_search.winners(CHECKOUT / "results" / "tiny").items():
-        assert methods.RATES["tiny"].get(name, {}).get("lr", methods.base_config("tiny").lr) == lr, name
+    """A rate that was found is taken over together with its run of all epochs."""
+    results = CHECKOUT / "results" / "tiny"
+    for name, lr in rate_search.winners(results).items():
+        taken = methods.RATES["tiny"].get(name, {}).get("lr", methods.base_config("tiny").lr)
+        run = run_folder(methods.base_config("tiny", **rate_search.rows()[name], lr=lr), results)
+        assert taken == lr or not run.exists(), name
+        assert taken == lr or f"{name} {lr:g}" in rate_search.summary(results).split("not in vptsp_core")[1]
 
 
 def test_the_profile_has_its_notebooks_and_its_page_no_photographs(tmp_path):
