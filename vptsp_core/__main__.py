@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         listing = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
         print(f"usage: python -m vptsp_core COMMAND [--help], or --version\n\n{listing}")
         return 0 if argv and argv[0] in ("-h", "--help") else 2
-    with contextlib.suppress(AttributeError):  # names of files may be no text; a captured stream may have no such thing
+    with contextlib.suppress(AttributeError):  # file names may not be valid text; a captured stream lacks it
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         # torchrun ends its processes itself, which may wait for one another where no signal is heard

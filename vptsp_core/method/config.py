@@ -50,7 +50,7 @@ class RunConfig:
     pool: Literal["auto", "cls", "avg"] = "auto"  # auto: what the backbone was trained with
     method: Method = "vptsp"
     bitfit: bool = True  # every bias of the backbone learns too
-    semantics: Literal["released", "paper"] = "released"  # of loss, EMA, GRU and resizing (docs/reproducing.md)
+    semantics: Literal["released", "paper"] = "released"  # of loss, accumulators, resizing (docs/reproducing.md)
     embed_dim: int = 384  # [d]
     prompts: int = 10  # [N] a block, sample tower
     prompt_layers: int = 12  # [L] first blocks that have prompts

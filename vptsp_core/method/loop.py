@@ -83,7 +83,7 @@ class Loop:
         return {"epoch": epoch + 1, "loss": mean, **rates, "seconds": time.perf_counter() - start}
 
     def rate(self, which: int) -> float:
-        """The current rate of optimiser ``which``: 0 trains O, the ordinary proxies, 1 trains them."""
+        """The current rate of optimiser ``which``: 0 trains everything but O, 1 trains O."""
         return float(self.optimizers[which].param_groups[0]["lr"])
 
     def state_dict(self) -> dict[str, Any]:

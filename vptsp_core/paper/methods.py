@@ -81,8 +81,9 @@ INTEGRATIONS = {
 #   0.0003 and 0.001) and further by a factor 2 while the best was at an end; a row that is not named has the preset's
 #   0.004. The smoke profile uses the same.
 # tiny: found by `paper.rate_search`, the same search for every row (docs/tiny.md). Rows of tables 5 and 7 are
-#   named by `search_name`. A row that is not named has the preset's 0.005, be it found or not searched yet. Full
-#   fine-tuning was not searched yet either: a quarter of it, as the whole backbone learns.
+#   named by `search_name`. A row that is not named has the preset's 0.005, whether the search chose it or has not run;
+#   a rate that was found is entered together with its run of all epochs. Full fine-tuning was not searched yet: it has
+#   a quarter of the preset's, as the whole backbone learns.
 RATES: dict[str, dict[str, dict[str, float]]] = {
     "tiny": {FULL: dict(lr=0.00125)},
     "paper": {

@@ -151,7 +151,7 @@ def _table(path: Path, name: str) -> dict[str, str]:
 
 
 def _words(path: Path, name: str) -> str:
-    """What tells a file apart from the notebook's others: the end of its name."""
+    """The end of a file's name, which distinguishes it from the notebook's others."""
     return path.stem.removeprefix(name).strip("_").replace("_", " ")
 
 

@@ -37,7 +37,7 @@ from vptsp_core.system.portable import cores, replace
 
 _MOST = 8  # processes that train the demo side by side: each takes some 700 MB
 _WHAT = """Execute the notebooks, and build the page of the results. One that was finished with the same source,
-parameters and package, and whose results are there, is left as it is: delete its executed copy to have it again."""
+parameters and package, and whose results are there, is left as it is; to execute it again, delete its executed copy."""
 
 
 def run_notebooks(

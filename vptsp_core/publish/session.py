@@ -39,7 +39,7 @@ class Session:
         folder: where the results of the profile are: tables, figures, runs.
         data: the folder of the data sets, or None.
         watched: whether a person watches the notebook; progress bars help then.
-        asked: the runs that it asks for, each with whether one without weights will do; ``trials``: of its search.
+        asked: the runs that it asks for, and whether each may lack weights; ``trials``: of its search.
     """
 
     def __init__(self, notebook: str, profile: str, results: str, data: str | None = None) -> None:
@@ -118,7 +118,7 @@ class Session:
         return report.styled(record)
 
     def _note(self, lines: Sequence[str], configs: Iterable[RunConfig] = ()) -> None:
-        """Note what is missing; lines that say that the data set of one of the runs is, with the command for it."""
+        """Note what is missing; if it is a data set, with the command that gets it."""
         absent = {self._absent_line(config): config.dataset for config in configs}
         for line in lines:
             dataset = absent.get(line, "")

@@ -99,7 +99,7 @@ def _part(index: Column, groups: list[list[Column]]) -> dict[str, Any]:
 
 def _formatted(group: Sequence[Column]) -> Iterator[list[str]]:
     """The cells of a column and its sides as text: percent with the paper's decimals (one or two), quantities with
-    three significant digits, differences signed. What is no number stays.
+    three significant digits, differences signed. Other text is unchanged.
     """
     compared = [column for column in group if column.side in (PAPER, OURS) and column.numeric]
     printed = [_trimmed(cell) for column in compared if column.side == PAPER for cell in column.cells]

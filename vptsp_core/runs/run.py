@@ -115,9 +115,9 @@ def run(
     from_main(lambda: writable_folder(path))
     try:
         with at_work(path), deaths_named():
-            if found := from_main(lambda: finished_run(path, benchmark, light)):  # by whom this process waited for
+            if found := from_main(lambda: finished_run(path, benchmark, light)):  # another process made it meanwhile
                 return found
-            # After all that may be wrong with the run was looked at: decoding takes minutes.
+            # Only after all checks: decoding takes minutes.
             stores = cache_folder(config.dataset, place, cache, path.parents[1])
             benchmark = decoded(benchmark, config, stores, progress=progress and is_main())
             begun = time.perf_counter()
@@ -137,7 +137,7 @@ def run(
 def _place(
     config: RunConfig, data: str | None, results: str | Path | None, allow_partial: bool
 ) -> tuple[Path, Benchmark | None]:
-    """A run's folder; the benchmark too, where its images decide, too, which run it is."""
+    """A run's folder, and the benchmark if its images are part of the run's identity."""
     images_decide = config.dataset in OWN or allow_partial
     benchmark = _benchmark(config.dataset, data, allow_partial) if images_decide else None
     path = run_folder(config, results, benchmark)
@@ -147,7 +147,7 @@ def _place(
 
 
 def _there(dataset: str, data: str | None, allow_partial: bool) -> Benchmark | None:
-    """The images, to compare with a finished run's; None where they are not at hand: its results are read without."""
+    """The images, to compare with a finished run's; None if they are missing: nothing is compared."""
     if data is None:
         return None
     with contextlib.suppress(DataError):
@@ -202,7 +202,7 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
     """`run` of each, side by side where ``workers`` says so; finished ones are found, and none is trained twice.
 
     A run that fails stops no other. What is cut short resumes by the same call. Numbers are the same to the last bit
-    with the same threads a process; other counts of them round sums otherwise.
+    with the same threads a process; another number of threads rounds sums differently.
 
     Args:
         workers: None: in this process. A number: so many processes of this machine, each with its share of the cores.
@@ -249,7 +249,7 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
 
 
 def _one_of_many(config: RunConfig, *, data: str | Path | None = None, **options: Any) -> Run:
-    """`run`, where ``data`` is for those of many runs that read a folder."""
+    """`run`; ``data`` is ignored for the glyphs."""
     return run(config, data=None if config.dataset == "glyphs" else data, **options)
 
 

@@ -98,7 +98,7 @@ class Trainer:
         self.history: list[Row] = []
         self.queries: dict[str, np.ndarray] = {}  # per-query values of each metric at the epoch it is reported from
         self.weights: dict[str, Tensor] = {}  # of the best epoch, what retrieval needs, on the CPU
-        # What ``stretch`` said last in every call that this run took, each with the epochs finished before it.
+        # One record for each call that trained this run, with the epochs that were finished before it.
         self.stretch, self.stretches = stretch, [{"after_epochs": 0, **stretch(), **self.compiled()}]
         self.best = -math.inf
 
