@@ -4,8 +4,8 @@ import pytest
 import torch
 from timm.models.vision_transformer import Attention
 
-from vptsp_core.method import vit
-from vptsp_core.method.vit import attend
+from vptsp_core.method import attention as module
+from vptsp_core.method.attention import attend
 
 HEADS, SIZE = 3, 8
 A = HEADS * SIZE
@@ -50,7 +50,7 @@ def run(form, parts):
 @pytest.mark.parametrize("products", [False, True], ids=["fused", "products"])
 @pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_same_as_textbook(monkeypatch, prompts, tokens, products, dtype, bound):
-    monkeypatch.setattr(vit, "uses_matmul_attention", lambda q: products)
+    monkeypatch.setattr(module, "uses_matmul_attention", lambda q: products)
     attention = Attention(A, HEADS)
     parts = inputs(tokens, prompts, dtype)
     found = run(lambda *given: attend(attention, *given), parts)
@@ -62,6 +62,6 @@ def test_same_as_textbook(monkeypatch, prompts, tokens, products, dtype, bound):
 
 
 def test_products_are_for_bf16_on_a_cpu():
-    assert vit.uses_matmul_attention(torch.zeros(1, dtype=torch.bfloat16))
-    assert not vit.uses_matmul_attention(torch.zeros(1))
-    assert not vit.uses_matmul_attention(torch.zeros(1, dtype=torch.bfloat16, device="meta"))
+    assert module.uses_matmul_attention(torch.zeros(1, dtype=torch.bfloat16))
+    assert not module.uses_matmul_attention(torch.zeros(1))
+    assert not module.uses_matmul_attention(torch.zeros(1, dtype=torch.bfloat16, device="meta"))

@@ -19,9 +19,10 @@ from torch import Tensor
 from vptsp_core.data import ImageSet
 from vptsp_core.data.loading import eval_transform
 from vptsp_core.errors import VptspError
+from vptsp_core.method.attention import keys_and_values, keys_values_by_head
 from vptsp_core.method.backbone import normalisation
 from vptsp_core.method.lora import project
-from vptsp_core.method.vit import PromptedViT, keys_and_values, keys_values_by_head, run_block
+from vptsp_core.method.vit import PromptedViT, run_block
 from vptsp_core.runs.embedder import Embedder
 
 
@@ -47,7 +48,7 @@ class Looked:
 
 
 def attention_weights(attention: Attention, q: Tensor, k: Tensor) -> Tensor:
-    """Softmax weights of `method.vit.attend`, (B, heads, Tq, T), of q (B, Tq, A) and k (B, heads, T, A / heads)."""
+    """Softmax weights of `method.attention`, (B, heads, Tq, T), of q (B, Tq, A) and k (B, heads, T, A / heads)."""
     q = q.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
     logits = attention.q_norm(q) @ attention.k_norm(k).transpose(-2, -1)
     return (logits * attention.scale).softmax(-1)
