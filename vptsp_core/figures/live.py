@@ -25,7 +25,7 @@ def training(history: pd.DataFrame, *, epochs: int, frozen: float | None = None)
     """
     fig = Figure(figsize=(8.4, 3.2), layout="constrained")
     loss, recall = fig.subplots(1, 2)
-    loss.plot(history["epoch"], history["loss"], "o-", color=BLUE)
+    loss.plot(history["epoch"], history["loss"], "o-", color=BLUE, clip_on=False)  # the marker of the highest is whole
     loss.set(ylabel="loss, mean of the epoch", ylim=(0, None))
     if frozen is not None:
         recall.axhline(100 * frozen, color=GREY, linestyle="--", label="frozen backbone")
