@@ -1,16 +1,19 @@
-"""Errors that a user can fix. Each message is one line: which thing is wrong, and what to do about it."""
+"""The errors that this project raises on purpose, because the user can fix their cause.
+
+Each message is one line. It names the thing that is wrong and says what to do about it.
+"""
 
 
 class VptspError(Exception):
-    """Base of every error this project raises on purpose; the command line prints it and exits with status 2."""
+    """The base class of this project's errors. The command line prints the message and exits with status 2."""
 
 
 class ConfigError(VptspError):
-    """A run description that cannot be run."""
+    """Settings that are invalid, or that do not fit together."""
 
 
 class TrainingError(VptspError):
-    """This configuration cannot be trained here, another may: its loss is not finite, or it fits no memory."""
+    """A training that stopped: its loss is not finite, or the memory is too small. Other settings may work here."""
 
 
 class DataError(VptspError):
@@ -18,19 +21,22 @@ class DataError(VptspError):
 
 
 class WeightsError(VptspError):
-    """Weights or a checkpoint that do not fit, or cannot be had."""
+    """Weights or a checkpoint that are missing, unreadable, or do not fit the model."""
 
 
 def printable(text: str) -> str:
-    """One line for a terminal: names of files may hold line ends, and what a terminal would obey; both are escaped."""
+    """Return ``text`` as one line that is safe to print: line ends and control characters are escaped.
+
+    The names of files may contain both.
+    """
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a value that is not allowed for an option outside `RunConfig`.
+    """Check the value of an option that is not a key of `RunConfig`, which checks its own.
 
     Raises:
-        ConfigError: naming the option and what it may be.
+        ConfigError: ``value`` is not in ``allowed``. The message names ``option``.
     """
     if value not in allowed:
         raise ConfigError(f"{option} = {value!r} must be one of {', '.join(allowed)}")

@@ -1,5 +1,31 @@
-"""The method, and nothing else. Read it to know how VPTSP is trained and tested, in this order:
+"""The method of VPTSP, and nothing else: how a model is built, trained, and tested.
 
-config, presets, backbone (hub, weights), attention, vit, adapters, lora, accumulators, proxies, class_prompts, losses,
-model, sampler, step, loop, metrics, neighbours (faiss_index). textbook is the plain form that tests compare with.
+The modules of this folder import nothing else of the package but `vptsp_core.errors`. To import one of them, Python
+also runs ``vptsp_core/__init__.py``. That file runs two small modules, `vptsp_core.system._torchvision` and
+`vptsp_core.system.caches`, so that timm can be imported on every machine. The method does not use them.
+
+Read the modules in this order; it takes about an hour. Modules in brackets serve the module before them.
+
+==========================  ==========================================================================
+config, presets             the settings of a run, and the released sets of settings
+backbone                    the frozen vision transformer
+  (hub)                     whether pretrained weights can be downloaded
+  (weights, weights_file)   files of weights: their layouts of keys, and their file formats
+vit, attention              two towers over one backbone; attention is where prompts enter
+adapters, lora              what the paper compares prompts with
+proxies, accumulators       semantic proxies, and the units that update them
+class_prompts               the learnable prompts of every class
+losses                      Proxy-Anchor
+model                       all parts together; the optimisers; what learns
+sampler                     which images are in a batch
+step, loop                  one optimiser step; epochs of steps
+metrics                     R@K, MAP@R and R-precision
+neighbours                  the exact search behind the metrics
+  (faiss_index)             the same search by faiss
+  (torch_state)             protection of the results from a caller's settings of torch
+textbook                    the plain form of the two towers, which the tests compare with
+==========================  ==========================================================================
+
+Symbols, as in the paper: D is the width of the backbone, d the width of an embedding, C the number of classes, B the
+number of images in a batch, k the images per class in a batch, and C' = B / k the classes in a batch.
 """

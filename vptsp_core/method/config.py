@@ -1,13 +1,15 @@
-"""One run, described: a frozen, validated `RunConfig`.
+"""The settings of one run: `RunConfig`, frozen and validated.
 
-An impossible value is an error before anything is loaded; it names the key and the allowed values.
+An invalid value raises ConfigError before anything is loaded. The message names the key and the allowed values.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
+import math
 import types
 import typing
 import warnings
@@ -22,7 +24,7 @@ Method = Literal["frozen", "full", "linear", "adapter", "lora", "vpt", "vptsp"]
 Accumulator = Literal["gru", "gru_tanh", "ema", "rnn", "lstm", "attention"]
 ProxySource = Literal["class_prompts", "sample", "encoder", "fixed_encoder"]
 
-# Keys that only some methods read; the hash of the other methods ignores them.
+# Keys that only some runs read (`RunConfig.unread`).
 _PROMPT_KEYS = ("prompts", "prompt_layers", "prompt_step")
 _ADAPTER_KEYS = ("adapter_dim", "adapter_layers", "adapter_position", "adapter_norm", "adapter_init")
 _LORA_KEYS = ("lora_rank", "lora_alpha")
@@ -37,71 +39,80 @@ _TRAINING_KEYS = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that decides a run's numbers (folders and devices do not, and are not here).
+    """The settings of one run: everything that decides its numbers. Folders and devices do not, and are not here.
 
-    The defaults are the paper's protocol for CUB with ViT-S/16; `preset` names the others. Letters in
-    brackets are the paper's symbols (arXiv 2402.02340, section 3).
-    Raises ConfigError: naming the key, for a wrong type, an impossible value or an impossible combination.
+    The defaults are the paper's protocol for CUB-200 with a ViT-S/16; `preset` has the other protocols. Letters in
+    square brackets are the paper's symbols (arXiv 2402.02340, section 3).
+    Raises ConfigError if a value has the wrong type, is out of range, or does not fit the other values.
     """
 
+    # data and backbone
     dataset: str = "cub200"
     backbone: str = "vit_small_patch16_224.augreg_in21k"  # full timm name, or "demo_vit"
-    weights: str = "pretrained"  # "pretrained", "random", or a .safetensors / .pth file
-    pool: Literal["auto", "cls", "avg"] = "auto"  # auto: what the backbone was trained with
-    method: Method = "vptsp"
-    bitfit: bool = True  # every bias of the backbone learns too
-    semantics: Literal["released", "paper"] = "released"  # of loss, accumulators, resizing (docs/reproducing.md)
-    embed_dim: int = 384  # [d]
-    prompts: int = 10  # [N] a block, sample tower
-    prompt_layers: int = 12  # [L] first blocks that have prompts
-    prompt_step: int = 0  # block i has max(N - step * i, 0)
-    adapter_dim: int = 256  # width between the projections down and up
-    adapter_layers: int = 12  # how many of the LAST blocks have one
-    adapter_position: Literal["parallel", "sequential"] = "parallel"  # to the MLP
-    adapter_norm: Literal["before", "after"] = "after"  # LayerNorm before the projection down, or after the one up
-    adapter_init: Literal["lora", "bert"] = "lora"  # lora: the projection up starts at zero
-    lora_rank: int = 8  # beyond the paper (vptsp_core.method.lora)
-    lora_alpha: int = 16  # scale: lora_alpha / lora_rank
-    proxy_source: ProxySource = "class_prompts"  # what semantic proxies are accumulated from (table 5)
-    class_prompts: int = 3  # [m] a block and class, proxy tower
-    class_layers: int = 12
-    class_step: int = 0
-    class_optimizer: Literal["dense", "rowwise"] = "dense"  # rowwise: absent classes do not move
+    weights: str = "pretrained"  # "pretrained", "random", or the path of a file of weights
+    pool: Literal["auto", "cls", "avg"] = "auto"  # how tokens become one vector; auto: as in the backbone's training
+    # method
+    method: Method = "vptsp"  # what learns: see `MetricModel`
+    bitfit: bool = True  # also train every bias of the backbone
+    semantics: Literal["released", "paper"] = "released"  # which to follow if they differ (docs/reproducing.md)
+    embed_dim: int = 384  # [d] width of embeddings and proxies
+    prompts: int = 10  # [N] prompts per block of the sample tower
+    prompt_layers: int = 12  # [L] how many blocks have prompts, counted from the first
+    prompt_step: int = 0  # block i, counted from 0, has max(N - step * i, 0) prompts
+    adapter_dim: int = 256  # width between an adapter's two projections
+    adapter_layers: int = 12  # how many blocks have an adapter, counted from the last
+    adapter_position: Literal["parallel", "sequential"] = "parallel"  # an adapter reads the MLP's input, or its output
+    adapter_norm: Literal["before", "after"] = "after"  # LayerNorm before the first projection or after the second
+    adapter_init: Literal["lora", "bert"] = "lora"  # see `Adapter`
+    lora_rank: int = 8  # method lora is not in the paper (`vptsp_core.method.lora`)
+    lora_alpha: int = 16  # LoRA's product is scaled by lora_alpha / lora_rank
+    # semantic proxies
+    proxy_source: ProxySource = "class_prompts"  # which class embeddings the proxies accumulate (table 5)
+    class_prompts: int = 3  # [m] prompts per class and block of the proxy tower
+    class_layers: int = 12  # like prompt_layers, for the proxy tower
+    class_step: int = 0  # like prompt_step, for the proxy tower
+    class_optimizer: Literal["dense", "rowwise"] = "dense"  # rowwise: prompts of absent classes do not move
     accumulator: Accumulator = "gru"
-    ema_keep: float = 0.8  # [lambda]
-    gru_dropout: float = 0.0  # of gru and gru_tanh
-    alpha: float = 0.5  # weight of the ordinary proxy O in Q
+    ema_keep: float = 0.8  # [lambda] for accumulator ema
+    gru_dropout: float = 0.0  # for accumulators gru and gru_tanh
+    alpha: float = 0.5  # [alpha] weight of the ordinary proxy O in the output proxy Q
+    # loss and optimisers
     loss_scale: float = 32.0
     loss_margin: float = 0.1
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: float = 0.005
+    lr: float = 0.005  # for everything but O
     lr_proxy: float = 0.1  # for O
     weight_decay: float = 1e-6
     momentum: float = 0.9  # SGD only
+    # schedule
     epochs: int = 15
-    eval_start: int = 5  # first epoch (from 0) that is evaluated; the last one always is
-    cosine_T: int = 50  # epochs until the rate is cosine_min
+    eval_start: int = 5  # the first epoch, counted from 0, that is evaluated; the last epoch always is
+    cosine_T: int = 50  # epochs until the learning rate is cosine_min
     cosine_min: float = 1e-8
-    steps_per_epoch: int | None = None  # None: len(train) // batch
-    batch: int = 64
-    samples_per_class: int = 2  # [k]
-    image_size: int = 224
-    resize: int = 256
-    # base: the paper's; gentle: no flip, crops of 85 % and more; adv, v2, auto: the released code's, classic pipeline
+    steps_per_epoch: int | None = None  # None: training images // batch
+    # batches and images
+    batch: int = 64  # images per step
+    samples_per_class: int = 2  # [k] images per class in a batch
+    image_size: int = 224  # side in pixels
+    resize: int = 256  # shorter side in pixels before a test image is cropped to image_size
+    # base: the paper's. gentle: no flip, and crops of at least 85 % of the area. adv, v2, auto: other augmentations of
+    # the released code, only with the classic pipeline.
     augmentation: Literal["base", "gentle", "adv", "v2", "auto"] = "base"
-    # cached: from images decoded once (shorter side `resize`), augmented on the device; classic: decoded each time
+    # cached: images are decoded once, to shorter side `resize`, and augmented on the device. classic: they are decoded
+    # and augmented on the CPU in every epoch.
     pipeline: Literal["cached", "classic"] = "cached"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the device has it and it pays
-    # released: best epoch ON THE TEST SET; validation: best on every fifth training class, which is held out
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 if the device computes faster with it
+    # released: the best epoch ON THE TEST SET. validation: the best on every fifth training class, which is held out.
     selection: Literal["released", "last", "validation"] = "released"
-    # beyond the paper: what starts from the training images; each adds to the one before (runs.start_from_data)
+    # Beyond the paper: which parts start from the training images. Each value includes the one before it
+    # (`vptsp_core.runs.start_from_data`).
     start: Literal["released", "heads", "proxies", "all"] = "released"
     seed: int = 0
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            value = _checked(field.name, getattr(self, field.name), hints[field.name])
+            value = _check_type(field.name, getattr(self, field.name), hints[field.name])
             object.__setattr__(self, field.name, value)
         for key in (
             "embed_dim", "batch", "samples_per_class", "image_size", "resize", "cosine_T", "adapter_dim", "lora_rank",
@@ -126,55 +137,60 @@ class RunConfig:
                       "must be at least 1, or None for a whole epoch")  # fmt: skip
         self._require("augmentation", self.augmentation in ("base", "gentle") or self.pipeline == "classic",
                       "is made on the CPU only: set pipeline=classic too")  # fmt: skip
-        wanted = {"vpt": ("prompts", "prompt_layers"), "adapter": ("adapter_layers",)}.get(self.method, ())
-        for key in ("class_prompts", "class_layers") if self.has_class_prompts else wanted:
+        needed = {"vpt": ("prompts", "prompt_layers"), "adapter": ("adapter_layers",)}.get(self.method, ())
+        if self.has_class_prompts:
+            needed = ("class_prompts", "class_layers")
+        for key in needed:
             self._require(key, getattr(self, key) >= 1, f"must be at least 1 for method = {self.method!r}")
         if self.method in ("frozen", "full"):
             self._require("bitfit", not self.bitfit, f"must be False for method = {self.method!r}")
 
     def _require(self, key: str, ok: bool, rule: str) -> None:
         if not ok:
-            raise ConfigError(f"{key} = {_shown(getattr(self, key))} {rule}")
+            raise ConfigError(f"{key} = {_short_repr(getattr(self, key))} {rule}")
 
     @property
     def has_class_prompts(self) -> bool:
-        """Whether there is a table of class prompts."""
+        """Whether the run learns prompts for every class, and so has a proxy tower."""
         return self.method == "vptsp" and self.proxy_source == "class_prompts"
 
     def check_depth(self, depth: int) -> None:
-        """Refuse more layers than the backbone has blocks (known only once it is loaded)."""
-        keys = ["prompt_layers"] if self.method in ("vpt", "vptsp") else []
-        keys += ["adapter_layers"] if self.method == "adapter" else []
-        keys += ["class_layers"] if self.has_class_prompts else []
+        """Check the numbers of layers against ``depth``, the number of blocks of the loaded backbone.
+        Raises ConfigError if the run needs prompts or adapters in more blocks than the backbone has.
+        """
+        keys = {"vpt": ["prompt_layers"], "vptsp": ["prompt_layers"], "adapter": ["adapter_layers"]}.get(self.method, [])
+        if self.has_class_prompts:
+            keys.append("class_layers")
         for key in keys:
             self._require(key, getattr(self, key) <= depth, f"must be at most {depth}, the blocks of {self.backbone}")
 
     def replace(self, /, **changes: Any) -> RunConfig:
-        """A changed copy; an unknown key is refused with the nearest known ones."""
+        """Return a copy with ``changes``.
+        Raises ConfigError if a key is unknown (the message has similar keys), or a value is invalid.
+        """
         _refuse_unknown(changes)
         return dataclasses.replace(self, **changes)
 
     def with_whole_path(self) -> RunConfig:
-        """The same run, with the absolute path of a weights file: other working directories can read it."""
-        whole = whole_path(self.weights)
-        return self if whole == self.weights else self.replace(weights=whole)
+        """Return the same run with an absolute path of the weights, which is valid in every working directory."""
+        return self.replace(weights=whole_path(self.weights))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return all settings as plain values, ready for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
-        """The inverse of `to_dict`. A missing key has its default: it is newer than the run.
-        Raises ConfigError: naming an unknown key.
+        """Return the run that `to_dict` described. A missing key gets its default, because the run is older than it.
+        Raises ConfigError if a key is unknown, or a value is invalid.
         """
         _refuse_unknown(values)
         return cls(**values)
 
     @classmethod
     def from_file(cls, path: Path) -> RunConfig:
-        """`from_dict` of the config.json of a run.
-        Raises WeightsError: unreadable, or of another version of this project.
+        """Return the run that a config.json describes.
+        Raises WeightsError if the file is unreadable, or another version of this project wrote it.
         """
         again = "delete the folder and run it again"
         try:
@@ -185,76 +201,69 @@ class RunConfig:
             raise WeightsError(f"{path}: unreadable (cut short or damaged); {again}") from error
 
     def hash(self) -> str:
-        """Twelve hex digits, the same for two descriptions that must give the same numbers.
+        """Return twelve hex digits. They are the same for two configs that must give the same numbers.
 
-        Keys that the method does not read are left out, so that tables share runs.
+        Keys that the run does not read are left out, so that tables share runs. Three keys are left out at the value
+        that older runs imply, so that these runs keep their hashes.
         """
         left_out = set(self.unread())
         if self.has_class_prompts:
-            left_out.add("proxy_source")  # runs from before these keys existed keep their hashes
+            left_out.add("proxy_source")
         if self.pipeline == "classic":
             left_out.add("pipeline")
         if self.start == "released":
             left_out.add("start")
-        kept = {key: value for key, value in sorted(self.to_dict().items()) if key not in left_out}
+        kept = {key: value for key, value in self.to_dict().items() if key not in left_out}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
     def unread(self) -> dict[str, str]:
-        """The keys that this run does not read, each with the key that decides.
+        """Return the keys that this run does not read, each with the key that decides so.
 
         >>> RunConfig(method="linear").unread()["prompts"]
         'method'
         """
-        keys: dict[str, str] = {}
-        if self.method != "vptsp":
-            keys |= dict.fromkeys(_SEMANTIC_KEYS, "method")
-        else:
-            keys |= {} if self.accumulator == "ema" else {"ema_keep": "accumulator"}
-            keys |= {} if self.accumulator in ("gru", "gru_tanh") else {"gru_dropout": "accumulator"}
-            keys |= {} if self.has_class_prompts else dict.fromkeys(_CLASS_PROMPT_KEYS, "proxy_source")
-        if self.method != "adapter":
-            keys |= dict.fromkeys(_ADAPTER_KEYS, "method")
-        if self.method != "lora":
-            keys |= dict.fromkeys(_LORA_KEYS, "method")
-        if self.method not in ("vpt", "vptsp"):
-            keys |= dict.fromkeys(_PROMPT_KEYS, "method")
-        if self.optimizer != "sgd":
-            keys["momentum"] = "optimizer"
-        if self.method == "frozen":
-            keys |= dict.fromkeys(_TRAINING_KEYS, "method")
-        return keys
+        rules = [  # (keys, the key that decides, whether they are read); a later rule overrides an earlier one
+            (("momentum",), "optimizer", self.optimizer == "sgd"),
+            (("ema_keep",), "accumulator", self.accumulator == "ema"),
+            (("gru_dropout",), "accumulator", self.accumulator in ("gru", "gru_tanh")),
+            (_CLASS_PROMPT_KEYS, "proxy_source", self.proxy_source == "class_prompts"),
+            (_SEMANTIC_KEYS, "method", self.method == "vptsp"),
+            (_PROMPT_KEYS, "method", self.method in ("vpt", "vptsp")),
+            (_ADAPTER_KEYS, "method", self.method == "adapter"),
+            (_LORA_KEYS, "method", self.method == "lora"),
+            (_TRAINING_KEYS, "method", self.method != "frozen"),
+        ]
+        return {key: decider for keys, decider, read in rules if not read for key in keys}
 
     def warn_unread(self, named: Iterable[str]) -> None:
-        """Warn in one line of keys that a user set and this run does not read."""
+        """Warn, in one line, of the keys in ``named`` that this run does not read."""
         unread = self.unread()
-        found = [key for key in named if key in unread]
-        parts = []
-        for decider in dict.fromkeys(unread[key] for key in found):
-            keys = ", ".join(key for key in found if unread[key] == decider)
-            parts.append(f"{keys} with {decider} = {getattr(self, decider)!r}")
-        if parts:
+        by_decider: dict[str, list[str]] = {}
+        for key in named:
+            if key in unread:
+                by_decider.setdefault(unread[key], []).append(key)
+        if by_decider:
+            parts = [f"{', '.join(keys)} with {one} = {getattr(self, one)!r}" for one, keys in by_decider.items()]
             warnings.warn(f"set, but this run does not read it: {'; '.join(parts)}", stacklevel=3)
 
 
 def whole_path(weights: str) -> str:
-    """A value of ``weights``, absolute where it is a file."""
+    """Return a value of the key ``weights``, with an absolute path if it is a file."""
     if weights in ("pretrained", "random") or not weights.strip():
         return weights
     return str(Path(weights).expanduser().absolute())
 
 
 def checked_changes(changes: dict[str, Any]) -> dict[str, Any]:
-    """The changes with checked types; `RunConfig` checks whether they fit together.
-    Raises ConfigError: an unknown key, or a wrong type.
+    """Return ``changes`` with values of the right types. `RunConfig` checks whether they fit together.
+    Raises ConfigError if a key is unknown, or a value has the wrong type.
     """
     _refuse_unknown(changes)
     hints = typing.get_type_hints(RunConfig)
-    return {key: _checked(key, value, hints[key]) for key, value in changes.items()}
+    return {key: _check_type(key, value, hints[key]) for key, value in changes.items()}
 
 
 def _refuse_unknown(values: dict[str, Any]) -> None:
-    import difflib
-
     known = [field.name for field in dataclasses.fields(RunConfig)]
     for key in values:
         if key not in known:
@@ -262,27 +271,30 @@ def _refuse_unknown(values: dict[str, Any]) -> None:
             raise ConfigError(f"unknown key {key!r}; did you mean {', '.join(near)}?")
 
 
-def _checked(key: str, value: Any, hint: Any) -> Any:
-    """``value`` as the annotated type (an int is accepted as float, a bool not as int), or a ConfigError."""
+def _check_type(key: str, value: Any, hint: Any) -> Any:
+    """Return ``value`` if it has the type of a field's annotation. An int is turned into a float if the field is one.
+
+    Raises ConfigError: another type (bool is not int here), a word that is not allowed, NaN or infinity.
+    """
     if typing.get_origin(hint) is Literal:
         allowed = typing.get_args(hint)
         if value not in allowed:
-            raise ConfigError(f"{key} = {_shown(value)} must be one of {', '.join(map(repr, allowed))}")
+            raise ConfigError(f"{key} = {_short_repr(value)} must be one of {', '.join(map(repr, allowed))}")
         return value
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and type(None) in options:
         return None
     wanted = next(option for option in options if option is not type(None))
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value) if abs(value) < 2**1023 else float("inf")
+    if wanted is float and type(value) is int:
+        value = float(value) if abs(value) < 2**1023 else math.inf  # float() raises OverflowError above
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        raise ConfigError(f"{key} = {_shown(value)} must be of type {wanted.__name__}, not {type(value).__name__}")
-    if wanted is float and not (value == value and abs(value) != float("inf")):
-        raise ConfigError(f"{key} = {_shown(value)} must be a finite number")
+        raise ConfigError(f"{key} = {_short_repr(value)} must be of type {wanted.__name__}, not {type(value).__name__}")
+    if wanted is float and not math.isfinite(value):
+        raise ConfigError(f"{key} = {_short_repr(value)} must be a finite number")
     return value
 
 
-def _shown(value: Any) -> str:
-    """The value's repr, cut where it would fill the screen."""
+def _short_repr(value: Any) -> str:
+    """Return the repr of a value, cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

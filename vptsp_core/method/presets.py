@@ -1,7 +1,7 @@
-"""Named runs: the nine that the paper's authors released, and the demo that needs no download.
+"""Named settings: the nine sets that the paper's authors released, the demo's, and newer ones.
 
-Source of the nine: the released configuration files (paper/released_presets.csv holds the same values; a test
-keeps the two together). All of them tune the biases too, the "(B)" of the paper's tables.
+The nine are the released configuration files. The file paper/released_presets.csv has the same values, and a test
+compares the two. All nine also train the biases; the paper's tables mark this with "(B)".
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         _B, **_ROWWISE, dataset="inaturalist", weight_decay=0.0, epochs=40, eval_start=5, cosine_T=50, cosine_min=1e-6,
         batch=64, prompt_step=5, class_prompts=10, alpha=0.2,
     ),
-    # For CPUs and laptops (profile "tiny"): the CUB preset with the smallest of the AugReg transformers.
+    # For CPUs and laptops (profile "tiny"): the CUB preset with the smallest AugReg transformer.
     "cub200-vitti16": dict(
         dataset="cub200", backbone="vit_tiny_patch16_224.augreg_in21k_ft_in1k", embed_dim=192,
     ),
-    # The embedded glyphs and the embedded ViT: seconds a run on two CPU cores, nothing downloaded. Among 26 tokens
-    # one prompt weighs as much as eight among 197. The released loss divides its pull by the number of all classes; one
-    # image a class makes up for that.
+    # The glyphs and the small ViT of this package: seconds per run on two CPU cores, and no download. The few prompts
+    # suit its 26 tokens: one prompt among 26 tokens weighs as much as eight among 197. The released loss divides the
+    # pull of the positives by the number of all classes; one image per class in a batch compensates for that.
     "demo": dict(
         dataset="glyphs", backbone="demo_vit", embed_dim=96, image_size=40, resize=40, augmentation="gentle",
         prompts=2, prompt_layers=6, class_prompts=2, class_layers=6, optimizer="adamw", lr=4e-3, lr_proxy=0.05,
@@ -60,9 +60,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         precision="fp32",
     ),
 }  # fmt: skip
-# Beyond the paper: backbones published since, with the settings of the released CUB preset of their size, which were
-# not searched again; nothing of them is measured, as their weights were not available. Pooling is what each was trained
-# with ("auto": class token), but for SigLIP 2: the mean of its tokens, as its attention pooling does not learn here.
+# Beyond the paper: newer backbones, with the settings of the released CUB preset of their size. The settings were not
+# searched again, and no result is measured, because the weights were not available. Each pools as it was trained
+# ("auto": the class token). SigLIP 2 is the exception: the mean of its tokens, because its attention pooling would not
+# be trained here.
 _CUB_B = PRESETS["cub200-vitb16"]
 PRESETS |= {
     "cub200-dinov2-vits14": dict(_S, dataset="cub200") | dict(backbone="vit_small_patch14_dinov2.lvd142m"),
@@ -71,8 +72,8 @@ PRESETS |= {
     "cub200-siglip2-vitb16": _CUB_B | dict(backbone="vit_base_patch16_siglip_gap_224.v2_webli"),
     "cub200-tipsv2-vitb14": _CUB_B | dict(backbone="vit_base_patch14_reg1_tipsv2.webli"),
 }
-# Beyond the paper, the recipe (docs/beyond.md): VPTSP-M with BitFit, its heads and proxies from the data
-# (`vptsp_core.runs.start_from_data`); held-out classes choose the epoch, epoch 0, before any step, included.
+# Beyond the paper, the recipe (docs/beyond.md): VPTSP-M with BitFit. Its heads and proxies start from the data
+# (`vptsp_core.runs.start_from_data`), and held-out classes choose the epoch. Epoch 0, before any step, can be chosen.
 RECIPE: dict[str, Any] = dict(method="vptsp", bitfit=True, accumulator="ema", start="proxies", selection="validation")
 RECIPE_RATES: dict[str, Any] = dict(optimizer="adamw", lr=1e-3, lr_proxy=0.05)
 PRESETS |= {f"{name}-best": PRESETS[name] | RECIPE | RECIPE_RATES for name in ("cub200-vits16", "demo")}
@@ -80,27 +81,32 @@ PRESETS["smoke"] = dict(PRESETS["demo"], epochs=1, steps_per_epoch=3)
 
 
 def preset(name: str, /, **changes: Any) -> RunConfig:
-    """The run called ``name`` (one of `PRESETS`, or a .json file of `RunConfig` keys), with ``changes``.
+    """Return the settings called ``name``, with ``changes``. A name is a key of `PRESETS`, or a .json file of settings.
 
-    Warns of changes and of keys of the file that the run does not read, such as ``prompts`` with ``method="linear"``.
-
-    Raises:
-        ConfigError: for an unknown name, an unreadable file, an unknown key or a value that cannot run.
+    Warns of each change, and of each key in the file, that the run does not read (such as ``prompts`` with
+    ``method="linear"``).
+    Raises ConfigError if the name or a key is unknown, the file is unreadable, or a value is invalid.
 
     >>> preset("cub200-vits16").prompts
     10
     >>> preset("cub200-vits16", alpha=0.2).alpha
     0.2
     """
-    config = table_preset(name, **changes)
-    config.warn_unread({**(_from_file(name) if name.endswith(".json") else {}), **changes})
+    if name.endswith(".json"):
+        changes = _from_file(name) | changes
+        config = RunConfig().replace(**changes)
+    else:
+        config = table_preset(name, **changes)
+    config.warn_unread(changes)
     return config
 
 
 def table_preset(name: str, /, **changes: Any) -> RunConfig:
-    """`preset` for the rows of tables, which set keys for all methods alike: without its warning; raises the same."""
-    if name.endswith(".json"):
-        return RunConfig().replace(**{**_from_file(name), **changes})
+    """Return the settings called ``name`` in `PRESETS`, with ``changes``, and without the warning of `preset`.
+
+    For rows of tables, which set the same keys for all methods.
+    Raises ConfigError if the name or a key is unknown, or a value is invalid.
+    """
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}, or a .json file")
     return RunConfig(**PRESETS[name]).replace(**changes)
@@ -118,10 +124,10 @@ def _from_file(path: str) -> dict[str, Any]:
 
 
 def parse_change(text: str) -> tuple[str, Any]:
-    """``key=value`` of a command line for `preset`, the value as JSON if it parses, else as text.
+    """Split ``key=value`` from a command line into a key and a value for `preset`.
 
-    Raises:
-        ConfigError: no ``=`` in it.
+    The value is read as JSON, or as Python's True, False or None. Anything else is text.
+    Raises ConfigError if there is no ``=`` in it.
 
     >>> parse_change("alpha=0.2"), parse_change("accumulator=ema")
     (('alpha', 0.2), ('accumulator', 'ema'))
