@@ -1,12 +1,13 @@
 """Adapters: small trainable bottlenecks beside or behind the MLP of a frozen block.
 
 The form is AdaptFormer's (Chen et al., "AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition",
-NeurIPS 2022, section 3.2): LayerNorm, projection down, ReLU, projection up, scale 0.1. The paper does not
-state position, LayerNorm or start; a run's defaults are those of the released code: parallel, after, lora. We
-do not follow that code where it departs from AdaptFormer:
-- it scales (by 1, by default) before the LayerNorm that may follow the projection up, which cancels any scale;
-- it rebuilds each block that gets an adapter with 12 heads and without biases of Q, K and V, whatever the backbone has:
-  a ViT-S/16 has 6 heads, so this breaks the pretrained model; it may explain the adapters' low numbers in table 1.
+NeurIPS 2022, section 3.2): LayerNorm, a projection down, ReLU, a projection up, and a scale of 0.1. The VPTSP paper
+states neither position nor LayerNorm nor initialisation. The defaults of a run are those of the released code:
+parallel, after, lora. Two things in that code depart from AdaptFormer, and we do not follow them:
+
+- It scales before the LayerNorm that may follow the projection up. This LayerNorm cancels every scale.
+- It rebuilds each block that gets an adapter, with 12 heads and without biases of Q, K and V. A ViT-S/16 has 6 heads
+  and these biases, so this breaks the pretrained model. It may explain the low numbers of adapters in table 1.
 """
 
 from __future__ import annotations
@@ -17,25 +18,30 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-SCALE = 0.1  # AdaptFormer's s, the best in its comparison
+SCALE = 0.1  # s; the best value in AdaptFormer's comparison
 
 
 class Adapter(nn.Module):
-    """One block's adapter. With x the tokens after attention and m(x) the block's MLP, its LayerNorm included:
+    """The adapter of one block. Its output is added to the output of the block.
 
-    ==========  ==============================================
-    position    block's output
-    ==========  ==============================================
-    parallel    x + m(x) + adapter(x)
-    sequential  x + m(x) + adapter(m(x))
-    ==========  ==============================================
+    With x the tokens after attention, m(x) the output of the block's MLP with its LayerNorm, and s = 0.1:
+
+    ========  ==============  ===========================
+    argument  value           meaning
+    ========  ==============  ===========================
+    position  ``parallel``    x + m(x) + adapter(x)
+    position  ``sequential``  x + m(x) + adapter(m(x))
+    norm      ``before``      s * up(relu(down(LN(input))))
+    norm      ``after``       s * LN(up(relu(down(input))))
+    ========  ==============  ===========================
 
     Args:
-        width, dim: D of the tokens, and the width between the two projections.
-        norm: ``"before"``: s * up(relu(down(LN(x)))); ``"after"``: s * LN(up(relu(down(x)))).
-        init: biases are zero; ``"lora"``: down Kaiming-uniform as `nn.Linear`'s own start, up zero; ``"bert"``: both
-            normal with standard deviation 0.02. With ``"after"`` the zero lasts one step: then LayerNorm scales the
-            output to full size, 0.1 a number, at any learning rate.
+        width: D, the width of the tokens.
+        dim: the width between the two projections.
+        position, norm: see the table.
+        init: the weights of the projections; biases start at zero. ``"lora"``: down as `nn.Linear` starts, up zero.
+            ``"bert"``: both normal with standard deviation 0.02. With ``norm="after"``, the output of ``"lora"`` is
+            zero only before the first step. Then LayerNorm scales it to full size at any learning rate.
     """
 
     def __init__(
@@ -61,7 +67,7 @@ class Adapter(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor, mlp: Tensor) -> Tensor:
-        """The addition to the block's output: x, mlp (B, T, D) -> (B, T, D)."""
+        """Return what to add to the block's output, (B, T, D), for x and m(x), both (B, T, D)."""
         inner = x if self.parallel else mlp
         inner = self.norm(inner) if self.norm_first else inner
         out = self.up(torch.relu(self.down(inner)))

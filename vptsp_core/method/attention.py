@@ -1,4 +1,9 @@
-"""Attention with prompts, whose keys and values are put before the tokens' (see `vptsp_core.method.vit`)."""
+"""Attention with prompts: their keys and values are put before those of the tokens (see `vptsp_core.method.vit`).
+
+With queries q, keys k and values v of the tokens, and keys k_p and values v_p of the prompts, each head computes
+softmax(q [k_p; k]^T / sqrt(A / heads)) [v_p; v]. A is the width of attention: the number of heads times the size of a
+head, usually D.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +16,23 @@ from torch import Tensor
 
 from vptsp_core.method.lora import project
 
-KEYS_AT_ONCE = 32  # bf16 values in a row of an AMX tile or in an AVX-512 register
+KEYS_AT_ONCE = 32  # bf16 numbers in a row of an AMX tile, or in an AVX-512 register
 
 
 def keys_and_values(attention: Attention, normed: Tensor) -> Tensor:
-    """The K and V rows of the QKV projection alone: (..., n, D) -> (..., n, 2A), keys before values.
-
-    A is the attention width (heads times head size, usually D).
-    """
+    """Return keys and values, (..., n, 2A), keys first, of tokens or prompts (..., n, D) after LayerNorm."""
     return project(attention.qkv, normed, slice(attention.num_heads * attention.head_dim, None))
 
 
 def attend(attention: Attention, q: Tensor, kv: Tensor, prompt_kv: Tensor | None = None) -> Tensor:
-    """Multi-head attention over the prompts' keys and values and the tokens', before the output projection.
+    """Return the output of multi-head attention, before the output projection.
 
     Args:
-        q: (B, Tq, A).
-        kv: (B, T, 2A), the tokens' keys, then their values.
-        prompt_kv: (n, 2A) shared by all rows, (C, n, 2A) one group of B / C adjacent rows each, or None.
+        attention: the block's module, for its heads and norms.
+        q: (B, Tq, A), the queries.
+        kv: (B, T, 2A), the keys and values of the tokens, from `keys_and_values`.
+        prompt_kv: the keys and values of the prompts: (n, 2A) for all rows, (C', n, 2A) for B / C' adjacent rows
+            each, or None.
 
     Returns:
         (B, Tq, A).
@@ -36,7 +40,7 @@ def attend(attention: Attention, q: Tensor, kv: Tensor, prompt_kv: Tensor | None
     q = attention.q_norm(q.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2))
     by_matmul = uses_matmul_attention(q)
     keys, padded = (0 if prompt_kv is None else prompt_kv.shape[-2]) + kv.shape[1], None
-    if by_matmul:  # rows of whole vector registers: softmax and products then take a third less time
+    if by_matmul:  # rows that fill whole vector registers: softmax and products take a third less time
         padded = -(-keys // KEYS_AT_ONCE) * KEYS_AT_ONCE
     k, v = keys_values_by_head(attention, kv, prompt_kv, padded)
     k = attention.k_norm(k)
@@ -51,8 +55,12 @@ def attend(attention: Attention, q: Tensor, kv: Tensor, prompt_kv: Tensor | None
 
 
 def uses_matmul_attention(q: Tensor) -> bool:
-    """Whether `attend` takes two batched products and a softmax in place of torch's fused attention: for bf16 on a CPU,
-    where the fused form's backward pass takes several times as long. q: (B, heads, T, A / heads).
+    """Return whether `attend` replaces torch's fused attention by two batched products and a softmax.
+
+    It does for bf16 on a CPU, where the backward pass of the fused form takes several times as long.
+
+    Args:
+        q: (B, heads, Tq, A / heads).
     """
     return q.device.type == "cpu" and q.dtype is torch.bfloat16
 
@@ -60,7 +68,12 @@ def uses_matmul_attention(q: Tensor) -> bool:
 def keys_values_by_head(
     attention: Attention, kv: Tensor, prompt_kv: Tensor | None = None, padded: int | None = None
 ) -> Tensor:  # fmt: skip
-    """Keys and values of prompts, tokens and zeros up to ``padded``, written once: (2, B, heads, keys, A / heads)."""
+    """Return the keys, then the values, of prompts and tokens, split into heads: (2, B, heads, keys, A / heads).
+
+    Args:
+        attention, kv, prompt_kv: as in `attend`.
+        padded: fill the keys with zeros up to this number.
+    """
     parts = [kv]
     if prompt_kv is not None:
         shared = prompt_kv
@@ -75,8 +88,8 @@ def keys_values_by_head(
 
 
 def _matmul_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, keys: int) -> Tensor:
-    """`scaled_dot_product_attention` as two batched products around a softmax; keys from ``keys`` on are padding."""
+    """Return `F.scaled_dot_product_attention` by two products and a softmax. Keys from index ``keys`` are padding."""
     scores = (q.contiguous() * scale) @ k.transpose(-2, -1)
-    # In place, hidden from autograd: the softmax makes the gradient of these columns 0 in any case.
+    # In place and without autograd: the gradient of these columns is 0 in any case, because of the softmax.
     scores.detach()[..., keys:] = -math.inf
     return scores.softmax(-1) @ v

@@ -1,4 +1,8 @@
-"""The frozen vision transformer: which ones fit, where their weights come from, how their input is normalised."""
+"""The frozen vision transformer: which models fit, where their weights come from, and how images are normalised.
+
+Every timm ``VisionTransformer`` of plain blocks fits: with class, register and distillation tokens, ``norm_pre``,
+LayerScale, q/k norm, ``fc_norm``, and average pooling.
+"""
 
 from __future__ import annotations
 
@@ -23,29 +27,28 @@ from vptsp_core.method.lora import is_lora, plain_name
 from vptsp_core.method.weights import load_weights
 from vptsp_core.method.weights_file import refuse_no_file
 
-# The embedded ViT, small enough to be shipped and to be tuned in seconds on two cores (tests/bench/pretrain.py).
+# The ViT in this package, small enough to train with prompts in seconds on two cores (tests/bench/pretrain.py).
 DEMO_VIT: dict[str, Any] = dict(img_size=40, patch_size=8, embed_dim=96, depth=6, num_heads=3, num_classes=0)
 DEMO_WEIGHTS = "demo_vit.safetensors"
 
 
 def load_backbone(name: str, weights: str = "pretrained", image_size: int | None = None) -> VisionTransformer:
-    """A timm ``VisionTransformer`` without its classifier, in eval mode, all parameters frozen.
+    """Load a timm ``VisionTransformer`` without its classifier, in eval mode, with all parameters frozen.
 
     Args:
         name: full timm name (``vit_small_patch16_224.augreg_in21k``) or ``"demo_vit"``.
-        weights: ``"pretrained"`` (the hub; the package for demo_vit), ``"random"``, or a file of
-            weights (see `weights.load_weights`); a classifier in the file is not used.
-        image_size: input side in pixels, None for the model's own.
+        weights: ``"pretrained"`` (from the hub, or from this package for demo_vit), ``"random"``, or the path of a
+            file of weights (see `load_weights`).
+        image_size: side of the images in pixels; None for the model's own.
 
     Raises:
-        ConfigError: the name is unknown, names a tag that does not exist, or names another family of model.
-        WeightsError: the weights cannot be had, read or fitted.
+        ConfigError: the name or its tag is unknown, the model is not supported, or an image is smaller than a patch.
+        WeightsError: the weights cannot be downloaded or read, or do not fit the model.
     """
-    patch = shape(name)[2]  # refuse a wrong name or size before a download
+    _, _, patch = shape(name)  # also checks the name and the kind of model, before anything is downloaded
     if image_size is not None:
         _check_size(name, image_size, patch)
     model = _create(name, pretrained=weights == "pretrained", image_size=image_size)
-    check_supported(model, name)
     if name == "demo_vit" and weights == "pretrained":
         with resources.as_file(resources.files("vptsp_core") / "assets" / DEMO_WEIGHTS) as path:
             load_weights(model, path)
@@ -55,11 +58,10 @@ def load_backbone(name: str, weights: str = "pretrained", image_size: int | None
 
 
 def _check_size(name: str, image_size: int, patch: int) -> None:
-    """Refuse images smaller than a patch, and warn of a border that no patch covers; some timm models have one."""
-    rest = image_size % patch
+    """Raise ConfigError if images are smaller than a patch, and warn if patches leave a border uncovered."""
     if image_size < patch:
         raise ConfigError(f"image_size = {image_size} must be at least {patch}, the side of a patch of {name}")
-    if rest:
+    if rest := image_size % patch:
         warnings.warn(
             f"image_size = {image_size}: {name} has patches of {patch} pixels and does not see the last {rest} on the "
             f"right and at the bottom; with {image_size - rest} or {image_size - rest + patch} it sees all",
@@ -76,13 +78,11 @@ def _create(name: str, *, pretrained: bool, image_size: int | None) -> VisionTra
     if "." in name and name not in timm.list_pretrained(f"{name.split('.')[0]}*"):
         tags = timm.list_pretrained(f"{name.split('.')[0]}.*")
         raise ConfigError(f"backbone {name!r}: no such pretrained tag; known: {', '.join(tags)}")
-    options: dict[str, Any] = dict(num_classes=0)
-    if image_size is not None and issubclass(_family(name), VisionTransformer):
-        options["img_size"] = image_size
+    options: dict[str, Any] = dict(num_classes=0) | ({"img_size": image_size} if image_size else {})
     try:
         with reachable_hub(name) if pretrained else contextlib.nullcontext():
             return timm.create_model(name, pretrained=pretrained, **options)
-    except Exception as error:  # hub, network or disk: any library may raise
+    except Exception as error:  # of the hub, the network or the disk: many libraries can raise here
         if not pretrained:
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -93,8 +93,8 @@ def _create(name: str, *, pretrained: bool, image_size: int | None) -> VisionTra
 
 
 def shape(name: str) -> tuple[int, int, int]:
-    """Number of blocks, width, and patch side in pixels of backbone ``name``; it loads no weights.
-    Raises ConfigError: as `load_backbone` does.
+    """Return the number of blocks, the width D, and the side of a patch in pixels. No weights are loaded.
+    Raises ConfigError if the name or its tag is unknown, or the model is not supported.
     """
     if name != "demo_vit":
         with contextlib.redirect_stdout(io.StringIO()), torch.device("meta"):
@@ -104,15 +104,9 @@ def shape(name: str) -> tuple[int, int, int]:
     return DEMO_VIT["depth"], DEMO_VIT["embed_dim"], DEMO_VIT["patch_size"]
 
 
-def _family(name: str) -> type[nn.Module]:
-    """Class of a timm model, found on the meta device, without allocating it."""
-    with torch.device("meta"), contextlib.redirect_stdout(io.StringIO()):
-        return type(timm.create_model(name, pretrained=False))
-
-
 def check_supported(model: nn.Module, name: str) -> None:
-    """Refuse models that `vit.run_block` would not reproduce exactly.
-    Raises ConfigError: naming the class that does not fit.
+    """Check that `vptsp_core.method.vit.run_block` computes exactly what the model's blocks do.
+    Raises ConfigError, with the name of the part that is not supported.
     """
     if not isinstance(model, VisionTransformer):
         raise ConfigError(f"backbone {name} is a {type(model).__name__}; prompts need a timm VisionTransformer")
@@ -128,8 +122,8 @@ def check_supported(model: nn.Module, name: str) -> None:
 
 
 def pooling(model: VisionTransformer, wanted: str = "auto") -> str:
-    """``"cls"`` or ``"avg"``: ``wanted``, or for ``"auto"`` what the model was trained with.
-    Raises ConfigError: the model has no class token, or it pools in another way.
+    """Return ``wanted``, which is ``"cls"`` or ``"avg"``. For ``"auto"``, return the pooling of the model's training.
+    Raises ConfigError if the model has no class token, or for ``"auto"`` if it was trained with another pooling.
     """
     own = {"token": "cls", "avg": "avg"}.get(model.global_pool)
     if wanted == "auto" and own is None:
@@ -142,16 +136,17 @@ def pooling(model: VisionTransformer, wanted: str = "auto") -> str:
 
 
 def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the input, per channel, from the model's timm data config."""
+    """Return the mean and the standard deviation of images in [0, 1], per channel, from timm's data config."""
     config = getattr(model, "pretrained_cfg", None) or {}
     if not config.get("mean"):
-        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # the embedded ViT, and timm's own default for ViTs
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # demo_vit, and timm's own default for ViTs
     return tuple(config["mean"]), tuple(config["std"])
 
 
 def checksum(model: nn.Module, names: Collection[str] | None = None) -> str:
-    """SHA-256 over names and bytes, first sixteen hex digits: of the named tensors, or of the whole backbone without
-    LoRA's factors, under its names before LoRA.
+    """Return the first sixteen hex digits of a SHA-256 over names and values of the tensors called ``names``.
+
+    If None, of all tensors but LoRA's factors, by their names without LoRA.
     """
     if names is None:
         state = {plain_name(name): value for name, value in model.state_dict().items() if not is_lora(name)}
@@ -165,8 +160,8 @@ def checksum(model: nn.Module, names: Collection[str] | None = None) -> str:
 
 
 def identity(config: RunConfig) -> str:
-    """The run's hash, in which a file of weights counts by its content, not by its path.
-    Raises WeightsError: no such file.
+    """Return the run's hash. A file of weights is part of it by its content, not by its path.
+    Raises WeightsError if the file does not exist.
     """
     if config.weights in ("pretrained", "random"):
         return config.hash()

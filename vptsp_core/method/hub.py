@@ -1,4 +1,7 @@
-"""Pretrained weights from the hub: check that it can be reached, then fetch without log output."""
+"""The hub of pretrained weights: whether it can be reached, and downloads without its log messages.
+
+Without this check, huggingface_hub would try to connect six times, and log each attempt.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,16 @@ from urllib.request import getproxies, proxy_bypass
 import timm
 from huggingface_hub import constants, try_to_load_from_cache
 
-TIMEOUT = 3.0  # seconds for a connection to one address; huggingface_hub always tries six times
+TIMEOUT = 3.0  # seconds to connect to one address
 PORTS = {"http": 80, "https": 443}
-# Files that timm tries if a model's config names none.
+# The files that timm looks for if a model's config does not name one.
 FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 @contextlib.contextmanager
 def reachable_hub(name: str) -> Iterator[None]:
-    """Inside, timm may fetch the weights of ``name``; huggingface_hub retries as usual, but logs nothing of it.
-    Raises ConnectionError: they are not in the cache, and the hub is out of reach; the error says why.
+    """Check that timm can load the weights of ``name``; within the context, huggingface_hub logs only errors.
+    Raises ConnectionError if the weights are not in the cache and the hub cannot be reached. The message says why.
     """
     if not _cached(name) and (obstacle := why_unreachable()):
         absent = f", and they are not in {constants.HF_HUB_CACHE}" if constants.HF_HUB_OFFLINE else ""
@@ -31,19 +34,24 @@ def reachable_hub(name: str) -> Iterator[None]:
 
 
 def why_unreachable() -> str | None:
-    """Why the hub cannot be reached from here; None where it can."""
+    """Return the reason why the hub cannot be reached, or None if it can."""
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
     proxy = _proxy()
-    if _reached(proxy or constants.ENDPOINT):
+    parts = urlsplit(proxy or constants.ENDPOINT)
+    try:
+        port = parts.port or PORTS.get(parts.scheme, 1080)
+        socket.create_connection((parts.hostname or "", port), TIMEOUT).close()
         return None
-    place = f"the proxy {_host(proxy)}, which the environment names" if proxy else _host(constants.ENDPOINT)
-    return f"no connection to {place}"
+    except (OSError, ValueError):
+        without_password = parts.netloc.rpartition("@")[2]
+        place = f"the proxy {without_password}, which the environment names" if proxy else parts.hostname
+        return f"no connection to {place}"
 
 
 @contextlib.contextmanager
 def quiet_hub_log() -> Iterator[None]:
-    """Inside, huggingface_hub logs errors only."""
+    """Within the context, huggingface_hub logs only errors."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -54,7 +62,7 @@ def quiet_hub_log() -> Iterator[None]:
 
 
 def _cached(name: str) -> bool:
-    """Whether weights of this model are in the cache; True also if the source is not the hub."""
+    """Return whether the model's weights are in the cache. Also True if they do not come from the hub."""
     known = timm.get_pretrained_cfg(name)
     if known is None or not known.hf_hub_id:
         return True
@@ -64,26 +72,10 @@ def _cached(name: str) -> bool:
 
 
 def _proxy() -> str | None:
-    """Address of the proxy that the environment names for the hub, None without a proxy."""
+    """Return the address of the proxy for the hub that the environment names, or None."""
     address = urlsplit(constants.ENDPOINT)
     if proxy_bypass(address.hostname or ""):
         return None
     proxies = getproxies()
-    found = proxies.get(address.scheme) or proxies.get("all")
-    return found if found is None or "://" in found else f"http://{found}"
-
-
-def _host(address: str) -> str | None:
-    """Host of an address, with its port where there is one; without a password."""
-    parts = urlsplit(address)
-    return parts.hostname if parts.port is None or address == constants.ENDPOINT else f"{parts.hostname}:{parts.port}"
-
-
-def _reached(address: str) -> bool:
-    """Whether a server answers there."""
-    try:
-        parts = urlsplit(address)
-        socket.create_connection((parts.hostname or "", parts.port or PORTS.get(parts.scheme, 1080)), TIMEOUT).close()
-    except (OSError, ValueError):
-        return False
-    return True
+    proxy = proxies.get(address.scheme) or proxies.get("all")
+    return proxy if proxy is None or "://" in proxy else f"http://{proxy}"

@@ -1,7 +1,7 @@
-"""LoRA (Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022) through the package peft.
+"""LoRA (Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022) by the package peft.
 
-peft defines the method: it wraps the QKV projection of every block, draws the factors and scales them. `method.vit`
-needs Q apart from K and V, so `project` computes a part of the projection that peft wrapped, in peft's order.
+peft wraps the QKV projection of every block, initialises the factors A and B, and scales their product. `attention`
+needs queries apart from keys and values, so `project` computes a part of this projection, in the order of peft.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from torch.nn.functional import linear
 
 from vptsp_core.errors import VptspError
 
-_NAME = "default"  # peft's name of a model's only adapter
+_NAME = "default"  # peft's name for the only adapter of a model
 
 
 def add_lora(backbone: VisionTransformer, rank: int, alpha: float) -> None:
-    """Wrap the QKV projection of every block, in place; the factors start as peft draws them (B = 0).
+    """Add LoRA to the QKV projection W of every block, in place: x W^T becomes x W^T + (alpha / rank) x A^T B^T.
 
-    timm keeps Q, K and V in one Linear, so that the three share A (rank x D), and B is 3D x rank. The product is scaled
-    by alpha / rank. No dropout.
-    Raises VptspError: peft is not installed.
+    timm has one Linear for queries, keys and values, so they share A, (rank, D). B is (3D, rank), and starts at zero.
+    Raises VptspError if peft is not installed.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -33,22 +32,28 @@ def add_lora(backbone: VisionTransformer, rank: int, alpha: float) -> None:
 
 
 def has_peft() -> bool:
-    """Whether peft is installed."""
+    """Return whether peft is installed."""
     return importlib.util.find_spec("peft") is not None
 
 
 def is_lora(name: str) -> bool:
-    """Whether a parameter of this name is one of LoRA's factors."""
+    """Return whether the parameter called ``name`` is a factor of LoRA."""
     return ".lora_" in name
 
 
 def plain_name(name: str) -> str:
-    """The name that a parameter of the backbone has without LoRA."""
+    """Return the name that a parameter of the backbone has without LoRA."""
     return name.replace(".base_layer.", ".")
 
 
 def project(projection: Any, x: Tensor, rows: slice) -> Tensor:
-    """Some rows of a Linear's output, with LoRA or without: (..., n, D) -> (..., n, rows)."""
+    """Return a part of the output of a Linear, with LoRA or without: (..., n, D) -> (..., n, rows).
+
+    Args:
+        projection: an `nn.Linear`, or peft's wrapper around one.
+        x: (..., n, D), its input.
+        rows: which rows of the weight to use.
+    """
     base = getattr(projection, "base_layer", projection)
     out = linear(x, base.weight[rows], None if base.bias is None else base.bias[rows])
     if base is projection:

@@ -1,10 +1,12 @@
-"""The prompted vision transformer: one frozen trunk, two towers, prompts that are only keys and values.
+"""The prompted vision transformer: two towers over one frozen backbone, in which prompts are only keys and values.
 
-A deep visual prompt joins the input of a block, and its output is dropped. So a prompt's query, output projection
-and MLP never matter: in every block it takes part through LayerNorm and the K and V projections alone. Both towers
-see the same images through the same weights, so the stem and the first QKV are computed once for both. After they
-fork they run as one batch of 2B rows, on a CPU as two batches (`PromptedViT.one_batch`). The result is exact: loss and
-gradients equal those of the textbook form (`vptsp_core.method.textbook`), to float rounding.
+Deep visual prompts are put before the tokens at the input of a block, and their outputs are dropped after it. So only
+a prompt's LayerNorm, key and value matter. Its query, output projection and MLP are never computed here.
+
+Both towers run the same weights over the same images. They are equal until the first block with prompts, so the patch
+embedding, and LayerNorm, queries, keys and values of that block, are computed once. There the towers fork.
+
+The result is exact: loss and gradients equal those of the textbook form (`vptsp_core.method.textbook`) up to rounding.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from vptsp_core.method.lora import project
 
 
 def prompt_counts(count: int, layers: int, step: int) -> list[int]:
-    """Prompts in each of the first blocks that have any: max(count - step * i, 0).
+    """Return the number of prompts in block i, max(count - step * i, 0), for the first blocks, which have any.
 
     >>> prompt_counts(4, 3, 2)
     [4, 2]
@@ -35,7 +37,7 @@ def prompt_counts(count: int, layers: int, step: int) -> list[int]:
 
 
 def in_autocast(x: Tensor) -> Tensor:
-    """``x`` (any shape) in autocast's dtype; unchanged if autocast is off."""
+    """Return ``x``, of any shape, in the dtype of autocast, or unchanged if autocast is off."""
     kind = x.device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return x.to(torch.get_autocast_dtype(kind)) if on else x
@@ -45,21 +47,23 @@ def run_block(
     block: Block, x: Tensor, prompt_kvs: list[Tensor | None],
     *, adapter: nn.Module | None = None, forked: bool = False, rows: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """One transformer block for one or two towers.
+    """Run one transformer block for one or two towers.
 
     Args:
-        x: (B, T, D) tokens, or (2B, T, D) where two towers are ``forked`` already. Two towers that are equal so
-            far fork here if either has prompts: LayerNorm and QKV are then computed for B rows, not 2B.
-        prompt_kvs: for each tower, the keys and values of its prompts (see `attend`).
-        adapter: the block's, where it has one.
-        rows: compute only the first ``rows`` tokens of the output (the last block, where the rest is not read).
+        x: (B, T, D) tokens, of one tower or of two that are still equal; (2B, T, D) of two towers that ``forked``.
+            Two equal towers fork here if one has prompts in this block.
+        prompt_kvs: for each tower, the keys and values of its prompts in this block (see `attend`), or None.
+        adapter: the adapter of this block, or None.
+        forked: whether ``x`` has the rows of two towers.
+        rows: compute only the first ``rows`` tokens of the output; None for all T. For the last block, of which only
+            the pooled tokens are read.
 
     Returns:
-        (B or 2B, T or rows, D).
+        (B, T, D), or (2B, T, D) if the towers have forked; with ``rows`` in place of T if it is given.
     """
     attention, normed = block.attn, in_autocast(block.norm1(x))  # cast once, not for each projection
-    # Two projections, not one: the keys and values are copied behind the prompts', and the backward pass would keep a
-    # joint output whole, because it also holds the queries.
+    # Two projections, not one joint QKV: keys and values are copied behind those of the prompts, and the backward pass
+    # would keep the joint output as well, because of the queries.
     kv = keys_and_values(attention, normed)
     if rows is not None:
         x, normed = x[:, :rows], normed[:, :rows]
@@ -78,7 +82,11 @@ def run_block(
 
 
 class Head(nn.Module):
-    """LayerNorm, then Linear(D, d); a distilled ViT has two, averaged (as in the released code)."""
+    """The head of a tower: LayerNorm, then Linear(D, d).
+
+    A distilled ViT has one for the class token and one for the distillation token. Their outputs are averaged, as in
+    the released code.
+    """
 
     def __init__(self, width: int, embed_dim: int, tokens: int = 1) -> None:
         super().__init__()
@@ -88,7 +96,7 @@ class Head(nn.Module):
         self.tokens = tokens
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """(B, tokens, D) -> (B, d), not normalised."""
+        """Return embeddings (B, d), not normalised, of pooled tokens (B, tokens, D)."""
         out = self.fc(self.norm(pooled[:, 0]))
         return out if self.tokens == 1 else (out + self.dist_fc(self.dist_norm(pooled[:, 1]))) / 2
 
@@ -101,18 +109,24 @@ def _xavier_linear(width: int, embed_dim: int) -> nn.Linear:
 
 
 class PromptedViT(nn.Module):
-    """A frozen backbone with the prompts and heads that learn (arXiv 2402.02340, section 3.2 and figure 2).
+    """A frozen backbone with the prompts, adapters and heads that learn (arXiv 2402.02340, section 3.2 and figure 2).
 
     Args:
-        backbone: from `vptsp_core.method.backbone.load_backbone`.
-        embed_dim: width d of embeddings and proxies; None leaves the head out (the frozen model as it is).
-        prompts: prompts of the sample tower in each of the first blocks, from `prompt_counts`.
-        class_prompts: the same for the proxy tower; None for a model without one.
-        adapters: those of the last blocks, in order.
-        proxy_head: give class embeddings a head of their own; needed with class prompts.
-        pool: ``"auto"``, ``"cls"`` or ``"avg"`` (see `vptsp_core.method.backbone.pooling`).
+        backbone: from `load_backbone`.
+        embed_dim: d, the width of an embedding; None for a model without heads, as the frozen backbone.
+        prompts: number of prompts of the sample tower in each of the first blocks, from `prompt_counts`.
+        class_prompts: the same for the proxy tower; None for a model without a proxy tower.
+        adapters: the adapters of the last blocks, in the order of the blocks.
+        proxy_head: whether class embeddings have their own head. A proxy tower needs it.
+        pool: ``"auto"``, ``"cls"`` or ``"avg"`` (see `pooling`).
 
-    The trunk runs in `autocast` (a dtype, None for float32), heads and all that follows in float32.
+    Attributes:
+        autocast: the dtype in which the backbone computes; None for float32. The heads always compute in float32.
+        one_batch: whether two towers run as one batch of 2B rows after they fork, or as two batches. None: two batches
+            on a CPU, one elsewhere. A CPU's cache holds the MLP of B rows but not of 2B (ViT-S/16, batch 16, two cores:
+            1.1 times faster).
+        checkpointing: whether to keep only the inputs of the blocks, and to compute each block again in the backward
+            pass (Chen et al., arXiv 1604.06174). The numbers are the same; a step takes a third longer.
     """
 
     def __init__(
@@ -129,11 +143,7 @@ class PromptedViT(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.autocast: torch.dtype | None = None
-        # Both towers as one batch of 2B rows, or as two batches. None: two on a CPU, whose cache holds the MLP of B
-        # rows but not of 2B (ViT-S/16, batch 16, 2 cores: 1.1 times quicker), one batch elsewhere.
         self.one_batch: bool | None = None
-        # Gradient checkpointing (Chen et al., arXiv 1604.06174): keep the inputs of the blocks alone, and compute each
-        # block again in the backward pass. A step takes a third longer; the numbers are the same.
         self.checkpointing = False
         self.pool = pooling(backbone, pool)
         self.pooled_count = 2 if hasattr(backbone, "dist_token") and self.pool == "cls" else 1
@@ -141,9 +151,9 @@ class PromptedViT(nn.Module):
         width = backbone.embed_dim
         self.prompts = None
         if prompts:
-            # Every block keeps prompts[0] rows, used or not, as the released checkpoints do.
+            # N = prompts[0] rows for every block, used or not, as in the released checkpoints.
             self.prompts = nn.Parameter(torch.empty(len(prompts), prompts[0], width))
-            nn.init.normal_(self.prompts, std=(2 / ((prompts[0] + 1) * width)) ** 0.5)  # Xavier over (1, N, D)
+            nn.init.normal_(self.prompts, std=(2 / ((prompts[0] + 1) * width)) ** 0.5)  # Xavier-normal over (1, N, D)
         self.sample_head = None if embed_dim is None else Head(width, embed_dim, self.pooled_count)
         self.proxy_head = None
         if embed_dim is not None and proxy_head:
@@ -153,16 +163,17 @@ class PromptedViT(nn.Module):
     def forward(
         self, images: Tensor, class_prompts: Tensor | None = None, *, source: str | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Sample embeddings, and class embeddings for the proxies if they have a source.
+        """Return the sample embeddings, and the class embeddings if ``class_prompts`` or ``source`` is given.
 
         Args:
-            images: (B, 3, H, W), normalised; with ``class_prompts``, images of a class are next to each other.
-            class_prompts: (C, L_c, m, D), one entry for each group of B / C adjacent images: a proxy tower.
-            source: without class prompts, ``"sample"``, ``"encoder"`` or ``"fixed_encoder"`` (`MetricModel`). They
-                need no second tower: the proxy head reads the pooled tokens of the sample tower.
+            images: (B, 3, H, W), normalised. With class prompts, the images of a class are next to each other.
+            class_prompts: (C', L_c, m, D), the prompts of the proxy tower: of block L_c and class C', for B / C'
+                adjacent images each.
+            source: where class embeddings come from without class prompts: ``"sample"``, ``"encoder"`` or
+                ``"fixed_encoder"`` (see `MetricModel`). They need no second tower.
 
         Returns:
-            (B, d) and (B, d) or None, float32, L2-normalised.
+            Sample embeddings (B, d), and class embeddings (B, d) or None. Both are float32 and L2-normalised.
         """
         with torch.autocast(images.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             towers = [self.prompt_kvs(self.prompts, self.prompt_counts)]
@@ -179,11 +190,16 @@ class PromptedViT(nn.Module):
         return embeddings, F.normalize(self.proxy_head(read), dim=-1)
 
     def embedding(self, pooled: Tensor) -> Tensor:
-        """The sample embedding: (B, pooled tokens, D) -> (B, d), L2-normalised."""
+        """Return the sample embeddings (B, d), L2-normalised, of pooled tokens (B, tokens, D)."""
         return F.normalize(pooled.mean(1) if self.sample_head is None else self.sample_head(pooled), dim=-1)
 
     def prompt_kvs(self, prompts: Tensor | tuple[Tensor, ...] | None, counts: list[int]) -> list[Tensor | None]:
-        """Each block's prompts, (..., N, D), as keys and values (see `attend`), None where it has none."""
+        """Return the keys and values (see `attend`) of each block's prompts, or None for a block without prompts.
+
+        Args:
+            prompts: (..., N, D) for each of the first blocks, or None.
+            counts: how many of the N prompts each of these blocks uses.
+        """
         kvs: list[Tensor | None] = [None] * len(self.backbone.blocks)
         if prompts is not None:
             for i, (block, of_block, count) in enumerate(zip(self.backbone.blocks, prompts, counts, strict=False)):
@@ -191,40 +207,45 @@ class PromptedViT(nn.Module):
         return kvs
 
     def pooled(self, images: Tensor, towers: list[list[Tensor | None]]) -> Tensor:
-        """(towers * B, T, D): the T pooled tokens of each image after the final norm."""
-        trunk, x = self.backbone, self.stem(images)
+        """Return the pooled tokens of every tower after the final norm.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            towers: one or two towers, each with the keys and values of its prompts in every block (`prompt_kvs`).
+
+        Returns:
+            (towers * B, tokens, D), tower by tower.
+        """
         one_batch = images.device.type != "cpu" if self.one_batch is None else self.one_batch
         run = run_block
         if self.checkpointing and torch.is_grad_enabled():  # blocks draw no random numbers: no state to restore
             run = partial(checkpoint, run_block, use_reentrant=False, preserve_rng_state=False)
-        halves: tuple[Tensor, ...] | None = None  # one batch a tower after the fork (None: x holds both)
-        forked, plain = False, len(trunk.blocks) - len(self.adapters)
-        for i, block in enumerate(trunk.blocks):
-            prompt_kvs = [tower[i] for tower in towers]
-            adapter = None if i < plain else self.adapters[i - plain]
-            last = i == len(trunk.blocks) - 1
-            rows = self.pooled_count if last and self.pool == "cls" else None
-            if halves is not None:
-                pairs = zip(halves, prompt_kvs, strict=True)
-                halves = tuple(run(block, half, [kv], adapter=adapter, rows=rows) for half, kv in pairs)
-                continue
-            x = run(block, x, prompt_kvs, adapter=adapter, forked=forked, rows=rows)
-            forked = forked or (len(towers) == 2 and any(kv is not None for kv in prompt_kvs))
-            if forked and not one_batch:
-                halves = x.chunk(2)
-        if halves is not None:
-            x = torch.cat(halves)
-        elif len(towers) == 2 and not forked:
-            x = torch.cat([x, x])
-        return self.pool_tokens(x)
+        blocks = self.backbone.blocks
+        batches, forked = [(self.stem(images), towers)], False  # the tokens of each batch, and the towers in it
+        for i, block in enumerate(blocks):
+            first_adapter = len(blocks) - len(self.adapters)
+            adapter = self.adapters[i - first_adapter] if i >= first_adapter else None
+            rows = self.pooled_count if self.pool == "cls" and i == len(blocks) - 1 else None
+            batches = [
+                (run(block, x, [tower[i] for tower in inside], adapter=adapter, forked=forked, rows=rows), inside)
+                for x, inside in batches
+            ]
+            if not forked and len(towers) == 2 and any(tower[i] is not None for tower in towers):
+                forked = True
+                if not one_batch:
+                    batches = [(half, [tower]) for half, tower in zip(batches[0][0].chunk(2), towers, strict=True)]
+        tokens = [x for x, _ in batches]
+        if len(towers) == 2 and not forked:  # no block has prompts
+            tokens *= 2
+        return self.pool_tokens(torch.cat(tokens))
 
     def stem(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, n, D), the input of the first block."""
+        """Return the input of the first block, (B, T, D), for images (B, 3, H, W)."""
         trunk = self.backbone
         return trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
 
     def pool_tokens(self, x: Tensor) -> Tensor:
-        """Pool the last block's output, or its first rows: (B, n, D) -> (B, T, D), see `pooled`."""
+        """Pool the output of the last block, or its first rows: (B, T, D) -> (B, tokens, D)."""
         trunk, x = self.backbone, self.backbone.norm(x)
         if self.pool == "avg":
             x = x[:, 0 if trunk.pool_include_prefix else trunk.num_prefix_tokens :].mean(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""A file of weights: what kind it is, by its content, and the tensors in it. Nothing in a file is executed."""
+"""The formats of weight files: how a file is recognised and read. No code in a file is executed."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ WRONG_FILE_STARTS = {
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that this project wrote, by name.
-    Raises WeightsError: no such file, unreadable, code in it, or values that are not finite numbers.
+    """Return the tensors, of any shape, in a file that this project wrote, by name.
+    Raises WeightsError if the file is missing or unreadable, contains code, or has values that are not finite.
     """
     state = content_of(path)
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
@@ -37,7 +37,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def refuse_no_file(path: Path, given: str) -> None:
-    """Raises WeightsError, which names what was ``given``, unless the file exists."""
+    """Check that the file exists. Raises WeightsError if not; its message has the path as it was ``given``."""
     if not given.strip():
         raise WeightsError("weights is empty; give a .safetensors or .pth file, or leave it out")
     if not path.is_file():
@@ -46,8 +46,10 @@ def refuse_no_file(path: Path, given: str) -> None:
 
 
 def file_kind(path: Path) -> str:
-    """``"safetensors"``, ``"torch"`` or ``"npz"``, by content; a file named .safetensors is never read as a pickle.
-    Raises WeightsError: it is none of them; the message says what it is.
+    """Return ``"safetensors"``, ``"torch"`` or ``"npz"``, by the content of the file.
+
+    A file called .safetensors is never read as a pickle.
+    Raises WeightsError if the file is missing or of another kind. The message says what it seems to be.
     """
     refuse_no_file(path, str(path))
     try:
@@ -58,7 +60,7 @@ def file_kind(path: Path) -> str:
     suffix = path.suffix.lower()
     if start[8:9] == b"{":
         return "safetensors"
-    by_torch = start[:1] == b"\x80"  # as torch saved until 1.5
+    by_torch = start[:1] == b"\x80"  # torch's format until version 1.5
     if zipfile.is_zipfile(path):
         names = _members(path)
         if any(name.endswith("/constants.pkl") for name in names):
@@ -83,27 +85,29 @@ def file_kind(path: Path) -> str:
 
 
 def _members(path: Path) -> list[str]:
-    """Names in a zip archive; [] if it is damaged."""
+    """Return the names in a zip archive, or [] if it is damaged."""
     try:
         with zipfile.ZipFile(path) as file:
             return file.namelist()
-    except Exception:  # zipfile may raise anything
+    except Exception:  # zipfile raises many kinds of errors
         return []
 
 
 def content_of(path: Path) -> Any:
-    """What a .safetensors or torch file holds. Raises WeightsError: no such file, unreadable, or code in it."""
+    """Return the content of a .safetensors or torch file.
+    Raises WeightsError if the file is missing or unreadable, or contains code.
+    """
     try:
         if file_kind(path) == "safetensors":
             with safe_open(path, "pt") as file:
                 ours = [key for key in file.metadata() or {} if key.startswith("vptsp_")]
             return ProjectTensors(load_file(path)) if ours else load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # options, which many files hold too
+        with torch.serialization.safe_globals([argparse.Namespace]):  # training options, which many files contain
             return torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
     except Exception as error:
-        if code := re.search(r"GLOBAL (\S+)", str(error)):  # torch's text advises to trust the file
+        if code := re.search(r"GLOBAL (\S+)", str(error)):  # torch's own message advises to trust the file
             raise WeightsError(
                 f"weights {path}: holds {code[1]} besides tensors, and no code of a file is executed; "
                 "save model.state_dict() alone"
@@ -113,14 +117,16 @@ def content_of(path: Path) -> Any:
 
 
 class ProjectTensors(dict[str, Tensor]):
-    """Tensors of a file that says it was written by this project."""
+    """The tensors of a .safetensors file whose metadata says that this project wrote it."""
 
 
 def check_tensor(path: Path, key: str, value: Any) -> None:
-    """Refuse all but a plain tensor of finite numbers. Raises WeightsError: it is another; the message has its key."""
+    """Check that ``value``, of any shape, is a plain tensor of finite floating-point numbers.
+    Raises WeightsError if not. The message has the tensor's ``key``.
+    """
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
         raise WeightsError(f"weights {path}: {key} is not a table of floating-point numbers; save model.state_dict()")
-    # Few bytes may claim to be many numbers; torch cannot compute with 8-bit ones.
+    # A small file can claim a huge tensor by repeating its numbers. torch cannot compute with 8-bit numbers.
     whole = value.device.type == "cpu" and value.untyped_storage().nbytes() >= value.nbytes and value.itemsize > 1
     if not whole:
         raise WeightsError(f"weights {path}: {key} is not a plain table of 16, 32 or 64 bits; save model.state_dict()")
