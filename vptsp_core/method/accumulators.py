@@ -1,8 +1,11 @@
-"""Accumulators: how a batch's class embeddings p move the semantic proxies P of their classes (eq. 3-7, table 7).
+"""Accumulators: how the class embeddings p of a batch update the semantic proxies P of its classes (eq. 3-7, table 7).
 
-Each takes p (C, k, d), the k samples of each of the batch's classes, and their P (C, d), of length 1, and returns the
-new P, which the caller normalises; the LSTM also takes and returns its cells. With ``semantics="paper"`` P is
-normalised after every sample, with ``"released"`` only at the end. The released EMA averages the k samples first.
+An accumulator takes p, (C', k, d): the k class embeddings of each of the batch's C' classes. It takes P, (C', d), whose
+rows have length 1, and returns the new P, (C', d). `SemanticProxies` normalises the result. The LSTM also takes and
+returns its cells.
+
+With ``semantics="paper"``, the k class embeddings are fed one after another, and P is normalised after each. With
+``"released"``, P is normalised only after all k, and the EMA takes their mean at once.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from vptsp_core.method.config import RunConfig
 
 
 def make_accumulator(config: RunConfig) -> nn.Module:
-    """The accumulator that a config names."""
+    """Make the accumulator that ``config.accumulator`` names."""
     d, semantics = config.embed_dim, config.semantics
     if config.accumulator == "ema":
         return EMAAccumulator(config.ema_keep, semantics=semantics)
@@ -31,16 +34,26 @@ def make_accumulator(config: RunConfig) -> nn.Module:
 
 
 def _weight(embed_dim: int, gates: int = 1) -> nn.Parameter:
-    """(d, gates * d), each gate's square drawn Xavier-uniform by itself."""
+    """Make a weight (d, gates * d). The (d, d) part of each gate starts Xavier-uniform by itself."""
     squares = [nn.init.xavier_uniform_(torch.empty(embed_dim, embed_dim)) for _ in range(gates)]
     return nn.Parameter(torch.cat(squares, dim=1))
 
 
 class GRUAccumulator(nn.Module):
-    """The gated update of a class proxy (eq. 4-7).
+    """The gated recurrent unit of VPTSP-G (eq. 4-7)::
 
-    ``gate(p, P) = act(p W + P U + b)``, the candidate's recurrent term is ``r * (P U_n)``. The released code keeps
-    ``(1 - z) n + z P``, the paper prints ``(1 - z) P + z n``: the same family, z and 1 - z exchanged.
+        z = sigmoid(p W_z + P U_z + b_z)
+        r = sigmoid(p W_r + P U_r + b_r)
+        n = act(p W_n + r * (P U_n) + b_n)
+        P <- normal((1 - z) * P + z * n)        (released: (1 - z) * n + z * P)
+
+    The two last lines describe the same family of functions, with z and 1 - z exchanged.
+
+    Args:
+        embed_dim: d.
+        activation: ``"relu"``, or ``"tanh"`` (table 7).
+        dropout: probability that an entry of the new P is set to zero in training.
+        semantics: ``"paper"`` or ``"released"``.
     """
 
     def __init__(self, embed_dim: int, *, activation: str = "relu", dropout: float = 0.0, semantics: str) -> None:
@@ -53,7 +66,7 @@ class GRUAccumulator(nn.Module):
         self.released = semantics == "released"
 
     def forward(self, p: Tensor, state: Tensor) -> Tensor:
-        """Feed k samples of each class one after another: p (C, k, d), state (C, d) -> (C, d)."""
+        """Return the new P: p (C', k, d), state (C', d) -> (C', d)."""
         weight_p = torch.cat([self.W_z, self.W_r, self.W_n], dim=1)
         weight_state = torch.cat([self.U_z, self.U_r, self.U_n], dim=1)
         inputs = p @ weight_p + torch.cat([self.b_z, self.b_r, self.b_n])
@@ -63,16 +76,16 @@ class GRUAccumulator(nn.Module):
             z, r = torch.sigmoid(in_z + re_z), torch.sigmoid(in_r + re_r)
             n = self.activation(in_n + r * re_n)
             if self.released:
-                state = self.dropout((1 - z) * n + z * state)  # normalised once, after all k
+                state = self.dropout((1 - z) * n + z * state)
             else:
                 state = F.normalize(self.dropout((1 - z) * state + z * n), dim=-1)
         return state
 
 
 class EMAAccumulator(nn.Module):
-    """The moving average of a class proxy (eq. 3, VPTSP-M); nothing in it learns.
+    """The moving average of VPTSP-M (eq. 3), without parameters: P <- normal(P + (1 - keep) p), for each p.
 
-    Released: keep * P + (1 - keep) * mean(p). Paper: normal(P + (1 - keep) * p), sample by sample.
+    Released: keep * P + (1 - keep) * (mean of the k p).
     """
 
     def __init__(self, keep: float, *, semantics: str) -> None:
@@ -80,7 +93,7 @@ class EMAAccumulator(nn.Module):
         self.keep, self.released = keep, semantics == "released"
 
     def forward(self, p: Tensor, state: Tensor) -> Tensor:
-        """p (C, k, d), state (C, d) -> (C, d)."""
+        """Return the new P: p (C', k, d), state (C', d) -> (C', d)."""
         if self.released:
             return self.keep * state + (1 - self.keep) * p.mean(1)
         for i in range(p.shape[1]):
@@ -89,7 +102,7 @@ class EMAAccumulator(nn.Module):
 
 
 class RNNAccumulator(nn.Module):
-    """The plain recurrent unit: P <- tanh(p W + P U + b), `torch.nn.RNNCell` with one bias."""
+    """The plain recurrent unit, P <- tanh(p W + P U + b): `torch.nn.RNNCell` with one bias."""
 
     def __init__(self, embed_dim: int, *, semantics: str) -> None:
         super().__init__()
@@ -97,7 +110,7 @@ class RNNAccumulator(nn.Module):
         self.released = semantics == "released"
 
     def forward(self, p: Tensor, state: Tensor) -> Tensor:
-        """p (C, k, d), state (C, d) -> (C, d)."""
+        """Return the new P: p (C', k, d), state (C', d) -> (C', d)."""
         inputs = p @ self.W + self.b
         for i in range(p.shape[1]):
             state = torch.tanh(inputs[:, i] + state @ self.U)
@@ -106,20 +119,23 @@ class RNNAccumulator(nn.Module):
 
 
 class LSTMAccumulator(nn.Module):
-    """The long short-term memory: P is its hidden state; `torch.nn.LSTMCell` with one bias.
+    """The long short-term memory, `torch.nn.LSTMCell` with one bias. P is its hidden state::
 
-    i, f, o = sig(p W + P U + b), g = tanh(p W + P U + b), cell <- f cell + i g, P <- o tanh(cell).
-    The cell of every class, which starts at zero, is carried from batch to batch like P; it is never normalised.
+        i, f, o = sigmoid(p W + P U + b), g = tanh(p W + P U + b)       (each gate with its own part of W, U and b)
+        cell <- f * cell + i * g
+        P <- o * tanh(cell)
+
+    Every class has a cell. It starts at zero, is kept from batch to batch like P, and is never normalised.
     """
 
     def __init__(self, embed_dim: int, *, semantics: str) -> None:
         super().__init__()
-        self.W, self.U = _weight(embed_dim, 4), _weight(embed_dim, 4)  # gates i, f, g, o, as torch orders them
+        self.W, self.U = _weight(embed_dim, 4), _weight(embed_dim, 4)  # gates in torch's order: i, f, g, o
         self.b = nn.Parameter(torch.zeros(4 * embed_dim))
         self.released = semantics == "released"
 
     def forward(self, p: Tensor, state: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        """p (C, k, d), state and cell (C, d) -> the new state and cell."""
+        """Return the new P and cells, both (C', d): p (C', k, d), state (C', d), cell (C', d)."""
         inputs = p @ self.W + self.b
         for j in range(p.shape[1]):
             i, f, g, o = (inputs[:, j] + state @ self.U).chunk(4, dim=-1)
@@ -130,12 +146,12 @@ class LSTMAccumulator(nn.Module):
 
 
 class AttentionAccumulator(nn.Module):
-    """Cross-attention within the mini-batch: P <- softmax(P W_q (p W_k)^T / sqrt(d)) p W_v.
+    """Cross-attention over the batch: P <- softmax(P W_q (p W_k)^T / sqrt(d)) p W_v.
 
-    The queries are the P of the batch's classes; the keys and values are the class embeddings of ALL images of the
-    batch, those of other classes too. The paper gives only the name. This is the plainest form (Vaswani et
-    al., "Attention Is All You Need", 2017, eq. 1): one head, no bias, no output projection, no residual. So the
-    old P serves only as the query, and the order of the samples does not matter; both semantics are the same.
+    The queries are the P of the batch's classes. The keys and values are ALL class embeddings of the batch, those of
+    other classes too. The paper gives only the name. This is the plainest form (Vaswani et al., "Attention Is All You
+    Need", 2017, eq. 1): one head, no bias, no output projection, no residual. The old P is used only as a query, and
+    the order of the class embeddings does not matter, so both semantics are the same.
     """
 
     def __init__(self, embed_dim: int) -> None:
@@ -143,7 +159,7 @@ class AttentionAccumulator(nn.Module):
         self.W_q, self.W_k, self.W_v = _weight(embed_dim), _weight(embed_dim), _weight(embed_dim)
 
     def forward(self, p: Tensor, state: Tensor) -> Tensor:
-        """p (C, k, d), state (C, d) -> (C, d)."""
+        """Return the new P: p (C', k, d), state (C', d) -> (C', d)."""
         samples = p.flatten(0, 1)
         query, key, value = state @ self.W_q, samples @ self.W_k, samples @ self.W_v
         return F.scaled_dot_product_attention(query[None], key[None], value[None])[0]

@@ -1,4 +1,4 @@
-"""The class prompts of all classes: a learnable table, or a table that lends its rows to each step."""
+"""The prompts of every class: a learnable table, or a table that lends a batch's rows to each step."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Per-element optimiser state, by torch.optim's names; the whole table shares one step count.
+# The state that an optimiser keeps for each number, by the names of torch.optim.
 MOMENTS = {"sgd": ("momentum_buffer",), "adam": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq")}
 
 
 class ClassPrompts(nn.Module):
-    """m prompts in each of L_c blocks for each of C classes, optimised in one of the two released ways.
+    """The prompts of all classes, (C, L_c, m, D): m prompts for each class in each of L_c blocks.
 
-    dense: one learnable table; momentum and Adam state also move classes that are absent from the batch.
-    rowwise: the batch's rows, with their optimiser state, are swapped into a small parameter and back; absent rows
-    and their state do not move, and the optimiser's step count is common to all rows (the released memory bank). A
-    table that is too large for a GPU stays in host memory: `vptsp_core.runs.host_prompts`.
+    The released code has two ways to optimise them, and so has this class:
+
+    - dense: the table is one parameter. Momentum and Adam's state also move classes that are absent from the batch.
+    - rowwise: before each step, the batch's rows and their optimiser state are copied into a small parameter, and after
+      it back into the table. Absent classes do not move. All rows share the optimiser's step count. (The released code
+      calls this a memory bank.)
+
+    A row-wise table that is too large for a GPU can stay in host memory (`vptsp_core.runs.host_prompts`).
 
     Args:
         shape: (C, L_c, m, D).
-        batch_classes: classes a batch, C', the rows swapped in.
-        optimizer: its name decides the state kept per row (rowwise only).
+        rowwise: whether the table is row-wise, not dense.
+        batch_classes: C', the number of classes in a batch.
+        optimizer: ``"sgd"``, ``"adam"`` or ``"adamw"``: decides which state a row-wise table keeps.
     """
 
     table: Tensor
@@ -42,16 +47,18 @@ class ClassPrompts(nn.Module):
             self.table = nn.Parameter(table)
 
     def forward(self, classes: Tensor) -> Tensor:
-        """The prompts of a batch's classes: (C',) -> (C', L_c, m, D); rowwise after `swap_in` of the same classes."""
+        """Return the prompts of a batch's classes: (C',) -> (C', L_c, m, D). Row-wise: only after their `swap_in`."""
         return self.rows if self.rowwise else self.table.index_select(0, classes)
 
     @torch.no_grad()
     def swap_in(self, classes: Tensor, optimizer: torch.optim.Optimizer, upcoming: Tensor | None = None) -> None:
-        """Before the forward pass: fetch the rows of ``classes`` and their optimiser state (rowwise; else nothing).
+        """Fetch the rows of ``classes`` and their optimiser state, before the forward pass. Dense: do nothing.
 
         Args:
-            classes: (C',) int64, each once; pinned or on the table's device, so that nothing waits for a GPU.
-            upcoming: (C',) the next batch's, if known; a table in host memory sends them early.
+            classes: (C',) int64 without repetition, in pinned memory or on the table's device. Then the host does not
+                wait for the GPU.
+            optimizer: the one that trains the prompts.
+            upcoming: (C',) int64, the classes of the next batch, if known. A table in host memory sends them early.
         """
         if self.rowwise:
             classes = classes.to(self.table.device, non_blocking=self.table.device.type != "mps")
@@ -60,21 +67,19 @@ class ClassPrompts(nn.Module):
 
     @torch.no_grad()
     def swap_out(self, classes: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """After the optimiser's step: put the rows of ``classes`` ((C',) int64) and their state back (rowwise; else
-        nothing).
-        """
+        """Put the rows of ``classes``, (C',) int64, and their state back, after the step. Dense: do nothing."""
         if self.rowwise:
             classes = classes.to(self.table.device, non_blocking=self.table.device.type != "mps")
             for name, slot in self.slots(optimizer).items():
                 getattr(self, name).index_copy_(0, classes, slot)
 
     def slots(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """The batch's rows and their state on the device, (C', L_c, m, D) each, by table name."""
+        """Return the batch's rows and their optimiser state, (C', L_c, m, D) each, by the names of `tables`."""
         state: dict[str, Any] = optimizer.state.get(self.rows, {})
-        # Before the first step torch has no state, and ours are zeros.
-        found = {name: state[name] for name in self.moments if state.get(name) is not None}
-        return {"table": self.rows, **found}
+        # Before the first step, torch has no state; the table's is zero.
+        moments = {name: state[name] for name in self.moments if state.get(name) is not None}
+        return {"table": self.rows, **moments}
 
     def tables(self) -> dict[str, Tensor]:
-        """The table and its moments, (C, L_c, m, D) each, by name (rowwise; else nothing)."""
+        """Return the table and its optimiser state, (C, L_c, m, D) each, by name. Dense: an empty dict."""
         return {name: getattr(self, name) for name in ("table", *self.moments)} if self.rowwise else {}

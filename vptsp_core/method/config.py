@@ -158,10 +158,9 @@ class RunConfig:
         """Check the numbers of layers against ``depth``, the number of blocks of the loaded backbone.
         Raises ConfigError if the run needs prompts or adapters in more blocks than the backbone has.
         """
-        keys = {"vpt": ["prompt_layers"], "vptsp": ["prompt_layers"], "adapter": ["adapter_layers"]}.get(self.method, [])
-        if self.has_class_prompts:
-            keys.append("class_layers")
-        for key in keys:
+        keys = {"vpt": ("prompt_layers",), "vptsp": ("prompt_layers",), "adapter": ("adapter_layers",)}
+        class_keys = ("class_layers",) if self.has_class_prompts else ()
+        for key in (*keys.get(self.method, ()), *class_keys):
             self._require(key, getattr(self, key) <= depth, f"must be at most {depth}, the blocks of {self.backbone}")
 
     def replace(self, /, **changes: Any) -> RunConfig:

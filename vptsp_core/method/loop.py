@@ -1,7 +1,7 @@
 """The training loop: epochs of steps, and the schedule of the learning rates.
 
-It knows nothing of files, progress bars and metrics. `Loop.rows` yields after every epoch; its caller evaluates, saves
-and selects (`vptsp_core.runs.train`).
+It has no files, no progress bar and no metrics. `Loop.rows` yields after every epoch. Its caller then evaluates, saves,
+and selects the best epoch (`vptsp_core.runs.train`).
 """
 
 from __future__ import annotations
@@ -23,15 +23,18 @@ Row = dict[str, float]
 
 
 class Loop:
-    """A model with its optimisers and schedules: all that moves in training.
+    """A model with its optimisers, schedules and step: everything that changes in training.
 
     Args:
         model: on its device, with ``model.vit.autocast`` set.
-        sampler: which images make the batches of an epoch.
-        labels: (N,) class of every training image.
-        batches: gives the batches of an epoch, counted from 0: images (b, 3, H, W), normalised, and labels (B,), on
-            the device, in the sampler's order.
-        make_step: makes the step from model, optimisers and scaler.
+        sampler: chooses the images of every batch.
+        labels: (N,), the class of every training image.
+        batches: called with an epoch, counted from 0; returns its batches in the order of the sampler. A batch is
+            images (b, 3, H, W), normalised, and labels (B,), both on the device (see `MetricModel.loss`).
+        make_step: called with model, optimisers and scaler; returns the step.
+
+    Attributes:
+        losses: (steps,), the losses of the last epoch, on the device.
     """
 
     def __init__(
@@ -51,13 +54,14 @@ class Loop:
         ]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=model.vit.autocast is torch.float16)
         self.step = make_step(model, self.optimizers, self.scaler)
-        self.losses = torch.empty(0)  # (steps,) of the last epoch, on the device
+        self.losses = torch.empty(0)
 
     def rows(self, finished: int = 0) -> Iterator[Row]:
-        """Train from epoch ``finished`` (counted from 0) to the last one; a row after each.
+        """Train until the last epoch, and yield a row after each. The first ``finished`` epochs are skipped.
 
         Yields:
-            ``epoch`` (counted from 1), ``loss`` (mean over its steps), ``lr``, ``lr_proxy``, ``seconds``.
+            ``epoch`` (counted from 1), ``loss`` (the mean over its steps), ``lr`` and ``lr_proxy`` (the learning rates
+            in this epoch), and ``seconds``.
         """
         for epoch in range(finished, self.model.config.epochs):
             row = self.train_epoch(epoch)
@@ -66,28 +70,28 @@ class Loop:
             yield row
 
     def train_epoch(self, epoch: int) -> Row:
-        """All steps of one epoch, counted from 0.
+        """Take all steps of one epoch, counted from 0, and return its row (see `rows`).
 
-        It seeds dropout from (seed, epoch), so that a resumed run takes the same steps.
+        Dropout's random numbers depend only on the run's seed and the epoch, so a resumed run takes the same steps.
         """
         torch.manual_seed(int(np.random.SeedSequence([self.model.config.seed, epoch, 2]).generate_state(1)[0]))
         self.model.train()
         start, losses = time.perf_counter(), []
         classes = self._classes(epoch)
         upcoming = [*classes[1:], None]
-        for (images, labels), here, following in zip(self.batches(epoch), classes, upcoming, strict=True):
-            losses.append(self.step(images, labels, here, following))
+        for (images, labels), own, following in zip(self.batches(epoch), classes, upcoming, strict=True):
+            losses.append(self.step(images, labels, own, following))
         self.losses = torch.stack(losses)
-        mean = self.losses.mean().item()  # the only wait for the device, but for fp16
+        mean = self.losses.mean().item()  # the host waits for the device only here, and with fp16 in each step
         rates = {"lr": self.rate(0), "lr_proxy": self.rate(1)}
         return {"epoch": epoch + 1, "loss": mean, **rates, "seconds": time.perf_counter() - start}
 
     def rate(self, which: int) -> float:
-        """The current rate of optimiser ``which``: 0 trains everything but O, 1 trains O."""
+        """Return the current learning rate of optimiser ``which``: 0 trains everything but O, 1 trains O."""
         return float(self.optimizers[which].param_groups[0]["lr"])
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to continue in another process."""
+        """Return everything that another process needs to continue the training (see `load_state_dict`)."""
         return {
             "learned": self.model.learned_state(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -96,7 +100,7 @@ class Loop:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`, on this device, whichever device the state was on."""
+        """Continue from a state that `state_dict` returned, on this device or on another one."""
         self.model.load_state_dict(state["learned"], strict=False)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
@@ -107,7 +111,7 @@ class Loop:
         self.scaler.load_state_dict(state["scaler"])
 
     def _classes(self, epoch: int) -> list[Tensor]:
-        """Classes of each batch of an epoch, (C',) int64 on the CPU; pinned where a GPU fetches them."""
+        """Return the classes of each batch of an epoch, (C',) int64 on the CPU, in pinned memory if there is a GPU."""
         per_class = self.model.config.samples_per_class
-        found = [torch.from_numpy(self.labels[batch[::per_class]]) for batch in self.sampler.epoch(epoch)]
-        return [classes.pin_memory() for classes in found] if self.device.type == "cuda" else found
+        batches = [torch.from_numpy(self.labels[batch[::per_class]]) for batch in self.sampler.epoch(epoch)]
+        return [classes.pin_memory() for classes in batches] if self.device.type == "cuda" else batches

@@ -1,4 +1,4 @@
-"""Proxy-Anchor (Kim et al., CVPR 2020; VPTSP eq. 2), normalised as the paper or as the released code does."""
+"""The loss: Proxy-Anchor (Kim et al., "Proxy Anchor Loss for Deep Metric Learning", CVPR 2020; VPTSP eq. 2)."""
 
 from __future__ import annotations
 
@@ -16,27 +16,29 @@ def proxy_anchor(
     margin: float = 0.1,
     semantics: str = "released",
 ) -> Tensor:
-    """Proxy-Anchor loss over all proxies.
+    """Return the Proxy-Anchor loss of a batch, over the proxies of all C classes (eq. 2)::
 
-    With cosine similarity s, the positives of proxy c are the batch's embeddings of class c::
+        1/K sum_c log(1 + sum_{x in positives of c} exp(-scale (s(x, c) - margin)))
+            + 1/C sum_c log(1 + sum_{x in negatives of c} exp(scale (s(x, c) + margin)))
 
-        1/K sum_c log(1 + sum_{positives} exp(-scale (s - margin)))
-            + 1/C sum_c log(1 + sum_{negatives} exp(scale (s + margin)))
-
-    K is the number of classes in the batch (``semantics="paper"``), or C, the number of all classes
-    (``"released"``, which made the published numbers).
+    s(x, c) is the cosine of embedding x and proxy c. The positives of c are the embeddings of class c in the batch, and
+    the negatives are the other embeddings. K is the number of classes in the batch with ``semantics="paper"``. It is C
+    with ``"released"``, which gave the published numbers.
 
     Args:
-        embeddings: (B, d), any length; normalised here.
-        proxies: (C, d), likewise.
-        labels: (B,) int64 in [0, C).
+        embeddings: (B, d), of any length; they are normalised here.
+        proxies: (C, d), of any length; they are normalised here.
+        labels: (B,) int64, classes in [0, C).
+        scale, margin: see the equation.
+        semantics: ``"paper"`` or ``"released"``.
 
     Returns:
-        A scalar of the embeddings' dtype.
+        A scalar in the dtype of the embeddings.
     """
     similarity = F.normalize(embeddings, dim=-1) @ F.normalize(proxies, dim=-1).T
     positive = labels[:, None] == torch.arange(proxies.shape[0], device=labels.device)
-    # log(1 + sum exp) = softplus(logsumexp); the lowest float, not -inf, keeps the gradient of empty columns at 0.
+    # log(1 + sum exp) = softplus(logsumexp). Masked entries get the lowest float, not -inf: in a column without
+    # positives, the gradient of logsumexp would be NaN.
     lowest = torch.finfo(similarity.dtype).min
     pull = torch.logsumexp((-scale * (similarity - margin)).masked_fill(~positive, lowest), dim=0)
     push = torch.logsumexp((scale * (similarity + margin)).masked_fill(positive, lowest), dim=0)

@@ -1,4 +1,4 @@
-"""The model of a run; its tunable parameters are marked, counted and saved."""
+"""The model of a run: all parts together, its optimisers, and which of its parameters learn."""
 
 from __future__ import annotations
 
@@ -20,65 +20,72 @@ from vptsp_core.method.vit import PromptedViT, prompt_counts
 
 
 class Group(Protocol):
-    """The processes that train a model together, each with its share of every batch. What stands here is that of one
-    process, which holds the whole batch; for many: `vptsp_core.system.distributed.Processes`.
+    """The processes that train a model together, each with its share of every batch.
+
+    The methods below are those of one process, which has the whole batch (`OneProcess`).
+    `vptsp_core.system.distributed.Processes` has the methods of many processes.
     """
 
     def share(self, rows: Tensor) -> Tensor:
-        """This process's share of a batch's rows: (B, ...) -> (b, ...)."""
+        """Return this process's share of a batch's rows: (B, ...) -> (b, ...)."""
         return rows
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all processes, with their gradients: (b, d) -> (B, d)."""
+        """Return the rows of all processes, with their gradients: (b, d) -> (B, d)."""
         return rows
 
     def sum_gradients(self, partial: Iterable[Tensor], whole: Iterable[Tensor]) -> None:
-        """Give every process the gradients of the batch: sum those of ``partial`` over the processes; those of
-        ``whole`` are complete already.
+        """Give every process the gradients of the whole batch.
+
+        Args:
+            partial: parameters, of any shape, whose gradients come from a share of the batch: they are summed.
+            whole: parameters whose gradients already come from the whole batch.
         """
-        return  # of one process all are
+        return  # one process has all gradients already
 
 
 class OneProcess(Group):
-    """A group of one."""
+    """A group of one process."""
 
 
 class MetricModel(nn.Module):
-    """A backbone with everything that learns beside it, for one of the methods of table 1.
+    """A backbone with everything that learns, for one of the methods of table 1.
 
-    ========  =================================================================================
-    method    learns
-    ========  =================================================================================
-    frozen    nothing: the backbone's own pooled features
-    linear    head and proxies O
-    adapter   also the adapters of the last blocks (`vptsp_core.method.adapters`)
-    lora      also LoRA's factors of every block's QKV projection (`vptsp_core.method.lora`); not in the paper
-    vpt       head, proxies O and the prompts of the sample tower
-    vptsp     also the proxy tower: class prompts, its head, the accumulator; proxies are Q
-    full      head, proxies O and every parameter of the backbone
-    ========  =================================================================================
+    ========  ==================================================================================
+    method    what learns
+    ========  ==================================================================================
+    frozen    nothing; embeddings are the pooled tokens of the backbone
+    linear    the head and the proxies O
+    adapter   as linear, and the adapters of the last blocks (`vptsp_core.method.adapters`)
+    lora      as linear, and LoRA in every block (`vptsp_core.method.lora`); not in the paper
+    vpt       as linear, and the prompts of the sample tower
+    vptsp     as vpt, and the class prompts, the head of the proxy tower, and the accumulator
+    full      as linear, and every parameter of the backbone
+    ========  ==================================================================================
 
-    ``bitfit`` adds every bias of the backbone (Ben Zaken et al., ACL 2022) to all but frozen and full.
+    With ``bitfit``, every bias of the backbone learns too (Ben Zaken et al., "BitFit", ACL 2022).
 
-    Table 5 gives vptsp other class embeddings p to accumulate (``proxy_source``). Neither the paper nor the
-    released code says how they are made; ours, with z the pooled tokens of the sample tower:
+    Table 5 compares vptsp with other class embeddings p for the accumulator (``proxy_source``). Neither the paper nor
+    the released code says how they are computed. Ours, with z the pooled tokens of the sample tower:
 
-    =============  ============================================================================
-    class_prompts  p = proxy head of a second tower with the prompts of the class: the method
-    sample         p = the sample embeddings: no second tower, no second head
-    encoder        p = proxy head of z: a tower with the sample tower's prompts gives z again
-    fixed_encoder  as encoder, with z detached: only the proxy head learns from p
-    =============  ============================================================================
+    =============  ===============================================================================
+    proxy_source   p
+    =============  ===============================================================================
+    class_prompts  the head of the proxy tower, which has the prompts of the image's class: VPTSP
+    sample         the sample embedding; there is no second tower and no second head
+    encoder        a second head on z; a second tower with the same prompts would give z again
+    fixed_encoder  as encoder, but no gradient passes from p to z
+    =============  ===============================================================================
 
     Args:
-        config: the run.
-        backbone: from `load_backbone(config.backbone, ...)`; it is changed in place (what learns is marked).
-        num_classes: C, classes of the training set.
-        group: the processes that share the batch; None: one process.
+        config: the settings of the run.
+        backbone: from `load_backbone`. It is changed in place: LoRA is added, and the parameters that learn are marked.
+        num_classes: C, the number of classes in the training set.
+        group: the processes that share a batch; None for one process.
 
     Raises:
-        ConfigError: more prompt layers than blocks, or a pooling that the backbone does not have.
-        VptspError: lora without peft installed.
+        ConfigError: more blocks should have prompts or adapters than exist, or the backbone cannot pool this way.
+        VptspError: the method is lora, and peft is not installed.
     """
 
     def __init__(
@@ -87,21 +94,24 @@ class MetricModel(nn.Module):
         super().__init__()
         config.check_depth(len(backbone.blocks))
         self.config, self.group = config, group or OneProcess()
-        semantic, frozen, own = config.method == "vptsp", config.method == "frozen", config.has_class_prompts
-        prompted = config.method in ("vpt", "vptsp")
-        counts = prompt_counts(config.prompts, config.prompt_layers, config.prompt_step) if prompted else []
-        class_counts = prompt_counts(config.class_prompts, config.class_layers, config.class_step)
+        semantic, frozen = config.method == "vptsp", config.method == "frozen"
+        counts: list[int] = []
+        class_counts: list[int] | None = None
+        if config.method in ("vpt", "vptsp"):
+            counts = prompt_counts(config.prompts, config.prompt_layers, config.prompt_step)
+        if config.has_class_prompts:
+            class_counts = prompt_counts(config.class_prompts, config.class_layers, config.class_step)
         self.vit = PromptedViT(
             backbone,
             None if frozen else config.embed_dim,
             prompts=counts,
-            class_prompts=class_counts if own else None,
-            adapters=_adapters(config, backbone.embed_dim) if config.method == "adapter" else (),
+            class_prompts=class_counts,
+            adapters=_make_adapters(config, backbone.embed_dim) if config.method == "adapter" else (),
             proxy_head=semantic and config.proxy_source != "sample",
             pool=config.pool,
         )
         self.class_prompts = self.proxies = None
-        if own:
+        if class_counts is not None:
             self.class_prompts = ClassPrompts(
                 (num_classes, len(class_counts), config.class_prompts, backbone.embed_dim),
                 rowwise=config.class_optimizer == "rowwise",
@@ -121,18 +131,18 @@ class MetricModel(nn.Module):
             parameter.requires_grad_(config.method == "full" or (config.bitfit and "bias" in name) or is_lora(name))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeddings for retrieval, sample tower only: (B, 3, H, W) -> (B, d) float32, L2-normalised."""
+        """Return embeddings for retrieval, from the sample tower: (B, 3, H, W) -> (B, d) float32, L2-normalised."""
         return self.vit(images)[0]
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Training loss of one batch; it also updates P.
+        """Return the training loss of one batch, a scalar, and update P.
 
-        Several processes embed a share of the images each, and all of them compute the loss of the whole batch.
+        Each of several processes embeds its share of the images. All of them compute the loss of the whole batch.
 
         Args:
-            images: (b, 3, H, W), normalised: this process's share of whole classes, all B where there is one
-                process; the k images of a class next to each other.
-            labels: (B,) int64 of the whole batch, each class in one run of k.
+            images: (b, 3, H, W), normalised: the images of this process's classes; all B of them if there is one
+                process. The k images of a class are next to each other.
+            labels: (B,) int64, the classes of the whole batch in the same order.
         """
         assert self.proxies is not None
         classes = labels[:: self.config.samples_per_class] if self.config.method == "vptsp" else None
@@ -144,25 +154,29 @@ class MetricModel(nn.Module):
         )  # fmt: skip
 
     def towers(self, images: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Sample and class embeddings of this process's images (see `loss`): (b, d) and, for vptsp, (b, d),
-        L2-normalised. ``classes`` (C',) are those of the whole batch; only vptsp reads them.
+        """Return the sample embeddings (b, d) and, for vptsp, the class embeddings (b, d), both L2-normalised.
+
+        Args:
+            images: (b, 3, H, W), as in `loss`.
+            classes: (C',) int64, the classes of the whole batch. Only vptsp reads them.
         """
         if self.class_prompts is not None:
             return self.vit(images, self.group.share(self.class_prompts(classes)))
         return self.vit(images, source=self.config.proxy_source if self.config.method == "vptsp" else None)
 
     def sum_gradients(self) -> None:
-        """After backward: turn each process's gradients into the batch's.
+        """Give every process the gradients of the whole batch; call it after the backward pass.
 
-        The towers saw only a process's own images; O and the accumulator saw the whole batch everywhere.
+        The towers of a process saw only its share of the images. O and the accumulator saw the whole batch.
         """
         towers = [p for name, p in self.named_parameters() if not name.startswith("proxies.")]
         self.group.sum_gradients(towers, [] if self.proxies is None else self.proxies.parameters())
 
     def learned_state(self, *, for_retrieval: bool = False) -> dict[str, Tensor]:
-        """What the run has learned, by name: all of it, or only what embedding images and plotting proxies need.
+        """Return what the run has learned, of any shape, by name: the state dict without the frozen backbone.
 
-        It never holds the frozen part of the backbone.
+        Args:
+            for_retrieval: return only what is needed to embed images and to plot proxies.
         """
         frozen = {f"vit.backbone.{name}" for name, p in self.vit.backbone.named_parameters() if not p.requires_grad}
         frozen |= {f"vit.backbone.{name}" for name, _ in self.vit.backbone.named_buffers()}
@@ -173,16 +187,16 @@ class MetricModel(nn.Module):
         return state
 
 
-def _adapters(config: RunConfig, width: int) -> list[Adapter]:
+def _make_adapters(config: RunConfig, width: int) -> list[Adapter]:
     options: dict[str, Any] = dict(position=config.adapter_position, norm=config.adapter_norm, init=config.adapter_init)
     return [Adapter(width, config.adapter_dim, **options) for _ in range(config.adapter_layers)]
 
 
 def make_optimizers(model: MetricModel) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-    """Two optimisers of one kind: everything but O at ``lr``, O at ``lr_proxy`` (docs/reproducing.md).
+    """Make two optimisers of the same kind: one for everything but O, at ``lr``, and one for O, at ``lr_proxy``.
 
-    On a GPU each step is one fused kernel, so the model must be there already. Not with fp16: if the first gradients
-    overflow, torch's fused SGD starts its momentum from uninitialised memory.
+    On a GPU they are fused, so the model must already be there. Not with fp16: if the first gradients overflow, torch's
+    fused SGD starts its momentum from uninitialised memory.
     """
     assert model.proxies is not None
     config = model.config
@@ -197,24 +211,24 @@ def make_optimizers(model: MetricModel) -> tuple[torch.optim.Optimizer, torch.op
 
 
 def count_parameters(model: MetricModel) -> dict[str, int]:
-    """Tunable parameters, counted twice.
+    """Count the parameters of a model in three ways.
 
     Returns:
-        ``tunable``: all that learns, the class prompts of all classes included. ``tunable released``: as the paper's
-        table 1 counts them: class prompts of one batch only and, with BitFit, the bias of the pretrained classifier,
-        which nothing uses. ``total``: the backbone and all that was added.
+        ``tunable``: the numbers that learn, with the class prompts of all classes.
+        ``tunable released``: the same as table 1 of the paper counts them: only the class prompts of one batch and,
+        with BitFit, also the bias of the pretrained classifier, which is not used.
+        ``total``: the numbers in the backbone and in everything added to it.
     """
-    unused = "vit.backbone.attn_pool."  # its own pooling, if `pool` names another
+    unused = "vit.backbone.attn_pool."  # the backbone's own pooling, if the config chooses another
     tunable = sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and not name.startswith(unused))
     released, total = tunable, sum(p.numel() for p in model.parameters())
     if model.class_prompts is not None:
-        prompts = model.class_prompts.table
-        per_class, of_batch = prompts[0].numel(), model.config.batch // model.config.samples_per_class
-        if model.class_prompts.rowwise:  # one batch's rows are parameters, the whole table learns
-            tunable += prompts.numel() - of_batch * per_class
-            total += prompts.numel() - of_batch * per_class
+        table, batch_classes = model.class_prompts.table, model.config.batch // model.config.samples_per_class
+        outside = (len(table) - batch_classes) * table[0].numel()  # prompts of classes that are not in a batch
+        if model.class_prompts.rowwise:  # only the rows of one batch are parameters, but the whole table learns
+            tunable, total = tunable + outside, total + outside
         else:
-            released -= prompts.numel() - of_batch * per_class
+            released -= outside
     if model.config.bitfit:
         released += int((getattr(model.vit.backbone, "pretrained_cfg", None) or {}).get("num_classes") or 0)
     return {"tunable": tunable, "tunable released": released, "total": total}

@@ -1,8 +1,4 @@
-"""Semantic proxies: class embeddings p update P; P and O make Q, which the loss sees.
-
-State of a class: its accumulated proxy P, with an LSTM its cell, and its ordinary learnable proxy O ("proxy bias");
-its prompts are in `vptsp_core.method.class_prompts`.
-"""
+"""Semantic proxies: class embeddings p update the proxies P. P and the ordinary proxies O give the output proxies Q."""
 
 from __future__ import annotations
 
@@ -14,20 +10,24 @@ from vptsp_core.method.accumulators import LSTMAccumulator
 
 
 class SemanticProxies(nn.Module):
-    """P of every class (a buffer, saved in checkpoints), O of every class, and Q made of both (eq. 8).
+    """The proxies of all C classes.
+
+    - P, ``state``: what the accumulator has made of the class embeddings so far; a buffer, (C, d), rows of length 1.
+    - O, ``bias``: the ordinary learnable proxies, called proxy bias in the paper; a parameter, (C, d).
+    - Q, which the loss compares with the sample embeddings (eq. 8): Q = normal((1 - alpha) P + alpha O).
 
     Args:
-        num_classes, embed_dim: C and d.
-        accumulator: feeds the batch's class embeddings into P; None for methods without semantic proxies (Q = O).
-        alpha: weight of O in Q.
+        num_classes: C.
+        embed_dim: d.
+        accumulator: updates P (see `make_accumulator`). None for methods without semantic proxies: then Q = O.
+        alpha: the weight of O in Q.
     """
 
     state: Tensor
-    cell: Tensor
+    cell: Tensor  # (C, d), only with an LSTM
 
     def __init__(self, num_classes: int, embed_dim: int, *, accumulator: nn.Module | None, alpha: float) -> None:
         super().__init__()
-        # O; its name and that of P, ``state``, are those of state dicts and checkpoints.
         self.bias = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_classes, embed_dim)) / 8)
         self.accumulator, self.alpha = accumulator, alpha
         if accumulator is not None:
@@ -37,15 +37,16 @@ class SemanticProxies(nn.Module):
                 self.register_buffer("cell", torch.zeros(num_classes, embed_dim))
 
     def forward(self, p: Tensor | None = None, classes: Tensor | None = None) -> Tensor:
-        """Accumulate one batch and give Q of all classes, not yet normalised (the loss does it).
+        """Update P with the class embeddings of a batch, and return Q.
 
         Args:
-            p: (B, d) class embeddings, the B / C' samples of a class next to each other, in the order they are fed.
-            classes: (C',) their classes, each once.
+            p: (B, d) class embeddings. The k of a class are next to each other, in the order in which they are fed.
+                None without an accumulator.
+            classes: (C',) int64, the class of each k embeddings; no class occurs twice.
 
         Returns:
-            Q, (C, d). p and the accumulator get gradient from the batch's classes, O from all of them. The new P is
-            stored without gradient.
+            (C, d), not yet normalised; `proxy_anchor` normalises it. The batch's classes pass gradient to p and to the
+            accumulator, and all classes pass gradient to O. The stored P has no gradient.
         """
         if self.accumulator is None:
             return self.bias

@@ -1,4 +1,4 @@
-"""Which images make a batch: classes without replacement, k images of each, next to each other."""
+"""Which images are in a batch: B / k classes without repetition, and k images of each, next to each other."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from vptsp_core.errors import DataError
 
 
 class ClassBalancedSampler:
-    """Batches of ``batch // k`` classes with k images each, the same for the same seed and epoch.
+    """The sampler of training batches. A batch depends only on the seed, the epoch, and its number in the epoch.
 
     Args:
-        labels: (N,) class of every training image.
-        batch: images a batch.
-        samples_per_class: k; a class with fewer images repeats some.
-        seed: of the run.
-        steps: batches an epoch, None for ``N // batch``.
-        in_turn: across epochs, no image of a class comes again before all have come. The paper's sampler draws anew
-            each time; in small sets it may never draw some.
+        labels: (N,), the class of every training image.
+        batch: B, images per batch.
+        samples_per_class: k. If a class has fewer images, some are repeated.
+        seed: the run's seed.
+        steps: batches per epoch; None for N // B.
+        in_turn: draw an image of a class again only after all images of this class, also across epochs. The paper's
+            sampler draws independently for every batch, so it can miss images of a small data set.
 
     Raises:
-        DataError: fewer classes than a batch draws, or fewer images than a batch.
+        DataError: a batch needs more classes or more images than the training set has.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ClassBalancedSampler:
         return self.steps
 
     def epoch(self, epoch: int) -> Iterator[np.ndarray]:
-        """Indices of each batch of an epoch, (batch,) int64."""
+        """Yield the image indices of each batch of an epoch, (B,) int64. Epochs are counted from 0."""
         if self.in_turn:
             yield from self._in_turn(epoch)
             return
@@ -55,7 +55,7 @@ class ClassBalancedSampler:
             yield np.concatenate([self._draw(rng, self.members[c]) for c in chosen])
 
     def _in_turn(self, epoch: int) -> Iterator[np.ndarray]:
-        drawn = np.zeros(len(self.members), np.int64)  # images of each class so far
+        drawn = np.zeros(len(self.members), np.int64)  # images drawn of each class so far
         for past in range(epoch):
             for chosen in self._classes(past):
                 drawn[chosen] += self.k
@@ -64,12 +64,13 @@ class ClassBalancedSampler:
             drawn[chosen] += self.k
 
     def _classes(self, epoch: int) -> Iterator[np.ndarray]:
+        """Yield the classes of each batch of an epoch, (B / k,), for `_in_turn`."""
         rng = np.random.default_rng([self.seed, epoch, 0])
         for _ in range(self.steps):
             yield rng.choice(len(self.members), self.classes, replace=False)
 
     def _turn(self, c: int, start: int) -> np.ndarray:
-        """The k images of class ``c`` from place ``start`` of its order, a chain of shuffles."""
+        """Return k images (k,) of class ``c``, from position ``start`` of its order: one shuffle after another."""
         members = self.members[c]
         rounds = range(start // len(members), (start + self.k - 1) // len(members) + 1)
         order = np.concatenate([np.random.default_rng([self.seed, c, i, 1]).permutation(members) for i in rounds])
@@ -77,7 +78,7 @@ class ClassBalancedSampler:
         return order[first : first + self.k]
 
     def _draw(self, rng: np.random.Generator, members: np.ndarray) -> np.ndarray:
-        """k members in random order, their counts at most one apart."""
+        """Return k members (k,) in random order. Each occurs as often as any other, or once more."""
         rounds, rest = divmod(self.k, len(members))
         drawn = np.concatenate([np.tile(members, rounds), rng.choice(members, rest, replace=False)])
         return rng.permutation(drawn)

@@ -1,8 +1,8 @@
-"""One optimiser step, the same for every method.
+"""One training step, the same for every method.
 
-Nothing in a step waits for the device: no ``.item()``, no boolean indexing, no copy out of pageable memory. Shapes are
-the same in every step (a constant batch, constant prompt counts), so that it can be compiled and replayed as a CUDA
-graph (`vptsp_core.runs.compile`).
+The host never waits for the device in a step: no ``.item()``, no boolean indexing, no copy from pageable memory. All
+shapes are the same in every step, so that a step can be compiled and replayed as a CUDA graph
+(`vptsp_core.runs.compile`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from vptsp_core.method.vit import PromptedViT
 
 
 class TrainStep:
-    """One step of training: ``step(images, labels, classes, upcoming)``.
+    """A training step: ``loss = step(images, labels)``.
 
     Args:
-        model: on its device, in train mode when called; its frozen weights are cast to the trunk's precision
-            (`cast_frozen_weights`).
-        optimizers: from `make_optimizers`; the first holds the class prompts' rows.
-        scaler: scales fp16's gradients; None: no scaling.
+        model: on its device; in train mode when a step is taken. Its frozen weights are cast (`cast_frozen_weights`).
+        optimizers: from `make_optimizers`. The first one trains the class prompts.
+        scaler: scales the loss for fp16; None for no scaling.
     """
 
     def __init__(
@@ -40,12 +39,17 @@ class TrainStep:
     def __call__(
         self, images: Tensor, labels: Tensor, classes: Tensor | None = None, upcoming: Tensor | None = None
     ) -> Tensor:
-        """Forward, backward, both optimisers; returns the loss before them, on the device.
+        """Compute the loss and its gradients, and let both optimisers take a step.
 
         Args:
-            images, labels: see `MetricModel.loss`.
-            classes, upcoming: (C',) int64 on the CPU, the classes of this batch and of the next (see
-                `ClassPrompts.swap_in`). Without ``classes`` the labels give them; the table must be on the device.
+            images: (b, 3, H, W), as in `MetricModel.loss`.
+            labels: (B,) int64, as in `MetricModel.loss`.
+            classes: (C',) int64 on the CPU, the classes of this batch; None takes them from the labels. Only class
+                prompts in host memory need it.
+            upcoming: (C',) int64 on the CPU, the classes of the next batch, or None (see `ClassPrompts.swap_in`).
+
+        Returns:
+            The loss before the step, a scalar on the device.
         """
         prompts, (optimizer, _) = self.model.class_prompts, self.optimizers
         if classes is None:
@@ -57,25 +61,30 @@ class TrainStep:
         loss = self.forward_backward(images, labels)
         self.model.sum_gradients()
         for each in self.optimizers:
-            self.scaler.step(each)  # optimizer.step(); with fp16 only if the gradients are finite
+            self.scaler.step(each)  # each.step(); with fp16 only if its gradients are finite
         self.scaler.update()
         if prompts is not None:
             prompts.swap_out(classes, optimizer)
         return loss
 
     def forward_backward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss of the batch, a scalar; afterwards every parameter that learns has its gradient."""
+        """Compute the gradient of every parameter that learns, and return the loss, a scalar.
+
+        Args:
+            images: (b, 3, H, W), as in `MetricModel.loss`.
+            labels: (B,) int64, as in `MetricModel.loss`.
+        """
         loss = self.model.loss(images, labels)
         self.scaler.scale(loss).backward()
         return loss.detach()
 
 
 def cast_frozen_weights(vit: PromptedViT) -> None:
-    """Keep the weights that do not learn in the precision that autocast computes in; it changes no number.
+    """Cast the frozen weights of Linear and Conv2d layers to the dtype of ``vit.autocast``. No result changes.
 
-    Autocast rounds a weight each time it is used, which costs a pass over all weights for every tower and step, and
-    twice the memory. Norms, embeddings, and whatever learns or comes after the trunk stay in float32. Use the model
-    only to train and measure afterwards; loading the run gives the original weights.
+    Autocast would round these weights in every tower and every step, and keep both copies in memory. Norms, position
+    embeddings, and every parameter that learns stay in float32. Afterwards, use the model only for training and
+    evaluation: the original weights are gone. A run that is loaded has them.
     """
     if vit.autocast is None:
         return

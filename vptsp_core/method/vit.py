@@ -153,7 +153,7 @@ class PromptedViT(nn.Module):
         if prompts:
             # N = prompts[0] rows for every block, used or not, as in the released checkpoints.
             self.prompts = nn.Parameter(torch.empty(len(prompts), prompts[0], width))
-            nn.init.normal_(self.prompts, std=(2 / ((prompts[0] + 1) * width)) ** 0.5)  # Xavier-normal over (1, N, D)
+            nn.init.normal_(self.prompts, std=(2 / ((prompts[0] + 1) * width)) ** 0.5)  # Xavier over (1, N, D)
         self.sample_head = None if embed_dim is None else Head(width, embed_dim, self.pooled_count)
         self.proxy_head = None
         if embed_dim is not None and proxy_head:
