@@ -311,7 +311,7 @@ TWO, NAMES = (torch.eye(2), [0, 1]), ("gallery", "gallery_labels")
         ("embeddings: .*shape \\(4, 0\\)", (torch.empty(4, 0), [0] * 4), {}),
         ("embeddings: .*shape \\(3,\\)", (torch.ones(3), [0, 1, 2]), {}),
         ("embeddings: torch.complex64", (torch.ones(2, 2, dtype=torch.complex64), [0, 1]), {}),
-        ("gallery: 3 dimensions where the queries have 2", TWO, dict(zip(NAMES, (torch.eye(3), [0, 1, 2])))),
+        ("gallery: 3 dimensions, but the queries have 2", TWO, dict(zip(NAMES, (torch.eye(3), [0, 1, 2])))),
         ("belong together", TWO, {"gallery": torch.eye(2)}),
         ("belong together", TWO, {"gallery_labels": [0, 1]}),
         ("ks: 0", TWO, {"ks": (1, 0)}),
@@ -449,7 +449,7 @@ def test_ks_may_be_one_number():
          r"embeddings: NaN or infinity in 1 of 40 rows \(7\)"),
         (lambda x, y: ({"a": 1}, y), "embeddings: torch cannot read it"),
         (lambda x, y: (None, y), "embeddings: torch cannot read it"),
-        (lambda x, y: (x.to("meta"), y), "embeddings: .* give one real vector a row"),
+        (lambda x, y: (x.to("meta"), y), "embeddings: .* give one real vector per row"),
         (lambda x, y: ([x[0], x[1, :2]], y), "embeddings: torch cannot read it"),
     ],
 )

@@ -250,8 +250,8 @@ def other_library(name):
             lambda s: vit(patch_size=8).state_dict() | {"mask_token": torch.ones(1)},
             r"patch_embed.proj.weight has shape \(24, 3, 8, 8\), the model needs",
         ),
-        "a run": (lambda s: {"proxies.bias": torch.ones(2), "vit.head.fc.bias": torch.ones(2)}, "what a run"),
-        "a full run": (lambda s: under("vit.backbone.", s) | {"vit.head.fc.bias": torch.ones(2)}, "what a run"),
+        "a run": (lambda s: {"proxies.bias": torch.ones(2), "vit.head.fc.bias": torch.ones(2)}, "written by a run"),
+        "a full run": (lambda s: under("vit.backbone.", s) | {"vit.head.fc.bias": torch.ones(2)}, "written by a run"),
         "transformers": (other_library("vit.embeddings.patch_embeddings.projection.weight"), "Hugging Face"),
         "torchvision": (other_library("conv_proj.weight"), "torchvision"),
         "nothing": (lambda s: {"epoch": 3}, "holds no table of tensors"),
@@ -276,7 +276,7 @@ def test_patches_of_another_size_are_not_resampled_by_a_layout(tmp_path):
 
 def test_a_saved_embedder_is_told_from_a_backbone(tmp_path):
     save_file({}, tmp_path / "frozen.safetensors", {"vptsp_embedder": "{}"})
-    with pytest.raises(WeightsError, match="what a run of this project wrote"):
+    with pytest.raises(WeightsError, match="written by a run of this project"):
         loaded(tmp_path / "frozen.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""A flat (exact) faiss index: an option for the search of `neighbours`; on a GPU the index may decline."""
+"""A flat faiss index, an optional backend of the search in `vptsp_core.method.neighbours`. It is exact."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from torch import Tensor
 from vptsp_core.errors import VptspError
 
 BACKENDS = ("torch", "faiss")
-GPU_MAX_K = 2048
+GPU_MAX_K = 2048  # the longest list that faiss finds on a GPU
 
 
 def check_backend(name: str) -> None:
-    """Raise VptspError for a backend of the search that is unknown or not installed."""
+    """Check the name of a backend. Raises VptspError if it is unknown or not installed."""
     if name not in BACKENDS:
         raise VptspError(f"backend {name!r} is unknown; choose 'torch' or 'faiss'")
     if name == "faiss":
@@ -29,10 +29,19 @@ def check_backend(name: str) -> None:
 
 
 class FlatIndex:
-    """Inner products with unit rows (M, d) float32, on the GPU where these are and faiss is built for it.
+    """A search by inner product among ``items``, on their GPU if faiss is built for it, otherwise on the CPU.
 
-    deepest: the longest list of any search. `usable` turns False where a GPU index cannot serve (more
-    than 2,048 neighbours, no kernels for the card, no memory), with a warning once: the caller has to search.
+    Args:
+        items: (M, d) float32, unit rows.
+        deepest: the longest list that will be searched for.
+
+    Attributes:
+        usable: False from the moment that a GPU index cannot be used (`deepest` above 2,048, no kernels for the GPU, no
+            memory). One warning says so, and the caller searches in another way.
+
+    Raises:
+        VptspError: faiss is not installed.
+        RuntimeError: an index on the CPU failed.
     """
 
     def __init__(self, items: Tensor, deepest: int) -> None:
@@ -51,7 +60,11 @@ class FlatIndex:
             self._decline(error)
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
-        """Scores (c, k), best first, and indices (c, k) on the device of the queries (c, d); None: not `usable`."""
+        """Return scores (c, k), best first, and indices (c, k) for queries (c, d), on their device.
+
+        Returns None if the GPU index failed: it is no longer `usable`.
+        Raises RuntimeError if an index on the CPU failed.
+        """
         try:
             answer = self._index.search(queries.cpu().numpy(), k)
         except RuntimeError as error:
@@ -68,8 +81,8 @@ class FlatIndex:
 
 
 def installed() -> str | None:
-    """Which faiss is installed, such as ``"faiss-gpu 1.15.1"``; None without it."""
-    for name in ("faiss-gpu", "faiss-cpu", "faiss"):  # the last is conda's, for CPU and GPU
+    """Return the name and version of the installed faiss, such as ``"faiss-gpu 1.15.1"``, or None."""
+    for name in ("faiss-gpu", "faiss-cpu", "faiss"):  # the last one is conda's package, for CPU or GPU
         with contextlib.suppress(metadata.PackageNotFoundError):
             return f"{name} {metadata.version(name)}"
     return None
@@ -85,7 +98,7 @@ def _faiss() -> Any:
 
 @functools.cache
 def _gpu_works(card: int) -> bool:
-    """Try a tiny search in a process of its own: faiss without kernels for the card aborts the process."""
+    """Try a tiny search in another process, because faiss without kernels for the GPU aborts its process."""
     code = (
         "import faiss, numpy as np; x = np.eye(4, dtype='float32'); r = faiss.StandardGpuResources(); "
         f"i = faiss.index_cpu_to_gpu(r, {card}, faiss.IndexFlatIP(4)); i.add(x); i.search(x, 2)"

@@ -83,12 +83,9 @@ class Loop:
             losses.append(self.step(images, labels, own, following))
         self.losses = torch.stack(losses)
         mean = self.losses.mean().item()  # the host waits for the device only here, and with fp16 in each step
-        rates = {"lr": self.rate(0), "lr_proxy": self.rate(1)}
-        return {"epoch": epoch + 1, "loss": mean, **rates, "seconds": time.perf_counter() - start}
-
-    def rate(self, which: int) -> float:
-        """Return the current learning rate of optimiser ``which``: 0 trains everything but O, 1 trains O."""
-        return float(self.optimizers[which].param_groups[0]["lr"])
+        lr, lr_proxy = (float(optimizer.param_groups[0]["lr"]) for optimizer in self.optimizers)
+        seconds = time.perf_counter() - start
+        return {"epoch": epoch + 1, "loss": mean, "lr": lr, "lr_proxy": lr_proxy, "seconds": seconds}
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that another process needs to continue the training (see `load_state_dict`)."""

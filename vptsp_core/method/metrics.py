@@ -1,7 +1,7 @@
-"""Retrieval metrics on tensors: R@K, MAP@R, R-precision, and the two forms of MAP of the released code.
+"""Retrieval metrics: R@K, MAP@R, R-precision, and the two forms of MAP in the released code.
 
-MAP@R and R-precision are those of Musgrave et al., "A Metric Learning Reality Check" (ECCV 2020). The search
-beneath them, and what it promises on precision, ties and memory, is in `neighbours`.
+MAP@R and R-precision are defined by Musgrave et al., "A Metric Learning Reality Check", ECCV 2020. The search behind
+them is in `vptsp_core.method.neighbours`, with its rules for precision, ties and memory.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from vptsp_core.method.torch_state import in_torch_defaults
 
 __all__ = ["Scores", "nearest_neighbours", "retrieval_metrics"]
 
-INSHOP_RANKS = 50  # the released In-Shop MAP looks at 50 ranks, the largest K of that benchmark
-OF_R = ("MAP@R", "MAP@R released", "R-precision")
+INSHOP_RANKS = 50  # ranks that the released In-Shop MAP reads: the largest K of that benchmark
+OF_R = ("MAP@R", "MAP@R released", "R-precision")  # the metrics that are undefined for a query with R = 0
 
 
 class Scores(dict[str, float]):
-    """Metrics by name, a plain dict, and each query's own values.
+    """The metrics of an evaluation by name, a plain dict, with the values of each query.
 
     Attributes:
-        queries: {"R@1" (if 1 is in ks), and the three of `OF_R`: (N,) float32}, in the order of the queries. A
-            metric is the mean of its values; NaN (R = 0) does not count.
+        queries: (N,) float32 for "R@1", if 1 is in ks, and for each metric of `OF_R`, in the order of the queries. A
+            value is NaN if the metric is undefined for the query. The mean of the other values is the metric.
     """
 
     def __init__(self, metrics: Mapping[str, float], queries: dict[str, np.ndarray]) -> None:
@@ -47,40 +47,48 @@ def retrieval_metrics(
     ks: int | Sequence[int] = (1, 2, 4, 8),
     backend: str = "torch",
 ) -> Scores:
-    """How well items find others of their class; fractions in [0, 1].
+    """Measure how well items retrieve other items of their class. All metrics are fractions in [0, 1].
 
-    embeddings (N, d), of any precision, and labels (N,), whole numbers of any values: tensors on any device, arrays or
-    tables (of pandas the rows count, not the index). Without a gallery each item searches all the others; it is itself
-    left out by its index, so a duplicate of it counts. With gallery (M, d) and gallery_labels (M,) nothing is left out.
+    Without a gallery, each item is a query against all others. An item is excluded from its own list by its index, so a
+    duplicate of it still counts. With a gallery, nothing is excluded.
 
-    R is the number of (other) gallery items of the query's class, rel_i = 1 if the item at rank i is one of
-    them, else 0, and P@i = (rel_1 + ... + rel_i) / i.
+    R is the number of gallery items of the query's class, without the query itself. rel_i is 1 if the item at rank i
+    has this class, otherwise 0. P@i = (rel_1 + ... + rel_i) / i. The metrics are means over the queries:
 
-    - "R@k", for each k in ks: share of queries with rel_i = 1 for some i <= k; a query with R = 0 is a miss
-    - "MAP@R": mean of (1/R) sum_{i<=R} P@i rel_i
-    - "MAP@R released": with R + 1 in both places; the released code counts the query into its own class. At
-      most R ranks can be hits: a perfect embedding scores R / (R + 1). The same with a separate gallery.
-    - "R-precision": mean of (1/R) sum_{i<=R} rel_i
-    - "MAP released", with a gallery only: the released In-Shop MAP, mean over all queries of
-      sum_{i<=50} P@i rel_i divided by the hits among those 50 ranks (0 without a hit), whatever ks are given
+    - "R@k", for each k in ks: 1 if rel_i = 1 for some i <= k, otherwise 0. A query with R = 0 is a miss.
+    - "MAP@R": (1/R) sum_{i<=R} P@i rel_i.
+    - "MAP@R released": the same with R + 1 in both places. The released code counts the query as a member of its own
+      class, so a perfect embedding scores only R / (R + 1).
+    - "R-precision": (1/R) sum_{i<=R} rel_i.
+    - "MAP released", only with a gallery: the In-Shop MAP of the released code, sum_{i<=50} P@i rel_i divided by the
+      number of hits in these 50 ranks; 0 without a hit.
 
-    Queries with R = 0 are left out of the three means that use R; if none is left, they are 0.0.
-    The result's ``queries`` holds the averaged values (see `Scores`).
-    backend: "torch" or "faiss", what searches (see `nearest_neighbours`), by chunks in bounded memory.
-    Raises VptspError for wrong shapes, lengths or types, no items, rows that hold NaN or infinity, and a
-    backend that is unknown or not installed.
+    Queries with R = 0 are left out of the three metrics that use R. If all are left out, these metrics are 0.
+
+    Args:
+        embeddings: (N, d), of any precision and length: a tensor on any device, an array, or a table. In a pandas
+            table, the order of the rows counts, not the index.
+        labels: (N,), the classes as whole numbers of any value.
+        gallery: (M, d), or None.
+        gallery_labels: (M,), or None.
+        ks: the k of "R@k".
+        backend: ``"torch"`` or ``"faiss"`` (see `nearest_neighbours`).
+
+    Raises:
+        VptspError: an argument has a wrong shape, length or type, contains NaN or infinity, or is empty; or the backend
+            is unknown or not installed.
 
     >>> retrieval_metrics(torch.eye(3)[[0, 0, 1, 1]], torch.tensor([7, 7, 9, 9]), ks=(1,))
     {'R@1': 1.0, 'MAP@R': 1.0, 'MAP@R released': 0.5, 'R-precision': 1.0}
 
-    A singleton misses, and is left out of the rest; fewer items than k, even one alone, is no error:
+    An item without others of its class is a miss in R@k, and left out of the rest. k can exceed the number of items:
 
     >>> retrieval_metrics(torch.eye(3)[[0, 0, 1, 2]], torch.tensor([0, 0, 1, 2]), ks=(100,))
     {'R@100': 0.5, 'MAP@R': 1.0, 'MAP@R released': 0.5, 'R-precision': 1.0}
     >>> retrieval_metrics(torch.ones(1, 2), torch.tensor([3]), ks=(1,))
     {'R@1': 0.0, 'MAP@R': 0.0, 'MAP@R released': 0.0, 'R-precision': 0.0}
 
-    Zeros have cosine 0 with everything, and equal scores are ranked by index:
+    A row of zeros has cosine 0 with every item, and equal cosines are ranked by index:
 
     >>> retrieval_metrics(torch.zeros(4, 2), torch.tensor([0, 1, 1, 0]), ks=(1, 2))["R@1"]
     0.25
@@ -92,27 +100,26 @@ def retrieval_metrics(
     several: Any = ks if isinstance(ks, Iterable) and getattr(ks, "ndim", None) != 0 else [ks]
     ks = [positive("ks", k) for k in several]
     queries = unit_rows("embeddings", embeddings)
-    wanted = _labels("labels", labels, queries)
-    items, owned = queries, wanted
+    query_classes = _class_ids("labels", labels, queries)
+    items, item_classes = queries, query_classes
     if not alone:
         items = unit_rows("gallery", gallery, like=queries)
-        owned = _labels("gallery_labels", gallery_labels, items)
+        item_classes = _class_ids("gallery_labels", gallery_labels, items)
 
-    classes, place, size = owned.unique(return_inverse=True, return_counts=True)
-    nearest = torch.searchsorted(classes, wanted).clamp_(max=len(classes) - 1)
-    known = classes[nearest] == wanted
-    relevant = torch.where(known, size[nearest] - int(alone), 0)
-    wanted, owned = torch.where(known, nearest, -1), place
-
+    classes, sizes = item_classes.unique(return_counts=True)
+    place = torch.searchsorted(classes, query_classes).clamp_(max=len(classes) - 1)
+    relevant = torch.where(classes[place] == query_classes, sizes[place] - int(alone), 0)  # R of each query
     depth = (relevant + 1).clamp_(min=max([*ks, 1 if alone else INSHOP_RANKS]))
+
     names = [*(f"R@{k}" for k in ks), *OF_R, "MAP released"]
     values = torch.empty(len(names), len(queries), dtype=torch.float64, device=queries.device)
     for rows, _, found in search(queries, items, depth, exclude_self=alone, backend=backend):
-        values[:, rows] = _score(owned[found] == wanted[rows, None], relevant[rows], ks)
+        hits = item_classes[found] == query_classes[rows, None]
+        values[:, rows] = _score(hits, relevant[rows], ks)
 
     over_all = values.mean(dim=1).tolist()
-    over_answerable = values[:, relevant > 0].mean(dim=1).nan_to_num_(0.0).tolist()
-    result = {name: b if name in OF_R else a for name, a, b in zip(names, over_all, over_answerable)}
+    over_defined = values[:, relevant > 0].mean(dim=1).nan_to_num_(0.0).tolist()
+    result = {name: b if name in OF_R else a for name, a, b in zip(names, over_all, over_defined)}
     if alone:
         del result["MAP released"]
     kept = {name: each for name, each in zip(names, values) if name in ("R@1", *OF_R)}
@@ -121,11 +128,14 @@ def retrieval_metrics(
 
 
 def _score(hits: Tensor, relevant: Tensor, ks: Sequence[int]) -> Tensor:
-    """Each query's R@k for every k, the three of `OF_R`, and "MAP released": (len(ks) + 4, n) float64.
+    """Return the R@k of each query for each k, the metrics `OF_R`, and "MAP released": (len(ks) + 4, n) float64.
 
-    hits (n, ranks) bool says which ranks hold an item of the query's class, relevant (n,) is R.
+    Args:
+        hits: (n, ranks) bool, rel_i.
+        relevant: (n,), R.
+        ks: the k of R@k.
     """
-    if hits.shape[1] == 0:  # a single item finds nothing
+    if hits.shape[1] == 0:  # there is only one item: it has no neighbour
         hits = hits.new_zeros(len(hits), 1)
     last = hits.shape[1] - 1
     ranks = torch.arange(1, last + 2, device=hits.device)
@@ -147,7 +157,8 @@ def _score(hits: Tensor, relevant: Tensor, ks: Sequence[int]) -> Tensor:
     )
 
 
-def _labels(name: str, data: Any, rows: Tensor) -> Tensor:
+def _class_ids(name: str, data: Any, rows: Tensor) -> Tensor:
+    """Return the classes of ``rows`` as int64, (n,), on their device. Raises VptspError if ``data`` is invalid."""
     try:
         ids = as_tensor(name, data)
     except VptspError:
@@ -158,7 +169,7 @@ def _labels(name: str, data: Any, rows: Tensor) -> Tensor:
     if ids.is_floating_point() and ids.dim() == 1 and (gaps := ids.isnan().nonzero().flatten().tolist()):
         raise VptspError(f"{name}: no class is given for {numbered(gaps, ids)}; leave them and their embeddings out")
     if ids.dim() != 1 or ids.is_floating_point() or ids.is_complex() or ids.is_meta or ids.is_quantized:
-        raise VptspError(f"{name}: {ids.dtype} of shape {tuple(ids.shape)}; give one whole number an item")
+        raise VptspError(f"{name}: {ids.dtype} of shape {tuple(ids.shape)}; give one whole number per item")
     if len(ids) != len(rows):
         raise VptspError(f"{name}: {len(ids)} labels for {len(rows)} embeddings; give one for each")
     return ids.to(rows.device, torch.int64)

@@ -1,8 +1,8 @@
-"""The textbook form of deep visual prompts: concatenate, run timm's own block, drop. Slow, plain, and independent.
+"""The textbook form of deep visual prompts: concatenate, run timm's block, drop. It is slow, plain and independent.
 
-Tests compare `method.vit` with it, and ``python -m vptsp_core bench step`` measures both in one run. It reads
-a model's parameters and shares none of the code of its towers: each runs alone, on timm's ``forward`` methods. Proxies,
-accumulator and loss are the model's own; they have tests of their own.
+Tests compare `vptsp_core.method.vit` with it, and ``python -m vptsp_core bench step`` times both. It reads the
+parameters of a model, but shares no code with its towers: each tower runs alone, by the ``forward`` methods of timm.
+Proxies, accumulator and loss are the model's; other tests check them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,17 @@ from vptsp_core.method.vit import Head
 def pooled_tokens(
     backbone: VisionTransformer, images: Tensor, prompts: list[Tensor], pool: str, adapters: Sequence[nn.Module] = ()
 ) -> list[Tensor]:
-    """One tower on its own, up to its head (Jia et al., "Visual Prompt Tuning", ECCV 2022, deep form): one (B, D), or
-    two of a distilled ViT.
+    """Return the pooled tokens of one tower (Jia et al., "Visual Prompt Tuning", ECCV 2022, the deep form).
 
-    Prompts are those of the first blocks, (B, n, D) or (1, n, D) each, adapters those of the last.
+    Args:
+        backbone: the frozen ViT.
+        images: (B, 3, H, W), normalised.
+        prompts: the prompts of each of the first blocks, (B, n, D) or (1, n, D).
+        pool: ``"cls"`` or ``"avg"``.
+        adapters: the adapters of the last blocks.
+
+    Returns:
+        One (B, D), or two for a distilled ViT.
     """
     x = backbone.norm_pre(backbone._pos_embed(backbone.patch_embed(images)))
     tokens, plain = x.shape[1], len(backbone.blocks) - len(adapters)
@@ -44,7 +51,7 @@ def pooled_tokens(
 
 
 def embedding(head: Head | None, pooled: list[Tensor]) -> Tensor:
-    """The embedding of `pooled_tokens` by a head (None: their mean): (B, d), L2-normalised."""
+    """Return the embeddings (B, d), L2-normalised, that ``head`` computes from `pooled_tokens`. None: their mean."""
     if head is not None:
         layers = [(head.norm, head.fc), *([(head.dist_norm, head.dist_fc)] if head.tokens == 2 else [])]
         pooled = [linear(norm(token)) for token, (norm, linear) in zip(pooled, layers, strict=True)]
@@ -52,7 +59,7 @@ def embedding(head: Head | None, pooled: list[Tensor]) -> Tensor:
 
 
 def _adapted(block: Block, adapter: nn.Module, x: Tensor) -> Tensor:
-    """timm's block with an adapter, step by step (Chen et al., "AdaptFormer", NeurIPS 2022)."""
+    """Run timm's block with an adapter, step by step (Chen et al., "AdaptFormer", NeurIPS 2022): (B, T, D)."""
     assert isinstance(adapter, Adapter)
     x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
     mlp = block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
@@ -62,8 +69,12 @@ def _adapted(block: Block, adapter: nn.Module, x: Tensor) -> Tensor:
 
 
 def loss(model: MetricModel, images: Tensor, labels: Tensor) -> Tensor:
-    """`MetricModel.loss` of images (B, 3, H, W) and labels (B,) in the textbook form: two separate
-    towers, class prompts repeated for every image. A scalar.
+    """Return `MetricModel.loss`, a scalar, by two separate towers, with class prompts repeated for every image.
+
+    Args:
+        model: its parameters are used, and its P is updated.
+        images: (B, 3, H, W), normalised.
+        labels: (B,) int64; the k images of a class are next to each other.
     """
     vit, config = model.vit, model.config
     sample = [vit.prompts[i][None, :n] for i, n in enumerate(vit.prompt_counts)] if vit.prompts is not None else []

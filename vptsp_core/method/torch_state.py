@@ -1,5 +1,7 @@
-"""Public functions run under torch's default settings, so that a caller's settings do not change the numbers; and the
-caller's random numbers go on as if nothing had been drawn.
+"""Protection of public functions from their caller's settings of torch, and of the caller's random numbers.
+
+A public function runs under torch's default settings, so its numbers do not depend on the caller's. Afterwards the
+caller's random numbers continue as if the function had drawn none.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ _IN_PUBLIC_CALL = ContextVar("inside of a public function", default=False)
 
 @contextlib.contextmanager
 def torch_defaults() -> Iterator[None]:
-    """Inside: no autocast, gradients recorded, float32 by default and in full in matrix products, new tensors on the
-    CPU. Then the caller's settings return, the random states of torch, NumPy and Python too.
+    """Set torch's defaults within the context: no autocast, gradients on, float32, exact products, tensors on the CPU.
+
+    Afterwards the caller's settings are restored, and the random states of torch, NumPy and Python.
     """
     dtype = torch.get_default_dtype()
     backends: Any = torch.backends
@@ -30,7 +33,7 @@ def torch_defaults() -> Iterator[None]:
         gpu = torch.accelerator.current_accelerator()
         for kind in {"cpu"} if gpu is None else {"cpu", gpu.type}:
             stack.enter_context(torch.autocast(kind, enabled=False))
-        if not _IN_PUBLIC_CALL.get():  # a nested call continues the outer one's random numbers
+        if not _IN_PUBLIC_CALL.get():  # a nested call continues the random numbers of the outer call
             stack.callback(_IN_PUBLIC_CALL.reset, _IN_PUBLIC_CALL.set(True))
             stack.enter_context(_random_states_kept())
         stack.enter_context(torch.inference_mode(False))
@@ -40,7 +43,7 @@ def torch_defaults() -> Iterator[None]:
         if dtype != torch.float32:
             torch.set_default_dtype(torch.float32)
             stack.callback(torch.set_default_dtype, dtype)
-        # Not torch.get_float32_matmul_precision: it raises if a caller has set these.
+        # torch.get_float32_matmul_precision would raise if the caller has set one of these.
         for switch in (backends, backends.cuda.matmul, backends.mkldnn, backends.mkldnn.matmul):
             precision = switch.fp32_precision
             if precision not in ("none", "ieee"):
@@ -59,12 +62,12 @@ def _random_states_kept() -> Iterator[None]:
         finally:
             np.random.set_state(of_numpy)
             random.setstate(of_python)
-            if not started and torch.cuda.is_available():  # reading its state would start CUDA
+            if not started and torch.cuda.is_available():  # reading its state before would have started CUDA
                 torch.cuda.manual_seed_all(seed)
 
 
 def in_torch_defaults(function: Callable[P, R]) -> Callable[P, R]:
-    """``function``, which runs in `torch_defaults` whatever its caller has set."""
+    """Return ``function`` with every call inside of `torch_defaults`."""
 
     @functools.wraps(function)
     def guarded(*args: P.args, **options: P.kwargs) -> R:

@@ -86,6 +86,11 @@ class Head(nn.Module):
 
     A distilled ViT has one for the class token and one for the distillation token. Their outputs are averaged, as in
     the released code.
+
+    Args:
+        width: D.
+        embed_dim: d.
+        tokens: how many pooled tokens an image has: 2 for a distilled ViT, otherwise 1.
     """
 
     def __init__(self, width: int, embed_dim: int, tokens: int = 1) -> None:
@@ -113,7 +118,7 @@ class PromptedViT(nn.Module):
 
     Args:
         backbone: from `load_backbone`.
-        embed_dim: d, the width of an embedding; None for a model without heads, as the frozen backbone.
+        embed_dim: d, the width of an embedding; None for a model without heads (method frozen).
         prompts: number of prompts of the sample tower in each of the first blocks, from `prompt_counts`.
         class_prompts: the same for the proxy tower; None for a model without a proxy tower.
         adapters: the adapters of the last blocks, in the order of the blocks.
@@ -167,8 +172,8 @@ class PromptedViT(nn.Module):
 
         Args:
             images: (B, 3, H, W), normalised. With class prompts, the images of a class are next to each other.
-            class_prompts: (C', L_c, m, D), the prompts of the proxy tower: of block L_c and class C', for B / C'
-                adjacent images each.
+            class_prompts: (C', L_c, m, D), the m prompts of each class in each block. They make the proxy tower, in
+                which each class has B / C' adjacent images.
             source: where class embeddings come from without class prompts: ``"sample"``, ``"encoder"`` or
                 ``"fixed_encoder"`` (see `MetricModel`). They need no second tower.
 

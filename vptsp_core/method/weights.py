@@ -55,13 +55,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     stored = dict(_state_dicts(content))
     states = {name: _without_wrappers(state) for name, state in stored.items()}
     _refuse_other_files(path, states)
-    backbones = [(name, prefix) for name, state in states.items() for prefix in _prefixes(state)]
-    if len(backbones) > 1 and not _all_equal(path, [_part(states[name], prefix) for name, prefix in backbones]):
-        names = " and ".join(f"{name}.{prefix}".strip(".") or "the top" for name, prefix in backbones)
-        count = len(backbones)
-        raise WeightsError(f"weights {path}: holds {count} backbones, {names}; save one of them in its own file")
-    largest = max(states, key=lambda name: len(states[name]))
-    name, prefix = backbones[0] if backbones else (largest, "")
+    name, prefix = _choose_backbone(path, states)
     state, notes = _backbone_state(path, states[name], prefix, model)
     own = model.state_dict()
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -98,6 +92,20 @@ def _state_dicts(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple
         yield name, content
     for key, value in content.items():
         yield from _state_dicts(value, f"{name}.{key}".strip("."), depth + 1)
+
+
+def _choose_backbone(path: Path, states: dict[str, State]) -> tuple[str, str]:
+    """Return the name of the state dict with the backbone, and the prefix of its keys. If none has one: the largest.
+    Raises WeightsError if there are several backbones with different tensors.
+    """
+    backbones = [(name, prefix) for name, state in states.items() for prefix in _prefixes(state)]
+    if not backbones:
+        return max(states, key=lambda name: len(states[name])), ""
+    if len(backbones) > 1 and not _all_equal(path, [_part(states[name], prefix) for name, prefix in backbones]):
+        names = " and ".join(f"{name}.{prefix}".strip(".") or "the top" for name, prefix in backbones)
+        count = len(backbones)
+        raise WeightsError(f"weights {path}: holds {count} backbones, {names}; save one of them in its own file")
+    return backbones[0]
 
 
 def _without_wrappers(state: State) -> State:
@@ -138,8 +146,8 @@ def _refuse_other_files(path: Path, states: dict[str, State]) -> None:
         raise WeightsError(f"weights {path}: holds no table of tensors; save model.state_dict()")
     for state in states.values():
         if isinstance(state, ProjectTensors) or any(key.startswith(RUN_KEYS) for key in state):
-            raise WeightsError(f"weights {path}: what a run of this project wrote, not a backbone; load it with "
-                               "vptsp_core.load, or give the weights that the run began from")  # fmt: skip
+            raise WeightsError(f"weights {path}: written by a run of this project, not a backbone; load it with "
+                               "vptsp_core.load, or give the weights that the run started from")  # fmt: skip
         for key in state:
             for ending, library in FOREIGN.items():
                 if key == ending or key.endswith("." + ending):
