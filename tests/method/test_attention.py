@@ -1,4 +1,4 @@
-"""Attention in both of its forms, held against the textbook's softmax(q k^T) v: outputs and all gradients."""
+"""Both forms of attention against softmax(q k^T) v, written out: outputs and all gradients."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ A = HEADS * SIZE
 
 
 def textbook(q, kv, prompt_kv, scale):
-    """Each head of each row on its own."""
+    """Compute each head of each row by itself."""
     if prompt_kv is not None:
         groups = prompt_kv if prompt_kv.dim() == 3 else prompt_kv[None]
         rows = groups.repeat_interleave(len(kv) // len(groups), 0)
@@ -46,7 +46,7 @@ def run(form, parts):
 
 
 @pytest.mark.parametrize("prompts", [None, (5,), (2, 3)], ids=["no prompts", "shared", "by class"])
-@pytest.mark.parametrize("tokens", [3, 29, 32, 40])  # with the prompts: below, at and above whole registers
+@pytest.mark.parametrize("tokens", [3, 29, 32, 40])  # with prompts: fewer keys than fill a register, as many, and more
 @pytest.mark.parametrize("products", [False, True], ids=["fused", "products"])
 @pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_same_as_textbook(monkeypatch, prompts, tokens, products, dtype, bound):
@@ -61,7 +61,7 @@ def test_same_as_textbook(monkeypatch, prompts, tokens, products, dtype, bound):
         assert (ours.double() - theirs).abs().max() <= bound * theirs.abs().max()
 
 
-def test_products_are_for_bf16_on_a_cpu():
+def test_only_bf16_on_a_cpu_uses_products():
     assert module.uses_matmul_attention(torch.zeros(1, dtype=torch.bfloat16))
     assert not module.uses_matmul_attention(torch.zeros(1))
     assert not module.uses_matmul_attention(torch.zeros(1, dtype=torch.bfloat16, device="meta"))

@@ -1,4 +1,4 @@
-"""The search with faiss against plain numpy: an argsort of float64 cosines, and the metrics written out."""
+"""The search by faiss against an argsort of float64 cosines in numpy, and against the metrics written out."""
 
 from __future__ import annotations
 
@@ -25,16 +25,8 @@ pytest.importorskip("faiss")
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def long_tailed(n, d, seed=0):
-    """Classes of 1, 2, 4, 8, ... items and three of one; every tenth item is there twice, in its own class."""
+    """Return items of classes of 1, 2, 4, 8, ... items, and three of one. Every tenth item occurs twice."""
     rng = np.random.default_rng(seed)
     labels = np.minimum(np.log2(np.arange(1, n + 1)).astype(int), 30)
     labels[-3:] = [100, 101, 102]
@@ -45,7 +37,7 @@ def long_tailed(n, d, seed=0):
 
 
 def exact_grid(n, seed=0):
-    """Rows of four entries ±1: their cosines are exact multiples of 1/4 in float32, and tie by the dozen."""
+    """Return rows of four entries ±1. Their cosines are exact multiples of 1/4 in float32, and many are equal."""
     rng = np.random.default_rng(seed)
     x = np.zeros((n, 8), dtype=np.float32)
     for row in x:
@@ -60,7 +52,7 @@ def cosines(queries, gallery):
 
 @pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("k", [1, 10, 250, 299, 300, 400])
-def test_lists_are_those_of_an_argsort_but_for_swaps_within_rounding(separate, k):
+def test_lists_equal_an_argsort_up_to_swaps_within_rounding(separate, k):
     x, _ = long_tailed(400 if separate else 300, 24)
     queries, gallery = (x[:100], x[100:]) if separate else (x, x)
     true = cosines(queries, gallery)
@@ -77,7 +69,7 @@ def test_lists_are_those_of_an_argsort_but_for_swaps_within_rounding(separate, k
 
 
 @pytest.mark.parametrize("separate", [False, True])
-def test_ties_within_a_list_go_by_index(separate):
+def test_ties_within_a_list_are_ordered_by_index(separate):
     x, _ = exact_grid(200)
     x[50:100] = x[:50]
     queries, gallery = (x[:60], x[60:]) if separate else (x, x)
@@ -87,13 +79,13 @@ def test_ties_within_a_list_go_by_index(separate):
     expected = np.argsort(-true, axis=1, kind="stable")[:, : len(gallery) - (not separate)]
     _, found = nearest_neighbours(queries, gallery, len(gallery), exclude_self=not separate, backend="faiss")
     assert (found.numpy()[:, : expected.shape[1]] == expected).all()
-    # cut short, a list holds the right scores, and the items that tie in it still go by index
+    # a shorter list has the right scores, and its ties are ordered by index too
     scores, found = nearest_neighbours(queries, gallery, 20, exclude_self=not separate, backend="faiss")
     assert (scores.numpy() == -np.sort(-true, axis=1)[:, :20]).all()
     assert (found.diff(dim=1)[scores.diff(dim=1) == 0] > 0).all()
 
 
-def test_a_query_among_more_duplicates_than_its_list_holds():
+def test_a_query_with_more_duplicates_than_its_list_is_long():
     x = torch.ones(40, 3)
     for k in (1, 5, 39):
         found = nearest_neighbours(x, x, k, exclude_self=True, backend="faiss")[1]
@@ -125,7 +117,7 @@ def test_metrics_of_tied_scores_are_exact(separate):
 @pytest.mark.parametrize("backend", ["torch", "faiss"])
 def test_small_chunks_bound_the_memory_and_change_nothing(backend):
     x, labels = exact_grid(300)
-    labels[:150] = -1  # half of all items in one class: long lists, which come first
+    labels[:150] = -1  # half of all items are in one class: its lists are long, and come first
     ks = (1, 300)
     whole = retrieval_metrics(x, labels, ks=ks, backend=backend)
     budget, made, asked = 2**17, [], []
@@ -150,12 +142,12 @@ def test_small_chunks_bound_the_memory_and_change_nothing(backend):
     assert sum(rows for rows, _ in asked) == 300
     assert all(rows * (4 * 8 + 64 * (k - 1)) <= budget for rows, k in asked)
     assert [k for _, k in asked] == sorted((k for _, k in asked), reverse=True) and asked[0][1] == 151
-    assert asked[-1][1] < 60 and asked[-1][0] + asked[-2][0] > 2 * asked[0][0]  # lists shorten, chunks grow
+    assert asked[-1][1] < 60 and asked[-1][0] + asked[-2][0] > 2 * asked[0][0]  # lists get shorter, chunks larger
 
 
 @pytest.mark.parametrize("answered", [0, 2])
-def test_where_an_index_declines_torch_goes_on(answered):
-    """What happens on a GPU that faiss cannot use, or whose memory ends on the way."""
+def test_if_the_index_fails_torch_continues(answered):
+    """As on a GPU that faiss cannot use, or whose memory is full after some chunks."""
     x, labels = exact_grid(300)
     expected = retrieval_metrics(x, labels, ks=(1, 300))
 
@@ -177,7 +169,7 @@ def test_where_an_index_declines_torch_goes_on(answered):
 
 @pytest.mark.parametrize("imports", ["faiss, torch", "torch, faiss"])
 def test_two_openmp_runtimes_in_one_process(imports):
-    """torch and faiss each bring one; used alternately, with several threads, they must neither hang nor crash."""
+    """torch and faiss each have their own OpenMP. Used alternately, with several threads, they must not crash."""
     code = (
         f"import {imports}\nfrom vptsp_core.method.metrics import retrieval_metrics as metrics\n"
         "torch.set_num_threads(2); faiss.omp_set_num_threads(2); torch.manual_seed(0)\n"
@@ -189,7 +181,7 @@ def test_two_openmp_runtimes_in_one_process(imports):
     assert done.returncode == 0 and done.stdout.strip() == "True", done.stderr
 
 
-def test_not_installed_is_said_before_anything_is_embedded():
+def test_a_missing_faiss_is_an_error_before_anything_is_embedded():
     with mock.patch.dict(sys.modules, faiss=None):
         for call in (
             lambda: nearest_neighbours(torch.eye(2), torch.eye(2), 1, backend="faiss"),
@@ -200,7 +192,7 @@ def test_not_installed_is_said_before_anything_is_embedded():
                 call()
 
 
-def test_evaluate_passes_the_backend_on(capsys):
+def test_evaluate_passes_the_backend_to_the_search(capsys):
     class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()

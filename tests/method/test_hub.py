@@ -1,4 +1,4 @@
-"""The hub of pretrained weights: without a network one line at once, with them in its cache none is needed."""
+"""The hub of pretrained weights: without a network the error comes at once; cached weights need no network."""
 
 import logging
 import socket
@@ -26,12 +26,12 @@ def nothing_cached(tmp_path, monkeypatch):
 
 
 def closed() -> str:
-    """An address at which nobody listens."""
+    """Return an address where no server listens."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_without_a_network_one_line_at_once(monkeypatch, caplog):
+def test_without_a_network_the_error_comes_at_once(monkeypatch, caplog):
     monkeypatch.setattr(constants, "ENDPOINT", closed())
     start = time.monotonic()
     with pytest.raises(WeightsError, match=r"cannot be had \(no connection to 127.0.0.1\); give the file"):
@@ -39,7 +39,7 @@ def test_without_a_network_one_line_at_once(monkeypatch, caplog):
     assert time.monotonic() - start < 5 and not caplog.records
 
 
-def test_what_is_cached_needs_no_network(tmp_path, monkeypatch):
+def test_cached_weights_need_no_network(tmp_path, monkeypatch):
     place = tmp_path / f"models--timm--{NAME}"
     (place / "snapshots" / "0").mkdir(parents=True)
     (place / "refs").mkdir()
@@ -47,25 +47,25 @@ def test_what_is_cached_needs_no_network(tmp_path, monkeypatch):
     made = timm.create_model(NAME)
     save_file(made.state_dict(), place / "snapshots" / "0" / "model.safetensors")
     monkeypatch.setattr(constants, "ENDPOINT", closed())
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # where there is a network too
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # also if there is a network
     found = load_backbone(NAME)
     assert torch.equal(found.blocks[0].mlp.fc1.weight, made.blocks[0].mlp.fc1.weight)
 
 
-def test_a_hub_or_a_proxy_is_left_to_its_library(monkeypatch):
+def test_a_reachable_hub_is_used_without_log_messages(monkeypatch):
     logger = logging.getLogger("huggingface_hub.utils._http")
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         before = logger.getEffectiveLevel()
         with hub.reachable_hub(NAME):
-            assert not logger.isEnabledFor(logging.WARNING), "it does not say that it tries again"
+            assert not logger.isEnabledFor(logging.WARNING), "it does not log that it tries again"
         assert logger.getEffectiveLevel() == before
     monkeypatch.setattr(constants, "ENDPOINT", closed())
     with pytest.raises(ConnectionError), hub.reachable_hub(NAME):
         pass
 
 
-def test_what_is_in_the_way_is_named_at_once(monkeypatch):
+def test_the_obstacle_is_named_at_once_without_a_password(monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example")
     start = time.monotonic()
     for variable in ("https_proxy", "HTTPS_PROXY", "all_proxy"):
@@ -81,7 +81,7 @@ def test_what_is_in_the_way_is_named_at_once(monkeypatch):
     assert time.monotonic() - start < 20
 
 
-def test_a_living_proxy_is_asked_and_one_for_others_is_not(monkeypatch):
+def test_a_proxy_is_tried_only_if_it_is_for_the_hub(monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example")
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("https_proxy", f"127.0.0.1:{server.getsockname()[1]}")

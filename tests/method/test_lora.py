@@ -1,4 +1,4 @@
-"""LoRA: the block function against timm's own with peft's wrapped modules; what learns, against peft's own count."""
+"""LoRA: our blocks against timm's with the modules that peft wrapped; what learns, against the count of peft."""
 
 import sys
 
@@ -17,13 +17,13 @@ def lora(**changes) -> RunConfig:
     return preset("smoke", method="lora", weights="random", lora_rank=3, batch=8, **changes)
 
 
-def test_without_peft_one_line_says_what_to_do(monkeypatch):
+def test_without_peft_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(VptspError, match="^method = 'lora' needs the package peft .*; pip install peft$"):
         model(lora())
 
 
-def test_rank_and_alpha_belong_to_lora_alone():
+def test_only_lora_reads_rank_and_alpha():
     assert preset("smoke", lora_rank=3).hash() == preset("smoke").hash()
     assert lora().hash() != lora().replace(lora_rank=4).hash() != lora().replace(lora_alpha=4).hash()
     with pytest.raises(VptspError, match="lora_rank = 0 must be at least 1"):
@@ -37,7 +37,7 @@ def model(config: RunConfig, *, moved: bool = False) -> MetricModel:
     torch.manual_seed(0)
     backbone = load_backbone(config.backbone, config.weights, config.image_size)
     made = MetricModel(config, backbone, 6)
-    if moved:  # B starts at zero: nothing would be compared
+    if moved:  # B starts at zero, which would hide errors
         for name, parameter in made.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
@@ -51,7 +51,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("backbone", ["demo_vit", "vit_tiny_patch16_224"])
 @pytest.mark.parametrize("bitfit", [False, True])
-def test_loss_and_gradients_are_those_of_timm_and_peft(backbone, bitfit):
+def test_loss_and_gradients_equal_those_of_timm_and_peft(backbone, bitfit):
     config = lora(backbone=backbone, bitfit=bitfit, image_size=56, resize=56)
     ours = model(config, moved=True).double()
     images, labels = torch.randn(6, 3, 56, 56, dtype=torch.double), torch.arange(6)
@@ -69,7 +69,7 @@ def test_loss_and_gradients_are_those_of_timm_and_peft(backbone, bitfit):
         torch.testing.assert_close(got[name], wanted[name], rtol=1e-6, atol=1e-9)
 
 
-def test_what_learns_is_what_peft_counts_and_the_factors_change_the_embedding():
+def test_peft_counts_the_same_parameters_and_the_factors_change_the_embedding():
     config = lora(bitfit=False)
     ours = model(config)
     twin = peft.get_peft_model(
@@ -81,7 +81,7 @@ def test_what_learns_is_what_peft_counts_and_the_factors_change_the_embedding():
     images, _ = batch()
     plain = model(config.replace(method="linear"))
     plain.load_state_dict({n: v for n, v in ours.state_dict().items() if "head" in n}, strict=False)
-    torch.testing.assert_close(ours(images), plain(images))  # B = 0: the backbone as it is
+    torch.testing.assert_close(ours(images), plain(images))  # B = 0 changes nothing
     assert checksum(ours.vit.backbone) == checksum(plain.vit.backbone)
     assert (model(config, moved=True)(images) - ours(images)).abs().max() > 1e-2
 
@@ -96,7 +96,7 @@ def test_a_run_learns_and_is_loaded(tmp_path):
 
 
 def test_a_step_is_one_graph():
-    """As `compiled_loss` asks for it, without the minutes that generating code takes."""
+    """With the options of `compiled_loss`, but without machine code, which would take minutes."""
     ours = model(lora(), moved=True)
     images, labels = batch()
     compiled = torch.compile(ours.loss, fullgraph=True, dynamic=False, backend="eager")

@@ -1,4 +1,4 @@
-"""Proxy-Anchor: against pytorch-metric-learning and by hand."""
+"""Proxy-Anchor against pytorch-metric-learning, and against the formula in loops."""
 
 import math
 
@@ -17,7 +17,7 @@ def case(seed=0, size=12, classes=7, dim=9):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_paper_form_is_pytorch_metric_learnings(seed):
+def test_paper_form_equals_pytorch_metric_learning(seed):
     from pytorch_metric_learning.losses import ProxyAnchorLoss
 
     embeddings, proxies, labels = case(seed)
@@ -56,6 +56,6 @@ def test_a_batch_of_one_class_has_finite_gradients():
     assert loss.isfinite() and embeddings.grad.isfinite().all() and proxies.grad.isfinite().all()
 
 
-def test_lengths_of_inputs_do_not_matter():
+def test_the_lengths_of_the_vectors_do_not_matter():
     embeddings, proxies, labels = case()
     assert torch.allclose(proxy_anchor(embeddings, proxies, labels), proxy_anchor(3 * embeddings, proxies / 7, labels))

@@ -1,4 +1,4 @@
-"""Retrieval metrics against pytorch-metric-learning, the definitions written out, and cases made by hand."""
+"""Retrieval metrics against pytorch-metric-learning, the definitions written out, and values computed by hand."""
 
 from __future__ import annotations
 
@@ -18,14 +18,6 @@ from vptsp_core.method import metrics, neighbours
 from vptsp_core.method.metrics import nearest_neighbours, retrieval_metrics
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def make(n, d, classes, seed=0, spread=1.0):
     g = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (n,), generator=g)
@@ -33,7 +25,7 @@ def make(n, d, classes, seed=0, spread=1.0):
 
 
 def reference(x, labels, gallery=None, gallery_labels=None, ks=(1, 2, 4, 8)):
-    """The definitions, one query and one rank at a time."""
+    """Compute the metrics by their definitions, one query and one rank at a time."""
     alone = gallery is None
     gallery, gallery_labels = (x, labels) if alone else (gallery, gallery_labels)
     cosines = torch.nn.functional.normalize(x) @ torch.nn.functional.normalize(gallery).T
@@ -89,7 +81,7 @@ def test_each_query_by_hand():
 
 
 @pytest.mark.parametrize("separate", [False, True])
-def test_each_query_is_that_query_alone_and_a_metric_is_their_mean(separate):
+def test_the_values_of_a_query_are_its_own_metrics_and_their_mean_is_the_metric(separate):
     x, labels = make(230, 6, 60)
     queries = slice(0, 80 if separate else None)
     gallery = dict(gallery=x[80:], gallery_labels=labels[80:]) if separate else {}
@@ -107,11 +99,11 @@ def test_each_query_is_that_query_alone_and_a_metric_is_their_mean(separate):
                 assert values[i] == pytest.approx(alone[name], rel=1e-6), name
 
 
-def test_scores_are_a_plain_dict_to_others():
+def test_scores_are_a_plain_dict():
     found = retrieval_metrics(torch.eye(3)[[0, 0, 1, 1]], torch.tensor([7, 7, 9, 9]), ks=(2,))
     assert found == {"R@2": 1.0, "MAP@R": 1.0, "MAP@R released": 0.5, "R-precision": 1.0}
     assert list(found.queries) == ["MAP@R", "MAP@R released", "R-precision"]
-    again = pickle.loads(pickle.dumps(found))  # how processes tell each other
+    again = pickle.loads(pickle.dumps(found))  # so processes send them to each other
     assert again == found and again.queries.keys() == found.queries.keys()
 
 
@@ -150,7 +142,7 @@ def test_hand_computed():
 
 
 def test_released_code_searches_class_size_plus_1_and_drops_the_first():
-    """The released loop, on data without duplicates, where its way of dropping the query works."""
+    """The released loop, on data without duplicates. With duplicates, it could drop another item than the query."""
     x, labels = make(200, 6, 20)
     unit = torch.nn.functional.normalize(x)
     _, place, sizes = labels.unique(return_inverse=True, return_counts=True)
@@ -159,7 +151,7 @@ def test_released_code_searches_class_size_plus_1_and_drops_the_first():
     for query, size in enumerate(sizes[place].tolist()):
         rel = (labels[found[query, :size]] == labels[query]).double()
         total += float((rel.cumsum(0) * rel / torch.arange(1, size + 1)).sum() / size)
-    assert sizes.min() > 1  # it counts a class of one item as 0, we leave it out
+    assert sizes.min() > 1  # the released code counts a class of one item as 0; we leave it out
     assert retrieval_metrics(x, labels)["MAP@R released"] == pytest.approx(total / 200)
 
 
@@ -177,19 +169,19 @@ def test_released_in_shop_map_looks_at_50_ranks_and_divides_by_hits_found():
     labels[[1, 3, 55]] = 7  # ranks 2 and 4, and one beyond the 50
     query = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     result = retrieval_metrics(query, torch.tensor([7, 8]), gallery=gallery, gallery_labels=labels, ks=(1,))
-    assert result["MAP released"] == pytest.approx((1 / 2 + 2 / 4) / 2 / 2)  # class 8 is not there: 0
+    assert result["MAP released"] == pytest.approx((1 / 2 + 2 / 4) / 2 / 2)  # class 8 is not in the gallery: 0
     assert result["MAP@R"] == pytest.approx(1 / 2 / 3)  # class 8 is left out
     assert result["MAP@R released"] == pytest.approx((1 / 2 + 2 / 4) / 4)
 
 
-def test_self_is_left_out_by_index_not_as_the_first_neighbour():
+def test_a_query_is_excluded_by_index_not_as_the_first_neighbour():
     x = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]])
-    # three equal rows: whoever drops "the first neighbour" of query 1 or 2 drops item 0 and keeps the query
+    # three equal rows: to drop the first neighbour of query 1 or 2 would drop item 0 and keep the query
     assert nearest_neighbours(x, x, 2, exclude_self=True)[1].tolist() == [[1, 2], [0, 2], [0, 1], [0, 1]]
     assert retrieval_metrics(x, torch.tensor([0, 1, 1, 0]), ks=(1, 2))["R@1"] == 0.25
 
 
-def test_one_class_and_nothing_but_singletons():
+def test_one_class_of_all_items_and_classes_of_one_item():
     x, _ = make(30, 4, 5)
     result = retrieval_metrics(x, torch.full((30,), -3), ks=(1,))
     expected = {"R@1": 1.0, "MAP@R": 1.0, "MAP@R released": 29 / 30, "R-precision": 1.0}
@@ -203,7 +195,7 @@ def test_ties_are_ranked_by_index():
     unit = torch.nn.functional.normalize(x)
     for k in (1, 3, 17, 250, 400):
         scores, found = nearest_neighbours(x, x, k)
-        full = (unit @ unit.T).round(decimals=5)  # equal in exact arithmetic is equal here
+        full = (unit @ unit.T).round(decimals=5)  # scores that are equal in exact arithmetic are equal here
         mine = full.gather(1, found)
         assert (mine[:, 1:] <= mine[:, :-1]).all()
         same_direction = unit.unique(dim=0, return_inverse=True)[1]
@@ -248,7 +240,7 @@ def test_any_precision(dtype):
     assert nearest_neighbours(x, x, 3)[0].dtype == torch.float32
 
 
-def test_numpy_frozen_strided_lists_gradients_and_labels_of_any_value():
+def test_many_kinds_of_embeddings_and_labels_of_any_value():
     x, labels = make(120, 8, 12)
     expected = retrieval_metrics(x, labels)
     far = torch.randint(-(2**40), 2**40, (12,))[labels]
@@ -259,7 +251,7 @@ def test_numpy_frozen_strided_lists_gradients_and_labels_of_any_value():
     for embeddings in (frozen, wide[:, ::2], x.tolist(), x.clone().requires_grad_(), x.T.contiguous().T):
         for ids in (far, far.numpy(), far.tolist(), labels.to(torch.int32), labels.numpy().astype(np.uint16)):
             assert retrieval_metrics(embeddings, ids) == expected
-    assert torch.equal(x, make(120, 8, 12)[0])  # the input is left as it was
+    assert torch.equal(x, make(120, 8, 12)[0])  # the input is unchanged
 
 
 def test_length_of_rows_does_not_matter():
@@ -272,7 +264,7 @@ def test_length_of_rows_does_not_matter():
     assert scores[1].tolist() == pytest.approx([math.sqrt(0.5)] * 2)
 
 
-def test_true_float32_whatever_is_set_outside():
+def test_true_float32_under_all_outer_settings():
     x, _ = make(100, 64, 10)
     expected = nearest_neighbours(x, x, 3)
     before = torch.get_float32_matmul_precision()
@@ -355,7 +347,7 @@ def test_memory_of_a_chunk_is_bounded_however_large_a_class_is():
                 assert len(rows) * (4 * len(x) + 64 * best.shape[1]) <= 2**20
         assert sum(rows for rows, _ in seen) == 1200
         assert seen[0][1] == longest
-        # behind the large class lists shorten and chunks grow
+        # after the large class, lists get shorter and chunks larger
         assert labels is one_class or (seen[-1][1] == 8 and max(rows for rows, _ in seen) > 2 * seen[0][0])
 
 
@@ -381,13 +373,13 @@ def _masked(x):
         "backwards": lambda x: x.flip(0).numpy()[::-1],
         "sideways": lambda x: x.flip(1).numpy()[:, ::-1],
         "of another byte order": lambda x: x.numpy().astype(">f4"),
-        "a table of numbers that may lack": lambda x: pd.DataFrame(x.numpy()).convert_dtypes(),
-        "masked, of which nothing": _masked,
+        "a table with missing values allowed": lambda x: pd.DataFrame(x.numpy()).convert_dtypes(),
+        "masked, with nothing masked": _masked,
         "frozen": lambda x: _frozen(x.numpy()),
         "learning": lambda x: x.clone().requires_grad_(),
     }.values(),
 )
-def test_embeddings_as_people_hold_them(given):
+def test_kinds_of_embeddings(given):
     x, labels = make(40, 6, 5)
     assert retrieval_metrics(given(x), labels) == retrieval_metrics(x, labels)
     assert retrieval_metrics(x, labels, gallery=given(x), gallery_labels=labels)["R@1"] == 1.0
@@ -404,7 +396,7 @@ def _frozen(array):
     "given",
     {
         "a Series of some rows": lambda y: pd.Series(np.repeat(y.numpy(), 2), name="class")[::2],
-        "whole numbers that may lack": lambda y: pd.Series(y.numpy(), dtype="Int64"),
+        "whole numbers with missing values allowed": lambda y: pd.Series(y.numpy(), dtype="Int64"),
         "categories' codes": lambda y: pd.Series(y.numpy()).astype("category").cat.codes,
         "backwards": lambda y: y.flip(0).numpy()[::-1],
         "numbers": lambda y: [int(each) for each in y],
@@ -412,7 +404,7 @@ def _frozen(array):
         "of another byte order": lambda y: y.numpy().astype(">i8"),
     }.values(),
 )
-def test_labels_as_people_hold_them(given):
+def test_kinds_of_labels(given):
     x, labels = make(40, 6, 5)
     assert retrieval_metrics(x, given(labels)) == retrieval_metrics(x, labels)
 
@@ -453,7 +445,7 @@ def test_ks_may_be_one_number():
         (lambda x, y: ([x[0], x[1, :2]], y), "embeddings: torch cannot read it"),
     ],
 )
-def test_what_cannot_be_read_is_one_line_that_names_it(change, message):
+def test_unreadable_input_is_refused_in_one_line_that_names_it(change, message):
     x, labels = change(*make(40, 6, 5))
     with pytest.raises(VptspError, match=message) as caught:
         retrieval_metrics(x, labels)

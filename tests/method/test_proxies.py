@@ -1,4 +1,4 @@
-"""Accumulators against torch's own cells and hand-computed values; class prompts against plain loops."""
+"""Accumulators against torch's cells and values computed by hand; class prompts against plain loops."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ D = 5
 
 
 def as_torch_cell(gru):
-    """torch.nn.GRUCell with the same weights: it computes (1 - z) n + z h with n = tanh(W x + r (U h))."""
+    """Return a torch.nn.GRUCell with the same weights: (1 - z) n + z h, with n = tanh(W x + r (U h))."""
     cell = torch.nn.GRUCell(D, D).double()
     with torch.no_grad():
         cell.weight_ih.copy_(torch.cat([gru.W_r, gru.W_z, gru.W_n], dim=1).T)
@@ -74,7 +74,7 @@ def test_dropout_acts_in_training_only():
 
 
 def recurrent(kind, cell_kind, semantics):
-    """One of ours and torch's cell with the same weights."""
+    """Return one of our accumulators, and torch's cell with the same weights."""
     torch.manual_seed(5)
     made, cell = kind(D, semantics=semantics).double(), cell_kind(D, D).double()
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_rnn_is_torchs_rnn_cell(semantics):
 
 
 @pytest.mark.parametrize("semantics", ["released", "paper"])
-def test_lstm_is_torchs_lstm_cell_and_its_cell_stays_as_it_is(semantics):
+def test_lstm_is_torchs_lstm_cell_and_its_cell_is_not_normalised(semantics):
     made, cell = recurrent(LSTMAccumulator, torch.nn.LSTMCell, semantics)
     p, state = torch.randn(3, 4, D).double(), F.normalize(torch.randn(3, D).double(), dim=-1)
     hidden, memory = state, torch.randn(3, D).double()
@@ -109,7 +109,7 @@ def test_lstm_is_torchs_lstm_cell_and_its_cell_stays_as_it_is(semantics):
     assert torch.allclose(found[0], hidden, atol=1e-12) and torch.allclose(found[1], memory, atol=1e-12)
 
 
-def test_the_lstms_cell_is_carried_over_per_class_and_without_gradient():
+def test_the_lstms_cell_is_kept_per_class_and_without_gradient():
     torch.manual_seed(6)
     made = LSTMAccumulator(3, semantics="released")
     proxies = SemanticProxies(4, 3, accumulator=made, alpha=0.5)
@@ -119,7 +119,7 @@ def test_the_lstms_cell_is_carried_over_per_class_and_without_gradient():
         p = F.normalize(torch.randn(4, 3), dim=-1)
         rows, cell[classes] = (t.detach() for t in made(p.view(2, 2, 3), state[classes], cell[classes]))
         state[classes] = F.normalize(rows, dim=-1)
-        proxies(p, classes).sum().backward()  # a second time too: the first batch's graph is gone
+        proxies(p, classes).sum().backward()  # also for the second batch, when the first one's graph is gone
         assert torch.allclose(proxies.cell, cell) and torch.allclose(proxies.state, state)
         assert not proxies.cell.requires_grad
     assert torch.equal(proxies.cell[1], torch.zeros(3)) and (cell[0] != 0).all()
@@ -145,7 +145,7 @@ def test_attention_by_hand():
     assert torch.allclose(made(p, torch.tensor([[1.0], [2.0]]).double()), expected)
 
 
-def test_every_accumulator_can_be_named():
+def test_every_name_makes_its_accumulator():
     kinds = dict(gru=GRUAccumulator, gru_tanh=GRUAccumulator, ema=EMAAccumulator, rnn=RNNAccumulator,
                  lstm=LSTMAccumulator, attention=AttentionAccumulator)  # fmt: skip
     for name, kind in kinds.items():
@@ -172,7 +172,7 @@ def test_ema_by_hand():
     assert torch.allclose(paper, (second / second.norm())[None])
 
 
-def test_state_moves_for_the_batchs_classes_only_and_without_gradient():
+def test_state_moves_only_for_the_batchs_classes_and_without_gradient():
     torch.manual_seed(1)
     proxies = SemanticProxies(4, 3, accumulator=EMAAccumulator(0.5, semantics="released"), alpha=0.3)
     before = proxies.state.clone()
@@ -186,13 +186,13 @@ def test_state_moves_for_the_batchs_classes_only_and_without_gradient():
     q.square().sum().backward()
     assert p.grad.abs().sum() > 0 and (proxies.bias.grad.abs().sum(1) > 0).all()
     assert not proxies.state.requires_grad
-    q2 = proxies(p.detach(), classes)  # a second batch does not reach into the first one's graph
+    q2 = proxies(p.detach(), classes)  # the second batch does not use the first one's graph
     q2.sum().backward()
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_rowwise_prompts_move_as_if_absent_classes_did_not_exist(optimizer):
-    """Against a loop over classes with the optimisers' formulas written out; the step count is common."""
+    """Against a loop over classes with the optimisers' formulas written out. All classes share the step count."""
     torch.manual_seed(2)
     lr, decay, momentum, (b1, b2), eps = 0.1, 0.05, 0.9, (0.9, 0.999), 1e-8
     shape = (6, 2, 3, 4)
@@ -236,11 +236,11 @@ def test_dense_prompts_of_absent_classes_keep_moving():
         optimizer.zero_grad()
         prompts(torch.tensor([c])).sum().backward()
         optimizer.step()
-    assert not torch.equal(prompts.table[0], before[0]), "momentum carries class 0 on while class 1 is trained"
+    assert not torch.equal(prompts.table[0], before[0]), "momentum still moves class 0 while class 1 is trained"
     assert torch.equal(prompts.table[2], before[2])
 
 
-def test_starts_are_those_of_the_released_code():
+def test_proxies_and_prompts_start_as_in_the_released_code():
     torch.manual_seed(4)
     proxies = SemanticProxies(200, 100, accumulator=EMAAccumulator(0.8, semantics="released"), alpha=0.5)
     bound = (6 / 300) ** 0.5 / 8  # Xavier-uniform / 8

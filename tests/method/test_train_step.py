@@ -1,4 +1,4 @@
-"""The training step: compiled against as written, frozen weights in half precision, nothing that waits for a GPU."""
+"""The training step: compiled and uncompiled, with frozen weights in half precision, and without waits for the GPU."""
 
 import contextlib
 import importlib.util
@@ -61,7 +61,7 @@ def trained(model, steps=4, compiled=False, **options):
 
 
 def without_code(monkeypatch):
-    """Graphs are taken and differentiated as ever, then run without a compiler of machine code."""
+    """Let torch.compile take and differentiate graphs, but generate no machine code."""
     real = torch.compile
     monkeypatch.setattr(
         torch, "compile", lambda fn, *, fullgraph, dynamic, options: real(
@@ -79,7 +79,7 @@ def test_every_method_is_one_graph_and_gives_the_same_numbers(monkeypatch, kind)
     assert step.compiled and step.compile_seconds > 0
     torch.testing.assert_close(graph_losses, losses, rtol=1e-5, atol=1e-6)
     assert state.keys() == graph_state.keys()
-    adaptive = KINDS[kind].get("optimizer", "sgd") != "sgd"  # which scales the rounding of tiny gradients up
+    adaptive = KINDS[kind].get("optimizer", "sgd") != "sgd"  # Adam scales up the rounding of tiny gradients
     for name, value in state.items():
         torch.testing.assert_close(graph_state[name], value, rtol=1e-4, atol=1e-3 if adaptive else 1e-5)
 
@@ -123,7 +123,7 @@ def failing_on_the_way_back(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["gru", "gru, dropout", "lstm", "rowwise"])
-def test_what_cannot_be_compiled_is_told_and_run_as_written(monkeypatch, kind):
+def test_if_compiling_fails_a_warning_says_so_and_steps_run_uncompiled(monkeypatch, kind):
     _, losses, state = trained(make(**KINDS[kind]))
     failing_on_the_way_back(monkeypatch)
     with pytest.warns(UserWarning, match=r"^a training step cannot be compiled here \(no backend\): steps run as"):
@@ -133,14 +133,14 @@ def test_what_cannot_be_compiled_is_told_and_run_as_written(monkeypatch, kind):
     assert all(torch.equal(fallen_state[name], value) for name, value in state.items())
 
 
-def test_what_must_be_compiled_and_cannot_is_an_error(monkeypatch):
+def test_if_compiling_fails_and_is_required_it_is_an_error(monkeypatch):
     failing_on_the_way_back(monkeypatch)
     with pytest.raises(VptspError, match=r"^a training step cannot be compiled here \(no backend\); choose --comp"):
         trained(make(), compiled=True, must=True)
 
 
 @pytest.mark.parametrize("at", [1, 2])
-def test_graphs_that_fail_when_they_are_recorded_are_told_too(monkeypatch, at):
+def test_graphs_that_fail_when_they_are_recorded_cause_the_warning_too(monkeypatch, at):
     _, losses, state = trained(make(**KINDS["gru, dropout"]))
     calls = []
 
@@ -161,7 +161,7 @@ def test_graphs_that_fail_when_they_are_recorded_are_told_too(monkeypatch, at):
     assert all(torch.equal(fallen_state[name], value) for name, value in state.items())
 
 
-def test_a_device_that_fails_is_no_compiler_that_does(monkeypatch):
+def test_an_error_of_the_device_is_not_taken_for_one_of_the_compiler(monkeypatch):
     def compiled_loss(model):
         def loss(images, labels):
             raise torch.AcceleratorError("CUDA error: device-side assert triggered")
@@ -173,19 +173,19 @@ def test_a_device_that_fails_is_no_compiler_that_does(monkeypatch):
         trained(make(), compiled=True)
 
 
-def test_as_many_models_as_one_likes_are_compiled(monkeypatch):
+def test_the_number_of_models_that_are_compiled_is_not_limited(monkeypatch):
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda fn, *, fullgraph, dynamic, options: real(
         fn, fullgraph=fullgraph, dynamic=dynamic, backend="eager"))  # fmt: skip
     torch._dynamo.reset()
     flat = dict(depth=1, prompt_layers=1, class_layers=1)
-    with torch._dynamo.config.patch(recompile_limit=2):  # torch's own limit of forms of one code object is 8
+    with torch._dynamo.config.patch(recompile_limit=2):  # torch compiles one code object at most 8 times by default
         for count in range(3):
             step, _, _ = trained(make(**flat, embed_dim=8 + count), steps=1, compiled=True, must=True)
             assert step.compiled
 
 
-def test_who_compiles(monkeypatch):
+def test_which_runs_are_compiled(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     have = {"triton": True, "g++": True}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: have.get(name) or None)
@@ -225,8 +225,8 @@ def test_frozen_weights_in_half_precision_change_no_number(kind):
 
 @pytest.mark.parametrize("kind", ["gru", "ema", "rowwise", "vpt", "full"])
 def test_bf16_stays_near_float32(kind):
-    """Losses of eight steps at the presets' rates, on a problem of the golden files' size, beside float32's: the first
-    within 0.3 % (seen: 0.17 %), all within 3 % (seen: 1.9 %; training draws rounding apart)."""
+    """Eight steps at the presets' learning rates, on a problem of the golden files' size. The first loss is within
+    0.3 % of float32 (seen: 0.17 %), all are within 3 % (seen: 1.9 %; training amplifies rounding)."""
     rates = dict(lr=5e-3) if "optimizer" not in KINDS[kind] else {}
     _, exact, _ = trained(make(**KINDS[kind] | rates), steps=8)
     model = make(**KINDS[kind] | rates)
@@ -239,8 +239,8 @@ def test_bf16_stays_near_float32(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_in_a_step_waits_for_the_device(monkeypatch, kind):
-    """On tensors without values, of a device that is no CPU: what reads a value on the host cannot be had from them."""
-    monkeypatch.setattr(torch, "autocast", lambda *a, **k: contextlib.nullcontext())  # torch knows none of that device
+    """On tensors without values ("meta"): an operation in which the host reads a value fails."""
+    monkeypatch.setattr(torch, "autocast", lambda *a, **k: contextlib.nullcontext())  # not available for meta
     model = make(**KINDS[kind]).to("meta")
     step = TrainStep(model, make_optimizers(model))
     classes = torch.arange(model.config.batch // model.config.samples_per_class, device="meta")
@@ -248,16 +248,16 @@ def test_nothing_in_a_step_waits_for_the_device(monkeypatch, kind):
     images = torch.empty(model.config.batch, 3, SIDE, SIDE, device="meta")
     loss = [step(images, labels, classes) for _ in range(2)][-1]
     assert loss.device.type == "meta" and loss.shape == ()
-    for waits in (loss.item, loss.cpu, lambda: images[labels > 1]):  # the device would notice
+    for waits in (loss.item, loss.cpu, lambda: images[labels > 1]):  # these would fail
         with pytest.raises((RuntimeError, NotImplementedError)):
             waits()
 
 
-def test_optimisers_are_fused_on_a_gpu_only_and_not_with_fp16():
+def test_optimisers_are_fused_only_on_a_gpu_and_not_with_fp16():
     for kind, precision in (("gru", "auto"), ("vpt", "bf16"), ("rowwise", "fp32"), ("gru", "fp16")):
         model = make(**KINDS[kind], precision=precision)
         assert all(optimizer.defaults["fused"] is False for optimizer in make_optimizers(model))
-        with FakeTensorMode():  # tensors that claim to be on one
+        with FakeTensorMode():  # its tensors claim to be on a GPU
             for module in model.modules():
                 for name, value in list(module._parameters.items()):
                     if value is not None:
@@ -267,7 +267,7 @@ def test_optimisers_are_fused_on_a_gpu_only_and_not_with_fp16():
             assert all(group["fused"] is (precision != "fp16") for group in groups)
 
 
-def test_linear_probing_keeps_nothing_of_the_trunk():
+def test_linear_probing_keeps_no_tokens_for_the_backward_pass():
     def tokens_kept(kind):
         model, shapes = make(**KINDS[kind]), []
         images, labels, _ = next(batches(model, 1))
@@ -278,7 +278,7 @@ def test_linear_probing_keeps_nothing_of_the_trunk():
     assert tokens_kept("linear") == [] and tokens_kept("bitfit")
 
 
-def test_a_step_is_quiet():
+def test_a_step_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trained(make(), steps=2)

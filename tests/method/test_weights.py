@@ -1,4 +1,4 @@
-"""Files of weights as people have them: each gives the very tensors, with a line on what was done, or is refused."""
+"""Files of weights in many layouts: each gives exactly its tensors, and a warning of the changes, or is refused."""
 
 import argparse
 import io
@@ -33,7 +33,7 @@ def under(prefix, state):
 
 
 def loaded(path, **changes):
-    """The tensors that a fresh model gets from a file, and what was said."""
+    """Return the tensors that a new model gets from a file, and the warnings."""
     model = VisionTransformer(**SMALL | changes)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -95,7 +95,7 @@ def changed(state):
                                            "'backbone.'"),
     }.values(),
 )  # fmt: skip
-def test_what_is_unambiguous_is_loaded_and_said(make, said, tmp_path):
+def test_a_clear_file_is_loaded_and_a_warning_names_the_changes(make, said, tmp_path):
     state = vit().state_dict()
     torch.save(make(state), tmp_path / "w.pth")
     found, told = loaded(tmp_path / "w.pth")
@@ -105,7 +105,7 @@ def test_what_is_unambiguous_is_loaded_and_said(make, said, tmp_path):
 
 @pytest.mark.parametrize("name", ["model_best.pth.tar", "w.ckpt", "W.PTH", "w", "blob.1", "W.SAFETENSORS", "w.bin"])
 @pytest.mark.parametrize("kind", ["torch", "torch of old", "safetensors"])
-def test_the_kind_of_file_is_told_by_its_content(name, kind, tmp_path):
+def test_the_kind_of_a_file_is_recognised_by_its_content(name, kind, tmp_path):
     state, path = vit().state_dict(), tmp_path / name
     if kind == "safetensors":
         save_file(state, path)
@@ -120,7 +120,7 @@ def test_the_kind_of_file_is_told_by_its_content(name, kind, tmp_path):
 
 @pytest.mark.parametrize("registers", [0, 4])
 def test_metas_own_dinov2_files(registers, tmp_path):
-    """As github.com/facebookresearch/dinov2 writes them: one position more, mask_token, register_tokens."""
+    """In the layout of github.com/facebookresearch/dinov2: one more position, mask_token, register_tokens."""
     size = dict(init_values=1e-5, reg_tokens=registers, no_embed_class=registers > 0)
     model = vit(**size)
     state = {key: value.clone() for key, value in model.state_dict().items()}
@@ -172,7 +172,7 @@ def test_clip_of_openai(tmp_path):
 
 
 def google(state, heads=3):
-    """A table as google-research/vision_transformer keeps it in an .npz file (AugReg)."""
+    """Return a state in the layout of google-research/vision_transformer, for an .npz file (AugReg)."""
     width = state["cls_token"].shape[-1]
     out = {
         "cls": state["cls_token"],
@@ -257,14 +257,14 @@ def other_library(name):
         "nothing": (lambda s: {"epoch": 3}, "holds no table of tensors"),
     }.values(),
 )  # fmt: skip
-def test_what_is_not_is_refused_by_its_name(make, message, tmp_path):
+def test_an_unclear_or_wrong_file_is_refused_with_the_reason(make, message, tmp_path):
     torch.save(make(vit().state_dict()), tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=message) as caught:
         loaded(tmp_path / "w.pth")
     assert "\n" not in str(caught.value)
 
 
-def test_patches_of_another_size_are_not_resampled_by_a_layout(tmp_path):
+def test_patches_of_another_size_are_not_resampled(tmp_path):
     size = dict(reg_tokens=1, no_embed_class=True)
     state = vit(patch_size=8, **size).state_dict()
     state["register_tokens"] = state.pop("reg_token")
@@ -274,13 +274,13 @@ def test_patches_of_another_size_are_not_resampled_by_a_layout(tmp_path):
         loaded(tmp_path / "w.pth", **size)
 
 
-def test_a_saved_embedder_is_told_from_a_backbone(tmp_path):
+def test_a_saved_embedder_is_not_taken_for_a_backbone(tmp_path):
     save_file({}, tmp_path / "frozen.safetensors", {"vptsp_embedder": "{}"})
     with pytest.raises(WeightsError, match="written by a run of this project"):
         loaded(tmp_path / "frozen.safetensors")
 
 
-def test_files_that_are_something_else_say_what(tmp_path):
+def test_a_file_of_another_kind_is_refused_by_its_kind(tmp_path):
     (tmp_path / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     (tmp_path / "page.pth").write_text("<!DOCTYPE html>")
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "script.pt")

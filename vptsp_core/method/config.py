@@ -52,9 +52,9 @@ class RunConfig:
     weights: str = "pretrained"  # "pretrained", "random", or the path of a file of weights
     pool: Literal["auto", "cls", "avg"] = "auto"  # how tokens become one vector; auto: as in the backbone's training
     # method
-    method: Method = "vptsp"  # what learns: see `MetricModel`
+    method: Method = "vptsp"  # decides what learns: see `MetricModel`
     bitfit: bool = True  # also train every bias of the backbone
-    semantics: Literal["released", "paper"] = "released"  # which to follow if they differ (docs/reproducing.md)
+    semantics: Literal["released", "paper"] = "released"  # which of them to follow if they differ (docs/reproducing.md)
     embed_dim: int = 384  # [d] width of embeddings and proxies
     prompts: int = 10  # [N] prompts per block of the sample tower
     prompt_layers: int = 12  # [L] how many blocks have prompts, counted from the first

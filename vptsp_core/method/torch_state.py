@@ -54,6 +54,7 @@ def torch_defaults() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _random_states_kept() -> Iterator[None]:
+    """Restore the random states of torch, NumPy and Python after the context."""
     of_numpy, of_python, seed = np.random.get_state(), random.getstate(), torch.initial_seed()
     started = torch.cuda.is_initialized()
     with torch.random.fork_rng(range(torch.cuda.device_count()) if started else []):
