@@ -1,16 +1,15 @@
 """Replay golden training trajectories of the released implementation: python tests/replay.py [--host] FILE.npz ...
 
-With ``--host`` row-wise class prompts are in host memory, every batch announced to it (a file with a dense table has
-none, and is replayed as without).
+The command loads a file's initial tensors, trains our model on its batches, and compares losses, the gradients of the
+first step, and the final state. It prints the largest relative error of each. The error of a tensor is the norm of the
+difference over the norm of the golden tensor. It exits with 1 above 1e-4, and with 2 if a file cannot be replayed.
 
-Loads a file's initial tensors, feeds its batches through our model and optimisers, and compares losses, first
-gradients and final state. Prints the largest relative error of each (of a tensor: norm of the difference over norm
-of the golden one); exits with 1 above 1e-4, with 2 for a file that cannot be replayed.
+With ``--host``, row-wise class prompts are in host memory, and each batch is announced to it. A dense table is not
+affected.
 
-One part is held by its effect and not by its values: the bias of the attention keys under Adam or AdamW. Softmax does
-not see it, so its gradient is zero but for rounding, and Adam scales that rounding up to full steps of random sign
-(1e-3 of the tensor, in the textbook form too). Its error is printed, and the golden one is put into our model, whose
-embeddings must stay within the bound.
+The bias of the attention keys under Adam or AdamW is compared by its effect, not by its values. Softmax is invariant to
+it, so its gradient is zero up to rounding. Adam scales this rounding up to full steps of random sign: 1e-3 of the
+tensor, in the textbook form too. The golden bias is put into our model, whose embeddings must stay within the bound.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import vptsp_core  # noqa: E402, F401  (first: it lets timm import torchvision)
+import vptsp_core  # noqa: E402, F401  (first, so that timm can import torchvision)
 
 # isort: split
 from timm.models.vision_transformer import VisionTransformer  # noqa: E402
@@ -42,15 +41,15 @@ ACCUMULATORS = {"gru_relu": "gru", "gru": "gru_tanh", "mix": "ema"}
 
 
 POOLS = {"token": "cls", "avg": "avg"}  # avg: the mean over all tokens but the class token
-# Options that are read below.
+# Released options that `run_config` and `build` read.
 READ = {
     "n_classes", "num_heads", "vit_bitfit", "embed_dim", "batch_size", "samples_per_class", "num_prompt",
     "prompt_depth", "prompt_block_step", "num_p_prompt", "p_prompt_depth", "prompt_p_block_step", "proxy_bias_ratio",
     "prompt_memory_bank", "semantic_mix_type", "proxy_mix_keep_ratio", "rnn_dropout", "optim", "lr", "lr_proxy",
     "decay", "sdg_momentum", "vit_global_pooling", "loss_oproxy_pos_alpha", "loss_oproxy_pos_delta",
 }  # fmt: skip
-NO_NUMBERS = {"case", "checkpoint"}  # the file's own name; gradient checkpointing
-# Options that have one value in a replay: the method, whole, in float32 and one process.
+NO_NUMBERS = {"case", "checkpoint"}  # do not change the numbers: the file's name, and gradient checkpointing
+# Options that can have only one value: the whole method, in float32 and one process.
 FIXED = {
     "full_fine_tune": False, "vit_head": True, "vit_prompt": True, "vit_proxy_net": True, "proxy_mix_bias": True,
     "proxy_data_range": "both_all", "mix_precision": False, "world_size": 1,
@@ -58,10 +57,8 @@ FIXED = {
 
 
 def check_options(golden: dict[str, Any]) -> None:
-    """Refuse what would not be replayed as the file says.
-
-    Raises:
-        VptspError: an option that nothing here reads, or a value that has no counterpart.
+    """Check that every option of the file can be replayed.
+    Raises VptspError if an option is unknown here, or its value has no counterpart.
     """
     scale, margin = golden.get("loss_oproxy_pos_alpha", 32.0), golden.get("loss_oproxy_pos_delta", 0.1)
     fixed = FIXED | {"loss_oproxy_neg_alpha": scale, "loss_oproxy_neg_delta": -margin}
@@ -76,7 +73,7 @@ def check_options(golden: dict[str, Any]) -> None:
 
 
 def run_config(golden: dict[str, Any]) -> RunConfig:
-    """The released option names, in ours."""
+    """Return our settings for the released options."""
     return RunConfig(
         loss_scale=golden.get("loss_oproxy_pos_alpha", 32.0), loss_margin=golden.get("loss_oproxy_pos_delta", 0.1),
         momentum=golden.get("sdg_momentum", 0.9), pool=POOLS[golden.get("vit_global_pooling", "token")],
@@ -93,7 +90,7 @@ def run_config(golden: dict[str, Any]) -> RunConfig:
 
 
 def named(model: MetricModel, *, gradient: bool = False) -> dict[str, Tensor]:
-    """Our tensors (or their gradients) under the golden names."""
+    """Return our tensors, or their gradients, under the golden names."""
 
     def value(parameter: Tensor) -> Tensor:
         if not gradient:
@@ -105,7 +102,7 @@ def named(model: MetricModel, *, gradient: bool = False) -> dict[str, Tensor]:
     if model.vit.prompts is not None:
         for i, of_block in enumerate(value(model.vit.prompts)):
             found[f"prompts.{i}"] = of_block
-    if not (gradient and model.class_prompts.rowwise):  # row-wise: only the batch's rows have a gradient
+    if not (gradient and model.class_prompts.rowwise):  # row-wise: the table has no gradient, only the batch's rows
         for i, of_block in enumerate(value(model.class_prompts.table).unbind(1)):
             found[f"class_prompts.{i}"] = of_block
     for name, head in (("sample_head", model.vit.sample_head), ("proxy_head", model.vit.proxy_head)):
@@ -119,7 +116,7 @@ def named(model: MetricModel, *, gradient: bool = False) -> dict[str, Tensor]:
 
 
 def build(data: dict[str, Tensor], golden: dict[str, Any]) -> MetricModel:
-    """Our model with the file's initial tensors."""
+    """Return our model with the file's initial tensors."""
     state = {key.removeprefix("backbone."): v for key, v in data.items() if key.startswith("backbone.")}
     width, side = state["patch_embed.proj.weight"].shape[0], data["images"].shape[-1]
     backbone = VisionTransformer(
@@ -139,7 +136,7 @@ def build(data: dict[str, Tensor], golden: dict[str, Any]) -> MetricModel:
 
 
 def relative(ours: Tensor, golden: Tensor) -> float:
-    """Norm of the difference over the norm of the golden tensor."""
+    """Return the norm of the difference over the norm of the golden tensor."""
     ours, golden = ours.double(), golden.double()
     if ours.shape != golden.shape or not torch.isfinite(ours).all():
         return float("inf")
@@ -148,7 +145,7 @@ def relative(ours: Tensor, golden: Tensor) -> float:
 
 @torch.no_grad()
 def key_bias_effect(model: MetricModel, name: str, theirs: Tensor, images: Tensor) -> float:
-    """How far our embeddings move when a block's key bias is replaced by the golden one."""
+    """Return the relative change of our embeddings if a block gets the golden bias of the keys."""
     parameter = model.get_parameter(f"vit.{name}")
     kept, before = parameter.clone(), model(images)
     third = len(parameter) // 3
@@ -159,13 +156,13 @@ def key_bias_effect(model: MetricModel, name: str, theirs: Tensor, images: Tenso
 
 
 def without_key_bias(qkv_bias: Tensor) -> Tensor:
-    """The query and value parts of a (3A,) bias."""
+    """Return the query and value parts of a (3A,) bias."""
     query, _, value = qkv_bias.chunk(3)
     return torch.cat([query, value])
 
 
 def replay(path: Path, host: bool = False) -> dict[str, float]:
-    """Largest relative error of ``losses``, ``step 0`` (outputs and gradients) and ``final`` state of one file."""
+    """Return the largest relative errors of a file: ``losses``, ``step 0`` (outputs and gradients), ``final`` state."""
     with np.load(path, allow_pickle=False) as file:
         golden = json.loads(str(file["config"]))
         data = {key: torch.from_numpy(file[key]) for key in file.files if key != "config"}
@@ -221,9 +218,9 @@ def replay(path: Path, host: bool = False) -> dict[str, float]:
             continue
         if name in final:
             compare("final", final[name], key)
-        elif name in data:  # a frozen bias of the backbone: nothing may have moved it
+        elif name in data:  # a frozen bias of the backbone, which must not have moved
             compare("final", model.vit.backbone.state_dict()[name.removeprefix("backbone.")], key)
-        elif f"init.{name}" in data:  # a block that has no prompts in use: nothing may have moved it
+        elif f"init.{name}" in data:  # the prompts of a block that uses none, which must not have moved
             errors["final"] = max(errors["final"], relative(data[f"init.{name}"], data[key]))
         else:
             raise KeyError(f"{key} has no counterpart in the model")
@@ -236,7 +233,7 @@ def replay(path: Path, host: bool = False) -> dict[str, float]:
 
 
 def main(paths: list[str]) -> int:
-    """Replay files and print one line each; 0 if all lie within the bound."""
+    """Replay files and print one line for each. Return 0 if all errors are within the bound."""
     host, paths = "--host" in paths, [path for path in paths if path != "--host"]
     if not paths:
         print(__doc__)

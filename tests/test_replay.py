@@ -1,4 +1,4 @@
-"""The golden trajectories of the released implementation, where they are at hand (they are not part of the project)."""
+"""Replays of golden trajectories. Those of the released implementation are not part of the project."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def test_golden_trajectories(capsys):
 
 
 def own_trajectory(path, **changes):
-    """A file in the golden layout, of a random model of ours that never learned: no trajectory of the released code."""
+    """Write a file in the golden layout, of a random model of ours. Its learning rates are zero."""
     golden = {
         "n_classes": 6, "batch_size": 4, "samples_per_class": 2, "embed_dim": 8, "num_prompt": 2, "prompt_depth": 2,
         "prompt_block_step": 0, "num_p_prompt": 2, "p_prompt_depth": 2, "prompt_p_block_step": 1,
@@ -55,7 +55,7 @@ def own_trajectory(path, **changes):
 
 
 def test_the_documented_command_runs_on_its_own(tmp_path):
-    """As a person types it: no test runner has imported anything before."""
+    """As a user types it, without the imports of a test runner."""
     own_trajectory(tmp_path / "true.npz")
     script = Path(replay.__file__)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -92,13 +92,13 @@ def test_replay_passes_a_true_file_and_fails_a_wrong_one(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("pooling", ["token", "avg"])
-def test_pooling_is_that_of_the_file(tmp_path, pooling):
+def test_the_file_decides_the_pooling(tmp_path, pooling):
     own_trajectory(tmp_path / "file.npz", vit_global_pooling=pooling)
     with np.load(tmp_path / "file.npz") as file:
         golden = json.loads(str(file["config"]))
         data = {key: torch.from_numpy(file[key]) for key in file.files if key != "config"}
     model = replay.build(data, golden)
-    tokens = model.vit.backbone.forward_features(data["images"][0])  # without prompts: by timm itself
+    tokens = model.vit.backbone.forward_features(data["images"][0])  # by timm, without prompts
     expected = tokens[:, 0] if pooling == "token" else tokens[:, 1:].mean(1)
     pooled = model.vit.pooled(data["images"][0], [[None] * len(model.vit.backbone.blocks)])
     torch.testing.assert_close(pooled[:, 0], expected)
@@ -116,7 +116,7 @@ def test_pooling_is_that_of_the_file(tmp_path, pooling):
         ("full_fine_tune", True, "full_fine_tune = True cannot be replayed"),
     ],
 )
-def test_an_option_that_is_not_replayed_is_refused_by_name(tmp_path, capsys, option, value, said):
+def test_an_unknown_option_or_value_is_refused_by_name(tmp_path, capsys, option, value, said):
     own_trajectory(tmp_path / "file.npz")
     with np.load(tmp_path / "file.npz") as file:
         arrays = {key: file[key] for key in file.files if key != "config"}

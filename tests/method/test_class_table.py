@@ -1,7 +1,7 @@
-"""Class prompts in host memory against the same on the device: bit for bit, whenever the copies are made.
+"""Class prompts in host memory against class prompts on the device: equal bit for bit, at all times of the copies.
 
-A GPU's side stream is played by copiers that copy as late as they may, or at random times in between; that they would
-notice a missing wait is itself tested.
+Copiers that copy as late as possible, or at random times, stand for the side stream of a GPU. Tests show that they
+would reveal a missing wait.
 """
 
 import copy
@@ -27,8 +27,10 @@ SHAPE, PICKED, STEPS = (7, 2, 3, 4), 3, 14
 
 
 class LateCopier:
-    """Makes a copy only when it is waited for, with all that were submitted before it. ``forgets``: ignores the waits
-    for "fetch" or for "write back"."""
+    """A copier that makes a copy, and all copies submitted before it, only when it is waited for.
+
+    ``forgets``: ignore the waits for "fetch" or for "write back".
+    """
 
     def __init__(self, forgets=None):
         self.queue, self.done, self.forgets = [], 0, forgets
@@ -54,7 +56,7 @@ class LateCopier:
 
 
 class RandomCopier(LateCopier):
-    """Gets on by a random number of submissions at every call."""
+    """A copier that makes a random number of the submitted copies at every call."""
 
     def __init__(self):
         super().__init__()
@@ -78,7 +80,7 @@ def make(optimizer, *, host, shape=SHAPE, picked=PICKED):
 
 
 def batches():
-    """Neighbours share one class, two, all in another order, or none; some come back after one or two batches."""
+    """Return batches. Consecutive ones share one class, two, all in another order, or none. Some return later."""
     generator = torch.Generator().manual_seed(1)
     fixed = [[0, 1, 2], [2, 3, 4], [4, 2, 3], [5, 6, 0], [5, 6, 0], [1, 2, 3]]
     drawn = [torch.randperm(SHAPE[0], generator=generator)[:PICKED] for _ in range(STEPS - len(fixed))]
@@ -86,7 +88,7 @@ def batches():
 
 
 def train(prompts, optimizer, announce, start=0, stop=STEPS):
-    """Losses of some steps; ``announce(t, batches)`` are the classes said to come next."""
+    """Take some steps and return their losses. ``announce(t, batches)`` returns the classes announced as the next."""
     losses, every = [], batches()
     for t in range(start, stop):
         generator = torch.Generator().manual_seed(t)
@@ -128,17 +130,17 @@ def assert_same_state(ours, theirs):
 @pytest.mark.parametrize("copier", COPIERS.values(), ids=COPIERS.keys())
 @pytest.mark.parametrize("announce", ANNOUNCE.values(), ids=ANNOUNCE.keys())
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-def test_host_table_moves_as_the_devices_does(monkeypatch, optimizer, announce, copier):
+def test_the_host_table_moves_as_the_table_on_the_device(monkeypatch, optimizer, announce, copier):
     use(monkeypatch, copier)
     (device, of_device), (host, of_host) = make(optimizer, host=False), make(optimizer, host=True)
     start = device.table.clone()
     assert train(host, of_host, announce) == train(device, of_device, announce)
     assert_same_state(host, device)
-    assert (device.table != start).flatten(1).all(1).all(), "every class was trained"
+    assert (device.table != start).flatten(1).all(1).all(), "a class was not trained"
 
 
 @pytest.mark.parametrize("forgotten", ["fetch", "write back", "rows on their way out"])
-def test_a_forgotten_wait_would_be_noticed(monkeypatch, forgotten):
+def test_a_forgotten_wait_is_revealed(monkeypatch, forgotten):
     use(monkeypatch, partial(LateCopier, forgotten))
     if forgotten == "rows on their way out":
         give = HostRows.give
@@ -156,7 +158,7 @@ def test_a_forgotten_wait_would_be_noticed(monkeypatch, forgotten):
 
 
 def test_by_hand(monkeypatch):
-    """One number a class, SGD with momentum 0.5 and rate 1, gradient 1 in every step."""
+    """One number per class, SGD with momentum 0.5 and learning rate 1, and a gradient of 1 in every step."""
     use(monkeypatch, LateCopier)
     prompts, _ = make("sgd", host=True, shape=(3, 1, 1, 1), picked=1)
     optimizer = torch.optim.SGD(prompts.parameters(), lr=1.0, momentum=0.5)
@@ -176,45 +178,45 @@ def test_by_hand(monkeypatch):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_saved_midway_and_gone_on_from_there(monkeypatch, optimizer):
+def test_training_continues_from_a_state_that_was_saved_midway(monkeypatch, optimizer):
     use(monkeypatch, LateCopier)
     (device, of_device), (host, of_host) = make(optimizer, host=False), make(optimizer, host=True)
     train(device, of_device, following, stop=6)
     train(host, of_host, following, stop=6)
-    assert_same_state(host, device)  # saving waits for what is still to be written back
+    assert_same_state(host, device)  # saving waits until all rows are written back
     saved = {name: value.clone() for name, value in host.state_dict().items()}
     of_saved = copy.deepcopy(of_host.state_dict())
     rest = train(device, of_device, following, start=6)
     assert train(host, of_host, following, start=6, stop=11) == rest[:5]
     fresh, of_fresh = make(optimizer, host=True)
-    # Into a new table, and into one that has rows announced and others not yet written back.
+    # Into a new table, and into one with rows that are announced or not yet written back.
     for prompts, of_prompts in ((fresh, of_fresh), (host, of_host)):
         prompts.load_state_dict(saved)
-        of_prompts.load_state_dict(copy.deepcopy(of_saved))  # which keeps the tensors it is given
+        of_prompts.load_state_dict(copy.deepcopy(of_saved))  # it keeps the tensors that it is given
         assert train(prompts, of_prompts, following, start=6) == rest
         assert_same_state(prompts, device)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_copy_has_all_rows_and_goes_its_own_way(monkeypatch, optimizer):
-    """Copied while rows are announced and others on their way back, inside of another module."""
+def test_a_copy_has_all_rows_and_is_independent(monkeypatch, optimizer):
+    """The copy is made inside of another module, while rows are announced or not yet written back."""
     use(monkeypatch, LateCopier)
     (device, of_device), (host, of_host) = make(optimizer, host=False), make(optimizer, host=True)
     train(device, of_device, following, stop=6)
     train(host, of_host, following, stop=6)
     outer, of_twin = copy.deepcopy((torch.nn.Sequential(host), of_host))
     twin = outer[0]
-    assert torch.equal(twin.table, device.table), "read as it lies, without state_dict"
+    assert torch.equal(twin.table, device.table), "the table itself, not only state_dict, has all rows"
     assert isinstance(twin, HostPrompts)
     assert all(t.data_ptr() % 4096 == 0 for t in (twin.table, getattr(twin, twin.moments[0])))
     rest = train(device, of_device, following, start=6)
     assert train(host, of_host, following, start=6) == rest
-    assert train(twin, of_twin, following, start=6) == rest, "the original's steps do not reach the copy"
+    assert train(twin, of_twin, following, start=6) == rest, "steps of the original change the copy"
     assert_same_state(twin, device)
     assert_same_state(host, device)
 
 
-def test_the_host_table_stays_where_it_is():
+def test_the_host_table_does_not_move():
     prompts, optimizer = make("adam", host=True)
     train(prompts, optimizer, following, stop=3)
     prompts.flush()
@@ -230,7 +232,7 @@ def test_the_host_table_stays_where_it_is():
     assert ordinary.to("meta").table.device.type == "meta"
 
 
-def test_classes_must_be_on_the_host_and_as_many_as_rows():
+def test_classes_must_be_on_the_host_and_fit_the_rows():
     prompts, optimizer = make("sgd", host=True)
     with pytest.raises(AssertionError, match="on the CPU"):
         prompts.swap_in(torch.zeros(PICKED, dtype=torch.int64, device="meta"), optimizer)
@@ -244,16 +246,16 @@ def test_own_pages():
     table = own_pages((3, 5, 7))
     assert table.data_ptr() % 4096 == 0 and table.shape == (3, 5, 7) and not table.any()
     other = own_pages((3, 5, 7))
-    assert abs(table.data_ptr() - other.data_ptr()) >= 4096, "no page belongs to both"
+    assert abs(table.data_ptr() - other.data_ptr()) >= 4096, "a page belongs to both"
     torch.manual_seed(0)
     drawn = torch.empty(3, 5, 7).normal_()
     torch.manual_seed(0)
-    assert torch.equal(table.normal_(), drawn), "the same start as in ordinary memory"
+    assert torch.equal(table.normal_(), drawn), "other random numbers than in ordinary memory"
     with pytest.raises(VptspError, match=r"no host memory for a class-prompt table of .* GB .*lower class_prompts"):
         own_pages((1 << 30, 1 << 20))
 
 
-def test_memory_that_cannot_be_pinned_is_one_line(monkeypatch):
+def test_memory_that_cannot_be_pinned_is_an_error_of_one_line(monkeypatch):
     calls = []
     runtime = SimpleNamespace(cudaHostRegister=lambda *args: calls.append(args) or 2)
 
@@ -269,7 +271,7 @@ def test_memory_that_cannot_be_pinned_is_one_line(monkeypatch):
     assert "\n" not in str(caught.value) and calls == [(table.data_ptr(), 24, 1)]
 
 
-def test_what_was_pinned_is_unpinned_when_the_rest_cannot_be(monkeypatch):
+def test_if_pinning_fails_the_pinned_memory_is_released(monkeypatch):
     log = []
 
     def pin_one(table, device):
@@ -287,12 +289,12 @@ def test_what_was_pinned_is_unpinned_when_the_rest_cannot_be(monkeypatch):
         with pytest.raises(VptspError, match="no more"):
             HostRows(tables, 1, torch.device("cuda"))
 
-    build()  # on return the error, which holds the half-made object, is gone
+    build()  # afterwards the error, and the object in it, no longer exist
     assert log == [tables["a"].data_ptr(), -tables["a"].data_ptr()]
 
 
-def test_the_stream_copies_after_the_computing_and_before_its_ticket(monkeypatch):
-    """What is asked of a CUDA stream, in order, by names that torch has."""
+def test_the_stream_copies_after_the_computation_and_before_its_event(monkeypatch):
+    """The calls of a CUDA stream, in order. Its methods must exist in torch."""
     log = Mock()
     side, main = (create_autospec(torch.cuda.Stream, instance=True) for _ in range(2))
     side.wait_stream.side_effect = lambda stream: log.wait(stream)
@@ -314,7 +316,7 @@ def test_the_stream_copies_after_the_computing_and_before_its_ticket(monkeypatch
 
 
 def test_classes_reach_a_gpu_without_waiting(monkeypatch):
-    """A copy out of pageable memory would make the host wait for the GPU, twice a step."""
+    """A copy from pageable memory would make the host wait for the GPU, twice per step."""
     prompts, optimizer = make("adam", host=False)
     sent, to = [], torch.Tensor.to
 
@@ -328,7 +330,7 @@ def test_classes_reach_a_gpu_without_waiting(monkeypatch):
     assert sent == [(classes, True) for classes in ([0, 1, 2], [0, 1, 2], [2, 3, 4], [2, 3, 4])]
 
 
-def test_placing(monkeypatch):
+def test_where_class_prompts_are_placed(monkeypatch):
     def placed(free, where="auto", device="cuda", **options):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**12))
         prompts = ClassPrompts(SHAPE, **{"rowwise": True, "batch_classes": 3, "optimizer": "adam"} | options)
@@ -346,7 +348,7 @@ def test_placing(monkeypatch):
         place_class_prompts(SimpleNamespace(class_prompts=None), torch.device("cpu"), "host")
 
 
-def test_a_host_table_has_to_fit_once_a_process(monkeypatch):
+def test_a_host_table_must_fit_once_per_process(monkeypatch):
     def place(free, where="host", device="cpu", **options):
         monkeypatch.setattr("vptsp_core.runs.memory.available_memory", lambda: free)
         prompts = ClassPrompts(SHAPE, **{"rowwise": True, "batch_classes": 3, "optimizer": "adam"} | options)
@@ -354,7 +356,7 @@ def test_a_host_table_has_to_fit_once_a_process(monkeypatch):
         place_class_prompts(model, torch.device(device), where)
         return isinstance(model.class_prompts, HostPrompts)
 
-    table = 7 * 2 * 3 * 4 * 4  # float32; the table is there already, two moments come with the steps
+    table = 7 * 2 * 3 * 4 * 4  # float32; the table exists already, two moments are added
     assert place(2 * table)
     with pytest.raises(VptspError, match=r"^class table on the host: .* x 1 processes .*; lower class_prompts"):
         place(2 * table - 1)
@@ -365,10 +367,10 @@ def test_a_host_table_has_to_fit_once_a_process(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 10**12))
     with pytest.raises(VptspError, match="x 4 processes"):
         place(8 * table - 1, "auto", "cuda")
-    assert not place(0, "device", "cuda") and not place(0, "auto", "cpu"), "no table in host memory, no check"
+    assert not place(0, "device", "cuda") and not place(0, "auto", "cpu"), "checked without a table in host memory"
 
 
-def test_a_table_that_cannot_be_filled_is_refused_before_it_is(monkeypatch):
+def test_a_table_that_does_not_fit_is_refused_before_it_is_made(monkeypatch):
     config = RunConfig(class_layers=2, class_prompts=3)
     for available, fits in ((4 * 7 * 2 * 3 * 4, True), (4 * 7 * 2 * 3 * 4 - 1, False)):
         monkeypatch.setattr(memory, "available_memory", lambda: available)  # noqa: B023

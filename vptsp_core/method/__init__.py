@@ -26,6 +26,15 @@ neighbours                  the exact search behind the metrics
 textbook                    the plain form of the two towers, which the tests compare with
 ==========================  ==========================================================================
 
-Symbols, as in the paper: D is the width of the backbone, d the width of an embedding, C the number of classes, B the
-number of images in a batch, k the images per class in a batch, and C' = B / k the classes in a batch.
+Sizes, in every docstring:
+
+=======  ====================================================
+D, d     the width of the backbone; the width of an embedding
+B, b     images in a batch; the share of one process
+T        tokens per image
+C        classes of the training set
+k, C'    images per class in a batch; classes in a batch, B / k
+N, L     prompts per block; blocks with prompts
+m, L_c   prompts per class and block; blocks with class prompts
+=======  ====================================================
 """

@@ -215,8 +215,8 @@ def count_parameters(model: MetricModel) -> dict[str, int]:
 
     Returns:
         ``tunable``: the numbers that learn, with the class prompts of all classes.
-        ``tunable released``: the same as table 1 of the paper counts them: only the class prompts of one batch and,
-        with BitFit, also the bias of the pretrained classifier, which is not used.
+        ``tunable released``: the same, counted as in table 1 of the paper: with only the class prompts of one batch.
+        With BitFit it includes the bias of the pretrained classifier, which is not used.
         ``total``: the numbers in the backbone and in everything added to it.
     """
     unused = "vit.backbone.attn_pool."  # the backbone's own pooling, if the config chooses another

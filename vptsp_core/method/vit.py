@@ -3,8 +3,8 @@
 Deep visual prompts are put before the tokens at the input of a block, and their outputs are dropped after it. So only
 a prompt's LayerNorm, key and value matter. Its query, output projection and MLP are never computed here.
 
-Both towers run the same weights over the same images. They are equal until the first block with prompts, so the patch
-embedding, and LayerNorm, queries, keys and values of that block, are computed once. There the towers fork.
+Both towers run the same weights over the same images, so they are equal until the first block with prompts. Everything
+before that block is computed once, and so are its LayerNorm, queries, keys and values. There the towers fork.
 
 The result is exact: loss and gradients equal those of the textbook form (`vptsp_core.method.textbook`) up to rounding.
 """
