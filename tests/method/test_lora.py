@@ -87,7 +87,7 @@ def test_peft_counts_the_same_parameters_and_the_factors_change_the_embedding():
 
 
 def test_a_run_learns_and_is_loaded(tmp_path):
-    done = run(lora(epochs=2, steps_per_epoch=2), results=tmp_path, progress=False)
+    done = run(lora(steps_per_epoch=2), results=tmp_path, progress=False)
     embedder = load(done.path, "cpu")
     state = embedder.model.learned_state()
     assert sum(".lora_" in name for name in state) == 12

@@ -26,7 +26,7 @@ neighbours                  the exact search behind the metrics
 textbook                    the plain form of the two towers, which the tests compare with
 ==========================  ==========================================================================
 
-Sizes, in every docstring:
+Sizes, unless a docstring says otherwise:
 
 =======  ====================================================
 D, d     the width of the backbone; the width of an embedding

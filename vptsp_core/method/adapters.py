@@ -36,8 +36,7 @@ class Adapter(nn.Module):
     ========  ==============  ===========================
 
     Args:
-        width: D, the width of the tokens.
-        dim: the width between the two projections.
+        width, dim: D, and the width between the two projections.
         position, norm: see the table.
         init: the weights of the projections; biases start at zero. ``"lora"``: down as `nn.Linear` starts, up zero.
             ``"bert"``: both normal with standard deviation 0.02. With ``norm="after"``, the output of ``"lora"`` is

@@ -57,10 +57,8 @@ def attend(attention: Attention, q: Tensor, kv: Tensor, prompt_kv: Tensor | None
 def uses_matmul_attention(q: Tensor) -> bool:
     """Return whether `attend` replaces torch's fused attention by two batched products and a softmax.
 
-    It does for bf16 on a CPU, where the backward pass of the fused form takes several times as long.
-
-    Args:
-        q: (B, heads, Tq, A / heads).
+    It does for bf16 on a CPU, where the backward pass of the fused form takes several times as long. ``q`` is
+    (B, heads, Tq, A / heads).
     """
     return q.device.type == "cpu" and q.dtype is torch.bfloat16
 
@@ -70,9 +68,7 @@ def keys_values_by_head(
 ) -> Tensor:  # fmt: skip
     """Return the keys, then the values, of prompts and tokens, split into heads: (2, B, heads, keys, A / heads).
 
-    Args:
-        attention, kv, prompt_kv: as in `attend`.
-        padded: fill the keys with zeros up to this number.
+    The arguments are those of `attend`. If ``padded`` is given, zeros fill the keys up to this number.
     """
     parts = [kv]
     if prompt_kv is not None:

@@ -47,12 +47,9 @@ def plain_name(name: str) -> str:
 
 
 def project(projection: Any, x: Tensor, rows: slice) -> Tensor:
-    """Return a part of the output of a Linear, with LoRA or without: (..., n, D) -> (..., n, rows).
+    """Return a part of a Linear's output, computed with these rows of its weight: (..., n, D) -> (..., n, rows).
 
-    Args:
-        projection: an `nn.Linear`, or peft's wrapper around one.
-        x: (..., n, D), its input.
-        rows: which rows of the weight to use.
+    ``projection`` is an `nn.Linear`, or peft's wrapper around one.
     """
     base = getattr(projection, "base_layer", projection)
     out = linear(x, base.weight[rows], None if base.bias is None else base.bias[rows])

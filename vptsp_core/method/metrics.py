@@ -69,9 +69,8 @@ def retrieval_metrics(
         embeddings: (N, d), of any precision and length: a tensor on any device, an array, or a table. In a pandas
             table, the order of the rows counts, not the index.
         labels: (N,), the classes as whole numbers of any value.
-        gallery: (M, d), or None.
-        gallery_labels: (M,), or None.
-        ks: the k of "R@k".
+        gallery, gallery_labels: (M, d) and (M,), or None.
+        ks: the k of "R@k", one number or several.
         backend: ``"torch"`` or ``"faiss"`` (see `nearest_neighbours`).
 
     Raises:
@@ -130,10 +129,7 @@ def retrieval_metrics(
 def _score(hits: Tensor, relevant: Tensor, ks: Sequence[int]) -> Tensor:
     """Return the R@k of each query for each k, the metrics `OF_R`, and "MAP released": (len(ks) + 4, n) float64.
 
-    Args:
-        hits: (n, ranks) bool, rel_i.
-        relevant: (n,), R.
-        ks: the k of R@k.
+    ``hits`` (n, ranks) are the rel_i of each query, and ``relevant`` (n,) is its R.
     """
     if hits.shape[1] == 0:  # there is only one item: it has no neighbour
         hits = hits.new_zeros(len(hits), 1)

@@ -135,7 +135,7 @@ class MetricModel(nn.Module):
         return self.vit(images)[0]
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the training loss of one batch, a scalar, and update P.
+        """Return the training loss of one batch, a scalar, and update P. Method frozen has no loss.
 
         Each of several processes embeds its share of the images. All of them compute the loss of the whole batch.
 
@@ -156,9 +156,7 @@ class MetricModel(nn.Module):
     def towers(self, images: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the sample embeddings (b, d) and, for vptsp, the class embeddings (b, d), both L2-normalised.
 
-        Args:
-            images: (b, 3, H, W), as in `loss`.
-            classes: (C',) int64, the classes of the whole batch. Only vptsp reads them.
+        ``images`` (b, 3, H, W) are those of `loss`. ``classes`` (C',) are the classes of the whole batch, for vptsp.
         """
         if self.class_prompts is not None:
             return self.vit(images, self.group.share(self.class_prompts(classes)))
@@ -175,8 +173,7 @@ class MetricModel(nn.Module):
     def learned_state(self, *, for_retrieval: bool = False) -> dict[str, Tensor]:
         """Return what the run has learned, of any shape, by name: the state dict without the frozen backbone.
 
-        Args:
-            for_retrieval: return only what is needed to embed images and to plot proxies.
+        If ``for_retrieval``, return only what is needed to embed images and to plot proxies.
         """
         frozen = {f"vit.backbone.{name}" for name, p in self.vit.backbone.named_parameters() if not p.requires_grad}
         frozen |= {f"vit.backbone.{name}" for name, _ in self.vit.backbone.named_buffers()}

@@ -91,8 +91,7 @@ def search(
     grow as lists get shorter. So one huge class neither slows the other queries down nor fills the memory.
 
     Args:
-        queries: (N, d), unit rows.
-        items: (M, d), unit rows.
+        queries, items: (N, d) and (M, d), unit rows.
         depth: (N,), the length of list that each query needs. A list ends when there are no more items.
         exclude_self, chunk, backend: as in `nearest_neighbours`.
 
@@ -128,12 +127,7 @@ def search(
 def _search_exactly(
     queries: Tensor, items: Tensor, rows: Tensor, k: int, exclude_self: bool, buffer: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return scores (c, k) and indices (c, k) for the queries of ``rows`` (c,): a product and `torch.topk`.
-
-    Args:
-        queries, items, exclude_self: as in `search`.
-        buffer: (most, M), memory for the product.
-    """
+    """Return scores (c, k) and indices (c, k) for the queries of ``rows`` (c,): a product, in ``buffer``, and topk."""
     padded = rows if len(rows) >= MIN_ROWS else rows.repeat(MIN_ROWS)[:MIN_ROWS]
     scores = _cosines(queries[padded], items, buffer[: len(padded)])[: len(rows)]
     if exclude_self:
@@ -149,13 +143,9 @@ def _search_exactly(
 
 
 def _order_faiss_lists(best: Tensor, found: Tensor, without: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the lists of faiss with equal scores ordered by index, and without the queries themselves.
+    """Return scores and indices (c, k) by faiss with equal scores ordered by index.
 
-    Args:
-        best: (c, k) scores.
-        found: (c, k) indices.
-        without: (c,), the item that is dropped from each list. If a list does not have it, its last item is dropped.
-            None drops nothing.
+    ``without`` (c,) is an item that is dropped from each list. If a list does not have it, its last item is dropped.
     """
     tied = (best[:, 1:] == best[:, :-1]).any(dim=1).nonzero().squeeze(1)
     found[tied] = _order_ties(best[tied], found[tied])
@@ -189,14 +179,10 @@ def _order_ties(scores: Tensor, indices: Tensor) -> Tensor:
 
 
 def _complete_ties(scores: Tensor, best: Tensor, found: Tensor) -> Tensor:
-    """Return the indices found by `torch.topk`, (n, k), with the right items in the last places.
+    """Return the indices that topk found, (n, k), with the right items in the last places.
 
     If items tie for the last places of a list, topk takes any of them. Those with the lowest indices belong there.
-
-    Args:
-        scores: (n, m), of all items.
-        best: (n, k), the scores of the lists.
-        found: (n, k), the indices of the lists.
+    ``scores`` (n, m) are those of all items, ``best`` (n, k) those of the lists.
     """
     m, last = scores.shape[1], best[:, -1:]
     low_index_high = torch.arange(m, 0, -1, dtype=torch.int32, device=scores.device)  # so topk prefers low indices
@@ -256,13 +242,8 @@ def numbered(rows: list[int], of: Sized) -> str:
 def unit_rows(name: str, data: Any, like: Tensor | None = None) -> Tensor:
     """Return a copy of the data, (n, d), with float32 rows of L2 norm 1, on the device of ``like``. Zeros stay zeros.
 
-    Args:
-        name: the name of the argument, for messages.
-        data: (n, d), of any precision.
-        like: (m, d), rows of the same d; None for any d and the device of the data.
-
-    Raises:
-        VptspError: the data has another shape or another d, or contains NaN or infinity.
+    If ``like`` is given, (m, d), the data must have the same d.
+    Raises VptspError, with the ``name`` of the argument, if the shape is another, or a row has NaN or infinity.
     """
     x = as_tensor(name, data)
     if x.dim() != 2 or 0 in x.shape or x.is_complex() or x.is_meta or x.is_quantized:

@@ -17,8 +17,7 @@ class SemanticProxies(nn.Module):
     - Q, which the loss compares with the sample embeddings (eq. 8): Q = normal((1 - alpha) P + alpha O).
 
     Args:
-        num_classes: C.
-        embed_dim: d.
+        num_classes, embed_dim: C and d.
         accumulator: updates P (see `make_accumulator`). None for methods without semantic proxies: then Q = O.
         alpha: the weight of O in Q.
     """

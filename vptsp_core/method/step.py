@@ -42,8 +42,7 @@ class TrainStep:
         """Compute the loss and its gradients, and let both optimisers take a step.
 
         Args:
-            images: (b, 3, H, W), as in `MetricModel.loss`.
-            labels: (B,) int64, as in `MetricModel.loss`.
+            images, labels: (b, 3, H, W) and (B,), as in `MetricModel.loss`.
             classes: (C',) int64 on the CPU, the classes of this batch; None takes them from the labels. Only class
                 prompts in host memory need it.
             upcoming: (C',) int64 on the CPU, the classes of the next batch, or None (see `ClassPrompts.swap_in`).
@@ -70,9 +69,7 @@ class TrainStep:
     def forward_backward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Compute the gradient of every parameter that learns, and return the loss, a scalar.
 
-        Args:
-            images: (b, 3, H, W), as in `MetricModel.loss`.
-            labels: (B,) int64, as in `MetricModel.loss`.
+        ``images`` (b, 3, H, W) and ``labels`` (B,) are those of `MetricModel.loss`.
         """
         loss = self.model.loss(images, labels)
         self.scaler.scale(loss).backward()

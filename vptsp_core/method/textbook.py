@@ -26,15 +26,8 @@ def pooled_tokens(
 ) -> list[Tensor]:
     """Return the pooled tokens of one tower (Jia et al., "Visual Prompt Tuning", ECCV 2022, the deep form).
 
-    Args:
-        backbone: the frozen ViT.
-        images: (B, 3, H, W), normalised.
-        prompts: the prompts of each of the first blocks, (B, n, D) or (1, n, D).
-        pool: ``"cls"`` or ``"avg"``.
-        adapters: the adapters of the last blocks.
-
-    Returns:
-        One (B, D), or two for a distilled ViT.
+    They are one (B, D), or two for a distilled ViT. ``images`` are (B, 3, H, W), normalised. ``prompts`` are those of
+    the first blocks, (B, n, D) or (1, n, D) each. ``adapters`` are those of the last blocks.
     """
     x = backbone.norm_pre(backbone._pos_embed(backbone.patch_embed(images)))
     tokens, plain = x.shape[1], len(backbone.blocks) - len(adapters)
@@ -71,10 +64,7 @@ def _adapted(block: Block, adapter: nn.Module, x: Tensor) -> Tensor:
 def loss(model: MetricModel, images: Tensor, labels: Tensor) -> Tensor:
     """Return `MetricModel.loss`, a scalar, by two separate towers, with class prompts repeated for every image.
 
-    Args:
-        model: its parameters are used, and its P is updated.
-        images: (B, 3, H, W), normalised.
-        labels: (B,) int64; the k images of a class are next to each other.
+    ``images`` (B, 3, H, W) and ``labels`` (B,) are those of one process. The P of the model is updated.
     """
     vit, config = model.vit, model.config
     sample = [vit.prompts[i][None, :n] for i, n in enumerate(vit.prompt_counts)] if vit.prompts is not None else []

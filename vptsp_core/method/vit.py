@@ -88,8 +88,7 @@ class Head(nn.Module):
     the released code.
 
     Args:
-        width: D.
-        embed_dim: d.
+        width, embed_dim: D and d.
         tokens: how many pooled tokens an image has: 2 for a distilled ViT, otherwise 1.
     """
 
@@ -123,7 +122,7 @@ class PromptedViT(nn.Module):
         class_prompts: the same for the proxy tower; None for a model without a proxy tower.
         adapters: the adapters of the last blocks, in the order of the blocks.
         proxy_head: whether class embeddings have their own head. A proxy tower needs it.
-        pool: ``"auto"``, ``"cls"`` or ``"avg"`` (see `pooling`).
+        pool: ``"auto"``, ``"cls"`` or ``"avg"``; raises ConfigError if the backbone cannot pool this way (`pooling`).
 
     Attributes:
         autocast: the dtype in which the backbone computes; None for float32. The heads always compute in float32.
@@ -201,9 +200,7 @@ class PromptedViT(nn.Module):
     def prompt_kvs(self, prompts: Tensor | tuple[Tensor, ...] | None, counts: list[int]) -> list[Tensor | None]:
         """Return the keys and values (see `attend`) of each block's prompts, or None for a block without prompts.
 
-        Args:
-            prompts: (..., N, D) for each of the first blocks, or None.
-            counts: how many of the N prompts each of these blocks uses.
+        ``prompts`` are (..., N, D) for each of the first blocks. A block uses the first ``counts[i]`` of the N.
         """
         kvs: list[Tensor | None] = [None] * len(self.backbone.blocks)
         if prompts is not None:
