@@ -60,12 +60,12 @@ def trained(model, steps=4, compiled=False, **options):
     return step, torch.stack(losses), {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def without_code(monkeypatch):
+def without_code(monkeypatch, backend="aot_eager"):
     """Let torch.compile take and differentiate graphs, but generate no machine code."""
     real = torch.compile
     monkeypatch.setattr(
         torch, "compile", lambda fn, *, fullgraph, dynamic, options: real(
-            fn, fullgraph=fullgraph, dynamic=dynamic, backend="aot_eager"
+            fn, fullgraph=fullgraph, dynamic=dynamic, backend=backend
         ),
     )  # fmt: skip
 
@@ -174,9 +174,7 @@ def test_an_error_of_the_device_is_not_taken_for_one_of_the_compiler(monkeypatch
 
 
 def test_the_number_of_models_that_are_compiled_is_not_limited(monkeypatch):
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda fn, *, fullgraph, dynamic, options: real(
-        fn, fullgraph=fullgraph, dynamic=dynamic, backend="eager"))  # fmt: skip
+    without_code(monkeypatch, backend="eager")
     torch._dynamo.reset()
     flat = dict(depth=1, prompt_layers=1, class_layers=1)
     with torch._dynamo.config.patch(recompile_limit=2):  # torch compiles one code object at most 8 times by default
