@@ -38,15 +38,12 @@ def why_unreachable() -> str | None:
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
     proxy = _proxy()
-    parts = urlsplit(proxy or constants.ENDPOINT)
-    try:
-        port = parts.port or PORTS.get(parts.scheme, 1080)
-        socket.create_connection((parts.hostname or "", port), TIMEOUT).close()
+    if _reached(proxy or constants.ENDPOINT):
         return None
-    except (OSError, ValueError):
-        without_password = parts.netloc.rpartition("@")[2]
-        place = f"the proxy {without_password}, which the environment names" if proxy else parts.hostname
-        return f"no connection to {place}"
+    if proxy is None:
+        return f"no connection to {urlsplit(constants.ENDPOINT).hostname}"
+    without_password = urlsplit(proxy).netloc.rpartition("@")[2]
+    return f"no connection to the proxy {without_password}, which the environment names"
 
 
 @contextlib.contextmanager
@@ -79,3 +76,13 @@ def _proxy() -> str | None:
     proxies = getproxies()
     proxy = proxies.get(address.scheme) or proxies.get("all")
     return proxy if proxy is None or "://" in proxy else f"http://{proxy}"
+
+
+def _reached(address: str) -> bool:
+    """Return whether a server accepts a connection at the address."""
+    try:
+        parts = urlsplit(address)
+        socket.create_connection((parts.hostname or "", parts.port or PORTS.get(parts.scheme, 1080)), TIMEOUT).close()
+        return True
+    except (OSError, ValueError):
+        return False
