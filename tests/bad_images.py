@@ -1,4 +1,4 @@
-"""Images for tests/test_bad_inputs.py: broken ones, and odd ones with the pixels that they are to be read as."""
+"""Images for tests/test_bad_inputs.py: broken images, and odd images with the pixels that must be read from them."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ from PIL import Image
 from vptsp_core.data import load_benchmark
 from vptsp_core.data.cache import open_stores
 
-Made = tuple[str | bytes, np.ndarray, int]  # file name, (H, W, 3) expected, levels that it may be off by
+Made = tuple[str | bytes, np.ndarray, int]  # file name, expected pixels (H, W, 3), largest difference in levels
 PHOTO = picture(0)
-ALL_SUCH = "; all such files: python -m vptsp_core data check folder --data DIR --decode"  # at the end, of a data set
+ALL_SUCH = "; all such files: python -m vptsp_core data check folder --data DIR --decode"  # ends a message
 Y, X = np.mgrid[:SIDE, : SIDE + 16]
 
 
 def refused_everywhere(desk: Desk, make: Callable[[Path], str]) -> str:
-    """What both pipelines, the check and the embedder say alike of the file."""
+    """Return the message about a file, which both pipelines, the check and the embedder must share."""
     path = desk.data / "b" / make(desk.data / "b")
-    said = {desk.refused(*desk.train("method=linear", f"pipeline={pipeline}")) for pipeline in ("classic", "cached")}
-    assert all(each.endswith(ALL_SUCH) for each in said), said
-    said = {each.removesuffix(ALL_SUCH) for each in said}
+    pipelines = ("classic", "cached")
+    messages = {desk.refused(*desk.train("method=linear", f"pipeline={pipeline}")) for pipeline in pipelines}
+    assert all(each.endswith(ALL_SUCH) for each in messages), messages
+    messages = {each.removesuffix(ALL_SUCH) for each in messages}
     assert not desk.results.exists() or not [p for p in desk.results.rglob("*") if p.is_file()]
     status, out, err = desk.command("data", "check", "folder", "--decode", "--data", desk.data)
     assert (status, err) == (2, "error: folder: 1 image(s) cannot be read, as listed above; replace the files\n")
-    said.add(out.splitlines()[-1])
-    said.add(desk.told(lambda: desk.embedder.embed(path)))
-    (message,) = said
+    messages.add(out.splitlines()[-1])
+    messages.add(desk.told(lambda: desk.embedder.embed(path)))
+    (message,) = messages
     return message
 
 
 def all_read(desk: Desk) -> str:
-    """Both pipelines, the check, the cache and the embedder read all of `ODD` as expected; what was warned of."""
+    """Check that both pipelines, the check, the cache and the embedder read all of `ODD`; return the only warning."""
     folder, made = desk.data / "b", {}
     for number, make in enumerate(ODD):
         name, expected, off = make(folder)
@@ -113,7 +114,7 @@ def large_numbers(folder: Path) -> str:
 
 
 def small_numbers(folder: Path) -> str:
-    """What eight bits hold, in 32 of them: the upper eight of sixteen would all be 0."""
+    """32-bit pixels with values of 8 bits: the upper 8 of 16 bits would all be 0."""
     Image.fromarray(PHOTO[..., 0].astype(np.int32)).save(folder / "odd.tif")
     return "odd.tif"
 
@@ -172,7 +173,7 @@ def grey16(folder: Path) -> Made:
 
 
 def colour16(folder: Path) -> Made:
-    """16 bits a channel, colour: the upper 8 bits."""
+    """16 bits per channel, colour: the upper 8 bits."""
     values = PHOTO.astype(">u2") * 256 + picture(3)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     (folder / "odd.png").write_bytes(_png(SIDE + 16, SIDE, 16, 2, rows))
@@ -185,8 +186,7 @@ def _over_white(colour: np.ndarray, opacity: np.ndarray) -> np.ndarray:
 
 
 def alpha(folder: Path) -> Made:
-    """With alpha: over white, as a viewer shows it (in a published benchmark as the paper's loaders do: alpha is left
-    aside)."""
+    """With alpha: over white, as a viewer shows it (a published benchmark ignores alpha, as the paper's loaders do)."""
     opacity = picture(4)[..., 0]
     return _saved(folder, "odd.png", Image.fromarray(np.dstack([PHOTO, opacity])), _over_white(PHOTO, opacity), 1)
 
@@ -206,10 +206,9 @@ def animated(folder: Path) -> Made:
 
 
 def turned(folder: Path) -> Made:
-    """Photograph turned by its EXIF orientation (6): upright, as a viewer shows it (in a published benchmark as the
-    paper's loaders do: as it is stored)."""
+    """Photograph with EXIF orientation 6: upright, as a viewer shows it (a published benchmark ignores it)."""
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter, clockwise
+    exif[0x0112] = 6  # a viewer turns it by a quarter, clockwise
     (folder / "odd.jpg").write_bytes(_jpeg(exif=exif.tobytes()))
     return "odd.jpg", np.rot90(np.asarray(Image.open(io.BytesIO(_jpeg()))), -1), 0
 
@@ -221,19 +220,19 @@ def broken_exif(folder: Path) -> Made:
 
 
 def misnamed(folder: Path) -> Made:
-    """PNG named .jpg: the content counts, not the suffix."""
+    """PNG named .jpg: the content decides, not the suffix."""
     Image.fromarray(PHOTO).save(folder / "odd.jpg", "PNG")
     return "odd.jpg", PHOTO, 0
 
 
 def odd_name(folder: Path) -> Made:
-    """Odd name: accents, a snowman, right-to-left, a line end: any name that the file system takes."""
+    """Odd name: accents, a snowman, right-to-left, a line end."""
     name = "zo\u00eb \u2603 \u05d0\u05d1\u202e \n \U0001f426.png"
     return _saved(folder, name, Image.fromarray(PHOTO), PHOTO)
 
 
 def name_of_bytes(folder: Path) -> Made:
-    """A name that is no UTF-8: any name that the file system takes."""
+    """A name that is not UTF-8."""
     buffer = io.BytesIO()
     Image.fromarray(PHOTO).save(buffer, "PNG")
     with open(os.path.join(os.fsencode(folder), b"\xff\xfe.png"), "wb") as file:

@@ -96,7 +96,7 @@ def test_what_is_no_image_file(desk):
         assert desk.told(lambda given=given: desk.embedder.embed(given)) == message
     status, _, err = desk.command(*desk.train())
     assert status == 0 and set(err.splitlines()) == {
-        "warning: folder: 1 thing(s) in DIR/data are ignored, being no images or folders of them, the first b/odd.jpg; "
+        "warning: folder: 1 thing(s) in DIR/data are ignored, the first b/odd.jpg; "
         "1 image(s) in sub-folders of class folders are not used"
     }  # fmt: skip
 

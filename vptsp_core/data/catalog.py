@@ -1,4 +1,4 @@
-"""The real data sets: one description each. Nothing here touches a disk or a network."""
+"""One description of each published data set. Nothing here reads a disk or a network."""
 
 from __future__ import annotations
 
@@ -6,43 +6,44 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vptsp_core.data import cars196, layouts
+from vptsp_core.data.base import OWN
 from vptsp_core.data.layouts import Reader
 
 
 @dataclass(frozen=True)
 class Part:
-    """One file that makes up a data set; not needed where what it ``makes`` is in the data set's folder already."""
+    """One file of a data set. It is not fetched if the data set's folder already holds what it ``makes``."""
 
-    file: str  # its name under DIR/downloads
-    makes: str  # the folder of an archive, or the file itself
-    sources: tuple[str, ...] = ()  # addresses, in the order in which they are tried; empty: a person has to fetch it
+    file: str  # its name in DIR/downloads
+    makes: str  # the folder in an archive, or the name of the file itself
+    sources: tuple[str, ...] = ()  # addresses, tried in this order; if empty, a person must fetch the file
     checksum: str = ""  # "md5:..." or "sha256:..." as published; a part with sources has one
     size: int | None = None  # bytes, as published
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """What is known of a data set."""
+    """The description of a data set."""
 
     name: str
     title: str
-    folder: str  # its place under --data DIR
-    reader: Reader  # what makes its split of its folder
+    folder: str  # its name in --data DIR
+    reader: Reader  # lists the images of that folder by split
     counts: Mapping[str, tuple[int, int]]  # (classes, images) of each split, as published
     parts: tuple[Part, ...]  # the files to get
     home: str
     terms: str
     citation: str
     tree: str  # the layout, for people
-    steps: tuple[str, ...] = ()  # what a person has to do, a line each; empty where every part has a source
-    aliases: tuple[str, ...] = ()  # other names that its folder has, as of its archive
+    steps: tuple[str, ...] = ()  # instructions for a person, if a part has no source; one line per step
+    aliases: tuple[str, ...] = ()  # other names of its folder, e.g. in its archive
 
 
 CUB200 = DataSet(
     name="cub200",
     title="Caltech-UCSD Birds-200-2011",
     folder="cub200",
-    reader=layouts.birds,
+    reader=layouts.list_birds,
     aliases=("CUB_200_2011", "CUB-200-2011", "CUB_200_2010", "CUB-200", "CUB_200"),
     counts={"train": (100, 5_864), "test": (100, 5_924)},
     parts=(
@@ -67,7 +68,7 @@ CARS196 = DataSet(
     name="cars196",
     title="Stanford Cars",
     folder="cars196",
-    reader=cars196.cars,
+    reader=cars196.list_cars,
     aliases=("stanford_cars", "Stanford_Cars", "StanfordCars", "stanford-cars-dataset"),
     counts={"train": (98, 8_054), "test": (98, 8_131)},
     parts=(
@@ -80,7 +81,7 @@ CARS196 = DataSet(
     tree="cars196/cars_annos.mat, cars196/car_ims/*.jpg (first 98 of 196 classes for training)",
     steps=(
         "The links on the home page are dead; no other public home is known to us.",
-        "Find the files of the original distribution: car_ims.tgz (16,185 images, "
+        "Find the original files: car_ims.tgz (16,185 images, "
         "md5 d5c8f0aa497503f355e17dc7886c3f14) and cars_annos.mat (md5 b407c6086d669747186bd1d764ff9dbc).",
         "Put both into {downloads} and run {get}: it verifies and unpacks them.",
         "Or put class folders that sort in the order of the class numbers into {folder}/images; or, into {folder}, "
@@ -92,7 +93,7 @@ SOP = DataSet(
     name="sop",
     title="Stanford Online Products",
     folder="online_products",
-    reader=layouts.online_products,
+    reader=layouts.list_online_products,
     aliases=("Stanford_Online_Products",),
     counts={"train": (11_318, 59_551), "test": (11_316, 60_502)},
     parts=(
@@ -117,7 +118,7 @@ INSHOP = DataSet(
     name="inshop",
     title="DeepFashion In-Shop Clothes Retrieval",
     folder="inshop",
-    reader=layouts.inshop,
+    reader=layouts.list_inshop,
     aliases=("In-shop Clothes Retrieval Benchmark", "In-shop_Clothes_Retrieval_Benchmark", "In_shop"),
     counts={"train": (3_997, 25_882), "query": (3_985, 14_218), "gallery": (3_985, 12_612)},
     parts=(
@@ -129,10 +130,10 @@ INSHOP = DataSet(
     citation="Liu, Luo, Qiu, Wang, Tang: DeepFashion: Powering Robust Clothes Recognition and Retrieval. CVPR 2016",
     tree="inshop/list_eval_partition.txt, inshop/img/{MEN,WOMEN}/<kind>/<item>/*.jpg",
     steps=(
-        "Open the home page, follow its download link, and ask for access as it says (the answer comes by mail).",
+        "Open the home page, follow its download link, and ask for access (the answer comes by mail).",
         "Fetch Img/img.zip (not img_highres.zip) and Eval/list_eval_partition.txt of the In-shop benchmark.",
         "Put both into {downloads} and run {get}: it unpacks them.",
-        "If img.zip wants the password that was mailed, unpack it yourself so that {folder}/img/WOMEN is there.",
+        "If img.zip needs the password from that mail, unpack it yourself, so that {folder}/img/WOMEN exists.",
     ),
 )
 
@@ -140,7 +141,7 @@ INATURALIST = DataSet(
     name="inaturalist",
     title="iNaturalist 2018, split by Brown et al.",
     folder="inaturalist",
-    reader=layouts.inaturalist,
+    reader=layouts.list_inaturalist,
     aliases=("iNaturalist2018", "inaturalist2018", "iNaturalist"),
     counts={"train": (5_690, 325_846), "test": (2_452, 136_093)},
     parts=(
@@ -167,3 +168,4 @@ INATURALIST = DataSet(
 )
 
 CATALOG = {each.name: each for each in (CUB200, CARS196, SOP, INSHOP, INATURALIST)}
+DATASETS = ("glyphs", *CATALOG, *OWN)

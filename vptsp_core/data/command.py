@@ -23,13 +23,13 @@ ALLOW_PARTIAL = "continue, with a warning, if it is not the whole published data
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Dispatch; 0 if the data set is there and whole.
-    Raises DataError: what is there has to be fixed, or nothing reads the given ``--data``.
+    """Run a command and return 0.
+    Raises DataError: the data set is missing or must be fixed, or the command does not read the given ``--data``.
     """
     args = _parser().parse_args(argv)
     unread = {_check: ("glyphs",), _info: ("glyphs", *OWN)}.get(args.call, ())
     if args.data and args.name in unread:
-        raise DataError(f"--data {args.data}: nothing reads it for {args.name}; leave it out")
+        raise DataError(f"--data {args.data}: it is not read for {args.name}; leave it out")
     args.data = args.data or os.environ.get("VPTSP_DATA")
     args.call(args)
     return 0
@@ -50,26 +50,24 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(call=call)
         return added
 
-    command("get", _get, "download, verify and unpack a data set, or say how to get it")
+    command("get", _get, "download, verify and unpack a data set, or print how to get it")
     check = command("check", _check, "compare a data set with its published counts")
-    check.add_argument("--decode", action="store_true", help="open every image, too")
+    check.add_argument("--decode", action="store_true", help="also open every image")
     check.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
-    command("info", _info, "what a data set is, where it comes from, its layout; all of them without a name", True)
-    cache = command(
-        "cache", _cache, "keep a data set's images decoded and resized: what the cached pipeline trains from"
-    )
+    command("info", _info, "describe a data set, its source and its layout; without a name, list all", True)
+    cache = command("cache", _cache, "decode and resize a data set's images, for the cached pipeline")
     cache.add_argument(
-        "--side", type=int, default=256, help="shorter side in pixels: the run's `resize` (default: 256)"
+        "--side", type=int, default=256, help="shorter side in pixels, as the run's `resize` (default: 256)"
     )
     cache.add_argument("--interpolation", choices=("bilinear", "bicubic"), default="bilinear",
                        help="bilinear for semantics=released (default), bicubic for paper")  # fmt: skip
     cache.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
-    cache.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one a core)")
+    cache.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one per core)")
     cache.add_argument(
         "--cache",
         metavar="DIR",
-        help="default: the environment's VPTSP_CACHE, else .vptsp-cache in the data folder, "
-        "of your own images in ./results",
+        help="default: the environment's VPTSP_CACHE, or else .vptsp-cache in the data folder; for your own images in "
+        "./results",
     )
     return parser
 
@@ -115,16 +113,16 @@ def _splits(benchmark: Benchmark) -> dict[str, ImageSet]:
 
 
 def _unreadable(benchmark: Benchmark) -> list[str]:
-    """What is wrong with each image that cannot be decoded, in order."""
+    """Return a message for each image that cannot be decoded."""
     sets = [images for images in _splits(benchmark).values() if isinstance(images, FileSet)]
     paths = [path for images in sets for path in images.paths]
-    why = partial(_why_unreadable, as_shown=any(images.as_shown for images in sets))
-    with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes beside other threads
-        found = bar(pool.map(why, paths), "decoding", len(paths), show=True, unit="images")
-        return [reason for reason in found if reason]
+    fault = partial(_find_fault, as_shown=any(images.as_shown for images in sets))
+    with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes several images at a time
+        faults = bar(pool.map(fault, paths), "decoding", len(paths), show=True, unit="images")
+        return [each for each in faults if each]
 
 
-def _why_unreadable(path: Path, as_shown: bool) -> str:
+def _find_fault(path: Path, as_shown: bool) -> str:
     try:
         read_image(path, as_shown)
     except DataError as error:
@@ -135,14 +133,16 @@ def _why_unreadable(path: Path, as_shown: bool) -> str:
 def _info(args: argparse.Namespace) -> None:
     if args.name is None:
         for known in CATALOG.values():
-            there = "" if not args.data else "folder there" if (_folder(args) / known.folder).is_dir() else "no folder"
+            state = ""
+            if args.data:
+                state = "folder exists" if (_folder(args) / known.folder).is_dir() else "no folder"
             images = sum(images for _, images in known.counts.values())
-            print(f"{known.name:12} {known.title:40} {images:8,} images  {there}".rstrip())
+            print(f"{known.name:12} {known.title:40} {images:8,} images  {state}".rstrip())
         print("glyphs       embedded, drawn when needed; folder, own: your own images, see data info folder")
     elif args.name in OWN:
-        print("Your own images: DIR/<class>/<image>. The first half of the classes in name order is for training; "
-              "data set own: four fifths.\n"
-              f"An image's name ends with one of {' '.join(IMAGE_SUFFIXES)}; other files are ignored, with a warning.\n"
+        print("Your own images: DIR/<class>/<image>. In the data set folder, the first half of the classes in name "
+              "order is for training; in own, four of five.\n"
+              f"An image's name ends with one of {' '.join(IMAGE_SUFFIXES)}; a warning counts other files.\n"
               "Or DIR/split.csv with the header path,class,split (train, and test or query and gallery).")  # fmt: skip
     elif args.name == "glyphs":
         print("Letters of five scripts, drawn from the fonts that matplotlib ships; nothing to get.")
@@ -164,7 +164,7 @@ def _describe(known: DataSet, args: argparse.Namespace) -> None:
     if args.data:
         try:
             load_benchmark(known.name, _folder(args))
-            print(f"  in {_folder(args)}: there and whole")
+            print(f"  in {_folder(args)}: complete")
         except DataError as error:
             print(f"  in {_folder(args)}: {error}")
     if known.steps:
@@ -176,7 +176,7 @@ def _cache(args: argparse.Namespace) -> None:
     from vptsp_core.data.cache import open_stores
 
     if args.name == "glyphs":
-        raise DataError("glyphs: they are in memory, there is nothing to cache")
+        raise DataError("glyphs: they are in memory, so there is nothing to cache; leave this command out")
     for key in ("side", "workers"):
         if (value := getattr(args, key)) is not None and value < 1:
             raise DataError(f"--{key} {value} must be at least 1")
