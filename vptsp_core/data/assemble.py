@@ -24,15 +24,9 @@ CURE = "; complete it, or accept this with --allow-partial"
 
 
 def assemble(name: str, listing: Listing, published: Counts, allow_partial: bool = False) -> Benchmark:
-    """Return the benchmark that a listing describes.
-
-    Args:
-        published: the counts of the published data set; empty for your own images.
-        allow_partial: warn once of the differences from the published data set, instead of refusing them.
-
-    Raises:
-        DataError: the files differ from the published data set (all differences in one line), or they are not a
-            benchmark: a class for training and for testing, a split without images.
+    """Return the benchmark that a listing describes. ``published`` is empty for your own images. ``allow_partial``
+    turns the refusal of differences from the published data set into one warning.
+    Raises DataError: the differences, in one line; or the images cannot be a benchmark.
     """
     _check_listing(name, listing)
     missing = _missing(listing)

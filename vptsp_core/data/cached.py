@@ -37,10 +37,7 @@ def train_batches(
     device: torch.device,
     part: slice = slice(None),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Do what `batches.train_batches` does, from a store: yield ((b, 3, S, S) float32, (B,) int64).
-
-    ``labels`` (N,) belong to all images of the store.
-    """
+    """Do what `batches.train_batches` does, from a store with ``labels`` (N,): yield ((b, 3, S, S), (B,))."""
     drawn = _drawn(store, config, sampler, epoch, part)
     every = torch.from_numpy(labels)
     everything = store.resident(device)
@@ -130,11 +127,8 @@ def on_device(batches: Iterator[tuple[Any, ...]], device: torch.device) -> Itera
 
 def normalise(pixels: Tensor, statistics: Statistics) -> Tensor:
     """Bring uint8 (B, 3, S, S) to the backbone's input range, float32, exactly as ToTensor and Normalize do."""
-    return _normalise(_empty(pixels.shape, pixels.device).copy_(pixels), *_constants(statistics, pixels.device))
-
-
-def _normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    return pixels.div_(255).sub_(mean).div_(std)
+    mean, std = _constants(statistics, pixels.device)
+    return _empty(pixels.shape, pixels.device).copy_(pixels).div_(255).sub_(mean).div_(std)
 
 
 def _constants(statistics: Statistics, device: torch.device) -> Iterator[Tensor]:
@@ -142,9 +136,7 @@ def _constants(statistics: Statistics, device: torch.device) -> Iterator[Tensor]
 
 
 def _empty(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return an uninitialised float32 tensor. On a CPU, NumPy allocates it in huge pages: the first access to memory
-    from torch costs more than the arithmetic.
-    """
+    """Return an uninitialised float32 tensor, on a CPU from NumPy: its huge pages make the first access faster."""
     return torch.from_numpy(np.empty(shape, np.float32)) if device.type == "cpu" else torch.empty(shape, device=device)
 
 
@@ -169,9 +161,7 @@ def _augmented(
     config: RunConfig,
     statistics: Statistics,
 ) -> Tensor:
-    """Return (b, 3, S, S) float32. A GPU resizes all boxes together. A CPU finishes one image after another, while the
-    image is in its cache.
-    """
+    """Return (b, 3, S, S) float32. A GPU resizes all boxes together, a CPU finishes one image after another."""
     size, mode = config.image_size, interpolation_name(config)
     if pixels.device.type != "cpu":
         return normalise(resize_together(pixels, starts, widths, boxes, flips, size, mode), statistics)
@@ -181,7 +171,7 @@ def _augmented(
 
     def work(part: range) -> None:
         for i in part:
-            _normalise(out[i].copy_(resize_one(pixels, *images[i], size, mode)), mean, std)
+            out[i].copy_(resize_one(pixels, *images[i], size, mode)).div_(255).sub_(mean).div_(std)
 
     own, threads = torch.get_num_threads(), _threads()
     list(_pool(threads).map(work, (range(i, len(boxes), threads) for i in range(threads))))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 from vptsp_core.data import DATASETS, OWN, Benchmark, load_benchmark
@@ -36,9 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m vptsp_core data", description="get, check, describe or cache a data set"
-    )
+    text = "get, check, describe or cache a data set"
+    parser = argparse.ArgumentParser("python -m vptsp_core data", description=text)
     commands = parser.add_subparsers(required=True, metavar="get|check|cache|info")
 
     def command(name: str, call: object, text: str, optional: bool = False) -> argparse.ArgumentParser:
@@ -56,19 +55,15 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
     command("info", _info, "describe a data set, its source and its layout; without a name, list all", True)
     cache = command("cache", _cache, "decode and resize a data set's images, for the cached pipeline")
-    cache.add_argument(
-        "--side", type=int, default=256, help="shorter side in pixels, as the run's `resize` (default: 256)"
-    )
+    cache.add_argument("--side", type=int, default=256,
+                       help="shorter side in pixels, as the run's `resize` (default: 256)")  # fmt: skip
     cache.add_argument("--interpolation", choices=("bilinear", "bicubic"), default="bilinear",
                        help="bilinear for semantics=released (default), bicubic for paper")  # fmt: skip
     cache.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
     cache.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one per core)")
-    cache.add_argument(
-        "--cache",
-        metavar="DIR",
-        help="default: the environment's VPTSP_CACHE, or else .vptsp-cache in the data folder; for your own images in "
-        "./results",
-    )
+    cache.add_argument("--cache", metavar="DIR",
+                       help="default: the environment's VPTSP_CACHE, or else .vptsp-cache in the data folder; for your "
+                       "own images in ./results")  # fmt: skip
     return parser
 
 
@@ -80,14 +75,10 @@ def _check(args: argparse.Namespace) -> None:
     data = None if args.name == "glyphs" else _folder(args)
     try:
         benchmark = load_benchmark(args.name, data, args.allow_partial)
-    except DataError as strict:
-        with warnings.catch_warnings():
+    except DataError:
+        with contextlib.suppress(DataError), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            try:
-                benchmark = load_benchmark(args.name, data, allow_partial=True)
-            except DataError:
-                raise strict from None
-        _print_counts(benchmark)
+            _print_counts(load_benchmark(args.name, data, allow_partial=True))
         raise
     _print_counts(benchmark)
     if args.decode and (broken := _unreadable(benchmark)):
@@ -115,19 +106,18 @@ def _splits(benchmark: Benchmark) -> dict[str, ImageSet]:
 def _unreadable(benchmark: Benchmark) -> list[str]:
     """Return a message for each image that cannot be decoded."""
     sets = [images for images in _splits(benchmark).values() if isinstance(images, FileSet)]
-    paths = [path for images in sets for path in images.paths]
-    fault = partial(_find_fault, as_shown=any(images.as_shown for images in sets))
+    files = [(path, images.as_shown) for images in sets for path in images.paths]
+
+    def find_fault(file: tuple[Path, bool]) -> str:
+        try:
+            read_image(*file)
+        except DataError as error:
+            return str(error)
+        return ""
+
     with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes several images at a time
-        faults = bar(pool.map(fault, paths), "decoding", len(paths), show=True, unit="images")
+        faults = bar(pool.map(find_fault, files), "decoding", len(files), show=True, unit="images")
         return [each for each in faults if each]
-
-
-def _find_fault(path: Path, as_shown: bool) -> str:
-    try:
-        read_image(path, as_shown)
-    except DataError as error:
-        return str(error)
-    return ""
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -184,9 +174,8 @@ def _cache(args: argparse.Namespace) -> None:
     benchmark = load_benchmark(args.name, data, args.allow_partial)
     folder = cache_folder(args.name, data, args.cache)
     splits = {split: images for split, images in _splits(benchmark).items() if len(images)}
-    stores = open_stores(
-        list(splits.values()), folder, side=args.side, interpolation=args.interpolation, workers=args.workers
-    )
+    options = dict(side=args.side, interpolation=args.interpolation, workers=args.workers)
+    stores = open_stores(list(splits.values()), folder, **options)
     for split, store in zip(splits, stores, strict=True):
         print(f"{split:8} {len(store):8} images {amount(store.pixels.nbytes):>10} in {folder}")
 

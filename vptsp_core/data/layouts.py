@@ -9,7 +9,6 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from vptsp_core.data.base import OWN
 from vptsp_core.data.folder import IMAGE_SUFFIXES, not_read
@@ -28,7 +27,7 @@ class Listing:
     notes: list[str] = field(default_factory=list)  # faults of the lists themselves
     uncertain: bool = False  # the split depends on the order of the classes, so nothing may be missing
     # What to do about a class of one image. "fine": the benchmark itself has some, and their queries can only miss.
-    classes_of_one: Literal["fine", "warned of", "refused"] = "fine"
+    classes_of_one: str = "fine"  # or "warned of", or "refused"
     as_shown: bool = False  # read the images as a viewer shows them (`folder.read_image`)
     lines: dict[str, list[int]] = field(default_factory=dict)  # per path, the lines of split.csv that name it
 

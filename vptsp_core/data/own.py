@@ -12,7 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -57,11 +57,7 @@ def list_own_images(folder: Path, name: str) -> Listing:
         rows, has_split = _rows_of_folders(folder, name), False
     splits = _given_splits(rows, table, name) if has_split else _choose_splits(rows, folder, name)
     _warn_of_similar(name, source, rows)
-    classes_of_one: Literal["fine", "warned of", "refused"] = "fine"
-    if has_split:
-        classes_of_one = "warned of"
-    elif name == "folder":
-        classes_of_one = "refused"
+    classes_of_one = "warned of" if has_split else "refused" if name == "folder" else "fine"
     return Listing(source, folder, splits, classes_of_one=classes_of_one, as_shown=True, lines=lines)
 
 
