@@ -171,7 +171,7 @@ def test_pickled_code_in_the_cache_of_decoded_images_is_not_run(desk):
     for path in desk.cache.glob("folder-test-*/sizes.npy"):
         np.save(path, np.array([Bomb(desk.root / "ran")], dtype=object), allow_pickle=True)
     assert desk.refused(*desk.train("pipeline=cached", "seed=1")) == (
-        "cache DIR/cache/STORE: not whole; delete the folder, it will be made again"
+        "cache DIR/cache/STORE: not whole; delete the folder, then it is made again"
     )
     assert not (desk.root / "ran").exists()
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from vptsp_core.data.base import Benchmark
 from vptsp_core.data.folder import FileSet, content_of, size_of
-from vptsp_core.data.layouts import Listing, Rows, fold, naming_unreadable
+from vptsp_core.data.layouts import Listing, Rows, fold, list_entries
 from vptsp_core.errors import DataError
 
 Counts = Mapping[str, tuple[int, int]]  # (classes, images) per split
@@ -119,17 +119,12 @@ def _missing(listing: Listing) -> list[str]:
     for path, _ in (row for rows in listing.splits.values() for row in rows):
         folder, _, file = path.rpartition("/")
         if folder not in files:
-            files[folder] = _files(os.path.join(listing.root, folder))
+            place = listing.root / folder
+            exists = os.path.isdir(place)
+            files[folder] = set(list_entries(place, os.DirEntry.is_file, hidden=True)[0]) if exists else set()
         if file not in files[folder]:
             missing.append(path)
     return missing
-
-
-def _files(place: str) -> set[str]:
-    if not os.path.isdir(place):
-        return set()
-    with naming_unreadable(place), os.scandir(place) as entries:
-        return {entry.name for entry in entries if entry.is_file()}
 
 
 def _names_on_disk(root: str, paths: Iterable[str]) -> dict[str, str]:

@@ -36,14 +36,14 @@ def download(sources: Sequence[str], target: Path, checksum: str, size: int | No
 
     Args:
         sources: addresses of the same file; if one fails, the next one is tried.
-        checksum: ``"md5:..."`` or ``"sha256:..."``, as published.
+        checksum: ``"md5:..."`` or ``"sha256:..."``, as published; empty if a file without sources has none.
         size: bytes, as published; None if unknown.
 
     Raises:
         DataError: every source failed (with each reason), the disk is full, or ``target`` is another file.
     """
     if target.exists():
-        if wrong := mismatch(target, checksum):
+        if checksum and (wrong := _mismatch(target, checksum)):
             raise DataError(f"{target} is not the published file ({wrong}); delete it, or put the right one there")
         return target
     part, reasons = target.with_name(f"{target.name}.part"), []
@@ -64,7 +64,7 @@ def download(sources: Sequence[str], target: Path, checksum: str, size: int | No
     raise DataError(f"{target.name}: no source gave it ({'; '.join(reasons)}); try again, or put it at {target}")
 
 
-def mismatch(path: Path, checksum: str) -> str:
+def _mismatch(path: Path, checksum: str) -> str:
     """Compare a file with its checksum: return the difference for a message, or "" if there is none."""
     kind, _, expected = checksum.partition(":")
     with open(path, "rb") as file:
@@ -76,7 +76,7 @@ def _fetch_verified(source: str, part: Path, checksum: str, size: int | None) ->
     while True:
         resumed = _length(part) > 0
         _fetch(source, part, size)
-        wrong = mismatch(part, checksum)
+        wrong = _mismatch(part, checksum)
         if not wrong:
             return
         part.unlink()

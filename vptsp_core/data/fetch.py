@@ -12,10 +12,10 @@ from pathlib import Path
 from vptsp_core.data import load_benchmark
 from vptsp_core.data.assemble import CURE
 from vptsp_core.data.catalog import DataSet, Part
-from vptsp_core.data.download import FULL, download, mismatch
+from vptsp_core.data.download import FULL, download
 from vptsp_core.errors import DataError
 from vptsp_core.system.bars import bar
-from vptsp_core.system.files import replacing
+from vptsp_core.system.files import write_bytes
 from vptsp_core.system.locks import locked
 from vptsp_core.system.portable import replace
 
@@ -45,12 +45,11 @@ def get(known: DataSet, data: Path) -> None:
         if missing:
             print(f"{known.title}: {known.terms}\n{known.home}")
         for part in missing:
-            archive = _get_file(part, downloads)
+            archive = download(part.sources, downloads / part.file, part.checksum, part.size)
             print(f"{archive} -> {folder}")
             folder.mkdir(parents=True, exist_ok=True)
             if part.makes == part.file:
-                with archive.open("rb") as source, replacing(folder / part.file) as copy:
-                    shutil.copyfileobj(source, copy)
+                write_bytes(folder / part.file, archive.read_bytes())
             else:
                 _unpack(archive, folder, part.makes)
     try:
@@ -75,15 +74,6 @@ def steps(known: DataSet, data: Path) -> list[str]:
 
 def _missing_parts(known: DataSet, folder: Path) -> list[Part]:
     return [part for part in known.parts if not (folder / part.makes).exists()]
-
-
-def _get_file(part: Part, downloads: Path) -> Path:
-    path = downloads / part.file
-    if part.sources:
-        return download(part.sources, path, part.checksum, part.size)
-    if part.checksum and (wrong := mismatch(path, part.checksum)):
-        raise DataError(f"{path} is not the published file ({wrong}); get it again")
-    return path
 
 
 def _unpack(archive: Path, folder: Path, makes: str) -> None:

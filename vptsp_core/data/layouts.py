@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -185,10 +184,10 @@ def class_folders(folder: Path, name: str) -> tuple[dict[str, list[str]], list[s
         fault = f"{folder} is not a folder" if folder.exists() else f"no folder {folder}"
         cure = "unpack the data set there, or name its parent with --data"
         raise DataError(f"{name}: {fault}; {'name the one that holds your images' if name in OWN else cure}")
-    labels, ignored = _entries(folder, os.DirEntry.is_dir)
+    labels, ignored = list_entries(folder, os.DirEntry.is_dir)
     classes = {}
     for label in labels:
-        classes[label], others = _entries(folder / label, _is_image)
+        classes[label], others = list_entries(folder / label, _is_image)
         ignored += [f"{label}/{other}" for other in others]
     if not any(classes.values()):
         raise DataError(f"{name}: {_explain_no_classes(folder, name, labels, ignored)}")
@@ -211,31 +210,31 @@ def _explain_no_classes(folder: Path, name: str, labels: list[str], ignored: lis
 
 
 def _holds_classes(folder: Path) -> bool:
-    labels, _ = _entries(folder, os.DirEntry.is_dir)
-    return any(_entries(folder / label, _is_image)[0] for label in labels)
+    labels, _ = list_entries(folder, os.DirEntry.is_dir)
+    return any(list_entries(folder / label, _is_image)[0] for label in labels)
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
     return entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
 
 
-@contextlib.contextmanager
-def naming_unreadable(folder: str | Path) -> Iterator[None]:
-    """Turn an OSError of the body into one line. Raises DataError: ``folder``, or a place in it, is unreadable."""
+def list_entries(
+    folder: str | Path, wanted: Callable[[os.DirEntry[str]], bool], hidden: bool = False
+) -> tuple[list[str], list[str]]:
+    """Return the names that are wanted and the other names, both sorted.
+
+    Without ``hidden``, names that begin with a dot and ``lost+found`` are in neither list.
+    Raises DataError: the folder, or an entry, is unreadable.
+    """
+    names: tuple[list[str], list[str]] = ([], [])
     try:
-        yield
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if hidden or not (entry.name.startswith(".") or entry.name == "lost+found"):
+                    names[not wanted(entry)].append(entry.name)
     except OSError as error:
         place = error.filename or folder
         raise DataError(f"cannot read {place} ({error.strerror or error}); make it readable, or remove it") from error
-
-
-def _entries(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> tuple[list[str], list[str]]:
-    """Return the names that are wanted and the other names, both sorted, without hidden names and ``lost+found``."""
-    names: tuple[list[str], list[str]] = ([], [])
-    with naming_unreadable(folder), os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.name.startswith(".") and entry.name != "lost+found":
-                names[not wanted(entry)].append(entry.name)
     return sorted(names[0]), sorted(names[1])
 
 
