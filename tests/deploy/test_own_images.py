@@ -342,7 +342,7 @@ def test_a_folder_that_is_none_is_named_with_a_mend_that_fits(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for name, message in (("nosuch", "no folder {}; "), ("file", "{} is not a folder; ")):
         assert main(["train", "--data-folder", str(tmp_path / name), "--results", str(tmp_path / "out")]) == 2
-        wanted = message.format(tmp_path / name) + "name the one that holds your images"
+        wanted = message.format(tmp_path / name) + "name the folder that holds your images"
         assert capsys.readouterr().err == f"error: own: {wanted}\n", "--data has no part in it"
 
 

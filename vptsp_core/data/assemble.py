@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from vptsp_core.data.base import Benchmark
-from vptsp_core.data.folder import FileSet, content_of, size_of
+from vptsp_core.data.folder import FileSet, hash_content, read_size
 from vptsp_core.data.layouts import Listing, Rows, fold, list_entries
 from vptsp_core.errors import DataError
 
@@ -29,8 +29,8 @@ def assemble(name: str, listing: Listing, published: Counts, allow_partial: bool
     Raises DataError: the differences, in one line; or the images cannot be a benchmark.
     """
     _check_listing(name, listing)
-    missing = _missing(listing)
-    if names := _names_on_disk(str(listing.root), missing):
+    missing = _find_missing(listing)
+    if names := _find_on_disk(str(listing.root), missing):
         path, found = min(names.items())
         warnings.warn(
             f"{name}: {len(names)} path(s) in {listing.source} are written in another case than on the disk, or their "
@@ -47,19 +47,19 @@ def assemble(name: str, listing: Listing, published: Counts, allow_partial: bool
         _check_listing(name, listing)  # two paths may name one file
     absent = set(missing)
     splits = {split: [row for row in rows if row[0] not in absent] for split, rows in listing.splits.items()}
-    differences = _differences(name, listing, splits, missing, published, allow_partial)
+    differences = _report_differences(name, listing, splits, missing, published, allow_partial)
     _check_classes(name, listing, splits)
     if listing.as_shown:
         _warn_of_copies(name, listing.root, splits)
-    train = _fileset(name, "train", listing, splits["train"])
+    train = _make_set(name, "train", listing, splits["train"])
     if "test" in splits:
-        return Benchmark(name, train, _fileset(name, "test", listing, splits["test"]), None, differences)
+        return Benchmark(name, train, _make_set(name, "test", listing, splits["test"]), None, differences)
     both = splits["query"] + splits["gallery"]  # they share the numbers of the classes
-    query, gallery = (_fileset(name, split, listing, splits[split], both) for split in ("query", "gallery"))
+    query, gallery = (_make_set(name, split, listing, splits[split], both) for split in ("query", "gallery"))
     return Benchmark(name, train, query, gallery, differences)
 
 
-def _differences(
+def _report_differences(
     name: str, listing: Listing, splits: dict[str, Rows], missing: list[str], published: Counts, allow_partial: bool
 ) -> tuple[str, ...]:
     """Return the differences from the published data set, after one warning. Raises DataError: they are refused."""
@@ -69,7 +69,7 @@ def _differences(
         cure = f"; paths are relative to {listing.root}" if len(missing) == total else ""
         differences.append(f"{len(missing)} of {total} listed images are missing, the first "
                            f"{listing.root / missing[0]}{listing.where(missing[0])}{cure}")  # fmt: skip
-    if differences and "query" in splits and listing.classes_of_one == "fine" and (missed := _hopeless(splits)):
+    if differences and "query" in splits and listing.classes_of_one == "fine" and (missed := _find_hopeless(splits)):
         differences.append(f"{len(missed)} query class(es) without gallery images, the first {missed[0]}")
     if differences:
         found = f"{name}: {listing.source}: {', '.join(differences)}"
@@ -92,7 +92,7 @@ def _check_classes(name: str, listing: Listing, splits: dict[str, Rows]) -> None
                 raise DataError(
                     f"class {listing.root / label} has {count} image(s), at least 2 are needed; add or remove it"
                 )
-    elif listing.classes_of_one == "warned of" and (missed := _hopeless(splits)):
+    elif listing.classes_of_one == "warned of" and (missed := _find_hopeless(splits)):
         warnings.warn(f"{name}: {len(missed)} class(es) of {listing.source} have no other image to find, the first "
                       f"{missed[0]}; their queries can only miss", stacklevel=4)  # fmt: skip
     if empty := [split for split, rows in splits.items() if not rows and (split != "train" or listing.splits[split])]:
@@ -104,7 +104,7 @@ def _check_classes(name: str, listing: Listing, splits: dict[str, Rows]) -> None
                         f"{cure}")  # fmt: skip
 
 
-def _fileset(name: str, split: str, listing: Listing, rows: Rows, both: Rows | None = None) -> FileSet:
+def _make_set(name: str, split: str, listing: Listing, rows: Rows, both: Rows | None = None) -> FileSet:
     """Return one split. Classes are numbered by their first image, in the split or in ``both`` query and gallery."""
     numbers = {label: number for number, label in enumerate(dict.fromkeys(label for _, label in both or rows))}
     paths = [listing.root / path for path, _ in rows]
@@ -112,7 +112,7 @@ def _fileset(name: str, split: str, listing: Listing, rows: Rows, both: Rows | N
     return FileSet(f"{name} {split}", paths, labels, list(numbers), both is not None, as_shown=listing.as_shown)
 
 
-def _missing(listing: Listing) -> list[str]:
+def _find_missing(listing: Listing) -> list[str]:
     """Return the listed paths that are not files. To look for each file would take minutes, so folders are read."""
     files: dict[str, set[str]] = {}
     missing = []
@@ -127,7 +127,7 @@ def _missing(listing: Listing) -> list[str]:
     return missing
 
 
-def _names_on_disk(root: str, paths: Iterable[str]) -> dict[str, str]:
+def _find_on_disk(root: str, paths: Iterable[str]) -> dict[str, str]:
     """Map each of ``paths`` to a file whose path differs only in case or in how accents are stored. Paths without one
     such file are left out.
     """
@@ -158,11 +158,11 @@ def _warn_of_copies(name: str, root: Path, splits: dict[str, Rows]) -> None:
     """Warn of one image in two classes, because one of them is wrong. A gallery may hold its queries."""
     by_size: dict[int, dict[Path, str]] = defaultdict(dict)
     for path, label in (row for rows in splits.values() for row in rows):
-        by_size[size_of(root / path)][root / path] = label
+        by_size[read_size(root / path)][root / path] = label
     by_content: dict[str, dict[Path, str]] = defaultdict(dict)
     for alike in by_size.values():
         for file, label in alike.items() if len(set(alike.values())) > 1 else ():
-            by_content[content_of(file)][file] = label
+            by_content[hash_content(file)][file] = label
     copies = [same for same in by_content.values() if len(set(same.values())) > 1]
     if copies:
         first, *rest = copies[0]
@@ -202,7 +202,7 @@ def _check_listing(name: str, listing: Listing) -> None:
         )
 
 
-def _hopeless(splits: dict[str, Rows]) -> list[str]:
+def _find_hopeless(splits: dict[str, Rows]) -> list[str]:
     """Return the classes whose queries can only miss: no second image, or no image in the gallery."""
     if "query" in splits:
         gallery = {label for _, label in splits["gallery"]}

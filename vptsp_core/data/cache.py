@@ -24,14 +24,14 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
 from vptsp_core.data.base import ImageSet
-from vptsp_core.data.folder import FileSet, stamps
+from vptsp_core.data.folder import FileSet, read_stamps
 from vptsp_core.data.store import PixelStore, image_starts
 from vptsp_core.errors import DataError
 from vptsp_core.system.bars import amount, bar
 from vptsp_core.system.locks import locked
 from vptsp_core.system.portable import cores, replace
 
-Work = Callable[[Callable[[int], Any], range, str], Iterator[list[Any]]]  # `_in_threads`
+Work = Callable[[Callable[[int], Any], range, str], Iterator[list[Any]]]  # `_run_in_threads`
 FORMAT = 3  # version of the files and the key; stores of another version are not found
 PIXELS, SIZES = "pixels.u8", "sizes.npy"
 DONE = "sizes.i64"  # the sizes of the images that are appended so far
@@ -61,29 +61,30 @@ def open_stores(
     Raises:
         DataError: an image cannot be read, or the disk has too little room; the next call resumes the build.
     """
-    places = {images: folder / _name(images, side, interpolation) for images in sets if isinstance(images, FileSet)}
+    filesets = [images for images in sets if isinstance(images, FileSet)]
+    places = {images: folder / _name_store(images, side, interpolation) for images in filesets}
     if not all(place.exists() for place in places.values()):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder / ".lock", f"cache: another process is decoding images into {folder}; waiting"):
                 missing = {images: place for images, place in places.items() if not place.exists()}
-                work = functools.partial(_in_threads, workers=workers or cores(), progress=progress)
+                work = functools.partial(_run_in_threads, workers=workers or cores(), progress=progress)
                 _check_room(missing, folder, side, work, progress)
                 for images, place in missing.items():
-                    partial = _partial(place)
+                    partial = _partial_of(place)
                     _fill(images, partial, side, interpolation, work)
                     replace(partial, place)
         except OSError as error:
             raise DataError(f"cache {folder}: {error.strerror or error}; {CURE}") from error
     return [
-        _open(places[images], len(images), side, interpolation)
+        _open_store(places[images], len(images), side, interpolation)
         if isinstance(images, FileSet)
-        else _in_memory(images, side, interpolation)
+        else _resize_in_memory(images, side, interpolation)
         for images in sets
     ]
 
 
-def _in_threads(
+def _run_in_threads(
     task: Callable[[int], Any], numbers: range, title: str, *, workers: int, progress: bool
 ) -> Iterator[list[Any]]:
     """Call ``task`` with each number, and yield the results in order, `CHUNK` at a time; the first error stops all."""
@@ -102,22 +103,23 @@ def _check_room(missing: dict[FileSet, Path], folder: Path, side: int, work: Wor
         return
     total = 0
     for images, place in missing.items():
-        pixels = _partial(place) / PIXELS
-        task = functools.partial(_bytes, images, side=side)
+        pixels = _partial_of(place) / PIXELS
+        task = functools.partial(_count_bytes, images, side=side)
         counts = work(task, range(len(images)), f"{images.name}: reading sizes")
         total += sum(map(sum, counts)) - (pixels.stat().st_size if pixels.exists() else 0)
     free = shutil.disk_usage(folder).free
     if progress:
         names = ", ".join(f"{images.name} {len(images):,} images" for images in missing)
         print(f"cache: {names}; {amount(total)} to write in {folder} ({amount(free)} free)", file=sys.stderr)
-        for old in sorted(path for path in folder.iterdir() if any(_same_set(path, each) for each in missing.values())):
-            print(f"cache: {old} is of an earlier state of that data set; delete it if nothing uses it",
-                  file=sys.stderr)  # fmt: skip
+        for path in sorted(folder.iterdir()):
+            if any(_is_earlier(path, place) for place in missing.values()):
+                print(f"cache: {path} is of an earlier state of that data set; delete it if nothing uses it",
+                      file=sys.stderr)  # fmt: skip
     if total > free:
         raise DataError(f"cache {folder}: needs {amount(total)}, {amount(free)} are free; {CURE}")
 
 
-def _bytes(images: FileSet, index: int, side: int) -> int:
+def _count_bytes(images: FileSet, index: int, side: int) -> int:
     """Return the bytes of an image after resizing, by its header. Its orientation does not change them."""
     short, long = sorted(images.size(index))
     return 3 * side * (side * long // short)
@@ -148,7 +150,7 @@ def _fill(images: FileSet, folder: Path, side: int, interpolation: str, work: Wo
     (folder / DONE).unlink()
 
 
-def _open(place: Path, count: int, side: int, interpolation: str) -> PixelStore:
+def _open_store(place: Path, count: int, side: int, interpolation: str) -> PixelStore:
     try:
         sizes = np.load(place / SIZES)
         pixels = np.memmap(place / PIXELS, np.uint8, mode="c")  # "c", copy on write: torch warns of "r"
@@ -160,7 +162,7 @@ def _open(place: Path, count: int, side: int, interpolation: str) -> PixelStore:
     return PixelStore(pixels, sizes, side, interpolation, place)
 
 
-def _in_memory(images: ImageSet, side: int, interpolation: str) -> PixelStore:
+def _resize_in_memory(images: ImageSet, side: int, interpolation: str) -> PixelStore:
     arrays = [_decode(images.image(i), side, interpolation) for i in range(len(images))]
     sizes = np.array([array.shape[:2] for array in arrays], np.int64)
     return PixelStore(np.concatenate([array.reshape(-1) for array in arrays]), sizes, side, interpolation)
@@ -171,19 +173,19 @@ def _decode(image: Image.Image, side: int, interpolation: str) -> np.ndarray:
     return np.asarray(resize(image, [side], InterpolationMode(interpolation)))
 
 
-def _name(images: FileSet, side: int, interpolation: str) -> str:
+def _name_store(images: FileSet, side: int, interpolation: str) -> str:
     """Return the name of a set's store, which ends with the key."""
     digest = hashlib.sha256(f"{FORMAT}{' as shown' if images.as_shown else ''}\n".encode())
     for path, name in zip(images.paths, images.relative_names(), strict=True):
-        digest.update(os.fsencode(name) + f" {stamps(path)}\n".encode())
+        digest.update(os.fsencode(name) + f" {read_stamps(path)}\n".encode())
     return f"{images.name.replace(' ', '-')}-{side}-{interpolation}-{digest.hexdigest()[:12]}"
 
 
-def _partial(place: Path) -> Path:
+def _partial_of(place: Path) -> Path:
     return place.with_name(f"{place.name}.partial")
 
 
-def _same_set(path: Path, place: Path) -> bool:
+def _is_earlier(path: Path, place: Path) -> bool:
     """Return whether ``path`` is a store, finished or not, of an earlier state of the set that ``place`` is for."""
     name = path.name.removesuffix(".partial")
     return name != place.name and name.rpartition("-")[0] == place.name.rpartition("-")[0] and path.is_dir()

@@ -38,13 +38,13 @@ def train_batches(
     part: slice = slice(None),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Do what `batches.train_batches` does, from a store with ``labels`` (N,): yield ((b, 3, S, S), (B,))."""
-    drawn = _drawn(store, config, sampler, epoch, part)
+    drawn = _draw(store, config, sampler, epoch, part)
     every = torch.from_numpy(labels)
     everything = store.resident(device)
     if everything is not None:
         for chosen, boxes, flips, batch in drawn:
             starts, widths = store.starts[chosen], store.sizes[chosen, 1]
-            images = _augmented(everything, starts, widths, boxes, flips, config, statistics)
+            images = _augment(everything, starts, widths, boxes, flips, config, statistics)
             yield images, to_device(every[batch], device)
         return
 
@@ -60,7 +60,7 @@ def train_batches(
     for pixels, batch_labels, boxes, flips in on_device(host(), device):
         starts = np.concatenate([[0], np.cumsum(boxes[:-1, 2] * boxes[:-1, 3] * 3)])
         whole = boxes * [0, 0, 1, 1]  # `host` has cut the boxes out
-        yield _augmented(pixels, starts, boxes[:, 3], whole, flips, config, statistics), batch_labels
+        yield _augment(pixels, starts, boxes[:, 3], whole, flips, config, statistics), batch_labels
 
 
 def eval_batches(
@@ -127,20 +127,20 @@ def on_device(batches: Iterator[tuple[Any, ...]], device: torch.device) -> Itera
 
 def normalise(pixels: Tensor, statistics: Statistics) -> Tensor:
     """Bring uint8 (B, 3, S, S) to the backbone's input range, float32, exactly as ToTensor and Normalize do."""
-    mean, std = _constants(statistics, pixels.device)
-    return _empty(pixels.shape, pixels.device).copy_(pixels).div_(255).sub_(mean).div_(std)
+    mean, std = _as_tensors(statistics, pixels.device)
+    return _allocate(pixels.shape, pixels.device).copy_(pixels).div_(255).sub_(mean).div_(std)
 
 
-def _constants(statistics: Statistics, device: torch.device) -> Iterator[Tensor]:
+def _as_tensors(statistics: Statistics, device: torch.device) -> Iterator[Tensor]:
     return (to_device(torch.tensor(values)[:, None, None], device) for values in statistics)
 
 
-def _empty(shape: tuple[int, ...], device: torch.device) -> Tensor:
+def _allocate(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Return an uninitialised float32 tensor, on a CPU from NumPy: its huge pages make the first access faster."""
     return torch.from_numpy(np.empty(shape, np.float32)) if device.type == "cpu" else torch.empty(shape, device=device)
 
 
-def _drawn(
+def _draw(
     store: PixelStore, config: RunConfig, sampler: ClassBalancedSampler, epoch: int, part: slice
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Yield for each step the images (b,) of this process, their boxes (b, 4) and flips (b,), and the batch (B,)."""
@@ -152,7 +152,7 @@ def _drawn(
         yield batch[part], boxes[part], flips[part], batch
 
 
-def _augmented(
+def _augment(
     pixels: Tensor,
     starts: np.ndarray,
     widths: np.ndarray,
@@ -165,8 +165,8 @@ def _augmented(
     size, mode = config.image_size, interpolation_name(config)
     if pixels.device.type != "cpu":
         return normalise(resize_together(pixels, starts, widths, boxes, flips, size, mode), statistics)
-    out = _empty((len(boxes), 3, size, size), pixels.device)
-    mean, std = _constants(statistics, pixels.device)
+    out = _allocate((len(boxes), 3, size, size), pixels.device)
+    mean, std = _as_tensors(statistics, pixels.device)
     images = list(zip(starts.tolist(), widths.tolist(), boxes.tolist(), flips.tolist(), strict=True))
 
     def work(part: range) -> None:

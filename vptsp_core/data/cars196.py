@@ -23,8 +23,8 @@ def list_cars(folder: Path, name: str) -> Listing:
     """List Cars196 in one of the layouts that people have: the first 98 of 196 classes are for training.
 
     The layouts are ``images/<class>/``; ``car_ims/`` with ``cars_annos.mat``; and ``cars_train/`` with ``cars_test/``.
-    The last one has annotation files (those of the test images "with labels") or a folder per class. An archive may
-    have put each folder into another one of its name, and the .mat files into a folder such as ``devkit/``.
+    The last one has annotation files (for the test images, "with labels") or a folder per class. Unpacking may have
+    added a folder of the same name around each folder, and a folder like ``devkit/`` around the .mat files.
     Raises DataError: annotations are missing or unreadable.
     """
     layouts = (WHOLE, HALVES)

@@ -13,7 +13,7 @@ from pathlib import Path
 from vptsp_core.data import DATASETS, OWN, Benchmark, load_benchmark
 from vptsp_core.data.base import ImageSet
 from vptsp_core.data.catalog import CATALOG, DataSet
-from vptsp_core.data.fetch import get, steps
+from vptsp_core.data.fetch import get, list_steps
 from vptsp_core.data.folder import IMAGE_SUFFIXES, FileSet, read_image
 from vptsp_core.errors import DataError
 from vptsp_core.system.bars import amount, bar
@@ -68,11 +68,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _get(args: argparse.Namespace) -> None:
-    get(_known(args.name), _folder(args))
+    get(_find_known(args.name), _data_folder(args))
 
 
 def _check(args: argparse.Namespace) -> None:
-    data = None if args.name == "glyphs" else _folder(args)
+    data = None if args.name == "glyphs" else _data_folder(args)
     try:
         benchmark = load_benchmark(args.name, data, args.allow_partial)
     except DataError:
@@ -81,7 +81,7 @@ def _check(args: argparse.Namespace) -> None:
             _print_counts(load_benchmark(args.name, data, allow_partial=True))
         raise
     _print_counts(benchmark)
-    if args.decode and (broken := _unreadable(benchmark)):
+    if args.decode and (broken := _find_unreadable(benchmark)):
         print("\n".join(broken))
         raise DataError(f"{args.name}: {len(broken)} image(s) cannot be read, as listed above; replace the files")
 
@@ -89,7 +89,7 @@ def _check(args: argparse.Namespace) -> None:
 def _print_counts(benchmark: Benchmark) -> None:
     known = CATALOG.get(benchmark.name)
     print(f"{'split':8} {'classes':>8} {'images':>8}   {'published':>17}")
-    for split, images in _splits(benchmark).items():
+    for split, images in _list_splits(benchmark).items():
         found, text = (len(set(images.labels.tolist())), len(images)), ""
         if known:
             published = known.counts[split]
@@ -97,15 +97,15 @@ def _print_counts(benchmark: Benchmark) -> None:
         print(f"{split:8} {found[0]:8} {found[1]:8}   {text}".rstrip(), flush=True)
 
 
-def _splits(benchmark: Benchmark) -> dict[str, ImageSet]:
+def _list_splits(benchmark: Benchmark) -> dict[str, ImageSet]:
     if benchmark.gallery is None:
         return {"train": benchmark.train, "test": benchmark.test}
     return {"train": benchmark.train, "query": benchmark.test, "gallery": benchmark.gallery}
 
 
-def _unreadable(benchmark: Benchmark) -> list[str]:
+def _find_unreadable(benchmark: Benchmark) -> list[str]:
     """Return a message for each image that cannot be decoded."""
-    sets = [images for images in _splits(benchmark).values() if isinstance(images, FileSet)]
+    sets = [images for images in _list_splits(benchmark).values() if isinstance(images, FileSet)]
     files = [(path, images.as_shown) for images in sets for path in images.paths]
 
     def find_fault(file: tuple[Path, bool]) -> str:
@@ -125,7 +125,7 @@ def _info(args: argparse.Namespace) -> None:
         for known in CATALOG.values():
             state = ""
             if args.data:
-                state = "folder exists" if (_folder(args) / known.folder).is_dir() else "no folder"
+                state = "folder exists" if (_data_folder(args) / known.folder).is_dir() else "no folder"
             images = sum(images for _, images in known.counts.values())
             print(f"{known.name:12} {known.title:40} {images:8,} images  {state}".rstrip())
         print("glyphs       embedded, drawn when needed; folder, own: your own images, see data info folder")
@@ -137,7 +137,7 @@ def _info(args: argparse.Namespace) -> None:
     elif args.name == "glyphs":
         print("Letters of five scripts, drawn from the fonts that matplotlib ships; nothing to get.")
     else:
-        _describe(_known(args.name), args)
+        _describe(_find_known(args.name), args)
 
 
 def _describe(known: DataSet, args: argparse.Namespace) -> None:
@@ -153,12 +153,12 @@ def _describe(known: DataSet, args: argparse.Namespace) -> None:
             print(f"    from {source}")
     if args.data:
         try:
-            load_benchmark(known.name, _folder(args))
-            print(f"  in {_folder(args)}: complete")
+            load_benchmark(known.name, _data_folder(args))
+            print(f"  in {_data_folder(args)}: complete")
         except DataError as error:
-            print(f"  in {_folder(args)}: {error}")
+            print(f"  in {_data_folder(args)}: {error}")
     if known.steps:
-        print("\n".join(steps(known, _folder(args) if args.data else Path("DIR"))[3:]))
+        print("\n".join(list_steps(known, _data_folder(args) if args.data else Path("DIR"))[3:]))
 
 
 def _cache(args: argparse.Namespace) -> None:
@@ -170,17 +170,17 @@ def _cache(args: argparse.Namespace) -> None:
     for key in ("side", "workers"):
         if (value := getattr(args, key)) is not None and value < 1:
             raise DataError(f"--{key} {value} must be at least 1")
-    data = _folder(args)
+    data = _data_folder(args)
     benchmark = load_benchmark(args.name, data, args.allow_partial)
     folder = cache_folder(args.name, data, args.cache)
-    splits = {split: images for split, images in _splits(benchmark).items() if len(images)}
+    splits = {split: images for split, images in _list_splits(benchmark).items() if len(images)}
     options = dict(side=args.side, interpolation=args.interpolation, workers=args.workers)
     stores = open_stores(list(splits.values()), folder, **options)
     for split, store in zip(splits, stores, strict=True):
         print(f"{split:8} {len(store):8} images {amount(store.pixels.nbytes):>10} in {folder}")
 
 
-def _known(name: str) -> DataSet:
+def _find_known(name: str) -> DataSet:
     if name in CATALOG:
         return CATALOG[name]
     if name in DATASETS:
@@ -188,7 +188,7 @@ def _known(name: str) -> DataSet:
     raise DataError(f"no data set {name!r}; there are {', '.join(DATASETS)}")
 
 
-def _folder(args: argparse.Namespace) -> Path:
+def _data_folder(args: argparse.Namespace) -> Path:
     if not args.data:
         raise DataError(f"{args.name}: which folder? give --data DIR, or set VPTSP_DATA")
     return Path(args.data).expanduser().absolute()

@@ -86,14 +86,14 @@ def resize_together(
     columns = (left + torch.arange(widest, device=device)).clamp(max=left + width - 1)
     places = (start + rows * stride)[:, :, None] + columns[:, None, :]
     cut = pixels.view(-1, 3)[places].permute(0, 3, 1, 2).float()
-    across, down = _weights(width, widest, size, mode), _weights(height, tallest, size, mode)
+    across, down = _compute_weights(width, widest, size, mode), _compute_weights(height, tallest, size, mode)
     across = torch.where(flip[:, :, None] > 0, across.flip(1), across)
     with torch.autocast(device.type, enabled=False):
         narrow = _round(cut @ across.transpose(1, 2)[:, None])
         return _round(down[:, None] @ narrow).to(torch.uint8)
 
 
-def _weights(length: Tensor, longest: int, size: int, mode: str) -> Tensor:
+def _compute_weights(length: Tensor, longest: int, size: int, mode: str) -> Tensor:
     """Return the weights (B, size, longest) of a box's first ``longest`` pixels in each of ``size`` resized pixels.
 
     A box has ``length`` (B, 1) pixels. Pixels beyond have no weight, because Pillow cuts its filters off there.

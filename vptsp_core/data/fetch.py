@@ -30,10 +30,10 @@ def get(known: DataSet, data: Path) -> None:
         load_benchmark(known.name, data)
         print(f"{known.name}: already complete, in {folder}")
         return
-    by_hand = [part for part in _missing_parts(known, folder) if not part.sources]
+    by_hand = [part for part in _find_missing_parts(known, folder) if not part.sources]
     absent = [part.file for part in by_hand if not (downloads / part.file).is_file()]
     if absent:
-        print("\n".join(steps(known, data)))
+        print("\n".join(list_steps(known, data)))
         raise DataError(
             f"{known.name}: {' and '.join(absent)} must be fetched by hand, as described "
             f"above, and put into {downloads}"
@@ -41,7 +41,7 @@ def get(known: DataSet, data: Path) -> None:
     with locked(downloads / f"{known.name}.lock", f"{known.name}: another process is getting it; waiting"):
         for stale in folder.glob(".*.unpacking"):  # from a process that was killed
             shutil.rmtree(stale, ignore_errors=True)
-        missing = _missing_parts(known, folder)
+        missing = _find_missing_parts(known, folder)
         if missing:
             print(f"{known.title}: {known.terms}\n{known.home}")
         for part in missing:
@@ -61,7 +61,7 @@ def get(known: DataSet, data: Path) -> None:
     print(f"{known.name}: complete, in {folder}; {downloads} is no longer needed")
 
 
-def steps(known: DataSet, data: Path) -> list[str]:
+def list_steps(known: DataSet, data: Path) -> list[str]:
     """Return the instructions for a person, one line each, and the counts that are checked afterwards."""
     lines = [f"{known.title}: how to get it", f"  home page: {known.home}", f"  terms: {known.terms}"]
     command = f"python -m vptsp_core data get {known.name} --data {data}"
@@ -72,7 +72,7 @@ def steps(known: DataSet, data: Path) -> list[str]:
     return [*lines, f"  checked then (python -m vptsp_core data check {known.name} --data {data}): {counts}"]
 
 
-def _missing_parts(known: DataSet, folder: Path) -> list[Part]:
+def _find_missing_parts(known: DataSet, folder: Path) -> list[Part]:
     return [part for part in known.parts if not (folder / part.makes).exists()]
 
 

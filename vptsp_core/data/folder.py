@@ -99,18 +99,18 @@ class FileSet(ImageSet):
         """
         found = hashlib.sha256(b"as shown\n" if self.as_shown else b"")
         with ThreadPoolExecutor(cores()) as pool:
-            contents = pool.map(content_of, self.paths) if self.as_shown else map(size_of, self.paths)
+            contents = pool.map(hash_content, self.paths) if self.as_shown else map(read_size, self.paths)
             for name, label, each in zip(self.relative_names(), self.labels, contents, strict=True):
                 found.update(f"{label} ".encode() + os.fsencode(name) + f" {each}\n".encode())
         return found.hexdigest()[:16]
 
 
-def size_of(path: Path) -> int:
+def read_size(path: Path) -> int:
     """Return a file's length in bytes."""
-    return stamps(path)[0]
+    return read_stamps(path)[0]
 
 
-def stamps(path: Path) -> tuple[int, ...]:
+def read_stamps(path: Path) -> tuple[int, ...]:
     """Return size, inode, and times of modification and of change: if they differ, the file was changed.
     Raises DataError: the file is missing.
     """
@@ -121,13 +121,13 @@ def stamps(path: Path) -> tuple[int, ...]:
     return now.st_size, now.st_ino, now.st_mtime_ns, now.st_ctime_ns
 
 
-def content_of(path: Path) -> str:
+def hash_content(path: Path) -> str:
     """Return the SHA-256 of a file. A process reads the file once, unless it changes."""
-    return _content_of(path, stamps(path))
+    return _hash_content(path, read_stamps(path))
 
 
 @functools.cache
-def _content_of(path: Path, stamps: tuple[int, ...]) -> str:
+def _hash_content(path: Path, stamps: tuple[int, ...]) -> str:
     try:
         return digest(path)
     except OSError as error:

@@ -183,7 +183,7 @@ def class_folders(folder: Path, name: str) -> tuple[dict[str, list[str]], list[s
     if not folder.is_dir():
         fault = f"{folder} is not a folder" if folder.exists() else f"no folder {folder}"
         cure = "unpack the data set there, or name its parent with --data"
-        raise DataError(f"{name}: {fault}; {'name the one that holds your images' if name in OWN else cure}")
+        raise DataError(f"{name}: {fault}; {'name the folder that holds your images' if name in OWN else cure}")
     labels, ignored = list_entries(folder, os.DirEntry.is_dir)
     classes = {}
     for label in labels:

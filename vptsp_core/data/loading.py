@@ -107,7 +107,7 @@ def eval_batches(
 def _load(images: ImageSet, transform: Transform, items: list[Any], device: torch.device) -> Iterator[Tensor]:
     torch.empty((), dtype=torch.int64).random_()  # a new DataLoader draws this number: results must stay
     key = _workers(images, sum(map(len, items))), device.type == "cuda"
-    loader, batches = _idle.pop(key) if key in _idle else _loader(*key)
+    loader, batches = _idle.pop(key) if key in _idle else _make_loader(*key)
     batches.left = ([(seed, images.reader(i), transform) for seed, i in batch] for batch in items)
     try:
         with deaths_named():
@@ -131,7 +131,7 @@ class _Batches:
         return self.left
 
 
-def _loader(workers: int, pinned: bool) -> tuple[DataLoader, _Batches]:
+def _make_loader(workers: int, pinned: bool) -> tuple[DataLoader, _Batches]:
     batches = _Batches()
     loader: DataLoader = DataLoader(
         _Read(),

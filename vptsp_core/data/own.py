@@ -54,8 +54,8 @@ def list_own_images(folder: Path, name: str) -> Listing:
             lines.setdefault(row.path, []).append(row.line)
     else:
         source = folder
-        rows, has_split = _rows_of_folders(folder, name), False
-    splits = _given_splits(rows, table, name) if has_split else _choose_splits(rows, folder, name)
+        rows, has_split = _list_folders(folder, name), False
+    splits = _read_splits(rows, table, name) if has_split else _choose_splits(rows, folder, name)
     _warn_of_similar(name, source, rows)
     classes_of_one = "warned of" if has_split else "refused" if name == "folder" else "fine"
     return Listing(source, folder, splits, classes_of_one=classes_of_one, as_shown=True, lines=lines)
@@ -67,14 +67,14 @@ def _choose_splits(rows: list[Row], folder: Path, name: str) -> dict[str, Rows]:
     if name == "folder":
         tested = set(list(classes)[math.ceil(len(classes) / 2) :])
     else:
-        tested = _every_fifth(folder, name, classes)
+        tested = _choose_every_fifth(folder, name, classes)
     return {
         "train": [(row.path, row.label) for row in rows if row.label not in tested],
         "test": [(row.path, row.label) for row in rows if row.label in tested],
     }
 
 
-def _every_fifth(folder: Path, name: str, classes: Mapping[str, int]) -> set[str]:
+def _choose_every_fifth(folder: Path, name: str, classes: Mapping[str, int]) -> set[str]:
     """Choose test classes by their numbers of images, as `holdout.held_out_classes` does."""
     images = np.array(list(classes.values()))
     tested = held_out_classes(images)
@@ -89,17 +89,17 @@ def _every_fifth(folder: Path, name: str, classes: Mapping[str, int]) -> set[str
     return {label for label, chosen in zip(classes, tested, strict=True) if chosen}
 
 
-def _rows_of_folders(folder: Path, name: str) -> list[Row]:
+def _list_folders(folder: Path, name: str) -> list[Row]:
     """Return the images of all class folders; a warning counts what is ignored."""
     classes, ignored = class_folders(folder, name)
     ignored += [f"{label}/ without images" for label, images in classes.items() if not images]
     if ignored:
         warnings.warn(f"{name}: {len(ignored)} thing(s) in {folder} are ignored, the first {ignored[0]}"
-                      f"{_lost(folder, ignored)}", stacklevel=2)  # fmt: skip
+                      f"{_describe_lost(folder, ignored)}", stacklevel=2)  # fmt: skip
     return [Row(0, f"{label}/{file}", label, "") for label, images in classes.items() for file in images]
 
 
-def _lost(folder: Path, ignored: Sequence[str]) -> str:
+def _describe_lost(folder: Path, ignored: Sequence[str]) -> str:
     """Name what a user may miss of the ``ignored``: images in sub-folders or of other formats, and a table."""
     names = [*ignored]
     for inside in ignored:
@@ -113,7 +113,7 @@ def _lost(folder: Path, ignored: Sequence[str]) -> str:
     return "".join(f"; {each}" for each in (in_sub_folders, not_read(names), table) if each)
 
 
-def _given_splits(rows: Sequence[Row], table: Path, name: str) -> dict[str, Rows]:
+def _read_splits(rows: Sequence[Row], table: Path, name: str) -> dict[str, Rows]:
     splits: dict[str, Rows] = {"train": []}
     for row in rows:
         if row.split in VALIDATION:
@@ -163,7 +163,7 @@ def _read_table(table: Path, name: str) -> tuple[list[Row], bool]:
     needed = COLUMNS if name == "folder" else COLUMNS[:2]
     rows = []
     try:
-        lines, delimiter, before = _lines(table)
+        lines, delimiter, before = _read_lines(table)
         reader = csv.reader(lines[before:], strict=True, delimiter=delimiter, skipinitialspace=True)
         header = [key.strip().lower() for key in next(reader, [])]
         if not set(needed) <= set(header):
@@ -200,7 +200,7 @@ def _read_table(table: Path, name: str) -> tuple[list[Row], bool]:
     return rows, "split" in header
 
 
-def _lines(table: Path) -> tuple[list[str], str, int]:
+def _read_lines(table: Path) -> tuple[list[str], str, int]:
     """Return a table's lines, the separator of its columns, and the number of lines before the header.
 
     The lines before the header are empty, or a line for Excel such as ``sep=;``. Excel's "Unicode text" is UTF-16.

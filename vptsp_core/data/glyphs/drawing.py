@@ -73,13 +73,13 @@ def font_path(style: str) -> Path:
 
 
 @lru_cache(maxsize=len(STYLES))
-def _font(style: str) -> ImageFont.FreeTypeFont:
+def _load_font(style: str) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(font_path(style), 64, layout_engine=ImageFont.Layout.BASIC)
 
 
 def fit(letter: str, style: str, cell: int, longer: int) -> Image.Image:
     """Draw a letter with its longer side scaled to ``longer``, in the middle of a square of ``cell`` pixels."""
-    mask = _font(style).getmask(letter, mode="L")
+    mask = _load_font(style).getmask(letter, mode="L")
     ink = Image.frombytes("L", mask.size, bytes(mask))
     ink = ink.crop(ink.getbbox())
     scale = longer / max(ink.size)
