@@ -1,4 +1,4 @@
-"""Images for tests/test_bad_inputs.py: broken ones, and odd ones with the pixels that they are to be read as."""
+"""Images for tests/test_bad_inputs.py: broken images, and odd images with the pixels that must be read from them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,34 +16,34 @@ from PIL import Image
 from vptsp_core.data import load_benchmark
 from vptsp_core.data.cache import open_stores
 
-Made = tuple[str | bytes, np.ndarray, int]  # file name, (H, W, 3) expected, levels that it may be off by
 PHOTO = picture(0)
-ALL_SUCH = "; all such files: python -m vptsp_core data check folder --data DIR --decode"  # at the end, of a data set
+ALL_SUCH = "; all such files: python -m vptsp_core data check folder --data DIR --decode"  # ends a message
 Y, X = np.mgrid[:SIDE, : SIDE + 16]
 
 
 def refused_everywhere(desk: Desk, make: Callable[[Path], str]) -> str:
-    """What both pipelines, the check and the embedder say alike of the file."""
+    """Return the message about a file, which both pipelines, the check and the embedder must share."""
     path = desk.data / "b" / make(desk.data / "b")
-    said = {desk.refused(*desk.train("method=linear", f"pipeline={pipeline}")) for pipeline in ("classic", "cached")}
-    assert all(each.endswith(ALL_SUCH) for each in said), said
-    said = {each.removesuffix(ALL_SUCH) for each in said}
+    pipelines = ("classic", "cached")
+    messages = {desk.refused(*desk.train("method=linear", f"pipeline={pipeline}")) for pipeline in pipelines}
+    assert all(each.endswith(ALL_SUCH) for each in messages), messages
+    messages = {each.removesuffix(ALL_SUCH) for each in messages}
     assert not desk.results.exists() or not [p for p in desk.results.rglob("*") if p.is_file()]
     status, out, err = desk.command("data", "check", "folder", "--decode", "--data", desk.data)
     assert (status, err) == (2, "error: folder: 1 image(s) cannot be read, as listed above; replace the files\n")
-    said.add(out.splitlines()[-1])
-    said.add(desk.told(lambda: desk.embedder.embed(path)))
-    (message,) = said
+    messages.add(out.splitlines()[-1])
+    messages.add(desk.told(lambda: desk.embedder.embed(path)))
+    (message,) = messages
     return message
 
 
 def all_read(desk: Desk) -> str:
-    """Both pipelines, the check, the cache and the embedder read all of `ODD` as expected; what was warned of."""
-    folder, made = desk.data / "b", {}
-    for number, make in enumerate(ODD):
-        name, expected, off = make(folder)
-        path = Path(os.fsdecode(os.path.join(os.fsencode(folder), os.fsencode(name))))
-        made[path.rename(path.with_name(f"{number} {path.name}"))] = expected, off
+    """Check that pipelines, check, cache and embedder read all `odd_images` as expected; return the only warning."""
+    made = {}
+    for name, content, expected, off in odd_images():
+        path = desk.data / "b" / os.fsdecode(name)
+        path.write_bytes(content)
+        made[path] = expected, off
     warned: set[str] = set()
     for command in (desk.train("method=linear"), desk.train("method=linear", "pipeline=cached"),
                     ("data", "check", "folder", "--decode", "--data", desk.data)):  # fmt: skip
@@ -113,7 +113,7 @@ def large_numbers(folder: Path) -> str:
 
 
 def small_numbers(folder: Path) -> str:
-    """What eight bits hold, in 32 of them: the upper eight of sixteen would all be 0."""
+    """32-bit pixels with values of 8 bits: the upper 8 of 16 bits would all be 0."""
     Image.fromarray(PHOTO[..., 0].astype(np.int32)).save(folder / "odd.tif")
     return "odd.tif"
 
@@ -126,122 +126,53 @@ def strip(folder: Path) -> str:
 # ---- odd -----------------------------------------------------------------------------------------
 
 
-def _saved(folder: Path, name: str, image: Image.Image, expected: np.ndarray, off: int = 0, **options) -> Made:
-    image.save(folder / name, **options)
-    return name, expected, off
-
-
-def grey(folder: Path) -> Made:
-    """Greyscale: the same value in all three channels."""
-    return _saved(folder, "odd.png", Image.fromarray(PHOTO[..., 0]), PHOTO[..., [0, 0, 0]])
-
-
-def one_bit(folder: Path) -> Made:
-    """1 bit: black and white."""
-    white = PHOTO[..., 0] > 99
-    return _saved(folder, "odd.png", Image.fromarray(white), np.where(white, 255, 0)[..., None].repeat(3, 2))
-
-
-def _indexed() -> tuple[Image.Image, np.ndarray, np.ndarray]:
-    colours, index = picture(1, (1, 4))[0], ((X // 7 + Y // 5) % 4).astype(np.uint8)
-    image = Image.fromarray(index, "L").convert("P")
-    image = Image.frombytes("P", image.size, index.tobytes())
-    image.putpalette(colours.tobytes())
-    return image, colours, index
-
-
-def clear_palette(folder: Path) -> Made:
-    """Palette with a transparent entry: over white, as a viewer shows it."""
-    image, colours, index = _indexed()
-    seen = np.where((index == 2)[..., None], 255, colours[index])
-    return _saved(folder, "odd.png", image, seen, transparency=2)
-
-
-def cmyk(folder: Path) -> Made:
-    """CMYK: (255 - C)(255 - K) / 255 and so on; colour profiles are not applied."""
-    inks = np.dstack([PHOTO, picture(2)[..., 0]]).astype(float)
-    expected = np.round((255 - inks[..., :3]) * (255 - inks[..., 3:]) / 255).astype(np.uint8)
-    image = Image.frombytes("CMYK", PHOTO.shape[1::-1], inks.astype(np.uint8).tobytes())
-    return _saved(folder, "odd.tif", image, expected, off=1)
-
-
-def grey16(folder: Path) -> Made:
-    """16 bits, greyscale: the upper 8 bits."""
-    values = (X * 1171 % 65536).astype(np.uint16)
-    return _saved(folder, "odd.png", Image.fromarray(values), (values // 256).astype(np.uint8)[..., None].repeat(3, 2))
-
-
-def colour16(folder: Path) -> Made:
-    """16 bits a channel, colour: the upper 8 bits."""
-    values = PHOTO.astype(">u2") * 256 + picture(3)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    (folder / "odd.png").write_bytes(_png(SIDE + 16, SIDE, 16, 2, rows))
-    return "odd.png", PHOTO, 0
-
-
 def _over_white(colour: np.ndarray, opacity: np.ndarray) -> np.ndarray:
     share = opacity[..., None] / 255
     return np.round(colour * share + 255 * (1 - share)).astype(np.uint8)
 
 
-def alpha(folder: Path) -> Made:
-    """With alpha: over white, as a viewer shows it (in a published benchmark as the paper's loaders do: alpha is left
-    aside)."""
-    opacity = picture(4)[..., 0]
-    return _saved(folder, "odd.png", Image.fromarray(np.dstack([PHOTO, opacity])), _over_white(PHOTO, opacity), 1)
+def odd_images() -> Iterator[tuple[str | bytes, bytes, np.ndarray, int]]:
+    """Yield file name, content, the expected pixels (H, W, 3), and how many levels they may differ by."""
 
+    def saved(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        return buffer.getvalue()
 
-def grey_alpha(folder: Path) -> Made:
-    """Greyscale with alpha: over white, as a viewer shows it."""
-    both = picture(5)[..., :2]
-    image = Image.frombytes("LA", PHOTO.shape[1::-1], both.tobytes())
-    return _saved(folder, "odd.png", image, _over_white(both[..., [0, 0, 0]], both[..., 1]), 1)
+    grey, photo, shape = PHOTO[..., 0], Image.fromarray(PHOTO), PHOTO.shape[1::-1]
+    yield "grey.png", saved(Image.fromarray(grey)), PHOTO[..., [0, 0, 0]], 0
+    white = grey > 99
+    yield "1 bit.png", saved(Image.fromarray(white)), np.where(white, 255, 0)[..., None].repeat(3, 2), 0
 
+    colours, index = picture(1, (1, 4))[0], ((X // 7 + Y // 5) % 4).astype(np.uint8)
+    palette = Image.frombytes("P", shape, index.tobytes())
+    palette.putpalette(colours.tobytes())
+    seen = np.where((index == 2)[..., None], 255, colours[index])
+    yield "transparent palette.png", saved(palette, transparency=2), seen, 0
+    frames = [palette.transpose(Image.Transpose.FLIP_LEFT_RIGHT), palette.rotate(180)]
+    animation = saved(palette, "GIF", save_all=True, append_images=frames, duration=40)
+    yield "animation, of which the first frame counts.gif", animation, colours[index], 0
 
-def animated(folder: Path) -> Made:
-    """Animated: its first frame."""
-    image, colours, index = _indexed()
-    others = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), image.rotate(180)]
-    return _saved(folder, "odd.gif", image, colours[index], save_all=True, append_images=others, duration=40)
+    inks = np.dstack([PHOTO, picture(2)[..., 0]]).astype(float)
+    cmyk = Image.frombytes("CMYK", shape, inks.astype(np.uint8).tobytes())
+    yield "cmyk.tif", saved(cmyk, "TIFF"), np.round((255 - inks[..., :3]) * (255 - inks[..., 3:]) / 255), 1
 
+    values = (X * 1171 % 65536).astype(np.uint16)
+    yield "16 bits.png", saved(Image.fromarray(values)), (values // 256)[..., None].repeat(3, 2), 0
+    rows = b"".join(b"\0" + row.tobytes() for row in (PHOTO.astype(">u2") * 256 + picture(3)).astype(">u2"))
+    yield "16 bits per channel.png", _png(*shape, 16, 2, rows), PHOTO, 0
 
-def turned(folder: Path) -> Made:
-    """Photograph turned by its EXIF orientation (6): upright, as a viewer shows it (in a published benchmark as the
-    paper's loaders do: as it is stored)."""
+    opacity, grey_alpha = picture(4)[..., 0], picture(5)[..., :2]
+    yield "alpha.png", saved(Image.fromarray(np.dstack([PHOTO, opacity]))), _over_white(PHOTO, opacity), 1
+    expected = _over_white(grey_alpha[..., [0, 0, 0]], grey_alpha[..., 1])
+    yield "grey with alpha.png", saved(Image.frombytes("LA", shape, grey_alpha.tobytes())), expected, 1
+
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter, clockwise
-    (folder / "odd.jpg").write_bytes(_jpeg(exif=exif.tobytes()))
-    return "odd.jpg", np.rot90(np.asarray(Image.open(io.BytesIO(_jpeg()))), -1), 0
+    exif[0x0112] = 6  # a viewer turns it by a quarter, clockwise
+    decoded = np.asarray(Image.open(io.BytesIO(_jpeg())))
+    yield "turned.jpg", _jpeg(exif=exif.tobytes()), np.rot90(decoded, -1), 0
+    yield "broken exif.jpg", _jpeg(exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12"), decoded, 0
 
-
-def broken_exif(folder: Path) -> Made:
-    """EXIF that cannot be read: as it is stored, with Pillow's warning."""
-    (folder / "odd.jpg").write_bytes(_jpeg(exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12"))
-    return "odd.jpg", np.asarray(Image.open(io.BytesIO(_jpeg()))), 0
-
-
-def misnamed(folder: Path) -> Made:
-    """PNG named .jpg: the content counts, not the suffix."""
-    Image.fromarray(PHOTO).save(folder / "odd.jpg", "PNG")
-    return "odd.jpg", PHOTO, 0
-
-
-def odd_name(folder: Path) -> Made:
-    """Odd name: accents, a snowman, right-to-left, a line end: any name that the file system takes."""
-    name = "zo\u00eb \u2603 \u05d0\u05d1\u202e \n \U0001f426.png"
-    return _saved(folder, name, Image.fromarray(PHOTO), PHOTO)
-
-
-def name_of_bytes(folder: Path) -> Made:
-    """A name that is no UTF-8: any name that the file system takes."""
-    buffer = io.BytesIO()
-    Image.fromarray(PHOTO).save(buffer, "PNG")
-    with open(os.path.join(os.fsencode(folder), b"\xff\xfe.png"), "wb") as file:
-        file.write(buffer.getvalue())
-    return b"\xff\xfe.png", PHOTO, 0
-
-
-ODD: list[Callable[[Path], Made]] = [
-    grey, one_bit, clear_palette, cmyk, grey16, colour16, alpha, grey_alpha, animated, turned, broken_exif, misnamed,
-    odd_name, name_of_bytes,
-]  # fmt: skip
+    yield "a png.jpg", saved(photo), PHOTO, 0
+    yield "zo\u00eb \u2603 \u05d0\u05d1\u202e \n \U0001f426.png", saved(photo), PHOTO, 0
+    yield b"\xff\xfe, which is not UTF-8.png", saved(photo), PHOTO, 0

@@ -96,7 +96,7 @@ def test_what_is_no_image_file(desk):
         assert desk.told(lambda given=given: desk.embedder.embed(given)) == message
     status, _, err = desk.command(*desk.train())
     assert status == 0 and set(err.splitlines()) == {
-        "warning: folder: 1 thing(s) in DIR/data are ignored, being no images or folders of them, the first b/odd.jpg; "
+        "warning: folder: 1 thing(s) in DIR/data are ignored, the first b/odd.jpg; "
         "1 image(s) in sub-folders of class folders are not used"
     }  # fmt: skip
 
@@ -171,7 +171,7 @@ def test_pickled_code_in_the_cache_of_decoded_images_is_not_run(desk):
     for path in desk.cache.glob("folder-test-*/sizes.npy"):
         np.save(path, np.array([Bomb(desk.root / "ran")], dtype=object), allow_pickle=True)
     assert desk.refused(*desk.train("pipeline=cached", "seed=1")) == (
-        "cache DIR/cache/STORE: not whole; delete the folder, it will be made again"
+        "cache DIR/cache/STORE: not whole; delete the folder, then it is made again"
     )
     assert not (desk.root / "ran").exists()
 

@@ -168,5 +168,5 @@ def test_a_file_that_is_a_program_is_no_image(tmp_path, monkeypatch):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.jpg")
-    with pytest.raises(DataError, match=r"image .*a.jpg: no regular file; replace it"):
+    with pytest.raises(DataError, match=r"image .*a.jpg: not a regular file; replace it"):
         read_image(tmp_path / "a.jpg")

@@ -1,9 +1,9 @@
-"""The decoded cache: what is in it, what it costs to make again, and what happens when making it goes wrong."""
+"""The decoded cache: its pixels, its key, and failures while it is made."""
 
 import errno
 import os
 import shutil
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ MODES = ["RGB", "L", "P", "CMYK", "RGBA", "LA", "1"]
 
 
 def make_images(folder, count=14):
-    """Files of many colour modes and shapes, some smaller than the store's side."""
+    """Write files of many colour modes and shapes, some smaller than the store's side."""
     folder.mkdir(parents=True)
     paths = []
     rng = np.random.default_rng(0)
@@ -39,7 +39,7 @@ def images(tmp_path):
 
 @pytest.fixture
 def decodings(monkeypatch):
-    """Numbers of the images that are decoded."""
+    """Return a list that grows by the number of each image that is decoded."""
     seen, image = [], FileSet.image
 
     def counted(self, index):
@@ -54,12 +54,12 @@ def build(images, folder, **options):
     return open_stores([images], folder, **{"side": 32, "workers": 2, "progress": False} | options)[0]
 
 
-def shown(folder):
+def suffixes(folder):
     return sorted(path.suffix for path in folder.iterdir() if not path.name.startswith("."))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_a_store_holds_what_torchvision_resizes(images, tmp_path, interpolation):
+def test_a_store_holds_the_pixels_that_torchvision_resizes(images, tmp_path, interpolation):
     store = build(images, tmp_path / "cache", interpolation=interpolation)
     resize = Resize(32, InterpolationMode(interpolation))
     assert len(store) == len(images) and (store.sizes.min(1) == 32).all()
@@ -72,10 +72,10 @@ def test_images_are_decoded_once(images, tmp_path, decodings):
     assert sorted(decodings) == list(range(14))
     again = build(images, tmp_path / "cache")
     assert len(decodings) == 14 and np.array_equal(first.pixels, again.pixels)
-    assert shown(tmp_path / "cache") == [""]
+    assert suffixes(tmp_path / "cache") == [""]
 
 
-def test_the_key_is_the_content_of_the_file_list(images, tmp_path, decodings):
+def test_other_options_or_files_need_another_store(images, tmp_path, decodings):
     build(images, tmp_path / "cache")
     for i, change in enumerate((dict(side=33), dict(interpolation="bicubic"))):
         build(images, tmp_path / "cache", **change)
@@ -85,50 +85,50 @@ def test_the_key_is_the_content_of_the_file_list(images, tmp_path, decodings):
     assert len(build(fewer, tmp_path / "cache")) == 12
 
 
-def pictures_of_equal_size(folder, colours):
+def write_reds(folder, colours):
     folder.mkdir(parents=True)
     for i, colour in enumerate(colours):
         Image.new("RGB", (20, 30), (colour, 0, 0)).save(folder / f"{i}.bmp")
     return [folder / f"{i}.bmp" for i in range(len(colours))]
 
 
-def reds(paths, folder):
+def read_reds(paths, folder):
     labels = np.arange(len(paths)) % 2
     store = build(FileSet("red train", paths, labels, ["a", "b"]), folder)
     return [int(store.image(i)[0, 0, 0]) for i in range(len(store))]
 
 
 def test_no_stale_pixels_are_read(tmp_path):
-    """Same names, same lengths, same second: edited, swapped, moved, dated back, another folder under one cache."""
-    paths, cache = pictures_of_equal_size(tmp_path / "v1", range(10, 50, 10)), tmp_path / "cache"
-    assert reds(paths, cache) == [10, 20, 30, 40]
+    """Files are edited, swapped, moved and dated back with equal names, lengths and times; folders share one cache."""
+    paths, cache = write_reds(tmp_path / "v1", range(10, 50, 10)), tmp_path / "cache"
+    assert read_reds(paths, cache) == [10, 20, 30, 40]
     stat = paths[1].stat()
     Image.new("RGB", (20, 30), (99, 0, 0)).save(paths[1])
     os.utime(paths[1], ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert reds(paths, cache) == [10, 99, 30, 40]
+    assert read_reds(paths, cache) == [10, 99, 30, 40]
     paths[2].rename(tmp_path / "aside")
     paths[3].rename(paths[2])
     (tmp_path / "aside").rename(paths[3])
-    assert reds(paths, cache) == [10, 99, 40, 30]
-    others = pictures_of_equal_size(tmp_path / "v2", range(1, 5))
-    for path in (*paths, *others):  # as an archive leaves them
+    assert read_reds(paths, cache) == [10, 99, 40, 30]
+    others = write_reds(tmp_path / "v2", range(1, 5))
+    for path in (*paths, *others):  # as an archive does
         os.utime(path, (1, 1))
     both = [tmp_path / "v1" / "0.bmp", tmp_path / "v2" / "0.bmp"]
-    assert reds(both, cache) == [10, 1]
-    (tmp_path / "v1").rename(tmp_path / "aside")  # whole folders change names: no file is touched
+    assert read_reds(both, cache) == [10, 1]
+    (tmp_path / "v1").rename(tmp_path / "aside")  # folders are renamed, no file is written
     (tmp_path / "v2").rename(tmp_path / "v1")
     (tmp_path / "aside").rename(tmp_path / "v2")
-    assert reds(both, cache) == [1, 10]
+    assert read_reds(both, cache) == [1, 10]
     (tmp_path / "v1").rename(tmp_path / "aside")
     (tmp_path / "v2").rename(tmp_path / "v1")
     (tmp_path / "aside").rename(tmp_path / "v2")
-    assert reds(others, cache) == [1, 2, 3, 4]
+    assert read_reds(others, cache) == [1, 2, 3, 4]
     mixed = [paths[0], others[1], paths[2], others[3]]
-    assert reds(mixed, cache) == [10, 2, 40, 4]
+    assert read_reds(mixed, cache) == [10, 2, 40, 4]
 
 
 def cut_after(monkeypatch, images, cache, count):
-    """Make the cache until ``count`` images are decoded; they are decoded two at a time."""
+    """Interrupt the build after ``count`` images, decoded two at a time, and return its folder."""
     monkeypatch.setattr(module, "CHUNK", 2)
     image, seen = FileSet.image, []
 
@@ -146,22 +146,23 @@ def cut_after(monkeypatch, images, cache, count):
 
 
 def holds_all(store, images):
-    return all(np.array_equal(store.image(i), np.asarray(Resize(32)(read_image(path))))
-               for i, path in enumerate(images.paths))  # fmt: skip
+    return all(
+        np.array_equal(store.image(i), np.asarray(Resize(32)(read_image(path)))) for i, path in enumerate(images.paths)
+    )
 
 
 @pytest.mark.parametrize("cut", [0, 1, 5, 13])
-def test_a_build_cut_short_is_resumed(images, tmp_path, monkeypatch, decodings, cut):
+def test_an_interrupted_build_is_resumed(images, tmp_path, monkeypatch, decodings, cut):
     cut_after(monkeypatch, images, tmp_path / "cache", cut)
     decodings.clear()
     assert holds_all(build(images, tmp_path / "cache"), images)
-    assert sorted(decodings) == list(range(cut // 2 * 2, 14)) and shown(tmp_path / "cache") == [""]
+    assert sorted(decodings) == list(range(cut // 2 * 2, 14)) and suffixes(tmp_path / "cache") == [""]
 
 
 @pytest.mark.parametrize("file", [module.PIXELS, module.DONE])
-@pytest.mark.parametrize("length", [None, 0, 100])
-def test_pixels_and_sizes_that_do_not_fit_are_decoded_again(images, tmp_path, monkeypatch, file, length):
-    """kill -9 or a power failure, and then somebody tidies up."""
+@pytest.mark.parametrize("length", [None, 100])
+def test_a_partial_store_that_lost_bytes_is_resumed(images, tmp_path, monkeypatch, file, length):
+    """As after a power failure. Length None: the file is missing."""
     path = cut_after(monkeypatch, images, tmp_path / "cache", 9) / file
     path.unlink() if length is None else os.truncate(path, length)
     assert holds_all(build(images, tmp_path / "cache"), images)
@@ -174,12 +175,12 @@ def test_an_unreadable_image_is_named(images, tmp_path):
     path.write_bytes(good[:pixels] + bytes(len(good) - pixels))  # the header is whole
     with pytest.raises(DataError, match="08.png: unreadable .*; replace the file") as caught:
         build(images, tmp_path / "cache")
-    assert "\n" not in str(caught.value) and shown(tmp_path / "cache") == [".partial"]
+    assert "\n" not in str(caught.value) and suffixes(tmp_path / "cache") == [".partial"]
     path.write_bytes(good)
     assert len(build(images, tmp_path / "cache")) == 14
 
 
-def test_sixteen_bits_keep_their_shades(tmp_path):
+def test_sixteen_bits_are_reduced_to_eight(tmp_path):
     ramp = np.tile(np.linspace(0, 65535, 64, dtype=np.uint16), (64, 1))
     for name in ("ramp.png", "ramp.pgm", "ramp.tif"):
         Image.fromarray(ramp).save(tmp_path / name)
@@ -195,22 +196,22 @@ def test_the_disk_is_compared_with_all_sets_together(tmp_path, monkeypatch, deco
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage._replace(free=sum(sizes) - 1))
     with pytest.raises(DataError, match="needs .*, .* are free; .* VPTSP_CACHE, or set pipeline=classic"):
         open_stores(sets, tmp_path / "cache", side=64, progress=False)
-    assert not decodings, "it is said before anything is decoded"
+    assert not decodings, "the check comes before the decoding"
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage._replace(free=sum(sizes)))
     open_stores(sets, tmp_path / "cache", side=64, progress=False)
 
 
-def test_what_will_be_written_and_what_is_left_over_is_said(images, tmp_path, capsys):
+def test_the_size_and_old_stores_are_printed(images, tmp_path, capsys):
     build(images, tmp_path / "cache")
     os.utime(images.paths[0])
     capsys.readouterr()
     build(images, tmp_path / "cache", progress=True)
     lines = capsys.readouterr().err.splitlines()
     assert "things train 14 images; " in lines[0] and "MB to write in" in lines[0] and "free)" in lines[0]
-    assert "other files of a set of that name; delete it" in lines[1] and len(lines) == 2
+    assert "is of an earlier state of that data set; delete it" in lines[1] and len(lines) == 2
 
 
-def test_a_disk_that_runs_full_is_one_line_and_the_build_is_resumed(images, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line_and_the_build_is_resumed(images, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -222,20 +223,12 @@ def test_a_disk_that_runs_full_is_one_line_and_the_build_is_resumed(images, tmp_
     assert len(build(images, tmp_path / "cache")) == 14
 
 
-def test_two_at_once_decode_once(images, tmp_path, decodings):
-    stores = [None, None]
-
-    def work(i):
-        stores[i] = build(images, tmp_path / "cache")
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+def test_two_threads_decode_once(images, tmp_path, decodings):
+    with ThreadPoolExecutor(2) as pool:
+        stores = list(pool.map(lambda _: build(images, tmp_path / "cache"), range(2)))
     assert sorted(decodings) == list(range(14))
     assert np.array_equal(stores[0].pixels, stores[1].pixels)
-    assert shown(tmp_path / "cache") == [""]
+    assert suffixes(tmp_path / "cache") == [""]
 
 
 def test_a_damaged_store_is_refused(images, tmp_path):
@@ -261,24 +254,11 @@ def test_the_command_makes_the_cache_that_a_run_reads(tmp_path, capsys, decoding
     out = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in out] == [["train", "8", "images"], ["test", "8", "images"]]
     decodings.clear()
-    run = [
-        "train",
-        "--preset",
-        "smoke",
-        "--data",
-        str(tmp_path / "data"),
-        "--results",
-        str(tmp_path / "r"),
-        *cache,
-        "--set",
-        "dataset=folder",
-        "pipeline=cached",
-        "batch=4",
-        "samples_per_class=2",
-        "weights=random",
-    ]
+    settings = "dataset=folder pipeline=cached batch=4 samples_per_class=2 weights=random".split()
+    run = ["train", "--preset", "smoke", "--data", str(tmp_path / "data"), "--results", str(tmp_path / "r"), *cache]
+    run += ["--set", *settings]
     assert main(run) == 0
-    assert not decodings, "nothing was decoded again"
+    assert not decodings, "the run reads the cache"
     capsys.readouterr()
     assert main(["data", "cache", "glyphs"]) == 2
     assert main(["data", "cache", "folder", "--data", str(tmp_path / "data"), "--side", "0"]) == 2

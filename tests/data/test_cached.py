@@ -1,4 +1,4 @@
-"""Batches from decoded images, against the classic path and torchvision."""
+"""Batches from decoded images, against the classic pipeline and torchvision."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Pictures(ImageSet):
-    """Twenty pictures of unlike shapes, odd and even."""
+    """Twenty pictures of different shapes, with odd and even sides."""
 
     def __init__(self, name="pictures train"):
         super().__init__(name, np.arange(20) % 5, list("abcde"))
@@ -54,7 +54,7 @@ def epoch(number=0, config=CONFIG, images=None, **options):
 
 @pytest.mark.parametrize("semantics", ["released", "paper"])
 @pytest.mark.parametrize("size", [24, 25, 32])
-def test_evaluation_pixels_are_those_of_the_classic_path_to_the_bit(semantics, size):
+def test_evaluation_pixels_are_those_of_the_classic_pipeline_to_the_bit(semantics, size):
     config = CONFIG.replace(semantics=semantics, image_size=size)
     test = benchmark(config).test
     cached = list(eval_batches(test, config, STATISTICS, 7, CPU))
@@ -73,8 +73,8 @@ def test_a_store_of_another_side_is_not_used_for_evaluation():
 
 
 @pytest.mark.parametrize("semantics", ["released", "paper"])
-def test_training_pixels_are_torchvisions_of_the_same_boxes(semantics):
-    """A batch made by hand: the stored image, PIL's crop and flip, ToTensor, Normalize."""
+def test_training_pixels_are_those_of_torchvision_for_the_same_boxes(semantics):
+    """The reference is made by hand: the stored image, PIL's crop and flip, ToTensor, Normalize."""
     config = CONFIG.replace(semantics=semantics)
     images = benchmark(config).train
     mode = InterpolationMode.BILINEAR if semantics == "released" else InterpolationMode.BICUBIC
@@ -87,11 +87,11 @@ def test_training_pixels_are_torchvisions_of_the_same_boxes(semantics):
             square = resized_crop(Image.fromarray(images.store.image(index).copy()), *box, [24, 24], mode)
             expected = Normalize(*STATISTICS)(ToTensor()(hflip(square) if flip else square))
             levels = ((found - expected) * torch.tensor(STATISTICS[1])[:, None, None] * 255).abs()
-            # White noise is the hardest picture: a hard edge at every pixel.
+            # White noise is the hardest picture: every pixel is an edge.
             assert levels.max() < (2.5 if semantics == "released" else 40) and levels.mean() < 0.5
 
 
-def test_an_epoch_depends_on_seed_and_epoch_alone():
+def test_an_epoch_depends_only_on_seed_and_epoch():
     first = epoch(0)
     torch.rand(3)
     again, other = epoch(0), epoch(1)
@@ -104,7 +104,7 @@ def test_an_epoch_depends_on_seed_and_epoch_alone():
     assert first[0][0].shape == (6, 3, 24, 24) and first[0][0].dtype == torch.float32
 
 
-def test_threads_do_not_change_the_pixels_and_are_put_back():
+def test_the_number_of_threads_changes_no_pixel_and_is_restored():
     before = torch.get_num_threads()
     try:
         found = []
@@ -117,7 +117,7 @@ def test_threads_do_not_change_the_pixels_and_are_put_back():
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(*found, strict=True))
 
 
-def test_a_share_of_the_batch_has_the_pixels_of_the_whole():
+def test_a_part_of_the_batch_has_the_pixels_of_the_whole_batch():
     whole = epoch(2)
     for part in (slice(0, 2), slice(2, 6)):
         for (pixels, labels), (own, every) in zip(whole, epoch(2, part=part), strict=True):
@@ -125,7 +125,7 @@ def test_a_share_of_the_batch_has_the_pixels_of_the_whole():
 
 
 def test_streamed_boxes_have_the_pixels_of_a_resident_store(monkeypatch):
-    """Where a store does not fit onto the GPU only the boxes travel."""
+    """If a store does not fit on the GPU, only the boxes are copied there."""
     resident = epoch(1)
     monkeypatch.setattr(PixelStore, "resident", lambda self, device: None)
     streamed = epoch(1)
@@ -133,7 +133,7 @@ def test_streamed_boxes_have_the_pixels_of_a_resident_store(monkeypatch):
 
 
 def test_gentle_is_never_mirrored():
-    """A picture that is dark on its left stays so; under `base` some are not."""
+    """A picture that is dark on the left stays dark on the left; with `base`, some do not."""
 
     class Halves(Pictures):
         def image(self, index):
@@ -150,7 +150,7 @@ def test_gentle_is_never_mirrored():
     assert darker_left["gentle"].all() and not darker_left["base"].all()
 
 
-def test_normalisation_is_torchvisions_to_the_bit():
+def test_normalisation_is_that_of_torchvision_to_the_bit():
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
     expected = Normalize(*STATISTICS)(ToTensor()(picture))
     found = normalise(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None], STATISTICS)
@@ -166,7 +166,7 @@ def test_the_cached_pipeline_needs_a_store_and_its_own_augmentations():
         assert CONFIG.replace(augmentation=augmentation, pipeline="classic").augmentation == augmentation
 
 
-def test_decoding_leaves_the_benchmark_alone(tmp_path):
+def test_decoding_does_not_change_the_benchmark(tmp_path):
     plain = Benchmark("pictures", Pictures(), Pictures("pictures test"), Pictures("pictures gallery"))
     frozen = CONFIG.replace(method="frozen", bitfit=False)
     with_stores, without_training = (decoded(plain, each, tmp_path, progress=False) for each in (CONFIG, frozen))
@@ -189,7 +189,7 @@ def test_a_strip_is_found_by_its_header_before_the_training(pipeline, tmp_path, 
     assert decodings == [3]
 
 
-def test_errors_of_the_host_reach_the_device_side():
+def test_errors_of_the_host_are_raised_on_the_device_side():
     def broken():
         yield (torch.zeros(1),)
         raise DataError("image gone: unreadable")

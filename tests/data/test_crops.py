@@ -1,4 +1,4 @@
-"""Boxes against torchvision's by their distribution, pixels against its resized_crop of a PIL image."""
+"""The distribution of boxes against torchvision's, and pixels against its resized_crop of a PIL image."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
 def photographs(sizes, seed=0):
-    """Pictures with soft and hard edges, as photographs have them."""
+    """Return pictures with soft and hard edges, like photographs."""
     rng = np.random.default_rng(seed)
     pictures = []
     for height, width in sizes:
@@ -74,8 +74,8 @@ def test_a_box_of_the_right_size_is_copied():
     assert torch.equal(one, expected)
 
 
-def test_by_hand_what_shrinks_is_averaged():
-    """Bilinear from 4 pixels to 2: the widened hat weighs 3/8, 3/8, ... (1/8 cut off at the edge): 3, 3, 1 sevenths."""
+def test_a_picture_shrunk_by_hand():
+    """Bilinear from 4 pixels to 2: the hat, widened and cut off at the edge, has the weights 3/7, 3/7 and 1/7."""
     row = np.array([0, 70, 140, 210], np.uint8)
     picture = np.repeat(np.repeat(row[None, :, None], 4, 0), 3, 2)
     expected = [(3 * 0 + 3 * 70 + 1 * 140) / 7, (1 * 70 + 3 * 140 + 3 * 210) / 7]
@@ -90,8 +90,8 @@ def test_by_hand_what_shrinks_is_averaged():
     "height, width, scale, ratio",
     [(256, 256, SCALE, RATIO), (256, 700, SCALE, RATIO), (340, 256, (0.85, 1.0), (0.85, 1 / 0.85))],
 )
-def test_boxes_are_distributed_as_torchvisions(height, width, scale, ratio):
-    """Kolmogorov-Smirnov on area, shape and place; seeds are fixed, so the outcome is too."""
+def test_boxes_are_distributed_as_those_of_torchvision(height, width, scale, ratio):
+    """Kolmogorov-Smirnov tests of area, shape and place, with fixed seeds."""
     count = 4000
     ours = random_boxes(np.tile([height, width], (count, 1)), scale, ratio, np.random.default_rng(1))
     torch.manual_seed(1)
@@ -111,20 +111,20 @@ def test_boxes_are_distributed_as_torchvisions(height, width, scale, ratio):
         assert ks_2samp(feature(ours), feature(theirs)).pvalue > 1e-3, name
 
 
-def test_the_comparison_of_distributions_would_notice():
+def test_the_comparison_finds_another_distribution():
     sizes = np.tile([256, 300], (4000, 1))
     draw = [random_boxes(sizes, (0.08, most), RATIO, np.random.default_rng(1)) for most in (1.0, 0.8)]
     assert ks_2samp(*(boxes[:, 2] * boxes[:, 3] for boxes in draw)).pvalue < 1e-3
 
 
-def test_where_no_box_fits_the_middle_is_taken_as_torchvision_does():
+def test_the_middle_is_taken_if_no_box_fits_as_torchvision_does():
     for height, width in ((10, 400), (400, 10), (1, 1), (3, 900)):
         ours = random_boxes(np.array([[height, width]] * 5), (0.9, 1.0), RATIO, np.random.default_rng(0))
         theirs = RandomResizedCrop.get_params(torch.empty(3, height, width), [0.9, 1.0], list(RATIO))
         assert (ours == np.array(theirs)).all()
 
 
-def test_boxes_come_from_the_generator_alone():
+def test_boxes_depend_only_on_the_generator():
     sizes = np.array([[256, 300], [400, 256]] * 8)
     draw = [random_boxes(sizes, SCALE, RATIO, np.random.default_rng(seed)) for seed in (1, 1, 2)]
     assert (draw[0] == draw[1]).all() and (draw[0] != draw[2]).any()

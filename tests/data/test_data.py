@@ -1,6 +1,5 @@
-"""Samplers, image files and the CUB layout; stand-ins are made here, in the real folder structure."""
+"""The sampler, the classic pipeline, and errors of loading."""
 
-import os
 from collections import Counter
 
 import numpy as np
@@ -18,33 +17,7 @@ from vptsp_core.errors import DataError
 from vptsp_core.method.sampler import ClassBalancedSampler
 
 
-@pytest.fixture(scope="module")
-def cub(tmp_path_factory):
-    """A folder with CUB's layout and counts; one small picture under 11,788 names."""
-    root = tmp_path_factory.mktemp("data")
-    picture = root / "picture.jpg"
-    Image.new("RGB", (40, 32), (200, 30, 30)).save(picture)
-    for c in range(200):
-        folder = root / "cub200" / "images" / f"{c + 1:03}.Bird_{c}"
-        folder.mkdir(parents=True)
-        images, classes = (5864, 100) if c < 100 else (5924, 100)
-        count = images // classes + (c % 100 < images % classes)
-        for i in range(count):
-            os.link(picture, folder / f"Bird_{i:04}.jpg")
-    return root
-
-
-def test_cub_is_split_by_class(cub):
-    benchmark = load_benchmark("cub200", cub)
-    assert (len(benchmark.train), len(benchmark.test)) == (5864, 5924)
-    assert benchmark.train.num_classes == benchmark.test.num_classes == 100
-    assert benchmark.train.class_names[0] == "001.Bird_0" and benchmark.test.class_names[0] == "101.Bird_100"
-    assert not set(benchmark.train.class_names) & set(benchmark.test.class_names)
-    assert benchmark.test.image(0).size == (40, 32) and benchmark.gallery is None
-    assert benchmark.train.fingerprint() != benchmark.test.fingerprint()
-
-
-def test_absent_data_is_refused_with_the_mend(tmp_path):
+def test_missing_data_is_refused_with_a_cure(tmp_path):
     with pytest.raises(DataError, match="--data"):
         load_benchmark("cub200")
     with pytest.raises(DataError, match="no folder .*cub200"):
@@ -54,7 +27,7 @@ def test_absent_data_is_refused_with_the_mend(tmp_path):
 
 
 class Plain(ImageSet):
-    """Pictures of one brightness each, so that a batch tells which images it holds."""
+    """Pictures of random noise, in memory."""
 
     def __init__(self, labels):
         super().__init__("plain", np.asarray(labels), [str(c) for c in range(max(labels) + 1)])
@@ -75,7 +48,7 @@ def test_batches_hold_k_adjacent_images_of_distinct_classes():
     for batch in sampler.epoch(0):
         drawn = labels[batch].reshape(4, 3)
         assert (drawn == drawn[:, :1]).all() and len(set(drawn[:, 0])) == 4
-        assert len(set(batch)) == 12, "enough images: none twice"
+        assert len(set(batch)) == 12, "no image twice, since there are enough"
 
 
 def test_small_classes_repeat_evenly_and_epochs_differ():
@@ -88,13 +61,13 @@ def test_small_classes_repeat_evenly_and_epochs_differ():
     assert first == again != other
 
 
-def test_all_images_come_up():
+def test_every_image_is_drawn():
     labels = np.repeat(np.arange(5), 4)
     sampler = ClassBalancedSampler(labels, 4, 2, seed=0, steps=200)
     assert set(np.concatenate(list(sampler.epoch(0)))) == set(range(20))
 
 
-def test_in_turn_no_image_comes_again_before_all_of_its_class_came():
+def test_in_turn_an_image_is_drawn_again_only_after_all_others_of_its_class():
     sizes = [2, 3, 40, 300]
     labels = np.repeat(np.arange(4), sizes)
     sampler = ClassBalancedSampler(labels, 8, 4, seed=1, steps=20, in_turn=True)
@@ -122,8 +95,8 @@ CONFIG = preset("demo", image_size=24, resize=32, batch=4, samples_per_class=2, 
 MEAN = STD = (0.5, 0.5, 0.5)
 
 
-def test_augmentation_is_the_runs_own():
-    """The same (seed, epoch) gives the same pixels, whatever else drew random numbers; another epoch does not."""
+def test_augmentation_depends_only_on_seed_and_epoch():
+    """Other code may draw random numbers in between."""
     images = Plain(np.repeat(np.arange(4), 3))
     sampler = ClassBalancedSampler(images.labels, 4, 2, seed=0, steps=2)
     transform = train_transform(CONFIG, MEAN, STD)
@@ -138,20 +111,17 @@ def test_augmentation_is_the_runs_own():
     assert first[0].shape == (4, 3, 24, 24) and first[0].dtype == torch.float32
 
 
-def test_workers_do_not_change_the_pixels(tmp_path):
-    paths = []
-    for i in range(32):
-        paths.append(tmp_path / f"{i}.png")
-        Plain([0] * 32).image(i).save(paths[-1])
+def test_files_and_images_in_memory_give_the_same_pixels(tmp_path):
     labels = np.repeat(np.arange(8), 4)
-    files = FileSet("files", paths, labels, [str(c) for c in range(8)])
     memory = Plain(labels)
+    paths = [tmp_path / f"{i}.png" for i in range(32)]
+    for i, path in enumerate(paths):
+        memory.image(i).save(path)
+    files = FileSet("files", paths, labels, memory.class_names)
     sampler = ClassBalancedSampler(labels, 4, 2, seed=0, steps=6)
     transform = train_transform(CONFIG, MEAN, STD)
-    cpu = torch.device("cpu")
-    for (a, la), (b, lb) in zip(
-        train_batches(files, sampler, transform, 0, cpu), train_batches(memory, sampler, transform, 0, cpu), strict=True
-    ):
+    found, expected = (train_batches(images, sampler, transform, 0, torch.device("cpu")) for images in (files, memory))
+    for (a, la), (b, lb) in zip(found, expected, strict=True):
         assert torch.equal(a, b) and torch.equal(la, lb)
 
 

@@ -140,7 +140,7 @@ def test_what_is_left_out_is_named(tmp_path):
     with pytest.warns(UserWarning) as caught:
         assert load_benchmark("own", tmp_path).test.class_names == ("class 04", "class 09")
     told = "\n".join(str(each.message) for each in caught)
-    assert "5 thing(s) in" in told and "are ignored, being no images or folders of them, the first notes.txt" in told
+    assert "5 thing(s) in" in told and "are ignored, the first notes.txt" in told
 
 
 def test_images_in_sub_folders_of_class_folders_are_counted(tmp_path):
@@ -297,7 +297,7 @@ def test_classes_that_differ_only_in_case_are_named(kind, name, tmp_path):
     with pytest.warns(UserWarning) as caught:
         load_benchmark(name, tmp_path)
     (told,) = [str(each.message) for each in caught]
-    assert "the classes C0 and c0 differ only in case, spaces or how letters are stored (and 1 more such); if" in told
+    assert "the classes C0 and c0 differ only in case, spaces or how letters are stored (and 1 more); if" in told
 
 
 def nine(root):
@@ -340,9 +340,9 @@ def test_mistakes_are_one_line(make, message, tmp_path, capsys):
 
 def test_a_folder_that_is_none_is_named_with_a_mend_that_fits(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    for name, message in (("nosuch", "no folder {}; "), ("file", "{} is no folder; ")):
+    for name, message in (("nosuch", "no folder {}; "), ("file", "{} is not a folder; ")):
         assert main(["train", "--data-folder", str(tmp_path / name), "--results", str(tmp_path / "out")]) == 2
-        wanted = message.format(tmp_path / name) + "name the one that holds your images"
+        wanted = message.format(tmp_path / name) + "name the folder that holds your images"
         assert capsys.readouterr().err == f"error: own: {wanted}\n", "--data has no part in it"
 
 

@@ -1,28 +1,37 @@
-"""Data sets by name."""
+"""Data sets by name, and the way of their images to the training step.
+
+`load_benchmark` finds the images of a data set. `catalog` describes the published data sets. `layouts`, `cars196` and
+`own` list the images of a folder. `assemble` compares that list with the disk and with the published counts, and
+returns a `base.Benchmark` of `folder.FileSet`. `glyphs` draws its images instead. `command`, `fetch` and `download`
+are for ``python -m vptsp_core data``.
+
+`batches` turns the images into batches, by the pipeline that the config names:
+
+- classic: `loading` decodes and augments the files of every batch, in worker processes.
+- cached: `cache` decodes and resizes every image once, into the pixels of a `store.PixelStore`. `cached` augments from
+  that store, on the device, with the boxes of `crops`.
+"""
 
 from __future__ import annotations
 
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from vptsp_core.data.base import Benchmark, ImageSet
+from vptsp_core.data.assemble import assemble
+from vptsp_core.data.base import OWN, Benchmark, ImageSet
+from vptsp_core.data.catalog import CATALOG, DATASETS, DataSet
+from vptsp_core.data.own import list_own_images
 from vptsp_core.errors import DataError
 
-if TYPE_CHECKING:
-    from vptsp_core.data.catalog import DataSet
-
-DATASETS = ("glyphs", "cub200", "cars196", "sop", "inshop", "inaturalist", "folder", "own")
 _EMBEDDED = "the data set of this run is the embedded glyphs, which read no folder"
-OWN = ("folder", "own")  # your own images, which the name alone does not identify
 __all__ = ["DATASETS", "OWN", "Benchmark", "ImageSet", "data_folder", "load_benchmark", "refuse_unread"]
 
 
 def data_folder(name: str, data: str | Path | None) -> str | None:
-    """The folder that a data set is read from: ``data``, else the environment's VPTSP_DATA.
+    """Return the folder that a data set is read from: ``data``, or else the environment's VPTSP_DATA.
 
-    None for the glyphs, which are embedded: ``data`` given for them is a warning.
+    The glyphs are embedded: for them, return None, and warn if ``data`` is given.
     """
     if name != "glyphs":
         return str(data or os.environ.get("VPTSP_DATA") or "") or None
@@ -32,8 +41,8 @@ def data_folder(name: str, data: str | Path | None) -> str | None:
 
 
 def refuse_unread(name: str, data: str | Path | None) -> None:
-    """For commands: refuse a ``--data`` that the data set ``name`` does not read.
-    Raises DataError: the data set is the glyphs, and there is ``data``.
+    """Refuse the ``--data`` of a command if the data set ``name`` does not read it.
+    Raises DataError: the data set is the glyphs, and ``data`` is given.
     """
     if data and name == "glyphs":
         raise DataError(
@@ -43,11 +52,11 @@ def refuse_unread(name: str, data: str | Path | None) -> None:
 
 
 def load_benchmark(name: str, data: str | Path | None = None, allow_partial: bool = False) -> Benchmark:
-    """The train and test splits of a data set.
+    """Return the train and test splits of a data set.
 
     Args:
-        name: one of `DATASETS`; ``"folder"`` and ``"own"`` are your own images (see `own.own_images`).
-        data: folder that holds the data sets, or for these the images themselves (see `data_folder`).
+        name: one of `DATASETS`; ``"folder"`` and ``"own"`` are your own images (see `own.list_own_images`).
+        data: folder that holds the data sets, or your own images themselves (see `data_folder`).
         allow_partial: continue if the published data set is not whole, with one warning that lists the differences.
 
     Raises:
@@ -55,27 +64,23 @@ def load_benchmark(name: str, data: str | Path | None = None, allow_partial: boo
     """
     data = data_folder(name, data)
     if name == "glyphs":
-        from vptsp_core.data.glyphs import load_glyphs
+        from vptsp_core.data.glyphs import load_glyphs  # matplotlib takes a while
 
         return load_glyphs()
     if name not in DATASETS:
         raise DataError(f"data set {name!r} is not known; known: {', '.join(DATASETS)}")
-    from vptsp_core.data.assemble import assemble
-    from vptsp_core.data.catalog import CATALOG
-    from vptsp_core.data.own import own_images
-
     if data is None:
         inside = "<class>/<image>" if name in OWN else f"{CATALOG[name].folder}/"
         raise DataError(f"{name}: where are the images? give the folder that holds {inside} with --data DIR")
     root = Path(data).expanduser().absolute()
     if name in OWN:
-        return assemble(name, own_images(root, name), {}, allow_partial)
+        return assemble(name, list_own_images(root, name), {}, allow_partial)
     known = CATALOG[name]
-    return assemble(name, known.reader(_folder(root, known), name), known.counts, allow_partial)
+    return assemble(name, known.reader(_find_folder(root, known), name), known.counts, allow_partial)
 
 
-def _folder(root: Path, known: DataSet) -> Path:
-    """The data set's folder in ``root``, by its own name or as its archive calls it, or ``root`` if that is it."""
+def _find_folder(root: Path, known: DataSet) -> Path:
+    """Return the data set's folder, by its own name or its archive's: in ``root``, or ``root`` itself."""
     names = (known.folder, *known.aliases)
     places = [place for name in names if (place := root / name).is_dir()]
     if root.resolve().name in names:

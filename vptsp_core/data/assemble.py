@@ -1,4 +1,4 @@
-"""From a listing to a benchmark: every file is looked for, every count compared with the published one."""
+"""Make a benchmark from a listing: look for every file, and compare the counts with the published ones."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from pathlib import Path
 import numpy as np
 
 from vptsp_core.data.base import Benchmark
-from vptsp_core.data.folder import FileSet, content_of, size_of
-from vptsp_core.data.layouts import Listing, Rows, plain
+from vptsp_core.data.folder import FileSet, hash_content, read_size
+from vptsp_core.data.layouts import Listing, Rows, fold, list_entries
 from vptsp_core.errors import DataError
 
-Counts = Mapping[str, tuple[int, int]]
+Counts = Mapping[str, tuple[int, int]]  # (classes, images) per split
 CURE = "; complete it, or accept this with --allow-partial"
 
 
 def assemble(name: str, listing: Listing, published: Counts, allow_partial: bool = False) -> Benchmark:
-    """The benchmark that a listing describes; ``published`` are (classes, images) of each split, empty where nobody
-    published them. ``allow_partial`` makes one warning of what is missing.
-    Raises DataError: what is there is not as published (all differences in one line), or cannot be a benchmark.
+    """Return the benchmark that a listing describes. ``published`` is empty for your own images. ``allow_partial``
+    turns the refusal of differences from the published data set into one warning.
+    Raises DataError: the differences, in one line; or the images cannot be a benchmark.
     """
-    _refuse_shared(name, listing)
-    missing = _missing(listing)
-    if names := _names_on_disk(str(listing.root), missing):
+    _check_listing(name, listing)
+    missing = _find_missing(listing)
+    if names := _find_on_disk(str(listing.root), missing):
         path, found = min(names.items())
         warnings.warn(
             f"{name}: {len(names)} path(s) in {listing.source} are written in another case than on the disk, or their "
-            f"accents are stored otherwise; the first is {path}{listing.where(path)}, which is read from {found}",
+            f"accents are stored differently; the first is {path}{listing.where(path)}, which is read from {found}",
             stacklevel=3,
         )
         renamed = {split: [(names.get(path, path), label) for path, label in rows]
@@ -44,114 +44,106 @@ def assemble(name: str, listing: Listing, published: Counts, allow_partial: bool
             lines[names.get(path, path)] += numbers
         listing = dataclasses.replace(listing, splits=renamed, lines=lines)
         missing = [path for path in missing if path not in names]
-        _refuse_shared(name, listing)  # two ways to write one file
-    gone = set(missing)
-    splits = {split: [row for row in rows if row[0] not in gone] for split, rows in listing.splits.items()}
-    differences = _differences(name, listing, splits, missing, published, allow_partial)
+        _check_listing(name, listing)  # two paths may name one file
+    absent = set(missing)
+    splits = {split: [row for row in rows if row[0] not in absent] for split, rows in listing.splits.items()}
+    differences = _report_differences(name, listing, splits, missing, published, allow_partial)
     _check_classes(name, listing, splits)
     if listing.as_shown:
         _warn_of_copies(name, listing.root, splits)
-    train = _fileset(name, "train", listing, splits["train"])
+    train = _make_set(name, "train", listing, splits["train"])
     if "test" in splits:
-        return Benchmark(name, train, _fileset(name, "test", listing, splits["test"]), None, differences)
-    both = splits["query"] + splits["gallery"]  # one numbering of the classes for both
-    query, gallery = (_fileset(name, split, listing, splits[split], both) for split in ("query", "gallery"))
+        return Benchmark(name, train, _make_set(name, "test", listing, splits["test"]), None, differences)
+    both = splits["query"] + splits["gallery"]  # they share the numbers of the classes
+    query, gallery = (_make_set(name, split, listing, splits[split], both) for split in ("query", "gallery"))
     return Benchmark(name, train, query, gallery, differences)
 
 
-def _differences(
+def _report_differences(
     name: str, listing: Listing, splits: dict[str, Rows], missing: list[str], published: Counts, allow_partial: bool
 ) -> tuple[str, ...]:
-    """What is not as published: refused in one line, or one warning."""
+    """Return the differences from the published data set, after one warning. Raises DataError: they are refused."""
     differences = [*_miscounts(splits, published), *listing.notes]
     if missing:
         total = sum(map(len, listing.splits.values()))
         cure = f"; paths are relative to {listing.root}" if len(missing) == total else ""
-        differences.append(f"{len(missing)} of {total} listed images not, the first {listing.root / missing[0]}"
-                           f"{listing.where(missing[0])}{cure}")  # fmt: skip
-    if differences and "query" in splits and listing.classes_of_one == "fine" and (missed := _can_only_miss(splits)):
+        differences.append(f"{len(missing)} of {total} listed images are missing, the first "
+                           f"{listing.root / missing[0]}{listing.where(missing[0])}{cure}")  # fmt: skip
+    if differences and "query" in splits and listing.classes_of_one == "fine" and (missed := _find_hopeless(splits)):
         differences.append(f"{len(missed)} query class(es) without gallery images, the first {missed[0]}")
     if differences:
-        found = f"{name}: {listing.source} holds {', '.join(differences)}"
+        found = f"{name}: {listing.source}: {', '.join(differences)}"
         if listing.uncertain:
             raise DataError(
-                f"{found}; which classes are for training is unknown: their names begin with no number as in "
-                "001.Name; complete it"
+                f"{found}; which classes are for training is unknown, because their names do not begin with a number "
+                "as in 001.Name; complete it"
             )
         if not allow_partial:
             raise DataError(found + CURE)
-        warnings.warn(f"{found}; going on with what is there", stacklevel=4)
+        warnings.warn(f"{found}; continuing with the images that exist", stacklevel=4)
     return tuple(differences)
 
 
 def _check_classes(name: str, listing: Listing, splits: dict[str, Rows]) -> None:
-    """Every split has images, and the classes to be tested have something to find and to be confused with."""
+    """Check that every split has images, and that a query can be found and can be confused with another class."""
     if listing.classes_of_one == "refused":
         for label, count in Counter(label for rows in splits.values() for _, label in rows).items():
             if count < 2:
                 raise DataError(
                     f"class {listing.root / label} has {count} image(s), at least 2 are needed; add or remove it"
                 )
-    elif listing.classes_of_one == "warned of" and (missed := _can_only_miss(splits)):
-        warnings.warn(f"{name}: {len(missed)} class(es) of {listing.source} have nothing to be found, the first "
+    elif listing.classes_of_one == "warned of" and (missed := _find_hopeless(splits)):
+        warnings.warn(f"{name}: {len(missed)} class(es) of {listing.source} have no other image to find, the first "
                       f"{missed[0]}; their queries can only miss", stacklevel=4)  # fmt: skip
     if empty := [split for split, rows in splits.items() if not rows and (split != "train" or listing.splits[split])]:
         raise DataError(f"{name}: {listing.source} leaves no images for {' and '.join(empty)}; add some")
     searched = splits.get("gallery", splits.get("test", []))
     if listing.as_shown and len({label for _, label in searched}) == 1:
         cure = "add classes" if listing.source == listing.root else "give at least 2 classes the split test"
-        raise DataError(f"{name}: {listing.source} has 1 class to test on, and among its images alone nothing can be "
-                        f"confused; {cure}")  # fmt: skip
+        raise DataError(f"{name}: {listing.source} has 1 class to test on, so a query cannot find a wrong class; "
+                        f"{cure}")  # fmt: skip
 
 
-def _fileset(name: str, split: str, listing: Listing, rows: Rows, both: Rows | None = None) -> FileSet:
-    """One split; its classes are numbered as they come up in it, or in ``both`` query and gallery."""
+def _make_set(name: str, split: str, listing: Listing, rows: Rows, both: Rows | None = None) -> FileSet:
+    """Return one split. Classes are numbered by their first image, in the split or in ``both`` query and gallery."""
     numbers = {label: number for number, label in enumerate(dict.fromkeys(label for _, label in both or rows))}
     paths = [listing.root / path for path, _ in rows]
     labels = np.array([numbers[label] for _, label in rows], dtype=np.int64)
     return FileSet(f"{name} {split}", paths, labels, list(numbers), both is not None, as_shown=listing.as_shown)
 
 
-def _missing(listing: Listing) -> list[str]:
-    """The listed paths that are no files; each folder is read once, since so many stats would take minutes."""
-    there: dict[str, set[str]] = {}
+def _find_missing(listing: Listing) -> list[str]:
+    """Return the listed paths that are not files. To look for each file would take minutes, so folders are read."""
+    files: dict[str, set[str]] = {}
     missing = []
     for path, _ in (row for rows in listing.splits.values() for row in rows):
         folder, _, file = path.rpartition("/")
-        if folder not in there:
-            there[folder] = _files(os.path.join(listing.root, folder))
-        if file not in there[folder]:
+        if folder not in files:
+            place = listing.root / folder
+            exists = os.path.isdir(place)
+            files[folder] = set(list_entries(place, os.DirEntry.is_file, hidden=True)[0]) if exists else set()
+        if file not in files[folder]:
             missing.append(path)
     return missing
 
 
-def _files(place: str) -> set[str]:
-    try:
-        with os.scandir(place) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-    except OSError as error:
-        raise DataError(f"cannot read {place} ({error.strerror or error}); make it readable, or remove it") from error
-
-
-def _names_on_disk(root: str, paths: Iterable[str]) -> dict[str, str]:
-    """Of ``paths`` that are no files, those that exist but for case and how accents are stored, with the files' own
-    paths. If several names fit equally well, none is chosen.
+def _find_on_disk(root: str, paths: Iterable[str]) -> dict[str, str]:
+    """Map each of ``paths`` to a file whose path differs only in case or in how accents are stored. Paths without one
+    such file are left out.
     """
 
     @functools.cache
     def names(place: str) -> dict[str, list[str]]:
         alike = defaultdict(list)
         for name in os.listdir(place) if os.path.isdir(place) else ():
-            alike[plain(name)].append(name)
+            alike[fold(name)].append(name)
         return alike
 
     def on_disk(path: str) -> str:
         found = ""
         for part in path.split("/"):
             place = os.path.join(root, found)
-            alike = [part] if os.path.lexists(os.path.join(place, part)) else names(place).get(plain(part), [])
+            alike = [part] if os.path.lexists(os.path.join(place, part)) else names(place).get(fold(part), [])
             composed = unicodedata.normalize("NFC", part)
             same = [name for name in alike if unicodedata.normalize("NFC", name) == composed] or alike
             if len(same) != 1:
@@ -163,14 +155,14 @@ def _names_on_disk(root: str, paths: Iterable[str]) -> dict[str, str]:
 
 
 def _warn_of_copies(name: str, root: Path, splits: dict[str, Rows]) -> None:
-    """Warn of one file in two classes: whichever is right, the other is wrong. A gallery may hold its queries."""
+    """Warn of one image in two classes, because one of them is wrong. A gallery may hold its queries."""
     by_size: dict[int, dict[Path, str]] = defaultdict(dict)
     for path, label in (row for rows in splits.values() for row in rows):
-        by_size[size_of(root / path)][root / path] = label
+        by_size[read_size(root / path)][root / path] = label
     by_content: dict[str, dict[Path, str]] = defaultdict(dict)
     for alike in by_size.values():
         for file, label in alike.items() if len(set(alike.values())) > 1 else ():
-            by_content[content_of(file)][file] = label
+            by_content[hash_content(file)][file] = label
     copies = [same for same in by_content.values() if len(set(same.values())) > 1]
     if copies:
         first, *rest = copies[0]
@@ -183,14 +175,14 @@ def _miscounts(splits: dict[str, Rows], published: Counts) -> list[str]:
     wrong = []
     for split, expected in published.items():
         found = len({label for _, label in splits[split]}), len(splits[split])
-        for what, count, wanted in zip(("classes", "images"), found, expected, strict=True):
+        for kind, count, wanted in zip(("classes", "images"), found, expected, strict=True):
             if count != wanted:
-                wrong.append(f"{count} {'training' if split == 'train' else split} {what} instead of {wanted}")
+                wrong.append(f"{count} {'training' if split == 'train' else split} {kind} instead of {wanted}")
     return wrong
 
 
-def _refuse_shared(name: str, listing: Listing) -> None:
-    """A path that is listed twice or is not inside, and a class both for training and for testing."""
+def _check_listing(name: str, listing: Listing) -> None:
+    """Refuse a path that is listed twice or is outside, and a class both for training and for testing."""
     seen: dict[str, str] = {}
     for path, _ in (row for rows in listing.splits.values() for row in rows):
         same = posixpath.normpath(path)  # a/./0.png and a//0.png are a/0.png
@@ -199,19 +191,19 @@ def _refuse_shared(name: str, listing: Listing) -> None:
             raise DataError(f"{name}: {listing.source} lists {path} twice{where}; keep one of the two lines")
         if os.path.isabs(path) or ".." in path.split("/") or "\0" in path:
             raise DataError(f"{name}: {listing.source} lists {path}{listing.where(path)}, which is not inside "
-                            f"{listing.root}; write it so")  # fmt: skip
+                            f"{listing.root}; write a path relative to it")  # fmt: skip
         seen[same] = path
     train = {label for _, label in listing.splits["train"]}
     tested = {label for split, rows in listing.splits.items() if split != "train" for _, label in rows}
     if shared := sorted(tested & train):
         raise DataError(
             f"{name}: {listing.source} has {len(shared)} class(es) both for training and for testing, the first "
-            f"{shared[0]}; testing needs unseen classes, leave each on one side"
+            f"{shared[0]}; testing needs unseen classes, keep each in one of the two"
         )
 
 
-def _can_only_miss(splits: dict[str, Rows]) -> list[str]:
-    """Classes to be retrieved that have no second image, or none in the gallery."""
+def _find_hopeless(splits: dict[str, Rows]) -> list[str]:
+    """Return the classes whose queries can only miss: no second image, or no image in the gallery."""
     if "query" in splits:
         gallery = {label for _, label in splits["gallery"]}
         return [label for label in dict.fromkeys(label for _, label in splits["query"]) if label not in gallery]

@@ -1,4 +1,4 @@
-"""What every data set is to the rest of the project: labelled images, and a train / test pair of different classes."""
+"""The two classes that every data set consists of: `ImageSet`, labelled images, and `Benchmark`, its splits."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from PIL import Image
 from vptsp_core.data.store import PixelStore
 from vptsp_core.errors import DataError
 
+OWN = ("folder", "own")  # the data sets of your own images: their names do not say which images they are
+
 
 class ImageSet(ABC):
     """N labelled images, decoded one at a time.
 
     Attributes:
-        name: what messages call it, e.g. ``"cub200 test"``.
+        name: for messages, e.g. ``"cub200 test"``.
         labels: (N,) int64, contiguous from 0 to C - 1.
         class_names: C names, in the order of the labels.
-        shared: the names are also another set's (query and gallery), so some may have no image here.
-        store: the same images decoded and resized, if a run reads them from there (`vptsp_core.data.batches`).
+        shared: query and gallery share their class names, so a class may have no image in one of them.
+        store: the same images, decoded and resized, for the cached pipeline (`batches.decoded`).
 
     Raises:
         DataError: labels outside of 0 to C - 1, or, unless shared, with gaps.
@@ -48,7 +50,7 @@ class ImageSet(ABC):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes C."""
+        """The number of classes C."""
         return len(self.class_names)
 
     @property
@@ -58,37 +60,37 @@ class ImageSet(ABC):
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:
-        """Image ``index`` as RGB; raises a `DataError` that names the file if it cannot be read."""
+        """Return image ``index`` as RGB. Raises DataError: the file, which is named, cannot be read."""
 
     def reader(self, index: int) -> Callable[[], Image.Image]:
-        """What reads image ``index``, small enough to be sent to another process."""
+        """Return a function that reads image ``index`` and is small enough to be sent to another process."""
         return functools.partial(self.image, index)
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Short hash of what the set holds (names and sizes, or pixels), for the run's record."""
+        """Return a short hash of the set's content (names and sizes, or pixels), for the run's record."""
 
     def describe(self, index: int) -> str:
-        """What to call image ``index`` in a message: its path if it has one."""
+        """Name image ``index`` for a message: by its path if it has one."""
         return f"{self.name} image {index}"
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A training set and the unseen classes it is tested on."""
+    """A training set, and a test set of other classes."""
 
     name: str
     train: ImageSet
     test: ImageSet
-    gallery: ImageSet | None = None  # what ``test`` is searched in (In-Shop); None: among all other test images
-    differences: tuple[str, ...] = ()  # from the published data set; with any, numbers are not the benchmark's
+    gallery: ImageSet | None = None  # for the queries ``test`` (In-Shop); None: they are searched among themselves
+    differences: tuple[str, ...] = ()  # from the published data set; with any, the numbers do not compare
 
     def fingerprint(self) -> str:
-        """Short hash over all splits."""
+        """Return a short hash over all splits."""
         return hashlib.sha256(" ".join(self._fingerprints().values()).encode()).hexdigest()[:16]
 
     def record(self) -> dict[str, str | list[str]]:
-        """For a run's record: the name, the fingerprint of each split, and ``partial`` if there are differences."""
+        """Return the name, the fingerprints of the splits and, if any, the differences, for a run's record."""
         partial = {"partial": list(self.differences)} if self.differences else {}
         return {"name": self.name, **self._fingerprints(), **partial}
 

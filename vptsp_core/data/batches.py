@@ -1,4 +1,4 @@
-"""A run's batches by the pipeline that its config names: `cached` (decoded once) or `loading` (the classic path)."""
+"""The batches of a run, by the pipeline that its config names: `cached` (decoded once) or `loading` (classic)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ from vptsp_core.system.portable import cores
 def cache_folder(
     dataset: str, data: str | Path | None, cache: str | Path | None = None, results: str | Path | None = None
 ) -> Path:
-    """Where decoded images are kept: ``cache``, else the environment's VPTSP_CACHE, else beside the data sets; your own
-    images with the ``results`` (default: the environment's VPTSP_RESULTS, else ./results).
+    """Return the folder for decoded images: ``cache``, or else the environment's VPTSP_CACHE.
+
+    Without either, it is ``.vptsp-cache`` beside the data sets. For your own images, it is in ``results`` (default: the
+    environment's VPTSP_RESULTS, or else ./results).
     Raises DataError: the place is in the folder of your own images.
     """
     own = dataset in OWN
@@ -38,10 +40,10 @@ def cache_folder(
 
 
 def decoded(benchmark: Benchmark, config: RunConfig, folder: Path, *, progress: bool = True) -> Benchmark:
-    """A copy of the benchmark with its images decoded (`cache.open_stores`), if the config's pipeline is the cached
+    """Return a copy of the benchmark with decoded images (`cache.open_stores`), if the config's pipeline is the cached
     one.
 
-    For the classic pipeline the headers of your own images are read, so that one that cannot be used is found before
+    For the classic pipeline, read the headers of your own images, so that an image that cannot be used is found before
     the training.
     """
     splits = {"test": benchmark.test}
@@ -56,9 +58,8 @@ def decoded(benchmark: Benchmark, config: RunConfig, folder: Path, *, progress: 
                     list(pool.map(images.size, range(len(images))))
         return benchmark
     interpolation = loading.interpolation_name(config)
-    stores = open_stores(
-        list(splits.values()), folder, side=config.resize, interpolation=interpolation, progress=progress
-    )  # fmt: skip
+    sets = list(splits.values())
+    stores = open_stores(sets, folder, side=config.resize, interpolation=interpolation, progress=progress)
     changed: dict[str, Any] = {name: copy.copy(images) for name, images in splits.items()}
     for images, store in zip(changed.values(), stores, strict=True):
         images.store = store
@@ -74,20 +75,19 @@ def train_batches(
     device: torch.device,
     part: slice = slice(None),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of one epoch: ((b, 3, S, S) float32, (B,) int64), on the device.
+    """Yield the batches of one epoch: ((b, 3, S, S) float32, (B,) int64), on the device.
 
     Args:
-        images: the training set; `decoded` for the cached pipeline.
+        images: the training set, from `decoded` for the cached pipeline.
         statistics: mean and standard deviation of the backbone's input.
-        part: of every batch, the images that this process embeds (b of B).
+        part: the images of each batch that this process embeds (b of B).
 
     Raises:
-        DataError: naming the image that cannot be read; the cached pipeline without decoded images.
+        DataError: an image, which is named, cannot be read; or the cached pipeline got images that are not decoded.
     """
     if config.pipeline == "classic":
-        return loading.train_batches(
-            images, sampler, loading.train_transform(config, *statistics), epoch, device, part
-        )  # fmt: skip
+        transform = loading.train_transform(config, *statistics)
+        return loading.train_batches(images, sampler, transform, epoch, device, part)
     if images.store is None:
         raise DataError(f"{images.name}: pipeline = 'cached' needs decoded images; call decoded(benchmark, ...) first")
     return cached.train_batches(images.store, images.labels, config, statistics, sampler, epoch, device, part)
@@ -101,9 +101,9 @@ def eval_batches(
     device: torch.device,
     part: slice = slice(None),
 ) -> Iterator[Tensor]:
-    """All images, or a ``part`` of them, in order, (<= batch, 3, S, S) float32 at a time, on the device.
+    """Yield all images, or a ``part``, in order: (<= batch, 3, S, S) float32, on the device.
 
-    Both pipelines give the same pixels to the last bit, so images that are not decoded are read the classic way.
+    Both pipelines give the same bits, so images that are not decoded for this config are read the classic way.
     """
     store = images.store
     wanted = (config.resize, loading.interpolation_name(config))

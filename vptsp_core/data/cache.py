@@ -1,9 +1,9 @@
-"""The decoded cache: every image file decoded and resized once, in parallel, into one memory-mapped file.
+"""The decoded cache: decode and resize every image file once, in parallel, into one memory-mapped file.
 
-A store is in ``<cache>/<set>-<side>-<interpolation>-<key>/``. The key is over path, size, inode, times of modification
-and of change of each file, so no outdated store is read. While a store is made, its folder is called ``*.partial``:
-images are appended in order, and a build that was cut short is resumed behind the last image that is whole. A store is
-whole if its folder has its final name and its file the length that its sizes add up to.
+A store is the folder ``<cache>/<set>-<side>-<interpolation>-<key>/``. The key is a hash of path, size, inode, and times
+of modification and of change of each file, so an outdated store is never read. While a store is made, its folder has
+the name ``*.partial``. Images are appended in order, and an interrupted build resumes after the last whole image. A
+store is whole if its folder has its final name, and the file of pixels the length that the images' sizes add up to.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
 from vptsp_core.data.base import ImageSet
-from vptsp_core.data.folder import FileSet, stamps
+from vptsp_core.data.folder import FileSet, read_stamps
 from vptsp_core.data.store import PixelStore, image_starts
 from vptsp_core.errors import DataError
 from vptsp_core.system.bars import amount, bar
 from vptsp_core.system.locks import locked
 from vptsp_core.system.portable import cores, replace
 
-Work = Callable[[Callable[[int], Any], range, str], Iterator[list[Any]]]  # `_in_threads`
-FORMAT = 3  # of the files and the key; a change makes old stores unknown
+Work = Callable[[Callable[[int], Any], range, str], Iterator[list[Any]]]  # `_run_in_threads`
+FORMAT = 3  # version of the files and the key; stores of another version are not found
 PIXELS, SIZES = "pixels.u8", "sizes.npy"
-DONE = "sizes.i64"  # of the images that are appended so far
+DONE = "sizes.i64"  # the sizes of the images that are appended so far
 CHUNK = 256  # images that are decoded at a time: bounds the memory
-CURE = "give another folder with --cache or VPTSP_CACHE, or set pipeline=classic to go without"
+CURE = "give another folder with --cache or VPTSP_CACHE, or set pipeline=classic to work without a cache"
 
 
 def open_stores(
@@ -48,45 +48,46 @@ def open_stores(
     workers: int | None = None,
     progress: bool = True,
 ) -> list[PixelStore]:
-    """The decoded images of each set, made first if need be. Images in memory are resized in memory.
+    """Return the decoded images of each set, after making the stores that are missing.
 
-    If several processes ask at once, one builds and the others wait for it.
+    Images in memory are resized in memory. If several processes call this, one builds and the others wait for it.
 
     Args:
-        folder: of all stores.
-        side: of every image's shorter side, in pixels; smaller images are enlarged, as the classic path does.
-        workers: threads that decode, None for one a core (Pillow decodes and resizes outside of Python's lock).
-        progress: on stderr a line with the disk space that is used, and bars, or lines in a log.
+        folder: the cache, which holds all stores.
+        side: the shorter side of every image, in pixels; smaller images are enlarged, as in the classic pipeline.
+        workers: threads that decode, None for one per core (Pillow decodes and resizes outside of Python's lock).
+        progress: print the disk space that is needed to stderr, and show bars, or lines in a log.
 
     Raises:
-        DataError: an image cannot be read, or the disk has too little room; what was done is kept for the next try.
+        DataError: an image cannot be read, or the disk has too little room; the next call resumes the build.
     """
-    places = {images: folder / _name(images, side, interpolation) for images in sets if isinstance(images, FileSet)}
+    filesets = [images for images in sets if isinstance(images, FileSet)]
+    places = {images: folder / _name_store(images, side, interpolation) for images in filesets}
     if not all(place.exists() for place in places.values()):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder / ".lock", f"cache: another process is decoding images into {folder}; waiting"):
                 missing = {images: place for images, place in places.items() if not place.exists()}
-                work = functools.partial(_in_threads, workers=workers or cores(), progress=progress)
+                work = functools.partial(_run_in_threads, workers=workers or cores(), progress=progress)
                 _check_room(missing, folder, side, work, progress)
                 for images, place in missing.items():
-                    partial = _partial(place)
+                    partial = _partial_of(place)
                     _fill(images, partial, side, interpolation, work)
                     replace(partial, place)
         except OSError as error:
             raise DataError(f"cache {folder}: {error.strerror or error}; {CURE}") from error
     return [
-        _open(places[images], len(images), side, interpolation)
+        _open_store(places[images], len(images), side, interpolation)
         if isinstance(images, FileSet)
-        else _in_memory(images, side, interpolation)
+        else _resize_in_memory(images, side, interpolation)
         for images in sets
     ]
 
 
-def _in_threads(
+def _run_in_threads(
     task: Callable[[int], Any], numbers: range, title: str, *, workers: int, progress: bool
 ) -> Iterator[list[Any]]:
-    """``task`` of each number, in order, `CHUNK` of them at a time; the first error stops all."""
+    """Call ``task`` with each number, and yield the results in order, `CHUNK` at a time; the first error stops all."""
     shown = bar(None, title, numbers.stop, show=progress, initial=numbers.start, unit="images")
     with ThreadPoolExecutor(workers) as pool, shown:
         ahead = pool.map(task, numbers[:CHUNK])
@@ -97,28 +98,29 @@ def _in_threads(
 
 
 def _check_room(missing: dict[FileSet, Path], folder: Path, side: int, work: Work, progress: bool) -> None:
-    """Say what the stores will take, and refuse if the disk has less."""
+    """Print how much the missing stores will take. Raises DataError: the disk has less room."""
     if not missing:
         return
     total = 0
     for images, place in missing.items():
-        pixels = _partial(place) / PIXELS
-        task = functools.partial(_bytes, images, side=side)
+        pixels = _partial_of(place) / PIXELS
+        task = functools.partial(_count_bytes, images, side=side)
         counts = work(task, range(len(images)), f"{images.name}: reading sizes")
         total += sum(map(sum, counts)) - (pixels.stat().st_size if pixels.exists() else 0)
     free = shutil.disk_usage(folder).free
     if progress:
         names = ", ".join(f"{images.name} {len(images):,} images" for images in missing)
         print(f"cache: {names}; {amount(total)} to write in {folder} ({amount(free)} free)", file=sys.stderr)
-        for old in sorted(path for path in folder.iterdir() if any(_same_set(path, each) for each in missing.values())):
-            print(f"cache: {old} holds other files of a set of that name; delete it if nothing uses it",
-                  file=sys.stderr)  # fmt: skip
+        for path in sorted(folder.iterdir()):
+            if any(_is_earlier(path, place) for place in missing.values()):
+                print(f"cache: {path} is of an earlier state of that data set; delete it if nothing uses it",
+                      file=sys.stderr)  # fmt: skip
     if total > free:
         raise DataError(f"cache {folder}: needs {amount(total)}, {amount(free)} are free; {CURE}")
 
 
-def _bytes(images: FileSet, index: int, side: int) -> int:
-    """What an image takes once its shorter side is ``side``, by its header; a turned image takes as much."""
+def _count_bytes(images: FileSet, index: int, side: int) -> int:
+    """Return the bytes of an image after resizing, by its header. Its orientation does not change them."""
     short, long = sorted(images.size(index))
     return 3 * side * (side * long // short)
 
@@ -130,7 +132,7 @@ def _fill(images: FileSet, folder: Path, side: int, interpolation: str, work: Wo
         sizes = np.fromfile(folder / DONE, np.int64)
         sizes = sizes[: len(sizes) // 2 * 2].reshape(-1, 2)
         starts = image_starts(sizes)
-        count = int(np.searchsorted(starts, pixels.tell(), "right")) - 1  # images that are there and whole
+        count = int(np.searchsorted(starts, pixels.tell(), "right")) - 1  # whole images
         pixels.truncate(starts[count])
         done.truncate(sizes[:count].nbytes)
 
@@ -148,41 +150,42 @@ def _fill(images: FileSet, folder: Path, side: int, interpolation: str, work: Wo
     (folder / DONE).unlink()
 
 
-def _open(place: Path, count: int, side: int, interpolation: str) -> PixelStore:
+def _open_store(place: Path, count: int, side: int, interpolation: str) -> PixelStore:
     try:
         sizes = np.load(place / SIZES)
-        pixels = np.memmap(place / PIXELS, np.uint8, mode="c")  # "c": torch warns of read-only memory; none is written
+        pixels = np.memmap(place / PIXELS, np.uint8, mode="c")  # "c", copy on write: torch warns of "r"
         whole = sizes.shape == (count, 2) and len(pixels) == image_starts(sizes)[-1]
     except (OSError, ValueError, EOFError):
         whole = False
     if not whole:
-        raise DataError(f"cache {place}: not whole; delete the folder, it will be made again")
+        raise DataError(f"cache {place}: not whole; delete the folder, then it is made again")
     return PixelStore(pixels, sizes, side, interpolation, place)
 
 
-def _in_memory(images: ImageSet, side: int, interpolation: str) -> PixelStore:
+def _resize_in_memory(images: ImageSet, side: int, interpolation: str) -> PixelStore:
     arrays = [_decode(images.image(i), side, interpolation) for i in range(len(images))]
     sizes = np.array([array.shape[:2] for array in arrays], np.int64)
     return PixelStore(np.concatenate([array.reshape(-1) for array in arrays]), sizes, side, interpolation)
 
 
 def _decode(image: Image.Image, side: int, interpolation: str) -> np.ndarray:
-    """(H, W, 3) uint8, resized by the very function of the classic path."""
+    """Resize an image to (H, W, 3) uint8, by the function of the classic pipeline."""
     return np.asarray(resize(image, [side], InterpolationMode(interpolation)))
 
 
-def _name(images: FileSet, side: int, interpolation: str) -> str:
+def _name_store(images: FileSet, side: int, interpolation: str) -> str:
+    """Return the name of a set's store, which ends with the key."""
     digest = hashlib.sha256(f"{FORMAT}{' as shown' if images.as_shown else ''}\n".encode())
     for path, name in zip(images.paths, images.relative_names(), strict=True):
-        digest.update(os.fsencode(name) + f" {stamps(path)}\n".encode())
+        digest.update(os.fsencode(name) + f" {read_stamps(path)}\n".encode())
     return f"{images.name.replace(' ', '-')}-{side}-{interpolation}-{digest.hexdigest()[:12]}"
 
 
-def _partial(place: Path) -> Path:
+def _partial_of(place: Path) -> Path:
     return place.with_name(f"{place.name}.partial")
 
 
-def _same_set(path: Path, place: Path) -> bool:
-    """Whether ``path`` is a store, finished or not, of an earlier state of the set that ``place`` is to hold."""
+def _is_earlier(path: Path, place: Path) -> bool:
+    """Return whether ``path`` is a store, finished or not, of an earlier state of the set that ``place`` is for."""
     name = path.name.removesuffix(".partial")
     return name != place.name and name.rpartition("-")[0] == place.name.rpartition("-")[0] and path.is_dir()

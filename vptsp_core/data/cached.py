@@ -1,7 +1,7 @@
-"""Batches from decoded images: augmentation on the device (`crops`), nothing decoded twice.
+"""The cached pipeline: batches from a `PixelStore`, augmented on the device (`crops`).
 
-The pixels of a step depend on (seed, epoch, step) and on the image's place in the whole batch, not on the device's
-kind, on threads or on the number of processes (but for rounding).
+The pixels of a step depend on (seed, epoch, step) and on each image's place in the whole batch. They do not depend on
+the kind of device, on threads or on the number of processes, except for rounding.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.system.devices import to_device
 
-AHEAD = 2  # batches that wait on the device
+AHEAD = 2  # batches that are copied to the device before they are needed
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of the input, per channel
 
 
@@ -37,19 +37,19 @@ def train_batches(
     device: torch.device,
     part: slice = slice(None),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`batches.train_batches` from a store: ((b, 3, S, S) float32, (B,) int64); ``labels`` (N,) are the whole set's."""
-    drawn = _drawn(store, config, sampler, epoch, part)
+    """Do what `batches.train_batches` does, from a store with ``labels`` (N,): yield ((b, 3, S, S), (B,))."""
+    drawn = _draw(store, config, sampler, epoch, part)
     every = torch.from_numpy(labels)
     everything = store.resident(device)
     if everything is not None:
         for chosen, boxes, flips, batch in drawn:
             starts, widths = store.starts[chosen], store.sizes[chosen, 1]
-            images = _augmented(everything, starts, widths, boxes, flips, config, statistics)
+            images = _augment(everything, starts, widths, boxes, flips, config, statistics)
             yield images, to_device(every[batch], device)
         return
 
     def host() -> Iterator[tuple[Any, ...]]:
-        """The pixels of each step's boxes, one after another, and the labels of its batch."""
+        """Yield the pixels of each step's boxes, one box after another, and the labels of its batch."""
         for chosen, boxes, flips, batch in drawn:
             cut = [
                 store.image(i)[top : top + height, left : left + width].reshape(-1)
@@ -59,8 +59,8 @@ def train_batches(
 
     for pixels, batch_labels, boxes, flips in on_device(host(), device):
         starts = np.concatenate([[0], np.cumsum(boxes[:-1, 2] * boxes[:-1, 3] * 3)])
-        whole = boxes * [0, 0, 1, 1]  # only the boxes came along
-        yield _augmented(pixels, starts, boxes[:, 3], whole, flips, config, statistics), batch_labels
+        whole = boxes * [0, 0, 1, 1]  # `host` has cut the boxes out
+        yield _augment(pixels, starts, boxes[:, 3], whole, flips, config, statistics), batch_labels
 
 
 def eval_batches(
@@ -71,9 +71,9 @@ def eval_batches(
     device: torch.device,
     part: slice = slice(None),
 ) -> Iterator[Tensor]:
-    """`batches.eval_batches` from a store: (<= batch, 3, S, S) float32 at a time.
+    """Do what `batches.eval_batches` does, from a store: yield (<= batch, 3, S, S) float32.
 
-    The store was resized as the classic path resizes, so only the middle is cut out, and the pixels are the same bits.
+    The store was resized as in the classic pipeline. So only the centre is cut out, and the pixels are the same bits.
     """
     places = range(len(store))[part]
     size = config.image_size
@@ -93,10 +93,10 @@ def eval_batches(
 
 
 def on_device(batches: Iterator[tuple[Any, ...]], device: torch.device) -> Iterator[tuple[Any, ...]]:
-    """The same tuples in order, their tensors on the device.
+    """Yield the same tuples in order, with their tensors on the device.
 
-    For a GPU a thread draws the batches, pins them and copies them on a stream of its own, `AHEAD` of them at most;
-    only the current stream waits for a copy. On a CPU a thread would take the cores from the step.
+    For a GPU, a thread draws at most `AHEAD` batches, pins them and copies them on its own stream. Only the current
+    stream waits for a copy. On a CPU there is no thread: it would take a core from the step.
     """
     if device.type != "cuda":
         for batch in batches:
@@ -126,36 +126,33 @@ def on_device(batches: Iterator[tuple[Any, ...]], device: torch.device) -> Itera
 
 
 def normalise(pixels: Tensor, statistics: Statistics) -> Tensor:
-    """uint8 (B, 3, S, S) to the backbone's input range, float32, in the arithmetic of ToTensor and Normalize."""
-    return _normalise(_empty(pixels.shape, pixels.device).copy_(pixels), *_constants(statistics, pixels.device))
+    """Bring uint8 (B, 3, S, S) to the backbone's input range, float32, exactly as ToTensor and Normalize do."""
+    mean, std = _as_tensors(statistics, pixels.device)
+    return _allocate(pixels.shape, pixels.device).copy_(pixels).div_(255).sub_(mean).div_(std)
 
 
-def _normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    return pixels.div_(255).sub_(mean).div_(std)
-
-
-def _constants(statistics: Statistics, device: torch.device) -> Iterator[Tensor]:
+def _as_tensors(statistics: Statistics, device: torch.device) -> Iterator[Tensor]:
     return (to_device(torch.tensor(values)[:, None, None], device) for values in statistics)
 
 
-def _empty(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Room for float32. NumPy's memory comes in huge pages: first touching torch's costs more than the arithmetic."""
+def _allocate(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return an uninitialised float32 tensor, on a CPU from NumPy: its huge pages make the first access faster."""
     return torch.from_numpy(np.empty(shape, np.float32)) if device.type == "cpu" else torch.empty(shape, device=device)
 
 
-def _drawn(
+def _draw(
     store: PixelStore, config: RunConfig, sampler: ClassBalancedSampler, epoch: int, part: slice
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """For each step the images of this process, their boxes (b, 4) and flips (b,), and the whole batch (B,)."""
+    """Yield for each step the images (b,) of this process, their boxes (b, 4) and flips (b,), and the batch (B,)."""
     scale, ratio = CROPS[config.augmentation]
     for step, batch in enumerate(sampler.epoch(epoch)):
         rng = np.random.default_rng([sampler.seed, epoch, 3, step])
         boxes = random_boxes(store.sizes[batch], scale, ratio, rng)
-        flips = (rng.random(len(batch)) < 0.5) & (config.augmentation == "base")  # a mirrored letter is another one
+        flips = (rng.random(len(batch)) < 0.5) & (config.augmentation == "base")  # a mirrored letter is another letter
         yield batch[part], boxes[part], flips[part], batch
 
 
-def _augmented(
+def _augment(
     pixels: Tensor,
     starts: np.ndarray,
     widths: np.ndarray,
@@ -164,30 +161,30 @@ def _augmented(
     config: RunConfig,
     statistics: Statistics,
 ) -> Tensor:
-    """(b, 3, S, S) float32: together on a GPU; on a CPU one by one, each finished while it is in the CPU's cache."""
+    """Return (b, 3, S, S) float32. A GPU resizes all boxes together, a CPU finishes one image after another."""
     size, mode = config.image_size, interpolation_name(config)
     if pixels.device.type != "cpu":
         return normalise(resize_together(pixels, starts, widths, boxes, flips, size, mode), statistics)
-    out = _empty((len(boxes), 3, size, size), pixels.device)
-    mean, std = _constants(statistics, pixels.device)
+    out = _allocate((len(boxes), 3, size, size), pixels.device)
+    mean, std = _as_tensors(statistics, pixels.device)
     images = list(zip(starts.tolist(), widths.tolist(), boxes.tolist(), flips.tolist(), strict=True))
 
     def work(part: range) -> None:
         for i in part:
-            _normalise(out[i].copy_(resize_one(pixels, *images[i], size, mode)), mean, std)
+            out[i].copy_(resize_one(pixels, *images[i], size, mode)).div_(255).sub_(mean).div_(std)
 
     own, threads = torch.get_num_threads(), _threads()
     list(_pool(threads).map(work, (range(i, len(boxes), threads) for i in range(threads))))
-    torch.set_num_threads(own)  # the pool's threads set it for themselves and for those made later
+    torch.set_num_threads(own)  # a thread of the pool also sets the number for later threads
     return out
 
 
 def _threads() -> int:
-    """Threads that augment: as many as torch has. Their number changes no pixel."""
+    """Return the number of threads that augment, which is torch's own. It changes no pixel."""
     return torch.get_num_threads()
 
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """A thread an image: one resize is too small for torch to share it out, and slow where torch does."""
+    """Return threads that each resize one image at a time: one resize is too small to be split by torch."""
     return ThreadPoolExecutor(threads, "augment", initializer=torch.set_num_threads, initargs=(1,))

@@ -1,17 +1,17 @@
-"""Cars196 on disk: the layouts that people have, and MATLAB's files that hold the class of each image."""
+"""The layouts of Cars196 that people have, and the MATLAB files that hold the class of each image."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from vptsp_core.data.layouts import Listing, Rows, class_folders, class_split, in_order
+from vptsp_core.data.layouts import Listing, Rows, class_folders, split_by_class, split_in_order
 from vptsp_core.errors import DataError
 
 TRAIN_CLASSES = 98
-# Each folder of images, and the files that may hold the class of each image, under which key.
+# Per folder of images: the key of the file names in the annotations, and the possible names of the annotation file.
 WHOLE = {"car_ims": ("relative_im_path", "cars_annos.mat")}
-# The benchmark splits the images of both halves anew, by class.
+# The official halves are not the benchmark's: it puts their images together and splits them by class.
 HALVES = {
     "cars_train": ("fname", "cars_train_annos.mat"),
     "cars_test": ("fname", "cars_test_annos_withlabels.mat", "cars_test_annos_withlabels_eval.mat",
@@ -19,30 +19,30 @@ HALVES = {
 }  # fmt: skip
 
 
-def cars(folder: Path, name: str) -> Listing:
-    """Cars196 in one of the layouts that people have: the first 98 of 196 classes are for training.
+def list_cars(folder: Path, name: str) -> Listing:
+    """List Cars196 in one of the layouts that people have: the first 98 of 196 classes are for training.
 
-    ``images/<class>/``; or ``car_ims/`` with ``cars_annos.mat``; or ``cars_train/`` and ``cars_test/``, with their
-    annotations (those of the test images "with labels") or with a folder for each class. Archives may have put each
-    into a folder of its own name, and the .mat files into another one, such as ``devkit/``.
+    The layouts are ``images/<class>/``; ``car_ims/`` with ``cars_annos.mat``; and ``cars_train/`` with ``cars_test/``.
+    The last one has annotation files (for the test images, "with labels") or a folder per class. Unpacking may have
+    added a folder of the same name around each folder, and a folder like ``devkit/`` around the .mat files.
     Raises DataError: annotations are missing or unreadable.
     """
     layouts = (WHOLE, HALVES)
     parts = next((each for each in layouts if all((folder / part).is_dir() for part in each)), None)
     if (folder / "images").is_dir() or parts is None:
-        return class_split(folder, name, TRAIN_CLASSES)
+        return split_by_class(folder, name, TRAIN_CLASSES)
     places = {part: f"{part}/{part}" if (folder / part / part).is_dir() else part for part in parts}
     if parts is HALVES and any(each.is_dir() for place in places.values() for each in (folder / place).iterdir()):
         classes: dict[str, Rows] = {}
         for place in places.values():
             for label, files in class_folders(folder / place, name)[0].items():
                 classes.setdefault(label, []).extend((f"{place}/{label}/{file}", label) for file in files)
-        return in_order(folder, dict(sorted(classes.items())), TRAIN_CLASSES)
+        return split_in_order(folder, dict(sorted(classes.items())), TRAIN_CLASSES)
     numbers: dict[str, int] = {}
     names: list[str] = []
     for part, (key, *files) in parts.items():
-        path = _annotation_file(folder, name, part, files)
-        found, names = _annotations(path, key)
+        path = _find_annotations(folder, name, part, files)
+        found, names = _read_annotations(path, key)
         numbers |= {f"{places[part]}/{Path(image).name}": number for image, number in found.items()}
     labels = {number: ".".join([f"{number:03}", *names[number - 1 : number]]) for number in numbers.values()}
     rows = sorted((number, image) for image, number in numbers.items())
@@ -51,7 +51,7 @@ def cars(folder: Path, name: str) -> Listing:
     return Listing(path, folder, {"train": train, "test": test})
 
 
-def _annotation_file(folder: Path, name: str, images: str, files: list[str]) -> Path:
+def _find_annotations(folder: Path, name: str, images: str, files: list[str]) -> Path:
     for file in files:
         for pattern in (file, f"*/{file}", f"*/*/{file}"):
             if found := next(folder.glob(pattern), None):
@@ -60,8 +60,10 @@ def _annotation_file(folder: Path, name: str, images: str, files: list[str]) -> 
                     f"{folder}")  # fmt: skip
 
 
-def _annotations(path: Path, key: str) -> tuple[dict[str, int], list[str]]:
-    """The class of each image, from 1 on, where images are under ``key``; and the names of the classes, if any."""
+def _read_annotations(path: Path, key: str) -> tuple[dict[str, int], list[str]]:
+    """Return the class of each image, from 1 on, and the names of the classes if the file holds them.
+    ``key`` is the field of the images' names.
+    """
     import scipy.io
 
     try:
@@ -73,5 +75,5 @@ def _annotations(path: Path, key: str) -> tuple[dict[str, int], list[str]]:
         return classes, [str(each).strip().replace("/", "-") for each in content.get("class_names", ())]
     except DataError:
         raise
-    except Exception as error:  # scipy raises whatever it meets in a damaged file
-        raise DataError(f"cars196: {path} is no {path.name} ({error!r}); get it again") from error
+    except Exception as error:  # scipy raises errors of many types for a damaged file
+        raise DataError(f"cars196: {path} is unreadable ({error!r}); get it again") from error

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 from vptsp_core.data import DATASETS, OWN, Benchmark, load_benchmark
 from vptsp_core.data.base import ImageSet
 from vptsp_core.data.catalog import CATALOG, DataSet
-from vptsp_core.data.fetch import get, steps
+from vptsp_core.data.fetch import get, list_steps
 from vptsp_core.data.folder import IMAGE_SUFFIXES, FileSet, read_image
 from vptsp_core.errors import DataError
 from vptsp_core.system.bars import amount, bar
@@ -23,22 +23,21 @@ ALLOW_PARTIAL = "continue, with a warning, if it is not the whole published data
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Dispatch; 0 if the data set is there and whole.
-    Raises DataError: what is there has to be fixed, or nothing reads the given ``--data``.
+    """Run a command and return 0.
+    Raises DataError: the data set is missing or must be fixed, or the command does not read the given ``--data``.
     """
     args = _parser().parse_args(argv)
     unread = {_check: ("glyphs",), _info: ("glyphs", *OWN)}.get(args.call, ())
     if args.data and args.name in unread:
-        raise DataError(f"--data {args.data}: nothing reads it for {args.name}; leave it out")
+        raise DataError(f"--data {args.data}: it is not read for {args.name}; leave it out")
     args.data = args.data or os.environ.get("VPTSP_DATA")
     args.call(args)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m vptsp_core data", description="get, check, describe or cache a data set"
-    )
+    text = "get, check, describe or cache a data set"
+    parser = argparse.ArgumentParser("python -m vptsp_core data", description=text)
     commands = parser.add_subparsers(required=True, metavar="get|check|cache|info")
 
     def command(name: str, call: object, text: str, optional: bool = False) -> argparse.ArgumentParser:
@@ -50,49 +49,39 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(call=call)
         return added
 
-    command("get", _get, "download, verify and unpack a data set, or say how to get it")
+    command("get", _get, "download, verify and unpack a data set, or print how to get it")
     check = command("check", _check, "compare a data set with its published counts")
-    check.add_argument("--decode", action="store_true", help="open every image, too")
+    check.add_argument("--decode", action="store_true", help="also open every image")
     check.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
-    command("info", _info, "what a data set is, where it comes from, its layout; all of them without a name", True)
-    cache = command(
-        "cache", _cache, "keep a data set's images decoded and resized: what the cached pipeline trains from"
-    )
-    cache.add_argument(
-        "--side", type=int, default=256, help="shorter side in pixels: the run's `resize` (default: 256)"
-    )
+    command("info", _info, "describe a data set, its source and its layout; without a name, list all", True)
+    cache = command("cache", _cache, "decode and resize a data set's images, for the cached pipeline")
+    cache.add_argument("--side", type=int, default=256,
+                       help="shorter side in pixels, as the run's `resize` (default: 256)")  # fmt: skip
     cache.add_argument("--interpolation", choices=("bilinear", "bicubic"), default="bilinear",
                        help="bilinear for semantics=released (default), bicubic for paper")  # fmt: skip
     cache.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
-    cache.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one a core)")
-    cache.add_argument(
-        "--cache",
-        metavar="DIR",
-        help="default: the environment's VPTSP_CACHE, else .vptsp-cache in the data folder, "
-        "of your own images in ./results",
-    )
+    cache.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one per core)")
+    cache.add_argument("--cache", metavar="DIR",
+                       help="default: the environment's VPTSP_CACHE, or else .vptsp-cache in the data folder; for your "
+                       "own images in ./results")  # fmt: skip
     return parser
 
 
 def _get(args: argparse.Namespace) -> None:
-    get(_known(args.name), _folder(args))
+    get(_find_known(args.name), _data_folder(args))
 
 
 def _check(args: argparse.Namespace) -> None:
-    data = None if args.name == "glyphs" else _folder(args)
+    data = None if args.name == "glyphs" else _data_folder(args)
     try:
         benchmark = load_benchmark(args.name, data, args.allow_partial)
-    except DataError as strict:
-        with warnings.catch_warnings():
+    except DataError:
+        with contextlib.suppress(DataError), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            try:
-                benchmark = load_benchmark(args.name, data, allow_partial=True)
-            except DataError:
-                raise strict from None
-        _print_counts(benchmark)
+            _print_counts(load_benchmark(args.name, data, allow_partial=True))
         raise
     _print_counts(benchmark)
-    if args.decode and (broken := _unreadable(benchmark)):
+    if args.decode and (broken := _find_unreadable(benchmark)):
         print("\n".join(broken))
         raise DataError(f"{args.name}: {len(broken)} image(s) cannot be read, as listed above; replace the files")
 
@@ -100,7 +89,7 @@ def _check(args: argparse.Namespace) -> None:
 def _print_counts(benchmark: Benchmark) -> None:
     known = CATALOG.get(benchmark.name)
     print(f"{'split':8} {'classes':>8} {'images':>8}   {'published':>17}")
-    for split, images in _splits(benchmark).items():
+    for split, images in _list_splits(benchmark).items():
         found, text = (len(set(images.labels.tolist())), len(images)), ""
         if known:
             published = known.counts[split]
@@ -108,46 +97,47 @@ def _print_counts(benchmark: Benchmark) -> None:
         print(f"{split:8} {found[0]:8} {found[1]:8}   {text}".rstrip(), flush=True)
 
 
-def _splits(benchmark: Benchmark) -> dict[str, ImageSet]:
+def _list_splits(benchmark: Benchmark) -> dict[str, ImageSet]:
     if benchmark.gallery is None:
         return {"train": benchmark.train, "test": benchmark.test}
     return {"train": benchmark.train, "query": benchmark.test, "gallery": benchmark.gallery}
 
 
-def _unreadable(benchmark: Benchmark) -> list[str]:
-    """What is wrong with each image that cannot be decoded, in order."""
-    sets = [images for images in _splits(benchmark).values() if isinstance(images, FileSet)]
-    paths = [path for images in sets for path in images.paths]
-    why = partial(_why_unreadable, as_shown=any(images.as_shown for images in sets))
-    with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes beside other threads
-        found = bar(pool.map(why, paths), "decoding", len(paths), show=True, unit="images")
-        return [reason for reason in found if reason]
+def _find_unreadable(benchmark: Benchmark) -> list[str]:
+    """Return a message for each image that cannot be decoded."""
+    sets = [images for images in _list_splits(benchmark).values() if isinstance(images, FileSet)]
+    files = [(path, images.as_shown) for images in sets for path in images.paths]
 
+    def find_fault(file: tuple[Path, bool]) -> str:
+        try:
+            read_image(*file)
+        except DataError as error:
+            return str(error)
+        return ""
 
-def _why_unreadable(path: Path, as_shown: bool) -> str:
-    try:
-        read_image(path, as_shown)
-    except DataError as error:
-        return str(error)
-    return ""
+    with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes several images at a time
+        faults = bar(pool.map(find_fault, files), "decoding", len(files), show=True, unit="images")
+        return [each for each in faults if each]
 
 
 def _info(args: argparse.Namespace) -> None:
     if args.name is None:
         for known in CATALOG.values():
-            there = "" if not args.data else "folder there" if (_folder(args) / known.folder).is_dir() else "no folder"
+            state = ""
+            if args.data:
+                state = "folder exists" if (_data_folder(args) / known.folder).is_dir() else "no folder"
             images = sum(images for _, images in known.counts.values())
-            print(f"{known.name:12} {known.title:40} {images:8,} images  {there}".rstrip())
+            print(f"{known.name:12} {known.title:40} {images:8,} images  {state}".rstrip())
         print("glyphs       embedded, drawn when needed; folder, own: your own images, see data info folder")
     elif args.name in OWN:
-        print("Your own images: DIR/<class>/<image>. The first half of the classes in name order is for training; "
-              "data set own: four fifths.\n"
-              f"An image's name ends with one of {' '.join(IMAGE_SUFFIXES)}; other files are ignored, with a warning.\n"
+        print("Your own images: DIR/<class>/<image>. In the data set folder, the first half of the classes in name "
+              "order is for training; in own, four of five.\n"
+              f"An image's name ends with one of {' '.join(IMAGE_SUFFIXES)}; a warning counts other files.\n"
               "Or DIR/split.csv with the header path,class,split (train, and test or query and gallery).")  # fmt: skip
     elif args.name == "glyphs":
         print("Letters of five scripts, drawn from the fonts that matplotlib ships; nothing to get.")
     else:
-        _describe(_known(args.name), args)
+        _describe(_find_known(args.name), args)
 
 
 def _describe(known: DataSet, args: argparse.Namespace) -> None:
@@ -163,12 +153,12 @@ def _describe(known: DataSet, args: argparse.Namespace) -> None:
             print(f"    from {source}")
     if args.data:
         try:
-            load_benchmark(known.name, _folder(args))
-            print(f"  in {_folder(args)}: there and whole")
+            load_benchmark(known.name, _data_folder(args))
+            print(f"  in {_data_folder(args)}: complete")
         except DataError as error:
-            print(f"  in {_folder(args)}: {error}")
+            print(f"  in {_data_folder(args)}: {error}")
     if known.steps:
-        print("\n".join(steps(known, _folder(args) if args.data else Path("DIR"))[3:]))
+        print("\n".join(list_steps(known, _data_folder(args) if args.data else Path("DIR"))[3:]))
 
 
 def _cache(args: argparse.Namespace) -> None:
@@ -176,22 +166,21 @@ def _cache(args: argparse.Namespace) -> None:
     from vptsp_core.data.cache import open_stores
 
     if args.name == "glyphs":
-        raise DataError("glyphs: they are in memory, there is nothing to cache")
+        raise DataError("glyphs: they are in memory, so there is nothing to cache; leave this command out")
     for key in ("side", "workers"):
         if (value := getattr(args, key)) is not None and value < 1:
             raise DataError(f"--{key} {value} must be at least 1")
-    data = _folder(args)
+    data = _data_folder(args)
     benchmark = load_benchmark(args.name, data, args.allow_partial)
     folder = cache_folder(args.name, data, args.cache)
-    splits = {split: images for split, images in _splits(benchmark).items() if len(images)}
-    stores = open_stores(
-        list(splits.values()), folder, side=args.side, interpolation=args.interpolation, workers=args.workers
-    )
+    splits = {split: images for split, images in _list_splits(benchmark).items() if len(images)}
+    options = dict(side=args.side, interpolation=args.interpolation, workers=args.workers)
+    stores = open_stores(list(splits.values()), folder, **options)
     for split, store in zip(splits, stores, strict=True):
         print(f"{split:8} {len(store):8} images {amount(store.pixels.nbytes):>10} in {folder}")
 
 
-def _known(name: str) -> DataSet:
+def _find_known(name: str) -> DataSet:
     if name in CATALOG:
         return CATALOG[name]
     if name in DATASETS:
@@ -199,7 +188,7 @@ def _known(name: str) -> DataSet:
     raise DataError(f"no data set {name!r}; there are {', '.join(DATASETS)}")
 
 
-def _folder(args: argparse.Namespace) -> Path:
+def _data_folder(args: argparse.Namespace) -> Path:
     if not args.data:
         raise DataError(f"{args.name}: which folder? give --data DIR, or set VPTSP_DATA")
     return Path(args.data).expanduser().absolute()

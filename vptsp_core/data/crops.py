@@ -1,8 +1,8 @@
-"""Augmentation from stored pixels, a whole batch at a time: random boxes, drawn on the host, resized on the device.
+"""Augmentation of stored pixels, a whole batch at a time: draw random boxes on the host, resize them on the device.
 
-Boxes follow torchvision's RandomResizedCrop. The resizing is Pillow's: the filter is widened to shrink an image, and a
-horizontal pass is followed by a vertical one, each rounded to uint8. (Pillow 13 takes the vertical pass first if that
-saves work, which changes some values by one level.) Nothing here waits for the device.
+The boxes are those of torchvision's RandomResizedCrop. The resizing is Pillow's: the filter is widened to shrink an
+image, and a horizontal pass and then a vertical one are each rounded to uint8. (Pillow 13 begins with the vertical pass
+if that saves work, which changes some values by one level.) No function here waits for the device.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch import Tensor
 
 from vptsp_core.system.devices import to_device
 
-TRIES = 10  # boxes tried for an image before the whole of it (or its middle) is taken
+TRIES = 10  # random boxes per image; if none fits, the middle of the image is taken
 
 
 def random_boxes(
     sizes: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> np.ndarray:
-    """One box for each image, as torchvision's ``RandomResizedCrop.get_params`` draws it.
+    """Draw one box per image, as torchvision's ``RandomResizedCrop.get_params`` does.
 
     Args:
         sizes: (B, 2), heights and widths in pixels.
-        scale: bounds of the box's share of the image's area, uniform between them.
-        ratio: bounds of width / height, uniform in its logarithm.
+        scale: bounds of the box's share of the image's area, which is uniform.
+        ratio: bounds of width / height, whose logarithm is uniform.
 
     Returns:
         (B, 4) int64: top, left, height, width.
@@ -42,7 +42,7 @@ def random_boxes(
     w, h = np.take_along_axis(widths, first, 1), np.take_along_axis(heights, first, 1)
     top = rng.integers(0, np.where(fits.any(1, keepdims=True), height - h, 0), endpoint=True)
     left = rng.integers(0, np.where(fits.any(1, keepdims=True), width - w, 0), endpoint=True)
-    # No try fits (a very long image): its middle, as close to the allowed shapes as possible.
+    # If no box fits (a very long image), take the middle, as close to the allowed shapes as possible.
     middle_w = np.where(width / height > ratio[1], np.rint(height * ratio[1]).astype(np.int64), width)
     middle_h = np.where(width / height < ratio[0], np.rint(width / ratio[0]).astype(np.int64), height)
     middle = ((height - middle_h) // 2, (width - middle_w) // 2, middle_h, middle_w)
@@ -53,10 +53,10 @@ def random_boxes(
 def resize_one(
     pixels: Tensor, start: int, width: int, box: tuple[int, int, int, int], flip: bool, size: int, mode: str
 ) -> Tensor:
-    """Cut a box out of one image, resize it to a square and mirror it or not, by torch's own uint8 kernel (CPU).
+    """Cut a box out of one image, resize it to a square, and mirror it if ``flip``, by torch's uint8 kernel (CPU).
 
     Args:
-        pixels: (total,) uint8, images of rows of RGB; this one starts at byte ``start`` and has ``width`` pixels a row.
+        pixels: (total,) uint8, all images. This one starts at byte ``start``, and its rows have ``width`` pixels.
         box: top, left, height, width.
         size: side of the square.
         mode: ``"bilinear"`` or ``"bicubic"``.
@@ -75,8 +75,8 @@ def resize_one(
 def resize_together(
     pixels: Tensor, starts: np.ndarray, widths: np.ndarray, boxes: np.ndarray, flips: np.ndarray, size: int, mode: str
 ) -> Tensor:
-    """`resize_one` for a batch, as two matrix products: starts, widths, flips (B,) and boxes (B, 4) are on the host,
-    and the result (B, 3, size, size) uint8 on the device of ``pixels``.
+    """Do what `resize_one` does for a batch, by two matrix products. ``starts``, ``widths``, ``flips`` (B,) and
+    ``boxes`` (B, 4) are on the host. The result (B, 3, size, size) uint8 is on the device of ``pixels``.
     """
     device = pixels.device
     tallest, widest = int(boxes[:, 2].max()), int(boxes[:, 3].max())
@@ -86,17 +86,17 @@ def resize_together(
     columns = (left + torch.arange(widest, device=device)).clamp(max=left + width - 1)
     places = (start + rows * stride)[:, :, None] + columns[:, None, :]
     cut = pixels.view(-1, 3)[places].permute(0, 3, 1, 2).float()
-    across, down = _weights(width, widest, size, mode), _weights(height, tallest, size, mode)
+    across, down = _compute_weights(width, widest, size, mode), _compute_weights(height, tallest, size, mode)
     across = torch.where(flip[:, :, None] > 0, across.flip(1), across)
     with torch.autocast(device.type, enabled=False):
         narrow = _round(cut @ across.transpose(1, 2)[:, None])
         return _round(down[:, None] @ narrow).to(torch.uint8)
 
 
-def _weights(length: Tensor, longest: int, size: int, mode: str) -> Tensor:
-    """Share of each of a box's first ``longest`` pixels in each of ``size`` resized ones: (B, size, longest).
+def _compute_weights(length: Tensor, longest: int, size: int, mode: str) -> Tensor:
+    """Return the weights (B, size, longest) of a box's first ``longest`` pixels in each of ``size`` resized pixels.
 
-    ``length`` (B, 1) pixels are resized; those beyond have no share (Pillow cuts its filters off there).
+    A box has ``length`` (B, 1) pixels. Pixels beyond have no weight, because Pillow cuts its filters off there.
     """
     scale = (length / size)[:, :, None]
     centre = (torch.arange(size, device=length.device)[:, None] + 0.5) * scale

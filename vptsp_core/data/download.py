@@ -1,4 +1,4 @@
-"""Files from the network: resumed, verified, and in place only when they are whole."""
+"""Download files: resume them, verify them, and give them their names only when they are whole."""
 
 from __future__ import annotations
 
@@ -15,59 +15,57 @@ from pathlib import Path
 
 from vptsp_core.errors import DataError
 from vptsp_core.system.bars import amount, bar
-from vptsp_core.system.locks import locked
 from vptsp_core.system.portable import replace
 
-TRIES = 4  # of one source, in a row, without a byte more
-PAUSE = 1.0  # seconds before the second try, one more before each further one
-TIMEOUT = 60.0  # seconds without a byte
+TRIES = 4  # requests to one source in a row that bring no new byte
+PAUSE = 1.0  # seconds before the second try; each further pause is one second longer
+TIMEOUT = 60.0  # seconds to wait for the next byte
 CHUNK = 1 << 18
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _SourceFailed(Exception):
-    """This source does not give the file; the next one may."""
+    """This source cannot give the file, but the next one may."""
 
 
 def download(sources: Sequence[str], target: Path, checksum: str, size: int | None = None) -> Path:
-    """Have the file at ``target``; nothing is done where the right file is there already.
+    """Download a file to ``target``, unless the right file is there already.
 
-    Until it is verified it is ``<target>.part``, which the same or a later call resumes; if the checksum says that the
-    pieces are not one file, it is fetched once more from its start. Of several processes one fetches, the others wait.
+    Until it is verified, its name is ``<target>.part``. The same or a later call resumes it. If a resumed file has a
+    wrong checksum, it is fetched once more from the start. A caller must keep other processes out.
 
     Args:
         sources: addresses of the same file; if one fails, the next one is tried.
-        checksum: ``"md5:..."`` or ``"sha256:..."``, as published.
-        size: bytes, as published; None: not known.
+        checksum: ``"md5:..."`` or ``"sha256:..."``, as published; empty if a file without sources has none.
+        size: bytes, as published; None if unknown.
 
     Raises:
-        DataError: no source gave the file (with the reason for each), the disk is full, or ``target`` is another file.
+        DataError: every source failed (with each reason), the disk is full, or ``target`` is another file.
     """
+    if target.exists():
+        if checksum and (wrong := _mismatch(target, checksum)):
+            raise DataError(f"{target} is not the published file ({wrong}); delete it, or put the right one there")
+        return target
     part, reasons = target.with_name(f"{target.name}.part"), []
     target.parent.mkdir(parents=True, exist_ok=True)
-    with locked(target.with_name(f"{target.name}.lock"), f"{target.name}: another process is fetching it; waiting"):
-        if target.exists():
-            if wrong := mismatch(target, checksum):
-                raise DataError(f"{target} is not the published file ({wrong}); delete it, or put the right one there")
+    for source in sources:
+        try:
+            _fetch_verified(source, part, checksum, size)
+        except _SourceFailed as failure:
+            reasons.append(f"{source}: {' '.join(str(failure).split())}")
+            print(f"{target.name}: {reasons[-1]}", file=sys.stderr)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise DataError(f"{target}: the disk is full; free some space, the same command resumes it") from error
+        else:
+            replace(part, target)
             return target
-        for source in sources:
-            try:
-                _fetch_verified(source, part, checksum, size)
-            except _SourceFailed as failure:
-                reasons.append(f"{source}: {' '.join(str(failure).split())}")
-                print(f"{target.name}: {reasons[-1]}", file=sys.stderr)
-            except OSError as error:
-                if error.errno not in FULL:
-                    raise
-                raise DataError(f"{target}: the disk is full; free some, the same command resumes it") from error
-            else:
-                replace(part, target)
-                return target
     raise DataError(f"{target.name}: no source gave it ({'; '.join(reasons)}); try again, or put it at {target}")
 
 
-def mismatch(path: Path, checksum: str) -> str:
-    """What a file's checksum is instead of the right one; empty if it is the right one."""
+def _mismatch(path: Path, checksum: str) -> str:
+    """Compare a file with its checksum: return the difference for a message, or "" if there is none."""
     kind, _, expected = checksum.partition(":")
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
@@ -78,7 +76,7 @@ def _fetch_verified(source: str, part: Path, checksum: str, size: int | None) ->
     while True:
         resumed = _length(part) > 0
         _fetch(source, part, size)
-        wrong = mismatch(part, checksum)
+        wrong = _mismatch(part, checksum)
         if not wrong:
             return
         part.unlink()
@@ -88,7 +86,7 @@ def _fetch_verified(source: str, part: Path, checksum: str, size: int | None) ->
 
 
 def _fetch(source: str, part: Path, size: int | None) -> None:
-    """All bytes that the source has, after those that ``part`` holds; a connection that ends is opened again."""
+    """Append the source's further bytes to ``part``. If the connection breaks, try again."""
     tries, most = 0, _length(part)
     while size is None or _length(part) < size:
         try:
@@ -96,7 +94,7 @@ def _fetch(source: str, part: Path, size: int | None) -> None:
                 return
             reason = f"the connection ended after {_length(part)} bytes"
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # there are no bytes beyond those that are here
+            if error.code == 416:  # the source has no further bytes
                 return
             reason = f"HTTP {error.code} {error.reason}"
             if error.code < 500 and error.code not in (408, 429):
@@ -113,7 +111,7 @@ def _fetch(source: str, part: Path, size: int | None) -> None:
 
 
 def _receive(source: str, part: Path, size: int | None) -> bool:
-    """One request; True if what it gave is the rest of the file."""
+    """Make one request and append its bytes to ``part``. Return whether the file is complete."""
     start = _length(part)
     ranges = {"Range": f"bytes={start}-"} if start else {}
     request = urllib.request.Request(source, headers={"User-Agent": "vptsp-core", **ranges})
@@ -128,11 +126,11 @@ def _receive(source: str, part: Path, size: int | None) -> bool:
             raise _SourceFailed(f"offers {total} bytes instead of {size}")
         needed, free = (total or 0) - _length(part), shutil.disk_usage(part.parent).free
         if needed > free:
-            raise DataError(f"{part.with_suffix('')}: {amount(needed)} are still to come, the disk has {amount(free)} "
-                            "free; free some, or choose another --data")  # fmt: skip
+            raise DataError(f"{part.with_suffix('')}: needs {amount(needed)} more, the disk has {amount(free)} free; "
+                            "free some space, or choose another --data")  # fmt: skip
         shown = bar(title=part.stem, initial=start, total=total, unit="B", unit_scale=True, show=True)
         with shown, open(part, "ab" if start else "wb") as file:
-            while chunk := response.read1(CHUNK):  # read would lose what came before a reset
+            while chunk := response.read1(CHUNK):  # read() would lose the bytes before a reset
                 file.write(chunk)
                 shown.update(len(chunk))
     return total is None or _length(part) == total

@@ -1,4 +1,4 @@
-"""A data set into its folder: what is missing is downloaded or taken from DIR/downloads, verified and unpacked."""
+"""Get a data set: download its files or take them from DIR/downloads, verify them, and unpack them into its folder."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from pathlib import Path
 from vptsp_core.data import load_benchmark
 from vptsp_core.data.assemble import CURE
 from vptsp_core.data.catalog import DataSet, Part
-from vptsp_core.data.download import FULL, download, mismatch
+from vptsp_core.data.download import FULL, download
 from vptsp_core.errors import DataError
 from vptsp_core.system.bars import bar
-from vptsp_core.system.files import replacing
+from vptsp_core.system.files import write_bytes
 from vptsp_core.system.locks import locked
 from vptsp_core.system.portable import replace
 
 
 def get(known: DataSet, data: Path) -> None:
-    """Have the whole data set under ``data``: nothing is done where it is there, what was cut short is resumed.
-    Raises DataError: a source, the disk or an archive failed; a file has to be fetched by hand (the steps are printed
-    first); or what is there is not the published data set.
+    """Get the missing parts of a data set under ``data``, and resume an interrupted download.
+    Raises DataError: a source, the disk or an archive failed; a person must fetch a file (the steps are printed first);
+    or the result is not the published data set.
     """
     downloads, folder = data / "downloads", data / known.folder
     with contextlib.suppress(DataError):
         load_benchmark(known.name, data)
-        print(f"{known.name}: already there and whole, in {folder}")
+        print(f"{known.name}: already complete, in {folder}")
         return
-    absent = [part for part in _needed(known, folder) if not part.sources and not (downloads / part.file).is_file()]
+    by_hand = [part for part in _find_missing_parts(known, folder) if not part.sources]
+    absent = [part.file for part in by_hand if not (downloads / part.file).is_file()]
     if absent:
-        print("\n".join(steps(known, data)))
+        print("\n".join(list_steps(known, data)))
         raise DataError(
-            f"{known.name}: {' and '.join(part.file for part in absent)} must be fetched by hand, as said above, "
-            f"and put into {downloads}"
+            f"{known.name}: {' and '.join(absent)} must be fetched by hand, as described "
+            f"above, and put into {downloads}"
         )
     with locked(downloads / f"{known.name}.lock", f"{known.name}: another process is getting it; waiting"):
-        for stale in folder.glob(".*.unpacking"):  # of a process that was killed
+        for stale in folder.glob(".*.unpacking"):  # from a process that was killed
             shutil.rmtree(stale, ignore_errors=True)
-        needed = _needed(known, folder)
-        if needed:
+        missing = _find_missing_parts(known, folder)
+        if missing:
             print(f"{known.title}: {known.terms}\n{known.home}")
-        for part in needed:
-            archive = _fetched(part, downloads)
+        for part in missing:
+            archive = download(part.sources, downloads / part.file, part.checksum, part.size)
             print(f"{archive} -> {folder}")
             folder.mkdir(parents=True, exist_ok=True)
             if part.makes == part.file:
-                with archive.open("rb") as source, replacing(folder / part.file) as copy:
-                    shutil.copyfileobj(source, copy)
+                write_bytes(folder / part.file, archive.read_bytes())
             else:
                 _unpack(archive, folder, part.makes)
     try:
@@ -58,11 +58,11 @@ def get(known: DataSet, data: Path) -> None:
         raise DataError(
             f"{str(error).removesuffix(CURE)}; to start over, move {folder} away and run this again"
         ) from error
-    print(f"{known.name}: whole, in {folder}; {downloads} is not needed any more")
+    print(f"{known.name}: complete, in {folder}; {downloads} is no longer needed")
 
 
-def steps(known: DataSet, data: Path) -> list[str]:
-    """What a person has to do, and what is checked afterwards."""
+def list_steps(known: DataSet, data: Path) -> list[str]:
+    """Return the instructions for a person, one line each, and the counts that are checked afterwards."""
     lines = [f"{known.title}: how to get it", f"  home page: {known.home}", f"  terms: {known.terms}"]
     command = f"python -m vptsp_core data get {known.name} --data {data}"
     places = {"downloads": data / "downloads", "folder": data / known.folder, "get": command}
@@ -72,42 +72,33 @@ def steps(known: DataSet, data: Path) -> list[str]:
     return [*lines, f"  checked then (python -m vptsp_core data check {known.name} --data {data}): {counts}"]
 
 
-def _needed(known: DataSet, folder: Path) -> list[Part]:
+def _find_missing_parts(known: DataSet, folder: Path) -> list[Part]:
     return [part for part in known.parts if not (folder / part.makes).exists()]
 
 
-def _fetched(part: Part, downloads: Path) -> Path:
-    path = downloads / part.file
-    if part.sources:
-        return download(part.sources, path, part.checksum, part.size)
-    if part.checksum and (wrong := mismatch(path, part.checksum)):
-        raise DataError(f"{path} is not the published file ({wrong}); get it again")
-    return path
-
-
 def _unpack(archive: Path, folder: Path, makes: str) -> None:
-    """Put ``makes``, a folder in the archive, into ``folder``: whole, or not at all.
-    Raises DataError: the disk is full, or the archive is broken or does not hold it.
+    """Move ``makes``, a folder in the archive, into ``folder``; it is whole or absent.
+    Raises DataError: the disk is full, or the archive is broken or does not hold the folder.
     """
     try:
         with tempfile.TemporaryDirectory(prefix=".", suffix=".unpacking", dir=folder) as temporary:
             _extract(archive, temporary)
             if not (made := Path(temporary, makes)).is_dir():
-                raise DataError(f"{archive}: holds no folder {makes}; get the right archive")
+                raise DataError(f"{archive}: has no folder {makes}; get the right archive")
             replace(made, folder / makes)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"stopped; the same command unpacks {archive.name} again") from error
     except DataError:
         raise
-    except Exception as error:  # tarfile and zipfile raise what they meet: EOFError, zlib.error, struct.error, ...
+    except Exception as error:  # tarfile and zipfile also raise EOFError, zlib.error, struct.error, ...
         if isinstance(error, OSError) and error.errno in FULL:
-            raise DataError(f"{folder}: the disk is full, {archive.name} was not unpacked; free some") from error
+            raise DataError(f"{folder}: the disk is full, {archive.name} was not unpacked; free some space") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{archive}: cannot be unpacked ({reason}); get it again, or unpack it yourself") from error
 
 
 def _extract(archive: Path, folder: str) -> None:
-    """All files of a .zip, .tar or .tar.gz; the standard library writes none of them outside of ``folder``."""
+    """Extract a .zip, .tar or .tar.gz. The standard library writes no file outside of ``folder``."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zipped:
             for entry in bar(zipped.infolist(), archive.name, show=True, unit="files"):
@@ -116,4 +107,4 @@ def _extract(archive: Path, folder: str) -> None:
     with tarfile.open(archive) as tarred:
         for member in bar(tarred, archive.name, show=True, unit="files"):
             tarred.extract(member, folder, filter="data")
-            tarred.members = []  # type: ignore[attr-defined]  # 450,000 of them would take half a gigabyte
+            tarred.members = []  # type: ignore[attr-defined]  # a list of 450,000 would take half a gigabyte

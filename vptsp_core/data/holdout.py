@@ -1,4 +1,4 @@
-"""Training classes held out for the choice of an epoch (`RunConfig.selection` = "validation")."""
+"""Views of image sets, and the training classes that are held out to choose an epoch (selection = "validation")."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from vptsp_core.data.base import Benchmark, ImageSet
 from vptsp_core.errors import DataError
 from vptsp_core.method.config import RunConfig
 
-EVERY = 5  # the last of every five classes of two or more images, in the order of the labels, is held out
-FEWEST = 10  # of those, so that two are held out: among one alone nothing can be confused
+EVERY = 5  # of every five classes of two or more images, in the order of the labels, the last one is held out
+FEWEST = 10  # classes of two or more images, so that two are held out: with one, a query could not find a wrong class
 
 
 class Rows(ImageSet):
-    """Some images of the set ``whole``, as a view: ``rows`` (n,), under ``labels`` that are contiguous again."""
+    """A view of some images of the set ``whole``: ``rows`` (n,), with new contiguous ``labels`` (n,)."""
 
     def __init__(
         self, whole: ImageSet, rows: np.ndarray, name: str, labels: np.ndarray, class_names: Sequence[str]
@@ -45,14 +45,14 @@ class Rows(ImageSet):
 
 
 def of_classes(whole: ImageSet, classes: Sequence[int], name: str) -> Rows:
-    """The images of some classes, labels ascending, in the order of the whole set."""
+    """Return the images of some ``classes``, which are ascending labels, in the order of the whole set."""
     rows = np.flatnonzero(np.isin(whole.labels, classes))
     labels = np.searchsorted(classes, whole.labels[rows])
     return Rows(whole, rows, name, labels, [whole.class_names[label] for label in classes])
 
 
 def first_of_each(whole: ImageSet, count: int) -> Rows:
-    """The first ``count`` images of every class, or all that it has, class by class."""
+    """Return the first ``count`` images of every class, or all of a smaller class, class by class."""
     order = np.argsort(whole.labels, kind="stable")
     labels = whole.labels[order]
     within = np.arange(len(labels)) - np.searchsorted(labels, labels)
@@ -60,18 +60,17 @@ def first_of_each(whole: ImageSet, count: int) -> Rows:
 
 
 def for_selection(benchmark: Benchmark, config: RunConfig) -> tuple[Benchmark, Benchmark | None]:
-    """What to train on and test; and, if the config chooses the epoch by validation, what it is chosen on."""
+    """Return the benchmark to train and test on, and the benchmark to choose the epoch on, if the config has one."""
     if config.selection != "validation" or config.method == "frozen":
         return benchmark, None
     return hold_out(benchmark)
 
 
 def held_out_classes(images: np.ndarray) -> np.ndarray:
-    """Which classes are held out, (C,) bool, by how many ``images`` each has; none if fewer than two. The same for
-    every seed.
+    """Choose the classes to hold out by the numbers of ``images`` (C,): return (C,) bool, the same for every seed.
 
-    They are the 5th, 10th, 15th, ... of those with two or more images (a class of one could only miss), in the order of
-    the labels. If that is the order of names, similar classes are neighbours, and a fifth of each kind is held out.
+    They are the 5th, 10th, 15th, ... class of two or more images, in the order of the labels; none if that gives fewer
+    than two. In the order of names, similar classes are neighbours, so a fifth of each kind is held out.
     """
     several = np.flatnonzero(images > 1)
     found = np.zeros(len(images), dtype=bool)
@@ -81,15 +80,15 @@ def held_out_classes(images: np.ndarray) -> np.ndarray:
 
 
 def hold_out(benchmark: Benchmark) -> tuple[Benchmark, Benchmark]:
-    """Two benchmarks whose training set lacks the `held_out_classes`: one is tested as before, the other on those
-    classes, whose images are searched among themselves, even if the benchmark has a separate gallery.
+    """Return two benchmarks without the `held_out_classes` in their training set. The first is tested as before. The
+    second is tested on the held-out classes, without a separate gallery.
     Raises DataError: too few training classes.
     """
     train = benchmark.train
     held_out = held_out_classes(np.bincount(train.labels, minlength=train.num_classes))
     if not held_out.any():
         raise DataError(
-            f"{train.name}: of {train.num_classes} classes too few could be held out, at least {FEWEST} of two or more "
+            f"{train.name}: too few of {train.num_classes} classes can be held out, at least {FEWEST} of two or more "
             "images are needed; choose selection = 'last'"
         )
     rest, validation = (

@@ -1,4 +1,4 @@
-"""The published data sets on disk: each reader turns a folder into a listing of what should be there, by split."""
+"""The layouts of the published data sets: each reader returns the images that should be in a folder, by split."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vptsp_core.data import OWN
+from vptsp_core.data.base import OWN
 from vptsp_core.data.folder import IMAGE_SUFFIXES, not_read
 from vptsp_core.errors import DataError
 
-Rows = list[tuple[str, str]]
+Rows = list[tuple[str, str]]  # (path with /, class)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The images that a data set names, not yet looked for."""
+    """The images that a data set should hold. Nobody has looked for the files yet."""
 
-    source: Path  # what named them, for messages
+    source: Path  # the list or folder that names the images, for messages
     root: Path  # the paths are relative to it
-    splits: dict[str, Rows]  # train, and test or query and gallery; of each (path with /, class) in order
-    notes: list[str] = field(default_factory=list)  # what the lists themselves lack
-    uncertain: bool = False  # the split rests on the order of the classes, so nothing may be missing
-    # Classes of one image are "fine" (a benchmark's own, which count as misses), "warned of", or "refused", always.
-    classes_of_one: str = "fine"
-    as_shown: bool = False  # images are read as a viewer shows them (`folder.read_image`)
-    lines: dict[str, list[int]] = field(default_factory=dict)  # of split.csv, those that name each path
+    splits: dict[str, Rows]  # train, and test or query and gallery
+    notes: list[str] = field(default_factory=list)  # faults of the lists themselves
+    uncertain: bool = False  # the split depends on the order of the classes, so nothing may be missing
+    # What to do about a class of one image. "fine": the benchmark itself has some, and their queries can only miss.
+    classes_of_one: str = "fine"  # or "warned of", or "refused"
+    as_shown: bool = False  # read the images as a viewer shows them (`folder.read_image`)
+    lines: dict[str, list[int]] = field(default_factory=dict)  # per path, the lines of split.csv that name it
 
     def where(self, *paths: str) -> str:
-        """The lines that name these paths, for a message: " (line 2, 5)", or "" where no table has lines."""
+        """Return the lines that name these paths, for a message: " (line 2, 5)", or "" without a table."""
         numbers = sorted({number for path in paths for number in self.lines.get(path, ())})
         return f" (line {', '.join(map(str, numbers))})" if numbers else ""
 
@@ -39,72 +39,72 @@ class Listing:
 Reader = Callable[[Path, str], Listing]  # (the data set's folder, the name that messages begin with)
 
 
-def birds(folder: Path, name: str) -> Listing:
-    """CUB-200-2011, whose first 100 classes are for training (`class_split`).
-    Raises DataError: these are the images of 2010, which have the same classes.
+def list_birds(folder: Path, name: str) -> Listing:
+    """List CUB-200-2011: its first 100 classes are for training.
+    Raises DataError: the folder holds the images of 2010, which have the same classes; or see `split_by_class`.
     """
     files = [file for label in class_folders(folder / "images", name)[0].values() for file in label]
-    flickr = sum(re.search(r"_[0-9]{7,}\.", file) is not None for file in files)  # numbers of 2011 are shorter
+    flickr = sum(re.search(r"_[0-9]{7,}\.", file) is not None for file in files)  # in 2011 they are shorter
     lists = any((folder / each).is_dir() for each in ("annotations-mat", "lists"))
     if flickr > len(files) / 2 or len(files) == 6_033 or lists:
         raise DataError(
             f"{name}: {folder} holds CUB-200 of 2010 (6,033 images); the benchmark is CUB-200-2011 (11,788 images), "
-            f"which python -m vptsp_core data get {name} gets"
+            f"get it with python -m vptsp_core data get {name}"
         )
-    return class_split(folder, name, 100)
+    return split_by_class(folder, name, 100)
 
 
-def online_products(folder: Path, name: str) -> Listing:
-    """SOP: ``Info_Files/Ebay_{train,test}.txt`` and ``images/``; or all in the folder itself, as in its archive.
-    Raises DataError: a list is missing or not as described, with file and line.
+def list_online_products(folder: Path, name: str) -> Listing:
+    """List SOP: ``Info_Files/Ebay_{train,test}.txt`` and ``images/``, or all in the folder itself as in its archive.
+    Raises DataError: a list is missing or has another format; the message names file and line.
     """
     splits, header = {}, "image_id class_id super_class_id path"
     inside = "images/" if (folder / "images").is_dir() else ""
     for split in ("train", "test"):
         path = _find(folder, name, f"Info_Files/Ebay_{split}.txt", f"Ebay_{split}.txt")
-        lines = _lines(path, name)
+        lines = _read_lines(path, name)
         if not lines or lines[0].split() != header.split():
             raise DataError(f"{name}: {path} must begin with the header {header!r}; get it again")
-        rows = [_fields(line, 4, path, number, name) for number, line in enumerate(lines[1:], 2) if line.strip()]
+        rows = [_split_fields(line, 4, path, number, name) for number, line in enumerate(lines[1:], 2) if line.strip()]
         splits[split] = [(inside + row[3], row[1]) for row in rows]
     return Listing(path.parent, folder, splits)
 
 
-def inshop(folder: Path, name: str) -> Listing:
-    """In-Shop: ``list_eval_partition.txt`` (number of rows, header, rows) and ``img/``; queries have a gallery.
-    Raises DataError: the list is missing or not as described, with file and line.
+def list_inshop(folder: Path, name: str) -> Listing:
+    """List In-Shop: ``list_eval_partition.txt`` (number of rows, header, rows) and ``img/``.
+    Raises DataError: the list is missing or has another format; the message names file and line.
     """
     path = _find(folder, name, "list_eval_partition.txt", "Eval/list_eval_partition.txt")
-    folder = folder / "Img" if (folder / "Img" / "img").is_dir() else folder  # as it is published
-    lines = [line for line in _lines(path, name) if line.strip()]
+    folder = folder / "Img" if (folder / "Img" / "img").is_dir() else folder  # as published
+    lines = [line for line in _read_lines(path, name) if line.strip()]
     header = "image_name item_id evaluation_status"
     if len(lines) < 2 or not re.fullmatch(r"[0-9]{1,9}", lines[0].strip()) or lines[1].split() != header.split():
         raise DataError(f"{name}: {path} must begin with the number of rows and the header {header!r}; get it again")
     splits: dict[str, Rows] = {"train": [], "query": [], "gallery": []}
     for number, line in enumerate(lines[2:], 3):
-        image, item, status = _fields(line, 3, path, number, name)
+        image, item, status = _split_fields(line, 3, path, number, name)
         if status not in splits:
-            raise DataError(f"{name}: {path}, line {number}: status {status!r} is none of {', '.join(splits)}")
+            raise DataError(f"{name}: {path}, line {number}: status {status!r} must be one of {', '.join(splits)}")
         splits[status].append((image, item))
     declared, rows = int(lines[0]), len(lines) - 2
     notes = [] if rows == declared else [f"{rows} rows in {path.name} instead of the {declared} of its first line"]
     return Listing(path, folder, splits, notes)
 
 
-def inaturalist(folder: Path, name: str) -> Listing:
-    """iNaturalist 2018: lists of ``train_val2018/<kind>/<species>/<image>``, whatever stands before that.
-    Raises DataError: a list is missing or not as described, with file and line.
+def list_inaturalist(folder: Path, name: str) -> Listing:
+    """List iNaturalist 2018: ``train_val2018/<kind>/<species>/<image>``; the lists may have a prefix before that.
+    Raises DataError: a list is missing or has another format; the message names file and line.
     """
     splits, top = {}, "train_val2018/"
     for split in ("train", "test"):
         path = _find(folder, name, f"Inaturalist_{split}_set1.txt")
         rows = []
-        for number, line in enumerate(_lines(path, name), 1):
+        for number, line in enumerate(_read_lines(path, name), 1):
             if not (image := line.strip()):
                 continue
             parts = image.split("/")
             if len(parts) < 3:
-                raise DataError(f"{name}: {path}, line {number}: {image!r} is no path kind/species/image; get it again")
+                raise DataError(f"{name}: {path}, line {number}: {image!r} must be kind/species/image; get it again")
             start = image.find(top)
             rows.append((image[start:] if start >= 0 else top + "/".join(parts[-3:]), f"{parts[-3]}/{parts[-2]}"))
         splits[split] = rows
@@ -112,6 +112,7 @@ def inaturalist(folder: Path, name: str) -> Listing:
 
 
 def _find(folder: Path, name: str, *places: str) -> Path:
+    """Return the first of ``places`` in ``folder`` that is a file."""
     if not folder.is_dir():
         raise DataError(
             f"{name}: no folder {folder}; python -m vptsp_core data get {name} makes it, or name its parent with --data"
@@ -124,14 +125,14 @@ def _find(folder: Path, name: str, *places: str) -> Path:
     )
 
 
-def _lines(path: Path, name: str) -> list[str]:
+def _read_lines(path: Path, name: str) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{name}: {path} is unreadable ({error}); get it again") from error
 
 
-def _fields(line: str, count: int, path: Path, number: int, name: str) -> list[str]:
+def _split_fields(line: str, count: int, path: Path, number: int, name: str) -> list[str]:
     fields = line.split()
     if len(fields) != count:
         raise DataError(f"{name}: {path}, line {number}: {len(fields)} fields instead of {count}; get the list again")
@@ -141,56 +142,59 @@ def _fields(line: str, count: int, path: Path, number: int, name: str) -> list[s
 # ---- class folders ------------------------------------------------------------------------------------
 
 
-def class_split(folder: Path, name: str, train_classes: int) -> Listing:
-    """``images/<class>/<image>``: the classes up to ``train_classes`` are for training, the others for testing.
+def split_by_class(folder: Path, name: str, train_classes: int) -> Listing:
+    """List ``images/<class>/<image>``: the first ``train_classes`` classes for training, the others for testing.
 
-    If most names begin with their class's number (``001.Black_footed_Albatross``), it decides: a class that is missing
-    moves no other, and folders without a number are left out. Otherwise their order decides, in a whole set only.
+    If most names begin with a number, as ``001.Black_footed_Albatross``, the numbers decide: a missing class then moves
+    no other class, and a folder without a number is left out. Otherwise the order of the names decides, and nothing
+    may be missing.
     """
     folder = folder / "images"
     found = {label: [(f"{label}/{file}", label) for file in files]
              for label, files in class_folders(folder, name)[0].items()}  # fmt: skip
     numbers = {label: int(label[:3]) for label in found if re.match(r"[0-9]{3}(?!\d)", label)}
     if len(numbers) <= len(found) / 2:
-        return in_order(folder, found, train_classes)
+        return split_in_order(folder, found, train_classes)
     notes = []
+    if empty := [label for label in numbers if not found[label]]:
+        notes.append(f"{len(empty)} class folder(s) without images, the first {empty[0]}")
     if strays := [label for label in found if label not in numbers]:
         notes.append(f"{len(strays)} folder(s) without a class number, the first {strays[0]}")
-    if empty := [label for label in numbers if not found[label]]:
-        notes.insert(0, f"{len(empty)} class folder(s) without images, the first {empty[0]}")
     splits: dict[str, Rows] = {"train": [], "test": []}
     for label, number in numbers.items():
         splits["train" if number <= train_classes else "test"] += found[label]
     return Listing(folder, folder, splits, notes, classes_of_one="refused")
 
 
-def in_order(folder: Path, classes: dict[str, Rows], train_classes: int) -> Listing:
-    """The first ``train_classes`` of ``classes`` for training, the others for the test; nothing may be missing."""
+def split_in_order(folder: Path, classes: dict[str, Rows], train_classes: int) -> Listing:
+    """List the first ``train_classes`` of ``classes`` for training, the others for testing."""
     ordered = list(classes.values())
     splits = {"train": sum(ordered[:train_classes], []), "test": sum(ordered[train_classes:], [])}
     return Listing(folder, folder, splits, uncertain=True, classes_of_one="refused")
 
 
 def class_folders(folder: Path, name: str) -> tuple[dict[str, list[str]], list[str]]:
-    """Names of the image files of each sub-folder, both in name order, and the paths of what is ignored: other files,
-    folders in class folders, and files in the folder itself. Hidden names and ``lost+found`` are in neither.
-    Raises DataError: a folder is missing or unreadable, or there are no sub-folders with images.
+    """Return the names of the image files per sub-folder, in name order, and the paths of everything else.
+
+    The second list holds other files, folders in class folders, and files in ``folder`` itself. Hidden names and
+    ``lost+found`` are skipped.
+    Raises DataError: a folder is missing or unreadable, or no sub-folder holds images.
     """
     if not folder.is_dir():
-        what = f"{folder} is no folder" if folder.exists() else f"no folder {folder}"
+        fault = f"{folder} is not a folder" if folder.exists() else f"no folder {folder}"
         cure = "unpack the data set there, or name its parent with --data"
-        raise DataError(f"{name}: {what}; {'name the one that holds your images' if name in OWN else cure}")
-    labels, ignored = _entries(folder, os.DirEntry.is_dir)
+        raise DataError(f"{name}: {fault}; {'name the folder that holds your images' if name in OWN else cure}")
+    labels, ignored = list_entries(folder, os.DirEntry.is_dir)
     classes = {}
     for label in labels:
-        classes[label], others = _entries(folder / label, _is_image)
+        classes[label], others = list_entries(folder / label, _is_image)
         ignored += [f"{label}/{other}" for other in others]
     if not any(classes.values()):
-        raise DataError(f"{name}: {_no_classes(folder, name, labels, ignored)}")
+        raise DataError(f"{name}: {_explain_no_classes(folder, name, labels, ignored)}")
     return classes, ignored
 
 
-def _no_classes(folder: Path, name: str, labels: list[str], ignored: list[str]) -> str:
+def _explain_no_classes(folder: Path, name: str, labels: list[str], ignored: list[str]) -> str:
     nowhere = f"no class folders with images in {folder}"
     deeper = [label for label in labels if name in OWN and _holds_classes(folder / label)]
     if deeper:
@@ -206,21 +210,27 @@ def _no_classes(folder: Path, name: str, labels: list[str], ignored: list[str]) 
 
 
 def _holds_classes(folder: Path) -> bool:
-    labels, _ = _entries(folder, os.DirEntry.is_dir)
-    return any(_entries(folder / label, _is_image)[0] for label in labels)
+    labels, _ = list_entries(folder, os.DirEntry.is_dir)
+    return any(list_entries(folder / label, _is_image)[0] for label in labels)
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
     return entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
 
 
-def _entries(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> tuple[list[str], list[str]]:
-    """Names that are wanted and that are not, both in order; hidden ones and ``lost+found`` are in neither."""
+def list_entries(
+    folder: str | Path, wanted: Callable[[os.DirEntry[str]], bool], hidden: bool = False
+) -> tuple[list[str], list[str]]:
+    """Return the names that are wanted and the other names, both sorted.
+
+    Without ``hidden``, names that begin with a dot and ``lost+found`` are in neither list.
+    Raises DataError: the folder, or an entry, is unreadable.
+    """
     names: tuple[list[str], list[str]] = ([], [])
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.name.startswith(".") and entry.name != "lost+found":
+                if hidden or not (entry.name.startswith(".") or entry.name == "lost+found"):
                     names[not wanted(entry)].append(entry.name)
     except OSError as error:
         place = error.filename or folder
@@ -228,7 +238,7 @@ def _entries(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> tuple[
     return sorted(names[0]), sorted(names[1])
 
 
-def plain(name: str) -> str:
-    """A name without what the eye hardly sees in it: case, how accents are stored, characters of no width."""
+def fold(name: str) -> str:
+    """Return a name without differences that one hardly sees: case, stored form of accents, characters of no width."""
     seen = "".join(each for each in name if unicodedata.category(each) != "Cf")
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold())

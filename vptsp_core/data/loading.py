@@ -1,4 +1,4 @@
-"""From image sets to batches on the device: decode, augment, normalise (the classic path, on the CPU)."""
+"""The classic pipeline: decode, augment and normalise on the CPU, in worker processes, and copy to the device."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from vptsp_core.system.portable import cores
 from vptsp_core.system.processes import CONTEXT, end_with_parent, starting
 
 Transform = Callable[[Image.Image], Tensor]
-# RandomResizedCrop's scale and ratio: the library's own, and crops that cut no accent off a letter.
+# Scale and ratio of RandomResizedCrop: the library's defaults, and crops that cut no accent off a letter.
 CROPS = {"base": ((0.08, 1.0), (3 / 4, 4 / 3)), "gentle": ((0.85, 1.0), (0.85, 1 / 0.85))}
 
 
 def train_transform(config: RunConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> Transform:
-    """The paper's augmentation (``base``), the demo's (``gentle``), or the other three of the released code."""
+    """Return the augmentation: the paper's (``base``), the demo's (``gentle``) or one of the released code's others."""
     scale, ratio = CROPS.get(config.augmentation, CROPS["base"])
     crop = transforms.RandomResizedCrop(config.image_size, scale, ratio, InterpolationMode(interpolation_name(config)))
     flip, grey = transforms.RandomHorizontalFlip(), transforms.RandomGrayscale(0.2)
@@ -45,7 +45,7 @@ def train_transform(config: RunConfig, mean: tuple[float, ...], std: tuple[float
 
 
 def eval_transform(config: RunConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> Transform:
-    """Resize the shorter side, crop the centre."""
+    """Return the transform of evaluation: resize the shorter side, and crop the centre."""
     return transforms.Compose([
         transforms.Resize(config.resize, InterpolationMode(interpolation_name(config))),
         transforms.CenterCrop(config.image_size),
@@ -55,12 +55,12 @@ def eval_transform(config: RunConfig, mean: tuple[float, ...], std: tuple[float,
 
 
 def interpolation_name(config: RunConfig) -> str:
-    """The paper says bicubic; the released code leaves the transform's default, bilinear."""
+    """Return "bicubic", as the paper says, or "bilinear", the transform's default that the released code keeps."""
     return "bilinear" if config.semantics == "released" else "bicubic"
 
 
 class _Read(Dataset):
-    """Items are (seed or None, what reads an image, transform): one set of workers serves all sets of images."""
+    """Images by items of (seed or None, reader, transform). So the same workers can serve every set of images."""
 
     def __getitem__(self, item: tuple[int | None, Callable[[], Image.Image], Transform]) -> Tensor:
         seed, read, transform = item
@@ -68,7 +68,7 @@ class _Read(Dataset):
         if seed is None:
             return transform(image)
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed visits every backend, 2 ms an image
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds every backend: 2 ms per image
             return transform(image)
 
 
@@ -80,8 +80,9 @@ def train_batches(
     device: torch.device,
     part: slice = slice(None),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`batches.train_batches` by the classic path: ((b, 3, H, W) float32, (B,) int64). The random numbers of an image's
-    augmentation belong to its place in the whole batch.
+    """Do what `batches.train_batches` does, classically: yield ((b, 3, H, W) float32, (B,) int64).
+
+    The random numbers of an image's augmentation depend on its place in the whole batch.
     """
     batches = list(sampler.epoch(epoch))
     seeds = np.random.SeedSequence([sampler.seed, epoch, 1]).generate_state(sum(map(len, batches)), np.uint64)
@@ -97,16 +98,16 @@ def train_batches(
 def eval_batches(
     images: ImageSet, transform: Transform, batch: int, device: torch.device, part: slice = slice(None)
 ) -> Iterator[Tensor]:
-    """`batches.eval_batches` by the classic path: (<= batch, 3, H, W) float32 at a time."""
+    """Do what `batches.eval_batches` does, classically: yield (<= batch, 3, H, W) float32."""
     places = range(len(images))[part]
     items = [[(None, i) for i in places[s : s + batch]] for s in range(0, len(places), batch)]
     yield from _load(images, transform, items, device)
 
 
 def _load(images: ImageSet, transform: Transform, items: list[Any], device: torch.device) -> Iterator[Tensor]:
-    torch.empty((), dtype=torch.int64).random_()  # a number that DataLoader drew here before it kept its workers
+    torch.empty((), dtype=torch.int64).random_()  # a new DataLoader draws this number: results must stay
     key = _workers(images, sum(map(len, items))), device.type == "cuda"
-    loader, batches = _idle.pop(key) if key in _idle else _loader(*key)
+    loader, batches = _idle.pop(key) if key in _idle else _make_loader(*key)
     batches.left = ([(seed, images.reader(i), transform) for seed, i in batch] for batch in items)
     try:
         with deaths_named():
@@ -114,7 +115,7 @@ def _load(images: ImageSet, transform: Transform, items: list[Any], device: torc
                 loaded = iter(loader)
             for pixels in loaded:
                 yield pixels.to(device, non_blocking=device.type == "cuda")
-    except DataError as error:  # from a worker it comes back with its traceback in the message
+    except DataError as error:  # a worker's error has its traceback in the message
         raise DataError(
             str(error).strip().splitlines()[-1].removeprefix(f"{DataError.__module__}.DataError: ")
         ) from None
@@ -122,7 +123,7 @@ def _load(images: ImageSet, transform: Transform, items: list[Any], device: torc
 
 
 class _Batches:
-    """What a loader is to read next: another iterator for each epoch and evaluation."""
+    """The batch sampler of a loader; `_load` gives it new batches for each epoch and evaluation."""
 
     left: Iterator[Any]
 
@@ -130,7 +131,7 @@ class _Batches:
         return self.left
 
 
-def _loader(workers: int, pinned: bool) -> tuple[DataLoader, _Batches]:
+def _make_loader(workers: int, pinned: bool) -> tuple[DataLoader, _Batches]:
     batches = _Batches()
     loader: DataLoader = DataLoader(
         _Read(),
@@ -145,8 +146,8 @@ def _loader(workers: int, pinned: bool) -> tuple[DataLoader, _Batches]:
     return loader, batches
 
 
-_MANY = 100  # files: to decode fewer takes less time than to start a process
-# Loaders that are not in use, by number of workers and pinned memory: it takes seconds to start a worker.
+_MANY = 100  # to decode fewer files takes less time than to start a process
+# Loaders that are not in use, by number of workers and pinned memory. They are kept: to start a worker takes seconds.
 _idle: dict[tuple[int, bool], tuple[DataLoader, _Batches]] = {}
 
 
@@ -157,9 +158,7 @@ def end_workers() -> None:
 
 @contextlib.contextmanager
 def deaths_named() -> Iterator[None]:
-    """Inside, a data worker that dies (torch notices it at once, wherever the main thread is) raises one line.
-    Raises DataError: a worker died.
-    """
+    """Turn the death of a data worker during the body into one line. Raises DataError: a worker died."""
     try:
         yield
     except RuntimeError as error:
@@ -176,7 +175,7 @@ def _workers(images: ImageSet, count: int) -> int:
 
 
 def decoders(count: int) -> int:
-    """Processes that decode so many files: one a core of this process's, up to eight; none for a few files."""
+    """Return the number of processes to decode ``count`` files: one per core, at most eight; none for few files."""
     if count < _MANY:
         return 0
     return max(1, min(8, cores() // local_size()))

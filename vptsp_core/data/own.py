@@ -1,16 +1,16 @@
-"""Your own images: class folders or ``split.csv``, and which classes are for testing (data sets `folder`, `own`)."""
+"""Your own images (data sets `folder` and `own`): class folders or ``split.csv``, and the choice of test classes."""
 
 from __future__ import annotations
 
 import codecs
 import csv
-import dataclasses
 import math
 import os
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,86 +18,89 @@ import numpy as np
 
 from vptsp_core.data.folder import IMAGE_SUFFIXES, not_read
 from vptsp_core.data.holdout import FEWEST, held_out_classes
-from vptsp_core.data.layouts import Listing, Rows, class_folders, plain
+from vptsp_core.data.layouts import Listing, Rows, class_folders, fold
 from vptsp_core.errors import DataError
 
 COLUMNS = ("path", "class", "split")
 SPLITS = ("train", "test", "query", "gallery")
-VALIDATION = ("val", "valid", "validation")  # what others call a split that we make ourselves
+VALIDATION = ("val", "valid", "validation")  # other programs' names of a split that we make ourselves
 DELIMITERS = ",;\t|"
 TABLES = (".csv", ".tsv", ".xls", ".xlsx", ".ods")
 
 
 class Row(NamedTuple):
-    """One row of ``split.csv``."""
+    """One image: a row of ``split.csv``, or a file of a class folder."""
 
-    line: int
+    line: int  # 0 without a table
     path: str
     label: str
     split: str
 
 
-def own_images(folder: Path, name: str) -> Listing:
-    """``<class>/<image>``, or ``split.csv`` with the columns path, class and split.
+def list_own_images(folder: Path, name: str) -> Listing:
+    """List ``<class>/<image>``, or the rows of ``split.csv`` with the columns path, class and split.
 
-    A table with a split decides which classes are for testing. Without one, `folder` tests on the second half of the
-    classes in name order, and `own` on the 5th, 10th, ... of those with two or more images: where similar classes have
-    similar names, some of each kind. `own` trains on classes of one image; as a query, their image could only miss.
-    What is left out is reported in a warning.
-    Raises DataError: no classes or too few, or a table that is not as described, with file and line.
+    A table with a split says which classes are for testing. Otherwise `folder` tests on the second half of the classes
+    in name order. `own` tests on every fifth class of two or more images in name order: if similar classes have similar
+    names, these are some of each kind. A warning counts the files that are ignored.
+    Raises DataError: no classes or too few, or a fault in the table; the message names file and line.
     """
     table = folder / "split.csv"
-    source = table if table.is_file() else folder
     lines: dict[str, list[int]] = {}
     if table.is_file():
+        source = table
         rows, has_split = _read_table(table, name)
         for row in rows:
             lines.setdefault(row.path, []).append(row.line)
-        if has_split:
-            return dataclasses.replace(_by_split(rows, table, name), lines=lines)
-        classes: dict[str, Rows] = {}
-        for row in sorted(rows, key=lambda row: row.label):
-            classes.setdefault(row.label, []).append((row.path, row.label))
     else:
-        classes = _by_folder(folder, name)
-    _warn_of_similar(name, source, classes)
-    if name == "folder":
-        tested = set(list(classes)[math.ceil(len(classes) / 2) :])
-    else:
-        tested = _every_fifth(folder, name, classes)
-    splits = {split: [row for label, rows in classes.items() if (label in tested) is (split == "test") for row in rows]
-              for split in ("train", "test")}  # fmt: skip
-    classes_of_one = "refused" if name == "folder" else "fine"
+        source = folder
+        rows, has_split = _list_folders(folder, name), False
+    splits = _read_splits(rows, table, name) if has_split else _choose_splits(rows, folder, name)
+    _warn_of_similar(name, source, rows)
+    classes_of_one = "warned of" if has_split else "refused" if name == "folder" else "fine"
     return Listing(source, folder, splits, classes_of_one=classes_of_one, as_shown=True, lines=lines)
 
 
-def _every_fifth(folder: Path, name: str, classes: dict[str, Rows]) -> set[str]:
-    """As `holdout.held_out_classes` chooses, in name order."""
-    images = np.array([len(rows) for rows in classes.values()])
+def _choose_splits(rows: list[Row], folder: Path, name: str) -> dict[str, Rows]:
+    rows = sorted(rows, key=lambda row: row.label)
+    classes = Counter(row.label for row in rows)
+    if name == "folder":
+        tested = set(list(classes)[math.ceil(len(classes) / 2) :])
+    else:
+        tested = _choose_every_fifth(folder, name, classes)
+    return {
+        "train": [(row.path, row.label) for row in rows if row.label not in tested],
+        "test": [(row.path, row.label) for row in rows if row.label in tested],
+    }
+
+
+def _choose_every_fifth(folder: Path, name: str, classes: Mapping[str, int]) -> set[str]:
+    """Choose test classes by their numbers of images, as `holdout.held_out_classes` does."""
+    images = np.array(list(classes.values()))
     tested = held_out_classes(images)
     if not tested.any():
         raise DataError(
             f"{name}: {folder} holds {(images > 1).sum()} class(es) of two or more images, at least {FEWEST} are "
-            "needed, since a fifth is kept for testing; add classes, or say in split.csv (path,class,split) which to "
-            "test on"
+            "needed, since a fifth is kept for testing; add classes, or write split.csv (path,class,split), which says "
+            "what to test on"
         )
-    if singles := (images == 1).sum():
+    if singles := (images == 1).sum():  # as a query, such an image could only miss
         warnings.warn(f"{name}: {singles} class(es) of one image are trained on and never tested", stacklevel=2)
     return {label for label, chosen in zip(classes, tested, strict=True) if chosen}
 
 
-def _by_folder(folder: Path, name: str) -> dict[str, Rows]:
-    """The images of each class folder that has some; a warning counts what is ignored."""
+def _list_folders(folder: Path, name: str) -> list[Row]:
+    """Return the images of all class folders; a warning counts what is ignored."""
     classes, ignored = class_folders(folder, name)
     ignored += [f"{label}/ without images" for label, images in classes.items() if not images]
     if ignored:
-        warnings.warn(f"{name}: {len(ignored)} thing(s) in {folder} are ignored, being no images or folders of them, "
-                      f"the first {ignored[0]}{_lost(folder, ignored)}", stacklevel=2)  # fmt: skip
-    return {label: [(f"{label}/{file}", label) for file in images] for label, images in classes.items() if images}
+        warnings.warn(f"{name}: {len(ignored)} thing(s) in {folder} are ignored, the first {ignored[0]}"
+                      f"{_describe_lost(folder, ignored)}", stacklevel=2)  # fmt: skip
+    return [Row(0, f"{label}/{file}", label, "") for label, images in classes.items() for file in images]
 
 
-def _lost(folder: Path, ignored: Sequence[str]) -> str:
-    """What of the ``ignored`` are images, in sub-folders of class folders or of kinds that are not read, or a table."""
+def _describe_lost(folder: Path, ignored: Sequence[str]) -> str:
+    """Name what a user may miss of the ``ignored``: images in sub-folders or of other formats, and a table."""
     names = [*ignored]
     for inside in ignored:
         for _, folders, files in os.walk(folder / inside) if "/" in inside else ():
@@ -110,7 +113,7 @@ def _lost(folder: Path, ignored: Sequence[str]) -> str:
     return "".join(f"; {each}" for each in (in_sub_folders, not_read(names), table) if each)
 
 
-def _by_split(rows: Sequence[Row], table: Path, name: str) -> Listing:
+def _read_splits(rows: Sequence[Row], table: Path, name: str) -> dict[str, Rows]:
     splits: dict[str, Rows] = {"train": []}
     for row in rows:
         if row.split in VALIDATION:
@@ -126,23 +129,22 @@ def _by_split(rows: Sequence[Row], table: Path, name: str) -> Listing:
     if set(splits) - {"train"} not in ({"test"}, {"query", "gallery"}):
         found = ", ".join(split for split in splits if splits[split]) or "none"
         raise DataError(
-            f"{name}: {table} has the splits {found}; it must have test, or query and gallery, and train where "
-            "something is trained"
+            f"{name}: {table} has the splits {found}; it must have test, or query and gallery; to train, also train"
         )
-    _warn_of_similar(name, table, (row.label for row in rows))
-    return Listing(table, table.parent, splits, classes_of_one="warned of", as_shown=True)
+    return splits
 
 
-def _warn_of_similar(name: str, source: Path, labels: Iterable[str]) -> None:
-    """Warn of classes whose names differ in what is hardly seen: most often one class, written in two ways."""
+def _warn_of_similar(name: str, source: Path, rows: Sequence[Row]) -> None:
+    """Warn of classes whose names look the same: most often this is one class, written in two ways."""
     kinds: dict[str, list[str]] = {}
-    for label in dict.fromkeys(labels):
-        kinds.setdefault(" ".join(plain(label).split()), []).append(label)
+    for label in dict.fromkeys(row.label for row in rows):
+        kinds.setdefault(" ".join(fold(label).split()), []).append(label)
     if alike := [each for each in kinds.values() if len(each) > 1]:
-        more = f" (and {len(alike) - 1} more such)" if len(alike) > 1 else ""
-        seen = (each if each.isprintable() else ascii(each) for each in alike[0][:2])  # what has no width as \u200b
+        more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
+        # A character of no width is shown as \u200b.
+        shown = (each if each.isprintable() else ascii(each) for each in alike[0][:2])
         warnings.warn(
-            f"{name}: {source}: the classes {' and '.join(seen)} differ only in case, spaces or "
+            f"{name}: {source}: the classes {' and '.join(shown)} differ only in case, spaces or "
             f"how letters are stored{more}; if they are one class, write it in one way",
             stacklevel=2,
         )
@@ -152,16 +154,16 @@ def _warn_of_similar(name: str, source: Path, labels: Iterable[str]) -> None:
 
 
 def _read_table(table: Path, name: str) -> tuple[list[Row], bool]:
-    """The rows that are not empty, and whether the table has a split; paths are relative to the table's folder.
+    """Return the rows that are not empty, with paths relative to the table's folder, and whether there is a split.
 
-    Columns are separated by the one of `DELIMITERS` that the header has. A column without a name must be empty, but for
-    the first: pandas writes its row numbers there. An unknown column is refused: it may be a mis-spelt ``split``.
+    The header shows which of `DELIMITERS` separates the columns. A column without a name must be empty, except the
+    first: pandas writes its row numbers there. An unknown column is refused, because it may be a misspelt ``split``.
     """
     optional = "" if name == "folder" else "; a third column, split, is optional"
     needed = COLUMNS if name == "folder" else COLUMNS[:2]
     rows = []
     try:
-        lines, delimiter, before = _lines(table)
+        lines, delimiter, before = _read_lines(table)
         reader = csv.reader(lines[before:], strict=True, delimiter=delimiter, skipinitialspace=True)
         header = [key.strip().lower() for key in next(reader, [])]
         if not set(needed) <= set(header):
@@ -185,11 +187,11 @@ def _read_table(table: Path, name: str) -> tuple[list[Row], bool]:
             if not path or not label:
                 fault = f"each line is {','.join(each for each in COLUMNS if each in header)}"
                 if other := [each for each in DELIMITERS if not label and path.count(each) >= len(header) - 1]:
-                    fault = f"{other[0]!r} separates the columns, in the header {delimiter!r} does; take one for both"
+                    fault = f"{other[0]!r} separates the columns, in the header {delimiter!r} does; use one of them"
                 raise DataError(f"{where}: {fault}")
             if "\\" in path and not (table.parent / path).is_file():
                 raise DataError(f"{where}: write {path} with / instead of \\")
-            label = unicodedata.normalize("NFC", label)  # one class, however its accents are stored
+            label = unicodedata.normalize("NFC", label)  # one class, in whichever form its accents are stored
             rows.append(Row(before + reader.line_num, _inside(table.parent, path), label, split.lower()))
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: {table} is not in UTF-8 ({error.reason}); save it as UTF-8") from error
@@ -198,17 +200,17 @@ def _read_table(table: Path, name: str) -> tuple[list[Row], bool]:
     return rows, "split" in header
 
 
-def _lines(table: Path) -> tuple[list[str], str, int]:
-    """A table's lines, what separates its columns, and how many lines are before the header.
+def _read_lines(table: Path) -> tuple[list[str], str, int]:
+    """Return a table's lines, the separator of its columns, and the number of lines before the header.
 
-    These are empty, or a line such as ``sep=;``, which is for Excel alone. UTF-16 is what Excel calls Unicode text.
+    The lines before the header are empty, or a line for Excel such as ``sep=;``. Excel's "Unicode text" is UTF-16.
     """
     with open(table, "rb") as file:
         begin = file.read(2)
     encoding = "utf-16" if begin in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-    if b"\0" in begin:  # UTF-16 without its mark: half of the letters of a header is zero
+    if b"\0" in begin:  # UTF-16 without its mark: every second byte of a header is zero
         encoding = "utf-16-be" if begin[0] == 0 else "utf-16-le"
-    with open(table, encoding=encoding, newline="") as file:  # a name may hold line ends
+    with open(table, encoding=encoding, newline="") as file:  # a name may hold a line end
         lines = list(file)
     delimiter = ""
     for before, line in enumerate(lines):
@@ -220,7 +222,9 @@ def _lines(table: Path) -> tuple[list[str], str, int]:
 
 
 def _inside(folder: Path, path: str) -> str:
-    """``path`` relative to the folder, if it names a file of it absolutely, or as seen from the folder's parent."""
+    """Make ``path`` relative to the folder if it is absolute, or relative to the folder's parent, and its file exists.
+    Other paths are returned as they are.
+    """
     path = path.replace(os.sep, "/").removeprefix("./")
     top = folder.absolute()
     first = path.split("/")[0]

@@ -1,4 +1,4 @@
-"""Decoded images at their full stored size: one flat uint8 array, on disk (memory-mapped), in memory or on a GPU."""
+"""The pixels of decoded images as one flat uint8 array: on disk (memory-mapped), in memory or on a GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-RESIDENT_SHARE = 0.25  # of a GPU's free memory that a store may take; the step needs the rest
+RESIDENT_SHARE = 0.25  # largest share of a GPU's free memory for a store; the step needs the rest
 
 
 class PixelStore:
@@ -18,8 +18,9 @@ class PixelStore:
     Args:
         pixels: (total,) uint8; image i is rows of (H, W, 3) from byte ``starts[i]`` on.
         sizes: (N, 2) int64, height and width of each image.
-        side, interpolation: of every image's shorter side in pixels, and ``"bilinear"`` or ``"bicubic"``.
-        place: the folder that they are read from, None for images in memory.
+        side: the shorter side of every image, in pixels.
+        interpolation: ``"bilinear"`` or ``"bicubic"``, by which the images were resized.
+        place: the folder of the pixels, None for pixels in memory.
     """
 
     def __init__(
@@ -33,19 +34,19 @@ class PixelStore:
         return len(self.sizes)
 
     def part(self, rows: np.ndarray) -> PixelStore:
-        """The images ``rows`` (n,) of this store; no pixel is copied, on no device."""
+        """Return the images ``rows`` (n,) of this store, without copying pixels."""
         some = copy.copy(self)
         some.sizes, some.starts = self.sizes[rows], self.starts[rows]
         return some
 
     def image(self, index: int) -> np.ndarray:
-        """Image ``index``, (H, W, 3) uint8, a view."""
+        """Return a view of image ``index``, (H, W, 3) uint8."""
         (height, width), start = self.sizes[index], self.starts[index]
         return self.pixels[start : start + height * width * 3].reshape(height, width, 3)
 
     def resident(self, device: torch.device) -> Tensor | None:
-        """The flat pixels, (bytes,) uint8, where the device can reach them: themselves for the CPU, on an NVIDIA GPU
-        with room (`RESIDENT_SHARE`) a copy, kept for the life of the store; None elsewhere.
+        """Return the flat pixels, (bytes,) uint8, in the device's memory. For the CPU these are the pixels themselves,
+        for an NVIDIA GPU with enough room (`RESIDENT_SHARE`) a copy that the store keeps, otherwise None.
         """
         if device.type == "cpu":
             return torch.from_numpy(self.pixels)
@@ -57,5 +58,5 @@ class PixelStore:
 
 
 def image_starts(sizes: np.ndarray) -> np.ndarray:
-    """First byte of each of N images of sizes (N, 2), and the end of the last: (N + 1,) int64."""
+    """Return the first byte of each of N images of sizes (N, 2), and the end of the last one: (N + 1,) int64."""
     return np.concatenate([[0], np.cumsum(sizes.astype(np.int64).prod(1) * 3)])

@@ -1,13 +1,12 @@
-"""The embedded data set: letters of five scripts, drawn from the DejaVu fonts that matplotlib ships.
+"""The embedded data set: letters of five scripts, drawn from the DejaVu fonts of matplotlib.
 
-Nothing is downloaded, and yet the task has the shape of a real one: three DISJOINT sets of classes, `base` (what the
-demo ViT was pretrained on), `train` (100 classes to tune on) and `test` (100 unseen ones), full of accented families
-whose members differ by a dot, as bird species differ by an eye ring. `base` is drawn under MILD variation, `train` and
-`test` under WILD variation (pose, colour, clutter, blur): the frozen model meets a domain it has not seen, and tuning
-has something to teach that carries over to new classes.
+Nothing is downloaded, but the task is like a real one. It has three disjoint sets of classes: `base` (the demo ViT was
+pretrained on them), `train` (100 classes) and `test` (100 unseen classes). They are full of accented families, whose
+members differ by a dot as bird species differ by an eye ring. `base` is drawn with MILD variation, `train` and `test`
+with WILD variation (pose, colour, clutter, blur). So the frozen model meets a new domain, and tuning can teach it
+something that also holds for new classes.
 
-Images are bit for bit the same for the same fonts and Pillow (see drawing), and depend on (seed, letter, image number)
-alone.
+An image depends only on (seed, letter, image number), and is the same to the bit for the same fonts and Pillow.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ CHUNK = 256  # images composed at a time: bounds the memory
 
 @cache
 def classes() -> dict[str, str]:
-    """The letters of each split, in the order of their labels, as tests/bench/glyph_classes.py chose them once."""
+    """Return the letters of each split, in the order of their labels (chosen by tests/bench/glyph_classes.py)."""
     return json.loads((ASSETS / "glyph_classes.json").read_text("utf-8"))
 
 
 def class_names(split: str) -> tuple[str, ...]:
-    """'U+00E5 LATIN SMALL LETTER A WITH RING ABOVE' for each class of the split."""
+    """Return a name like 'U+00E5 LATIN SMALL LETTER A WITH RING ABOVE' for each class of the split."""
     return tuple(f"U+{ord(c):04X} {unicodedata.name(c)}" for c in _letters(split))
 
 
@@ -46,16 +45,16 @@ def render(
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Draw a split: images uint8 (N, size, size, 3), labels int64 (N,) and class names.
 
-    N = classes x images_per_class, in the order of the classes; the arrays are cached and read-only.
-    Raises DataError: no such split, no images or no pixels asked for, or a font is missing.
+    N = classes x images_per_class, in the order of the classes. The arrays are cached and read-only.
+    Raises DataError: no such split, too few images or pixels, or a font is missing.
     """
     letters = _letters(split)
     if images_per_class < 1 or size < 8:
-        raise DataError(f"glyphs: {images_per_class} images per class, {size} pixels; ask for at least 1 and 8")
+        raise DataError(f"glyphs: {images_per_class} images per class, {size} pixels; choose at least 1 and 8")
     images = np.empty((len(letters) * images_per_class, size, size, 3), np.uint8)
     labels = np.repeat(np.arange(len(letters), dtype=np.int64), images_per_class)
     shapes, how = stencils(letters), MILD if split == "base" else WILD
-    near = stencils(classes()["base"][::12])  # clutter shows base letters only: no test class is ever seen
+    near = stencils(classes()["base"][::12])  # clutter shows only base letters, never a test class
     for start in range(0, len(images), CHUNK):
         rows = range(start, min(start + CHUNK, len(images)))
         keys = ((seed, ord(letters[row // images_per_class]), row % images_per_class) for row in rows)
@@ -67,7 +66,7 @@ def render(
 
 
 class GlyphSet(ImageSet):
-    """One split of the glyphs as an image set; `images` is the whole of it, uint8 (N, size, size, 3)."""
+    """One split of the glyphs as an image set; ``images`` is uint8 (N, size, size, 3)."""
 
     def __init__(self, split: str, images_per_class: int = 20, size: int = 40, seed: int = 0) -> None:
         self.images, labels, names = render(split, images_per_class, size, seed)
@@ -81,12 +80,12 @@ class GlyphSet(ImageSet):
 
 
 def load_glyphs(images_per_class: int = 20, size: int = 40, seed: int = 0) -> Benchmark:
-    """The benchmark: 100 classes to tune on, 100 unseen classes to retrieve among."""
+    """Return the benchmark: 100 classes to tune on, and 100 unseen classes to search among."""
     train, test = (GlyphSet(split, images_per_class, size, seed) for split in ("train", "test"))
     return Benchmark(name="glyphs", train=train, test=test, gallery=None)
 
 
 def _letters(split: str) -> str:
     if split not in SPLITS:
-        raise DataError(f"glyphs: no split {split!r}; there are {', '.join(SPLITS)}")
+        raise DataError(f"glyphs: no split {split!r}; choose one of {', '.join(SPLITS)}")
     return classes()[split]

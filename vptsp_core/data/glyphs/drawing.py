@@ -1,9 +1,8 @@
-"""Draws letters: one font glyph each, under pose, warp, stroke, colour, clutter, light and noise.
+"""Draw letters: one glyph of a font each, with pose, warp, stroke, colour, clutter, light and noise.
 
-A letter of a style is rasterised once, as a blurred stencil; every image then samples stencils through its
-own affine map and warp, all images of a chunk at once. Every step after the font rasteriser is plain IEEE
-arithmetic (no sin, exp or matrix product, whose last bits differ by machine), so the bytes depend on fonts
-and Pillow alone.
+A letter of a style is rasterised once, as a blurred stencil. Every image samples stencils through its own affine map
+and warp, all images of a chunk together. After the font rasteriser, every step is plain IEEE arithmetic: no sin, exp or
+matrix product, whose last bits differ by machine. So the bytes depend only on the fonts and on Pillow.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ LETTER = 48
 
 @dataclass(frozen=True)
 class Variation:
-    """How strongly images of one class differ; lengths are in half image sides, intensities in [0, 1]."""
+    """How strongly images of one class differ. Lengths are in half image sides, intensities in [0, 1]."""
 
     turn: float  # tan of half the largest rotation
     shear: float
@@ -43,7 +42,7 @@ class Variation:
     bend: float  # amplitude of the smooth warp
     weight: float  # thinning or thickening of the strokes
     edge: tuple[float, float]  # steepness of the stroke's edge: small is blurred
-    contrast: tuple[float, float]  # letter against ground, of the room that there is
+    contrast: tuple[float, float]  # letter against ground, as a share of the possible contrast
     inverse: float  # share of light letters on dark ground
     chroma: float
     shade: float  # uneven light
@@ -66,7 +65,7 @@ WILD = Variation(
 
 
 def font_path(style: str) -> Path:
-    """Where matplotlib keeps a font. Raises DataError: it has none of that name."""
+    """Return the path of a font of matplotlib. Raises DataError: matplotlib has no font of that name."""
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / style
     if not path.is_file():
         raise DataError(f"glyphs: matplotlib has no font {style}; reinstall matplotlib from PyPI")
@@ -74,13 +73,13 @@ def font_path(style: str) -> Path:
 
 
 @lru_cache(maxsize=len(STYLES))
-def _font(style: str) -> ImageFont.FreeTypeFont:
+def _load_font(style: str) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(font_path(style), 64, layout_engine=ImageFont.Layout.BASIC)
 
 
 def fit(letter: str, style: str, cell: int, longer: int) -> Image.Image:
-    """The letter's ink alone, longer side scaled to `longer`, in the middle of a square of `cell` pixels."""
-    mask = _font(style).getmask(letter, mode="L")
+    """Draw a letter with its longer side scaled to ``longer``, in the middle of a square of ``cell`` pixels."""
+    mask = _load_font(style).getmask(letter, mode="L")
     ink = Image.frombytes("L", mask.size, bytes(mask))
     ink = ink.crop(ink.getbbox())
     scale = longer / max(ink.size)
@@ -92,21 +91,21 @@ def fit(letter: str, style: str, cell: int, longer: int) -> Image.Image:
 
 @lru_cache(maxsize=4)
 def stencils(letters: str) -> np.ndarray:
-    """(letters, styles, CELL * CELL) uint8, blurred: thresholds of it give thin and thick strokes."""
+    """Return blurred letters, (letters, styles, CELL * CELL) uint8: thresholds give thin and thick strokes."""
     blur = ImageFilter.GaussianBlur(1.2)
     drawn = [[fit(c, s, CELL, LETTER).filter(blur) for s in STYLES] for c in letters]
     return np.array([[np.asarray(cell).ravel() for cell in row] for row in drawn])
 
 
 def _wave(t: np.ndarray) -> np.ndarray:
-    """A smooth periodic wave in [-1, 1] of period 1, of arithmetic only."""
+    """Return a smooth wave in [-1, 1] of period 1, computed by arithmetic only."""
     f = t - np.floor(t)
     half = f * 2 - np.floor(f * 2)
     return np.where(f < 0.5, 1, -1).astype(np.float32) * (4 * half * (1 - half))
 
 
 def _sample(cells: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Bilinear look-up of cells (n, CELL * CELL), which span [-1, 1], at x, y (n, pixels): ink in [0, 1]."""
+    """Look cells (n, CELL * CELL), which span [-1, 1], up at x, y (n, pixels), bilinearly: return ink in [0, 1]."""
     px = np.clip((x + 1) * (CELL / 2) - 0.5, 0, CELL - 1.001)
     py = np.clip((y + 1) * (CELL / 2) - 0.5, 0, CELL - 1.001)
     left, top = px.astype(np.int32), py.astype(np.int32)
@@ -126,10 +125,10 @@ def compose(
     size: int,
     how: Variation,
 ) -> np.ndarray:
-    """Images (n, size, size, 3) uint8: ground, two neighbours, the letter, a scratch, uneven light, noise.
+    """Draw images (n, size, size, 3) uint8: ground, two neighbours, the letter, a scratch, uneven light, noise.
 
-    `shapes` and `near` are stencils of the classes and of the neighbours; image i shows class labels[i] and
-    takes all its random numbers from rngs[i].
+    ``shapes`` and ``near`` are the stencils of the classes and of the neighbours. Image i shows class labels[i] (n,)
+    and takes all its random numbers from rngs[i].
     """
     n = len(labels)
     draws = iter(np.stack([rng.random(96, dtype=np.float32) for rng in rngs]).T[:, :, None])
