@@ -46,7 +46,7 @@ def benchmark(monkeypatch):
     monkeypatch.setattr(full.test, "images", full.test.images[keep])
     monkeypatch.setattr(full.test, "labels", full.test.labels[keep])
     monkeypatch.setattr(full.test, "class_names", full.test.class_names[:12])
-    monkeypatch.setattr("vptsp_core.runs.run._benchmark", lambda name, data, partial: full)
+    monkeypatch.setattr("vptsp_core.runs.run.load_benchmark", lambda name, data, partial: full)
     monkeypatch.setattr("vptsp_core.data.load_benchmark", lambda name, data, partial: full)
     return full
 

@@ -121,7 +121,7 @@ def test_what_cannot_be_compared_names_both(tmp_path):
         significance.compare_paired([a, b], ["ours", "theirs"], "ours")
     with pytest.raises(DataError, match="ours .*a.* and theirs .*c.* were tested on other queries"):
         significance.compare_paired([a, other], ["ours", "theirs"], "ours")
-    with pytest.raises(ConfigError, match="reference 'mine' is none of the rows: ours"):
+    with pytest.raises(ConfigError, match="reference 'mine' is not one of the rows: ours"):
         significance.compare_paired([a], ["ours"], "mine")
     (a.path / QUERIES).write_text("no archive")
     with pytest.raises(WeightsError, match="unreadable"):

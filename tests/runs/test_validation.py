@@ -47,7 +47,7 @@ class Blots(ImageSet):
 def benchmark(monkeypatch):
     log = []
     made = Benchmark("glyphs", Blots("train", log=log), Blots("test", 8, 1, log))
-    monkeypatch.setattr("vptsp_core.runs.run._benchmark", lambda name, data, partial: made)
+    monkeypatch.setattr("vptsp_core.runs.run.load_benchmark", lambda name, data, partial: made)
     monkeypatch.setattr("vptsp_core.data.load_benchmark", lambda name, data, partial: made)
     return made
 

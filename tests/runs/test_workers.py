@@ -209,8 +209,7 @@ def test_a_run_that_fails_stops_no_other_and_a_process_that_dies_ends_it_in_one_
     assert isinstance(came.pop(tmp_path / "fail"), VptspError)
     assert came == {folder: item for folder, item in items.items() if item[0] != "fail"}
     with pytest.raises(VptspError, match="^a process died .*; the same command resumes the runs"):
-        # the third: Python's pool waits for a process from the next item on that it is given, and not before
-        items = {tmp_path / name: (name, str(tmp_path)) for name in ("die", "sleep", "a")}
+        items = {tmp_path / name: (name, str(tmp_path)) for name in ("sleep", "die")}  # as many as processes
         share_out(shared_work.work, items, 2, progress=False)
 
 
@@ -331,8 +330,8 @@ def test_who_waits_for_a_run_finds_it_finished(letters, tmp_path, monkeypatch):
 
     from vptsp_core.runs import run as study
 
-    real, runs = study._history, []
-    monkeypatch.setattr(study, "_history", history)
+    real, runs = study._train_and_evaluate, []
+    monkeypatch.setattr(study, "_train_and_evaluate", history)
     one = config(0).replace(method="frozen", bitfit=False, epochs=1)
     options = dict(data=letters, results=tmp_path, progress=False)
     threads = [threading.Thread(target=lambda: runs.append(study.run(one, **options))) for _ in "12"]
