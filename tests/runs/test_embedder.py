@@ -172,7 +172,7 @@ DAMAGE = {
     "unknown key": (lambda h: h["config"].update(evil=1), "of another version .unknown key 'evil'"),
     "another backbone": (lambda h: h["config"].update(embed_dim=32), "does not fit"),
     "weights": (lambda h: h["config"].update(weights="/no/such/file.pth"), "weights are not at .no.such.file.pth"),
-    "normalisation": (lambda h: h["preprocessing"].update(mean=[0, 0, 0]), "images are prepared otherwise"),
+    "normalisation": (lambda h: h["preprocessing"].update(mean=[0, 0, 0]), "prepares images otherwise"),
     "checksum": (lambda h: h.update(frozen="0" * 16), "not those it was trained on"),
 }
 
@@ -208,12 +208,12 @@ def test_damaged_and_foreign_files_are_named_in_one_line(tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.startswith(f"error: weights {path}: ") and error.count("\n") == 1
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(WeightsError, match="is no saved embedder"):
+    with pytest.raises(WeightsError, match="is not a saved embedder"):
         vptsp_core.load(path)
     with pytest.raises(WeightsError, match="holds no finished run"):
         vptsp_core.load(tmp_path / "nowhere")
     (tmp_path / "bird.onnx").write_bytes(whole)
-    with pytest.raises(WeightsError, match="bird.onnx is no saved embedder; give a run's folder"):
+    with pytest.raises(WeightsError, match="bird.onnx is not a saved embedder; give a run's folder"):
         vptsp_core.load(tmp_path / "bird.onnx")
     for to, message in (("bird.pkl", "unknown kind '.pkl'"), ("bird", "unknown kind ''")):
         assert main(["export", str(tmp_path), "--to", to]) == 2
@@ -222,5 +222,5 @@ def test_damaged_and_foreign_files_are_named_in_one_line(tmp_path, capsys):
 
 @pytest.mark.parametrize("given", [None, 7, [float("nan")]])
 def test_what_is_no_image_is_an_error_in_one_line(given):
-    with pytest.raises(DataError, match="(None|7|nan) is no image; give paths, PIL images"):
+    with pytest.raises(DataError, match="(None|7|nan) is not an image; give paths, PIL images"):
         learned().embed(given)

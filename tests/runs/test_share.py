@@ -162,7 +162,7 @@ def test_a_tampered_file_is_refused(server, tmp_path, where):
         vptsp_core.load(commit, "cpu")
         (file,) = (tmp_path / "cache").rglob("model.safetensors")
         file.write_bytes(file.read_bytes()[:-1] + b"\x3e")
-    with pytest.raises(WeightsError, match=r"^hf://org/letters@.*its tensors do not .*; delete .* to fetch it anew"):
+    with pytest.raises(WeightsError, match=r"^hf://org/letters@.*its tensors do not .*; delete .* to fetch it again"):
         vptsp_core.load(commit, "cpu")
 
 
@@ -188,7 +188,7 @@ def test_what_is_in_the_way_is_one_line_with_its_cure(server, monkeypatch, capsy
         made.push_to_hub("org/letters")
     with monkeypatch.context() as inside:
         inside.setattr(huggingface_hub, "get_token", lambda: None)
-        with pytest.raises(VptspError, match="no token of the Hub here; log in with `hf auth login`, or set HF_TOKEN"):
+        with pytest.raises(VptspError, match="has no token of the Hub; log in with `hf auth login`, or set HF_TOKEN"):
             made.push_to_hub("org/letters")
     point_at(monkeypatch, closed())
     with pytest.raises(VptspError, match=r"no connection to 127.0.0.1(:\d+)?; connect this machine, or export to"):
