@@ -39,12 +39,8 @@ class Found(NamedTuple):
 def write_checkpoint(folder: Path, run: str, values: Mapping[str, Any]) -> None:
     """Write a new checkpoint. The last one becomes the one before it. Tensors are not copied.
 
-    Args:
-        run: the run's identity, which `read_checkpoint` compares.
-        values: what ``torch.load(..., weights_only=True)`` can read.
-
-    Raises:
-        VptspError: the folder cannot be written. Both earlier checkpoints still exist.
+    ``run`` is the run's identity. ``torch.load(..., weights_only=True)`` must be able to read the ``values``.
+    Raises VptspError: the folder cannot be written. Both earlier checkpoints still exist.
     """
     with replacing(folder / CHECKPOINT, earlier=folder / PREVIOUS) as file:
         try:
@@ -82,15 +78,10 @@ def find_checkpoint(folder: Path) -> Found | None:
 def read_checkpoint(folder: Path, found: Found, run: str, made_with: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a checkpoint that this process, or the first one of its group, has found.
 
-    Tensors are mapped, not read, so that a large table of class prompts is in memory only once.
-
-    Args:
-        run: the run's identity.
-        made_with: ``data`` and ``weights`` of the run that resumes (`runs.record.part_of_run`).
-
-    Raises:
-        WeightsError: it is of another run, was begun with other images or weights, or torch cannot read it.
-        VptspError: the file is not the one that the first process found.
+    Tensors are mapped, not read, so that a large table of class prompts is in memory only once. ``run`` is the run's
+    identity; ``made_with`` describes the images and weights of the call that resumes it (`runs.record.part_of_run`).
+    Raises WeightsError: it is of another run, was begun with other images or weights, or torch cannot read it. Raises
+    VptspError: the file is not the one that the first process found.
     """
     path = folder / found.name
     if not path.is_file() or _last_line(path) != found.line:

@@ -23,7 +23,6 @@ from vptsp_core.system.portable import physical_cores
 @contextlib.contextmanager
 def connected(address: str, patience: float = 10) -> Iterator[Client]:
     """Connect to the scheduler at ``address``, and check that its workers have one thread each.
-
     Raises VptspError: nothing answers within ``patience`` seconds, there are no workers, one has several threads, or
     the cluster fails inside the block.
     """
@@ -69,7 +68,6 @@ def cluster_submit(address: str, folder: Path) -> Iterator[Callable[..., Future]
 
 def _do(marker: Path, hosts: Mapping[str, int], task: Callable[..., Any], *args: Any) -> Any:
     """Run a task in a worker, with the worker's share of its machine's cores.
-
     Raises VptspError: the worker does not see the file ``marker``.
     """
     host = str(get_worker().address).removeprefix("tcp://").rsplit(":", 1)[0].strip("[]")

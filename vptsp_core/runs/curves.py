@@ -13,17 +13,11 @@ from vptsp_core.runs.selection import HELD_OUT, NOT_METRICS, Row
 
 
 class Curves:
-    """Writes every epoch of a history into ``folder``, once: an ``on_epoch`` of `runs.run.run`.
+    """Writes every epoch of a history into ``folder``, once, as ``on_epoch`` of `runs.run.run`. Then calls ``then``.
 
-    The first call writes the whole history so far. TensorBoard then hides what an earlier process wrote (its
+    The first call writes the whole history so far. TensorBoard then hides the curves of earlier processes (its
     ``purge_step``), so a run that resumes shows every epoch once.
-
-    Args:
-        folder: of the curves.
-        then: called with the history afterwards.
-
-    Raises:
-        VptspError: tensorboard is not installed.
+    Raises VptspError: tensorboard is not installed.
     """
 
     def __init__(self, folder: Path, then: Callable[[list[Row]], None] | None = None) -> None:

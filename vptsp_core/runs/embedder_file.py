@@ -76,7 +76,6 @@ def exact_names(model: MetricModel) -> set[str]:
 
 def write_embedder(path: Path, embedder: Embedder, config: RunConfig) -> None:
     """Write the learned tensors of ``embedder``, with ``config`` in the header.
-
     Raises VptspError: the suffix is not .safetensors, or the file cannot be written.
     """
     if path.suffix != ".safetensors":

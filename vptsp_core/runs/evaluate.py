@@ -62,20 +62,11 @@ def embed(model: MetricModel, images: ImageSet, batch: int | None = None, *, pro
 
 
 @in_torch_defaults
-def evaluate(
-    model: MetricModel, benchmark: Benchmark, backend: str = "torch", *, progress: bool = False
-) -> Scores:  # fmt: skip
+def evaluate(model: MetricModel, benchmark: Benchmark, backend: str = "torch", *, progress: bool = False) -> Scores:
     """Return the retrieval metrics of the test split, in total and per query. Queries search the gallery, if any.
 
-    With several processes, all embed and the first one computes the metrics.
-
-    Args:
-        backend: what finds the nearest neighbours, ``"torch"`` or ``"faiss"``.
-        progress: show how many images are embedded.
-
-    Raises:
-        VptspError: the backend is unknown or not installed.
-        DataError: an image cannot be read.
+    With several processes, all embed, and the first one computes the metrics. ``backend`` finds the neighbours.
+    Raises VptspError: the backend is unknown or not installed. Raises DataError: an image cannot be read.
     """
     check_backend(backend)  # before the embedding, which may take hours
     queries, labels = embed(model, benchmark.test, progress=progress), torch.from_numpy(benchmark.test.labels)

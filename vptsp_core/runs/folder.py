@@ -144,7 +144,6 @@ def finished_run(path: Path, benchmark: Benchmark | None = None, light: bool = T
 
 def read_run(path: str | Path) -> Run:
     """Read a finished run from its folder.
-
     Raises WeightsError: the folder holds no finished run, or one of its files is damaged or was edited.
     """
     path = Path(path)
@@ -163,7 +162,6 @@ def read_run(path: str | Path) -> Run:
 
 def learned_weights(path: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
     """Read the learned tensors of the finished run in ``path``, by name.
-
     Raises WeightsError: the run is light, or the file is unreadable or does not have the checksum in ``record``.
     """
     if not (path / WEIGHTS).is_file():
@@ -176,7 +174,6 @@ def learned_weights(path: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def verify(path: Path, record: Mapping[str, Any], *names: str) -> None:
     """Compare files of the run in ``path`` with their checksums in its record.
-
     Raises WeightsError: a file is missing, or is not what the run wrote.
     """
     files = record.get("files", {})

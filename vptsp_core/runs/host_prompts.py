@@ -50,7 +50,6 @@ class HostPrompts(ClassPrompts):
 
     def host_rows(self) -> HostRows:
         """Return the object that copies rows to and from host memory. The first call makes it, for the rows' device.
-
         Raises VptspError: the table cannot be pinned.
         """
         if self._host is None:

@@ -49,7 +49,6 @@ def probe_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) 
 
 def fit_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """If a step does not fit, turn gradient checkpointing on, with a warning.
-
     Raises TrainingError: it does not fit with gradient checkpointing either.
     """
     if _fits(model, optimizers):
@@ -69,7 +68,6 @@ def fit_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) ->
 @contextlib.contextmanager
 def memory_errors(model: MetricModel, when: str) -> Iterator[None]:
     """Turn errors of full memory and of a failing GPU into one line, which says ``when`` they happened.
-
     Raises TrainingError: there was such an error. The run's folder still has the checkpoint of the epoch before.
     """
     try:

@@ -24,6 +24,7 @@ from vptsp_core.data.loading import deaths_named, end_workers
 from vptsp_core.errors import ConfigError, DataError, VptspError, check_choice
 from vptsp_core.method.backbone import load_backbone
 from vptsp_core.method.config import RunConfig
+from vptsp_core.method.metrics import Scores
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.compile import COMPILE
@@ -33,7 +34,7 @@ from vptsp_core.runs.folder import METRICS, Run, finished_run, run_folder, write
 from vptsp_core.runs.memory import check_table_memory, memory_errors, place_class_prompts
 from vptsp_core.runs.progress import at_work
 from vptsp_core.runs.record import close_record, make_record, part_of_run
-from vptsp_core.runs.selection import Row, on_held_out, score
+from vptsp_core.runs.selection import HELD_OUT, Row, score
 from vptsp_core.runs.train import Trainer
 from vptsp_core.runs.workers import Workers, check_workers, share_out
 from vptsp_core.system.bars import bar, is_log, say
@@ -164,26 +165,33 @@ def _train_and_evaluate(
 ) -> tuple[list[Row], list[dict[str, Any]], dict[str, np.ndarray], dict[str, Tensor]]:
     """Return a run's history, the descriptions of its parts, per-query values and weights (see `Trainer`)."""
     lines = bool(options["progress"]) and is_main() and is_log()  # in a terminal only the training has bars
+
+    def test_scores() -> Scores:
+        with memory_errors(model, "the evaluation"):
+            return evaluate(model, benchmark, progress=lines)
+
     if config.method == "frozen":
         if lines:
             say(f"{path.name}: evaluating the frozen backbone")
         model.vit.autocast = autocast_dtype(
             config.precision, next(model.parameters()).device, model.vit.backbone.embed_dim
         )
-        with memory_errors(model, "the evaluation"):
-            metrics = evaluate(model, benchmark, progress=lines)
+        metrics = test_scores()
         return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["part"]()}], metrics.queries, {}
     if config.epochs == 0 and config.start == "released":
         raise ConfigError("epochs = 0 trains nothing; use method = 'frozen' for the backbone as it is, or a start")
-    benchmark, held_out = for_selection(benchmark, config)
+    training, held_out = for_selection(benchmark, config)
     if held_out is None:
-        trainer = Trainer(model, benchmark.train, path, lambda m: evaluate(m, benchmark), **options)
+        trainer = Trainer(model, training.train, path, lambda m: evaluate(m, benchmark), **options)
         return trainer.run(), trainer.parts, trainer.queries, trainer.weights
-    trainer = Trainer(model, benchmark.train, path, lambda m: on_held_out(evaluate(m, held_out)), **options)
+
+    def on_held_out(model: MetricModel) -> Row:
+        return {HELD_OUT + name: value for name, value in evaluate(model, held_out).items()}
+
+    trainer = Trainer(model, training.train, path, on_held_out, **options)
     history = trainer.run()
     model.load_state_dict(trainer.weights, strict=False)  # of the chosen epoch
-    with memory_errors(model, "the evaluation"):
-        metrics = evaluate(model, benchmark, progress=lines)
+    metrics = test_scores()
     max(history, key=lambda row: score(row, config.selection)).update(metrics)  # the first of equals, as in `Trainer`
     trainer.parts[-1] |= options["part"]()
     return history, trainer.parts, metrics.queries, trainer.weights
@@ -193,13 +201,8 @@ def _train_and_evaluate(
 def build_model(config: RunConfig, num_classes: int, device: torch.device, class_table: str = "auto") -> MetricModel:
     """Return a run's model before training, with all random tensors drawn from the run's seed.
 
-    Args:
-        num_classes: of the training set.
-        device: where the model is moved to.
-        class_table: as for `run`.
-
     Raises:
-        WeightsError: the weights of the backbone are missing, cannot be read, or do not fit.
+        WeightsError: the backbone's weights are missing, cannot be read, or do not fit.
         ConfigError: the config does not fit the backbone, or ``class_table`` is "host" without a row-wise table.
         TrainingError: the model does not fit into the device's memory.
         VptspError: this machine's memory cannot hold the class prompts.

@@ -25,11 +25,6 @@ def score(row: Row, selection: str) -> float:
     return row.get(f"{HELD_OUT}R@1" if selection == "validation" else "R@1", -math.inf)
 
 
-def on_held_out(metrics: Mapping[str, float]) -> Row:
-    """Return metrics of the held-out classes under the names that they have in a run's history."""
-    return {HELD_OUT + name: value for name, value in metrics.items()}
-
-
 def keep_queries(
     kept: dict[str, np.ndarray], metrics: Mapping[str, float], history: Sequence[Row], selection: str
 ) -> None:

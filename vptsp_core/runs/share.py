@@ -58,7 +58,6 @@ def place(uri: str) -> tuple[str, str | None]:
 
 def read_shared(uri: str) -> Saved:
     """Read the model at ``hf://org/name[@revision]``. A model in the Hub's cache needs no network.
-
     Raises WeightsError: the repository or revision does not exist or cannot be reached, or its file is damaged.
     """
     repo, revision = place(uri)

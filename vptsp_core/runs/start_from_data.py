@@ -26,7 +26,7 @@ from vptsp_core.errors import ConfigError, DataError
 from vptsp_core.method.accumulators import GRUAccumulator
 from vptsp_core.method.backbone import normalisation
 from vptsp_core.method.model import MetricModel
-from vptsp_core.method.vit import Head, run_block
+from vptsp_core.method.vit import run_block
 from vptsp_core.system.distributed import from_first
 
 PER_CLASS = 32  # images per class, at most: more are not needed, and iNaturalist has up to 659
@@ -70,7 +70,9 @@ def start_from_data(model: MetricModel, images: ImageSet) -> None:
     weight, bias = discriminant(normed, labels, config.embed_dim)
     for head in (vit.sample_head, vit.proxy_head):
         if head is not None:
-            _set_head(head, weight, bias)
+            for linear in (head.fc, head.dist_fc) if head.tokens == 2 else (head.fc,):
+                linear.weight.copy_(weight)
+                linear.bias.copy_(bias)
     if stage >= 2 and model.proxies is not None:
         embeddings = F.normalize((normed @ weight.T + bias).mean(1), dim=-1)
         means = F.normalize(class_means(embeddings, labels), dim=-1)
@@ -161,9 +163,3 @@ def _features(model: MetricModel, images: ImageSet, tokens: _Tokens | None) -> T
             found.append(from_first(vit.pool_tokens(x).float()).cpu())
         begin += len(pixels)
     return torch.cat(found)
-
-
-def _set_head(head: Head, weight: Tensor, bias: Tensor) -> None:
-    for linear in (head.fc, head.dist_fc) if head.tokens == 2 else (head.fc,):
-        linear.weight.copy_(weight)
-        linear.bias.copy_(bias)

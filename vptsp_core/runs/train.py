@@ -216,19 +216,16 @@ class Trainer:
         """Restore the state of the last checkpoint, if there is one."""
         found = from_main(lambda: find_checkpoint(self.folder))
         if found is not None:
-            self._restore(read_checkpoint(self.folder, found, self.identity, self.parts[-1]))
-        from_main(lambda: write_progress(self.folder, self.finished, self.config.epochs))
-
-    def _restore(self, saved: dict[str, Any]) -> None:
-        # The file is replaced later, so no tensor may stay mapped to it.
-        self.loop.load_state_dict(saved)
-        for optimizer in self.loop.optimizers:  # on a CPU, torch does not copy the optimiser's state
-            for state in optimizer.state.values():
+            saved = read_checkpoint(self.folder, found, self.identity, self.parts[-1])
+            self.loop.load_state_dict(saved)
+            # The file is replaced later, so no tensor may stay mapped to it: torch does not copy a CPU's state.
+            for state in (state for optimizer in self.loop.optimizers for state in optimizer.state.values()):
                 state |= {k: v.clone() for k, v in state.items() if isinstance(v, Tensor) and v.device.type == "cpu"}
-        self.history, self.best = saved["history"], saved["best"]
-        self.queries = {name: values.numpy().copy() for name, values in saved["queries"].items()}
-        self.weights = {name: value.clone() for name, value in saved["weights"].items()}
-        self.parts = [*saved["stretches"], {"after_epochs": self.finished, **self.part(), **self.compiled()}]
+            self.history, self.best = saved["history"], saved["best"]
+            self.queries = {name: values.numpy().copy() for name, values in saved["queries"].items()}
+            self.weights = {name: value.clone() for name, value in saved["weights"].items()}
+            self.parts = [*saved["stretches"], {"after_epochs": self.finished, **self.part(), **self.compiled()}]
+        from_main(lambda: write_progress(self.folder, self.finished, self.config.epochs))
 
 
 def epoch_line(row: Row, epochs: int, left: float) -> str:

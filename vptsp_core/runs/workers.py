@@ -32,7 +32,6 @@ Workers = int | str | None
 
 def check_workers(workers: Workers) -> Workers:
     """Check ``workers`` and return it, or None if all work would run in this process anyway.
-
     Raises ConfigError: it has another form, torch sees no GPU, or torchrun already shares out the work.
     """
     a_number = type(workers) is int and workers >= 1
@@ -48,7 +47,6 @@ def check_workers(workers: Workers) -> Workers:
 
 def check_cluster(workers: Workers) -> None:
     """Check that the Dask cluster answers, if ``workers`` is the address of one.
-
     Raises VptspError: it does not, or its workers cannot be used.
     """
     if cluster := _cluster(workers):
