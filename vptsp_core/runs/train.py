@@ -219,8 +219,10 @@ class Trainer:
             saved = read_checkpoint(self.folder, found, self.identity, self.parts[-1])
             self.loop.load_state_dict(saved)
             # The file is replaced later, so no tensor may stay mapped to it: torch does not copy a CPU's state.
-            for state in (state for optimizer in self.loop.optimizers for state in optimizer.state.values()):
-                state |= {k: v.clone() for k, v in state.items() if isinstance(v, Tensor) and v.device.type == "cpu"}
+            for optimizer in self.loop.optimizers:
+                for state in optimizer.state.values():
+                    on_cpu = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.device.type == "cpu"}
+                    state |= {k: v.clone() for k, v in on_cpu.items()}
             self.history, self.best = saved["history"], saved["best"]
             self.queries = {name: values.numpy().copy() for name, values in saved["queries"].items()}
             self.weights = {name: value.clone() for name, value in saved["weights"].items()}
