@@ -51,10 +51,7 @@ def test_the_error_of_a_loss_names_step_images_and_rates(tmp_path, monkeypatch):
     with pytest.raises(TrainingError) as caught:
         run(config, results=tmp_path, progress=False)
     said = str(caught.value)
-    start = (
-        "the loss is not finite from step 2 of epoch 2 on (lr = 0.00683, lr_proxy = 0.0427, images glyphs train image "
-    )
-    assert said.startswith(start.split("lr =")[0]) and f"glyphs train image {{{names}}}); lower the learning" in said
+    assert said.startswith("the loss is not finite from step 2 of epoch 2 on (lr = ") and f"glyphs train image {{{names}}}); lower the learning" in said
     assert said.endswith("lower the learning rates; the checkpoint of epoch 1 stays") and "\n" not in said
     folder = run_folder(config, tmp_path)
     assert [path.name for path in folder.iterdir()] == [CHECKPOINT]

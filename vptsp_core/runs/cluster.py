@@ -50,7 +50,7 @@ def connected(address: str, patience: float = 10) -> Iterator[Client]:
             fault = "went away; start it again: the same command resumes the runs"
             raise VptspError(f"the cluster at {address} {fault}") from error
         except KilledWorker as error:
-            fault = "lost one worker after another (short of memory?); start fewer: the same command resumes the runs"
+            fault = "lost one worker after another (out of memory?); start fewer: the same command resumes the runs"
             raise VptspError(f"the cluster at {address} {fault}") from error
 
 

@@ -106,7 +106,7 @@ def compiles(wanted: str, device: torch.device, steps: int) -> bool:
     check_choice("compile", wanted, COMPILE)
     missing = _missing_compiler(device)
     if wanted == "on" and missing:
-        raise VptspError(f"compile = 'on' needs {missing}; install it, or leave --compile away")
+        raise VptspError(f"compile = 'on' needs {missing}; install it, or leave --compile out")
     pays = device.type == "cuda" and steps >= ENOUGH_STEPS
     return wanted == "on" or (wanted == "auto" and pays and not missing)
 

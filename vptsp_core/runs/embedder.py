@@ -117,7 +117,7 @@ class Embedder:
         Raises VptspError: `index` was not called yet.
         """
         if self._gallery is None:
-            raise VptspError("nothing to search in; call index(images) first")
+            raise VptspError("there is no gallery; call index(images) first")
         scores, places = nearest_neighbours(torch.from_numpy(self.embed(images)), self._gallery, k)
         return scores.numpy(), places.numpy()
 

@@ -128,7 +128,7 @@ def finished_run(path: Path, benchmark: Benchmark | None = None, light: bool = T
         return None
     verify(path, done.record, QUERIES, *([] if done.light else [WEIGHTS]))
     if f"-{done.record['hash']}" not in path.name:
-        raise WeightsError(f"{path}: {CONFIG} and {RECORD} are not those of this folder's run; {_AGAIN}")
+        raise WeightsError(f"{path}: {CONFIG} and {RECORD} belong to another run than the folder's name says; {_AGAIN}")
     if benchmark is not None and done.record["data"] != benchmark.record():
         raise WeightsError(
             f"{path}: made with other images of {benchmark.name} than these; give those, or another results folder"

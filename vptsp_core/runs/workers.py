@@ -134,7 +134,7 @@ def _processes(workers: int | str) -> Iterator[Callable[..., Future]]:
             yield executor.submit
         except BrokenProcessPool as error:
             raise VptspError(
-                "a process died (short of memory?); the same command resumes the runs: start it again, with fewer "
+                "a process died (out of memory?); the same command resumes the runs: start it again, with fewer "
                 "workers if it dies again"
             ) from error
         except BaseException:
