@@ -1,21 +1,21 @@
 """Kill training at random moments, resume it, compare: python tests/kill_resume.py --kills 50 [--seed N] [--cases A,B]
 
-For each case (another method, optimiser, pipeline or selection; real image files, drawn here) one run is left alone,
-as a real ``python -m vptsp_core train``. Then the same command is started again and again in fresh folders; its
-process group gets SIGKILL, once to three times, and after each kill the files that are left are read by means of their
-own: whatever bears its final name is whole. The last start runs to its end, and history (all but the seconds), metrics,
-per-query values, weights, description, names of all files, and the whole state of model, optimisers and schedules in
-the last checkpoint must be those of the run that was left alone, bit for bit.
+Each case has another method, optimiser, pipeline or selection, and reads real image files, which are drawn here. One
+run of the case is left alone: a real ``python -m vptsp_core train``. Then the same command runs in new folders. Its
+process group gets SIGKILL one to three times. After each kill, every file with its final name must be whole, which is
+checked without the project's code. The last start runs to its end. History (without the seconds), metrics, per-query
+values, weights, config, names of files, and the state of model, optimisers and schedules in the last checkpoint must
+then be the same bit for bit as in the run that was left alone.
 
 A kill is *timed* (at a random moment of the run) or *aimed* (before, after or in the middle of a random write,
-renaming, deletion or flush of a file); one in eight hits the main process alone, whose two data workers live on for
-seconds (the others have none). After every third kill a checkpoint is damaged, too: cut short, or one byte changed.
-The next start must then resume from the one before it and say so in one line or, where there is none, end with one
-line that says what to do; what it has to say is worked out from the files here, and it may say nothing else.
+renaming, deletion or flush of a file). One in eight kills hits only the main process, and its two data workers live for
+a few seconds longer (other processes have no data workers). After every third kill the last checkpoint is damaged: cut
+short, or one byte changed. The next start must then use the checkpoint before it and say so in one line. If there is
+none, it must end with one line that says what to do. This script derives the expected line from the files.
 
-Processes are forks of this one, which imported everything once: start-up is what 50 kills would spend their time on.
-The patches that aim and that keep the last checkpoint live in those forks only. Prints a line a case; ends with 1 on
-any difference.
+Processes are forks of this one, which has imported everything, because 50 starts would take most of the time. Only the
+forks have the patches that aim and that keep the last checkpoint. The script prints a line per case, and exits with 1
+if anything differs.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ FOREVER = 180.0  # seconds after which a process that still runs has hung
 
 @dataclasses.dataclass
 class Aim:
-    """Where a process kills its group: at its n-th doing of a kind, counted from 1; how: before, after or amid it."""
+    """The moment at which a process kills its group: before, amid or after its n-th operation of a kind, from 1."""
 
     kind: str = ""
     n: int = 0
@@ -80,7 +80,7 @@ class Aim:
     counts: Counter = dataclasses.field(default_factory=Counter)
 
     def wrap(self, kind: str, do: Any, half: Any = None) -> Any:
-        """``do``, counted, and the end of the process where it is aimed at; ``half`` does part of it."""
+        """Return ``do`` with a counter and, if it is aimed at, a kill. ``half`` does a part of the operation."""
 
         def wrapped(*args: Any, **options: Any) -> Any:
             self.counts[kind] += 1
@@ -97,7 +97,7 @@ class Aim:
         return wrapped
 
     def arm(self) -> None:
-        """Count, and perhaps die, in whatever this process does to files from here on."""
+        """Patch all operations on files of this process with `wrap`."""
         for kind in KINDS[1:]:
             setattr(os, kind, self.wrap(kind, getattr(os, kind)))
 
@@ -127,10 +127,11 @@ class _Written:
 
 
 class Case:
-    """One command and the run that was left alone.
+    """One command, and its run that was left alone.
 
     Args:
-        folder: for everything; images: the data set.
+        folder: for all files of the case.
+        images: folder of the data set.
     """
 
     def __init__(self, name: str, changes: tuple[str, ...], folder: Path, images: Path) -> None:
@@ -144,7 +145,7 @@ class Case:
         )
         assert done.returncode == 0, done.stderr
         self.real_seconds = time.perf_counter() - started
-        # Once more as a fork: how long it takes, how often it touches files, and its last state.
+        # Once more as a fork, which gives the time, the counts of file operations, and the last state.
         started = time.perf_counter()
         status = self.wait(self.start(self.folder / "counted", Aim()), FOREVER)
         assert status == 0, (self.folder / "counted" / "said").read_text()
@@ -155,20 +156,20 @@ class Case:
         self.compare(self.folder / "counted")
 
     def command(self, place: Path) -> list[str]:
-        """``train`` into the folder ``place``, the cache of decoded images in it where there is one."""
+        """Return the ``train`` command that writes to the folder ``place``, also its cache of decoded images if any."""
         cache = ["--cache", str(place / "cache")] if "pipeline=cached" in self.changes else []
         return ["train", "--preset", "smoke", "--data", str(self.images), "--results", str(place / "results"),
                 *cache, "--device", "cpu", "--set", *SHARED, *self.changes]  # fmt: skip
 
     def start(self, place: Path, aim: Aim, workers: int = 0) -> int:
-        """The command in a process group of its own, with so many data workers; its number."""
+        """Start the command in its own process group, with this number of data workers. Return the process number."""
         place.mkdir(parents=True, exist_ok=True)
         said = place / "said"
-        said.unlink(missing_ok=True)  # workers that outlive a killed process may still write to the file of old
+        said.unlink(missing_ok=True)  # data workers of a killed process may still write to the old file
         said.touch()
         pid = os.fork()
         if pid:
-            with contextlib.suppress(OSError):  # both do it: neither has to wait for the other
+            with contextlib.suppress(OSError):  # parent and child both do it, so that neither has to wait
                 os.setpgid(pid, pid)
             return pid
         status = 1
@@ -198,10 +199,10 @@ class Case:
             os._exit(status)
 
     def wait(self, pid: int, seconds: float, *, alone: bool = False) -> int | None:
-        """Status of a process; None once it was killed, by itself or here after so many seconds.
+        """Wait for a process, kill it after some seconds, and return its status, or None if it was killed.
 
         Args:
-            alone: kill it, and not its group.
+            alone: kill only the process, not its group.
         """
         until, ended, status = time.perf_counter() + seconds, 0, 0
         while not ended and time.perf_counter() < until:
@@ -214,7 +215,7 @@ class Case:
         return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else None
 
     def round(self, rng: random.Random, kills: int) -> int:
-        """A fresh run, killed up to ``kills`` times and then left to end; how often it was killed."""
+        """Kill a new run up to ``kills`` times, let it end, and return the number of kills."""
         self.rounds += 1
         place = self.folder / f"killed{self.rounds}"
         done, status = 0, None
@@ -236,13 +237,13 @@ class Case:
             status = self.wait(self.start(place, Aim()), FOREVER)
             self.check(place, must, status)
             if status == 2:
-                run_folder(place).joinpath("checkpoint.pt").unlink()  # as it says: from the start
+                run_folder(place).joinpath("checkpoint.pt").unlink()  # as the message says
         self.compare(place)
         shutil.rmtree(place)
         return done
 
     def kill(self, place: Path, rng: random.Random) -> tuple[str, int | None]:
-        """Start the command, and kill it: the kind of kill and, where it had ended before, its status."""
+        """Start the command and kill it. Return the kind of kill, and the status if the command ended before."""
         if rng.random() < 0.5:
             if rng.random() < 0.25:
                 pid = self.start(place, Aim(), workers=2)
@@ -253,25 +254,26 @@ class Case:
         return "aimed", self.wait(self.start(place, aim), FOREVER)
 
     def damage(self, place: Path, rng: random.Random) -> None:
-        """Spoil the last checkpoint, where there is one and the run is not finished."""
+        """Damage the last checkpoint, if there is one and the run is not finished."""
         folder = run_folder(place)
         if folder and (folder / "checkpoint.pt").exists() and not (folder / "metrics.json").exists():
             self.spoilt = spoil(folder / "checkpoint.pt", rng)
             self.found["damaged"] += 1
 
     def check(self, place: Path, must: str, status: int | None, *, orphans: bool = False) -> None:
-        """That the last process said what it had to, in one line, and nothing else; one that was killed may not have
-        come to it. Its ``orphans``, workers that it was just asking for a batch, say that nobody is there any more:
-        multiprocessing prints that as a traceback."""
-        told = ("warning", "error", *(() if orphans else ("Traceback",)))
-        said = [line for line in (place / "said").read_text().splitlines() if line.startswith(told)]
+        """Check that the last process printed the expected line and no other warning or error.
+
+        A process that was killed may have printed nothing. If its data workers were ``orphans``, multiprocessing may
+        have printed a traceback."""
+        faults = ("warning", "error", *(() if orphans else ("Traceback",)))
+        said = [line for line in (place / "said").read_text().splitlines() if line.startswith(faults)]
         assert (not said and (status is None or not must)) or (
             len(said) == 1 and must and said[0].endswith(must.removeprefix("error: "))
         ), f"{self.name}: it should say {must!r}, and said\n{(place / 'said').read_text()}\n({place})"
         assert status == (2 if must.startswith("error") else 0) or status is None, (place / "said").read_text()
 
     def compare(self, place: Path) -> None:
-        """The run in ``place`` with the one that was left alone."""
+        """Compare the run in ``place`` with the one that was left alone."""
         ours = outcome(place)
         for key, value in self.whole.items():
             assert same(ours[key], value), f"{self.name}: {key} differs from the run that was left alone ({place})"
@@ -279,7 +281,7 @@ class Case:
 
 
 def due(place: Path) -> str:
-    """The end of the line that the next start has to print about the checkpoints there; empty where it prints none."""
+    """Return the end of the line about checkpoints that the next start must print, or "" if it must print none."""
     folder = run_folder(place)
     if folder is None or (folder / "metrics.json").exists():
         return ""
@@ -292,7 +294,7 @@ def due(place: Path) -> str:
 
 
 def is_whole(path: Path) -> bool | None:
-    """Whether the last line of a checkpoint fits its bytes; None where there is none."""
+    """Return whether the last line of a checkpoint fits its bytes, or None if the file is missing."""
     if not path.exists():
         return None
     content = path.read_bytes()
@@ -300,14 +302,14 @@ def is_whole(path: Path) -> bool | None:
 
 
 def run_folder(place: Path) -> Path | None:
-    """The folder of the only run under ``place``, or None before it is made."""
+    """Return the folder of the only run under ``place``, or None if it does not exist yet."""
     found = list((place / "results" / "runs").glob("*"))
     assert len(found) <= 1, found
     return found[0] if found else None
 
 
 def outcome(place: Path) -> dict[str, Any]:
-    """What a finished run consists of, read by other means than the project's."""
+    """Return the content of a finished run, read without the project's code."""
     path = run_folder(place)
     assert path is not None
     with np.load(path / "queries.npz") as file:
@@ -330,7 +332,7 @@ def outcome(place: Path) -> dict[str, Any]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal to the last bit, tensors with NaN in the same places included."""
+    """Return whether two values are equal to the last bit. NaN equals the same NaN."""
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
     if isinstance(a, dict):
@@ -341,10 +343,10 @@ def same(a: Any, b: Any) -> bool:
 
 
 def check_files(place: Path, spoilt: bytes) -> None:
-    """After a kill: what bears its final name is whole, and a run that looks finished has all its files.
+    """Check after a kill that every file with its final name is whole, and that a finished run has all its files.
 
     Args:
-        spoilt: content of a checkpoint that was damaged here, the only one that may be.
+        spoilt: the content of the checkpoint that this script damaged; no other file may be damaged.
     """
     folder = run_folder(place)
     if folder is None:
@@ -372,7 +374,7 @@ def check_files(place: Path, spoilt: bytes) -> None:
 
 
 def spoil(path: Path, rng: random.Random) -> bytes:
-    """Cut a file short, or change one of its bytes; what it holds then."""
+    """Cut a file short, or change one of its bytes. Return its new content."""
     content = bytearray(path.read_bytes())
     place = rng.randrange(len(content))
     if rng.random() < 0.5:
@@ -384,7 +386,7 @@ def spoil(path: Path, rng: random.Random) -> bytes:
 
 
 def draw_images(folder: Path) -> None:
-    """A class folder each: noise around a colour."""
+    """Draw images of noise around a colour per class, in a folder per class."""
     rng = np.random.default_rng(0)
     for label in range(CLASSES):
         place = folder / f"class{label:02}"

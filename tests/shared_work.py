@@ -1,4 +1,4 @@
-"""Work for tests of `vptsp_core.runs.workers`: what another process imports and does."""
+"""Functions that other processes run in the tests of `vptsp_core.runs.workers`."""
 
 import os
 import signal
@@ -11,13 +11,12 @@ from vptsp_core.errors import VptspError
 
 
 def tell(item):
-    """Where and how it was done."""
+    """Return the item, and the process, threads and GPU that did it."""
     return item, os.getpid(), torch.get_num_threads(), os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def work(item):
-    """``("fail", ...)`` fails as a user's mistake does, ``("die", ...)`` kills its process; ``("sleep", folder)`` says
-    that it began, and is not done for minutes."""
+    """Fail with an error of a user ("fail"), kill the process ("die"), write a file and sleep ("sleep"), or return."""
     kind, folder = item
     if kind == "fail":
         raise VptspError("its learning rate is wrong")

@@ -1,4 +1,4 @@
-"""docs/reproducing.md against the code: every switch it names exists, every row it lists is the row that is run."""
+"""docs/reproducing.md and the code agree: every key and option exists, and every row is the row that is run."""
 
 import dataclasses
 import re
@@ -24,7 +24,7 @@ def values(span: str) -> dict:
 
 
 def tables() -> list[list[list[str]]]:
-    """Of every table its rows, of every row its cells; the heading first."""
+    """Return the tables of the page as lists of rows, each a list of cells. The heading is the first row."""
     found = re.findall(r"(?:^\|.*\|\n)+", TEXT, re.M)
     split = [[[cell.strip() for cell in line.strip("|\n ").split(" | ")] for line in table.splitlines()]
              for table in found]  # fmt: skip
@@ -47,7 +47,7 @@ def test_options_are_those_of_a_command(span, monkeypatch):
     parse_ours(monkeypatch, span.split())
 
 
-def test_what_is_called_the_default_is_it():
+def test_defaults_are_those_of_the_code():
     defaults = re.findall(r"`([a-zA-Z_]+=\S+)` \(default\)", TEXT)
     assert len(set(defaults)) > 12
     for span in defaults:
@@ -55,7 +55,7 @@ def test_what_is_called_the_default_is_it():
         assert getattr(RunConfig(), key) == value, span
 
 
-def test_every_difference_has_its_four_sides():
+def test_every_difference_has_all_columns():
     differences, readings, _ = tables()
     assert len(differences) > 25
     for point, paper, released, ours, switch in differences[1:]:
@@ -66,8 +66,8 @@ def test_every_difference_has_its_four_sides():
     assert all(len(row) == 4 for row in readings)
 
 
-def test_keys_that_select_a_side_are_all_there():
-    """A key of the run's description whose values have names is a switch: each value stands on the page."""
+def test_the_page_has_all_values_of_each_switch():
+    """A key of RunConfig with named values is a switch. The page must have each value."""
     named = {(key, value) for span in SWITCHES for key, value in values(span).items()}
     for field in dataclasses.fields(RunConfig):
         if field.name in ("pool", "method", "optimizer"):  # set by rows and presets; paper and code do not differ

@@ -1,4 +1,4 @@
-"""Checkpoints: one that is cut short or changed is noticed, the one before it is used, and that is told."""
+"""Checkpoints: if the last one is cut short or changed, a warning says so, and the one before it is used."""
 
 import random
 import shutil
@@ -57,7 +57,7 @@ def test_a_changed_byte_and_a_file_cut_short_at_any_place_are_noticed(two):
     assert epoch_of(two) == 2
 
 
-def test_where_none_is_whole_one_line_says_what_to_do(two):
+def test_if_none_is_whole_the_error_says_what_to_do(two):
     (two / CHECKPOINT).write_bytes(b"")
     (two / PREVIOUS).write_bytes((two / PREVIOUS).read_bytes()[:-5])
     with pytest.raises(WeightsError, match="checkpoint.pt and .*previous.pt: damaged, .* delete it to start this run"):
@@ -69,7 +69,7 @@ def test_where_none_is_whole_one_line_says_what_to_do(two):
 
 def test_another_file_than_the_first_process_found_is_refused(two):
     found = find_checkpoint(two)
-    shutil.copyfile(two / PREVIOUS, two / CHECKPOINT)  # whole, and another
+    shutil.copyfile(two / PREVIOUS, two / CHECKPOINT)  # a whole file, but not the one that was found
     with pytest.raises(VptspError, match="another file here than for the first process; choose a results folder"):
         read_checkpoint(two, found, "mine", {})
     (two / CHECKPOINT).unlink()
@@ -77,14 +77,14 @@ def test_another_file_than_the_first_process_found_is_refused(two):
         read_checkpoint(two, found, "mine", {})
 
 
-def test_of_another_run_is_refused_even_where_there_is_one_before(two):
+def test_a_checkpoint_of_another_run_is_refused(two):
     with pytest.raises(WeightsError, match="checkpoint.pt: of another run; delete it, or choose another results"):
         read_checkpoint(two, find_checkpoint(two), "yours", {})
 
 
-def test_it_is_read_mapped_and_written_without_a_copy(tmp_path):
+def test_tensors_are_mapped_when_read_and_not_copied_when_written(tmp_path):
     values = {"table": torch.arange(4_000_000.0)}
-    tracemalloc.start()  # sees Python's buffers, not tensors
+    tracemalloc.start()  # counts Python's buffers, not tensors
     write_checkpoint(tmp_path, "mine", values)
     found = find_checkpoint(tmp_path)
     peak = tracemalloc.get_traced_memory()[1]
@@ -97,8 +97,8 @@ def test_it_is_read_mapped_and_written_without_a_copy(tmp_path):
 
 
 @pytest.mark.skipif(not MAPS.exists(), reason="only Linux says what is mapped")
-def test_a_run_that_resumes_holds_no_file_that_it_will_replace(tmp_path, monkeypatch):
-    """Windows refuses to replace a file that is mapped."""
+def test_a_resumed_run_does_not_map_its_checkpoint(tmp_path, monkeypatch):
+    """Windows cannot replace a file that is mapped."""
     config, mapped = tiny(class_optimizer="rowwise"), []
     cut(config, tmp_path, monkeypatch)
     run(config, results=tmp_path / "cut", progress=False, on_epoch=lambda _: mapped.append(MAPS.read_text()))
@@ -106,8 +106,8 @@ def test_a_run_that_resumes_holds_no_file_that_it_will_replace(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("changes", [dict(class_optimizer="rowwise"), dict(selection="last")])
-def test_a_run_whose_last_checkpoint_is_damaged_ends_as_if_it_were_not(tmp_path, monkeypatch, changes):
-    """Bit for bit, whatever epoch the best weights are of: they travel with the history that names it."""
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(tmp_path, monkeypatch, changes):
+    """The result is the same bit for bit, because the best weights are in the same file as the history."""
     config = tiny(**changes)
     whole = run(config, results=tmp_path / "whole", progress=False)
     cut(config, tmp_path, monkeypatch)
@@ -122,9 +122,9 @@ def test_a_run_whose_last_checkpoint_is_damaged_ends_as_if_it_were_not(tmp_path,
     assert sorted(p.name for p in resumed.path.iterdir()) == sorted(p.name for p in whole.path.iterdir())
 
 
-def test_the_weights_are_those_of_the_epoch_that_the_history_names(tmp_path, monkeypatch):
-    """Cut after the second epoch, the best; resumed from the first, after which another machine's rounding makes
-    the second a worse one: what is kept is the first's, and not what the lost epoch left."""
+def test_the_weights_are_of_the_best_epoch_in_the_history(tmp_path, monkeypatch):
+    """The run is cut after the second epoch, its best, and loses the checkpoint of it. It resumes on a machine that
+    rounds otherwise, where the second epoch is worse: now the first epoch is the best, and its weights are kept."""
     scores = iter([0.3, 0.5, 0.2, 0.1])
     monkeypatch.setattr("vptsp_core.runs.run.evaluate", lambda *_: {"R@1": next(scores), "MAP@R": 0.1})
     cut(tiny(), tmp_path, monkeypatch)
@@ -138,7 +138,7 @@ def test_the_weights_are_those_of_the_epoch_that_the_history_names(tmp_path, mon
     assert kept.keys() == first.keys() and all(torch.equal(kept[name], first[name]) for name in kept)
 
 
-def test_what_a_process_left_that_was_killed_last_of_all_is_deleted(tmp_path):
+def test_files_that_a_killed_process_left_are_deleted(tmp_path):
     done = run(tiny(epochs=1), results=tmp_path, progress=False)
     whole = sorted(path.name for path in done.path.iterdir())
     for name in (CHECKPOINT, PREVIOUS, "progress.json", "lock"):

@@ -1,4 +1,4 @@
-"""`train --tensorboard`: the curves hold the run's history, every epoch once, however often the run was cut short."""
+"""`train --tensorboard`: the curves show every epoch of the history once, also if the run was cut short."""
 
 import sys
 
@@ -24,7 +24,7 @@ def assert_holds(found, history):
         points = found.Scalars(tag(name))
         assert [point.step for point in points] == rows["epoch"].tolist(), name
         np.testing.assert_allclose([point.value for point in points], rows[name], rtol=1e-6)
-    ended = [point.wall_time for point in found.Scalars(tag("loss"))]  # not all when the run was finished
+    ended = [point.wall_time for point in found.Scalars(tag("loss"))]  # not all at the end of the run
     np.testing.assert_array_less(0.9 * history["seconds"][1:], np.diff(ended))
 
 
@@ -59,7 +59,7 @@ def test_the_command_ends_with_a_retrieval_grid_and_a_second_call_repeats_nothin
         assert grid.width > 500 and grid.step == 1
 
 
-def test_without_tensorboard_it_is_one_line_before_any_step(tmp_path, monkeypatch, capsys):
+def test_without_tensorboard_the_command_ends_with_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     command = ["train", "--preset", "smoke", "--results", str(tmp_path), "--tensorboard", str(tmp_path / "board")]
     assert command_line.main(command) == 2

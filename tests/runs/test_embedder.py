@@ -1,4 +1,4 @@
-"""A trained model as one file: what is in it, that it embeds as before, and what is refused."""
+"""A trained model in one file: its content, the same embeddings as before, and the errors of bad files."""
 
 import json
 
@@ -23,7 +23,7 @@ METRICS = {"R@1": 0.5, "MAP@R": 0.25}
 
 
 def learned(noise=0, **changes) -> Embedder:
-    """A model whose learned part differs from its start everywhere, as after training."""
+    """Return a model whose learned tensors were all changed, as after training."""
     config = preset("smoke", **changes)
     torch.manual_seed(config.seed)
     model = MetricModel(config, load_backbone(config.backbone, config.weights, config.image_size), 7)
@@ -40,7 +40,7 @@ def pictures():
     return [images.image(i) for i in range(3)]
 
 
-def test_places_that_the_gallery_cannot_fill_are_minus_one(pictures):
+def test_places_beyond_the_gallery_are_minus_one(pictures):
     embedder = learned(method="vpt").index(pictures[:2])
     scores, places = embedder.search(pictures, k=4)
     assert scores.shape == places.shape == (3, 4)
@@ -70,7 +70,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("changes", METHODS.values(), ids=METHODS.keys())
-def test_a_saved_embedder_embeds_as_before_and_holds_what_was_learned(tmp_path, pictures, changes):
+def test_a_saved_embedder_embeds_as_before_and_has_the_learned_tensors(tmp_path, pictures, changes):
     before = learned(**changes)
     path = before.save(tmp_path / "bird.safetensors")
     torch.manual_seed(12345)
@@ -80,7 +80,7 @@ def test_a_saved_embedder_embeds_as_before_and_holds_what_was_learned(tmp_path, 
     np.testing.assert_array_equal(after.embed(pictures), before.embed(pictures))
     assert (after.config, after.run, after.metrics) == (before.config, "0123456789ab", METRICS)
     assert after.checksum() == before.checksum() != learned(noise=1, **changes).checksum() or (
-        changes.get("method") == "frozen"  # which has not learned
+        changes.get("method") == "frozen"  # it has learned nothing
     )
     model = before.model
     used = [*model.vit.backbone.parameters(), *model.vit.adapters.parameters()]
@@ -91,7 +91,7 @@ def test_a_saved_embedder_embeds_as_before_and_holds_what_was_learned(tmp_path, 
     assert again.read_bytes() == path.read_bytes()
 
 
-def test_a_run_and_its_file_are_one_model(tmp_path, pictures, capsys):
+def test_a_run_and_its_file_give_the_same_model(tmp_path, pictures, capsys):
     config = preset("smoke", weights="random", steps_per_epoch=2, batch=16, epochs=1)
     done = run(config, results=tmp_path, progress=False, device="cpu")
     file = tmp_path / "bird.safetensors"
@@ -103,12 +103,12 @@ def test_a_run_and_its_file_are_one_model(tmp_path, pictures, capsys):
     header = header_of(file)
     assert header["run"] == done.record["hash"] == run_.run and header["config"] == config.to_dict()
     assert header["vptsp_core"] == vptsp_core.__version__ and header["backbone"] == "demo_vit"
-    told = {"resize": 44, "interpolation": "bilinear", "crop": 40, "mean": [0.5] * 3, "std": [0.5] * 3}
-    assert header["preprocessing"] == told | {"resize": config.resize}
+    expected = {"resize": 44, "interpolation": "bilinear", "crop": 40, "mean": [0.5] * 3, "std": [0.5] * 3}
+    assert header["preprocessing"] == expected | {"resize": config.resize}
     assert not any("proxies" in name or "class_prompts" in name or "proxy_head" in name for name in load_file(file))
 
 
-def test_a_file_of_weights_counts_by_content_not_by_place(tmp_path, pictures):
+def test_a_file_of_weights_is_identified_by_its_content(tmp_path, pictures):
     places = {name: tmp_path / name / "vit.safetensors" for name in ("first", "moved", "other")}
     for path in places.values():
         path.parent.mkdir()
@@ -124,13 +124,13 @@ def test_a_file_of_weights_counts_by_content_not_by_place(tmp_path, pictures):
     with pytest.raises(WeightsError, match="say where they are with weights=FILE"):
         vptsp_core.load(file, "cpu")
     np.testing.assert_array_equal(vptsp_core.load(file, "cpu", weights=places["moved"]).embed(pictures), wanted)
-    places["moved"].rename(file.parent / "vit.safetensors")  # beside the embedder it is found
+    places["moved"].rename(file.parent / "vit.safetensors")  # a file beside the embedder is found
     np.testing.assert_array_equal(vptsp_core.load(file, "cpu").embed(pictures), wanted)
     rewrite_header(file, HEADER, lambda header: header["config"].update(weights=r"D:\birds\vit.safetensors"))
-    np.testing.assert_array_equal(vptsp_core.load(file, "cpu").embed(pictures), wanted)  # also if saved on Windows
+    np.testing.assert_array_equal(vptsp_core.load(file, "cpu").embed(pictures), wanted)  # also with a path of Windows
 
 
-def test_a_run_takes_its_weights_from_elsewhere_if_they_are_the_same(tmp_path):
+def test_a_run_accepts_a_moved_file_of_weights(tmp_path):
     state = load_backbone("demo_vit").state_dict()
     save_file(state, tmp_path / "own.safetensors")
     config = preset("smoke", method="frozen", bitfit=False, weights=str(tmp_path / "own.safetensors"))
@@ -142,7 +142,7 @@ def test_a_run_takes_its_weights_from_elsewhere_if_they_are_the_same(tmp_path):
         vptsp_core.load(done.path, "cpu", weights=tmp_path / "other.safetensors")
 
 
-def test_weights_of_a_hub_that_changed_are_noticed(tmp_path, monkeypatch):
+def test_changed_weights_on_the_hub_are_refused(tmp_path, monkeypatch):
     path = learned(method="vpt").save(tmp_path / "bird.safetensors")
 
     def changed(*args):
@@ -172,7 +172,7 @@ DAMAGE = {
     "unknown key": (lambda h: h["config"].update(evil=1), "of another version .unknown key 'evil'"),
     "another backbone": (lambda h: h["config"].update(embed_dim=32), "does not fit"),
     "weights": (lambda h: h["config"].update(weights="/no/such/file.pth"), "weights are not at .no.such.file.pth"),
-    "normalisation": (lambda h: h["preprocessing"].update(mean=[0, 0, 0]), "images are prepared otherwise"),
+    "normalisation": (lambda h: h["preprocessing"].update(mean=[0, 0, 0]), "prepares images otherwise"),
     "checksum": (lambda h: h.update(frozen="0" * 16), "not those it was trained on"),
 }
 
@@ -186,7 +186,7 @@ def test_a_header_that_does_not_fit_is_refused(tmp_path, capsys, change, message
     assert "bird.safetensors" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_no_flipped_bit_goes_unnoticed(tmp_path):
+def test_every_flipped_bit_is_noticed(tmp_path):
     path = learned(method="vpt").save(tmp_path / "bird.safetensors")
     whole, rng = path.read_bytes(), np.random.default_rng(0)
     for at in [*rng.integers(0, len(whole), 60), *range(len(whole) - 3, len(whole))]:
@@ -208,12 +208,12 @@ def test_damaged_and_foreign_files_are_named_in_one_line(tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.startswith(f"error: weights {path}: ") and error.count("\n") == 1
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(WeightsError, match="is no saved embedder"):
+    with pytest.raises(WeightsError, match="is not a saved embedder"):
         vptsp_core.load(path)
     with pytest.raises(WeightsError, match="holds no finished run"):
         vptsp_core.load(tmp_path / "nowhere")
     (tmp_path / "bird.onnx").write_bytes(whole)
-    with pytest.raises(WeightsError, match="bird.onnx is no saved embedder; give a run's folder"):
+    with pytest.raises(WeightsError, match="bird.onnx is not a saved embedder; give a run's folder"):
         vptsp_core.load(tmp_path / "bird.onnx")
     for to, message in (("bird.pkl", "unknown kind '.pkl'"), ("bird", "unknown kind ''")):
         assert main(["export", str(tmp_path), "--to", to]) == 2
@@ -221,6 +221,6 @@ def test_damaged_and_foreign_files_are_named_in_one_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("given", [None, 7, [float("nan")]])
-def test_what_is_no_image_is_an_error_in_one_line(given):
-    with pytest.raises(DataError, match="(None|7|nan) is no image; give paths, PIL images"):
+def test_a_value_that_is_not_an_image_is_an_error(given):
+    with pytest.raises(DataError, match="(None|7|nan) is not an image; give paths, PIL images"):
         learned().embed(given)

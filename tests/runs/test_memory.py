@@ -1,4 +1,4 @@
-"""The probe of a step's memory leaves no trace; what it finds decides about checkpointing."""
+"""The trial step that measures memory changes nothing, and turns gradient checkpointing on if that is needed."""
 
 import warnings
 from types import SimpleNamespace
@@ -69,7 +69,7 @@ def test_a_probe_changes_nothing(where, changes, trained):
 
 
 def too_large(monkeypatch, model, fits):
-    """The model's towers run out of memory unless ``fits()``."""
+    """Make the model's towers run out of memory unless ``fits()``. Return the list of tries."""
     forward, tried = model.vit.forward, []
 
     def limited(images, class_prompts=None):
@@ -83,15 +83,15 @@ def too_large(monkeypatch, model, fits):
     return tried
 
 
-def test_checkpointing_is_turned_on_where_a_step_does_not_fit_and_only_there(monkeypatch):
+def test_checkpointing_is_turned_on_only_if_a_step_does_not_fit(monkeypatch):
     model, optimizers = make()
     fit_step(model, optimizers)
     assert not model.vit.checkpointing
     before = snapshot(model, optimizers)
     tried = too_large(monkeypatch, model, lambda: model.vit.checkpointing)
-    with pytest.warns(UserWarning, match="gradient checkpointing is on") as told:
+    with pytest.warns(UserWarning, match="gradient checkpointing is on") as warned:
         fit_step(model, optimizers)
-    assert tried == [False, True] and model.vit.checkpointing and len(told) == 1
+    assert tried == [False, True] and model.vit.checkpointing and len(warned) == 1
     assert all(torch.equal(before[0][name], value) for name, value in model.state_dict().items())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -101,7 +101,7 @@ def test_checkpointing_is_turned_on_where_a_step_does_not_fit_and_only_there(mon
 @pytest.mark.parametrize(
     ("where", "cure"), [("device", "choose --class-table host, or lower batch"), ("host", "lower batch")]
 )
-def test_what_does_not_fit_at_all_is_one_line(monkeypatch, where, cure):
+def test_a_step_that_never_fits_is_an_error_in_one_line(monkeypatch, where, cure):
     model, optimizers = make(where)
     too_large(monkeypatch, model, lambda: False)
     with pytest.raises(VptspError, match=f"^a training step of batch = 8 does not fit .*; {cure}$"):
@@ -118,7 +118,7 @@ CURES = [
 
 @pytest.mark.parametrize("place", ["train_epoch", "evaluate"])
 @pytest.mark.parametrize(("where", "asked", "cure"), CURES)
-def test_memory_that_is_full_later_is_one_line(monkeypatch, tmp_path, place, where, asked, cure):
+def test_full_memory_during_the_run_is_an_error_in_one_line(monkeypatch, tmp_path, place, where, asked, cure):
     def full(_):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
@@ -135,7 +135,7 @@ def test_memory_that_is_full_later_is_one_line(monkeypatch, tmp_path, place, whe
 
 @pytest.mark.parametrize("asked", ["auto", "on", "off"])
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
-def test_the_trainer_probes_on_a_gpu_and_only_where_it_may_choose(monkeypatch, tmp_path, kind, asked):
+def test_the_trainer_tries_a_step_only_on_a_gpu_with_auto(monkeypatch, tmp_path, kind, asked):
     probed = []
     monkeypatch.setattr("vptsp_core.runs.train.fit_step", lambda model, optimizers: probed.append(len(optimizers)))
     model, _ = make()
@@ -143,11 +143,11 @@ def test_the_trainer_probes_on_a_gpu_and_only_where_it_may_choose(monkeypatch, t
     trainer = Trainer(model, images, tmp_path, lambda model: {}, checkpointing=asked)
     trainer.device = torch.device(kind)
     last = model.config.epochs
-    trainer.history = [{"epoch": last}]  # nothing left to train, nothing to fit
+    trainer.history = [{"epoch": last}]  # all epochs are finished, so no step is tried
     trainer.run()
     assert probed == []
     trainer.history = [{"epoch": last - 1}]
-    monkeypatch.setattr(trainer.loop, "train_epoch", Mock(side_effect=EOFError))  # as far as the first step
+    monkeypatch.setattr(trainer.loop, "train_epoch", Mock(side_effect=EOFError))  # ends at the first step
     with pytest.raises(EOFError):
         trainer.run()
     assert probed == ([2] if kind == "cuda" and asked == "auto" else [])

@@ -1,4 +1,4 @@
-"""Paths are absolute from the door inwards: what was made in one working directory is used from any other."""
+"""Relative paths become absolute at once, so that results can be used from another working directory."""
 
 import shutil
 from pathlib import Path
@@ -19,7 +19,7 @@ from vptsp_core.runs.folder import read_run, run_folder
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """The working directory, with a file of weights in it."""
+    """Return the working directory, which has a file of weights."""
     (tmp_path / "here" / "w").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
     save_file(load_backbone("demo_vit").state_dict(), tmp_path / "here" / "w" / "plain.safetensors")
@@ -27,14 +27,14 @@ def here(tmp_path, monkeypatch):
     return tmp_path / "here"
 
 
-def test_a_run_of_relative_paths_is_used_from_elsewhere(here, monkeypatch, capsys):
+def test_a_run_with_relative_paths_can_be_used_from_another_directory(here, monkeypatch, capsys):
     changes = ["method=frozen", "bitfit=false", "weights=w/plain.safetensors"]
     assert main(["train", "--preset", "smoke", "--results", "out", "--set", *changes]) == 0
     path = Path(capsys.readouterr().out.splitlines()[-2])
     assert path.is_absolute() and path.parent == here / "out" / "runs"
     assert read_run(path).config.weights == str(here / "w" / "plain.safetensors")
     config = preset("smoke", method="frozen", bitfit=False, weights="w/plain.safetensors")
-    assert run_folder(config, "out") == path, "the file's content decides, as before"
+    assert run_folder(config, "out") == path, "the file's content decides"
 
     monkeypatch.chdir(here.parent / "elsewhere")
     assert main(["evaluate", str(path)]) == 0
@@ -46,7 +46,7 @@ def test_a_run_of_relative_paths_is_used_from_elsewhere(here, monkeypatch, capsy
     assert "--weights FILE" in capsys.readouterr().err
     moved = Path("..", "moved", "plain.safetensors")
     assert main(["evaluate", str(path), "--weights", str(moved)]) == 0
-    assert load(path, weights=moved).config.weights == str(moved.absolute()), "which the next file keeps"
+    assert load(path, weights=moved).config.weights == str(moved.absolute()), "the next saved file has this path"
 
 
 def test_errors_and_reports_name_absolute_paths(here, capsys):
@@ -65,7 +65,7 @@ def test_errors_and_reports_name_absolute_paths(here, capsys):
     assert f"  in {here}/own: cub200: no folder {here}/own/cub200/images" in capsys.readouterr().out
 
 
-def test_what_is_no_file_stays_as_it_is(here):
+def test_other_values_of_weights_stay_as_they_are(here):
     assert [whole_path(each) for each in ("pretrained", "random", "")] == ["pretrained", "random", ""]
     assert RunConfig().with_whole_path() == RunConfig()
 

@@ -40,13 +40,13 @@ def glyphs():
 
 @pytest.fixture(autouse=True)
 def benchmark(monkeypatch):
-    """The glyphs, evaluated on 60 of the test images: these tests are about runs, not about accuracy."""
+    """The glyphs with only 60 test images, because these tests are not about accuracy."""
     full = glyphs()
     keep = np.flatnonzero(full.test.labels < 12)
     monkeypatch.setattr(full.test, "images", full.test.images[keep])
     monkeypatch.setattr(full.test, "labels", full.test.labels[keep])
     monkeypatch.setattr(full.test, "class_names", full.test.class_names[:12])
-    monkeypatch.setattr("vptsp_core.runs.run._benchmark", lambda name, data, partial: full)
+    monkeypatch.setattr("vptsp_core.runs.run.load_benchmark", lambda name, data, partial: full)
     monkeypatch.setattr("vptsp_core.data.load_benchmark", lambda name, data, partial: full)
     return full
 
@@ -71,7 +71,7 @@ METHODS = {
 
 
 class Cut(Exception):
-    """Stands for the power going off."""
+    """Ends a run, like a power failure."""
 
 
 @pytest.mark.parametrize("changes", METHODS.values(), ids=METHODS.keys())
@@ -94,14 +94,14 @@ def test_class_prompts_in_host_memory_and_checkpointing_change_no_number(tmp_pat
 
 
 def cut_and_resumed(config, tmp_path, monkeypatch, **options):
-    """The run, cut after its second epoch and resumed."""
+    """Cut a run after its second epoch, and resume it."""
     cut(config, tmp_path, monkeypatch, **options)
     torch.rand(11)
     return run(config, results=tmp_path / "cut", progress=False, **options)
 
 
 def cut(config, tmp_path, monkeypatch, **options):
-    """The run up to its second checkpoint."""
+    """Train a run up to its second checkpoint."""
     save, saved = Trainer._save, []
 
     def save_then_cut(self, row):
@@ -118,8 +118,8 @@ def cut(config, tmp_path, monkeypatch, **options):
     monkeypatch.setattr(Trainer, "_save", save)
 
 
-def test_the_record_tells_of_every_stretch(tmp_path, monkeypatch):
-    """Cut after two epochs and resumed elsewhere: the first stretch took an hour, as its checkpoint says."""
+def test_the_record_describes_every_part(tmp_path, monkeypatch):
+    """The run is cut after two epochs and resumed elsewhere. Its checkpoint says that the first part took an hour."""
     config, started = tiny(class_optimizer="rowwise"), iter(["monday", "tuesday", "wednesday"])
     monkeypatch.setattr("vptsp_core.runs.record.time.strftime", lambda *_: next(started))
     monkeypatch.setattr("vptsp_core.runs.record._commit", lambda: "old")
@@ -132,9 +132,9 @@ def test_the_record_tells_of_every_stretch(tmp_path, monkeypatch):
     monkeypatch.setattr("vptsp_core.runs.record._commit", lambda: "new")
     record = run(config, results=tmp_path / "cut", progress=False, class_table="host", checkpointing="on").record
     first, second = record["stretches"]
-    told = ("after_epochs", "started", "commit", "class_table", "checkpointing", "processes")
-    assert [first[key] for key in told] == [0, "monday", "old", "device", False, 1]
-    assert [second[key] for key in told] == [2, "tuesday", "new", "host", True, 1]
+    keys = ("after_epochs", "started", "commit", "class_table", "checkpointing", "processes")
+    assert [first[key] for key in keys] == [0, "monday", "old", "device", False, 1]
+    assert [second[key] for key in keys] == [2, "tuesday", "new", "host", True, 1]
     for key in ("device", "versions", "data", "weights"):
         assert first[key] == second[key] == record[key]
     assert record["started"] == "monday" and record["commit"] == "new" and second["seconds"] > 0
@@ -144,7 +144,7 @@ def test_the_record_tells_of_every_stretch(tmp_path, monkeypatch):
     assert whole["seconds"] == whole["stretches"][0]["seconds"] > 0
 
 
-def test_a_frozen_run_is_one_stretch(tmp_path):
+def test_a_frozen_run_has_one_part(tmp_path):
     record = run(tiny(method="frozen", bitfit=False), results=tmp_path, progress=False).record
     assert record["search"] == "torch" and record["faiss"] == installed()
     assert len(record["stretches"]) == 1 and record["seconds"] == record["stretches"][0]["seconds"] > 0
@@ -171,26 +171,21 @@ def test_a_finished_run_is_returned_and_not_repeated(tmp_path, monkeypatch):
     assert sorted(p.name for p in first.path.iterdir()) == [
         "config.json", "history.csv", "metrics.json", "model.safetensors", "queries.npz", "record.json",
     ]  # fmt: skip
+    table = frame([again])
+    assert table.loc[0, "alpha"] == 0.5 and 0 <= table.loc[0, "R@1"] <= 1 and table.loc[0, "tunable"] > 0
     record = first.record
     assert record["hash"] == config.hash() and record["versions"]["torch"] == torch.__version__
     assert {"commit", "device", "data", "weights", "parameters", "seconds"} <= record.keys()
 
 
-def test_selection(tmp_path, monkeypatch):
-    """released: every metric at its best epoch; last: the last epoch, whatever came before."""
-    scores = iter([(0.3, 0.2), (0.5, 0.1), (0.4, 0.15)] * 2)
-    monkeypatch.setattr(
-        "vptsp_core.runs.run.evaluate", lambda model, benchmark: dict(zip(("R@1", "MAP@R"), next(scores), strict=True))
-    )
-    best = run(tiny(), results=tmp_path, progress=False)
-    assert best.metrics == {"R@1": 0.5, "MAP@R": 0.2, "epoch": 2}
-    last = run(tiny(selection="last"), results=tmp_path, progress=False)
-    assert last.metrics == {"R@1": 0.4, "MAP@R": 0.15, "epoch": 3}
+SELECTED = {"released": ({"R@1": 2 / 3, "MAP@R": 0.45, "epoch": 2}, (1, 0)),
+            "last": ({"R@1": 1 / 3, "MAP@R": 0.2, "epoch": 3}, (2, 2))}  # fmt: skip
 
 
-@pytest.mark.parametrize("selection", ["released", "last"])
-def test_queries_are_those_of_the_epoch_that_each_metric_is_of(tmp_path, monkeypatch, selection):
-    values = {"R@1": [[1, 0, 0], [1, 1, 0], [0, 1, 0]], "MAP@R": [[0.9, np.nan, 0], [0.1, np.nan, 0], [0.9, np.nan, 0]]}
+@pytest.mark.parametrize("selection", SELECTED)
+def test_metrics_and_queries_are_of_the_selected_epochs(tmp_path, monkeypatch, selection):
+    """released: each metric at its own best epoch; last: the last epoch."""
+    values = {"R@1": [[1, 0, 0], [1, 1, 0], [0, 1, 0]], "MAP@R": [[0.9, np.nan, 0], [0.1, np.nan, 0], [0.4, np.nan, 0]]}
     epochs = iter(range(3))
 
     def scores(model, benchmark):
@@ -200,10 +195,10 @@ def test_queries_are_those_of_the_epoch_that_each_metric_is_of(tmp_path, monkeyp
 
     monkeypatch.setattr("vptsp_core.runs.run.evaluate", scores)
     done = run(tiny(selection=selection), results=tmp_path, progress=False)
-    places = {"released": {"R@1": 1, "MAP@R": 0}, "last": {"R@1": 2, "MAP@R": 2}}[selection]
-    for name, epoch in places.items():
+    metrics, epochs_of = SELECTED[selection]
+    assert done.metrics == pytest.approx(metrics)
+    for name, epoch in zip(("R@1", "MAP@R"), epochs_of, strict=True):
         np.testing.assert_array_equal(done.queries[name], np.array(values[name][epoch], np.float32))
-        assert np.nanmean(done.queries[name]) == pytest.approx(done.metrics[name])
 
 
 def test_queries_of_older_and_damaged_runs(tmp_path):
@@ -218,12 +213,12 @@ def test_queries_of_older_and_damaged_runs(tmp_path):
     file.unlink()
     with pytest.raises(WeightsError, match="queries.npz is missing"):
         _ = read_run(done.path).queries
-    reseal_run(done.path)  # as of a run from before they were kept
+    reseal_run(done.path)  # like a run of an older version, which did not keep them
     assert read_run(done.path).queries is None
 
 
 def test_metrics_come_from_the_saved_weights(tmp_path, benchmark):
-    """The embedder that is taken away scores what the run reports."""
+    """The embedder has the metrics that the run reports. It also takes pictures and paths, and searches."""
     config = tiny(selection="last")
     done = run(config, results=tmp_path, progress=False)
     embedder = vptsp_core.load(done.path, "cpu")
@@ -235,21 +230,13 @@ def test_metrics_come_from_the_saved_weights(tmp_path, benchmark):
     assert metrics["R@1"] == pytest.approx(done.metrics["R@1"], abs=1e-9)
     pictures = [test.image(i) for i in range(5)]
     assert np.allclose(embedder.embed(pictures), embeddings[:5], atol=1e-5)
+    pictures[0].save(tmp_path / "one.png")
+    assert np.allclose(embedder.embed(tmp_path / "one.png"), embedder.embed(pictures[:1]), atol=1e-6)
+    with pytest.raises(VptspError, match="call index"):
+        embedder.search(pictures)
     scores, places = embedder.index(test).search(pictures, k=3)
     assert (places[:, 0] == np.arange(5)).all() and scores.shape == (5, 3)
     assert (done.path / "model.safetensors").stat().st_size < 400_000, "only what was learned"
-
-
-def test_embedder_takes_paths_and_needs_an_index(tmp_path, benchmark):
-    done = run(tiny(method="frozen", bitfit=False), results=tmp_path, progress=False)
-    embedder = vptsp_core.load(done.path, "cpu")
-    test = benchmark.test
-    test.image(0).save(tmp_path / "one.png")
-    assert np.allclose(embedder.embed(tmp_path / "one.png"), embedder.embed([test.image(0)]), atol=1e-6)
-    with pytest.raises(VptspError, match="call index"):
-        embedder.search([test.image(0)])
-    with pytest.raises(WeightsError, match="no finished run"):
-        vptsp_core.load(tmp_path)
 
 
 def test_weights_file_counts_by_content_not_by_place(tmp_path):
@@ -264,7 +251,7 @@ def test_weights_file_counts_by_content_not_by_place(tmp_path):
         assert all(torch.equal(loaded[key], state[key]) for key in state)
 
 
-def test_a_run_cut_short_goes_on_when_its_weights_file_is_spelled_otherwise(tmp_path, monkeypatch):
+def test_a_run_resumes_if_its_weights_file_is_given_by_another_path(tmp_path, monkeypatch):
     save_file(load_backbone("demo_vit").state_dict(), tmp_path / "own.safetensors")
     begun = tiny(weights=str(tmp_path / "own.safetensors"), epochs=2)
 
@@ -285,11 +272,6 @@ def test_seeds_are_averaged_with_students_interval():
     out = over_seeds(table, ["method"], ["R@1"])
     assert out["R@1"].tolist() == pytest.approx([0.6, 0.4]) and out["seeds"].tolist() == [3, 1]
     assert out["R@1 ±"][0] == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-5) and np.isnan(out["R@1 ±"][1])
-
-
-def test_frame_holds_config_and_metrics(tmp_path):
-    table = frame([run(tiny(), results=tmp_path, progress=False)])
-    assert table.loc[0, "alpha"] == 0.5 and 0 <= table.loc[0, "R@1"] <= 1 and table.loc[0, "tunable"] > 0
 
 
 def test_a_damaged_run_is_named_in_one_line(tmp_path):
@@ -434,9 +416,9 @@ def test_on_epoch_sees_every_epoch_and_changes_nothing(tmp_path):
     def watch(rows):
         seen.append([dict(row) for row in rows])
 
-    told = run(tiny(), results=tmp_path / "told", progress=False, on_epoch=watch)
+    watched = run(tiny(), results=tmp_path / "watched", progress=False, on_epoch=watch)
     assert [[row["epoch"] for row in rows] for rows in seen] == [[1], [1, 2], [1, 2, 3]]
-    assert [row["loss"] for row in seen[-1]] == list(told.history["loss"]) and "R@1" in seen[0][0]
-    assert_same_run(run(tiny(), results=tmp_path / "untold", progress=False), told)
-    run(tiny(), results=tmp_path / "told", progress=False, on_epoch=seen.append)  # found, not trained
+    assert [row["loss"] for row in seen[-1]] == list(watched.history["loss"]) and "R@1" in seen[0][0]
+    assert_same_run(run(tiny(), results=tmp_path / "alone", progress=False), watched)
+    run(tiny(), results=tmp_path / "watched", progress=False, on_epoch=seen.append)  # finished: not trained again
     assert len(seen) == 3

@@ -1,4 +1,4 @@
-"""A trained model on the Hub: pushed to and loaded from a small server on loopback, and what is said where it fails."""
+"""A trained model on the Hub: upload to and download from a small local server, and the messages of failures."""
 
 import base64
 import hashlib
@@ -33,7 +33,7 @@ TOKEN = "hf_writes"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What huggingface_hub asks for when it makes a repository, commits to it and downloads from it."""
+    """Answers the requests with which huggingface_hub creates a repository, commits to it and downloads from it."""
 
     protocol_version = "HTTP/1.1"
 
@@ -72,7 +72,7 @@ class Hub(BaseHTTPRequestHandler):
         return self.answer(200, {"success": True, "commitOid": oid, "commitUrl": url})
 
     def do_GET(self):
-        if self.path.startswith("/api/"):  # which other tools it knows
+        if self.path.startswith("/api/"):  # a request for the tools that the Hub knows
             return self.answer(404, {})
         owner, name, _, revision, file = self.path.removeprefix("/").split("/")
         branches = self.server.repos.get(f"{owner}/{name}")
@@ -115,7 +115,7 @@ def server(tmp_path, monkeypatch):
 
 
 def point_at(monkeypatch, address):
-    """As HF_ENDPOINT does, which is read where huggingface_hub is imported."""
+    """Set the address of the Hub. HF_ENDPOINT does the same, but only before huggingface_hub is imported."""
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
 
@@ -135,13 +135,13 @@ def test_what_is_pushed_is_loaded_by_branch_and_by_commit(server, monkeypatch):
     assert "third" in server.repos["org/letters"] and server.repos["org/letters"]["main"][0] == commit.partition("@")[2]
     with pytest.raises(ConfigError, match="names another revision than revision='other'; give one of them"):
         second.push_to_hub("org/letters@third", revision="other")
-    second.push_to_hub("org/letters")  # a repository that is there gets another commit
+    second.push_to_hub("org/letters")  # an existing repository gets another commit
     assert vptsp_core.load("hf://org/letters", "cpu").checksum() == second.checksum()
-    point_at(monkeypatch, closed())  # without a network: what was loaded before
+    point_at(monkeypatch, closed())  # without a network, a model in the cache is loaded
     assert vptsp_core.load(commit, "cpu").checksum() == first.checksum()
 
 
-def test_commands_take_it(server, tmp_path, capsys):
+def test_commands_take_an_address_of_the_hub(server, tmp_path, capsys):
     file = learned(method="vpt").save(tmp_path / "letters.safetensors")
     assert main(["export", str(file), "--to", "hf://org/letters@second"]) == 0
     uri = capsys.readouterr().out.strip()
@@ -162,7 +162,7 @@ def test_a_tampered_file_is_refused(server, tmp_path, where):
         vptsp_core.load(commit, "cpu")
         (file,) = (tmp_path / "cache").rglob("model.safetensors")
         file.write_bytes(file.read_bytes()[:-1] + b"\x3e")
-    with pytest.raises(WeightsError, match=r"^hf://org/letters@.*its tensors do not .*; delete .* to fetch it anew"):
+    with pytest.raises(WeightsError, match=r"^hf://org/letters@.*its tensors do not .*; delete .* to fetch it again"):
         vptsp_core.load(commit, "cpu")
 
 
@@ -177,7 +177,7 @@ def test_other_weights_of_the_backbone_are_refused(server, tmp_path):
         vptsp_core.load("hf://org/letters", "cpu")
 
 
-def test_what_is_in_the_way_is_one_line_with_its_cure(server, monkeypatch, capsys):
+def test_failures_are_one_line_with_a_cure(server, monkeypatch, capsys):
     made = learned(method="vpt")
     made.push_to_hub("org/letters")
     for uri in ("hf://org/nothing", "hf://org/letters@v9"):
@@ -188,7 +188,7 @@ def test_what_is_in_the_way_is_one_line_with_its_cure(server, monkeypatch, capsy
         made.push_to_hub("org/letters")
     with monkeypatch.context() as inside:
         inside.setattr(huggingface_hub, "get_token", lambda: None)
-        with pytest.raises(VptspError, match="no token of the Hub here; log in with `hf auth login`, or set HF_TOKEN"):
+        with pytest.raises(VptspError, match="has no token of the Hub; log in with `hf auth login`, or set HF_TOKEN"):
             made.push_to_hub("org/letters")
     point_at(monkeypatch, closed())
     with pytest.raises(VptspError, match=r"no connection to 127.0.0.1(:\d+)?; connect this machine, or export to"):
@@ -198,13 +198,13 @@ def test_what_is_in_the_way_is_one_line_with_its_cure(server, monkeypatch, capsy
 
 
 @pytest.mark.parametrize("uri", ["hf://letters", "hf://org/letters/more", "hf://", "hf:///letters@main"])
-def test_an_address_that_is_none(uri):
+def test_a_bad_address(uri):
     with pytest.raises(ConfigError, match="write hf://ORG/NAME or hf://ORG/NAME@REVISION"):
         place(uri)
 
 
 def finished(results, **changes):
-    """A finished run that cost no training."""
+    """Write a finished run without training."""
     config = preset("smoke", **changes)
     model = learned(**changes).model
     record = {
@@ -217,13 +217,13 @@ def finished(results, **changes):
     return write_run(config, run_folder(config, results), history, record, {}, model.learned_state(for_retrieval=True))
 
 
-def test_the_card_says_what_the_record_and_the_runs_beside_it_say(tmp_path):
+def test_the_card_has_the_facts_of_the_record_and_of_the_runs_beside_it(tmp_path):
     for changes in (dict(seed=1), dict(seed=2), dict(alpha=0.9), dict(method="frozen", bitfit=False)):
         finished(tmp_path, **changes)
     card = model_card(vptsp_core.load(finished(tmp_path).path, "cpu"), "org/letters", "v1")
     _, front, text = card.split("---\n", 2)
     front = yaml.safe_load(front)
-    assert "license" not in front  # that of the images is not ours to give
+    assert "license" not in front  # the license of the images is not known
     assert front["pipeline_tag"] == "image-feature-extraction"
     assert front["library_name"] == "vptsp-core" and front["metrics"] == ["R@1", "MAP@R"]
     (result,) = front["model-index"][0]["results"]
@@ -236,7 +236,7 @@ def test_the_card_says_what_the_record_and_the_runs_beside_it_say(tmp_path):
     assert "`python -m vptsp_core train --preset smoke`" in text and "1.5 minutes" in text and "1,234 tuned" in text
 
 
-def test_a_card_without_a_run_has_what_is_known(tmp_path):
+def test_a_card_without_a_run_leaves_facts_out(tmp_path):
     made = learned(method="vpt", weights="random")
     card = model_card(vptsp_core.load(made.save(tmp_path / "a.safetensors"), "cpu"), "org/letters")
     assert "| R@1 | 50.00 |" in card and "frozen backbone" not in card and "machine" not in card

@@ -1,4 +1,4 @@
-"""The paired bootstrap against scipy's, against cases whose answer is known, and by how often it covers the truth."""
+"""The paired bootstrap, compared with scipy's and with known answers, and how often it covers the truth."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from vptsp_core.runs.folder import QUERIES, Run
 
 
 def run_with(folder, name, data="t2", **queries) -> Run:
-    """A run whose per-query values are these, R_1 for R@1."""
+    """Return a run with these per-query values. R_1 stands for R@1."""
     record = {"hash": name, "data": {"name": "glyphs", "train": "t1", "test": data}}
     path = folder / name
     path.mkdir()
@@ -25,7 +25,7 @@ def run_with(folder, name, data="t2", **queries) -> Run:
 
 
 def test_identical_methods_could_be_chance_and_a_constant_difference_could_not(tmp_path):
-    values = np.random.default_rng(0).integers(0, 32, 50) / 64  # and so all differences are exact
+    values = np.random.default_rng(0).integers(0, 32, 50) / 64  # so that all differences are exact
     same, better, base = (run_with(tmp_path, n, MAP_R=values + more) for n, more in (("a", 0), ("b", 0.25), ("c", 0)))
     runs, labels = [base, same, better], ["base", "same", "better"]
     found = significance.compare_paired(runs, labels, "base", metrics=["MAP@R"])["MAP@R"]
@@ -61,7 +61,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(tmp_path):
     labels = [run.path.name for run in runs]
     found = significance.compare_paired(runs, labels, "base", metrics=["R@1"])["R@1"].drop("base")
     covered = ((found["low"] <= 2) & (found["high"] >= 2)).mean()
-    assert 0.92 < covered < 0.975, "95 % give or take two and a half standard errors"
+    assert 0.92 < covered < 0.975, "95 %, plus or minus two and a half standard errors"
     held = (found["low"] <= 0) & (found["high"] >= 0)
     assert (held == found["chance"]).all() and 0.5 < held.mean() < 0.9, "power of about 0.3"
 
@@ -93,7 +93,7 @@ def test_queries_without_an_answer_are_left_out(tmp_path):
     assert found["difference"] == found["low"] == found["high"] == 25
 
 
-def test_the_same_runs_give_the_same_numbers_beside_whatever_others(tmp_path):
+def test_other_runs_in_the_table_change_no_numbers(tmp_path):
     rng = np.random.default_rng(5)
     a, b, c = (run_with(tmp_path, n, R_1=rng.integers(0, 2, 99), MAP_R=rng.random(99)) for n in "abc")
     two, three = significance.compare_paired([a, b], "ab", "a"), significance.compare_paired([c, a, b], "cab", "a")
@@ -114,14 +114,14 @@ def test_runs_without_per_query_values_stay_empty(tmp_path):
     )
 
 
-def test_what_cannot_be_compared_names_both(tmp_path):
+def test_the_error_names_both_runs_that_cannot_be_compared(tmp_path):
     a, b = run_with(tmp_path, "a", R_1=[1, 0]), run_with(tmp_path, "b", R_1=[1, 0, 1])
     other = run_with(tmp_path, "c", data="t3", R_1=[1, 0])
     with pytest.raises(DataError, match="ours .*a.* and theirs .*b.* were tested on another number of queries"):
         significance.compare_paired([a, b], ["ours", "theirs"], "ours")
     with pytest.raises(DataError, match="ours .*a.* and theirs .*c.* were tested on other queries"):
         significance.compare_paired([a, other], ["ours", "theirs"], "ours")
-    with pytest.raises(ConfigError, match="reference 'mine' is none of the rows: ours"):
+    with pytest.raises(ConfigError, match="reference 'mine' is not one of the rows: ours"):
         significance.compare_paired([a], ["ours"], "mine")
     (a.path / QUERIES).write_text("no archive")
     with pytest.raises(WeightsError, match="unreadable"):

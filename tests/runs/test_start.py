@@ -44,7 +44,7 @@ def started(images, **changes) -> MetricModel:
 
 
 def trunk(model: MetricModel, images) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """timm's own forward pass: LayerNormed pooled tokens (N, D), and what goes into each block (N, T, D)."""
+    """Run timm's own forward pass: LayerNormed pooled tokens (N, D), and the input of each block (N, T, D)."""
     backbone, inputs = model.vit.backbone, []
     hooks = [b.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for b in backbone.blocks]
     with torch.no_grad():
@@ -56,8 +56,8 @@ def trunk(model: MetricModel, images) -> tuple[torch.Tensor, list[torch.Tensor]]
     return F.layer_norm(pooled, pooled.shape[-1:]), inputs
 
 
-def test_the_discriminant_is_scikit_learns_but_for_its_shrinkage(monkeypatch):
-    """Where nothing is shrunk, all directions are kept, and distances are those of scikit-learn's projection."""
+def test_without_shrinkage_the_discriminant_is_that_of_scikit_learn(monkeypatch):
+    """All directions are kept, so distances are those in scikit-learn's projection."""
     monkeypatch.setattr("vptsp_core.runs.start_from_data.SHRINK", 0.0)
     draw = torch.Generator().manual_seed(0)
     labels = torch.arange(9).repeat(40)
@@ -99,7 +99,7 @@ def test_heads_proxies_and_gate(images):
     torch.testing.assert_close(class_means(embeddings, labels)[3], embeddings[labels == 3].mean(0))
     p = F.normalize(torch.randn(4, 1, 96), dim=-1)
     moved = F.normalize(model.proxies.accumulator(p, expected[:4]), dim=-1)
-    assert (moved * expected[:4]).sum(1).min() > 0.95  # the GRU keeps what it was given
+    assert (moved * expected[:4]).sum(1).min() > 0.95  # the GRU keeps its state
     assert started(images, start="proxies", semantics="paper").proxies.accumulator.b_z[0] == -KEEP
 
 
@@ -120,13 +120,13 @@ def test_prompts_are_patch_tokens_of_their_block_and_class(images, table):
             distance = torch.cdist(model.class_prompts.table[c, block].detach(), own)
             assert distance.min(1).values.max() < 1e-2, (block, c)
             others = torch.cdist(model.class_prompts.table[c, block].detach(), patches[labels != c].flatten(0, 1))
-            assert block == 0 or others.min() > distance.min()  # an empty patch looks alike in all before any block
+            assert block == 0 or others.min() > distance.min()  # empty patches are equal there
         if block < 3:
             distance = torch.cdist(model.vit.prompts[block].detach(), patches.flatten(0, 1))
             assert distance.min(1).values.max() < 1e-2
 
 
-def test_a_start_does_what_its_name_says_and_no_more(images):
+def test_each_start_changes_only_its_tensors(images):
     plain = dict(started(images).named_parameters()) | dict(started(images).named_buffers())
     moved = {}
     for stage in ("heads", "proxies", "all"):
@@ -164,7 +164,7 @@ def test_a_run_without_a_step_is_its_start(tmp_path):
     found = retrieval_metrics(torch.from_numpy(load(done.path, "cpu").embed(test)), torch.from_numpy(test.labels))
     assert found["MAP@R"] == pytest.approx(done.metrics["MAP@R"], abs=1e-6)
     frozen = run(config.replace(method="frozen"), results=tmp_path, progress=False)
-    assert done.metrics["R@1"] > frozen.metrics["R@1"] + 0.05  # on classes that the head has not seen
+    assert done.metrics["R@1"] > frozen.metrics["R@1"] + 0.05  # for classes that were not in the training set
 
 
 def short(letters, folder, **changes):
@@ -172,8 +172,8 @@ def short(letters, folder, **changes):
     return run(config, data=letters, results=folder, progress=False)
 
 
-def test_what_it_is_before_its_first_step_is_epoch_0_and_may_be_the_best(letters, tmp_path):
-    """A rate that ruins all leaves the start standing, with its weights and its queries."""
+def test_the_start_is_epoch_0_and_can_be_the_best(letters, tmp_path):
+    """A too high learning rate ruins the training, so the run reports the start, with its weights and queries."""
     started = dict(start="heads", selection="validation")
     ruined = short(letters, tmp_path, **started, lr=5.0, lr_proxy=5.0)
     assert ruined.history["epoch"].tolist() == [0, 1, 2] and ruined.metrics["epoch"] == 0
@@ -190,7 +190,7 @@ def test_what_it_is_before_its_first_step_is_epoch_0_and_may_be_the_best(letters
     assert released.history["epoch"].tolist() == [1, 2], "the paper's start has no such row"
 
 
-def test_cut_short_before_its_first_step_it_starts_once(letters, tmp_path, monkeypatch):
+def test_a_run_cut_before_its_first_step_starts_from_the_data_once(letters, tmp_path, monkeypatch):
     changes = dict(start="all", class_optimizer="rowwise")
     whole = short(letters, tmp_path / "whole", **changes)
     with monkeypatch.context() as patch:
@@ -204,7 +204,7 @@ def test_cut_short_before_its_first_step_it_starts_once(letters, tmp_path, monke
     assert timeless[0].equals(timeless[1])
 
 
-def test_without_a_step_and_without_a_start_nothing_is_run(tmp_path):
+def test_no_epochs_and_no_start_are_an_error(tmp_path):
     with pytest.raises(ConfigError, match="epochs = 0 trains nothing"):
         run(preset("demo-best", start="released", epochs=0), results=tmp_path, progress=False)
     assert not list(tmp_path.rglob("*.json"))
@@ -222,9 +222,9 @@ def test_the_first_images_of_each_class():
     assert PER_CLASS >= 2
 
 
-def test_hashes_are_those_of_before_there_was_a_start():
-    """Of every released preset and the demo, as written down before `start`, `lora_rank` and `lora_alpha` came."""
-    demo = dict(epochs=4, cosine_T=4, lr=8e-3, pipeline="classic")  # as it was
+def test_hashes_are_as_before_the_start_was_added():
+    """The hashes were written down before the keys `start`, `lora_rank` and `lora_alpha` were added."""
+    demo = dict(epochs=4, cosine_T=4, lr=8e-3, pipeline="classic")  # as the preset was then
     assert {name: preset(name, **(demo if name == "demo" else {})).hash() for name in HASHES} == HASHES
     config = preset("demo", start="all")
     assert config.hash() not in HASHES.values()

@@ -1,13 +1,13 @@
-"""The choice of an epoch on held-out training classes: what is held out, and that the test set is looked at once."""
+"""The choice of an epoch on held-out training classes: which are held out, and one evaluation of the test set."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 import vptsp_core
+from tests.runs.test_run import Cut, assert_same_run
 from vptsp_core import preset, run
 from vptsp_core.__main__ import main
 from vptsp_core.data import Benchmark, ImageSet
@@ -25,7 +25,7 @@ NAMES = ("R@1", "MAP@R", "MAP@R released", "R-precision")
 
 
 class Blots(ImageSet):
-    """Noise around a colour for each class, in no order of the classes; writes down what was asked for."""
+    """Noise around a colour per class, in a random order. Logs every image that is read."""
 
     def __init__(self, name="train", classes=CLASSES, seed=0, log=None):
         rng = np.random.default_rng(seed)
@@ -47,7 +47,7 @@ class Blots(ImageSet):
 def benchmark(monkeypatch):
     log = []
     made = Benchmark("glyphs", Blots("train", log=log), Blots("test", 8, 1, log))
-    monkeypatch.setattr("vptsp_core.runs.run._benchmark", lambda name, data, partial: made)
+    monkeypatch.setattr("vptsp_core.runs.run.load_benchmark", lambda name, data, partial: made)
     monkeypatch.setattr("vptsp_core.data.load_benchmark", lambda name, data, partial: made)
     return made
 
@@ -77,14 +77,14 @@ def test_every_fifth_class_is_held_out():
 
 
 def test_a_class_of_one_image_is_never_held_out():
-    """Its query could only miss: a tie of zeros would choose the first epoch, whatever was learned."""
+    """Its query can never hit. If all classes were like this, every epoch would score zero."""
     images = np.array([3, 1, 3, 1, 1, 3, 3, 2, 3, 1, 3, 3, 3, 3, 1, 3, 3])
     found = held_out_classes(images)
     assert np.flatnonzero(found).tolist() == [7, 13] and (images[found] > 1).all()
     assert not held_out_classes(np.array([1] * 40 + [2] * 9)).any() and held_out_classes(np.array([2] * 10)).sum() == 2
 
 
-def test_decoded_images_serve_both_parts(tmp_path):
+def test_both_parts_use_the_decoded_images(tmp_path):
     settings = config(pipeline="cached")
     whole = decoded(Benchmark("glyphs", Blots(), Blots("test", 3)), settings, tmp_path, progress=False)
     statistics = ((0.5,) * 3, (0.25,) * 3)
@@ -141,7 +141,7 @@ def test_training_never_sees_the_held_out_classes(tmp_path, monkeypatch, benchma
 
 
 def scripted(monkeypatch, validation, test):
-    """The epochs' R@1 on the held-out classes, and the test set's."""
+    """Replace the evaluation by given R@1: of each epoch on the held-out classes, and on the test set."""
     scores = iter(validation)
 
     def evaluate(model, benchmark, **options):
@@ -156,11 +156,11 @@ def scripted(monkeypatch, validation, test):
 
 
 def learned(model):
-    """What retrieval needs; `load` builds no more than that."""
+    """Return the tensors that retrieval needs, which are all that `load` builds."""
     return {name: value.clone() for name, value in model.learned_state(for_retrieval=True).items()}
 
 
-def test_the_best_epoch_on_held_out_classes_is_chosen_the_first_of_equals(tmp_path, monkeypatch, benchmark):
+def test_the_first_of_the_best_epochs_on_held_out_classes_is_chosen(tmp_path, monkeypatch, benchmark):
     weights = []
     real = Trainer._save
 
@@ -176,10 +176,6 @@ def test_the_best_epoch_on_held_out_classes_is_chosen_the_first_of_equals(tmp_pa
     for found in (kept, *tested):
         assert found.keys() == weights[1].keys() and all(torch.equal(found[name], weights[1][name]) for name in found)
     assert len(tested) == 1 and any(not torch.equal(kept[name], weights[2][name]) for name in kept)
-
-
-class Cut(Exception):
-    """Stands for the power going off."""
 
 
 @pytest.mark.parametrize("when", ["after the second epoch", "while the test set is searched"])
@@ -206,25 +202,22 @@ def test_a_run_cut_short_ends_as_if_it_had_not_been(tmp_path, monkeypatch, bench
     assert (run_folder(config(**changes), tmp_path / "cut") / CHECKPOINT).exists()
     torch.rand(7)
     resumed = run(config(**changes), results=tmp_path / "cut", progress=False)
-    pd.testing.assert_frame_equal(
-        whole.history.drop(columns="seconds"), resumed.history.drop(columns="seconds"), check_exact=True
-    )
+    assert_same_run(whole, resumed)
     assert whole.metrics == resumed.metrics
-    assert all(np.array_equal(whole.queries[name], resumed.queries[name], equal_nan=True) for name in NAMES)
 
 
-def test_the_command_line_evaluates_such_a_run(tmp_path, capsys, benchmark):
+def test_the_command_line_evaluates_a_run_with_held_out_classes(tmp_path, capsys, benchmark):
     done = run(config(), results=tmp_path, progress=False)
     assert main(["evaluate", str(done.path)]) == 0
     assert f"R@1 {done.metrics['R@1']:.4f}" in capsys.readouterr().out
 
 
-def test_nothing_is_chosen_for_a_frozen_model(tmp_path, benchmark):
+def test_a_frozen_run_holds_nothing_out(tmp_path, benchmark):
     frozen = config(method="frozen", bitfit=False)
     done = run(frozen, results=tmp_path, progress=False)
     assert frozen.hash() == frozen.replace(selection="released").hash()
     assert "held_out" not in done.record and "validation R@1" not in done.history and len(done.history) == 1
 
 
-def test_another_choice_is_another_run():
+def test_each_selection_has_its_own_hash():
     assert len({config(selection=each).hash() for each in ("released", "last", "validation")}) == 3

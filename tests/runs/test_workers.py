@@ -1,4 +1,4 @@
-"""Runs side by side, on real processes and a real Dask cluster of two workers on the loopback."""
+"""Runs in several processes, and on a real Dask cluster of two workers on this machine."""
 
 import contextlib
 import json
@@ -29,8 +29,8 @@ from vptsp_core.system.portable import physical_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-SHARE = max(1, min(torch.get_num_threads(), physical_cores() // 2))  # of two processes on this machine
-LONG = 300.0  # seconds to wait for what takes a few: other work may go on here
+SHARE = max(1, min(torch.get_num_threads(), physical_cores() // 2))  # threads of each of two processes
+LONG = 300.0  # seconds to wait for something that takes a few: the machine may be busy
 
 
 def until(true, what: str, patience: float = LONG) -> None:
@@ -41,13 +41,13 @@ def until(true, what: str, patience: float = LONG) -> None:
 
 
 def config(seed: int):
-    """Of a short run on `letters`."""
+    """Return the config of a short run on `letters`."""
     changes = dict(pipeline="classic", weights="random", epochs=3, eval_start=2, steps_per_epoch=8, seed=seed)
     return preset("smoke", **determinism.SHORT | changes)
 
 
 def same(run, other) -> bool:
-    """To the last bit: metrics, history but for its seconds, weights."""
+    """Return whether metrics, history (without seconds) and weights of two runs are the same to the last bit."""
     weights = [(each.path / "model.safetensors").read_bytes() for each in (run, other)]
     history = [each.history.drop(columns="seconds") for each in (run, other)]
     return run.metrics == other.metrics and history[0].equals(history[1]) and weights[0] == weights[1]
@@ -55,7 +55,7 @@ def same(run, other) -> bool:
 
 @pytest.fixture(scope="module")
 def reference(letters, tmp_path_factory):
-    """Two runs in this process, with as many threads as each of two processes gets."""
+    """Train two runs in this process, with the threads that each of two processes would have."""
     before = torch.get_num_threads()
     torch.set_num_threads(SHARE)
     try:
@@ -66,7 +66,7 @@ def reference(letters, tmp_path_factory):
 
 
 class Cluster:
-    """A scheduler and its workers, each a process of its own, as people start them."""
+    """A scheduler and workers, each in its own process, as users start them."""
 
     def __init__(self, **environment: str) -> None:
         self.environment = ENVIRONMENT | environment
@@ -113,12 +113,10 @@ def cluster(request):
 # ---- a Dask cluster ------------------------------------------------------------------------------
 
 
-def test_a_worker_that_dies_costs_only_what_its_run_did_since_its_last_epoch(
-    cluster, letters, reference, tmp_path, monkeypatch, capsys
-):
-    """And all else that a cluster promises: the same numbers, each run once, progress, finished ones without it."""
+def test_if_a_worker_dies_another_resumes_its_run(cluster, letters, reference, tmp_path, monkeypatch, capsys):
+    """Also: the same numbers as in one process, equal configs once, progress, and finished runs without a cluster."""
     two = cluster.workers(2)
-    monkeypatch.chdir(tmp_path)  # a relative folder: the workers are elsewhere
+    monkeypatch.chdir(tmp_path)  # the folder is relative, and the workers have another working directory
     configs = [config(0), config(1), config(0)]
     options = dict(workers=cluster.address, data=letters, results="results")
     shown, runs = [], []
@@ -126,7 +124,7 @@ def test_a_worker_that_dies_costs_only_what_its_run_did_since_its_last_epoch(
     thread.start()
 
     def past_its_first_epoch() -> bool:
-        """Whether the run that the first worker trains, whose lock it holds, is there."""
+        """Return whether the first worker's run, whose lock it has open, has finished an epoch."""
         shown.append(under_way((tmp_path / "results" / "runs").glob("folder-*")))
         locks = [Path(file.path) for file in psutil.Process(two[0].pid).open_files() if Path(file.path).name == "lock"]
         with contextlib.suppress(OSError, ValueError):
@@ -140,22 +138,22 @@ def test_a_worker_that_dies_costs_only_what_its_run_did_since_its_last_epoch(
     assert [run.path for run in runs] == [runs[0].path, runs[1].path, runs[0].path]
     assert runs[0].path.is_absolute()
     assert same(runs[0], reference[0]) and same(runs[1], reference[1])
-    stretches = sorted(len(run.record["stretches"]) for run in runs[:2])
-    assert stretches == [1, 2]  # one of them was resumed, and not begun again
+    parts = sorted(len(run.record["stretches"]) for run in runs[:2])
+    assert parts == [1, 2]  # one run was resumed
     resumed = max(runs[:2], key=lambda run: len(run.record["stretches"]))
     assert resumed.record["stretches"][1]["after_epochs"] >= 1
     assert {run.record["device"] for run in runs} == {f"cpu, {SHARE} threads"}
     assert any(" epoch 2/3" in line for line in shown)
-    assert " epoch " in capsys.readouterr().err  # the bar said it too
+    assert " epoch " in capsys.readouterr().err  # also beside the bar
     left = {path.name for run in runs for path in run.path.iterdir()}
     assert PROGRESS not in left and "lock" not in left
     cluster.close()
-    again = many(configs, progress=False, **options)  # nobody need answer
+    again = many(configs, progress=False, **options)  # without the cluster
     assert [run.record["started"] for run in again] == [run.record["started"] for run in runs]
 
 
 @pytest.mark.parametrize("cluster", [{"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}], indirect=True)
-def test_what_a_cluster_cannot_do_is_told_and_not_waited_for(cluster, tmp_path):
+def test_a_cluster_that_cannot_be_used_is_an_error_in_one_line(cluster, tmp_path):
     runs = {tmp_path / "die": ("die", str(tmp_path))}
     with pytest.raises(VptspError, match="has no workers; start some with: dask worker"):
         with connected(cluster.address, patience=0.5):
@@ -170,28 +168,26 @@ def test_what_a_cluster_cannot_do_is_told_and_not_waited_for(cluster, tmp_path):
     with pytest.raises(VptspError, match="lost one worker after another") as caught:
         share_out(shared_work.work, runs, cluster.address, progress=False)
     assert "\n" not in str(caught.value)
-    cluster.close()
-    with pytest.raises(VptspError, match="no Dask scheduler answers at tcp://127.0.0.1:.*dask scheduler --port"):
-        share_out(shared_work.work, runs, cluster.address, progress=False)
-
-
-def test_a_scheduler_that_goes_away_is_told_in_one_line(cluster, tmp_path):
     cluster.workers(1)
-    at_work = lambda: any(path.name.isdigit() for path in tmp_path.iterdir())  # noqa: E731
-    killer = threading.Thread(target=lambda: (until(at_work, "the work to begin"), cluster.processes[0].kill()))
+
+    def kill_the_scheduler():
+        until(lambda: any(path.name.isdigit() for path in tmp_path.iterdir()), "the work to begin")
+        cluster.processes[0].kill()
+
+    killer = threading.Thread(target=kill_the_scheduler)
     killer.start()
     with pytest.raises(VptspError, match="the cluster at tcp://127.0.0.1:.* went away; start it again") as caught:
         share_out(shared_work.work, {tmp_path / "run": ("sleep", str(tmp_path))}, cluster.address, progress=False)
     killer.join()
     assert "\n" not in str(caught.value)
+    with pytest.raises(VptspError, match="no Dask scheduler answers at tcp://127.0.0.1:.*dask scheduler --port"):
+        share_out(shared_work.work, runs, cluster.address, progress=False)
 
 
 # ---- processes of this machine -------------------------------------------------------------------
 
 
-def test_two_processes_find_the_same_numbers_and_a_log_has_a_line_an_epoch_of_each_run(
-    letters, reference, tmp_path, capfd
-):
+def test_two_processes_give_the_same_numbers_and_a_log_has_a_line_per_epoch(letters, reference, tmp_path, capfd):
     first, second, again = many([config(0), config(1), config(0)], workers=2, data=letters, results=tmp_path)
     assert again.path == first.path
     assert same(first, reference[0]) and same(second, reference[1])
@@ -203,14 +199,13 @@ def test_two_processes_find_the_same_numbers_and_a_log_has_a_line_an_epoch_of_ea
     assert "\r" not in said and "\x1b" not in said
 
 
-def test_a_run_that_fails_stops_no_other_and_a_process_that_dies_ends_it_in_one_line(tmp_path):
+def test_a_failing_run_does_not_stop_the_others_but_a_dying_process_does(tmp_path):
     items = {tmp_path / name: (name, str(tmp_path)) for name in ("fail", "a", "b")}
     came = share_out(shared_work.work, items, 2, progress=False)
     assert isinstance(came.pop(tmp_path / "fail"), VptspError)
     assert came == {folder: item for folder, item in items.items() if item[0] != "fail"}
     with pytest.raises(VptspError, match="^a process died .*; the same command resumes the runs"):
-        # the third: Python's pool waits for a process from the next item on that it is given, and not before
-        items = {tmp_path / name: (name, str(tmp_path)) for name in ("die", "sleep", "a")}
+        items = {tmp_path / name: (name, str(tmp_path)) for name in ("sleep", "die")}  # as many as processes
         share_out(shared_work.work, items, 2, progress=False)
 
 
@@ -225,7 +220,7 @@ share_out(shared_work.work, {folder / name: ("sleep", folder) for name in "ab"},
 
 @pytest.mark.parametrize("how", ["ctrl-c", "kill -9"])
 def test_the_processes_end_with_the_one_that_started_them(tmp_path, how):
-    """The script has no ``if __name__ == "__main__"``: it must not run again in each process."""
+    """The script has no ``if __name__ == "__main__"``, but it must not run again in each process."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     process = subprocess.Popen(
@@ -234,7 +229,7 @@ def test_the_processes_end_with_the_one_that_started_them(tmp_path, how):
     until(lambda: len([*tmp_path.glob("[0-9]*")]) == 2, "both to begin")
     pids = [int(path.name) for path in tmp_path.glob("[0-9]*")]
     if how == "ctrl-c":
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+        os.killpg(process.pid, signal.SIGINT)  # like a terminal
     else:
         process.kill()
     printed = process.communicate(timeout=60)[1].decode()  # they sleep for 300
@@ -243,7 +238,7 @@ def test_the_processes_end_with_the_one_that_started_them(tmp_path, how):
 
 
 def test_each_process_takes_a_gpu_of_its_own(tmp_path, monkeypatch):
-    """No GPU is needed: a process takes one by naming it to CUDA."""
+    """The test needs no GPU, because a process only sets a variable of CUDA."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
@@ -274,16 +269,12 @@ def test_a_failing_run_is_named_when_the_others_are_done(letters, tmp_path, monk
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (0, "must be a number from 1"),
-        (True, "must be a number from 1"),
-        (1.5, "must be a number from 1"),
-        ("4", "must be a number from 1"),
-        ("tcp://host", "tcp://HOST:PORT"),
-        ("tcp://a:b:1", "tcp://HOST:PORT"),
+        *((value, "must be a number from 1") for value in (0, True, 1.5, "4")),
+        *((value, "tcp://HOST:PORT") for value in ("tcp://host", "tcp://a:b:1")),
         ("gpus", "torch sees no GPU"),
     ],
 )
-def test_workers_that_cannot_be(value, message, monkeypatch):
+def test_invalid_workers(value, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=message) as caught:
         check_workers(value)
@@ -297,7 +288,7 @@ def test_torchrun_and_workers_exclude_each_other(monkeypatch):
     assert check_workers(None) is None
 
 
-def test_a_number_of_one_is_this_process(tmp_path):
+def test_one_worker_is_this_process(tmp_path):
     assert share_out(shared_work.tell, {tmp_path / "a": 1}, 1, progress=False)[tmp_path / "a"][1] == os.getpid()
     good = [check_workers(value) for value in (1, 2, "tcp://a.b-c:8786", "tcp://[::1]:80")]
     assert good == [None, 2, "tcp://a.b-c:8786", "tcp://[::1]:80"]
@@ -306,7 +297,7 @@ def test_a_number_of_one_is_this_process(tmp_path):
 # ---- progress, and two that want the same run ----------------------------------------------------
 
 
-def test_progress_is_of_runs_that_train(tmp_path):
+def test_the_line_about_runs_that_are_training(tmp_path):
     one, other, bare = (tmp_path / f"glyphs-{name}" for name in ("vptsp-1a2b3c", "linear-77cdef", "frozen-0123ab"))
     assert under_way([one, other]) == ""
     write_progress(one, 2, 4)
@@ -318,8 +309,8 @@ def test_progress_is_of_runs_that_train(tmp_path):
     assert under_way([bare, *[one] * 5]).endswith(", 2 more")
 
 
-def test_who_waits_for_a_run_finds_it_finished(letters, tmp_path, monkeypatch):
-    """Two at once in two threads, as two processes would: one trains, and the other says that it waits."""
+def test_a_second_process_waits_for_the_run_and_finds_it_finished(letters, tmp_path, monkeypatch):
+    """Two threads stand for two processes. One trains, and the other says that it waits."""
     said, trained = [], []
     monkeypatch.setattr("vptsp_core.system.locks.print", lambda text, file: said.append(text), raising=False)
 
@@ -331,8 +322,8 @@ def test_who_waits_for_a_run_finds_it_finished(letters, tmp_path, monkeypatch):
 
     from vptsp_core.runs import run as study
 
-    real, runs = study._history, []
-    monkeypatch.setattr(study, "_history", history)
+    real, runs = study._train_and_evaluate, []
+    monkeypatch.setattr(study, "_train_and_evaluate", history)
     one = config(0).replace(method="frozen", bitfit=False, epochs=1)
     options = dict(data=letters, results=tmp_path, progress=False)
     threads = [threading.Thread(target=lambda: runs.append(study.run(one, **options))) for _ in "12"]

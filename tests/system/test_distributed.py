@@ -111,7 +111,7 @@ def test_every_image_is_embedded_once(pair):
 
 
 def test_a_run_that_one_process_could_not_save_goes_on(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr("vptsp_core.runs.run._benchmark", noise_benchmark)
+    monkeypatch.setattr("vptsp_core.runs.run.load_benchmark", noise_benchmark)
     one = run(smoke_config(), results=tmp_path, progress=False)
     first, second = (found["resumed"] for found in pair)
     assert first["raised"] == second["raised"] == "the disk is full", "raised in both"
@@ -126,7 +126,7 @@ def test_a_run_that_one_process_could_not_save_goes_on(pair, tmp_path, monkeypat
 
 
 def test_an_epoch_chosen_on_held_out_classes_is_chosen_by_all(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr("vptsp_core.runs.run._benchmark", noise_benchmark)
+    monkeypatch.setattr("vptsp_core.runs.run.load_benchmark", noise_benchmark)
     one = validated(tmp_path)
     first, second = (found["validated"] for found in pair)
     assert first["history"] == second["history"] and torch.equal(first["queries"], second["queries"])

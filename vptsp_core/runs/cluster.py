@@ -1,16 +1,14 @@
-"""A Dask cluster that is already there. Nothing here starts schedulers or workers.
-
-Imported only where a cluster is asked for: the package distributed is an extra.
-"""
+"""The workers of a Dask cluster that a user has started. Imported only when needed: `distributed` is an extra."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import CancelledError, Executor, Future
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +22,16 @@ from vptsp_core.system.portable import physical_cores
 
 @contextlib.contextmanager
 def connected(address: str, patience: float = 10) -> Iterator[Client]:
-    """A client of the scheduler at ``address``, which has workers that run one thing at a time.
-    Raises VptspError: nobody answers within ``patience`` seconds, there are no workers, or one has several threads; or,
-    from inside, the scheduler went away.
+    """Connect to the scheduler at ``address``, and check that its workers have one thread each.
+    Raises VptspError: nothing answers within ``patience`` seconds, there are no workers, one has several threads, or
+    the cluster fails inside the block.
     """
     host, port = address.removeprefix("tcp://").rsplit(":", 1)
     try:
-        # Dask by itself would try, and log, for longer.
+        # Without this check, Dask would try longer, and fill the log.
         socket.create_connection((host.strip("[]"), int(port)), timeout=patience).close()
         client = Client(address, timeout=patience, set_as_default=False)
-    except OSError as error:  # timeouts are OSErrors too
+    except OSError as error:  # a timeout is an OSError too
         raise VptspError(
             f"no Dask scheduler answers at {address} ({error}); start one with: dask scheduler --port {port}"
         ) from None
@@ -52,34 +50,25 @@ def connected(address: str, patience: float = 10) -> Iterator[Client]:
             fault = "went away; start it again: the same command resumes the runs"
             raise VptspError(f"the cluster at {address} {fault}") from error
         except KilledWorker as error:
-            fault = "lost one worker after another (short of memory?); start fewer: the same command resumes the runs"
+            fault = "lost one worker after another (out of memory?); start fewer: the same command resumes the runs"
             raise VptspError(f"the cluster at {address} {fault}") from error
 
 
 @contextlib.contextmanager
-def pool(address: str, folder: Path) -> Iterator[Executor]:
-    """The workers of a cluster, which all see ``folder``. A task whose worker dies is done by another one; the
-    scheduler gives up after its own number of deaths.
+def cluster_submit(address: str, folder: Path) -> Iterator[Callable[..., Future]]:
+    """Give a function ``submit(task, *args)`` that runs a task in a worker. All workers must see ``folder``.
+
+    If a worker dies, Dask gives its task to another one, as often as the scheduler's settings allow.
     """
     with connected(address) as client:
-        with tempfile.NamedTemporaryFile(dir=writable_folder(folder), prefix=".shared-") as marker:
-            yield _Workers(client, Path(marker.name).absolute())
-
-
-class _Workers(Executor):
-    """Each task first checks its worker: see `_settled`."""
-
-    def __init__(self, client: Client, marker: Path) -> None:
         hosts = Counter(facts["host"] for facts in client.scheduler_info(n_workers=-1)["workers"].values())
-        self.executor, self.given = client.get_executor(pure=False), (marker, hosts)
-
-    def submit(self, task: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
-        return self.executor.submit(_settled, *self.given, task, *args, **kwargs)
+        with tempfile.NamedTemporaryFile(dir=writable_folder(folder), prefix=".shared-") as file:
+            yield functools.partial(client.get_executor(pure=False).submit, _do, Path(file.name).absolute(), hosts)
 
 
-def _settled(marker: Path, hosts: Mapping[str, int], task: Callable[..., Any], *args: Any) -> Any:
-    """In a worker: do a task with this worker's share of its machine's cores.
-    Raises VptspError: it does not see the file ``marker``.
+def _do(marker: Path, hosts: Mapping[str, int], task: Callable[..., Any], *args: Any) -> Any:
+    """Run a task in a worker, with the worker's share of its machine's cores.
+    Raises VptspError: the worker does not see the file ``marker``.
     """
     host = str(get_worker().address).removeprefix("tcp://").rsplit(":", 1)[0].strip("[]")
     if not marker.exists():

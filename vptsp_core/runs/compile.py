@@ -1,7 +1,7 @@
-"""A training step that is compiled for one shape and replayed.
+"""A training step that is compiled for one shape.
 
-The whole loss (towers, proxies, Proxy-Anchor) is one graph, forward and backward; on a GPU it is replayed as a CUDA
-graph, so that the host launches a handful of things a step instead of some thousand kernels.
+The whole loss (towers, proxies, Proxy-Anchor) is one graph, forward and backward. On a GPU it is replayed as a CUDA
+graph: the host then launches a few graphs per step instead of about a thousand kernels.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from vptsp_core.system.caches import user_folder
 from vptsp_core.system.distributed import world_size
 
 COMPILE = ("auto", "on", "off")
-ENOUGH_STEPS = 1000  # compiling takes about a minute, which shorter runs do not win back
-GUARDED = 3  # steps in which compiling may fail: the graphs of a GPU are recorded in the second and third
+ENOUGH_STEPS = 1000  # compiling takes about a minute, which a shorter run does not save
+GUARDED = 3  # steps in which compiling can fail: CUDA graphs are recorded in the second and third
 
 
 class CompiledStep(TrainStep):
     """`TrainStep` with a compiled loss.
 
-    A graph that cannot be compiled is an error if it ``must`` be, and among several processes, none of which can
-    continue alone; else one line warns, and steps run uncompiled.
-    Raises VptspError: at a step, for such a graph.
+    If the loss cannot be compiled, a warning says so, and the steps run uncompiled. With several processes, or if
+    ``must`` is True, it is an error: one process cannot continue uncompiled alone.
+    Raises VptspError: at a step, because the loss cannot be compiled.
     """
 
     def __init__(
@@ -46,13 +46,12 @@ class CompiledStep(TrainStep):
         super().__init__(model, optimizers, scaler)
         self.must = must or world_size() > 1
         self.taken = 0
-        self.compiled = True  # False from the moment that compiling failed
-        # What the first step took, nearly all of it compiling, or reading what an earlier run compiled.
-        self.compile_seconds: float | None = None
+        self.compiled = True  # False after compiling has failed
+        self.compile_seconds: float | None = None  # of the first step: nearly all of it is compiling
         self._loss = compiled_loss(model)
 
     def forward_backward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """As `TrainStep.forward_backward`: images (b, 3, H, W), labels (B,)."""
+        """Do what `TrainStep.forward_backward` does: images (b, 3, H, W), labels (B,)."""
         if not self.compiled:
             return super().forward_backward(images, labels)
         loss = self._guarded(images, labels) if self.taken < GUARDED else self._replay(images, labels)
@@ -64,10 +63,10 @@ class CompiledStep(TrainStep):
             torch.compiler.cudagraph_mark_step_begin()
         loss = self._loss(images, labels)
         self.scaler.scale(loss).backward()
-        return loss.detach().clone()  # a replayed graph writes the next step's loss into the same memory
+        return loss.detach().clone()  # the next step writes its loss into the same memory
 
     def _guarded(self, images: Tensor, labels: Tensor) -> Tensor:
-        """A compiled step; where it fails, all is put back as it was before, and the step is taken uncompiled."""
+        """Take a compiled step. If compiling fails, restore the state before it, and take the step uncompiled."""
         proxies, on_gpu = self.model.proxies, self.device.type == "cuda"
         before = {} if proxies is None else {name: value.clone() for name, value in proxies.named_buffers()}
         random = torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if on_gpu else None
@@ -76,7 +75,7 @@ class CompiledStep(TrainStep):
             loss = self._replay(images, labels)
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
-        except Exception as error:  # the compilers raise what they like
+        except Exception as error:  # compilers raise errors of many kinds
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             if self.must:
                 raise VptspError(f"a training step cannot be compiled here ({reason}); choose --compile off") from error
@@ -97,14 +96,17 @@ class CompiledStep(TrainStep):
 
 
 def compiles(wanted: str, device: torch.device, steps: int) -> bool:
-    """Whether steps run compiled: ``"on"``, ``"off"``, or ``"auto"``, on a GPU that has a compiler, in a run of so many
-    steps that it pays. On a CPU compiled steps were found to be no quicker (``bench step``).
-    Raises ConfigError: another word. Raises VptspError: ``"on"``, and this machine has no compiler for the device.
+    """Return whether steps run compiled, in a run of this many ``steps``.
+
+    ``"auto"`` compiles on a GPU with a compiler, if the run has `ENOUGH_STEPS`. On a CPU, compiled steps are not faster
+    (``bench step``).
+    Raises ConfigError: ``wanted`` is not "on", "off" or "auto". Raises VptspError: it is "on", and this machine has no
+    compiler for the device.
     """
     check_choice("compile", wanted, COMPILE)
     missing = _missing_compiler(device)
     if wanted == "on" and missing:
-        raise VptspError(f"compile = 'on' needs {missing}; install it, or leave --compile away")
+        raise VptspError(f"compile = 'on' needs {missing}; install it, or leave --compile out")
     pays = device.type == "cuda" and steps >= ENOUGH_STEPS
     return wanted == "on" or (wanted == "auto" and pays and not missing)
 
@@ -117,15 +119,15 @@ def _missing_compiler(device: torch.device) -> str:
 
 
 def compiled_loss(model: MetricModel) -> Callable[[Tensor, Tensor], Tensor]:
-    """`MetricModel.loss` as one compiled graph, its compiled form kept between runs.
+    """Return `MetricModel.loss` as one compiled graph, which the first call compiles and stores for later runs.
 
-    It is compiled when first called. Several processes exchange embeddings in the middle of it: what comes before and
-    after is then compiled on its own, and not replayed as a CUDA graph.
+    Several processes exchange embeddings in the middle of the loss. The parts before and after are then compiled
+    separately, and are not replayed as CUDA graphs.
     """
-    # What is kept there is executed: it belongs in the user's folder, not in the one for everybody's temporary files.
+    # The compiled code is executed, so it is kept in the user's folder, not in the folder for temporary files of all.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_folder() / "vptsp" / "compiled"))
     alone = world_size() == 1
-    # Dropout draws what it draws uncompiled, so that the same seed gives the same masks.
+    # With this option dropout draws the same masks as in an uncompiled step.
     options: dict[str, str | int | bool | Callable[..., object]] = {"fallback_random": True}
     if alone and next(model.parameters()).device.type == "cuda":
         options["triton.cudagraphs"] = True
@@ -133,6 +135,6 @@ def compiled_loss(model: MetricModel) -> Callable[[Tensor, Tensor], Tensor]:
     def loss(images: Tensor, labels: Tensor) -> Tensor:
         return model.loss(images, labels)
 
-    # torch keeps what it compiled by code object, eight forms of each: a model needs one of its own.
+    # torch keeps at most eight compiled forms per code object, so each model needs its own code object.
     loss.__code__ = loss.__code__.replace()
     return torch.compile(loss, fullgraph=alone, dynamic=False, options=options)

@@ -13,11 +13,10 @@ from vptsp_core.runs.selection import HELD_OUT, NOT_METRICS, Row
 
 
 class Curves:
-    """Writes every epoch of a history once, into ``folder``; for ``on_epoch`` of `runs.run.run`. ``then`` is called
-    afterwards.
+    """Writes every epoch of a history into ``folder``, once, as ``on_epoch`` of `runs.run.run`. Then calls ``then``.
 
-    The first call writes the whole history so far and has TensorBoard drop what an earlier process wrote (its
-    ``purge_step``), so that a run that resumes has every epoch once.
+    The first call writes the whole history so far. TensorBoard then hides the curves of earlier processes (its
+    ``purge_step``), so a run that resumes shows every epoch once.
     Raises VptspError: tensorboard is not installed.
     """
 
@@ -32,9 +31,10 @@ class Curves:
         self._written: set[tuple[str, int]] = set()
 
     def __call__(self, history: list[Any]) -> None:
-        """Write the values of a history (rows, by name) that are not written yet; NaN is none.
+        """Write the values of a history (rows, by name) that are not written yet, except NaN.
 
-        TensorBoard shows when an epoch ended: the last one now, each other one by the seconds of those after it.
+        TensorBoard shows when each epoch ended. The last epoch ends now, and the seconds of the later epochs give the
+        end of an earlier one.
         """
         if self.writer is None:
             self.writer = self._open(self.folder, purge_step=0)
@@ -51,7 +51,7 @@ class Curves:
 
 
 def tag(name: str) -> str:
-    """The group and name of a curve, of a column of the history."""
+    """Return the group and name of the curve of a history's column."""
     if name in NOT_METRICS:
         return f"training/{name}"
     return f"validation/{name.removeprefix(HELD_OUT)}" if name.startswith(HELD_OUT) else f"test/{name}"

@@ -1,4 +1,4 @@
-"""A trained model for use: images in, embeddings out; saved as one file with only what was learned."""
+"""A trained model that embeds images, searches a gallery, and is saved as one file with only the learned tensors."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ Images = ImageSet | Tensor | Sequence[Image.Image | str | Path] | Image.Image | 
 
 
 class Embedder:
-    """A trained model for use.
+    """A trained model that embeds and searches images.
 
     >>> embedder = load("results/demo/runs/...")                            # doctest: +SKIP
     >>> scores, places = embedder.index(folder_of_paths).search(query, k=5)  # doctest: +SKIP
     >>> embedder.save("bird.safetensors")                                    # doctest: +SKIP
 
     Attributes:
-        model: in eval mode; one that was loaded has no proxy tower, and a method that says so.
-        config: the description of the run that made it (default: the model's own).
-        run: that run's hash; None for a model that no run has made.
-        metrics: what that run reports, fractions in [0, 1].
-        data: what that run's record says of its images (`Benchmark.record`).
-        path: the run's folder or the file that it was loaded from, if any.
+        model: in eval mode. A model from `load` has no proxy tower, and its config's ``method`` can differ for this.
+        config: of the run that made the model; default: the model's own config.
+        run: the hash of that run, or None if no run made the model.
+        metrics: of that run, fractions in [0, 1].
+        data: the images of that run, as in its record (`Benchmark.record`).
+        path: the run's folder or the file from which the model was loaded, if any.
     """
 
     def __init__(
@@ -62,20 +62,26 @@ class Embedder:
 
     @property
     def transform(self) -> Transform:
-        """From a PIL image in RGB to (3, H, W) normalised: shorter side, centre crop, mean and deviation."""
+        """The function from a PIL image in RGB to a tensor (3, H, W): resized, centre crop, normalised."""
         return eval_transform(self.model.config, *normalisation(self.model.vit.backbone))
 
     @in_torch_defaults
     def checksum(self) -> str:
-        """Sixteen hex digits that are the same for embedders that give the same embeddings, wherever they are kept."""
+        """Return 16 hex digits that are the same for all embedders that give the same embeddings."""
         made = [checksum(self.model, exact_names(self.model)), self.model.vit.pool, preprocessing(self.model)]
         return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16]
 
     @in_torch_defaults
     def embed(self, images: Images) -> np.ndarray:
-        """(N, d) float32, L2-normalised, of a data set; of N images as paths or PIL images (one alone will do), which
-        are taken as a viewer shows them (`read_image`); or of a tensor (N, 3, H, W), normalised.
-        Raises DataError: naming the file that cannot be read, or what is no image.
+        """Return the embeddings of N images, (N, d) float32, L2-normalised.
+
+        Args:
+            images: a data set; paths or PIL images, or a single one, which are rotated as a viewer shows them
+                (`read_image`); or a normalised tensor (N, 3, H, W).
+
+        Raises:
+            DataError: a file cannot be read, or a value is not an image; the message names it.
+            VptspError: there are no images.
         """
         if isinstance(images, ImageSet):
             return embed(self.model, images).cpu().numpy()
@@ -93,86 +99,86 @@ class Embedder:
             several: Any = images if isinstance(images, Iterable) and not isinstance(images, str) else [images]
             parts = self._batches(list(several))
         with torch.inference_mode():
-            found = [self.model(part.to(device)).cpu() for part in parts]
-        if not found:
+            embeddings = [self.model(part.to(device)).cpu() for part in parts]
+        if not embeddings:
             raise VptspError("no images to embed; give at least one")
-        return torch.cat(found).numpy()
+        return torch.cat(embeddings).numpy()
 
     def index(self, images: Images) -> Embedder:
-        """Embed a gallery and keep it for `search`; returns itself. For a folder on the disk: `deploy.update`."""
+        """Embed a gallery for `search`, and return this embedder. For an index on the disk, see `deploy.update`."""
         self._gallery = torch.from_numpy(self.embed(images))
         return self
 
     @in_torch_defaults
     def search(self, images: Images, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest of the gallery for each image: cosines (N, k) float32 and places (N, k) int64, best first;
-        where the gallery has fewer images than k, the last places are -1 and their cosines -inf.
-        Raises VptspError: nothing was indexed yet.
+        """Find the k nearest images of the gallery: cosines (N, k) float32 and places (N, k) int64, best first.
+
+        If the gallery has fewer images than k, the last places are -1 and their cosines -inf.
+        Raises VptspError: `index` was not called yet.
         """
         if self._gallery is None:
-            raise VptspError("nothing to search in; call index(images) first")
+            raise VptspError("there is no gallery; call index(images) first")
         scores, places = nearest_neighbours(torch.from_numpy(self.embed(images)), self._gallery, k)
         return scores.numpy(), places.numpy()
 
     @in_torch_defaults
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file that `load` reads: what was learned, and a JSON header that names the rest.
+        """Write a safetensors file that `load` reads, and return its path.
 
-        What only training uses is left out, and so is the backbone's frozen part, of which the header has timm name and
-        checksum (with ``method="full"`` all of the backbone was learned). A backbone that came from ``weights=FILE``
-        keeps that path in the header.
-        Raises VptspError: another suffix, or the place cannot be written.
+        The file has the learned tensors, without those that only training uses, and a JSON header. The header has the
+        timm name and the checksum of the backbone's frozen weights, and their path if they came from ``weights=FILE``.
+        Raises VptspError: the suffix is not .safetensors, or the file cannot be written.
         """
         write_embedder(Path(path), self, self.config)
         return Path(path)
 
     def push_to_hub(self, repo: str, revision: str | None = None, private: bool | None = None) -> str:
-        """Share it on the Hugging Face Hub: the file that `save` writes, and a model card from the run's record.
+        """Upload the embedder to the Hugging Face Hub: the file of `save`, and a model card from the run's record.
 
         Args:
-            repo: ``"org/name"``, or ``"org/name@branch"``; a repository that is not there is made.
-            revision: the branch to write to, made where it is not there; default the main one.
-            private: whether a new repository is private; default: what is set there.
+            repo: ``"org/name"`` or ``"org/name@branch"``. A missing repository is created.
+            revision: the branch; default: the main branch. A missing branch is created.
+            private: whether a new repository is private; default: the setting on the Hub.
 
         Returns:
             ``"hf://org/name@<commit>"``, for `load`.
 
         Raises:
-            VptspError: the hub is out of reach or refuses, or no token was given to it; the message says what to do.
+            VptspError: there is no token, the Hub cannot be reached, or it refuses; the message says what to do.
         """
         return push(self, repo, revision, private)
 
     def _batches(self, images: Sequence[Image.Image | str | Path]) -> Iterable[Tensor]:
         transform, count = self.transform, embed_batch(self.model)
         for start in range(0, len(images), count):
-            yield torch.stack([transform(_decoded(image)) for image in images[start : start + count]])
+            yield torch.stack([transform(_as_image(image)) for image in images[start : start + count]])
 
 
-def _decoded(image: Image.Image | str | Path) -> Image.Image:
+def _as_image(image: Image.Image | str | Path) -> Image.Image:
     if isinstance(image, Image.Image):
         return to_rgb(image, as_shown=True)
     if not isinstance(image, str | Path):
-        raise DataError(f"{image!r} is no image; give paths, PIL images, or one (N, 3, H, W) tensor")
+        raise DataError(f"{image!r} is not an image; give paths, PIL images, or one (N, 3, H, W) tensor")
     return read_image(Path(image), as_shown=True)
 
 
 @in_torch_defaults
 def load(path: str | Path, device: str | torch.device | None = None, *, weights: str | Path | None = None) -> Embedder:
-    """The model of a finished run.
+    """Load the model of a finished run.
 
     Args:
-        path: the run's folder, what `Embedder.save` has written, or ``"hf://org/name[@revision]"`` on the Hub.
-        device: None for a GPU where there is one.
-        weights: the file of the backbone's weights, where it has moved. It has to be the same by content.
+        path: the run's folder, a file from `Embedder.save`, or ``"hf://org/name[@revision]"`` on the Hub.
+        device: default: a GPU if there is one.
+        weights: the file of the backbone's weights, if it was moved. Its content must be the same.
 
     Raises:
-        WeightsError: no finished run and no saved embedder there, its parts do not fit together, or the backbone's
-            weights cannot be had or are not those that it was trained on.
+        WeightsError: there is neither a finished run nor a saved embedder, its files are damaged, or the backbone's
+            weights are missing or are not those of the training.
     """
     saved = read_shared(str(path)) if is_shared(path) else read_saved(Path(path).absolute())
     model, target = rebuild(saved, weights), pick_device(device)
     model.vit.autocast = autocast_dtype(saved.config.precision, target, model.vit.backbone.embed_dim)
     config = saved.config
-    if config.method != "full":  # whose backbone is in the file
-        config = config.replace(weights=model.config.weights)  # where they were found
+    if config.method != "full":  # then the file has the whole backbone
+        config = config.replace(weights=model.config.weights)  # the path where they were found
     return Embedder(model.to(target), config, run=saved.run, metrics=saved.metrics, data=saved.data, path=saved.path)

@@ -1,10 +1,9 @@
-"""A trained model as files: the folder of its run, or one safetensors file with only what was learned.
+"""A trained model in files: the folder of its run, or one safetensors file with only the learned tensors.
 
-The file's tensors are what `MetricModel.learned_state` gives, without what only training uses. Everything else is JSON
-in its header, under one key: the run's description, its hash and metrics, the backbone's timm name with a checksum of
-the part that stayed frozen, and how images are prepared. Nothing is executed on reading, and all is checked: header and
-tensors by their checksums (`vptsp_core.system.seals`), the description by `RunConfig`, names and shapes by the model
-that is built, and the backbone by the checksum of its weights.
+The file has the tensors of `MetricModel.learned_state`, without those that only training uses. Its header has JSON
+under one key: the run's config, hash and metrics, the backbone's timm name, a checksum of its frozen weights, and how
+images are prepared. Reading a file executes nothing and checks everything: header and tensors by their checksums
+(`vptsp_core.system.seals`), the config by `RunConfig`, names and shapes by the model, and the backbone by its checksum.
 """
 
 from __future__ import annotations
@@ -40,9 +39,7 @@ ONLY_TRAINING = ("proxies.", "class_prompts.", "vit.proxy_head.")
 
 @dataclass(frozen=True)
 class Saved:
-    """A trained model as read. A run's folder has no ``frozen`` and no ``preprocessing``; ``data`` comes from its
-    record.
-    """
+    """A trained model as it was read. If it comes from a run's folder, ``frozen`` and ``preprocessing`` are None."""
 
     path: Path
     config: RunConfig
@@ -55,7 +52,7 @@ class Saved:
 
 
 def preprocessing(model: MetricModel) -> dict[str, Any]:
-    """What images are made into the model's input by, as plain values (`data.loading.eval_transform`)."""
+    """Return the parameters of `data.loading.eval_transform`, which makes images into the model's input."""
     config, (mean, std) = model.config, normalisation(model.vit.backbone)
     return {
         "resize": config.resize, "interpolation": interpolation_name(config), "crop": config.image_size,
@@ -64,9 +61,9 @@ def preprocessing(model: MetricModel) -> dict[str, Any]:
 
 
 def exact_names(model: MetricModel) -> set[str]:
-    """Tensors that embeddings come from and that are the same bits wherever they are loaded.
+    """Return the names of the tensors that decide the embeddings and are the same bits on every machine.
 
-    Position embeddings that were resampled to another image size are not: machines round them otherwise.
+    Position embeddings that were resampled to another image size are left out, because machines round them differently.
     """
     own = (getattr(model.vit.backbone, "pretrained_cfg", None) or {}).get("input_size")
     resampled = own is not None and own[-1] != model.config.image_size and model.config.method != "full"
@@ -78,8 +75,8 @@ def exact_names(model: MetricModel) -> set[str]:
 
 
 def write_embedder(path: Path, embedder: Embedder, config: RunConfig) -> None:
-    """Write what ``embedder`` has learned; ``config`` is the description that the header gets.
-    Raises VptspError: another suffix than .safetensors, or the place cannot be written.
+    """Write the learned tensors of ``embedder``, with ``config`` in the header.
+    Raises VptspError: the suffix is not .safetensors, or the file cannot be written.
     """
     if path.suffix != ".safetensors":
         raise VptspError(f"{path}: an embedder is a .safetensors file; give the file that suffix")
@@ -104,7 +101,7 @@ def write_embedder(path: Path, embedder: Embedder, config: RunConfig) -> None:
 
 
 def read_saved(path: Path) -> Saved:
-    """A run's folder or an embedder's file. Raises WeightsError: it is neither, or damaged; the message names it."""
+    """Read a run's folder or an embedder's file. Raises WeightsError: it is neither, or it is damaged."""
     if path.is_file():
         return _read_file(path)
     run = read_run(path)
@@ -119,7 +116,7 @@ def _read_file(path: Path) -> Saved:
         with safetensors.safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(HEADER)
     if text is None:
-        raise WeightsError(f"{path} is no saved embedder; give a run's folder, or what `Embedder.save` has written")
+        raise WeightsError(f"{path} is not a saved embedder; give a run's folder, or a file from `Embedder.save`")
     try:
         header = unsealed(json.loads(text), learned)
         if header["format"] != FORMAT:
@@ -133,24 +130,25 @@ def _read_file(path: Path) -> Saved:
 
 
 def rebuild(saved: Saved, weights: str | Path | None = None) -> MetricModel:
-    """The model on the CPU, in eval mode, without what only training uses. ``weights``: where the backbone's file is
-    now; its content decides.
-    Raises WeightsError: the backbone cannot be had or is another one, or the tensors do not fit the description.
+    """Build the model on the CPU, in eval mode, without the tensors that only training uses.
+
+    ``weights`` is the backbone's file, if it was moved.
+    Raises WeightsError: the backbone is missing or is another one, or the tensors do not fit the config.
     """
     config = saved.config
-    if config.method == "full":  # all of the backbone is in the file: nothing to fetch
+    if config.method == "full":  # the file has the whole backbone
         if weights is not None:
-            warnings.warn(f"weights {weights}: not read, as {saved.path} holds all of its backbone", stacklevel=3)
+            warnings.warn(f"weights {weights}: not read, because {saved.path} has its whole backbone", stacklevel=3)
         config = config.replace(weights="random")
     elif weights is not None or config.weights not in ("pretrained", "random"):
         config = config.replace(weights=str(_weights_file(saved, weights)))
-    # What only training needs is built small or not at all: one proxy, no class prompts, no proxy tower.
+    # The method is changed so that no class prompts and no proxy tower are built.
     slim = config
     if config.method == "vptsp":
         slim = config.replace(method="vpt" if config.prompts and config.prompt_layers else "linear")
     classes = len(saved.learned["proxies.bias"]) if "proxies.bias" in saved.learned else 1
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)  # for weights = "random", which are drawn from the run's seed
+        torch.manual_seed(config.seed)  # weights = "random" are drawn from the run's seed
         model = MetricModel(slim, load_backbone(config.backbone, config.weights, config.image_size), classes)
     _check_tensors(saved, model)
     if saved.frozen is not None and saved.frozen != _frozen(model):
@@ -160,15 +158,15 @@ def rebuild(saved: Saved, weights: str | Path | None = None) -> MetricModel:
         )
     if saved.preprocessing is not None and saved.preprocessing != preprocessing(model):
         raise WeightsError(
-            f"{saved.path}: images are prepared otherwise by this version of timm or vptsp_core "
-            f"({preprocessing(model)}) than where it was saved ({saved.preprocessing}); use the versions of then"
+            f"{saved.path}: this version of timm or vptsp_core prepares images otherwise ({preprocessing(model)}) than "
+            f"the version that saved it ({saved.preprocessing}); use that version"
         )
     model.load_state_dict(saved.learned, strict=False)
     return model.eval()
 
 
 def _check_tensors(saved: Saved, model: MetricModel) -> None:
-    """Compare names and shapes with what such a model has learned."""
+    """Raise WeightsError if names or shapes of the tensors do not fit the model."""
     wanted, learned = model.learned_state(), saved.learned
     if saved.frozen is not None:
         wanted = {name: value for name, value in wanted.items() if not name.startswith(ONLY_TRAINING)}
@@ -180,23 +178,23 @@ def _check_tensors(saved: Saved, model: MetricModel) -> None:
 
 
 def _weights_file(saved: Saved, weights: str | Path | None) -> Path:
-    """The backbone's file: as given, as the run named it, or of that name beside what was saved."""
+    """Return the backbone's file: the given one, the path in the config, or a file of that name beside the model."""
     named = Path(whole_path(saved.config.weights))
-    beside = saved.path.parent / PureWindowsPath(saved.config.weights).name  # of a path of any system
+    beside = saved.path.parent / PureWindowsPath(saved.config.weights).name  # understands paths of any system
     places = [named, beside] if weights is None else [Path(whole_path(str(weights)))]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
         raise WeightsError(
             f"{saved.path}: its backbone's weights are not at {places[0]}; say where they are with weights=FILE, "
             "in a command with --weights FILE"
         )
     if saved.frozen is None and saved.run is not None and weights is not None:
-        if saved.run != identity(saved.config.replace(weights=str(found))):
-            raise WeightsError(f"{saved.path}: {found} is not the file it was trained on; give that with weights=FILE")
-    return found
+        if saved.run != identity(saved.config.replace(weights=str(file))):
+            raise WeightsError(f"{saved.path}: {file} is not the file it was trained on; give that with weights=FILE")
+    return file
 
 
 def _frozen(model: MetricModel) -> str:
-    """Checksum of what the file does not hold."""
+    """Return the checksum of the tensors that the file does not have."""
     learned = model.learned_state().keys()
     return checksum(model, exact_names(model) - learned)

@@ -1,4 +1,4 @@
-"""Embed a split, call the metrics."""
+"""Embed a split, and compute its metrics."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ RECALL_AT = {
     "sop": (1, 10, 100, 1000),
     "inshop": (1, 10, 20, 30, 40, 50),
     "inaturalist": (1, 4, 16, 32),
-    "glyphs": (1, 2, 4, 8, 10, 16, 20, 32, 100),  # whatever a table asks for, the demo can fill in
-}  # what the paper reports; elsewhere 1, 2, 4, 8
+    "glyphs": (1, 2, 4, 8, 10, 16, 20, 32, 100),  # all that the tables show, so that the demo can fill them
+}  # as the paper reports them; for other data sets 1, 2, 4, 8
 
-
-LONG_SEARCH = 10**9  # pairs of a query and an image; from there on it takes a CPU more than about ten seconds
-TOKENS_AT_ONCE = 3200  # on a CPU: what a block makes of them is still in the cache where it is read
+LONG_SEARCH = 10**9  # pairs of a query and an image: a search of more takes a CPU longer than about ten seconds
+TOKENS_AT_ONCE = 3200  # on a CPU: few enough for its cache
 
 
 def embed_batch(model: MetricModel) -> int:
-    """Images that are embedded at once: on a GPU a training batch, on a CPU so many as have `TOKENS_AT_ONCE`, since 16
-    images of 224 px at once take less time each than 64 (1.2 times as many a second in float32).
+    """Return how many images are embedded at once: on a GPU a training batch, on a CPU `TOKENS_AT_ONCE`.
+
+    On a CPU, batches of 16 images of 224 px are 1.2 times as fast as batches of 64 (in float32).
     """
     if next(model.parameters()).device.type != "cpu":
         return model.config.batch
@@ -41,16 +41,16 @@ def embed_batch(model: MetricModel) -> int:
 @in_torch_defaults
 @torch.inference_mode()
 def embed(model: MetricModel, images: ImageSet, batch: int | None = None, *, progress: bool = False) -> Tensor:
-    """Embeddings of a whole set in its order: (N, d) float32, L2-normalised, on the model's device.
+    """Embed a whole set in its order: (N, d) float32, L2-normalised, on the model's device.
 
-    Several processes embed a share each, every image once, and all of them have the whole.
+    With several processes, each one embeds a share of the images, and all of them return all embeddings.
     """
     device = next(model.parameters()).device
     statistics = normalisation(model.vit.backbone)
     batch = batch or embed_batch(model)
     model.eval()
     width = model.vit.backbone.embed_dim if model.vit.sample_head is None else model.config.embed_dim
-    # Only the last shares are short, so the rows missing from them are behind row N of the gathered whole.
+    # Only the last shares can be short. After `gather`, their empty rows are therefore behind row N.
     own, start = torch.zeros(-(-len(images) // world_size()), width, device=device), 0
     with bar(title="embedding", total=len(own), show=progress, unit="images", leave=False) as shown:
         for pixels in eval_batches(images, model.config, statistics, batch, device, own_share(len(images))):
@@ -62,14 +62,13 @@ def embed(model: MetricModel, images: ImageSet, batch: int | None = None, *, pro
 
 
 @in_torch_defaults
-def evaluate(
-    model: MetricModel, benchmark: Benchmark, backend: str = "torch", *, progress: bool = False
-) -> Scores:  # fmt: skip
-    """Retrieval metrics on the test split, and each query's own; against the gallery where there is one.
+def evaluate(model: MetricModel, benchmark: Benchmark, backend: str = "torch", *, progress: bool = False) -> Scores:
+    """Return the retrieval metrics of the test split, in total and per query. Queries search the gallery, if any.
 
-    Of several processes the first computes them, from the embeddings of all (see `retrieval_metrics`).
+    With several processes, all embed, and the first one computes the metrics. ``backend`` finds the neighbours.
+    Raises VptspError: the backend is unknown or not installed. Raises DataError: an image cannot be read.
     """
-    check_backend(backend)  # before the hours that embedding may take
+    check_backend(backend)  # before the embedding, which may take hours
     queries, labels = embed(model, benchmark.test, progress=progress), torch.from_numpy(benchmark.test.labels)
     options: dict[str, Any] = dict(ks=RECALL_AT.get(benchmark.name, (1, 2, 4, 8)), backend=backend)
     if benchmark.gallery is not None:

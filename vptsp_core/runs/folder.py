@@ -1,6 +1,6 @@
-"""A finished run as files: where it is, what is in its folder, and whether that is what the run wrote.
+"""The folder of a finished run: its name, its files, and the check that they are what the run wrote.
 
-The record has the SHA-256 of each other file and a checksum of its own, so what is read is what was written.
+The record contains the SHA-256 of every other file, and a checksum of itself (`system.seals`).
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ _AGAIN = "delete the folder and run it again"
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run; a light one is a run whose folder has all but the weights."""
+    """A finished run. A light run is one whose folder has no weights."""
 
     config: RunConfig
     path: Path  # its folder
-    metrics: dict[str, float]  # of retrieval, as the config's ``selection`` picks them, fractions in [0, 1]
-    history: pd.DataFrame  # one row an epoch: loss, learning rates, seconds of training, metrics where evaluated
-    # What it ran on: commit, versions, device, checksums of data and weights, parameters, times. Of a run that was cut
-    # short and resumed, ``started`` and ``seconds`` are those of the whole, ``stretches`` says what each part was made
-    # with (see `vptsp_core.runs.record`), and the rest is that of the last part.
+    metrics: dict[str, float]  # of retrieval, fractions in [0, 1], of the epochs that ``selection`` chooses
+    history: pd.DataFrame  # a row per epoch: loss, learning rates, seconds of training, metrics if evaluated
+    # Commit, versions, device, checksums of data and weights, parameters, times. If a run was cut short and resumed,
+    # ``started`` and ``seconds`` are of the whole run, ``stretches`` describes each call that trained a part of it
+    # (`runs.record.part_of_run`), and the rest is of the last call.
     record: dict[str, Any]
 
     @property
     def light(self) -> bool:
-        """Whether the weights are not kept."""
+        """Whether the folder has no weights."""
         return not (self.path / WEIGHTS).is_file()
 
     @cached_property
     def queries(self) -> dict[str, np.ndarray] | None:
-        """Each test query's own values, (N,) float32, of the epoch that their metric is reported from (see `Scores`);
-        None for a run from before they were kept.
-        Raises WeightsError: the file is damaged.
+        """The metrics of each test query, (N,) float32, at the epoch that the metric is reported from (see `Scores`).
+
+        None if an older version made the run and did not keep them. Raises WeightsError: the file is damaged.
         """
         path = self.path / QUERIES
         verify(self.path, self.record, QUERIES)
@@ -68,14 +68,14 @@ class Run:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
-        except Exception as error:  # numpy and zipfile raise what they meet
+        except Exception as error:  # numpy and zipfile raise errors of many kinds
             raise WeightsError(f"{path}: unreadable ({error}); {_AGAIN}") from error
 
 
 def run_folder(config: RunConfig, results: str | Path | None = None, benchmark: Benchmark | None = None) -> Path:
-    """The folder of a run of this description. A weights file counts by its content, not by its place.
+    """Return the folder of a run. A file of weights is identified by its content, not by its path.
 
-    ``benchmark`` tells apart what the description does not: your own images, and data sets that are not whole.
+    ``benchmark`` is needed for your own images and for incomplete data sets: their fingerprint is part of the name.
     """
     root = Path(results or os.environ.get("VPTSP_RESULTS") or "results").expanduser().absolute()
     name = f"{config.dataset}-{config.method}-{identity(config)}"
@@ -92,20 +92,21 @@ def write_run(
     queries: Mapping[str, np.ndarray],
     weights: Mapping[str, Tensor],
 ) -> Run:
-    """Put a finished run into its folder, whose checkpoints go; ``weights`` are what was learned, on the CPU, of the
-    epoch that R@1 is reported from.
+    """Write the files of a finished run, delete its checkpoints, and return the run.
+
+    ``weights`` are the learned tensors, on the CPU, of the epoch that R@1 is reported from.
     """
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **queries)  # type: ignore[arg-type]  # names are no keyword of it
+    np.savez_compressed(buffer, **queries)  # type: ignore[arg-type]  # no name is a keyword of it
     contents = {
         CONFIG: as_json(config.to_dict()),
         HISTORY: history.to_csv(index=False).encode(),
         QUERIES: buffer.getvalue(),
         WEIGHTS: safetensors.torch.save({name: each.contiguous() for name, each in weights.items()}),
-        METRICS: as_json(reported(history, config.selection)),  # last: its presence says that the run is finished
+        METRICS: as_json(reported(history, config.selection)),  # last: a run with this file is finished
     }
     files = {name: digest(content) for name, content in contents.items()}
-    (path / METRICS).unlink(missing_ok=True)  # of a light run that is trained again
+    (path / METRICS).unlink(missing_ok=True)  # a light run that is trained again has one
     write_json(path / RECORD, sealed({**record, "files": files}))
     for name, content in contents.items():
         write_bytes(path / name, content)
@@ -114,10 +115,11 @@ def write_run(
 
 
 def finished_run(path: Path, benchmark: Benchmark | None = None, light: bool = True) -> Run | None:
-    """The run of a folder, or None while it is not finished, or where it is a light one and ``light`` is False. What a
-    killed process left beside a finished one is deleted.
-    Raises WeightsError: a file of it is damaged or missing, they are another run's than the folder's name says, or it
-    was made with other images than the ``benchmark``.
+    """Return the run in a folder, or None if it is not finished, or if it is light and ``light`` is False.
+
+    Files that a killed process left beside a finished run are deleted.
+    Raises WeightsError: a file is damaged or missing, the files are those of another run than the folder's name says,
+    or the run was made with other images than those of ``benchmark``.
     """
     if not (path / METRICS).exists():
         return None
@@ -126,14 +128,14 @@ def finished_run(path: Path, benchmark: Benchmark | None = None, light: bool = T
         return None
     verify(path, done.record, QUERIES, *([] if done.light else [WEIGHTS]))
     if f"-{done.record['hash']}" not in path.name:
-        raise WeightsError(f"{path}: {CONFIG} and {RECORD} are not those of this folder's run; {_AGAIN}")
+        raise WeightsError(f"{path}: {CONFIG} and {RECORD} belong to another run than the folder's name says; {_AGAIN}")
     if benchmark is not None and done.record["data"] != benchmark.record():
         raise WeightsError(
             f"{path}: made with other images of {benchmark.name} than these; give those, or another results folder"
         )
     if done.light:  # another process may be training it again
         return done
-    with contextlib.suppress(OSError):  # results that may only be read are read
+    with contextlib.suppress(OSError):  # the folder may be read-only
         remove_checkpoints(path)
         for name in (PROGRESS, LOCK):
             (path / name).unlink(missing_ok=True)
@@ -141,8 +143,8 @@ def finished_run(path: Path, benchmark: Benchmark | None = None, light: bool = T
 
 
 def read_run(path: str | Path) -> Run:
-    """A finished run from its folder.
-    Raises WeightsError: the folder holds none, or a file of it is damaged or was edited.
+    """Read a finished run from its folder.
+    Raises WeightsError: the folder holds no finished run, or one of its files is damaged or was edited.
     """
     path = Path(path)
     for name in (CONFIG, METRICS, RECORD, HISTORY):
@@ -159,8 +161,8 @@ def read_run(path: str | Path) -> Run:
 
 
 def learned_weights(path: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What a finished run learned, by name, from its folder ``path``.
-    Raises WeightsError: the run is light, or the file is unreadable or not what ``record`` has the checksum of.
+    """Read the learned tensors of the finished run in ``path``, by name.
+    Raises WeightsError: the run is light, or the file is unreadable or does not have the checksum in ``record``.
     """
     if not (path / WEIGHTS).is_file():
         own = f"--preset {shlex.quote(str(path / CONFIG))} --results {shlex.quote(str(path.parent.parent))}"
@@ -172,7 +174,7 @@ def learned_weights(path: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def verify(path: Path, record: Mapping[str, Any], *names: str) -> None:
     """Compare files of the run in ``path`` with their checksums in its record.
-    Raises WeightsError: one is missing, or not what the run wrote.
+    Raises WeightsError: a file is missing, or is not what the run wrote.
     """
     files = record.get("files", {})
     for name in (name for name in names if name in files):

@@ -1,4 +1,4 @@
-"""Class prompts whose table is too large for a GPU: it stays in host memory, and each batch's rows are copied."""
+"""Class prompts in host memory, for a table that is too large for a GPU: only each batch's rows are on the GPU."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from vptsp_core.system.host_rows import HostRows, own_pages
 
 
 class HostPrompts(ClassPrompts):
-    """`ClassPrompts`, row-wise, with table and moments in host memory wherever the module goes; the same numbers. It
-    takes the place of ``prompts``, whose tables are copied into pages of their own, which can be pinned.
-    Raises VptspError: there is not so much host memory.
+    """Row-wise `ClassPrompts` whose table and moments stay in host memory. They give the same numbers.
+
+    The tables of ``prompts`` are copied into memory pages of their own, which can be pinned.
+    Raises VptspError: there is not enough host memory.
     """
 
     def __init__(self, prompts: ClassPrompts) -> None:
-        assert prompts.rowwise, "a dense table learns as a whole: it stays with the model"
+        assert prompts.rowwise, "every step changes all rows of a dense table: it stays on the device"
         nn.Module.__init__(self)
         self.rowwise, self.moments = True, prompts.moments
         for name, tensor in prompts.tables().items():
             self.register_buffer(name, _in_own_pages(tensor, tensor.dtype))
         self.rows = prompts.rows
         self._host: HostRows | None = None
-        # Not bound methods: a copy of the module must not flush the original.
+        # No bound methods: a copy of the module would flush the original.
         self.register_state_dict_pre_hook(lambda module, *_: module.flush())
         self.register_load_state_dict_pre_hook(lambda module, *_: module._forget())
 
     @torch.no_grad()
     def swap_in(self, classes: Tensor, optimizer: torch.optim.Optimizer, upcoming: Tensor | None = None) -> None:
-        """As `ClassPrompts.swap_in`; the rows of ``upcoming`` are sent while this batch computes.
+        """Do what `ClassPrompts.swap_in` does, and send the rows of ``upcoming`` while this batch computes.
 
-        Both are (C',) on the CPU, so that nothing waits for the GPU. Other rows than the announced ones are fetched
-        when they are asked for.
+        Both arguments are (C',) on the CPU, so that nothing waits for the GPU. If ``classes`` are not the last
+        ``upcoming``, their rows are fetched now.
         """
         self.host_rows().take(classes, self.slots(optimizer))
         if upcoming is not None:
@@ -44,11 +45,11 @@ class HostPrompts(ClassPrompts):
 
     @torch.no_grad()
     def swap_out(self, classes: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """As `ClassPrompts.swap_out`; ``classes`` (C',) are on the CPU."""
+        """Do what `ClassPrompts.swap_out` does. ``classes`` are (C',) on the CPU."""
         self.host_rows().give(classes, self.slots(optimizer))
 
     def host_rows(self) -> HostRows:
-        """What carries rows to and from host memory; made at first need, when the device of the rows is known.
+        """Return the object that copies rows to and from host memory. The first call makes it, for the rows' device.
         Raises VptspError: the table cannot be pinned.
         """
         if self._host is None:
@@ -56,17 +57,17 @@ class HostPrompts(ClassPrompts):
         return self._host
 
     def flush(self) -> None:
-        """Return when the table and its moments hold every row that was put back; reading them comes after this."""
+        """Wait until the table and its moments contain every row that was put back. Call this before reading them."""
         if self._host is not None:
             self._host.flush()
 
     def _forget(self) -> None:
-        """The table or its device is about to change: what was fetched ahead counts no more."""
+        """Drop the rows that were fetched ahead, because the table or its device is about to change."""
         self.flush()
         self._host = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassPrompts:
-        """`nn.Module.to` and its kin come here: what is in host memory changes its dtype only."""
+        """Move the module, as `nn.Module.to` and similar methods do. Tensors in host memory only change their dtype."""
         self._forget()
         kept = {name: self._buffers.pop(name) for name in self.tables()}
         try:
@@ -79,7 +80,7 @@ class HostPrompts(ClassPrompts):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HostPrompts:
-        """A copy with every row that was put back, in pages of its own."""
+        """Copy the module into memory pages of its own, after `flush`."""
         self.flush()
         for tensor in self.tables().values():
             memo[id(tensor)] = _in_own_pages(tensor, tensor.dtype)

@@ -1,4 +1,4 @@
-"""Light runs: finished runs without their weights, a few KB each, from which tables and figures can be made again."""
+"""Light runs: finished runs without their weights. They take a few KB each, and are enough for tables and figures."""
 
 from __future__ import annotations
 
@@ -10,34 +10,35 @@ from vptsp_core.errors import VptspError
 from vptsp_core.runs.folder import CONFIG, HISTORY, METRICS, QUERIES, RECORD, finished_run
 from vptsp_core.system.files import write_bytes
 
-FILES = (CONFIG, HISTORY, QUERIES, RECORD, METRICS)  # the metrics last: their presence says that the run is finished
+FILES = (CONFIG, HISTORY, QUERIES, RECORD, METRICS)  # metrics last: a run with them is finished
 
 
 def copy_light(source: Path, target: Path) -> list[Path]:
-    """Copy the finished runs in ``source``/runs to ``target``/runs without their weights, but for those that ``target``
-    has already, and return the new folders.
+    """Copy the finished runs in ``source``/runs to ``target``/runs, without their weights. Return the new folders.
+
+    Runs that ``target`` already has are skipped.
     Raises VptspError: ``source`` has no finished run, or one of them is damaged.
     """
     if source.resolve() == target.resolve():
         raise VptspError(f"{source}: FROM and TO are the same folder; give another one")
-    there = [path.parent for path in sorted(source.glob(f"runs/*/{METRICS}"))]
-    if not there:
+    finished = [path.parent for path in sorted(source.glob(f"runs/*/{METRICS}"))]
+    if not finished:
         raise VptspError(f"{source} has no finished run; give the folder that has runs/ in it")
     new = []
-    for folder in there:
+    for folder in finished:
         copy = target / "runs" / folder.name
         if (copy / METRICS).exists():
             continue
-        finished_run(folder)  # refuses a damaged one
+        finished_run(folder)  # raises an error if a file is damaged
         for name in FILES:
-            if (folder / name).is_file():  # old runs have no values of queries
+            if (folder / name).is_file():  # old runs have no per-query values
                 write_bytes(copy / name, (folder / name).read_bytes())
         new.append(copy)
     return new
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m vptsp_core light`."""
+    """Run the command `python -m vptsp_core light`."""
     parser = argparse.ArgumentParser("python -m vptsp_core light", description="Copy finished runs without weights.")
     parser.add_argument("source", metavar="FROM", type=Path, help="results folder that has runs/ in it")
     parser.add_argument("target", metavar="TO", type=Path, help="results folder to copy them to, e.g. results/tiny")

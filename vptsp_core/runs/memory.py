@@ -1,13 +1,8 @@
-"""Where the class prompts of all classes are kept, and whether a training step fits into the GPU's memory.
+"""Memory: where the table of class prompts is kept, and whether a training step fits into the GPU's memory.
 
-A trial step before training measures memory use instead of estimating it. It runs the towers and holds the
-optimiser state, nearly all that a step takes. It leaves out
-- the proxies and the loss: a few (classes, d) tensors;
-- what augmenting on the GPU takes: for each image some 25 bytes a pixel of the batch's tallest and widest boxes;
-- the decoded training set, where it is kept on the GPU: up to a quarter of what is free by then (`data.store`);
-- of several processes, the copy of all gradients in one row that they send (`system.distributed.Processes`);
-- what evaluation holds: embeddings and a part of their products.
-If these are too much, `failures_named` says in one line what helps.
+A trial step before training measures the memory of the towers and the optimiser's state, which is nearly all. It leaves
+out the proxies and the loss, the augmentation on the GPU, a decoded training set on the GPU (`data.store`), the copy of
+all gradients that several processes send, and the evaluation. If these do not fit, `memory_errors` names the cure.
 """
 
 from __future__ import annotations
@@ -29,25 +24,23 @@ from vptsp_core.system.portable import available_memory
 
 
 def probe_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """The towers' forward and backward pass over zeros, beside room for the optimiser state that is still to come.
+    """Run the towers forward and backward over zeros, with memory allocated for the optimisers' future state.
 
-    Of several processes each tries its own share. Nothing of it stays: random numbers, mode and gradients are as
-    before.
-    Raises torch.OutOfMemoryError: it does not fit.
+    Random numbers, mode and gradients are then as before. With several processes, each one tries its own share.
+    Raises torch.OutOfMemoryError: the step does not fit.
     """
     config, device = model.config, next(model.parameters()).device
     learned = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     have_state = {p for optimizer in optimizers for p in optimizer.state}
     training = model.training
     if isinstance(model.class_prompts, HostPrompts):
-        model.class_prompts.host_rows()  # its buffers are part of a step
+        model.class_prompts.host_rows()  # allocates its buffers
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             room = [torch.empty_like(p) for p in learned if p not in have_state for _ in MOMENTS[config.optimizer]]
             classes = torch.arange(config.batch // config.samples_per_class, device=device)
-            whole = torch.zeros(config.batch, 3, config.image_size, config.image_size, device=device)
-            images = model.group.share(whole)
-            embeddings, p = model.train().towers(images, classes)
+            images = torch.zeros(config.batch, 3, config.image_size, config.image_size, device=device)
+            embeddings, p = model.train().towers(model.group.share(images), classes)
             (embeddings.sum() if p is None else embeddings.sum() + p.sum()).backward()
             del room
     finally:
@@ -55,8 +48,8 @@ def probe_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) 
 
 
 def fit_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Turn gradient checkpointing on if a step does not fit without it, and say so.
-    Raises TrainingError: it does not fit with it either.
+    """If a step does not fit, turn gradient checkpointing on, with a warning.
+    Raises TrainingError: it does not fit with gradient checkpointing either.
     """
     if _fits(model, optimizers):
         return
@@ -73,9 +66,9 @@ def fit_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) ->
 
 
 @contextlib.contextmanager
-def failures_named(model: MetricModel, when: str) -> Iterator[None]:
-    """Inside, memory that is full and a GPU that fails or is gone are errors of one line, which says ``when``.
-    Raises TrainingError: one of these; the checkpoint of the epoch before is in the run's folder.
+def memory_errors(model: MetricModel, when: str) -> Iterator[None]:
+    """Turn errors of full memory and of a failing GPU into one line, which says ``when`` they happened.
+    Raises TrainingError: there was such an error. The run's folder still has the checkpoint of the epoch before.
     """
     try:
         yield
@@ -94,7 +87,7 @@ def failures_named(model: MetricModel, when: str) -> Iterator[None]:
 
 
 def _cure(model: MetricModel) -> str:
-    """What takes less memory, first of all what changes no number."""
+    """Say what saves memory. What changes no numbers comes first."""
     prompts = model.class_prompts
     choices = [] if model.vit.checkpointing else ["--checkpointing on"]
     if prompts is not None and prompts.rowwise and not isinstance(prompts, HostPrompts):
@@ -105,23 +98,22 @@ def _cure(model: MetricModel) -> str:
 def _fits(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> bool:
     try:
         probe_step(model, optimizers)
-    except torch.OutOfMemoryError:
-        pass  # the error holds the frames, and they the tensors: both must go before the cache can be emptied
-    else:
         return True
+    except torch.OutOfMemoryError:
+        pass  # the cache can be emptied only after this block, because the error refers to the tensors
     torch.cuda.empty_cache()
     return False
 
 
 def place_class_prompts(model: MetricModel, device: torch.device, where: str = "auto") -> None:
-    """Decide where the class-prompt table is kept, before the model moves to its device; it changes no numbers.
+    """Decide where the table of class prompts is kept, before the model moves to its device. No numbers change.
 
     Args:
-        where: ``"device"``, ``"host"`` (row-wise tables only; a copy for each process), or ``"auto"``: in host memory
-            if the table and its optimiser state would take more than half of what the GPU has free.
+        where: ``"device"``, ``"host"`` (only row-wise tables; each process has a copy), or ``"auto"``: in host memory
+            if the table and its optimiser state would take more than half of the GPU's free memory.
 
     Raises:
-        ConfigError: ``"host"`` for a model without a row-wise table.
+        ConfigError: ``"host"``, and the model has no row-wise table.
         VptspError: the copies of this machine's processes do not fit into its memory.
     """
     prompts = model.class_prompts
@@ -136,7 +128,7 @@ def place_class_prompts(model: MetricModel, device: torch.device, where: str = "
         where = "host" if _bytes(prompts) > free / 2 else "device"
     if where != "host":
         return
-    # The tables are there already, this process's and about now the others'; the moments come with the steps.
+    # Every process of this machine has allocated its table by now, but not yet the moments.
     processes, moments = local_size(), _bytes(prompts) - prompts.table.nbytes
     available = available_memory()
     if moments * processes > available:
@@ -150,9 +142,9 @@ def place_class_prompts(model: MetricModel, device: torch.device, where: str = "
 
 
 def check_table_memory(config: RunConfig, num_classes: int, width: int) -> None:
-    """Refuse a class-prompt table (C classes, the backbone's width D) that this machine's memory cannot hold, before
-    the system ends the process.
-    Raises VptspError: it cannot; the message has both sizes.
+    """Check that this machine's memory can hold the table of class prompts, with the backbone's ``width``.
+
+    Without this check, the system would end the process. Raises VptspError: it cannot; the message has both sizes.
     """
     if config.has_class_prompts:
         check_room(4 * num_classes * config.class_layers * config.class_prompts * width)

@@ -1,7 +1,7 @@
-"""Numbers that are not finite: looked for once an epoch, in the losses and in all that a checkpoint holds.
+"""The check for numbers that are not finite, once per epoch: in the losses, and in all tensors of a checkpoint.
 
-No step waits for the device. A weight or an optimiser's state can break without a trace in the losses (in the last
-step, or for a class that is not drawn again).
+A weight or an optimiser's state can break without a trace in the losses: in the last step, or for a class that is not
+drawn again. The check is made once per epoch because a check in each step would make the GPU wait.
 """
 
 from __future__ import annotations
@@ -16,34 +16,31 @@ from vptsp_core.method.model import MetricModel
 
 
 def first_bad_loss(losses: Tensor) -> int | None:
-    """Place of the first of the losses (T,) that is not finite; None if all are finite."""
-    bad = ~losses.isfinite()
-    return int(bad.float().argmax()) if bad.any() else None
+    """Return the place of the first of the losses (T,) that is not finite, or None."""
+    bad = (~losses.isfinite()).nonzero()
+    return int(bad[0]) if len(bad) else None
 
 
 def first_bad_tensor(tensors: Mapping[str, Tensor]) -> str | None:
-    """Name of the first tensor that holds a number that is not finite; None if all are finite.
-
-    The extremes of a tensor show it, and unlike ``isfinite`` they need no memory.
-    """
-    for name, tensor in tensors.items():
+    """Return the name of the first tensor with a number that is not finite, or None."""
+    for name, tensor in tensors.items():  # unlike isfinite(), aminmax() needs no memory
         if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
             return name
     return None
 
 
 def all_learned(model: MetricModel, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """The tensors that a checkpoint holds, by name: weights, buffers, and the optimisers' state."""
-    found = model.learned_state()
+    """Return the tensors of a checkpoint by name: weights, buffers, and the optimisers' state."""
+    tensors = model.learned_state()
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     for optimizer in optimizers:
         for parameter, state in optimizer.state.items():
-            found |= {f"{names[parameter]} ({k})": v for k, v in state.items() if isinstance(v, Tensor)}
-    return found
+            tensors |= {f"{names[parameter]} ({k})": v for k, v in state.items() if isinstance(v, Tensor)}
+    return tensors
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names, with their common beginning written once, as in a shell.
+    """Join names in one line, with their common beginning written once, as in a shell.
 
     >>> listed(["birds/1/a.png", "birds/1/b.png", "birds/2/a.png", "birds/1/a.png"])
     'birds/{1/a.png, 1/b.png, 2/a.png}'

@@ -1,4 +1,4 @@
-"""How far runs are, written to small files: any process or machine that sees the results folder can read them."""
+"""The progress of runs, in small files that every process and machine with the results folder can read."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from vptsp_core.system.files import remove_temporaries, write_json
 from vptsp_core.system.locks import locked
 
 PROGRESS, LOCK = "progress.json", "lock"
-_SHOWN = 4  # runs named in a line; of more, only how many
+_SHOWN = 4  # runs that `under_way` names; it only counts the others
 
 
 def write_progress(folder: Path, done: int, epochs: int) -> None:
-    """Say in a run's folder how many of its epochs are done. Raises VptspError: the folder cannot be written."""
+    """Write the number of finished epochs into a run's folder."""
     write_json(folder / PROGRESS, {"done": done, "epochs": epochs})
 
 
 @contextlib.contextmanager
 def at_work(folder: Path) -> Iterator[None]:
-    """Inside, only this process (of a group: the first one) trains this run, and others see that it does.
+    """Lock a run's folder, so that only this process (or group of processes) trains the run.
 
-    A second one waits, and then reads what the first has left. If a process dies, the system frees its lock; the next
-    one deletes its temporary files.
+    A second process waits, and then finds what the first one wrote. If the first one was killed, the system releases
+    its lock, and the second one deletes its temporary files.
     """
     if is_main():
         with locked(folder / LOCK, f"{folder.name}: another process trains it; waiting"):
@@ -39,16 +39,17 @@ def at_work(folder: Path) -> Iterator[None]:
                     (folder / PROGRESS).unlink()
     else:
         yield
-    from_main(lambda: None)  # no process of a group continues before the folder is ready
+    from_main(lambda: None)  # all processes of a group wait here for the first one
 
 
 def under_way(folders: Iterable[Path]) -> str:
-    """The runs that are training, in one line such as "vptsp-1a2b epoch 2/4": method, beginning of the hash, epoch. A
-    run that was killed counts until it resumes.
+    """Return a line about the runs that are training, such as "vptsp-1a2b epoch 2/4": method, start of the hash, epoch.
+
+    A run that was killed is shown until it resumes.
     """
     words = []
     for folder in folders:
-        with contextlib.suppress(OSError, ValueError):  # it has not begun, or has just ended
+        with contextlib.suppress(OSError, ValueError):  # the file is missing, or half written
             read = json.loads((folder / PROGRESS).read_text("utf-8"))
             method, digest = folder.name.split("-")[1:3]
             epoch = f" epoch {min(read['done'] + 1, read['epochs'])}/{read['epochs']}" if read["epochs"] else ""
@@ -59,7 +60,7 @@ def under_way(folders: Iterable[Path]) -> str:
 
 @contextlib.contextmanager
 def every(seconds: float, show: Callable[[], object]) -> Iterator[None]:
-    """Inside, ``show`` is called again and again, in a thread."""
+    """Call ``show`` every ``seconds`` in a thread, until the block ends."""
     over = threading.Event()
 
     def repeat() -> None:

@@ -1,4 +1,4 @@
-"""What made a run: code, machine, images and weights, and the parts of one that was cut short."""
+"""The record of a run: its code, machine, images and weights, and the calls that trained its parts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import platform
 import subprocess
 import time
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from vptsp_core.system.places import PACKAGE
 
 
 def make_record(config: RunConfig, benchmark: Benchmark, model: MetricModel, device: torch.device) -> dict[str, Any]:
-    """What a run is made with: commit, versions, device, checksums of images and weights, parameters."""
+    """Return a record with all that is known before training."""
     prompts = model.class_prompts
     dtype, why = precision_and_reason(config.precision, device, model.vit.backbone.embed_dim)
     return {
@@ -35,7 +35,7 @@ def make_record(config: RunConfig, benchmark: Benchmark, model: MetricModel, dev
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "data": benchmark.record(),
         "weights": checksum(model.vit.backbone),
-        "search": "torch",  # what found the neighbours that the metrics are of; faiss is for commands that ask for it
+        "search": "torch",  # runs always find neighbours with torch; some commands can use faiss
         "faiss": installed(),
         "parameters": count_parameters(model),
         "class_table": None if prompts is None else "host" if isinstance(prompts, HostPrompts) else "device",
@@ -43,7 +43,7 @@ def make_record(config: RunConfig, benchmark: Benchmark, model: MetricModel, dev
 
 
 def made_with(device: torch.device) -> dict[str, Any]:
-    """The code and the machine: ``commit``, ``versions`` of the packages that numbers depend on, and ``device``."""
+    """Return the ``commit``, the ``versions`` of the packages that numbers depend on, and the ``device``."""
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     packages = ("torchvision", "timm", "numpy", "vptsp-core")
     return {
@@ -57,33 +57,33 @@ def made_with(device: torch.device) -> dict[str, Any]:
     }
 
 
-def make_stretch(record: dict[str, Any], model: MetricModel, seconds: float) -> dict[str, Any]:
-    """The part of a record that may be another after a run was cut short, with the seconds that this part took."""
-    parts = (
+def part_of_run(record: dict[str, Any], model: MetricModel, seconds: float) -> dict[str, Any]:
+    """Describe the part of a run that one call trained: what can change between two calls, and the call's seconds."""
+    keys = (
         "started", "processes", "device", "precision", "class_table", "commit", "versions", "deterministic", "data",
         "weights",
     )  # fmt: skip
-    kept = {key: record[key] for key in parts}
+    kept = {key: record[key] for key in keys}
     return {**kept, "checkpointing": model.vit.checkpointing, "seconds": round(seconds, 2)}
 
 
-def close_record(record: dict[str, Any], stretches: list[dict[str, Any]]) -> dict[str, Any]:
-    """The record of a finished run: ``started`` of the first part, ``seconds`` of all of them, and the parts."""
-    seconds = round(sum(each["seconds"] for each in stretches), 2)
-    ends = {"started": stretches[0]["started"], "checkpointing": stretches[-1]["checkpointing"]}
-    return {**record, **ends, "seconds": seconds, "stretches": stretches}
+def close_record(record: dict[str, Any], parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Complete the record of a finished run: when its first part started, the seconds of all parts, and the parts."""
+    seconds = round(sum(part["seconds"] for part in parts), 2)
+    ends = {"started": parts[0]["started"], "checkpointing": parts[-1]["checkpointing"]}
+    return {**record, **ends, "seconds": seconds, "stretches": parts}
 
 
 def _version(package: str) -> str:
     try:
         return version(package)
-    except Exception:  # not installed as a distribution: run from the source tree
+    except PackageNotFoundError:
         return "source tree"
 
 
 @lru_cache
 def _commit() -> str:
-    """Commit of the source tree, with + where tracked files differ from it; "unknown" outside of git."""
+    """Return the commit of the source tree, with "+" if tracked files differ from it, or "unknown" outside of git."""
 
     def git(*args: str) -> str:
         return subprocess.run(

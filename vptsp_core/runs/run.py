@@ -1,4 +1,4 @@
-"""Many runs: each is trained once, found again by its hash, and read into data frames."""
+"""Runs: each is trained once, found by its hash afterwards, and read into data frames."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ from vptsp_core.data.loading import deaths_named, end_workers
 from vptsp_core.errors import ConfigError, DataError, VptspError, check_choice
 from vptsp_core.method.backbone import load_backbone
 from vptsp_core.method.config import RunConfig
+from vptsp_core.method.metrics import Scores
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.compile import COMPILE
 from vptsp_core.runs.curves import Curves
 from vptsp_core.runs.evaluate import evaluate
 from vptsp_core.runs.folder import METRICS, Run, finished_run, run_folder, write_run
-from vptsp_core.runs.memory import check_table_memory, failures_named, place_class_prompts
+from vptsp_core.runs.memory import check_table_memory, memory_errors, place_class_prompts
 from vptsp_core.runs.progress import at_work
-from vptsp_core.runs.record import close_record, make_record, make_stretch
-from vptsp_core.runs.selection import Row, on_held_out, score
+from vptsp_core.runs.record import close_record, make_record, part_of_run
+from vptsp_core.runs.selection import HELD_OUT, Row, score
 from vptsp_core.runs.train import Trainer
 from vptsp_core.runs.workers import Workers, check_workers, share_out
 from vptsp_core.system.bars import bar, is_log, say
@@ -62,29 +63,33 @@ def run(
     on_epoch: Callable[[list[Row]], None] | None = None,
     tensorboard: str | Path | None = None,
 ) -> Run:
-    """Train and evaluate, or return the finished run of the same hash; a run that was cut short resumes (`runs.train`).
+    """Train and evaluate a run, or return it if it is finished. A run that was cut short resumes (`runs.train`).
 
-    Under torchrun all processes call this and share the work; the first writes, where all machines must see it.
+    Under torchrun all processes call this and share the work. The first one writes the results, to a folder that all
+    machines must see.
 
     Args:
-        config: from `preset` or `RunConfig`.
-        data: folder of the data sets; default the environment's VPTSP_DATA. The glyphs need none.
-        results: the run goes to ``results/runs/<dataset>-<method>-<hash>``; default VPTSP_RESULTS, else ./results.
-        cache: folder of decoded images; default VPTSP_CACHE, else ``.vptsp-cache`` in the data folder; for
-            your own images in ``results``.
-        device: ``"cpu"``, ``"cuda"``, ...; default a GPU where there is one.
-        class_table: where row-wise class prompts are: ``"device"``, ``"host"`` or ``"auto"`` (`place_class_prompts`).
-        checkpointing: of gradients, ``"on"``, ``"off"`` or ``"auto"`` (see `Trainer`). Neither changes the numbers.
-        compile: the training step, ``"on"``, ``"off"`` or ``"auto"`` (see `compiles`). Sums are then rounded otherwise.
-        deterministic: a GPU gives the same numbers twice (`deterministic_algorithms`); on a CPU it changes none.
-        allow_partial: accept a data set that is not whole; the run then has its own folder, and its record says so.
-        light: whether a finished run whose weights are not kept will do; else it is trained again.
-        on_epoch: called after every epoch with the history so far (a finished run that is found trains none).
-        tensorboard: after every epoch the history so far is also written there, for TensorBoard, in a folder with the
-            run's name.
+        config: from `preset` or `RunConfig`. Its hash identifies the run.
+        data: folder of the data sets; default: the environment variable VPTSP_DATA. The glyphs need none.
+        results: the run's folder is ``results/runs/<dataset>-<method>-<hash>``; default: VPTSP_RESULTS or ./results.
+        cache: folder of decoded images; default: VPTSP_CACHE or ``.vptsp-cache`` in the data folder. For your own
+            images, the default is in ``results``.
+        device: ``"cpu"``, ``"cuda"``, ...; default: a GPU if there is one.
+        class_table: where row-wise class prompts are kept: ``"device"``, ``"host"`` or ``"auto"``
+            (`place_class_prompts`). It does not change the numbers.
+        checkpointing: gradient checkpointing ``"on"``, ``"off"`` or ``"auto"`` (`Trainer`). It does not change the
+            numbers.
+        compile: compile the training step: ``"on"``, ``"off"`` or ``"auto"`` (`compiles`). Compiled steps round sums
+            differently.
+        deterministic: make a GPU give the same numbers twice (`deterministic_algorithms`). A CPU always does.
+        progress: show bars, or write lines in a log.
+        allow_partial: accept an incomplete data set. The run then has another folder, and its record says so.
+        light: accept a finished run without weights. Otherwise it is trained again.
+        on_epoch: called after every epoch with the history so far. If the run is finished already, it is not called.
+        tensorboard: write the history for TensorBoard after every epoch, to a folder in this one.
 
     Raises:
-        VptspError: what the user can fix, in one line; nothing half-written stays behind.
+        VptspError: something that the user can fix, in one line. No half-written files stay.
     """
     check_choice("class_table", class_table, ("auto", "device", "host"))
     check_choice("checkpointing", checkpointing, ("auto", "on", "off"))
@@ -92,15 +97,16 @@ def run(
     if launched():
         start(pick_device(device))
     config = config.with_whole_path()
-    place = data_folder(config.dataset, data)
+    folder = data_folder(config.dataset, data)
     if data and not Path(data).expanduser().is_dir():
         raise DataError(f"--data: there is no folder {Path(data).expanduser().absolute()}; check the path")
-    path, benchmark = _place(config, place, results, allow_partial)
+    path, benchmark = _path_and_images(config, folder, results, allow_partial)
     if tensorboard is not None:
         on_epoch = Curves(Path(tensorboard).expanduser() / path.name, on_epoch)
-    if found := from_main(lambda: finished_run(path, benchmark or _there(config.dataset, place, allow_partial), light)):
-        return found
-    benchmark = benchmark or _benchmark(config.dataset, place, allow_partial)
+    benchmark = benchmark or _images_to_compare(config.dataset, folder, allow_partial)
+    if finished := from_main(lambda: finished_run(path, benchmark, light)):
+        return finished
+    benchmark = benchmark or load_benchmark(config.dataset, folder, allow_partial)
     if not len(benchmark.train) and config.method != "frozen":
         raise DataError(f"{benchmark.name}: no images to train on; give some the split train, or take method=frozen")
     target = pick_device(device)
@@ -115,130 +121,140 @@ def run(
     from_main(lambda: writable_folder(path))
     try:
         with at_work(path), deaths_named():
-            if found := from_main(lambda: finished_run(path, benchmark, light)):  # another process made it meanwhile
-                return found
-            # Only after all checks: decoding takes minutes.
-            stores = cache_folder(config.dataset, place, cache, path.parents[1])
+            if finished := from_main(lambda: finished_run(path, benchmark, light)):  # by another process meanwhile
+                return finished
+            # After all checks, because decoding takes minutes.
+            stores = cache_folder(config.dataset, folder, cache, path.parents[1])
             benchmark = decoded(benchmark, config, stores, progress=progress and is_main())
             begun = time.perf_counter()
-            history, stretches, queries, weights = _history(
+            history, parts, queries, weights = _train_and_evaluate(
                 config, benchmark, model, path, progress=progress, checkpointing=checkpointing, compile=compile,
-                on_epoch=on_epoch,
-                stretch=lambda: make_stretch(record, model, time.perf_counter() - begun),
+                on_epoch=on_epoch, part=lambda: part_of_run(record, model, time.perf_counter() - begun),
             )  # fmt: skip
-            closed = close_record(record, stretches)
+            closed = close_record(record, parts)
             return from_main(lambda: write_run(config, path, pd.DataFrame(history), closed, queries, weights))
     finally:
         end_workers()
         with contextlib.suppress(OSError):
-            path.rmdir()  # only where nothing was learned: a checkpoint keeps the folder
+            path.rmdir()  # does nothing if there is a checkpoint
 
 
-def _place(
+def _path_and_images(
     config: RunConfig, data: str | None, results: str | Path | None, allow_partial: bool
 ) -> tuple[Path, Benchmark | None]:
-    """A run's folder, and the benchmark if its images are part of the run's identity."""
-    images_decide = config.dataset in OWN or allow_partial
-    benchmark = _benchmark(config.dataset, data, allow_partial) if images_decide else None
+    """Return a run's folder, and the benchmark if the folder's name depends on the images."""
+    needed = config.dataset in OWN or allow_partial
+    benchmark = load_benchmark(config.dataset, data, allow_partial) if needed else None
     path = run_folder(config, results, benchmark)
     if config.dataset in OWN and data:
         outside_images(path.parents[1], data, "--results or VPTSP_RESULTS")
     return path, benchmark
 
 
-def _there(dataset: str, data: str | None, allow_partial: bool) -> Benchmark | None:
-    """The images, to compare with a finished run's; None if they are missing: nothing is compared."""
+def _images_to_compare(dataset: str, data: str | None, allow_partial: bool) -> Benchmark | None:
+    """Return the images, to compare them with a finished run's, or None if they are missing."""
     if data is None:
         return None
     with contextlib.suppress(DataError):
-        return _benchmark(dataset, data, allow_partial)
+        return load_benchmark(dataset, data, allow_partial)
     return None
 
 
-def _history(
+def _train_and_evaluate(
     config: RunConfig, benchmark: Benchmark, model: MetricModel, path: Path, **options: Any
 ) -> tuple[list[Row], list[dict[str, Any]], dict[str, np.ndarray], dict[str, Tensor]]:
-    """A run's history, stretches, per-query values and weights (see `Trainer`)."""
-    lines = bool(options["progress"]) and is_main() and is_log()  # in a terminal the bars are of training alone
+    """Return a run's history, the descriptions of its parts, per-query values and weights (see `Trainer`)."""
+    lines = bool(options["progress"]) and is_main() and is_log()  # in a terminal only the training has bars
+
+    def test_scores() -> Scores:
+        with memory_errors(model, "the evaluation"):
+            return evaluate(model, benchmark, progress=lines)
+
     if config.method == "frozen":
         if lines:
             say(f"{path.name}: evaluating the frozen backbone")
         model.vit.autocast = autocast_dtype(
             config.precision, next(model.parameters()).device, model.vit.backbone.embed_dim
         )
-        with failures_named(model, "the evaluation"):
-            metrics = evaluate(model, benchmark, progress=lines)
-        return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["stretch"]()}], metrics.queries, {}
+        metrics = test_scores()
+        return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["part"]()}], metrics.queries, {}
     if config.epochs == 0 and config.start == "released":
         raise ConfigError("epochs = 0 trains nothing; use method = 'frozen' for the backbone as it is, or a start")
-    benchmark, held_out = for_selection(benchmark, config)
+    training, held_out = for_selection(benchmark, config)
     if held_out is None:
-        trainer = Trainer(model, benchmark.train, path, lambda m: evaluate(m, benchmark), **options)
-        return trainer.run(), trainer.stretches, trainer.queries, trainer.weights
-    trainer = Trainer(model, benchmark.train, path, lambda m: on_held_out(evaluate(m, held_out)), **options)
+        trainer = Trainer(model, training.train, path, lambda m: evaluate(m, benchmark), **options)
+        return trainer.run(), trainer.parts, trainer.queries, trainer.weights
+
+    def on_held_out(model: MetricModel) -> Row:
+        return {HELD_OUT + name: value for name, value in evaluate(model, held_out).items()}
+
+    trainer = Trainer(model, training.train, path, on_held_out, **options)
     history = trainer.run()
     model.load_state_dict(trainer.weights, strict=False)  # of the chosen epoch
-    with failures_named(model, "the evaluation"):
-        found = evaluate(model, benchmark, progress=lines)
-    max(history, key=lambda row: score(row, config.selection)).update(found)  # the first of equals, as in `Trainer`
-    trainer.stretches[-1] |= options["stretch"]()
-    return history, trainer.stretches, found.queries, trainer.weights
+    metrics = test_scores()
+    max(history, key=lambda row: score(row, config.selection)).update(metrics)  # the first of equals, as in `Trainer`
+    trainer.parts[-1] |= options["part"]()
+    return history, trainer.parts, metrics.queries, trainer.weights
 
 
 @in_torch_defaults
 def build_model(config: RunConfig, num_classes: int, device: torch.device, class_table: str = "auto") -> MetricModel:
-    """The model of a run at its start, every random tensor drawn from the run's seed."""
+    """Return a run's model before training, with all random tensors drawn from the run's seed.
+
+    Raises:
+        WeightsError: the backbone's weights are missing, cannot be read, or do not fit.
+        ConfigError: the config does not fit the backbone, or ``class_table`` is "host" without a row-wise table.
+        TrainingError: the model does not fit into the device's memory.
+        VptspError: this machine's memory cannot hold the class prompts.
+    """
     torch.manual_seed(config.seed)
     backbone = load_backbone(config.backbone, config.weights, config.image_size)
-    torch.manual_seed(config.seed)  # again: what starts beside the backbone is the same whatever its weights are
+    torch.manual_seed(config.seed)  # again, so that the other tensors do not depend on the backbone's weights
     check_table_memory(config, num_classes, backbone.embed_dim)
     model = MetricModel(config, backbone, num_classes, Processes())
     place_class_prompts(model, device, class_table)
-    with failures_named(model, "moving the model there"):
+    with memory_errors(model, "moving the model to its device"):
         return model.to(device)
 
 
 def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: bool = True, **options: Any) -> list[Run]:
-    """`run` of each, side by side where ``workers`` says so; finished ones are found, and none is trained twice.
+    """Call `run` for each config, and return the runs in this order. Equal configs are trained once.
 
-    A run that fails stops no other. What is cut short resumes by the same call. Numbers are the same to the last bit
-    with the same threads a process; another number of threads rounds sums differently.
+    If a run fails, the others continue. The same call resumes runs that were cut short. Processes with the same number
+    of threads give the same numbers to the last bit; another number of threads rounds sums differently.
 
     Args:
-        workers: None: in this process. A number: so many processes of this machine, each with its share of the cores.
-            ``"gpus"``: one process a GPU. ``"tcp://HOST:PORT"``: the workers of that Dask cluster, for which data and
-            results have the same paths as here.
-        options: go to `run`.
-
-    Returns:
-        One run a config, in their order.
+        workers: None: train in this process, one run after another. A number: train in this many processes of this
+            machine, each with its share of the cores. ``"gpus"``: one process per GPU. ``"tcp://HOST:PORT"``: the
+            workers of this Dask cluster, where data and results must have the same paths as here.
+        progress: show a bar of the runs.
+        options: for `run`.
 
     Raises:
-        VptspError: naming the runs that failed, and why the first did; or the workers cannot be had.
+        VptspError: runs failed, and the message says how many and why the first one did; or the workers cannot be used.
     """
     check_workers(workers)
     configs = list(configs)
-    if launched():  # all its processes take the same steps, so that the first failure ends them all
+    if launched():  # torchrun's processes share each run, and the first failure ends them all
         shown = bar(configs, "runs", show=progress and is_main(), unit="runs")
         return [_one_of_many(config, progress=progress, **options) for config in shown]
     light = bool(options.get("light", True))
     data, results, partial = (options.get(key) for key in ("data", "results", "allow_partial"))
-    paths = [_place(each, data_folder(each.dataset, data), results, bool(partial))[0] for each in configs]
-    there = functools.cache(lambda dataset: _there(dataset, data_folder(dataset, data), bool(partial)))
+    paths = [_path_and_images(each, data_folder(each.dataset, data), results, bool(partial))[0] for each in configs]
+    images = functools.cache(lambda name: _images_to_compare(name, data_folder(name, data), bool(partial)))
     done: dict[Path, Run | VptspError] = {
-        path: found
+        path: finished
         for path, config in zip(paths, configs, strict=True)
-        if (path / METRICS).exists() and (found := finished_run(path, there(config.dataset), light))
+        if (path / METRICS).exists() and (finished := finished_run(path, images(config.dataset), light))
     }
     todo = {path: config for path, config in zip(paths, configs, strict=True) if path not in done}
-    if workers is not None:  # other processes may have another environment and working directory
-        place = data or os.environ.get("VPTSP_DATA") or None
-        root = paths[0].parents[1].absolute() if paths else None
-        cache = cache_folder(configs[0].dataset if configs else "", place, options.get("cache"), root)
-        options |= {"results": root, "cache": cache}
-        options |= {"data": Path(place).expanduser().absolute()} if place else {}
+    if todo and workers is not None:  # other processes may have another environment and working directory
+        folder = data or os.environ.get("VPTSP_DATA") or None
+        root = paths[0].parents[1]
+        options |= {"results": root, "cache": cache_folder(configs[0].dataset, folder, options.get("cache"), root)}
+        options |= {"data": Path(folder).expanduser().absolute()} if folder else {}
         todo = {path: config.with_whole_path() for path, config in todo.items()}
-    of_each = progress and (workers is None or is_log())  # bars of several processes would overwrite one another
+    of_each = progress and (workers is None or is_log())  # bars of several processes would overwrite each other
     work = functools.partial(_one_of_many, progress=of_each, **options)
     done |= share_out(work, todo, workers, progress, already=len(done))
     failed = {path.name: each for path in paths if isinstance(each := done[path], VptspError)}
@@ -249,12 +265,12 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
 
 
 def _one_of_many(config: RunConfig, *, data: str | Path | None = None, **options: Any) -> Run:
-    """`run`; ``data`` is ignored for the glyphs."""
+    """Call `run`, without ``data`` for the glyphs."""
     return run(config, data=None if config.dataset == "glyphs" else data, **options)
 
 
 def frame(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row a run: every key of its config, every metric, tunable parameters, seconds."""
+    """Return a table with a row per run: the keys of its config, its metrics, tunable parameters, seconds and path."""
     rows = []
     for each in runs:
         of_run = {"seconds": each.record["seconds"], "path": str(each.path)}
@@ -263,8 +279,10 @@ def frame(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def over_seeds(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """Mean and half-width of the 95 % interval (Student's t) of ``columns`` over the rows alike in ``by``: a row a
-    group, in order of appearance, with each column and ``<column> ±`` (NaN for one seed).
+    """Group the rows by the columns ``by``, and average ``columns`` over each group.
+
+    Returns a row per group, in order of appearance: each column's mean, ``<column> ±``, which is half the 95 % interval
+    (Student's t; NaN for one seed), and the number of ``seeds``.
     """
     from scipy.stats import t
 
@@ -275,7 +293,3 @@ def over_seeds(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -
         out[f"{column} ±"] = groups[column].sem() * t.ppf(0.975, (count - 1).clip(lower=1)).reshape(-1)
     out["seeds"] = groups.size()
     return out.reset_index()
-
-
-def _benchmark(name: str, data: str | None, allow_partial: bool) -> Benchmark:
-    return load_benchmark(name, data, allow_partial)

@@ -1,8 +1,8 @@
 """Chooses the epoch that is reported for each metric, and keeps that epoch's per-query values.
 
-- released: each metric at its own best epoch ON THE TEST SET, as the published numbers
+- released: each metric at its own best epoch ON THE TEST SET, like the published numbers
 - last: the last epoch
-- validation: the epoch with the best R@1 on held-out training classes; the test set is looked at once, for that epoch
+- validation: the epoch with the best R@1 on held-out training classes; only that epoch is evaluated on the test set
 """
 
 from __future__ import annotations
@@ -15,35 +15,33 @@ import pandas as pd
 
 from vptsp_core.method.metrics import Scores
 
-HELD_OUT = "validation "  # begins the names of metrics on held-out training classes, in a run's history
+HELD_OUT = "validation "  # a run's history has this prefix before the metrics on held-out training classes
 NOT_METRICS = ("epoch", "loss", "lr", "lr_proxy", "seconds")
 Row = dict[str, float]
 
 
 def score(row: Row, selection: str) -> float:
-    """What an epoch is chosen by; minus infinity where it was not evaluated."""
+    """Return the metric by which an epoch is chosen, or minus infinity if the epoch was not evaluated."""
     return row.get(f"{HELD_OUT}R@1" if selection == "validation" else "R@1", -math.inf)
 
 
-def on_held_out(found: Mapping[str, float]) -> Row:
-    """Metrics of the held-out classes under the names that they have in a run's history."""
-    return {HELD_OUT + name: value for name, value in found.items()}
-
-
 def keep_queries(
-    kept: dict[str, np.ndarray], found: Mapping[str, float], history: Sequence[Row], selection: str
+    kept: dict[str, np.ndarray], metrics: Mapping[str, float], history: Sequence[Row], selection: str
 ) -> None:
-    """Take over into ``kept``, {metric: (N,) float32}, the per-query values of the metrics that will be reported of an
-    epoch, as far as is known by now: ``found`` is its evaluation, ``history`` the epochs before it.
+    """Update ``kept``, {metric: (N,) float32}, with the per-query values of the metrics that are best in this epoch.
+
+    Args:
+        metrics: this epoch's evaluation. Only `Scores` have per-query values.
+        history: the epochs before it.
     """
-    for name, values in found.queries.items() if isinstance(found, Scores) else ():
+    for name, values in metrics.queries.items() if isinstance(metrics, Scores) else ():
         before = max((row[name] for row in history if name in row), default=-math.inf)
-        if selection == "last" or found[name] > before:
+        if selection == "last" or metrics[name] > before:
             kept[name] = values
 
 
 def reported(history: pd.DataFrame, selection: str) -> dict[str, float]:
-    """The metrics that a run reports, fractions in [0, 1], and the ``epoch`` that R@1 is of."""
+    """Return the metrics that a run reports, fractions in [0, 1], and the ``epoch`` whose R@1 it reports."""
     evaluated = history.dropna(subset=["R@1"])
     metrics = evaluated.drop(columns=[c for c in NOT_METRICS if c in evaluated])
     place = int(evaluated["R@1"].to_numpy().argmax()) if selection == "released" else len(evaluated) - 1

@@ -1,4 +1,4 @@
-"""A trained model on the Hugging Face Hub: what was learned as one file, and a model card from the run's record."""
+"""A trained model on the Hugging Face Hub: one file with the learned tensors, and a model card from the record."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ CHOSEN = {
 
 
 def is_shared(path: str | Path) -> bool:
-    """Whether ``path`` is ``hf://...``, on the Hub."""
+    """Return whether ``path`` is on the Hub: ``hf://...``."""
     return str(path).startswith(SCHEME)
 
 
 def place(uri: str) -> tuple[str, str | None]:
-    """Repository and revision of ``hf://org/name[@revision]``. Raises ConfigError: it is written otherwise."""
+    """Return repository and revision of ``hf://org/name[@revision]``. Raises ConfigError: it has another form."""
     repo, _, revision = uri.removeprefix(SCHEME).partition("@")
     try:
         validate_repo_id(repo)
@@ -57,8 +57,8 @@ def place(uri: str) -> tuple[str, str | None]:
 
 
 def read_shared(uri: str) -> Saved:
-    """`read_saved` of ``hf://org/name[@revision]``; what is in the Hub's cache needs no network.
-    Raises WeightsError: there is no such repository or revision, it cannot be reached, or its file is damaged.
+    """Read the model at ``hf://org/name[@revision]``. A model in the Hub's cache needs no network.
+    Raises WeightsError: the repository or revision does not exist or cannot be reached, or its file is damaged.
     """
     repo, revision = place(uri)
     obstacle = hub.why_unreachable()
@@ -73,24 +73,22 @@ def read_shared(uri: str) -> Saved:
     try:
         return read_saved(path)
     except WeightsError as error:
-        raise WeightsError(f"{uri}: {error}; delete {path.parents[2]} to fetch it anew") from error
+        raise WeightsError(f"{uri}: {error}; delete {path.parents[2]} to fetch it again") from error
 
 
 def push(embedder: Embedder, repo: str, revision: str | None = None, private: bool | None = None) -> str:
-    """Share ``embedder``; arguments and result are those of `Embedder.push_to_hub`.
-    Raises VptspError: the hub is out of reach or refuses, or there is no token.
-    """
+    """Upload ``embedder``, as `Embedder.push_to_hub` describes."""
     uri = f"{SCHEME}{repo.removeprefix(SCHEME)}"
     repo, named = place(uri)
     if named is not None and revision not in (None, named):
         raise ConfigError(f"{uri}: it names another revision than revision={revision!r}; give one of them")
     revision = revision or named
     if huggingface_hub.get_token() is None:
-        raise VptspError(f"{uri}: there is no token of the Hub here; {LOGIN}")
+        raise VptspError(f"{uri}: this machine has no token of the Hub; {LOGIN}")
     if obstacle := hub.why_unreachable():
         raise VptspError(f"{uri}: {obstacle}; connect this machine, or export to a .safetensors file and upload that")
     config = embedder.config
-    if config.weights not in ("pretrained", "random"):  # the folders of this machine are nobody's concern
+    if config.weights not in ("pretrained", "random"):  # folder names of this machine are private
         config = config.replace(weights=Path(config.weights).name)
     api = HfApi(library_name="vptsp-core", library_version=vptsp_core.__version__)
     with tempfile.TemporaryDirectory() as folder, hub.quiet_hub_log():
@@ -109,13 +107,14 @@ def push(embedder: Embedder, repo: str, revision: str | None = None, private: bo
 
 
 def _one_line(error: Exception) -> str:
-    """What the Hub says: huggingface_hub's own words."""
+    """Return the Hub's message in one line."""
     return " ".join(str(error).split())
 
 
 def model_card(embedder: Embedder, repo: str, revision: str | None = None) -> str:
-    """The README.md of the repository: what the model is, how to use it, its numbers and how it was made. What only a
-    record says (seeds, the frozen backbone, the machine) is left out where the embedder has no run's folder.
+    """Return the README.md of the repository: what the model is, how to use it, its numbers, and how it was made.
+
+    If the embedder does not come from a run's folder, other seeds, the frozen backbone and the machine are left out.
     """
     config, data = embedder.config, dict(embedder.data or {})
     run = read_run(embedder.path) if embedder.path is not None and embedder.path.is_dir() else None
@@ -155,7 +154,7 @@ def model_card(embedder: Embedder, repo: str, revision: str | None = None) -> st
 
 
 def command(config: RunConfig) -> str:
-    """The `train` command of a run: the preset that is nearest to it, and the keys that differ."""
+    """Return the `train` command of a run: the preset with the fewest differences, and the keys that differ."""
 
     def changes(name: str) -> dict[str, Any]:
         preset, unread = RunConfig(**PRESETS[name]).to_dict(), config.unread()
@@ -171,9 +170,9 @@ def command(config: RunConfig) -> str:
 
 
 def _data_set(config: RunConfig, data: dict[str, Any]) -> tuple[str, str]:
-    """The data set's name, and a paragraph about it and its splits."""
+    """Return the data set's name, and a paragraph about it and its splits."""
     known = CATALOG.get(config.dataset)
-    unpublished = "images of those who trained it" if config.dataset in OWN else "glyphs, letters that vptsp_core draws"
+    unpublished = "the owner's images" if config.dataset in OWN else "glyphs, letters that vptsp_core draws"
     title = known.title if known else unpublished
     prints = ", ".join(f"{split} `{value}`" for split, value in data.items() if split not in ("name", "partial"))
     facts = f"Data set: {title}"
@@ -181,16 +180,16 @@ def _data_set(config: RunConfig, data: dict[str, Any]) -> tuple[str, str]:
         counts = [f"{split} {n:,} images of {classes:,} classes" for split, (classes, n) in known.counts.items()]
         facts += f" ({'; '.join(counts)}; terms: {known.terms})"
     if "partial" in data:
-        facts += f", **not the whole of it**: {'; '.join(data['partial'])}"
+        facts += f", **incomplete**: {'; '.join(data['partial'])}"
     return title, facts + (f". Fingerprints of the splits: {prints}." if prints else ".")
 
 
 def _same_images(run: Run) -> list[Run]:
-    """The finished runs beside a run, itself included, of the same images, backbone and preparation of images."""
-    found = [read_run(path.parent) for path in sorted(run.path.parent.glob(f"{run.config.dataset}-*/{METRICS}"))]
+    """Return the finished runs beside a run that have its images, backbone and image preparation, itself included."""
+    finished = [read_run(path.parent) for path in sorted(run.path.parent.glob(f"{run.config.dataset}-*/{METRICS}"))]
 
     def key(each: Run) -> tuple[object, ...]:
         config = each.config
         return each.record["data"], each.record["weights"], config.resize, config.image_size, config.pool
 
-    return [each for each in found if key(each) == key(run)]
+    return [each for each in finished if key(each) == key(run)]

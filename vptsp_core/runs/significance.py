@@ -1,9 +1,9 @@
 """Could the difference between two methods be chance? A paired bootstrap over the queries they share.
 
-What varies is the difference on each query. The queries are drawn anew with replacement, 10,000 times; the middle 95 %
-of the mean differences are the interval (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13). It
-says what other queries of the same kind could have shown, not what other seeds would have: of several seeds each
-query's mean is taken first, and the ± of `report.averaged` is about those.
+Each query gives one difference. Queries are drawn with replacement, as many as there are, 10,000 times. The interval is
+the middle 95 % of the 10,000 mean differences (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter
+13). It shows how much the choice of queries matters. Seeds are averaged first, query by query; how much they matter is
+shown by the ± of `report.averaged`.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from vptsp_core.runs.folder import Run
 
 RESAMPLES, LEVEL = 10_000, 0.95
 COLUMNS = ("difference", "low", "high", "chance")
-_CHUNK = 2**22  # counts held at a time: 32 MB
+_CHUNK = 2**22  # counts in memory at a time: 32 MB
 
 
 def compare_paired(
     runs: Sequence[Run], labels: Sequence[str], reference: str, metrics: Sequence[str] = ("R@1", "MAP@R")
 ) -> pd.DataFrame:
-    """How far each method is from the reference, in percent points, with the 95 % interval over queries.
+    """Return how far each method is from the reference, in percent points, with the 95 % interval over queries.
 
     Args:
         runs: of one test set.
-        labels: the method of each run; runs of one method are its seeds, and are averaged query by query.
+        labels: the method of each run. Runs with the same label are seeds, and are averaged query by query.
         reference: one of the labels.
         metrics: names of per-query values (see `Run.queries`).
 
     Returns:
-        A row a label, in order of appearance; columns (metric, "difference" | "low" | "high" | "chance"): the mean of
-        label - reference, its interval, and whether that holds 0. NaN for the reference itself, and where either side
-        has no per-query values. The same runs give the same numbers.
+        A row per label, in order of appearance, with columns (metric, "difference" | "low" | "high" | "chance"): the
+        mean of label - reference, its interval, and whether the interval contains 0. The reference itself has NaN, and
+        so has a label if it or the reference has no per-query values. The same runs give the same numbers.
 
     Raises:
-        ConfigError: the reference is none of the labels.
-        DataError: two runs were tested on other queries; the message names both.
+        ConfigError: the reference is not one of the labels.
+        DataError: two runs were tested on different queries; the message names both.
     """
     order = list(dict.fromkeys(labels))
     if runs and reference not in order:
-        raise ConfigError(f"reference {reference!r} is none of the rows: {', '.join(map(str, order))}")
+        raise ConfigError(f"reference {reference!r} is not one of the rows: {', '.join(map(str, order))}")
     _same_queries(runs, labels)
     columns = pd.MultiIndex.from_product([metrics, COLUMNS])
     out = pd.DataFrame(np.nan, index=pd.Index(order, name="label"), columns=columns)
@@ -55,26 +55,28 @@ def compare_paired(
         if base is None or not others:
             continue
         differences = 100 * (np.stack(list(others.values()), 1) - base[:, None])
-        differences = differences[~np.isnan(differences).any(1)]  # nothing of these queries' classes is to be found
+        differences = differences[~np.isnan(differences).any(1)]  # NaN: the gallery has no image of the query's class
         if not len(differences):
             continue
         low, high = bootstrap(differences)
-        for column, found in zip(COLUMNS, (differences.mean(0), low, high, ((low <= 0) & (high >= 0)).astype(object))):
-            out.loc[list(others), (metric, column)] = found
+        chance = ((low <= 0) & (high >= 0)).astype(object)
+        for column, values_of_column in zip(COLUMNS, (differences.mean(0), low, high, chance)):
+            out.loc[list(others), (metric, column)] = values_of_column
     return out
 
 
-def unclear(found: pd.DataFrame) -> dict[str, list[str]]:
-    """{metric: labels whose difference could be chance}, of what `against` found; for the marks of `figures.style`."""
+def unclear(comparison: pd.DataFrame) -> dict[str, list[str]]:
+    """Return {metric: labels whose difference could be chance} of a table from `compare_paired`."""
     return {
-        metric: [label for label, chance in found[metric]["chance"].items() if chance is True]
-        for metric in found.columns.unique(0)
+        metric: [label for label, chance in comparison[metric]["chance"].items() if chance is True]
+        for metric in comparison.columns.unique(0)
     }
 
 
 def bootstrap(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The percentile interval of the mean of each column of (N, K): low and high, (K,) each. All columns share the
-    resamples, each of which is stored as how often every row was drawn.
+    """Return the percentile interval of the mean of each column of (N, K): low and high, (K,) each.
+
+    All columns share the resamples. A resample is stored as the number of times that each row was drawn.
     """
     rng, count = np.random.default_rng(0), len(differences)
     means, step = [], max(1, _CHUNK // count)
@@ -88,7 +90,7 @@ def bootstrap(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mean(runs: Sequence[Run], labels: Sequence[str], label: str, metric: str) -> np.ndarray | None:
-    """(N,) float64, the mean over a label's runs query by query; None where one of them has no such values."""
+    """Return the mean over a label's runs, query by query, (N,) float64. None if one of them has no such values."""
     queries = [run.queries or {} for run, each in zip(runs, labels, strict=True) if each == label]
     if not all(metric in each for each in queries):
         return None
@@ -96,6 +98,7 @@ def _mean(runs: Sequence[Run], labels: Sequence[str], label: str, metric: str) -
 
 
 def _same_queries(runs: Sequence[Run], labels: Sequence[str]) -> None:
+    """Raise DataError if two runs were tested on different queries."""
     tested: dict[object, str] = {}
     counted: dict[int, str] = {}
     for run, label in zip(runs, labels, strict=True):
@@ -103,10 +106,10 @@ def _same_queries(runs: Sequence[Run], labels: Sequence[str]) -> None:
         tested.setdefault((data["name"], data["test"], data.get("gallery")), name)
         for values in (run.queries or {}).values():
             counted.setdefault(len(values), name)
-    for what, names in (("other queries", tested), ("another number of queries", counted)):
+    for fault, names in (("other queries", tested), ("another number of queries", counted)):
         if len(names) > 1:
             one, other, *_ = names.values()
-            raise DataError(f"{one} and {other} were tested on {what}; compare runs of one test set")
+            raise DataError(f"{one} and {other} were tested on {fault}; compare runs of one test set")
 
 
 against = compare_paired  # its name in earlier notebooks

@@ -1,14 +1,14 @@
-"""A start from the data: what the frozen backbone knows about the training classes, put into what learns (beyond the
-paper, whose heads, proxies and prompts all start at random).
+"""A start from the data: initial heads, proxies and prompts from the frozen backbone's features of training images.
 
-One pass over some training images, without prompts, and no step of any optimiser:
-- heads: discriminant analysis (Fisher 1936; Rao 1948; as "within-class covariance normalisation" Hatch et al.,
-  Interspeech 2006). Features, centred, are divided by how they vary WITHIN classes; of the directions then left, the d
-  along which they vary most are kept, all of them where d = D. Scaled to the size of the start that it replaces,
-  so that a learning rate means what it meant;
-- proxies: P and O of a class are the mean of its embeddings by that head, of length 1. A GRU starts by keeping them
-  (Gers et al. 2000, Jozefowicz et al. 2015, of the LSTM's gate), because its candidate weights are still random;
-- prompts: tokens of real patches at that block's input; class prompts use images of their class.
+This is beyond the paper, where all of them start at random. It takes one pass over some training images, without
+prompts and without a step of an optimiser:
+- heads: discriminant analysis (Fisher 1936; Rao 1948; "within-class covariance normalisation" in Hatch et al.,
+  Interspeech 2006). Centred features are divided by their variation WITHIN classes. The head then keeps the d
+  directions in which they vary most. Its weights are scaled to the size of the random start, so that learning rates
+  keep their meaning;
+- proxies: P and O of a class are the mean of its embeddings by that head, of length 1. A GRU starts by keeping them,
+  because its candidate weights are still random (Gers et al. 2000 and Jozefowicz et al. 2015, for the LSTM's gate);
+- prompts: tokens of real patches at the input of their block. Class prompts use images of their class.
 """
 
 from __future__ import annotations
@@ -26,26 +26,27 @@ from vptsp_core.errors import ConfigError, DataError
 from vptsp_core.method.accumulators import GRUAccumulator
 from vptsp_core.method.backbone import normalisation
 from vptsp_core.method.model import MetricModel
-from vptsp_core.method.vit import Head, run_block
+from vptsp_core.method.vit import run_block
 from vptsp_core.system.distributed import from_first
 
-PER_CLASS = 32  # images a class that are looked at: all of CUB's are not needed, and iNaturalist has classes of 659
+PER_CLASS = 32  # images per class, at most: more are not needed, and iNaturalist has up to 659
 SHRINK = 0.3  # of the covariance within classes towards a multiple of the identity (Friedman 1989)
-KEEP = 3.0  # bias of a GRU's gate between old and new: 95 % of P stay, until it has learned what to let in
-STAGES = ("released", "heads", "proxies", "all")  # each does what the ones before it do
+KEEP = 3.0  # bias of a GRU's gate between old and new: at first it keeps 95 % of P
+STAGES = ("released", "heads", "proxies", "all")  # each includes the ones before it
 
 
 @torch.no_grad()
 def start_from_data(model: MetricModel, images: ImageSet) -> None:
-    """Give heads, proxies and prompts of a fresh model their start, as far as ``config.start`` says. Every process of a
-    group ends with the first one's numbers.
+    """Initialise heads, proxies and prompts of a new model, as far as ``config.start`` says.
+
+    All processes of a group get the first one's numbers.
 
     Args:
         model: on its device, before its first step.
         images: the training set.
 
     Raises:
-        ConfigError: embeddings wider than the backbone's tokens have no such start.
+        ConfigError: the embeddings are wider than the backbone's tokens.
         DataError: all images are alike.
     """
     config, vit = model.config, model.vit
@@ -60,7 +61,7 @@ def start_from_data(model: MetricModel, images: ImageSet) -> None:
     some = first_of_each(images, PER_CLASS)
     labels = torch.from_numpy(some.labels)
     features = _features(model, some, _Tokens(model, labels) if stage == 3 else None)
-    if (features - features[:1]).abs().max() <= 1e-4 * features.abs().max():  # rounding differs from batch to batch
+    if (features - features[:1]).abs().max() <= 1e-4 * features.abs().max():  # equal but for rounding
         raise DataError(
             f"{images.name}: the backbone sees no difference between the {len(some)} training images (copies of one?), "
             "so no start can be made of them; look at the images, or set start=released"
@@ -69,7 +70,9 @@ def start_from_data(model: MetricModel, images: ImageSet) -> None:
     weight, bias = discriminant(normed, labels, config.embed_dim)
     for head in (vit.sample_head, vit.proxy_head):
         if head is not None:
-            _set_head(head, weight, bias)
+            for linear in (head.fc, head.dist_fc) if head.tokens == 2 else (head.fc,):
+                linear.weight.copy_(weight)
+                linear.bias.copy_(bias)
     if stage >= 2 and model.proxies is not None:
         embeddings = F.normalize((normed @ weight.T + bias).mean(1), dim=-1)
         means = F.normalize(class_means(embeddings, labels), dim=-1)
@@ -81,17 +84,18 @@ def start_from_data(model: MetricModel, images: ImageSet) -> None:
 
 
 def class_means(rows: Tensor, labels: Tensor) -> Tensor:
-    """(N, D), (N,) int64 from 0 to C - 1 -> (C, D)."""
+    """Return the mean row of each class: rows (N, D), labels (N,) int64 from 0 to C - 1 -> (C, D)."""
     count = torch.bincount(labels).to(rows.dtype)
     return torch.zeros(len(count), rows.shape[1], dtype=rows.dtype).index_add_(0, labels, rows) / count[:, None]
 
 
 def discriminant(features: Tensor, labels: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The linear map of the module's first item: weight (d, D) and bias (d,), float32, computed in float64. The
-    weight's root mean square is Xavier's, sqrt(2 / (D + d)).
+    """Return the head's linear map (see the module): weight (d, D) and bias (d,), float32, computed in float64.
+
+    The weight's root mean square is that of Xavier's initialisation, sqrt(2 / (D + d)).
 
     Args:
-        features: (N, tokens, D) on the CPU; tokens of one image are features of the same class.
+        features: (N, tokens, D) on the CPU. Each token counts as a feature of its image's class.
         labels: (N,) int64, contiguous from 0.
         width: d, at most D.
     """
@@ -111,11 +115,10 @@ def discriminant(features: Tensor, labels: Tensor, width: int) -> tuple[Tensor, 
 
 
 class _Tokens:
-    """Fills a model's prompts with patch tokens, batch by batch of the images that are looked at; their ``labels`` (N,)
-    ascend.
+    """Fills a model's prompts with patch tokens, batch by batch. The images' ``labels`` (N,) ascend.
 
-    Which images and patches is drawn from the run's seed, by a generator of its own. A prompt follows one patch through
-    all blocks. The tables are filled in place, row by row: that of In-Shop is far larger than a GPU.
+    A generator of its own, with the run's seed, draws the images and patches. A prompt has the same patch in all
+    blocks. The tables are filled in place, row by row, because In-Shop's table is far larger than a GPU's memory.
     """
 
     def __init__(self, model: MetricModel, labels: Tensor) -> None:
@@ -133,11 +136,11 @@ class _Tokens:
             want(vit.prompts[None], torch.randint(len(labels), (1, vit.prompts.shape[1]), generator=draw))
         if model.class_prompts is not None:
             table, counts = model.class_prompts.table, torch.bincount(labels)
-            nth = torch.arange(table.shape[2]) % counts[:, None]  # its images in turn
+            nth = torch.arange(table.shape[2]) % counts[:, None]  # the prompts of a class use its images in turn
             want(table, counts.cumsum(0)[:, None] - counts[:, None] + nth)
 
     def take(self, block: int, tokens: Tensor, begin: int) -> None:
-        """Fill in what comes from the input of a block: tokens (B, T, D) of the images from ``begin`` on."""
+        """Fill in the prompts of a block from its input: tokens (B, T, D) of the images from number ``begin`` on."""
         for prompts, row, image, place in self.wanted:
             here = (image >= begin) & (image < begin + len(tokens))
             if block < prompts.shape[1] and here.any():
@@ -147,7 +150,7 @@ class _Tokens:
 
 
 def _features(model: MetricModel, images: ImageSet, tokens: _Tokens | None) -> Tensor:
-    """What the frozen trunk makes of the images, without prompts: (N, pooled tokens, D) float32, on the CPU."""
+    """Return the frozen backbone's features, without prompts, (N, pooled tokens, D) float32 on the CPU."""
     vit, config = model.vit, model.config
     device, found, begin = next(model.parameters()).device, [], 0
     for pixels in eval_batches(images, config, normalisation(vit.backbone), config.batch, device):
@@ -160,9 +163,3 @@ def _features(model: MetricModel, images: ImageSet, tokens: _Tokens | None) -> T
             found.append(from_first(vit.pool_tokens(x).float()).cpu())
         begin += len(pixels)
     return torch.cat(found)
-
-
-def _set_head(head: Head, weight: Tensor, bias: Tensor) -> None:
-    for linear in (head.fc, head.dist_fc) if head.tokens == 2 else (head.fc,):
-        linear.weight.copy_(weight)
-        linear.bias.copy_(bias)

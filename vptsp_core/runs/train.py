@@ -1,14 +1,14 @@
-"""Training as a run does it: resumes, evaluates, selects, saves. The steps are those of `vptsp_core.method.loop`.
+"""The training of a run: `vptsp_core.method.loop` takes the steps; this module resumes, evaluates, selects and saves.
 
-How a run resumes, so that an interrupted run gives the numbers of an uninterrupted one:
+A run that was interrupted resumes like this, and ends with the numbers of an uninterrupted run:
 1. the model is built from the seed, as at the first start;
-2. the last whole checkpoint is looked for (`vptsp_core.runs.checkpoints`), the one before it where that is damaged;
-3. what was learned, both optimisers, both schedules, the history and the best epoch, its weights and per-query values
-   included, are read from it; no other file counts;
-4. every epoch seeds its own sampler, augmentation and dropout from (seed, epoch): nothing else is carried over.
+2. the last whole checkpoint is found (`vptsp_core.runs.checkpoints`);
+3. all state is read from it: learned tensors, both optimisers, both schedules, the history, and the best epoch with its
+   weights and per-query values;
+4. every epoch seeds its own sampler, augmentation and dropout from (seed, epoch), so nothing else has state.
 
-Several processes (`system.distributed`) take the same steps, each with its share of the images; the first one
-writes, all read the checkpoint, which has to be in a folder that all machines see.
+Several processes (`system.distributed`) take the same steps, each with its share of the images. The first one writes
+the checkpoint, and all read it. It must be in a folder that all machines see.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.method.step import TrainStep
 from vptsp_core.runs.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
 from vptsp_core.runs.compile import CompiledStep, compiles
-from vptsp_core.runs.memory import failures_named, fit_step
+from vptsp_core.runs.memory import fit_step, memory_errors
 from vptsp_core.runs.numerics import all_learned, first_bad_loss, first_bad_tensor, listed
 from vptsp_core.runs.progress import write_progress
 from vptsp_core.runs.selection import HELD_OUT, keep_queries, score
@@ -46,18 +46,19 @@ from vptsp_core.system.distributed import check_batch, from_main, is_main, own_s
 
 
 class Trainer:
-    """One run of training.
+    """The training of one run.
 
     Args:
         model: on its device.
         images: the training set.
-        folder: where the checkpoints go.
-        evaluate: metrics of the model as it is; called after the epochs that the config names and after the last.
-            Where it gives `Scores`, their per-query values are kept.
-        progress: show a bar for each epoch's steps; in a log, write a line at the start and one an epoch.
-        checkpointing, compile, on_epoch: as for `runs.run.run`; ``"auto"`` checkpoints gradients on a GPU where a step
-            does not fit without, and compiles long runs on a GPU (`compiles`).
-        stretch: says what the run is made with in this call and for how long by now, for its record.
+        folder: of the run and its checkpoints.
+        evaluate: returns the model's metrics. It is called after each epoch from the config's ``eval_start`` on, and
+            after the last. If it returns `Scores`, their per-query values are kept.
+        progress: show a bar for each epoch's steps; in a log, write a line at the start and a line per epoch.
+        checkpointing, compile, on_epoch: as for `runs.run.run`. ``"auto"`` turns gradient checkpointing on if a step
+            does not fit into the GPU's memory, and compiles long runs on a GPU (`compiles`).
+        part: returns the description of the part of the run that this call trains, for the record
+            (`runs.record.part_of_run`).
 
     Raises:
         ConfigError: the processes cannot share the batch evenly.
@@ -75,7 +76,7 @@ class Trainer:
         checkpointing: str = "auto",
         compile: str = "auto",
         on_epoch: Callable[[list[Row]], None] | None = None,
-        stretch: Callable[[], dict[str, Any]] = dict,
+        part: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         config = self.config = model.config
         check_batch(config.batch, config.samples_per_class)
@@ -89,32 +90,33 @@ class Trainer:
             images.labels, config.batch, config.samples_per_class, config.seed, config.steps_per_epoch,
             in_turn=config.dataset in OWN,
         )  # fmt: skip
-        self.identity = identity(config)  # read once: the file of weights may go while the run lasts
+        self.identity = identity(config)  # now: the file of weights may be deleted during the run
         self.statistics = normalisation(model.vit.backbone)
         compiled = compiles(compile, self.device, config.epochs * len(self.sampler))
         make_step = functools.partial(CompiledStep, must=compile == "on") if compiled else TrainStep
         self.loop = Loop(model, self.sampler, images.labels, self._batches, make_step)
-        # The checkpoint holds what follows, beside the loop.
+        # The attributes below are in the checkpoint, beside the loop.
         self.history: list[Row] = []
-        self.queries: dict[str, np.ndarray] = {}  # per-query values of each metric at the epoch it is reported from
-        self.weights: dict[str, Tensor] = {}  # of the best epoch, what retrieval needs, on the CPU
-        # One record for each call that trained this run, with the epochs that were finished before it.
-        self.stretch, self.stretches = stretch, [{"after_epochs": 0, **stretch(), **self.compiled()}]
+        self.queries: dict[str, np.ndarray] = {}  # per-query values of each metric at its reported epoch
+        self.weights: dict[str, Tensor] = {}  # of the best epoch: the tensors that retrieval needs, on the CPU
+        # A description of each call that trained a part of the run, with the number of epochs before it.
+        self.part, self.parts = part, [{"after_epochs": 0, **part(), **self.compiled()}]
         self.best = -math.inf
 
     @property
     def finished(self) -> int:
-        """Number of finished epochs."""
+        """The number of finished epochs."""
         return int(self.history[-1]["epoch"]) if self.history else 0
 
     def run(self) -> list[Row]:
-        """Train to the last epoch, from the checkpoint where there is one; one row of history an epoch. What starts
-        from the data is evaluated before its first step too, as epoch 0, and may be the best.
+        """Train to the last epoch, from the last checkpoint if there is one. Return the history, one row per epoch.
+
+        A run that starts from the data is also evaluated before its first step, as epoch 0. That epoch can be the best.
 
         Raises:
-            WeightsError: no checkpoint is whole, or they belong to another run.
-            TrainingError: the loss, a weight or an optimiser's state is not finite, or the GPU's memory is full; the
-                checkpoint of the epoch before stays.
+            WeightsError: no checkpoint is whole, or it is of another run.
+            TrainingError: the loss, a weight or an optimiser's state is not finite, or the GPU's memory is full. The
+                checkpoint of the epoch before still exists.
             VptspError: the folder cannot be written.
         """
         self._resume()
@@ -128,7 +130,7 @@ class Trainer:
             fit_step(self.model, self.loop.optimizers)
         begun, rows = time.perf_counter(), self.loop.rows(epochs.start)
         for epoch in epochs:
-            with failures_named(self.model, f"epoch {epoch + 1}"):
+            with memory_errors(self.model, f"epoch {epoch + 1}"):
                 row = next(rows)
                 self._check_finite(epoch, row)
                 self._finish(row, epoch >= self.config.eval_start or epoch == self.config.epochs - 1)
@@ -140,10 +142,11 @@ class Trainer:
         return self.history
 
     def _start(self) -> None:
+        """Start from the data, and evaluate and save the start as epoch 0."""
         begun = time.perf_counter()
         if self.progress:
             say(f"{self.folder.name}: starting {self.config.method} from its {len(self.images.labels):,} images")
-        with failures_named(self.model, "the start from the data"):
+        with memory_errors(self.model, "the start from the data"):
             start_from_data(self.model, self.images)
             self._finish({"epoch": 0}, evaluated=True)
         if self.progress:
@@ -151,30 +154,30 @@ class Trainer:
             say(f"{self.folder.name}: {', '.join(['started from the data', *_recalls(self.history[0]), took])}")
 
     def _finish(self, row: Row, evaluated: bool) -> None:
-        """Put the row of an epoch into the history, with the metrics where it is ``evaluated``, and save."""
+        """Add an epoch's row to the history, with metrics if it is to be ``evaluated``, and save a checkpoint."""
         if evaluated:
-            found = self.evaluate(self.model)
-            keep_queries(self.queries, found, self.history, self.config.selection)
-            row |= found
+            metrics = self.evaluate(self.model)
+            keep_queries(self.queries, metrics, self.history, self.config.selection)
+            row |= metrics
         self.history.append(row)
         self._save(row)
 
     def _batches(self, epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
-        """This process's share of an epoch's batches, under a bar."""
+        """Return this process's share of an epoch's batches, with a bar."""
         part = own_share(self.config.batch)
         batches = train_batches(self.images, self.config, self.statistics, self.sampler, epoch, self.device, part)
         title, show = f"epoch {epoch + 1}/{self.config.epochs}", self.progress and not is_log()
         return bar(batches, title, len(self.sampler), show=show, leave=False)
 
     def compiled(self) -> dict[str, Any]:
-        """Whether steps run compiled by now, and the seconds that compiling took."""
+        """Return whether steps run compiled, and the seconds that compiling has taken."""
         step = self.loop.step
         if isinstance(step, CompiledStep):
             return {"compiled": step.compiled, "compile_seconds": step.compile_seconds}
         return {"compiled": False, "compile_seconds": None}
 
     def _check_finite(self, epoch: int, row: Row) -> None:
-        """Refuse an epoch with a loss, or with a tensor after it, that is not finite (`runs.numerics`)."""
+        """Raise TrainingError if a loss of the epoch is not finite, or a tensor after it (`runs.numerics`)."""
         step, rates = first_bad_loss(self.loop.losses), f"lr = {row['lr']:g}, lr_proxy = {row['lr_proxy']:g}"
         if step is not None:
             batch = next(itertools.islice(self.sampler.epoch(epoch), step, None))
@@ -188,12 +191,13 @@ class Trainer:
         raise TrainingError(f"{fault}; {cure}{f'; the checkpoint of epoch {epoch} stays' if epoch else ''}")
 
     def _save(self, row: Row) -> None:
-        self.stretches[-1] |= {**self.stretch(), **self.compiled()}
-        found = score(row, self.config.selection)
-        if self.config.selection == "last" or found > self.best or not self.weights:
+        """Keep the weights if the epoch of ``row`` is the best one, and save a checkpoint."""
+        self.parts[-1] |= {**self.part(), **self.compiled()}
+        reached = score(row, self.config.selection)
+        if self.config.selection == "last" or reached > self.best or not self.weights:
             state = self.model.learned_state(for_retrieval=True)
             self.weights = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
-        self.best = max(self.best, found)
+        self.best = max(self.best, reached)
         from_main(self._write)
 
     def _write(self) -> None:
@@ -203,33 +207,33 @@ class Trainer:
             "queries": {name: torch.from_numpy(values) for name, values in self.queries.items()},
             "weights": self.weights,
             "best": self.best,
-            "stretches": self.stretches,
+            "stretches": self.parts,
         }
         write_checkpoint(self.folder, self.identity, values)
         write_progress(self.folder, self.finished, self.config.epochs)
 
     def _resume(self) -> None:
+        """Restore the state of the last checkpoint, if there is one."""
         found = from_main(lambda: find_checkpoint(self.folder))
         if found is not None:
-            self._restore(read_checkpoint(self.folder, found, self.identity, self.stretches[-1]))
+            saved = read_checkpoint(self.folder, found, self.identity, self.parts[-1])
+            self.loop.load_state_dict(saved)
+            # The file is replaced later, so no tensor may stay mapped to it: torch does not copy a CPU's state.
+            for optimizer in self.loop.optimizers:
+                for state in optimizer.state.values():
+                    on_cpu = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.device.type == "cpu"}
+                    state |= {k: v.clone() for k, v in on_cpu.items()}
+            self.history, self.best = saved["history"], saved["best"]
+            self.queries = {name: values.numpy().copy() for name, values in saved["queries"].items()}
+            self.weights = {name: value.clone() for name, value in saved["weights"].items()}
+            self.parts = [*saved["stretches"], {"after_epochs": self.finished, **self.part(), **self.compiled()}]
         from_main(lambda: write_progress(self.folder, self.finished, self.config.epochs))
-
-    def _restore(self, saved: dict[str, Any]) -> None:
-        self.loop.load_state_dict(saved)
-        for optimizer in self.loop.optimizers:  # torch takes a CPU's state as it is, mapped from a file to be replaced
-            for state in optimizer.state.values():
-                state |= {k: v.clone() for k, v in state.items() if isinstance(v, Tensor) and v.device.type == "cpu"}
-        self.history, self.best = saved["history"], saved["best"]
-        self.queries = {name: values.numpy().copy() for name, values in saved["queries"].items()}
-        self.weights = {name: value.clone() for name, value in saved["weights"].items()}  # the file is replaced later
-        own = {"after_epochs": self.finished, **self.stretch(), **self.compiled()}
-        self.stretches = [*saved["stretches"], own]
 
 
 def epoch_line(row: Row, epochs: int, left: float) -> str:
-    """What a log says of an epoch: loss, R@1 where evaluated, seconds of training, and the time ``left`` in seconds."""
-    parts = [f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.3f}", *_recalls(row), f"{row['seconds']:.0f} s"]
-    return ", ".join([*parts, f"{duration(left)} left"] if row["epoch"] < epochs else parts)
+    """Return an epoch's line for a log: loss, R@1 if evaluated, seconds of training, and the ``left`` seconds."""
+    words = [f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.3f}", *_recalls(row), f"{row['seconds']:.0f} s"]
+    return ", ".join([*words, f"{duration(left)} left"] if row["epoch"] < epochs else words)
 
 
 def _recalls(row: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
-"""Work shared out among processes, of this machine or of a Dask cluster.
+"""Work in several processes, of this machine or of a Dask cluster.
 
-The work can be done again if its process dies, and its results are stored where all processes see them. One process
-does one thing at a time, since the seeds of torch are the process's.
+The results are stored in a folder that all processes see. Work whose process died can therefore be done again. Each
+process does one thing at a time, because torch has one random seed per process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,8 +31,8 @@ Workers = int | str | None
 
 
 def check_workers(workers: Workers) -> Workers:
-    """``workers`` as `share_out` takes it; None for what comes to work in this process alone.
-    Raises ConfigError: it is none of the three, there are no GPUs, or torchrun shares out the work already.
+    """Check ``workers`` and return it, or None if all work would run in this process anyway.
+    Raises ConfigError: it has another form, torch sees no GPU, or torchrun already shares out the work.
     """
     a_number = type(workers) is int and workers >= 1
     address = r"gpus|tcp://[^\s:/]+:\d+|tcp://\[[0-9a-fA-F:]+\]:\d+"
@@ -46,26 +46,28 @@ def check_workers(workers: Workers) -> Workers:
 
 
 def check_cluster(workers: Workers) -> None:
-    """Raises VptspError where ``workers`` name a Dask cluster that does not answer or cannot be used."""
-    if _is_cluster(workers):
-        with _cluster().connected(workers):
+    """Check that the Dask cluster answers, if ``workers`` is the address of one.
+    Raises VptspError: it does not, or its workers cannot be used.
+    """
+    if cluster := _cluster(workers):
+        with cluster.connected(workers):
             pass
 
 
 def share_out(
     work: Callable[[T], R], items: Mapping[Path, T], workers: Workers, progress: bool = True, *, already: int = 0
 ) -> dict[Path, R | VptspError]:
-    """``work`` done to every item: the result of each.
+    """Call ``work`` with every item, and return the results by folder.
 
-    A `VptspError` is the result of one item, and stops no other; any other exception ends it all. If a worker of a
-    cluster dies, another one does its item again.
+    If ``work`` raises a `VptspError`, the error is the item's result, and the other items continue. Any other exception
+    ends everything. If a worker of a cluster dies, another worker does its item again.
 
     Args:
-        work: importable by its name in another process.
-        items: by the folders of their runs, which are in one folder that all processes see.
-        workers: as for `runs.run.many`; 1 is None. A process of this machine has no more threads than this one.
-        progress: show a bar, and beside it what the others are training.
-        already: items that were done before, for the bar.
+        work: a function that other processes can import.
+        items: by the folder of their run. All processes see the parent of these folders.
+        workers: as for `runs.run.many`. Each process of this machine has at most as many threads as this one.
+        progress: show a bar, and beside it the runs that are training.
+        already: number of items that were done before, for the bar.
 
     Raises:
         VptspError: see `check_workers`; the cluster cannot be used; or a process of this machine died.
@@ -73,8 +75,8 @@ def share_out(
     workers = check_workers(workers)
     results: dict[Path, R | VptspError] = {}
     bars = bar(None, "runs", already + len(items), initial=already, show=progress, unit="runs")
-    with bars as shown, contextlib.closing(_results(work, items, workers, shown)) as done:
-        for folder, result in done:
+    with bars as shown, contextlib.closing(_results(work, items, workers, shown)) as finished:
+        for folder, result in finished:
             results[folder] = result
             shown.update()
             if progress and isinstance(result, VptspError):
@@ -85,27 +87,29 @@ def share_out(
 def _results(
     work: Callable[[T], R], items: Mapping[Path, T], workers: Workers, shown: Any
 ) -> Generator[tuple[Path, R | VptspError], None, None]:
-    """In the order in which they are finished; beside the bar ``shown`` is what the others are training."""
+    """Yield each folder and its result as soon as it is finished, and update the bar ``shown``."""
     if workers is None or not items:
         for folder, item in items.items():
             yield folder, attempt(work, item)
         return
 
-    def tell() -> None:
+    def show_training() -> None:
         line = under_way(items)
-        if line != shown.postfix:  # else a log would fill with one line over and over
+        if line != shown.postfix:  # otherwise a log would repeat the same line
             shown.set_postfix_str(line, refresh=not is_log())
 
-    pool = _cluster().pool(workers, next(iter(items)).parent) if _is_cluster(workers) else _processes(workers)
-    with pool as executor, contextlib.nullcontext() if shown.disable else every(1, tell):
+    cluster = _cluster(workers)
+    pool = cluster.cluster_submit(workers, next(iter(items)).parent) if cluster else _processes(workers)
+    with pool as submit, contextlib.nullcontext() if shown.disable else every(1, show_training):
         with starting():
-            futures = {executor.submit(attempt, work, item): folder for folder, item in items.items()}
+            futures = {submit(attempt, work, item): folder for folder, item in items.items()}
+            submit(int)  # Python's pool notices the death of a new process only after one more call of submit
         for future in as_completed(futures):
             yield futures[future], future.result()
 
 
 def attempt(work: Callable[[T], R], item: T) -> R | VptspError:
-    """``work`` done to an item, or the error that says why not."""
+    """Return the result of ``work``, or the `VptspError` that it raised."""
     try:
         return work(item)
     except VptspError as error:
@@ -113,19 +117,24 @@ def attempt(work: Callable[[T], R], item: T) -> R | VptspError:
 
 
 @contextlib.contextmanager
-def _processes(workers: int | str) -> Iterator[Executor]:
-    """Processes of this machine; they are ended where anything ends the work early."""
-    gpus = _visible_gpus() if workers == "gpus" else [None] * int(workers)
-    claims = CONTEXT.SimpleQueue()
+def _processes(workers: int | str) -> Iterator[Callable[..., Future]]:
+    """Give a function ``submit(task, *args)`` that runs a task in a new process. An exception ends these processes."""
+    gpus: list[str | None]
+    if workers == "gpus":
+        named = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = [*named.split(",")] if named else [*map(str, range(torch.cuda.device_count()))]
+    else:
+        gpus = [None] * int(workers)
+    unclaimed = CONTEXT.SimpleQueue()
     for gpu in gpus:
-        claims.put(gpu)
+        unclaimed.put(gpu)
     threads = max(1, min(torch.get_num_threads(), physical_cores() // len(gpus)))
-    with ProcessPoolExecutor(len(gpus), CONTEXT, _begin, (claims, threads)) as executor:
+    with ProcessPoolExecutor(len(gpus), CONTEXT, _begin, (unclaimed, threads)) as executor:
         try:
-            yield executor
+            yield executor.submit
         except BrokenProcessPool as error:
             raise VptspError(
-                "a process died (short of memory?); the same command resumes the runs: start it again, with fewer "
+                "a process died (out of memory?); the same command resumes the runs: start it again, with fewer "
                 "workers if it dies again"
             ) from error
         except BaseException:
@@ -133,25 +142,19 @@ def _processes(workers: int | str) -> Iterator[Executor]:
             raise
 
 
-def _begin(claims: Any, threads: int) -> None:
-    """In a new process: take a GPU that no other one has, and a share of the cores."""
+def _begin(unclaimed: Any, threads: int) -> None:
+    """Prepare a new process: give it a share of the cores, and a GPU that no other process uses."""
     end_with_parent()
     torch.set_num_threads(threads)
-    gpu = claims.get()
+    gpu = unclaimed.get()
     if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # nothing has asked for a GPU in this process yet
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # this process has not used CUDA yet
 
 
-def _visible_gpus() -> list[str]:
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else list(map(str, range(torch.cuda.device_count())))
-
-
-def _is_cluster(workers: Workers) -> bool:
-    return isinstance(workers, str) and workers.startswith("tcp://")
-
-
-def _cluster() -> Any:
+def _cluster(workers: Workers) -> Any:
+    """Return the module `runs.cluster` if ``workers`` is the address of a cluster, otherwise None."""
+    if not isinstance(workers, str) or workers == "gpus":
+        return None
     try:
         from vptsp_core.runs import cluster
     except ImportError as error:
