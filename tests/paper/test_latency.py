@@ -12,7 +12,6 @@ import torch
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.figures import latency
 from vptsp_core.method.presets import preset
-from vptsp_core.paper import step_bench
 from vptsp_core.paper import step_cost as cost
 from vptsp_core.paper.latency import latency_benches, latency_configs, measured_latency, paper_latency
 
@@ -81,7 +80,7 @@ def test_processor_time_is_this_processes_own():
 def test_the_textbook_form_has_our_loss_in_the_trunks_precision():
     for precision, bound in (("fp32", 1e-5), ("bf16", 0.05)):
         config = preset("smoke", precision=precision, batch=4)
-        ours, textbook = (step_bench.StepBench(config, form, "cpu") for form in ("eager", "textbook"))
+        ours, textbook = (cost.StepBench(config, form, "cpu") for form in ("eager", "textbook"))
         mine, other = (float(bench.kept()[0]().detach()) for bench in (ours, textbook))
         assert mine == pytest.approx(other, rel=bound)
         textbook.step()
@@ -90,9 +89,9 @@ def test_the_textbook_form_has_our_loss_in_the_trunks_precision():
 
 
 def test_classes_are_those_of_the_training_set():
-    assert step_bench.training_classes(preset("sop-vits16"), torch.device("cuda")) == 11_318
-    assert step_bench.training_classes(preset("sop-vits16"), CPU) == 256
-    assert step_bench.training_classes(preset("smoke", batch=128), CPU) == 128
+    assert cost.training_classes(preset("sop-vits16"), torch.device("cuda")) == 11_318
+    assert cost.training_classes(preset("sop-vits16"), CPU) == 256
+    assert cost.training_classes(preset("smoke", batch=128), CPU) == 128
 
 
 @pytest.mark.parametrize(

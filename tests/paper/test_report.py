@@ -30,7 +30,7 @@ def fake_run(seed: int = 0, recall: float = 0.5, commit: str = "abc", **changes)
 
 def test_paper_table_reads_the_printed_numbers_and_lists_what_there_is():
     assert report.paper_table("table10_latency_ms").set_index("method").loc["VPTSP", "B=64"] == 260
-    with pytest.raises(ConfigError, match="no table 'table99'.*table10_latency_ms, table1_peft"):
+    with pytest.raises(ConfigError, match="table = 'table99' must be one of fig3.*table10_latency_ms, table1_peft"):
         report.paper_table("table99")
 
 

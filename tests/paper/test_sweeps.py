@@ -64,7 +64,7 @@ def test_panel_a_counts_the_class_prompts_of_all_classes():
 def test_a_batch_of_more_classes_than_there_are_is_left_out_and_named():
     assert [point.config.batch for point in figure3.points("b", "paper")] == [24, 50, 64, 100, 150]
     assert figure3.left_out("b", "paper").startswith(
-        "Panel b without 250: 2 images a class make batches of at most 200"
+        "Panel b without 250: 2 images per class make batches of at most 200"
     )
     assert figure3.left_out("b", "demo") == figure3.left_out("c", "paper") == ""
 
@@ -72,7 +72,7 @@ def test_a_batch_of_more_classes_than_there_are_is_left_out_and_named():
 def test_changes_come_last_and_unknown_panels_are_refused():
     assert {point.config.epochs for point in figure3.points("d", "demo", epochs=1)} == {1}
     assert figure3.check_panels(["f", "a", "f"]) == ["f", "a"]
-    with pytest.raises(ConfigError, match="panel 'g' must be one of a, b"):
+    with pytest.raises(ConfigError, match="panel = .g. must be one of a, b"):
         figure3.check_panels(["g"])
     with pytest.raises(ConfigError, match="leaves nothing"):
         figure3.check_panels([])

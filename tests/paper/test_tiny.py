@@ -162,7 +162,7 @@ def test_the_committed_trials_are_what_the_rates_come_from():
         taken = methods.RATES["tiny"].get(name, {}).get("lr", methods.base_config("tiny").lr)
         run = run_folder(methods.base_config("tiny", **rate_search.rows()[name], lr=lr), results)
         assert taken == lr or not run.exists(), name
-        assert taken == lr or f"{name} {lr:g}" in rate_search.summary(results).split("not in vptsp_core")[1]
+        assert taken == lr or f"{name} {lr:g}" in rate_search.summary(results).split("that are not in vptsp_core")[1]
 
 
 def test_the_profile_has_its_notebooks_and_its_page_no_photographs(tmp_path):
