@@ -1,4 +1,4 @@
-"""The profile tiny: light runs are finished without weights, gaps are named, and rates come from the trials alone."""
+"""The profile tiny: light runs are finished runs without weights, missing runs are named, and trials decide rates."""
 
 import subprocess
 
@@ -22,7 +22,7 @@ from vptsp_core.system.places import CHECKOUT
 
 
 def put(config, results, history):
-    """A finished run with this history, not trained."""
+    """Write a finished run with this history, without training."""
     record = {
         "hash": config.hash(), "commit": "c", "device": "cpu", "weights": "w", "versions": {}, "seconds": 1.0,
         "data": {"name": config.dataset, "train": "t", "test": "t"},
@@ -42,7 +42,7 @@ def scored(last: float, best: float) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def closed(tmp_path_factory):
-    """The closed form in the profile smoke: really run, then copied as a light run."""
+    """A real run of the closed form in the profile smoke, and its copy as a light run."""
     full, light = (tmp_path_factory.mktemp(name) for name in ("full", "light"))
     done = run(configured("smoke", method_rows("smoke")[CLOSED], {}), results=full, progress=False)
     (copy,) = copy_light(full, light)
@@ -50,7 +50,7 @@ def closed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("profile", methods.BASE)
-def test_the_closed_form_takes_no_step_whatever_changes_say(profile):
+def test_the_closed_form_is_not_trained_even_if_changes_set_epochs(profile):
     config = configured(profile, method_rows(profile)[CLOSED], {"epochs": 7})
     assert (config.epochs, config.method, config.bitfit, config.start) == (0, "linear", False, "heads")
 
@@ -133,7 +133,10 @@ def test_only_the_rows_of_the_question_have_several_seeds_in_tiny():
     assert set(map(len, seeds_by_row("demo", {"a": configs[BEST]}, [0, 1, 2], {}).values())) == {3}
 
 
-def test_the_search_goes_on_at_an_edge_and_the_best_trial_wins(tmp_path):
+def test_the_search_continues_at_an_edge_and_the_best_trial_wins(tmp_path, monkeypatch):
+    found = rate_search.rows()
+    assert "BitFit" in found and CLOSED not in found
+    monkeypatch.setattr(rate_search, "rows", lambda: {name: found[name] for name in ("BitFit", "VPT")})
     row = rate_search.rows()["BitFit"]
 
     def tried(lr, value):
@@ -144,25 +147,25 @@ def test_the_search_goes_on_at_an_edge_and_the_best_trial_wins(tmp_path):
         tried(lr, value)
     assert rate_search.winners(tmp_path) == {} and "BitFit (0.005)" in rate_search.summary(tmp_path)
     tried(0.08, 0.7)
-    assert rate_search.winners(tmp_path) == {}, "the best is at an edge: 0.32 is still to be tried"
+    assert rate_search.winners(tmp_path) == {}, "the best rate is at an edge, so 0.32 is tried next"
     tried(0.32, 0.65)
     assert rate_search.winners(tmp_path) == {"BitFit": 0.08}
     table = rate_search.table(tmp_path)
     assert list(table["lr"]) == [0.08, 0.32, 0.02, 0.005, 0.00125] and list(table["taken"]) == ["yes", "", "", "", ""]
     assert table["validation MAP@R"].iloc[0] == pytest.approx(70) and set(table.index) == {"BitFit"}
-    assert "BitFit 0.08" in rate_search.summary(tmp_path), "rows.py does not have it yet"
+    assert "BitFit 0.08" in rate_search.summary(tmp_path), "methods.py does not have it yet"
     assert rate_search.search("BitFit", results=tmp_path) == 0.08  # trains nothing
-    assert "BitFit" in rate_search.rows() and CLOSED not in rate_search.rows()
 
 
-def test_the_committed_trials_are_what_the_rates_come_from():
-    """A rate that was found is taken over together with its run of all epochs."""
+def test_rates_come_from_the_committed_trials():
+    """A rate is entered in `RATES` together with its run of all epochs. Until then the summary lists it."""
     results = CHECKOUT / "results" / "tiny"
+    summary = rate_search.summary(results)
     for name, lr in rate_search.winners(results).items():
         taken = methods.RATES["tiny"].get(name, {}).get("lr", methods.base_config("tiny").lr)
         run = run_folder(methods.base_config("tiny", **rate_search.rows()[name], lr=lr), results)
         assert taken == lr or not run.exists(), name
-        assert taken == lr or f"{name} {lr:g}" in rate_search.summary(results).split("that are not in vptsp_core")[1]
+        assert taken == lr or f"{name} {lr:g}" in summary.split("that are not in vptsp_core")[1]
 
 
 def test_the_profile_has_its_notebooks_and_its_page_no_photographs(tmp_path):

@@ -44,7 +44,7 @@ def no_waiting_for_the_disk():
 
 
 def fake(monkeypatch, score=lambda config: config.alpha) -> list[RunConfig]:
-    """Replace `run` by one that trains nothing and scores ``score(config)``. Return the list of configs that it gets."""
+    """Replace `run` by one that trains nothing and scores ``score(config)``. Return the list of configs it gets."""
     made = []
 
     def run(config, **options):

@@ -29,13 +29,7 @@ TESTED = ("R@1", "MAP@R released")  # the metrics whose differences are tested
 
 @dataclass(frozen=True)
 class Done:
-    """The finished runs of a table.
-
-    Attributes:
-        runs: one per cell and seed.
-        cells: (row, set) of each run.
-        left_out: one line per reason why runs are missing.
-    """
+    """The finished runs of a table, the cell (row, set) of each run, and one line per reason why runs are missing."""
 
     runs: list[Run]
     cells: list[tuple[str, str]]
@@ -158,10 +152,9 @@ def scores(done: Done, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def differences(done: Done, reference: str) -> pd.DataFrame:
-    """Compare each row with the row ``reference`` on the same queries, set by set.
+    """Compare each row with the row ``reference`` on the same queries of a set (`significance.compare_paired`).
 
-    Returns:
-        The columns of `significance.compare_paired`, as ("<set> <metric>", ...). It is empty without the reference.
+    The columns are ("<set> <metric>", ...). A set without the reference has no columns.
     """
     parts = []
     for name in dict.fromkeys(name for _, name in done.cells):
@@ -241,11 +234,7 @@ def agreement(table: pd.DataFrame) -> str:
 
 
 def parameters(configs: Mapping[str, RunConfig]) -> pd.DataFrame:
-    """Count the parameters of the models for 100 classes.
-
-    Returns:
-        ``row``, "parameters, M" as the paper counts them, and "learning, M", the parameters that learn.
-    """
+    """Count parameters for 100 classes: "parameters, M" as the paper does, and "learning, M", those that learn."""
     found = []
     for row, config in configs.items():
         counts = count_parameters(build_model(config.replace(weights="random"), 100, torch.device("cpu")))

@@ -26,8 +26,7 @@ WITHOUT_CLASS_PROMPTS = "VPT + BitFit"  # `BEST` without class prompts
 
 
 class Point(NamedTuple):
-    """One run of a sweep: its name in tables, its x in our curve, and its x in the paper's curve if it has this point.
-    """
+    """One run of a sweep: its name in tables, its x in our curve, and its x in the paper's curve or None."""
 
     label: str
     x: float
@@ -225,7 +224,7 @@ class Panel:
 
     @property
     def unclear(self) -> list[float]:
-        """The x of our points whose difference to the best R@1 could be chance."""
+        """Our values of x whose difference to the best R@1 could be chance."""
         if self.paired is None:
             return []
         doubtful = self.paired.index[self.paired["R@1", "chance"].eq(True)]

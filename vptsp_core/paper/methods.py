@@ -58,7 +58,7 @@ ADAPTERS = {
         "Adapter": dict(adapter_layers=layers, adapter_dim=dim),
         "Adapter + BitFit": dict(adapter_layers=1, adapter_dim=dim),
     }
-    for profile, layers, dim in (("paper", 7, 256), ("tiny", 7, 128), ("demo", 4, 64))
+    for profile, layers, dim in (("paper", 7, 256), ("tiny", 7, 128), ("demo", 4, 64), ("smoke", 4, 64))
 }
 
 # Profile tiny: only these rows run with all seeds.
@@ -82,7 +82,7 @@ INTEGRATIONS = {
 #   the released preset. Rows with few or new parameters have larger rates, full fine-tuning has smaller ones.
 # demo: chosen by the MAP@R of held-out training classes, among 0.002, 0.004, 0.008 and 0.016 (full fine-tuning: 0.0001,
 #   0.0003 and 0.001). While the best rate was the lowest or highest, the next one by a factor of 2 was tried too. The
-#   preset has 0.004. The profile smoke uses the same rates.
+#   preset has 0.004.
 # tiny: chosen by `paper.rate_search`, the same search for every row (docs/tiny.md). `search_name` names the rows of
 #   tables 5 and 7. The preset has 0.005, which the search may also choose. A rate is entered here together with its run
 #   of all epochs. Full fine-tuning is not searched yet: it has a quarter of the preset's rate, because the whole
@@ -103,6 +103,7 @@ RATES: dict[str, dict[str, dict[str, float]]] = {
         **dict.fromkeys(("VPT", "VPTSP-M", "VPTSP-G"), dict(lr=0.064, lr_proxy=0.05)),
     },
 }
+RATES["smoke"] = RATES["demo"]
 
 
 def base_config(profile: str, **changes: Any) -> RunConfig:
@@ -143,10 +144,9 @@ def method_rows(profile: str) -> dict[str, dict[str, Any]]:
     >>> base_config("demo", **method_rows("demo")["VPT"], seed=1).method
     'vpt'
     """
-    base_config(profile)
-    settings = _settings_of(profile)
+    check_choice("profile", profile, tuple(BASE))
     return {
-        label: {**row, **ADAPTERS[settings].get(label, {}), **RATES[settings].get(label, {})}
+        label: {**row, **ADAPTERS[profile].get(label, {}), **RATES[profile].get(label, {})}
         for label, row in METHODS.items()
         if label != LORA or has_peft()
     }
@@ -167,7 +167,7 @@ def integration_rows(profile: str) -> dict[str, dict[str, Any]]:
 
 
 def _variants(profile: str, number: int, label: str, key: str, values: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    row, rates = method_rows(profile)[label], RATES[_settings_of(profile)]
+    row, rates = method_rows(profile)[label], RATES[profile]
     return {name: {**row, key: value, **rates.get(search_name(number, name), {})} for name, value in values.items()}
 
 
@@ -179,19 +179,12 @@ def search_name(number: int, label: str) -> str:
 def seeds_by_row(
     profile: str, configs: Mapping[Any, RunConfig], seeds: Sequence[int], changes: Mapping[str, Any]
 ) -> dict[Any, Sequence[int]]:
-    """Return the seeds of each run: all ``seeds``, but in the profile tiny only the first, except for the runs of
-    `SEEDED` rows (docs/tiny.md).
-    """
+    """Return the seeds of each run. In the profile tiny only the runs of `SEEDED` rows have all (docs/tiny.md)."""
     if profile != "tiny":
         return dict.fromkeys(configs, seeds)
     rows = method_rows(profile)
     several = {configured(profile, rows[label], changes).hash() for label in SEEDED}
     return {key: seeds if config.hash() in several else seeds[:1] for key, config in configs.items()}
-
-
-def _settings_of(profile: str) -> str:
-    """Return the profile whose `RATES` and `ADAPTERS` a profile uses."""
-    return profile if profile in RATES else "demo"
 
 
 def paper_labels(table: pd.DataFrame) -> pd.DataFrame:

@@ -71,8 +71,7 @@ def absent_data(config: RunConfig, data: str | Path | None, notebook: str, folde
 
 
 def watched() -> bool:
-    """Return whether a person watches this notebook, so that progress bars help. False under papermill and in scripts.
-    """
+    """Return whether a person watches this notebook. It is False under papermill and in scripts."""
     from IPython.core.getipython import get_ipython
 
     kernel = getattr(get_ipython(), "kernel", None)  # only a front end with a person allows questions on stdin
@@ -190,12 +189,7 @@ def _distance(row: Any) -> str:
 
 
 def _verdict(theirs: float, ours: Any) -> str:
-    """Return whether the paper's order of two rows holds in our runs.
-
-    Args:
-        theirs: the difference of the two rows in the paper.
-        ours: their difference in our runs, a row of `compare_paired`.
-    """
+    """Return the verdict of `marked` on the paper's difference of two rows and ours, a row of `compare_paired`."""
     if np.isnan(theirs) or theirs == 0 or np.isnan(ours.difference):
         return ""
     if ours.chance:
@@ -286,10 +280,7 @@ def record_table(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def save_table(table: pd.DataFrame, results: Path, name: str) -> Path:
-    """Write ``results/tables/<name>.csv`` and return its path.
-
-    Columns with two levels become "<column>, <paper | ours | difference>".
-    """
+    """Write ``results/tables/<name>.csv``. Columns with two levels become "<column>, <paper | ours | difference>"."""
     flat = table.copy()
     if isinstance(flat.columns, pd.MultiIndex):
         flat.columns = pd.Index([", ".join(filter(None, column)) for column in flat.columns])

@@ -239,10 +239,7 @@ def _work(
             RetryHeartbeatStaleTrialCallback()(study, study.trials[trial.number])
             raise
 
-    def ended(_: optuna.Study, trial: FrozenTrial) -> None:
-        if tell is not None:
-            tell(trial_line(trial))
-
+    callbacks = [lambda _, trial: tell(trial_line(trial))] if tell is not None else []
     begun, total = counts(study)[0], study.user_attrs["trials"]
     with bar(title=study.study_name, initial=begun, total=total, unit="trials", show=show) as progress:
         while True:
@@ -254,7 +251,7 @@ def _work(
                 if finished >= wanted and not running:
                     return
                 if finished + running < wanted:
-                    study.optimize(objective, n_trials=1, callbacks=[ended])
+                    study.optimize(objective, n_trials=1, callbacks=callbacks)
                     continue
             time.sleep(POLL)
 

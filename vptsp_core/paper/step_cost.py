@@ -103,10 +103,7 @@ class StepBench:
         return partial(loss, self.images, self.labels), list(self.model.state_dict().values()), self.optimizers
 
     def facts(self) -> dict[str, Any]:
-        """Return the trunk's ``precision`` and, for the compiled form, ``compile_s``.
-
-        ``compile_s`` is the seconds of compiling, or None if compiling failed.
-        """
+        """Return the trunk's ``precision`` and, if compiled, ``compile_s``: seconds, or None if compiling failed."""
         facts = {"precision": str(self.model.vit.autocast or torch.float32).removeprefix("torch.")}
         step = self.train_step
         return {**facts, "compile_s": step.compile_seconds} if isinstance(step, CompiledStep) else facts
@@ -272,13 +269,9 @@ def with_memory(make: Callable[[], Bench], device: torch.device) -> tuple[Bench,
 
 
 def kept_bytes(loss: Callable[[], Tensor], tensors: list[Tensor], optimizers: Sequence[torch.optim.Optimizer]) -> int:
-    """Return the bytes that a step keeps: ``tensors``, gradients, optimiser state, and what the backward pass needs.
+    """Return the bytes of weights and buffers (``tensors``), gradients, optimiser state and tensors saved for backward.
 
-    Each storage counts once; temporary tensors do not count. The gradients are dropped at the end.
-
-    Args:
-        loss: returns the loss of the step, a scalar.
-        tensors: weights and buffers, of any shape.
+    Each storage counts once. Temporary tensors do not count. The gradients are dropped at the end.
     """
     storages: dict[int, int] = {}
 
