@@ -133,6 +133,12 @@ def test_only_the_rows_of_the_question_have_several_seeds_in_tiny():
     assert set(map(len, seeds_by_row("demo", {"a": configs[BEST]}, [0, 1, 2], {}).values())) == {3}
 
 
+def winners(results) -> dict[str, float]:
+    """Return the best rate of every row whose search is complete."""
+    table = rate_search.table(results)
+    return table.loc[table["taken"] == "yes", "lr"].to_dict()
+
+
 def test_the_search_continues_at_an_edge_and_the_best_trial_wins(tmp_path, monkeypatch):
     found = rate_search.rows()
     assert "BitFit" in found and CLOSED not in found
@@ -145,11 +151,11 @@ def test_the_search_continues_at_an_edge_and_the_best_trial_wins(tmp_path, monke
 
     for lr, value in zip(rate_search.GRID[:3], (0.4, 0.5, 0.6), strict=True):
         tried(lr, value)
-    assert rate_search.winners(tmp_path) == {} and "BitFit (0.005)" in rate_search.summary(tmp_path)
+    assert winners(tmp_path) == {} and "BitFit (0.005)" in rate_search.summary(tmp_path)
     tried(0.08, 0.7)
-    assert rate_search.winners(tmp_path) == {}, "the best rate is at an edge, so 0.32 is tried next"
+    assert winners(tmp_path) == {}, "the best rate is at an edge, so 0.32 is tried next"
     tried(0.32, 0.65)
-    assert rate_search.winners(tmp_path) == {"BitFit": 0.08}
+    assert winners(tmp_path) == {"BitFit": 0.08}
     table = rate_search.table(tmp_path)
     assert list(table["lr"]) == [0.08, 0.32, 0.02, 0.005, 0.00125] and list(table["taken"]) == ["yes", "", "", "", ""]
     assert table["validation MAP@R"].iloc[0] == pytest.approx(70) and set(table.index) == {"BitFit"}
@@ -161,7 +167,7 @@ def test_rates_come_from_the_committed_trials():
     """A rate is entered in `RATES` together with its run of all epochs. Until then the summary lists it."""
     results = CHECKOUT / "results" / "tiny"
     summary = rate_search.summary(results)
-    for name, lr in rate_search.winners(results).items():
+    for name, lr in winners(results).items():
         taken = methods.RATES["tiny"].get(name, {}).get("lr", methods.base_config("tiny").lr)
         run = run_folder(methods.base_config("tiny", **rate_search.rows()[name], lr=lr), results)
         assert taken == lr or not run.exists(), name

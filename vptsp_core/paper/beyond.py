@@ -18,7 +18,6 @@ from vptsp_core.paper.methods import BEST, LORA, configured, method_rows
 
 REFERENCE = f"{BEST}, as released"
 RECIPE = "the recipe: VPTSP-M + BitFit, heads and proxies from the data"
-RECIPES = {"demo": "demo-best", "smoke": "demo-best", "paper": "cub200-vits16-best"}
 NEWER = [name for name in PRESETS if any(each in name for each in ("dinov2", "siglip2", "tips"))]
 
 

@@ -26,10 +26,11 @@ ROWS = {
     "Full fine-tuning (PA)": FULL, "Linear probing": "Linear probing", "BitFit": "BitFit", "Adapter": "Adapter",
     "VPT": "VPT", "VPTSP": "VPTSP-G",
 }  # fmt: skip
-BATCHES = (32, 64)
 
 
-def latency_configs(profile: str, batches: Sequence[int] = BATCHES, **changes: Any) -> dict[tuple[str, int], RunConfig]:
+def latency_configs(
+    profile: str, batches: Sequence[int] = (32, 64), **changes: Any
+) -> dict[tuple[str, int], RunConfig]:
     """Return the runs whose steps are measured, {(method as the paper names it, batch): run}, with random weights.
 
     ``changes`` apply to every run, except that the batch is the table's. Raises ConfigError for an unknown profile.

@@ -60,20 +60,18 @@ def search(name: str, *, results: str | Path, **options: Any) -> float:
 
 
 def table(results: Path) -> pd.DataFrame:
-    """Return all finished trials in ``results``, the best of each row first, with metrics in percent."""
+    """Return all finished trials in ``results``, the best of each row first, with metrics in percent.
+
+    ``taken`` is "yes" for the best rate of a row whose search is complete.
+    """
     found = []
-    for name, trials in _all_trials(results).items():
+    for name, row in rows().items():
+        trials = _trials(row, results)
         best = None if _still_to_try(trials) else best_rate(trials)
         for lr in sorted(trials, key=lambda lr: _score(trials[lr]), reverse=True):
             judged = dict(zip(JUDGED, _score(trials[lr]), strict=True))
             found.append({"row": name, "lr": lr, **judged, "taken": "yes" if lr == best else ""})
     return percent(pd.DataFrame(found, columns=["row", "lr", *JUDGED, "taken"]), JUDGED).set_index("row")
-
-
-def winners(results: Path) -> dict[str, float]:
-    """Return the best rate of every row whose search is complete in ``results``, for `RATES`."""
-    tried = _all_trials(results)
-    return {name: best_rate(trials) for name, trials in tried.items() if not _still_to_try(trials)}
 
 
 def summary(results: Path) -> str:
@@ -95,10 +93,6 @@ def summary(results: Path) -> str:
 def best_rate(trials: Mapping[float, Run]) -> float:
     """Return the rate whose trial has the best `JUDGED` metrics in its last epoch."""
     return max(trials, key=lambda lr: _score(trials[lr]))
-
-
-def _all_trials(results: Path) -> dict[str, dict[float, Run]]:
-    return {name: _trials(row, results) for name, row in rows().items()}
 
 
 def _trials(row: Mapping[str, Any], results: Path) -> dict[float, Run]:
