@@ -61,16 +61,16 @@ def test_the_closed_form_is_better_than_the_frozen_backbone_and_learns_nothing(c
     assert done.metrics["R@1"] > frozen.metrics["R@1"] + 0.05 and list(done.history["epoch"]) == [0]
 
 
-def test_a_light_run_has_all_but_the_weights_and_counts_as_finished(closed):
+def test_a_light_run_has_everything_but_the_weights_and_is_finished(closed):
     done, copy, light = closed
     assert {path.name for path in done.path.iterdir()} - {path.name for path in copy.iterdir()} == {WEIGHTS}
     found = run(done.config, results=light, progress=False)
     assert found.light and not done.light and found.metrics == done.metrics
     np.testing.assert_array_equal(found.queries["R@1"], done.queries["R@1"])
-    assert copy_light(done.path.parents[1], light) == [], "it is there already"
+    assert copy_light(done.path.parents[1], light) == [], "it is copied already"
 
 
-def test_what_needs_the_weights_says_which_command_trains_them_and_the_command_does(closed, tmp_path, capsys):
+def test_commands_that_need_weights_name_the_command_that_trains_them(closed, tmp_path, capsys):
     done, copy, light = closed
     (again,) = copy_light(light, tmp_path)
     with pytest.raises(WeightsError, match="light run, without its weights.* vptsp_core train --preset") as error:
@@ -97,7 +97,7 @@ def test_a_damaged_light_run_is_refused(closed, tmp_path):
         copy_light(tmp_path, tmp_path / "other")
 
 
-def test_copying_light_says_what_is_wrong(tmp_path):
+def test_copy_light_refuses_a_folder_without_finished_runs_and_the_same_folder(tmp_path):
     (tmp_path / "runs" / "begun").mkdir(parents=True)
     with pytest.raises(VptspError, match="has no finished run"):
         copy_light(tmp_path, tmp_path / "to")
@@ -105,7 +105,7 @@ def test_copying_light_says_what_is_wrong(tmp_path):
         copy_light(tmp_path, tmp_path)
 
 
-def test_light_runs_make_a_table_without_data_and_gaps_are_named_with_their_command(tmp_path):
+def test_light_runs_make_a_table_without_data_and_missing_runs_are_named_with_their_command(tmp_path):
     whole, results = tmp_path / "whole", tmp_path / "tiny"
     configs = {(label, "CUB"): configured("tiny", row, {}) for label, row in method_rows("tiny").items()}
     put(configs[FROZEN, "CUB"], whole, scored(0.7, 0.7))

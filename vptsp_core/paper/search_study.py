@@ -24,7 +24,7 @@ from vptsp_core.paper.search_space import Space
 from vptsp_core.runs.folder import METRICS, Run, read_run
 
 HEARTBEAT, GRACE = 20, 90  # seconds between a worker's heartbeats, and without one until its trial is repeated
-RETRIES = 3  # of a trial whose workers died: the trial itself may be what kills them
+RETRIES = 3  # of a trial whose workers died: the trial itself may kill them
 TRIALS = 50  # of a study, unless the caller gives a number
 STATES = {
     TrialState.COMPLETE: "trained", TrialState.PRUNED: "left out", TrialState.FAIL: "failed",

@@ -38,7 +38,7 @@ from vptsp_core.system.files import write_json
 
 GPU_STEPS = 5  # per turn, so that the host runs ahead as it does in training
 EXPLAINED = """\
-memory: on a GPU the allocator's peak; on a CPU weights, gradients, optimisers and what the backward pass needs
+memory: on a GPU the allocator's peak; on a CPU weights, gradients, optimisers and tensors saved for backward
 ratio: to eager within a turn, the median over turns with its quartiles; on a CPU of processor time"""
 K = TypeVar("K", bound=Hashable)
 
@@ -251,7 +251,7 @@ def spread(values: Sequence[float], name: str) -> dict[str, float]:
 def with_memory(make: Callable[[], Bench], device: torch.device) -> tuple[Bench, float | None]:
     """Return a bench that has taken its first steps, and its memory in 10^6 bytes.
 
-    On a GPU the memory is the allocator's peak in these steps, without what was allocated before. On a CPU it is
+    On a GPU the memory is the allocator's peak in these steps, without earlier allocations. On a CPU it is
     `kept_bytes`, or None if they cannot be counted.
     """
     if device.type != "cuda":
