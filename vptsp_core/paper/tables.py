@@ -1,8 +1,8 @@
 """The runs of tables 2 to 8 for each profile, and the paper's rows with the same labels; `compare` shows both.
 
-Each function of `TABLES` returns a table's cells, {(row, set): run}. It takes a profile and ``changes``: keys of
-`RunConfig` that apply to every run. It raises ConfigError for an unknown profile and for changes that `check_changes`
-refuses. It returns no cells if `left_out` says why.
+Each function of `TABLES` takes a profile and ``changes``, the keys of `RunConfig` to set in every run. It raises
+ConfigError for an unknown profile and for changes that `methods.check_changes` refuses. If the changes set a key that
+the rows set themselves, it returns no cells, and `left_out` says why.
 
 A column of these tables is named "<set> <metric>" ("CUB R@1", "InShop R@10"). In the profiles demo and smoke the
 glyphs replace CUB, and the other sets are left out. The profile tiny has only CUB. Settings that the paper prints are
@@ -23,7 +23,7 @@ from vptsp_core.paper import methods
 from vptsp_core.paper.methods import BEST, FULL, METHODS, base_config, check_changes, configured, method_rows
 from vptsp_core.paper.report import paper_table
 
-Cells = dict[tuple[str, str], RunConfig]
+Cells = dict[tuple[str, str], RunConfig]  # (row, set) -> run
 SETS = {"CUB": "cub200", "Cars": "cars196", "SOP": "sop", "InShop": "inshop", "iNaturalist": "inaturalist"}
 
 # Learning rates of rows without a released preset, on sets other than CUB (for CUB see methods.RATES). They are OUR
@@ -57,7 +57,7 @@ GLYPHS = "VPTSP-G on glyphs (stand-in)"
 
 
 def sota(profile: str, **changes: Any) -> Cells:
-    """Return the cells of table 2.
+    """Return the cells of table 2, {(row, set): run}.
 
     The paper does not say which rows tune the biases. Here VPT-Base and VPTSP-M do so on all sets except CUB. The
     paper's numbers agree: on CUB they are the same as in table 1 without BitFit, and on Cars as in table 4 with BitFit.
@@ -80,7 +80,7 @@ def sota(profile: str, **changes: Any) -> Cells:
 
 
 def inaturalist(profile: str, **changes: Any) -> Cells:
-    """Return the cells of table 3. Other profiles than paper have a row of their own, on their only data set."""
+    """Return the cells of table 3, {(row, set): run}. Other profiles have a row of their own."""
     if left_out(3, changes):
         return {}
     if profile != "paper":
@@ -89,13 +89,13 @@ def inaturalist(profile: str, **changes: Any) -> Cells:
 
 
 def components(profile: str, **changes: Any) -> Cells:
-    """Return the cells of table 4."""
+    """Return the cells of table 4, {(row, set): run}."""
     sets = _sets(profile, "CUB", "Cars")
     return {(row, name): _cell(profile, name, label, changes) for row, label in COMPONENTS.items() for name in sets}
 
 
 def proxy_sources(profile: str, **changes: Any) -> Cells:
-    """Return the cells of table 5."""
+    """Return the cells of table 5, {(row, set): run}."""
     best = method_rows(profile)[BEST]
     return {
         (row, name): _cell(profile, name, BEST, changes, **{k: v for k, v in of_row.items() if best.get(k) != v})
@@ -105,19 +105,22 @@ def proxy_sources(profile: str, **changes: Any) -> Cells:
 
 
 def cub200(profile: str, **changes: Any) -> Cells:
-    """Return the cells of table 6."""
+    """Return the cells of table 6, {(row, set): run}."""
     rows = {f"{FULL}, ViT-S/16": FULL, "VPTSP, ViT-S/16": BEST} if not left_out(6, changes) else {}
     return {(row, "CUB"): _cell(profile, "CUB", label, changes) for row, label in rows.items()}
 
 
 def integration(profile: str, **changes: Any) -> Cells:
-    """Return the cells of table 7."""
+    """Return the cells of table 7, {(row, set): run}."""
     rows = methods.integration_rows(profile)
     return {(row, "CUB"): configured(profile, of_row, changes) for row, of_row in rows.items()}
 
 
 def pretraining(profile: str, **changes: Any) -> Cells:
-    """Return the cells of table 8: VPTSP-G with the settings of the set's preset for ViT-S, or ViT-B if larger."""
+    """Return the cells of table 8, {(row, set): run}.
+
+    They are VPTSP-G with the settings of the set's preset for ViT-S, or for ViT-B if the backbone is larger.
+    """
     if left_out(8, changes):
         return {}
     if profile != "paper":
