@@ -29,7 +29,7 @@ TESTED = ("R@1", "MAP@R released")  # the metrics whose differences are tested
 
 @dataclass(frozen=True)
 class Done:
-    """The finished runs of a table, the cell (row, set) of each run, and one line per reason why runs are missing."""
+    """What was run for a table: each run with its cell, (row, set), and what was left out, a line each."""
 
     runs: list[Run]
     cells: list[tuple[str, str]]
@@ -60,16 +60,16 @@ def carry_out(
     Raises:
         VptspError: a data set is damaged, or every run failed.
     """
-    by_cell = seeds if isinstance(seeds, Mapping) else dict.fromkeys(configs, seeds)
+    of = seeds if isinstance(seeds, Mapping) else dict.fromkeys(configs, seeds)
     absent = {
         dataset: report.absent_data(config, data, notebook, results)
         for dataset, config in {config.dataset: config for config in configs.values()}.items()
     }
     refusal = functools.cache(_refusal)
-    missing: dict[str, list[str]] = {}  # reason -> rows that cannot run
+    missing: dict[str, list[str]] = {}  # of each reason, what could not be run
     pairs: list[tuple[tuple[str, str], RunConfig]] = []
     for cell, config in configs.items():
-        for seed in by_cell[cell]:
+        for seed in of[cell]:
             run = config.replace(seed=seed)
             reason = ""
             if not _finished(run, results):
@@ -78,16 +78,16 @@ def carry_out(
                 missing.setdefault(reason, []).append(f"{cell[0]} (seed {seed})" if seed else cell[0])
             else:
                 pairs.append((cell, run))
-    every = sorted({seed for each in by_cell.values() for seed in each})
-    option = f" --seeds {','.join(map(str, every))}" if every != [0] else ""
+    every = sorted({seed for each in of.values() for seed in each})
+    asked = f" --seeds {','.join(map(str, every))}" if every != [0] else ""
     shown = {absent[run.dataset] for _, run in pairs}
     left_out = []
     for reason, labels in missing.items():
-        if reason in absent.values() and reason not in shown:  # the data set has no run at all
+        if reason in absent.values() and reason not in shown:  # there is no run of this data set at all
             left_out.append(reason)
         else:
             line = f"Not run: {'; '.join(dict.fromkeys(labels))}: {reason.removeprefix('No runs: ')}"
-            left_out.append(line + (option if reason in absent.values() else ""))  # such a reason ends with a command
+            left_out.append(line + (asked if reason in absent.values() else ""))  # which ends with a command
     try:
         finished = many([run for _, run in pairs], data=data, results=results, **options) if pairs else []
     except VptspError as error:  # the other runs are finished, and the second call returns them

@@ -52,16 +52,13 @@ def place(path: str | Path) -> Path:
 
 
 def absent_data(config: RunConfig, data: str | Path | None, notebook: str, folder: Path = Path("results/paper")) -> str:
-    """Return "" if the data set's folder exists, otherwise one line with the commands that get it and make the runs.
-
-    Args:
-        notebook: its short name, for the option --only.
-        folder: the folder of the profile's results.
+    """Empty where the data set's folder exists, else one line: what is missing, and the command that gets it.
+    ``folder``: of the profile's results.
     """
-    subfolder = CATALOG[config.dataset].folder if config.dataset in CATALOG else ""
-    if config.dataset == "glyphs" or (data is not None and (place(data) / subfolder).is_dir()):
+    own = CATALOG[config.dataset].folder if config.dataset in CATALOG else ""
+    if config.dataset == "glyphs" or (data is not None and (place(data) / own).is_dir()):
         return ""
-    why = "no folder was given" if data is None else f"there is no {subfolder}/ in {data}"
+    why = "no folder was given" if data is None else f"there is no {own}/ in {data}"
     get = f"python -m vptsp_core data get {config.dataset} --data DIR"
     where = os.path.relpath(place(folder.parent), place(""))
     profile = "tiny" if folder.name == "tiny" else "paper"
