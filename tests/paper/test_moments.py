@@ -15,7 +15,7 @@ from vptsp_core.runs.run import build_model, run
 
 
 def test_midway_is_the_first_half_of_the_whole_run(tmp_path):
-    config = preset("smoke", epochs=4, eval_start=2, cosine_T=4, steps_per_epoch=1)
+    config = preset("smoke", epochs=4, eval_start=1, cosine_T=4, steps_per_epoch=1)
     moments = run_moments(config)
     assert {name: (c.epochs, c.selection) for name, c in moments.items()} == {"midway": (2, "last"), "end": (4, "last")}
     midway, end = (run(c, results=tmp_path, progress=False) for c in moments.values())
