@@ -1,5 +1,7 @@
-"""Measurements for developers (`python -m tests.bench`): operations by hand, the parts of an epoch, pipelines, metrics,
-the class table. No test asserts on a clock."""
+"""Measurements for developers (`python -m tests.bench`): operations, the parts of an epoch, pipelines, metrics, tables.
+
+No test asserts on a clock.
+"""
 
 import dataclasses
 import json
@@ -26,15 +28,17 @@ from vptsp_core.errors import ConfigError
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.metrics import retrieval_metrics
 from vptsp_core.method.presets import preset
-from vptsp_core.paper.step_bench import StepBench
+from vptsp_core.paper.step_cost import StepBench
 from vptsp_core.runs import compile as compiling
 from vptsp_core.runs import evaluate
 from vptsp_core.runs.run import build_model
 
 
 def hand(config, classes: int, *, full: bool) -> int:
-    """Operations of a ViT, its head and Proxy-Anchor: 24 T D^2 + 4 T^2 D a block and image, backward twice that where
-    weights learn; nothing flows back into frozen blocks that have nothing to learn before them."""
+    """Count the operations of a ViT, its head and Proxy-Anchor: 24 T D^2 + 4 T^2 D per block and image.
+
+    Backward is twice that if weights learn. It does not enter frozen blocks with nothing to learn before them.
+    """
     width, depth, side, tokens, patch = 96, 6, 40, 26, 8
     block = 24 * tokens * width**2 + 4 * tokens**2 * width
     stem = 2 * (side // patch) ** 2 * (3 * patch**2) * width
@@ -51,7 +55,7 @@ def test_operations_are_those_of_the_formula(method):
     assert all(parameter.grad is None for parameter in made.model.parameters())
 
 
-def test_prompts_are_counted_as_keys_and_values_and_what_towers_share_once():
+def test_prompts_count_as_keys_and_values_and_shared_work_of_both_towers_counts_once():
     def forward(**changes) -> int:
         config = preset("smoke", bitfit=False, pool="avg", batch=4, **changes)
         model = StepBench(config, device="cpu", classes=7).model
@@ -85,7 +89,7 @@ def test_the_rate_of_the_product_is_measured():
 
 
 def test_the_parts_of_an_epoch(tmp_path, monkeypatch):
-    # As in a long run on a GPU, but for compiling itself, which takes a minute.
+    # As in a long run on a GPU, without the minute of compiling.
     monkeypatch.setattr(epoch, "compiles", lambda *run: True)
     monkeypatch.setattr(compiling, "_missing_compiler", lambda device: "")
     monkeypatch.setattr(compiling, "compiled_loss", lambda model: model.loss)
@@ -108,7 +112,7 @@ def test_both_pipelines_are_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("queries, backend", [(0, "torch"), (300, "torch"), (0, "faiss")])
-def test_benchmark_reports_both(queries, backend):
+def test_the_metrics_benchmark_reports_ours_and_a_bare_search(queries, backend):
     if backend == "faiss":
         pytest.importorskip("faiss")
     size = bench_metrics.Size(600, 8, 120, (1, 4), queries, tail=1.0)
@@ -135,7 +139,7 @@ def test_benchmark_sizes():
     assert each.median() < each.double().mean()  # a long tail
 
 
-def test_bench_table():
+def test_class_prompts_in_host_memory_are_compared_with_the_device():
     small = preset("smoke", class_optimizer="rowwise", batch=4, prompts=1, prompt_layers=1, class_layers=1)
     found = compare_tables(small, 9, device="cpu", steps=2, warmup=0)
     assert found["classes"] == 9 and found["turns"] == 2 and found["table_GB"] == 3 * 9 * 2 * 96 * 4 / 1e9
@@ -156,7 +160,7 @@ def test_the_command_prints_json_and_errors_in_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: device 'banana' cannot be used here")
 
 
-def test_a_model_with_its_own_head_and_prompts_retrieves_as_ever_and_others_differ():
+def test_compare_heads_has_the_usual_metrics_for_the_trained_head_and_others_for_the_rest():
     whole = load_benchmark("glyphs")
     few = dataclasses.replace(whole, train=first_of_each(whole.train, 2), test=first_of_each(whole.test, 3))
     model = build_model(preset("smoke", method="vpt"), 100, torch.device("cpu"))

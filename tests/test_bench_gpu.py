@@ -1,4 +1,4 @@
-"""`python -m tests.bench.gpu` and the table of its file: a rehearsal on the CPU."""
+"""A rehearsal of `python -m tests.bench.gpu` on the CPU, and the table of its file."""
 
 import json
 import os
@@ -18,7 +18,7 @@ class Absent:
             raise ModuleNotFoundError("No module named " + name, name=name)
 sys.meta_path.insert(0, Absent())
 """
-EVALUATION = {  # measured in an earlier call: two more processes for memory would take this test ten seconds longer
+EVALUATION = {  # given as already measured, which saves this test two processes and ten seconds
     "metrics_s": 0.5, "metrics_mib": 700.0, "bare_s": 0.4, "ratio": 1.25, "items": 60_502, "dim": 384, "k": 1000,
     "released_s": 20.0, "released_ratio": 40.0, "released search": "torch in place of faiss",
 }  # fmt: skip

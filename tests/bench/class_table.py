@@ -9,7 +9,8 @@ import torch
 
 from vptsp_core.errors import ConfigError
 from vptsp_core.method.config import RunConfig
-from vptsp_core.paper.step_bench import CLASSES, StepBench, training_classes
+from vptsp_core.paper.methods import TRAIN_CLASSES
+from vptsp_core.paper.step_cost import StepBench, training_classes
 from vptsp_core.system.devices import pick_device
 
 from .clock import seconds
@@ -36,7 +37,7 @@ def compare_tables(
         raise ConfigError("only row-wise class prompts can be in host memory; choose a preset such as inshop-vits16")
     count = config.batch // config.samples_per_class
     if classes is None:
-        if config.dataset not in {*CLASSES, "glyphs"}:
+        if config.dataset not in TRAIN_CLASSES:
             raise ConfigError(f"dataset = {config.dataset!r} has classes unknown here; give --classes")
         classes = training_classes(config, pick_device(device))
     if classes < count:

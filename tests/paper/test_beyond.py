@@ -14,6 +14,7 @@ from vptsp_core.paper.methods import BASE, BEST, LORA, base_config, method_rows
 BUDGET = ("dataset", "backbone", "weights", "epochs", "steps_per_epoch", "batch", "samples_per_class", "image_size",
           "augmentation", "prompts", "class_prompts", "embed_dim")  # fmt: skip
 UNTRAINED = "... without training"
+RECIPES = {"demo": "demo-best", "smoke": "demo-best", "paper": "cub200-vits16-best"}
 
 
 @pytest.mark.parametrize("profile", BASE)
@@ -28,8 +29,8 @@ def test_rows_have_one_budget_and_are_distinct_and_chosen_by_validation(profile)
     assert configs[beyond.REFERENCE] == base_config(profile, **method_rows(profile)[BEST])
 
 
-def test_the_recipe_is_its_preset_and_each_other_row_of_its_lacks_one_part():
-    for profile, name in beyond.RECIPES.items():
+def test_the_recipe_is_its_preset_and_its_other_rows_lack_one_part_each():
+    for profile, name in RECIPES.items():
         configs = {row: config.to_dict() for (row, _), config in beyond.cells(profile).items()}
         recipe = configs[beyond.RECIPE]
         assert recipe == preset(name, **{key: recipe[key] for key in ("epochs", "steps_per_epoch")}).to_dict()
@@ -46,7 +47,7 @@ def test_the_recipe_is_its_preset_and_each_other_row_of_its_lacks_one_part():
     assert {row: config.epochs for (row, _), config in longer.items() if config.epochs != 7} == {UNTRAINED: 0}
 
 
-def test_newer_backbones_stand_in_the_profile_paper_unless_one_is_named():
+def test_the_profile_paper_has_newer_backbones_unless_changes_set_the_backbone():
     labels = [row for row, _ in beyond.cells("paper")]
     assert all(name in labels and f"{name}, the recipe" in labels for name in beyond.NEWER)
     assert not any(name in row for row, _ in beyond.cells("paper", backbone="demo_vit") for name in beyond.NEWER)
@@ -65,7 +66,7 @@ NEWER = {
 }
 
 
-def test_newer_backbones_fit_and_are_read_as_they_were_trained():
+def test_newer_backbones_are_supported_with_their_pooling_and_normalisation():
     assert list(NEWER) == beyond.NEWER
     for name, expected in NEWER.items():
         config: RunConfig = preset(name)

@@ -1,4 +1,4 @@
-"""Table 10 and `bench step`: cells, forms, turns, ratios, memory. No test compares times but of sleep and work."""
+"""Table 10 and `bench step`: cells, forms, turns, ratios, memory. One test compares times: sleep with work."""
 
 import json
 import time
@@ -12,16 +12,15 @@ import torch
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.figures import latency
 from vptsp_core.method.presets import preset
-from vptsp_core.paper import step_bench
 from vptsp_core.paper import step_cost as cost
 from vptsp_core.paper.latency import latency_benches, latency_configs, measured_latency, paper_latency
 
 CPU = torch.device("cpu")
 
 
-def test_there_is_a_cell_for_every_one_of_the_papers():
+def test_every_cell_of_the_paper_has_a_run():
     for profile in ("demo", "paper"):
-        configs = latency_configs(profile, batch=16)  # the batch is the table's column
+        configs = latency_configs(profile, batch=16)  # the table's batches replace it
         assert {f"{method}, {batch}" for method, batch in configs} == set(paper_latency()["row"])
         assert all(config.batch == batch and config.weights == "random" for (_, batch), config in configs.items())
     assert configs["VPTSP", 64].prompts == 80 and configs["VPTSP", 64].accumulator == "gru"
@@ -31,7 +30,7 @@ def test_there_is_a_cell_for_every_one_of_the_papers():
         latency_configs("x")
 
 
-def test_the_cells_come_in_every_form():
+def test_every_cell_is_measured_in_every_form():
     configs = latency_configs("smoke", batches=[32])
     chosen = {key: configs[key] for key in [("Linear probing", 32), ("VPT", 32)]}
     assert [key[2] for key in latency_benches(chosen)] == ["eager", "textbook"] * 2
@@ -39,7 +38,7 @@ def test_the_cells_come_in_every_form():
 
 
 class Counted:
-    """A bench without a model; its times are given."""
+    """A bench without a model. `take_turn` gets its times from ``times``."""
 
     def __init__(self, name, order, times, **facts):
         self.images, self.kept, self.facts = torch.zeros(8, 1), lambda: None, lambda: facts
@@ -62,8 +61,8 @@ def test_steps_take_turns_and_ratios_are_taken_within_each(monkeypatch):
     monkeypatch.setattr(cost, "take_turn", take_turn)
     makers = {name: (lambda bench=bench: bench) for name, bench in made.items()}
     found = cost.measure_steps(makers, device="cpu", steps=3, warmup=1, progress=False, base="eager")
-    assert order == ["eager", "slow", "compiled"] + ["eager", "slow"] * 4, "each once for its memory"
-    assert list(found) == ["eager", "slow"], "what could not be compiled is left out"
+    assert order == ["eager", "slow", "compiled"] + ["eager", "slow"] * 4, "each one takes a step for its memory first"
+    assert list(found) == ["eager", "slow"], "a step that could not be compiled is left out"
     slow = found["slow"]
     assert (slow["ms"], slow["ms 25 %"], slow["ms 75 %"], slow["steps"]) == (40, 30, 50, 3)
     assert (slow["ratio"], slow["ratio 25 %"], slow["ratio 75 %"]) == (3, 2.5, 3.5) and found["eager"]["ratio"] == 1
@@ -72,7 +71,7 @@ def test_steps_take_turns_and_ratios_are_taken_within_each(monkeypatch):
         cost.measure_steps(makers, device="cpu", steps=0)
 
 
-def test_processor_time_is_this_processes_own():
+def test_the_cost_of_a_turn_is_processor_time():
     asleep = cost.take_turn(partial(time.sleep, 0.1), CPU)
     busy = cost.take_turn(lambda: sum(range(1_000_000)), CPU)
     assert len(asleep.ms) == 1 and asleep.ms[0] > 90 and asleep.cost < busy.cost
@@ -81,7 +80,7 @@ def test_processor_time_is_this_processes_own():
 def test_the_textbook_form_has_our_loss_in_the_trunks_precision():
     for precision, bound in (("fp32", 1e-5), ("bf16", 0.05)):
         config = preset("smoke", precision=precision, batch=4)
-        ours, textbook = (step_bench.StepBench(config, form, "cpu") for form in ("eager", "textbook"))
+        ours, textbook = (cost.StepBench(config, form, "cpu") for form in ("eager", "textbook"))
         mine, other = (float(bench.kept()[0]().detach()) for bench in (ours, textbook))
         assert mine == pytest.approx(other, rel=bound)
         textbook.step()
@@ -89,10 +88,10 @@ def test_the_textbook_form_has_our_loss_in_the_trunks_precision():
         assert textbook.facts() == {"precision": {"fp32": "float32", "bf16": "bfloat16"}[precision]}
 
 
-def test_classes_are_those_of_the_training_set():
-    assert step_bench.training_classes(preset("sop-vits16"), torch.device("cuda")) == 11_318
-    assert step_bench.training_classes(preset("sop-vits16"), CPU) == 256
-    assert step_bench.training_classes(preset("smoke", batch=128), CPU) == 128
+def test_classes_are_those_of_the_training_set_but_fewer_on_a_cpu():
+    assert cost.training_classes(preset("sop-vits16"), torch.device("cuda")) == 11_318
+    assert cost.training_classes(preset("sop-vits16"), CPU) == 256
+    assert cost.training_classes(preset("smoke", batch=128), CPU) == 128
 
 
 @pytest.mark.parametrize(
@@ -103,7 +102,7 @@ def test_classes_are_those_of_the_training_set():
         (["--reference", "nowhere"], "reference nowhere: the folder is missing"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(options, message):
+def test_errors_name_the_option(options, message):
     with pytest.raises(VptspError, match=message):
         cost.main(["step", "--preset", "smoke", "--device", "cpu", "--forms", "eager", *options])
 
@@ -131,7 +130,7 @@ def test_shares_are_of_full_fine_tuning_at_the_same_batch():
     })  # fmt: skip
     eager, textbook = (ours[ours["form"] == form] for form in ("eager", "textbook"))
     assert list(eager["%"]) == [100, 40, 100, 75] and eager["row"].iloc[1] == "VPT, 32"
-    assert list(textbook["%"]) == [100, 90], "each form by itself"
+    assert list(textbook["%"]) == [100, 90], "each form has its own shares"
 
 
 def test_the_figure_has_every_cell_on_its_line():
@@ -159,7 +158,7 @@ def widths(ax) -> list[float]:
     return [bar.get_width() for bar in ax.patches if bar.get_width() > 0]
 
 
-def test_the_figure_of_forms_has_a_bar_for_everything_that_was_measured():
+def test_the_figure_of_forms_has_a_bar_for_every_measured_cell():
     cells = [("VPT", 32, "eager"), ("VPT", 32, "released"), ("VPT", 64, "eager"), ("Adapter", 64, "eager")]
     measured = pd.DataFrame(cells, columns=["method", "batch", "form"]).assign(
         **{

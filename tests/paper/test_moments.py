@@ -1,4 +1,4 @@
-"""A run's start, middle and end lie on one path; its proxies are mixed as the loss mixes them."""
+"""Figure 4: midway is the first half of the whole run, and proxies are mixed as in the loss."""
 
 import numpy as np
 import pandas as pd
@@ -15,18 +15,18 @@ from vptsp_core.runs.run import build_model, run
 
 
 def test_midway_is_the_first_half_of_the_whole_run(tmp_path):
-    config = preset("smoke", epochs=4, cosine_T=4, steps_per_epoch=1)
+    config = preset("smoke", epochs=4, eval_start=1, cosine_T=4, steps_per_epoch=1)
     moments = run_moments(config)
     assert {name: (c.epochs, c.selection) for name, c in moments.items()} == {"midway": (2, "last"), "end": (4, "last")}
     midway, end = (run(c, results=tmp_path, progress=False) for c in moments.values())
     first = ["epoch", "loss", "lr", "lr_proxy", "R@1", "MAP@R"]
     pd.testing.assert_frame_equal(midway.history[first], end.history[first][:2], check_exact=True)
-    assert end.history["lr"].is_monotonic_decreasing and end.history["lr"].nunique() == 4  # the schedule moves
+    assert end.history["lr"].is_monotonic_decreasing and end.history["lr"].nunique() == 4  # the rate changes
     kept = safetensors.torch.load_file(midway.path / WEIGHTS)
     proxies = learned_proxies(midway)
     np.testing.assert_allclose(proxies["P"], kept["proxies.state"].numpy(), atol=1e-6)
     _, start = untouched(config, 100)
-    assert np.abs(start["O"] - proxies["O"]).max() > 1e-3  # two steps have moved it
+    assert np.abs(start["O"] - proxies["O"]).max() > 1e-3  # two steps have changed it
 
 
 def test_a_run_of_one_epoch_has_no_middle():
@@ -44,7 +44,7 @@ def test_the_start_is_the_model_before_its_first_step():
     assert abs((proxies["O"] * proxies["P"]).sum(1)).mean() < 0.2  # two random directions of 96 dimensions
 
 
-def test_proxies_are_mixed_at_the_length_they_have():
+def test_proxies_are_mixed_without_being_normalised_first():
     state = {"proxies.bias": torch.tensor([[0.0, 2.0]]), "proxies.state": torch.tensor([[1.0, 0.0]])}
     found = proxies_of(state, alpha=0.6)
     np.testing.assert_allclose(found["O"], [[0, 1]])
@@ -64,7 +64,7 @@ def test_the_gap_is_drawn_for_every_kind_and_moment():
     table = pd.DataFrame(np.arange(27.0).reshape(3, 9) / 27, columns=columns)
     fig = gap.gap(table, [0, 2, 4])
     assert [ax.get_title() for ax in fig.axes] == ["original proxy O", "semantic proxy P", "composed proxy Q"]
-    assert [text.get_text() for text in fig.legends[0].get_texts()][2].startswith("margin")  # what is shaded
+    assert [text.get_text() for text in fig.legends[0].get_texts()][2].startswith("margin")  # the shaded area
     for ax, kind in zip(fig.axes, "OPQ", strict=True):
         own, other = ax.lines
         assert list(own.get_xdata()) == [0, 2, 4] and own.get_ydata() == pytest.approx(table[kind, "own centroid"])

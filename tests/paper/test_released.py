@@ -1,5 +1,7 @@
-"""The released implementation beside ours: a stand-in for its clone that these tests write, and, where the environment
-variable VPTSP_REFERENCE names a real clone, that one.
+"""The released implementation beside ours.
+
+These tests write a stand-in for its clone. If the environment variable VPTSP_REFERENCE names a real clone, some tests
+use that one.
 """
 
 import os
@@ -18,8 +20,7 @@ from vptsp_core.method.presets import preset
 from vptsp_core.paper import released
 from vptsp_core.paper.latency import latency_benches, latency_configs
 from vptsp_core.paper.released import ReleasedBench, clone_modules, on_device
-from vptsp_core.paper.step_bench import make_forms, random_batch, random_model
-from vptsp_core.paper.step_cost import compare_forms, kept_bytes
+from vptsp_core.paper.step_cost import compare_forms, kept_bytes, make_forms, random_batch, random_model
 
 REFERENCE = os.environ.get("VPTSP_REFERENCE")
 with_clone = pytest.mark.skipif(not REFERENCE, reason="VPTSP_REFERENCE names no clone of the released implementation")
@@ -78,7 +79,7 @@ class MetricComputer:
 
 @pytest.fixture
 def clone(tmp_path):
-    """A stand-in that computes the linear method, by other code than ours but for the loss."""
+    """A stand-in that computes the linear method. Only its loss is our code."""
     files = {
         "params.py": PARAMS, "architectures/__init__.py": "", "architectures/peft_vit.py": MODEL,
         "criteria/__init__.py": "", "criteria/dml_proxy_peft.py": LOSS, "metrics/__init__.py": METRICS,
@@ -95,7 +96,7 @@ def bench(reference, **changes) -> ReleasedBench:
     return ReleasedBench(random_model(config, cpu, 20), *random_batch(config, cpu), reference)
 
 
-def test_what_is_wrong_with_a_clone_is_said_in_one_line(clone):
+def test_a_clone_that_cannot_be_used_is_refused_in_one_line(clone):
     with pytest.raises(VptspError, match="reference nowhere: the folder is missing; give a whole clone"):
         clone_modules("nowhere", NAMES)
     (clone / "architectures/peft_vit.py").write_text("import faiss_that_is_absent")
@@ -108,7 +109,7 @@ def test_what_is_wrong_with_a_clone_is_said_in_one_line(clone):
 
 def test_its_modules_leave_no_trace(clone, monkeypatch):
     mine = type(sys)("metrics")
-    monkeypatch.setitem(sys.modules, "metrics", mine)  # another package of that name, which somebody uses
+    monkeypatch.setitem(sys.modules, "metrics", mine)  # another package of the same name
     (clone / "architectures/peft_vit.py").write_text("import sys, metrics\nsys.path.insert(0, '..')\nhere = __file__")
     search, known = list(sys.path), set(sys.modules)
     module, *_ = clone_modules(clone, NAMES)
@@ -164,7 +165,7 @@ def test_its_forms_are_those_of_its_configuration_files(clone):
     assert ("VPTSP", 32, "released") in cells and ("Adapter", 32, "released") not in cells
 
 
-def test_its_metrics_take_embeddings_that_are_there(clone, monkeypatch):
+def test_its_metrics_take_finished_embeddings(clone, monkeypatch):
     pytest.importorskip("faiss")
     size = bench_metrics.Size(300, 8, 60, (1, 4))
     monkeypatch.setattr(bench_metrics, "ProcessPoolExecutor", lambda **_: ThreadPoolExecutor(1))

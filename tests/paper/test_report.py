@@ -28,9 +28,9 @@ def fake_run(seed: int = 0, recall: float = 0.5, commit: str = "abc", **changes)
     return Run(config, path, {"R@1": recall, "MAP@R": recall / 2}, pd.DataFrame(), record)
 
 
-def test_paper_table_reads_the_printed_numbers_and_lists_what_there_is():
+def test_paper_table_reads_the_printed_numbers_and_lists_its_names():
     assert report.paper_table("table10_latency_ms").set_index("method").loc["VPTSP", "B=64"] == 260
-    with pytest.raises(ConfigError, match="no table 'table99'.*table10_latency_ms, table1_peft"):
+    with pytest.raises(ConfigError, match="table = 'table99' must be one of fig3.*table10_latency_ms, table1_peft"):
         report.paper_table("table99")
 
 
@@ -116,7 +116,7 @@ def test_selection_note():
 
 def test_record_table_names_every_value_that_differs():
     runs = [fake_run(0), fake_run(1), fake_run(1, commit="def")]
-    table = report.record_table([*runs, runs[1]])["value"]  # which stands for two points, and counts once
+    table = report.record_table([*runs, runs[1]])["value"]  # the same run twice counts once
     assert table["runs"] == "3" and table["seed"] == "0, 1" and table["commit"] == "abc, def"
     assert table["torch version"] == "2.12.0" and table["weights checksum"] == "w1" and table["device"] == "cpu"
     assert table["data checksum, train"] == "t1" and table["data checksum, test"] == "t2"
@@ -134,7 +134,7 @@ def test_save_table_flattens_columns(tmp_path):
         report.save_table(frame, tmp_path / "file", "t")
 
 
-def test_absent_data_is_told_in_one_line(tmp_path):
+def test_missing_data_are_reported_in_one_line(tmp_path):
     cub = preset("cub200-vits16")
     assert report.absent_data(preset("demo"), None, "table1") == ""
     line = report.absent_data(cub, None, "table1")
@@ -146,7 +146,7 @@ def test_absent_data_is_told_in_one_line(tmp_path):
     assert elsewhere == f"{line} --results 'some where'"
     assert "there is no cub200/" in report.absent_data(cub, tmp_path, "table1")
     (tmp_path / "cub200").mkdir()
-    assert report.absent_data(cub, tmp_path, "table1") == ""  # there, if broken: loading it says what is wrong
+    assert report.absent_data(cub, tmp_path, "table1") == ""  # it exists; loading reports damage
 
 
 def test_place_is_the_repository_from_either_folder(tmp_path, monkeypatch):
@@ -166,7 +166,7 @@ def test_proxy_cosines_by_hand():
     assert found == pytest.approx({"own centroid": own, "nearest other": other, "margin": own - other})
 
 
-def test_what_a_map_shows():
+def test_a_map_shows_spread_classes_and_short_names():
     assert spread_classes(5, 10) == [0, 1, 2, 3, 4] and spread_classes(100, 3) == [0, 49, 99]
     labels = np.repeat(np.arange(10), 8)
     chosen = pick_points(labels, [2, 7], 30)

@@ -1,4 +1,4 @@
-"""Every row of table 1 is a run that can be described, and finds its line in the paper's table."""
+"""The rows of tables 1, 5 and 7: their runs and hashes, their labels in the paper, and changes that are refused."""
 
 import functools
 
@@ -29,7 +29,7 @@ from vptsp_core.paper.methods import (
 from vptsp_core.paper.report import paper_table
 from vptsp_core.paper.tables import TABLES
 
-# Finished runs are found by these: they may change only together with what the runs compute.
+# Finished runs are found by these hashes. A hash may change only if its run computes something else.
 HASHES = {
     "demo": {
         "Frozen backbone": "a24a27016fb9", "Full fine-tuning (PA)": "5d7a1f4730e1", "Linear probing": "6bf32e5a7daf",
@@ -57,7 +57,7 @@ def test_runs_of_table_1_keep_their_hashes(profile):
 
 
 @pytest.mark.parametrize("profile", BASE)
-def test_a_label_says_what_the_run_is(profile):
+def test_a_label_agrees_with_its_run(profile):
     for label, changes in method_rows(profile).items():
         config = base_config(profile, **changes)
         assert config.bitfit == label.endswith("BitFit")
@@ -98,13 +98,13 @@ def test_tables_5_and_7_have_the_papers_rows_and_share_their_last_run_with_table
 def test_rates_name_known_rows_and_stay_in_the_papers_search_space():
     space = paper_table("table9_search_space").set_index("attribute")["values"]
     for rates in RATES.values():
-        assert set(rates) <= set(METHODS) | set(rate_search.rows())  # these name rows of tables 5 and 7, too
+        assert set(rates) <= set(METHODS) | set(rate_search.rows())  # also names rows of tables 5 and 7
     for rate in RATES["paper"].values():
         assert rate["lr"] in [float(value) for value in space["lr"].split("|")]
         assert rate["lr_proxy"] in [float(value) for value in space["lr_proxy_bias"].split("|")]
 
 
-def test_paper_labels_match_ours_but_for_the_frozen_backbone():
+def test_paper_labels_match_ours_except_our_own_rows():
     paper = paper_labels(paper_table("table1_peft_methods_cub200"))
     assert set(METHODS) - set(paper["label"]) == {FROZEN, CLOSED, LORA}
     assert set(paper["label"]) <= set(METHODS) and paper["label"].is_unique
@@ -115,7 +115,7 @@ def test_paper_labels_match_ours_but_for_the_frozen_backbone():
 @pytest.mark.parametrize(
     "key", ["dataset", "method", "bitfit", "accumulator", "proxy_source", "adapter_dim", "adapter_layers", "seed"]
 )
-def test_keys_that_say_which_run_a_row_is_are_refused_everywhere(key):
+def test_keys_by_which_rows_differ_are_refused_everywhere(key):
     change = {key: getattr(preset("demo"), key)}
     asked = [
         lambda: check_changes(change), lambda: configured("demo", {}, change),

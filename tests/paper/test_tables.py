@@ -1,4 +1,4 @@
-"""Tables 2 to 8: which runs they are made of, what is left out and said, and the layout against values by hand."""
+"""Tables 2 to 8: their runs, rows that are left out and named, and their layout against values computed by hand."""
 
 import functools
 from pathlib import Path
@@ -31,7 +31,7 @@ def table1(profile: str) -> set[str]:
 
 @pytest.mark.parametrize("profile", methods.BASE)
 @pytest.mark.parametrize("number", TABLES)
-def test_every_row_is_a_run_and_finds_its_line_in_the_paper(number, profile):
+def test_every_row_is_another_run_and_has_a_row_in_the_paper(number, profile):
     cells = TABLES[number](profile)
     assert len({config.hash() for config in cells.values()}) == len(cells)  # no two cells are the same run
     assert {row for row, _ in cells} - set(paper_rows(number)["row"]) <= OWN_ROWS
@@ -54,7 +54,7 @@ def test_runs_are_shared_with_table_1():
         assert TABLES[8]("paper")[eight] == TABLES[2]("paper")[two]
 
 
-def test_settings_are_the_released_presets_and_rates_of_the_papers_space():
+def test_settings_are_the_released_presets_and_rates_are_in_the_papers_space():
     for (row, name), config in TABLES[2]("paper").items():
         size = "vits16" if row.endswith("S/16") else "vitb16"
         released = preset(f"{tables.SETS[name]}-{size}")
@@ -148,7 +148,7 @@ def fake_run(config, path="runs", **metrics) -> Run:
 
 @pytest.fixture
 def trained(monkeypatch):
-    """What `many` was given, instead of training it."""
+    """Replace `many` by one that trains nothing. Return the list of configs that it gets."""
     seen = []
 
     def many(configs, **options):
@@ -159,7 +159,7 @@ def trained(monkeypatch):
     return seen
 
 
-def test_absent_data_costs_its_own_cells_and_is_named_with_its_command(trained, monkeypatch, tmp_path):
+def test_missing_data_leave_out_their_own_cells_and_are_named_with_the_command(trained, monkeypatch, tmp_path):
     monkeypatch.setattr(compare, "load_backbone", lambda *_: None)
     (tmp_path / "cub200").mkdir()
     cells = TABLES[4]("paper")
@@ -171,7 +171,7 @@ def test_absent_data_costs_its_own_cells_and_is_named_with_its_command(trained, 
     assert done.summary().splitlines()[0] == "12 runs: 6 rows, seeds 0, 1, on CUB."
 
 
-def test_backbones_that_cannot_be_had_cost_their_own_rows_and_are_named_once(trained, monkeypatch, tmp_path):
+def test_unusable_backbones_leave_out_their_own_rows_and_are_named_once(trained, monkeypatch, tmp_path):
     real = load_backbone
 
     def offline(name, weights, image_size):
@@ -192,10 +192,10 @@ def test_backbones_that_cannot_be_had_cost_their_own_rows_and_are_named_once(tra
     assert len(trained) == 8
 
 
-def test_a_run_that_fails_costs_its_own_row(tmp_path):
+def test_a_run_that_fails_leaves_out_its_own_row(tmp_path):
     cells = {
         ("good", "CUB"): preset("smoke", steps_per_epoch=1, method="linear"),
-        ("bad", "CUB"): preset("smoke", method="vpt", prompt_layers=9),  # of a ViT with six
+        ("bad", "CUB"): preset("smoke", method="vpt", prompt_layers=9),  # the ViT has six blocks
     }
     options = dict(data=None, results=tmp_path, notebook="table4", progress=False)
     done = compare.carry_out(cells, [0], **options)
@@ -223,7 +223,7 @@ def test_finished_runs_need_no_weights(trained, monkeypatch, tmp_path):
 
 
 def hand_made() -> compare.Done:
-    """Rows a and b on CUB with two seeds, a on In-Shop with one."""
+    """Make rows a and b on CUB with two seeds, and row a on In-Shop with one."""
     cub, shop = preset("cub200-vits16"), preset("inshop-vits16")
     runs = [
         fake_run(cub), fake_run(cub.replace(seed=1), **{"R@1": 0.54}),
@@ -240,7 +240,7 @@ def test_beside_by_hand():
     })  # fmt: skip
     extra = pd.DataFrame({"row": ["a"], "learning, M": [1.5]})
     table = compare.beside(paper, hand_made(), extra=extra)
-    assert list(table.index) == ["c", "a", "b"]  # the paper's order, then what only we have
+    assert list(table.index) == ["c", "a", "b"]  # the paper's order, then our own row
     assert list(dict.fromkeys(column for column, _ in table.columns)) == [
         "CUB R@1", "CUB MAP@R released", "CUB MAP@R", "InShop R@1", "InShop R@10", "learning, M",
     ]  # fmt: skip
@@ -256,7 +256,7 @@ def test_beside_by_hand():
     assert list(parts[1].index) == ["c", "a"] and {c.split(" ")[0] for c, _ in parts[1].columns} == {"InShop"}
 
 
-def test_beside_with_nothing_of_ours_shows_the_paper():
+def test_beside_without_runs_shows_the_paper():
     for number in TABLES:
         paper = paper_rows(number)
         table = compare.beside(paper, compare.Done([], [], ["absent"]))
@@ -266,7 +266,7 @@ def test_beside_with_nothing_of_ours_shows_the_paper():
             np.testing.assert_array_equal(table[shown, "paper"], paper[column])
 
 
-def test_chance_is_looked_for_set_by_set():
+def test_rows_are_compared_within_each_set():
     clear = compare.differences(hand_made(), "a")
     assert set(clear.columns.get_level_values(0)) == {f"{s} {m}" for s in ("CUB", "InShop") for m in compare.TESTED}
     assert clear.loc["b", ("CUB R@1", "difference")] == pytest.approx(38, abs=6)  # 0.9 - 0.52 of 200 queries
@@ -277,7 +277,7 @@ def test_chance_is_looked_for_set_by_set():
     assert list(table["CUB R@1"].columns)[-2:] == ["vs a", report.ORDER] and "InShop R@1" not in table
 
 
-def test_listing_names_the_data_and_leaves_out_what_is_not_read():
+def test_listing_names_the_data_set_and_leaves_unread_keys_empty():
     shown = compare.listing(TABLES[4]("demo"), ["method", "accumulator", "lr"])
     assert list(shown.loc["VPT + BitFit (baseline), glyphs"]) == ["vpt", "", "0.004"]
     assert shown.loc["VPTSP (EMA), glyphs", "accumulator"] == "ema"

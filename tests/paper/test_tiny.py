@@ -1,4 +1,4 @@
-"""The profile tiny: light runs are finished without weights, gaps are named, and rates come from the trials alone."""
+"""The profile tiny: light runs are finished runs without weights, missing runs are named, and trials decide rates."""
 
 import subprocess
 
@@ -22,7 +22,7 @@ from vptsp_core.system.places import CHECKOUT
 
 
 def put(config, results, history):
-    """A finished run with this history, not trained."""
+    """Write a finished run with this history, without training."""
     record = {
         "hash": config.hash(), "commit": "c", "device": "cpu", "weights": "w", "versions": {}, "seconds": 1.0,
         "data": {"name": config.dataset, "train": "t", "test": "t"},
@@ -42,7 +42,7 @@ def scored(last: float, best: float) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def closed(tmp_path_factory):
-    """The closed form in the profile smoke: really run, then copied as a light run."""
+    """A real run of the closed form in the profile smoke, and its copy as a light run."""
     full, light = (tmp_path_factory.mktemp(name) for name in ("full", "light"))
     done = run(configured("smoke", method_rows("smoke")[CLOSED], {}), results=full, progress=False)
     (copy,) = copy_light(full, light)
@@ -50,7 +50,7 @@ def closed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("profile", methods.BASE)
-def test_the_closed_form_takes_no_step_whatever_changes_say(profile):
+def test_the_closed_form_is_not_trained_even_if_changes_set_epochs(profile):
     config = configured(profile, method_rows(profile)[CLOSED], {"epochs": 7})
     assert (config.epochs, config.method, config.bitfit, config.start) == (0, "linear", False, "heads")
 
@@ -61,16 +61,16 @@ def test_the_closed_form_is_better_than_the_frozen_backbone_and_learns_nothing(c
     assert done.metrics["R@1"] > frozen.metrics["R@1"] + 0.05 and list(done.history["epoch"]) == [0]
 
 
-def test_a_light_run_has_all_but_the_weights_and_counts_as_finished(closed):
+def test_a_light_run_has_everything_but_the_weights_and_is_finished(closed):
     done, copy, light = closed
     assert {path.name for path in done.path.iterdir()} - {path.name for path in copy.iterdir()} == {WEIGHTS}
     found = run(done.config, results=light, progress=False)
     assert found.light and not done.light and found.metrics == done.metrics
     np.testing.assert_array_equal(found.queries["R@1"], done.queries["R@1"])
-    assert copy_light(done.path.parents[1], light) == [], "it is there already"
+    assert copy_light(done.path.parents[1], light) == [], "it is copied already"
 
 
-def test_what_needs_the_weights_says_which_command_trains_them_and_the_command_does(closed, tmp_path, capsys):
+def test_commands_that_need_weights_name_the_command_that_trains_them(closed, tmp_path, capsys):
     done, copy, light = closed
     (again,) = copy_light(light, tmp_path)
     with pytest.raises(WeightsError, match="light run, without its weights.* vptsp_core train --preset") as error:
@@ -97,7 +97,7 @@ def test_a_damaged_light_run_is_refused(closed, tmp_path):
         copy_light(tmp_path, tmp_path / "other")
 
 
-def test_copying_light_says_what_is_wrong(tmp_path):
+def test_copy_light_refuses_a_folder_without_finished_runs_and_the_same_folder(tmp_path):
     (tmp_path / "runs" / "begun").mkdir(parents=True)
     with pytest.raises(VptspError, match="has no finished run"):
         copy_light(tmp_path, tmp_path / "to")
@@ -105,7 +105,7 @@ def test_copying_light_says_what_is_wrong(tmp_path):
         copy_light(tmp_path, tmp_path)
 
 
-def test_light_runs_make_a_table_without_data_and_gaps_are_named_with_their_command(tmp_path):
+def test_light_runs_make_a_table_without_data_and_missing_runs_are_named_with_their_command(tmp_path):
     whole, results = tmp_path / "whole", tmp_path / "tiny"
     configs = {(label, "CUB"): configured("tiny", row, {}) for label, row in method_rows("tiny").items()}
     put(configs[FROZEN, "CUB"], whole, scored(0.7, 0.7))
@@ -133,7 +133,16 @@ def test_only_the_rows_of_the_question_have_several_seeds_in_tiny():
     assert set(map(len, seeds_by_row("demo", {"a": configs[BEST]}, [0, 1, 2], {}).values())) == {3}
 
 
-def test_the_search_goes_on_at_an_edge_and_the_best_trial_wins(tmp_path):
+def winners(results) -> dict[str, float]:
+    """Return the best rate of every row whose search is complete."""
+    table = rate_search.table(results)
+    return table.loc[table["taken"] == "yes", "lr"].to_dict()
+
+
+def test_the_search_continues_at_an_edge_and_the_best_trial_wins(tmp_path, monkeypatch):
+    found = rate_search.rows()
+    assert "BitFit" in found and CLOSED not in found
+    monkeypatch.setattr(rate_search, "rows", lambda: {name: found[name] for name in ("BitFit", "VPT")})
     row = rate_search.rows()["BitFit"]
 
     def tried(lr, value):
@@ -142,27 +151,27 @@ def test_the_search_goes_on_at_an_edge_and_the_best_trial_wins(tmp_path):
 
     for lr, value in zip(rate_search.GRID[:3], (0.4, 0.5, 0.6), strict=True):
         tried(lr, value)
-    assert rate_search.winners(tmp_path) == {} and "BitFit (0.005)" in rate_search.summary(tmp_path)
+    assert winners(tmp_path) == {} and "BitFit (0.005)" in rate_search.summary(tmp_path)
     tried(0.08, 0.7)
-    assert rate_search.winners(tmp_path) == {}, "the best is at an edge: 0.32 is still to be tried"
+    assert winners(tmp_path) == {}, "the best rate is at an edge, so 0.32 is tried next"
     tried(0.32, 0.65)
-    assert rate_search.winners(tmp_path) == {"BitFit": 0.08}
+    assert winners(tmp_path) == {"BitFit": 0.08}
     table = rate_search.table(tmp_path)
     assert list(table["lr"]) == [0.08, 0.32, 0.02, 0.005, 0.00125] and list(table["taken"]) == ["yes", "", "", "", ""]
     assert table["validation MAP@R"].iloc[0] == pytest.approx(70) and set(table.index) == {"BitFit"}
-    assert "BitFit 0.08" in rate_search.summary(tmp_path), "rows.py does not have it yet"
+    assert "BitFit 0.08" in rate_search.summary(tmp_path), "methods.py does not have it yet"
     assert rate_search.search("BitFit", results=tmp_path) == 0.08  # trains nothing
-    assert "BitFit" in rate_search.rows() and CLOSED not in rate_search.rows()
 
 
-def test_the_committed_trials_are_what_the_rates_come_from():
-    """A rate that was found is taken over together with its run of all epochs."""
+def test_rates_come_from_the_committed_trials():
+    """A rate is entered in `RATES` together with its run of all epochs. Until then the summary lists it."""
     results = CHECKOUT / "results" / "tiny"
-    for name, lr in rate_search.winners(results).items():
+    summary = rate_search.summary(results)
+    for name, lr in winners(results).items():
         taken = methods.RATES["tiny"].get(name, {}).get("lr", methods.base_config("tiny").lr)
         run = run_folder(methods.base_config("tiny", **rate_search.rows()[name], lr=lr), results)
         assert taken == lr or not run.exists(), name
-        assert taken == lr or f"{name} {lr:g}" in rate_search.summary(results).split("not in vptsp_core")[1]
+        assert taken == lr or f"{name} {lr:g}" in summary.split("that are not in vptsp_core")[1]
 
 
 def test_the_profile_has_its_notebooks_and_its_page_no_photographs(tmp_path):

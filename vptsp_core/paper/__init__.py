@@ -1,1 +1,1 @@
-"""The paper: its numbers (the CSV files here), the rows of its tables, its figures' sweeps, search, latency."""
+"""The paper: its printed numbers (the CSV files here), and the runs, measurements and tables that reproduce them."""

@@ -1,7 +1,8 @@
-"""What the table "beyond the paper" runs: {(row, set): RunConfig}, apart from the reproduction.
+"""The runs of the table "beyond the paper", which is not part of the reproduction.
 
-All rows that train have the epochs, steps and batches of the profile's preset. Nothing is chosen by test classes: every
-run's epoch is that which is best on held-out training classes (``selection`` = "validation"), and so is the recipe.
+All rows that train have the epochs, steps and batches of the profile's preset. Test classes choose nothing. Every run
+reports the epoch that is best on held-out training classes (``selection`` = "validation"), and the recipe was chosen in
+the same way.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from vptsp_core.method.lora import has_peft
 from vptsp_core.method.presets import PRESETS, table_preset
 from vptsp_core.method.presets import RECIPE as SETTINGS
 from vptsp_core.method.presets import RECIPE_RATES as RATES
-from vptsp_core.paper.methods import BEST, LORA, base_config, check_changes, method_rows
+from vptsp_core.paper.methods import BEST, LORA, configured, method_rows
 
 REFERENCE = f"{BEST}, as released"
 RECIPE = "the recipe: VPTSP-M + BitFit, heads and proxies from the data"
-RECIPES = {"demo": "demo-best", "smoke": "demo-best", "paper": "cub200-vits16-best"}
 NEWER = [name for name in PRESETS if any(each in name for each in ("dinov2", "siglip2", "tips"))]
 
 
 def rows(profile: str) -> dict[str, dict[str, Any]]:
-    """{label: changes to `base_config`}: the paper's best row; the recipe, and what it is without each of its parts,
-    training included; LoRA where peft is installed.
+    """Return {label: changes to `base_config`}: the paper's best row, the recipe, and the recipe without each part.
+
+    LoRA is included if peft is installed. Raises ConfigError for an unknown profile.
     """
     known = method_rows(profile)
     recipe = {**known["VPTSP-M + BitFit"], **RATES, "start": "proxies"}
@@ -43,13 +44,13 @@ def rows(profile: str) -> dict[str, dict[str, Any]]:
 
 
 def cells(profile: str, **changes: Any) -> dict[tuple[str, str], RunConfig]:
-    """The rows as runs; in the profile paper the newer backbones too, each as its preset and by the recipe."""
-    check_changes(changes)
+    """Return the runs of the rows, {(row, set): run}, with ``changes`` for every run.
+
+    In the profile paper, each newer backbone is added twice: with its preset and with the recipe. Raises ConfigError
+    for an unknown profile and for changes that `check_changes` refuses.
+    """
     judged = {"selection": "validation", **changes}
-    found = {}
-    for label, row in rows(profile).items():
-        own = {key: row[key] for key in ("epochs",) if key in row}  # a row that takes no step takes none
-        found[label, "CUB"] = base_config(profile, **{**row, **judged, **own})
+    found = {(label, "CUB"): configured(profile, row, judged) for label, row in rows(profile).items()}
     if profile == "paper" and not {"backbone", "weights", "embed_dim"} & changes.keys():
         for name in NEWER:
             found[name, "CUB"] = table_preset(name, **judged)

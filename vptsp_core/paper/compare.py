@@ -1,7 +1,6 @@
-"""The notebooks of tables 2 to 8, in short: run what can be run, show it beside the paper, mark chance.
+"""Run the cells of a table (`tables`, `beyond`), show them beside the paper's rows, and mark differences by chance.
 
-A data set that is absent, a backbone that does not fit and weights that cannot be loaded cost their own rows only, and
-are named.
+A missing data set, an unsupported backbone or missing weights leave out only their own rows, and a line names them.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Done:
     left_out: list[str]
 
     def summary(self) -> str:
-        """What there is and what is missing, for a notebook to print."""
+        """Return a line about the runs and the lines about missing runs, for a notebook to print."""
         rows, sets = (list(dict.fromkeys(cell[at] for cell in self.cells)) for at in (0, 1))
         seeds = ", ".join(map(str, sorted({run.config.seed for run in self.runs})))
         on = "the glyphs" if all(run.config.dataset == "glyphs" for run in self.runs) else ", ".join(sets)
@@ -49,13 +48,13 @@ def carry_out(
     configs: Cells, seeds: Sequence[int] | Mapping[tuple[str, str], Sequence[int]], *, data: str | Path | None,
     results: Path, notebook: str, **options: Any,
 ) -> Done:  # fmt: skip
-    """Run every cell of a table for every seed, as far as data and weights are here. Finished runs need neither.
+    """Run every cell of a table with every seed, if data and weights exist here. Finished runs need neither.
 
     Args:
-        seeds: of all cells, or of each (`paper.methods.seeds_by_row`).
+        seeds: for all cells, or {cell: its seeds} (`paper.methods.seeds_by_row`).
         data: folder of the data sets.
         results: folder of the profile's results.
-        notebook: its name, for the command that makes what is missing.
+        notebook: its short name, for the command that makes missing runs.
         options: of `runs.run.many`, such as ``workers`` and ``progress``.
 
     Raises:
@@ -91,7 +90,7 @@ def carry_out(
             left_out.append(line + (asked if reason in absent.values() else ""))  # which ends with a command
     try:
         finished = many([run for _, run in pairs], data=data, results=results, **options) if pairs else []
-    except VptspError as error:  # the other runs are finished, and are found again
+    except VptspError as error:  # the other runs are finished, and the second call returns them
         lost = dict.fromkeys(cell[0] for cell, run in pairs if not _finished(run, results))
         pairs = [(cell, run) for cell, run in pairs if _finished(run, results)]
         if not pairs:
@@ -104,12 +103,12 @@ def carry_out(
 def _finished(config: RunConfig, results: Path) -> bool:
     try:
         return (run_folder(config, results) / METRICS).exists()
-    except VptspError:  # without the file of weights there is no hash
+    except VptspError:  # the file of weights is missing, so the run has no hash
         return False
 
 
 def _refusal(backbone: str, weights: str, image_size: int) -> str:
-    """Why a backbone cannot be used; empty where it can. Its kind is checked before its weights are downloaded."""
+    """Return why a backbone cannot be used, or "". Check its class before its weights are downloaded."""
     try:
         if backbone != "demo_vit":
             with torch.device("meta"):
@@ -121,7 +120,7 @@ def _refusal(backbone: str, weights: str, image_size: int) -> str:
 
 
 def listing(configs: Cells, keys: Sequence[str]) -> pd.DataFrame:
-    """Settings of the cells: a row a cell, a column for each of ``keys`` of `RunConfig`, empty where unread."""
+    """Return the settings of the cells: one row per cell, one column per key of `RunConfig`, empty if unread."""
     semantic = {"accumulator", "proxy_source", "class_prompts"}
     table = pd.DataFrame({
         f"{row}, {config.dataset}": {
@@ -137,8 +136,9 @@ def listing(configs: Cells, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def scores(done: Done, columns: Sequence[str]) -> pd.DataFrame:
-    """Means over seeds in percent: ``row``, and "<set> <metric>" with "<set> <metric> ±" for ``columns`` that were
-    measured; rows in the order they were run in.
+    """Return means over seeds in percent, in the order of the cells.
+
+    The columns are ``row``, and "<set> <metric>" with "<set> <metric> ±" for each of ``columns`` that was measured.
     """
     parts = []
     for name in dict.fromkeys(name for _, name in done.cells):
@@ -152,7 +152,10 @@ def scores(done: Done, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def differences(done: Done, reference: str) -> pd.DataFrame:
-    """`significance.compare_paired` with the row ``reference`` on the same queries: columns ("<set> <metric>", ...)."""
+    """Compare each row with the row ``reference`` on the same queries of a set (`significance.compare_paired`).
+
+    The columns are ("<set> <metric>", ...). A set without the reference has no columns.
+    """
     parts = []
     for name in dict.fromkeys(name for _, name in done.cells):
         runs, rows = _of_set(done, name)
@@ -166,16 +169,15 @@ def beside(
     paper: pd.DataFrame, done: Done, clear: pd.DataFrame | None = None, reference: str = "",
     extra: pd.DataFrame | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """Paper | ours | difference of every column that the paper prints, in percent, indexed by row: the
-    paper's rows in its order, then the rows that only we have.
+    """Return paper | ours | difference of every column that the paper prints, in percent, one row per row of the table.
 
-    The paper's MAP@R comes from the released code and is compared with ours by the same formula, "MAP@R released";
-    "MAP@R" as Musgrave et al. (2020) define it follows, for ours only.
+    The paper's rows come first, in its order. The paper's MAP@R comes from the released code, so it is compared with
+    our "MAP@R released", which has the same formula. Our "MAP@R" as Musgrave et al. (2020) define it follows.
 
     Args:
-        paper: `paper.tables.paper_rows`.
-        clear, reference: `differences` to the row ``reference``: adds (column, "vs <reference>").
-        extra: ``row`` and more columns of ours, named as the paper's or new.
+        paper: from `paper.tables.paper_rows`.
+        clear: from `differences` with the row ``reference``; adds the columns of `report.marked`.
+        extra: ``row`` and more columns of ours, with names of the paper's columns or new ones.
     """
     released = {column: f"{column} released" for column in map(str, paper) if column.endswith("MAP@R")}
     paper = paper.rename(columns=released)
@@ -196,7 +198,7 @@ def beside(
 
 
 def ours(done: Done, columns: Sequence[str], reference: str) -> pd.DataFrame:
-    """A table without the paper, indexed by row: `scores` and, where tested, the distance from ``reference``."""
+    """Return `scores` indexed by row, without the paper, and for tested columns the distance from ``reference``."""
     found, clear = scores(done, columns).set_index("row"), differences(done, reference)
     sides = {column: "±" if column.endswith(" ±") else report.OURS for column in map(str, found)}
     table = pd.DataFrame({(column.removesuffix(" ±"), side): found[column] for column, side in sides.items()})
@@ -204,15 +206,17 @@ def ours(done: Done, columns: Sequence[str], reference: str) -> pd.DataFrame:
 
 
 def by_set(table: pd.DataFrame, sets: Sequence[str]) -> Iterator[pd.DataFrame]:
-    """A wide table in parts that fit a page: the columns of each set, with the rows that have any number there."""
+    """Yield the columns of one set after the other, with the rows that have a number there, to fit a page."""
     for name in sets:
         part = table[[column for column in table.columns if column[0].startswith(f"{name} ")]]
         yield part.dropna(how="all")
 
 
 def agreement(table: pd.DataFrame) -> str:
-    """How far paper and ours have the same order, a line for each column in which both sides have three rows or more:
-    Spearman's rank correlation and, where each row is compared with a reference (`report.marked`), the verdicts.
+    """Return one line per column that says how well the order of our rows agrees with the paper's.
+
+    It has Spearman's rank correlation and, if rows are compared with a reference (`report.marked`), the counts of the
+    verdicts. A column in which fewer than three rows have both numbers has no line.
     """
     lines = []
     for column in map(str, table.columns.unique(0)):
@@ -230,16 +234,16 @@ def agreement(table: pd.DataFrame) -> str:
 
 
 def parameters(configs: Mapping[str, RunConfig]) -> pd.DataFrame:
-    """``row``, "parameters, M" as the paper counts them and "learning, M", those that learn, for 100 classes."""
+    """Count parameters for 100 classes: "parameters, M" as the paper does, and "learning, M", those that learn."""
     found = []
     for row, config in configs.items():
-        model = build_model(config.replace(weights="random"), 100, torch.device("cpu"))
-        counts = count_parameters(model)
-        of = {"parameters, M": counts["tunable released"] / 1e6, "learning, M": counts["tunable"] / 1e6}
-        found.append({"row": row, **of})
+        counts = count_parameters(build_model(config.replace(weights="random"), 100, torch.device("cpu")))
+        millions = {"parameters, M": counts["tunable released"] / 1e6, "learning, M": counts["tunable"] / 1e6}
+        found.append({"row": row, **millions})
     return pd.DataFrame(found, columns=["row", "parameters, M", "learning, M"])
 
 
 def _of_set(done: Done, name: str) -> tuple[list[Run], list[str]]:
+    """Return the runs of one set and the row of each."""
     pairs = [(run, row) for run, (row, other) in zip(done.runs, done.cells, strict=True) if other == name]
     return [run for run, _ in pairs], [row for _, row in pairs]

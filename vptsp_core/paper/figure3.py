@@ -1,10 +1,11 @@
-"""Figure 3 of the paper as sweeps: one key of table 1's best method varied, a panel each, beside the paper's curve.
+"""Figure 3 of the paper as sweeps: each panel varies one key of table 1's best method, beside the paper's curve.
 
-Where the paper leaves open what a panel varies, `SWEEPS` and the notebook say how it is read here.
+If the paper does not say exactly what a panel varies, `SWEEPS` and the notebook explain our choice.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,11 +13,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
-from vptsp_core.data.catalog import CATALOG
-from vptsp_core.errors import ConfigError
+from vptsp_core.errors import ConfigError, check_choice
 from vptsp_core.method.config import RunConfig
 from vptsp_core.paper import report
-from vptsp_core.paper.methods import BEST, configured, method_rows
+from vptsp_core.paper.methods import BEST, TRAIN_CLASSES, configured, method_rows
 from vptsp_core.runs import significance
 from vptsp_core.runs.folder import Run
 from vptsp_core.runs.run import build_model
@@ -26,7 +26,7 @@ WITHOUT_CLASS_PROMPTS = "VPT + BitFit"  # `BEST` without class prompts
 
 
 class Point(NamedTuple):
-    """One run of a sweep: its name in tables, its place on our x axis and on the paper's (None: not there)."""
+    """One run of a sweep: its name in tables, its x in our curve, and its x in the paper's curve or None."""
 
     label: str
     x: float
@@ -39,14 +39,14 @@ class Sweep:
     """One panel.
 
     Attributes:
-        key: of `RunConfig`, what is varied.
-        title, axis: what a figure writes above it and below it.
-        paper_axis: what it writes below the paper's curve, where that is not the same; empty where it is.
-        claim: what the paper's curve shows.
-        values: {profile: {value of key: the paper's x that it stands beside, None where the paper has no point}}.
-            The value of table 1 is among them, so that its run is shared.
+        key: the key of `RunConfig` that is varied.
+        title, axis: the text above and below the panel.
+        paper_axis: the text below the paper's curve, or "" if it is the same.
+        claim: a description of the paper's curve.
+        values: {profile: {value of key: the paper's x beside it, or None}}. The value of table 1 is included, so that
+            its run is shared.
         row: the method of table 1 that is varied.
-        logarithmic: x axis.
+        logarithmic: whether the x axis is logarithmic.
     """
 
     key: str
@@ -68,10 +68,10 @@ SWEEPS: dict[str, Sweep] = {
         "class_prompts", "tunable parameters", "class-prompt parameters, K",
         "nearly flat: CUB 85.0 at 0, highest at 1,500 K (85.5), 84.5 from 2,500 K on",
         {
-            # Class prompts of 100 classes in 12 blocks of width 384: 461 K for each m. The released m = 3 is then at
-            # 1,382 K, where the paper's curve has its maximum, and its seven points are m = 0 to 6.
+            # Our choice: m class prompts per class. 100 classes, 12 blocks and width 384 make 461 K parameters for each
+            # m. The released m = 3 is then at 1,382 K, near the paper's maximum, and its seven points are m = 0 to 6.
             "paper": {m: 500 * m for m in range(7)},
-            "tiny": {m: 500 * m for m in range(7)},  # of width 192: half the parameters for each m
+            "tiny": {m: 500 * m for m in range(7)},  # width 192: half the parameters for each m
             "demo": {0: 0, 1: None, 2: None, 4: None},
             "smoke": {0: 0, 2: None},
         },
@@ -81,7 +81,7 @@ SWEEPS: dict[str, Sweep] = {
         "batch", "batch size", "images in a batch",
         "a mild optimum: CUB 85.7 at 25, 86.1 at 50, 85.3 at 250; Cars 85.7 at 25, 88.0 at 150, 87.4 at 250",
         {
-            "paper": {24: 25, **_same(50), 64: None, **_same(100, 150, 250)},  # pairs of images: 25 cannot be
+            "paper": {24: 25, **_same(50), 64: None, **_same(100, 150, 250)},  # 25 is impossible with pairs of images
             "tiny": {24: 25, **_same(50), 64: None, **_same(100, 150, 250)},
             "demo": {8: None, 16: None, 32: None, 64: None},
             "smoke": {8: None, 16: None},
@@ -93,7 +93,7 @@ SWEEPS: dict[str, Sweep] = {
         "saturates: CUB 77.0 at 32, 86.5 at 384 and at 1,024; Cars 74.5 at 32, highest at 384 (87.5)",
         {
             "paper": _same(32, 128, 256, 384, 512, 1024),
-            "tiny": {**_same(32, 128), 192: None},  # as wide as the ViT, at most
+            "tiny": {**_same(32, 128), 192: None},  # at most the width of the ViT
             "demo": {**_same(32), 96: None, **_same(128, 256)},
             "smoke": {**_same(32), 96: None},
         },
@@ -115,7 +115,7 @@ SWEEPS: dict[str, Sweep] = {
         {
             "paper": _same(2, 4, 6, 8, 10, 12),
             "tiny": _same(2, 4, 6, 8, 10, 12),
-            "demo": {1: 2, 2: 4, 4: 8, 6: 12},  # the same share of the demo ViT's six blocks
+            "demo": {1: 2, 2: 4, 4: 8, 6: 12},  # the same shares of the demo ViT's six blocks
             "smoke": {1: 2, 6: 12},
         },
     ),
@@ -144,32 +144,31 @@ SWEEPS: dict[str, Sweep] = {
 
 
 def check_panels(panels: Sequence[str]) -> list[str]:
-    """The panels, each once. Raises ConfigError for an unknown one, or none at all."""
+    """Return the panels without duplicates. Raises ConfigError for an unknown panel or an empty list."""
     for panel in panels:
-        if panel not in SWEEPS:
-            raise ConfigError(f"panel {panel!r} must be one of {', '.join(SWEEPS)}")
+        check_choice("panel", panel, tuple(SWEEPS))
     if not panels:
         raise ConfigError(f"panels = [] leaves nothing to show; name some of {', '.join(SWEEPS)}")
     return list(dict.fromkeys(panels))
 
 
 def points(panel: str, profile: str, **changes: Any) -> list[Point]:
-    """The runs of a panel, in the order of x; ``changes`` of the run description are applied last.
+    """Return the runs of a panel, in the order of x, with ``changes`` of the run description applied last.
 
-    What the data have too few classes for is left out, and everything where ``changes`` hold the panel's own key
-    (`left_out` says so).
+    Batches of more classes than the data have are left out. If ``changes`` contain the panel's key, all runs are left
+    out. `left_out` says both.
     """
     sweep, rows = SWEEPS[panel], method_rows(profile)
     if sweep.key in changes:
         return []
     found, scale = [], 1.0
     if panel == "a":
-        scale = class_prompt_parameters(configured(profile, {**rows[BEST], "class_prompts": 1}, changes)) / 1e3
+        scale = _class_prompt_parameters(configured(profile, {**rows[BEST], "class_prompts": 1}, changes)) / 1e3
     for value, paper_x in sweep.values[profile].items():
         without = panel == "a" and value == 0
         row = rows[WITHOUT_CLASS_PROMPTS] if without else {**rows[sweep.row], sweep.key: value}
         config = configured(profile, row, changes)
-        if config.batch // config.samples_per_class > train_classes(config):
+        if config.batch // config.samples_per_class > TRAIN_CLASSES[config.dataset]:
             continue
         x = 0.0 if without else scale * getattr(config, sweep.key)
         beside = "" if paper_x is None or abs(paper_x - x) < 1e-9 else f" (paper: {paper_x:g})"
@@ -178,33 +177,26 @@ def points(panel: str, profile: str, **changes: Any) -> list[Point]:
 
 
 def left_out(panel: str, profile: str, **changes: Any) -> str:
-    """Which values a panel lacks because a batch would draw more classes than the data have, or that it lacks all
-    because ``changes`` hold the key that it varies; empty for none.
-    """
+    """Return one line that says which runs `points` left out and why, or "" if it left out none."""
     sweep, row = SWEEPS[panel], method_rows(profile)[SWEEPS[panel].row]
     if sweep.key in changes:
-        return f"No runs: changes (--set) hold {sweep.key}, which panel {panel} varies; without it the panel is run"
+        return f"No runs: changes (--set) hold {sweep.key}, which panel {panel} varies; leave it out"
     config = configured(profile, row, changes)
-    most = train_classes(config) * config.samples_per_class
+    classes = TRAIN_CLASSES[config.dataset]
+    most = classes * config.samples_per_class
     lost = [f"{value:g}" for value in sweep.values[profile] if panel == "b" and value > most]
     if not lost:
         return ""
     return (
-        f"Panel b without {', '.join(lost)}: {config.samples_per_class} images a class make batches of at most {most} "
-        f"with the {train_classes(config)} training classes of {config.dataset}"
+        f"Panel b without {', '.join(lost)}: {config.samples_per_class} images per class make batches of at most "
+        f"{most} with the {classes} training classes of {config.dataset}"
     )
 
 
-def train_classes(config: RunConfig) -> int:
-    """Classes of the training split, as published; of your own images any number."""
-    if config.dataset in CATALOG:
-        return CATALOG[config.dataset].counts["train"][0]
-    return 100 if config.dataset == "glyphs" else 2**31
-
-
-def class_prompt_parameters(config: RunConfig) -> int:
-    """Parameters of the class prompts of all training classes, counted on the model itself."""
-    model = build_model(config.replace(weights="random"), train_classes(config), torch.device("cpu"))
+@functools.cache
+def _class_prompt_parameters(config: RunConfig) -> int:
+    """Count the parameters of the class prompts of all training classes, on the model itself."""
+    model = build_model(config.replace(weights="random"), TRAIN_CLASSES[config.dataset], torch.device("cpu"))
     assert model.class_prompts is not None
     return model.class_prompts.table.numel()
 
@@ -217,10 +209,10 @@ class Panel:
     """The results of a sweep.
 
     Attributes:
-        ours: a row a point: ``label``, ``x``, `METRICS` and their intervals in percent; no rows where nothing ran.
-        paper: a row a point: ``label``, ``x``, ``CUB`` and ``Cars``: R@1 in percent.
-        best: the label of our highest R@1; None where nothing ran.
-        paired: `runs.significance.compare_paired` with the best, by label; None where nothing ran.
+        ours: one row per point with runs: ``label``, ``x``, `METRICS` and their intervals in percent.
+        paper: one row per point: ``label``, ``x``, and R@1 in percent in the columns ``CUB`` and ``Cars``.
+        best: the label of our highest R@1, or None without runs.
+        paired: `runs.significance.compare_paired` with the best, by label, or None without runs.
     """
 
     name: str
@@ -232,7 +224,7 @@ class Panel:
 
     @property
     def unclear(self) -> list[float]:
-        """Our x whose difference to the best R@1 could be chance."""
+        """Our values of x whose difference to the best R@1 could be chance."""
         if self.paired is None:
             return []
         doubtful = self.paired.index[self.paired["R@1", "chance"].eq(True)]
@@ -240,8 +232,12 @@ class Panel:
 
 
 def outcome(panel: str, asked: Sequence[Point], runs: Sequence[Run], names: Sequence[str]) -> Panel:
-    """A panel from its points and their finished ``runs``, of any points and seeds; ``names``: the label of each run's
-    point.
+    """Return the results of a panel.
+
+    Args:
+        asked: all points of the panel.
+        runs: the finished runs, of some points and with any seeds.
+        names: the label of each run's point.
     """
     places = pd.DataFrame({"label": [p.label for p in asked], "x": [p.x for p in asked]})
     ours = places.merge(report.averaged(runs, {"label": names}, METRICS), on="label")
@@ -255,8 +251,10 @@ def outcome(panel: str, asked: Sequence[Point], runs: Sequence[Run], names: Sequ
 
 
 def table(panel: Panel) -> pd.DataFrame:
-    """Paper | ours | difference of R@1, a row a point in the order of x; MAP@R, which the paper has no curve of, ours
-    alone; the paper's Cars196 in a column of its own. Each point is tested against our best (`report.marked`).
+    """Return a table of a panel, one row per point in the order of x.
+
+    R@1 has paper | ours | difference, and each point is tested against our best (`report.marked`). MAP@R has only ours,
+    because the paper has no curve of it. The paper's R@1 on Cars196 has its own column.
     """
     paper = panel.paper.rename(columns={"CUB": "R@1"})
     found = report.compare(paper, panel.ours, on="label", columns=["R@1"], only_ours=METRICS[1:])
@@ -268,9 +266,9 @@ def table(panel: Panel) -> pd.DataFrame:
 
 
 def maxima(panels: Sequence[Panel]) -> pd.DataFrame:
-    """Where each curve of R@1 is highest: a row a panel, of the paper's two curves and of ours.
+    """Return the x and the height of each curve's highest R@1, one row per panel: the paper's two curves, and ours.
 
-    ``not clearly below`` lists our points whose difference to our highest could be chance.
+    ``not clearly below`` lists the x of our points whose difference to our highest could be chance.
     """
     rows = {}
     for panel in panels:

@@ -1,7 +1,7 @@
-"""A training run at its start, midway and at its end: the models, and where their proxies are.
+"""Figure 4 of the paper: the models and proxies of a training run at its start, midway and at its end.
 
-The learning rate's cosine does not depend on ``epochs`` (``cosine_T`` sets it), and every epoch draws its batches from
-(seed, epoch) alone, so a run of half the epochs is the first half of the whole one.
+A run of half the epochs is the first half of the whole run. Its learning rates are the same, because ``cosine_T`` sets
+the cosine and ``epochs`` does not. Its batches are the same, because an epoch draws them from (seed, epoch).
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ START, MIDWAY, END = "start", "midway", "end"
 
 
 def run_moments(config: RunConfig) -> dict[str, RunConfig]:
-    """The runs to train for the moments after the start: half of the epochs (left out of a run of one), and all. Each
-    keeps the weights of its last epoch; ``selection="released"`` would keep those of the best.
+    """Return the runs to train for the moments after the start, {moment: run}. A run of one epoch has no middle.
+
+    Each run keeps the weights of its last epoch. ``selection="released"`` would keep the best epoch's.
     """
     halves = {MIDWAY: config.epochs // 2, END: config.epochs}
     return {name: config.replace(epochs=n, selection="last") for name, n in halves.items() if n >= 1}
 
 
 def untouched(config: RunConfig, num_classes: int) -> tuple[Embedder, dict[str, np.ndarray]]:
-    """The model of a run before its first step, and its proxies (`proxies_of`)."""
+    """Return the model of a run before its first step, and its proxies (C, d) by name (`proxies_of`)."""
     device = pick_device(None)
     model = build_model(config, num_classes, device)
     model.vit.autocast = autocast_dtype(config.precision, device, model.vit.backbone.embed_dim)
@@ -35,15 +36,17 @@ def untouched(config: RunConfig, num_classes: int) -> tuple[Embedder, dict[str, 
 
 
 def learned_proxies(run: Run) -> dict[str, np.ndarray]:
-    """The proxies (`proxies_of`) that a finished run of vptsp keeps in its folder."""
+    """Return the proxies (C, d) by name (`proxies_of`) that a finished run of vptsp stores in its folder."""
     return proxies_of(learned_weights(run.path, run.record), run.config.alpha)
 
 
 def proxies_of(state: dict[str, Tensor], alpha: float) -> dict[str, np.ndarray]:
-    """O, P and Q = normal((1 - alpha) P + alpha O) of every class, as the loss mixes them: {name: (C, d)}, of length 1.
+    """Return the proxies of all classes, {"O" | "P" | "Q": (C, d)}, with rows of length 1.
+
+    The loss mixes Q = normalised((1 - alpha) P + alpha O). O is not normalised before it is mixed.
 
     Args:
-        state: `MetricModel.learned_state` of a model with semantic proxies. O enters Q at the length it has.
+        state: `MetricModel.learned_state` of a model with semantic proxies.
     """
     ordinary, semantic = (state[f"proxies.{name}"].detach().cpu().numpy() for name in ("bias", "state"))
     mixed = (1 - alpha) * semantic + alpha * ordinary

@@ -1,9 +1,9 @@
-"""The search for the learning rates of the profile tiny, the same for every row (docs/tiny.md).
+"""Search the learning rate of each row in the profile tiny, in the same way for every row (docs/tiny.md).
 
-The rates are a factor of 4 apart. A trial is a run of three epochs with every fifth training class held out; it is
-judged by the validation MAP@R of its last epoch (then by R@1, which is too near 100 % to come first). While the best
-rate is the lowest or highest of those tried, the next one is tried, too. No test class decides anything. The rates
-found are in `methods.RATES`.
+The rates differ by a factor of 4. A trial is a run of three epochs with every fifth training class held out. It is
+judged by the validation MAP@R of its last epoch, and if that is equal by R@1, which is near 100 % for all rates. While
+the best rate is the lowest or highest that was tried, the next rate is tried too. Test classes decide nothing. The best
+rates are entered in `methods.RATES`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from vptsp_core.errors import ConfigError
+from vptsp_core.errors import check_choice
 from vptsp_core.method.config import RunConfig
 from vptsp_core.paper import methods
 from vptsp_core.paper.methods import RATES, base_config
@@ -22,47 +22,48 @@ from vptsp_core.paper.report import percent
 from vptsp_core.runs.folder import METRICS, Run, finished_run, run_folder
 from vptsp_core.runs.run import many
 
-GRID = (0.00125, 0.005, 0.02, 0.08)
-FACTOR = 4  # from one rate to the next
-LOWEST, HIGHEST = 1e-4, 1.0  # no rate is tried beyond one that is lower or higher than these
+RATES_TO_TRY = tuple(0.00125 * 4.0**power for power in range(-2, 6))
+GRID = RATES_TO_TRY[2:6]  # always tried; the others only next to the best rate
 JUDGED = ("validation MAP@R", "validation R@1")
-_ALL = (GRID[0] / FACTOR**2, GRID[0] / FACTOR, *GRID, GRID[-1] * FACTOR, GRID[-1] * FACTOR**2)  # what may be tried
 
 
 def rows() -> dict[str, dict[str, Any]]:
-    """{name in `RATES`: changes to `base_config`, without rates} of every row that is searched: those of table 1 that
-    train, and those of tables 5 and 7 but the last, which are table 1's.
+    """Return the rows to search, {name in `RATES`: changes to `base_config` without rates}.
+
+    These are the rows of table 1 that train, and the rows of tables 5 and 7 except the last ones, which are in table 1.
     """
     found = {label: row for label, row in methods.method_rows("tiny").items() if label not in methods.UNTRAINED}
-    for number, of_table in ((5, methods.proxy_source_rows("tiny")), (7, methods.integration_rows("tiny"))):
-        found |= {methods.search_name(number, label): of_table[label] for label in list(of_table)[:-1]}
+    for number, table_rows in ((5, methods.proxy_source_rows("tiny")), (7, methods.integration_rows("tiny"))):
+        found |= {methods.search_name(number, label): table_rows[label] for label in list(table_rows)[:-1]}
     return {name: {key: row[key] for key in row if key not in ("lr", "lr_proxy")} for name, row in found.items()}
 
 
 def trial(row: Mapping[str, Any], lr: float, **changes: Any) -> RunConfig:
-    """The run that tries a rate of a row (of `rows`)."""
+    """Return the run that tries the rate ``lr`` for a row of `rows`."""
     short = {"epochs": 3, "eval_start": 2, "selection": "validation"}
     return base_config("tiny", **{**row, "lr": lr, **short, **changes})
 
 
 def search(name: str, *, results: str | Path, **options: Any) -> float:
-    """Run the trials of a row that are missing, and return the best rate. Raises ConfigError for an unknown row.
+    """Run the missing trials of a row and return the best rate. Raises ConfigError for an unknown row.
 
     Args:
-        name: of `rows`.
-        results: folder of the profile's results.
+        name: one of `rows`.
+        results: the folder of the profile's results.
         options: of `runs.run.many`, such as ``data``.
     """
-    if name not in rows():
-        raise ConfigError(f"row {name!r} must be one of {', '.join(rows())}")
+    check_choice("row", name, tuple(rows()))
     row = rows()[name]
-    while wanted := _still_to_try(trials := _trials(row, Path(results))):
-        many([trial(row, lr) for lr in wanted], results=results, **options)
+    while missing := _still_to_try(trials := _trials(row, Path(results))):
+        many([trial(row, lr) for lr in missing], results=results, **options)
     return best_rate(trials)
 
 
 def table(results: Path) -> pd.DataFrame:
-    """All finished trials in ``results``: a row each, the best of every row first; metrics in percent."""
+    """Return all finished trials in ``results``, the best of each row first, with metrics in percent.
+
+    ``taken`` is "yes" for the best rate of a row whose search is complete.
+    """
     found = []
     for name, row in rows().items():
         trials = _trials(row, results)
@@ -73,49 +74,43 @@ def table(results: Path) -> pd.DataFrame:
     return percent(pd.DataFrame(found, columns=["row", "lr", *JUDGED, "taken"]), JUDGED).set_index("row")
 
 
-def winners(results: Path) -> dict[str, float]:
-    """The best rate of every row whose search is complete in ``results``, for `RATES`."""
-    tried = {name: _trials(row, results) for name, row in rows().items()}
-    return {name: best_rate(trials) for name, trials in tried.items() if not _still_to_try(trials)}
-
-
 def summary(results: Path) -> str:
-    """How far the search is, and which rows still have the preset's rate, in a few lines."""
-    done, usual = winners(results), base_config("tiny").lr
-    rates = {name: RATES["tiny"].get(name, {}).get("lr", usual) for name in rows()}
-    lines = [f"{len(table(results))} trials; the search is complete for {len(done)} of {len(rates)} rows."]
-    if kept := [name for name in rates if name not in done]:
-        listed = "; ".join(f"{name} ({rates[name]:g})" for name in kept)
-        lines.append(f"Not searched to the end, with the rate that they have now: {listed}.")
+    """Return a few lines: how many searches are complete, and which rows still use a rate that was not searched."""
+    found, preset_rate = table(results), base_config("tiny").lr
+    best = found[found["taken"] == "yes"]["lr"]
+    rates = {name: RATES["tiny"].get(name, {}).get("lr", preset_rate) for name in rows()}
+    lines = [f"{len(found)} trials; the search is complete for {len(best)} of {len(rates)} rows."]
+    if missing := [name for name in rates if name not in best]:
+        listed = "; ".join(f"{name} ({rates[name]:g})" for name in missing)
+        lines.append(f"The search is not complete for these rows (rate used now): {listed}.")
         lines.append("To search: from vptsp_core.paper import rate_search; "
-                     f"rate_search.search({kept[0]!r}, data=DIR, results=\"results/tiny\")")  # fmt: skip
-    if other := "; ".join(f"{name} {lr:g}" for name, lr in done.items() if rates[name] != lr):
-        lines.append(f"Found here, but not in vptsp_core/paper/methods.py yet: {other}.")
+                     f"rate_search.search({missing[0]!r}, data=DIR, results=\"results/tiny\")")  # fmt: skip
+    if other := "; ".join(f"{name} {lr:g}" for name, lr in best.items() if rates[str(name)] != lr):
+        lines.append(f"Best rates that are not in vptsp_core/paper/methods.py yet: {other}.")
     return "\n".join(lines)
 
 
 def best_rate(trials: Mapping[float, Run]) -> float:
-    """The rate whose trial has the highest validation MAP@R in its last epoch."""
+    """Return the rate whose trial has the best `JUDGED` metrics in its last epoch."""
     return max(trials, key=lambda lr: _score(trials[lr]))
 
 
 def _trials(row: Mapping[str, Any], results: Path) -> dict[float, Run]:
-    """The finished trials of a row, by rate."""
+    """Return the finished trials of a row, by rate."""
     found = {}
-    for lr in _ALL:
+    for lr in RATES_TO_TRY:
         folder = run_folder(trial(row, lr), results)
         if (folder / METRICS).exists() and (run := finished_run(folder)):
             found[lr] = run
     return found
 
 
-def _still_to_try(trials: Mapping[float, Run]) -> tuple[float, ...]:
-    if missing := tuple(lr for lr in GRID if lr not in trials):
+def _still_to_try(trials: Mapping[float, Run]) -> list[float]:
+    """Return the missing rates of `GRID`. If there are none, return the missing neighbours of the best rate."""
+    if missing := [lr for lr in GRID if lr not in trials]:
         return missing
-    best = best_rate(trials)
-    if best == max(trials) and best < HIGHEST:
-        return (best * FACTOR,)
-    return (best / FACTOR,) if best == min(trials) and best > LOWEST else ()
+    best = RATES_TO_TRY.index(best_rate(trials))
+    return [lr for lr in RATES_TO_TRY[max(best - 1, 0) : best + 2] if lr not in trials]
 
 
 def _score(run: Run) -> tuple[float, float]:

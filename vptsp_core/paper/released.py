@@ -1,9 +1,9 @@
-"""The released implementation's training step, run from a user's clone, to be timed beside ours.
+"""The released implementation's training step, run from a user's clone, so that `step_cost` can time it beside ours.
 
-Nothing of the clone is part of this project, and nothing is written into it. Its model, loss and memory bank are called
-in the order of its training loop: drop the gradients of both optimisers, forward and loss (under fp16 autocast on a
-GPU), read the loss on the host for the progress bar, scaled backward, step both optimisers, and with a memory bank
-write the batch's class prompts and their optimiser state back into it.
+This project contains no code of the clone and writes nothing into it. The step calls the clone's model, loss and memory
+bank in the order of its training loop: drop the gradients of both optimisers, forward and loss (with fp16 autocast on
+a GPU), read the loss on the host for the progress bar, scaled backward, step both optimisers. With a memory bank, it
+then writes the batch's class prompts and their optimiser state back into the bank.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ ACCUMULATORS = {"gru": "gru_relu", "gru_tanh": "gru", "ema": "mix"}
 GATES = {"W_z": "W_iz", "W_r": "W_ir", "W_n": "W_in", "U_z": "W_hz", "U_r": "W_hr", "U_n": "W_hn",
          "b_z": "b_iz", "b_r": "b_ir", "b_n": "b_in"}  # fmt: skip
 HEADS = {"head": "fc", "fc_norm": "norm", "dist_head": "dist_fc", "dist_norm": "dist_norm"}
-BOUND = 1e-4  # of the two losses' relative difference
+BOUND = 1e-4  # on the relative difference of the two losses
 
 
 class ReleasedBench:
-    """One released training step from the weights of our model, on the same batch.
+    """The released training step, with the weights of our model and on the same batch.
 
     Args:
-        ours: float32 and in train mode; it is used before the first step only.
+        ours: our model in float32 and train mode. It is not used after the constructor.
         images, labels: (B, 3, H, W) and (B,), on the model's device.
-        reference: the clone.
-        checkpointing: of gradients; None: as its configuration files have it, on where there is a memory bank (SOP,
-            In-Shop, iNaturalist).
+        reference: the clone's folder.
+        checkpointing: whether to use gradient checkpointing. If None, it is on with a memory bank, as in the clone's
+            configuration files (SOP, In-Shop, iNaturalist).
 
     Attributes:
-        precision: of its trunk: float16 on a GPU unless the run is in float32; float32 on a CPU.
-        difference: relative, of its loss and ours before the first step, both in float32 and without dropout.
+        precision: of its trunk. It is float16 on a GPU unless the run is in float32, and float32 on a CPU.
+        difference: the relative difference of its loss and ours before the first step, in float32 without dropout.
 
     Raises:
         VptspError: the run was not released, the clone cannot be used, or its loss differs from ours.
@@ -83,13 +83,13 @@ class ReleasedBench:
         self.difference = self._compare(ours)
 
     def step(self) -> None:
-        """One step of its training loop."""
+        """Run one step of its training loop."""
         model = self.model
         model.optimizer.zero_grad(set_to_none=True)
         model.p_optimizer.zero_grad(set_to_none=True)
         with self.autocast:
             loss = self.loss()
-        loss.item()  # its progress bar shows the loss of every step
+        loss.item()  # for its progress bar
         self.scaler.scale(loss).backward()
         self.scaler.step(model.optimizer)
         self.scaler.step(model.p_optimizer)
@@ -99,24 +99,25 @@ class ReleasedBench:
             model.bank_prompt_p_save()
 
     def loss(self) -> Tensor:
-        """Its forward pass and loss, a scalar ()."""
+        """Run its forward pass and return its loss, a scalar ()."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # checkpointing without its newer arguments
+            warnings.simplefilter("ignore")  # it calls torch's checkpointing without arguments that are now required
             out = self.model(x=self.images, labels=self.labels.to(self.device), anchor=None)
         return self.criterion(batch=out["embeds"], labels=self.labels, proxies=out["proxies"])
 
     def kept(self) -> tuple[Any, list[Tensor], Sequence[torch.optim.Optimizer]] | None:
-        """As `step_bench.StepBench.kept`; None with checkpointing, which hides what it keeps."""
+        """As `step_cost.StepBench.kept`. Return None with checkpointing, because its tensors cannot be counted."""
         if self.model.pars.checkpoint:
             return None
         return self.loss, list(self.model.state_dict().values()), (self.model.optimizer, self.model.p_optimizer)
 
     def facts(self) -> dict[str, Any]:
-        """What is reported beside its time."""
+        """Return the facts to report beside its time."""
         return {"loss_difference": self.difference, "precision": self.precision}
 
     @torch.no_grad()
     def _compare(self, ours: MetricModel) -> float:
+        """Return the relative difference of its loss and ours. Raises VptspError if it is above `BOUND`."""
         dropouts = [each for model in (ours, self.model) for each in model.modules() if isinstance(each, nn.Dropout)]
         rates = [each.p for each in dropouts]
         for each in dropouts:
@@ -134,18 +135,18 @@ class ReleasedBench:
         difference = abs(theirs - mine) / max(abs(mine), 1e-12)
         if not difference <= BOUND:
             raise VptspError(
-                f"reference: its loss is {theirs:.6g}, ours {mine:.6g} on the same weights and images, so the times "
-                "cannot be compared; give a clone as it was released"
+                f"reference: its loss is {theirs:.6g}, ours {mine:.6g} on the same weights and images, so times cannot "
+                "be compared; use an unchanged clone of the released implementation"
             )
         return difference
 
 
 def check_released(config: RunConfig) -> None:
-    """Raises ConfigError, with the key, for a run that the released implementation does not have."""
+    """Check that the released implementation has the run. Raises ConfigError, with the key, if it does not."""
     semantic = config.method == "vptsp"
     wrong = {
         "semantics": config.semantics != "released",
-        "method": config.method == "adapter",  # its block has 12 heads and no QKV bias, whatever the backbone has
+        "method": config.method == "adapter",  # its block has always 12 heads and no QKV bias
         "optimizer": config.class_optimizer == "rowwise" and config.optimizer == "adam",
         "accumulator": semantic and config.accumulator not in ACCUMULATORS,
         "proxy_source": semantic and config.proxy_source != "class_prompts",
@@ -158,20 +159,20 @@ def check_released(config: RunConfig) -> None:
 
 
 def clone_folder(folder: str | Path) -> Path:
-    """The clone's folder, absolute. Raises VptspError where it or a file that is needed is missing."""
+    """Return the clone's absolute folder. Raises VptspError if the folder or a file that we need is missing."""
     path = Path(folder).expanduser().resolve()
     for name in ("", *NEEDED):
         if not (path / name).exists():
-            what = f"reference {folder}: {name or 'the folder'} is missing"
-            raise VptspError(f"{what}; give a whole clone of the released implementation")
+            missing = f"reference {folder}: {name or 'the folder'} is missing"
+            raise VptspError(f"{missing}; give a whole clone of the released implementation")
     return path
 
 
 def clone_modules(folder: str | Path, names: Sequence[str]) -> list[ModuleType]:
-    """Modules of the clone by name (``"architectures.peft_vit"``).
+    """Import modules of the clone by name (``"architectures.peft_vit"``).
 
-    Its modules have names that others have too (``metrics``, ``datasets``), so the interpreter's module table and
-    search path are put back afterwards. Raises VptspError where it is not whole, or cannot be imported.
+    Other packages have modules of the same names (``metrics``, ``datasets``), so the interpreter's module table and
+    search path are restored afterwards. Raises VptspError if the clone is incomplete or cannot be imported.
     """
     path = clone_folder(folder)
     own = {each.stem for each in path.glob("*.py")} | {each.parent.name for each in path.glob("*/__init__.py")}
@@ -183,12 +184,12 @@ def clone_modules(folder: str | Path, names: Sequence[str]) -> list[ModuleType]:
             mock.patch.object(sys, "dont_write_bytecode", True),
             warnings.catch_warnings(),
         ):
-            warnings.simplefilter("ignore")  # it imports timm by names that have moved
+            warnings.simplefilter("ignore")  # it imports deprecated names of timm
             return [importlib.import_module(name) for name in names]
     except ImportError as error:
         raise VptspError(
-            f"reference {folder}: it cannot be imported ({error}); give a clone as it was released, and install what "
-            "it needs: pip install faiss-cpu scikit-learn"
+            f"reference {folder}: it cannot be imported ({error}); use an unchanged clone, and install its "
+            "requirements: pip install faiss-cpu scikit-learn"
         ) from error
     finally:
         for name in [name for name in sys.modules if name.partition(".")[0] in own]:
@@ -198,8 +199,10 @@ def clone_modules(folder: str | Path, names: Sequence[str]) -> list[ModuleType]:
 
 @contextlib.contextmanager
 def on_device(device: torch.device, backbone: nn.Module | None = None) -> Iterator[None]:
-    """Inside, what the clone sends to "cuda" goes to ``device``, and where it asks timm for pretrained weights it gets
-    ``backbone``: it expects one GPU and downloads weights.
+    """Let the clone run on ``device`` without a download.
+
+    Inside this context, ``.cuda()`` moves modules and tensors to ``device``, and timm's ``create_model`` returns
+    ``backbone``.
     """
 
     def move(self: Any, *_: Any, **__: Any) -> Any:
@@ -214,7 +217,7 @@ def on_device(device: torch.device, backbone: nn.Module | None = None) -> Iterat
 
 
 def _options(params: ModuleType, config: RunConfig, classes: int) -> argparse.Namespace:
-    """A run in the released option names; all others at the defaults of its module ``params``."""
+    """Return a run as options of the released implementation. Others have the defaults of its module ``params``."""
     parser = argparse.ArgumentParser()
     for name in ("basic_training", "scale_optimizing", "batch_creation", "batchmining_specific", "loss_specific"):
         parser = getattr(params, f"{name}_parameters")(parser)
@@ -241,7 +244,7 @@ def _options(params: ModuleType, config: RunConfig, classes: int) -> argparse.Na
 
 @torch.no_grad()
 def put_weights(ours: MetricModel, released: Any) -> None:
-    """Copy all that starts at random in our model into the released one; the backbone is there already."""
+    """Copy the weights of our model into the released one, except the backbone, which it already has."""
     vit, proxies = ours.vit, ours.proxies
     assert proxies is not None
     for head, prefix in ((vit.sample_head, ""), (vit.proxy_head, "p_")):
@@ -262,7 +265,7 @@ def put_weights(ours: MetricModel, released: Any) -> None:
 
 
 def _bare_backbone(ours: MetricModel) -> nn.Module:
-    """A copy of our backbone, with what its constructor asks a timm model for."""
+    """Return a copy of our backbone with the attributes that the clone's constructor reads from a timm model."""
     trunk = copy.deepcopy(ours.vit.backbone)
     trunk.default_cfg = trunk.pretrained_cfg = {"input_size": (3, *trunk.patch_embed.img_size)}
     return trunk

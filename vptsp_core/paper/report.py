@@ -1,6 +1,6 @@
-"""Tables: the paper's numbers beside ours, shown in a notebook and stored as CSV, and what the runs ran on.
+"""Tools that all notebooks share: read the paper's numbers, compare, style and store tables, and record the machine.
 
-Runs report fractions, the paper prints percent: `percent` converts the former, and all tables are in percent.
+Runs report fractions, and the paper prints percent. `percent` converts fractions, so all tables are in percent.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from vptsp_core.data.catalog import CATALOG
-from vptsp_core.errors import ConfigError
+from vptsp_core.errors import ConfigError, check_choice
 from vptsp_core.method.config import RunConfig
 from vptsp_core.runs.folder import Run
 from vptsp_core.runs.run import frame, over_seeds
@@ -27,9 +27,7 @@ from vptsp_core.system.places import CHECKOUT, PACKAGE
 
 PAPER, OURS, DIFFERENCE, ORDER = "paper", "ours", "difference", "the paper's order"
 _CELL = "padding: 0.25em 0.7em; text-align: right; font-variant-numeric: tabular-nums"
-
-
-# Above so many columns a table has a smaller font and padding, to fit into JupyterLab beside its file browser.
+# {columns: font size and padding} of a table with more columns, to fit into JupyterLab beside its file browser.
 _SMALLER = {14: ("0.66em", "0.25em 0.2em"), 7: ("0.75em", "0.25em 0.3em")}
 _STYLE: list[Any] = [
     {"selector": "th", "props": _CELL},
@@ -41,8 +39,9 @@ _STYLE: list[Any] = [
 
 
 def place(path: str | Path) -> Path:
-    """A notebook's path parameter, relative to the repository. `run_all.sh` starts notebooks there, but JupyterLab in
-    the folder that they are in.
+    """Resolve a notebook's path parameter, which is relative to the repository.
+
+    `run_all.sh` starts notebooks in the repository, but JupyterLab starts them in their own folder.
     """
     here = Path.cwd()
     if here.is_relative_to(CHECKOUT):
@@ -69,34 +68,34 @@ def absent_data(config: RunConfig, data: str | Path | None, notebook: str, folde
 
 
 def watched() -> bool:
-    """Whether someone watches this notebook (then progress bars help); False under papermill and in scripts."""
+    """Return whether a person watches this notebook. It is False under papermill and in scripts."""
     from IPython.core.getipython import get_ipython
 
-    kernel = getattr(get_ipython(), "kernel", None)  # papermill answers no questions, a person may
+    kernel = getattr(get_ipython(), "kernel", None)  # only a front end with a person allows questions on stdin
     return kernel is not None and bool(kernel.get_parent().get("content", {}).get("allow_stdin"))
 
 
 def paper_table(name: str) -> pd.DataFrame:
-    """The numbers of one of the paper's tables or plots, as printed (vptsp_core/paper/``name``.csv). Raises ConfigError
-    where there is no such table.
+    """Return the numbers of one of the paper's tables or plots, as printed (vptsp_core/paper/``name``.csv).
+
+    Raises ConfigError for an unknown name.
     """
     files = {path.stem: path for path in sorted((PACKAGE / "paper").glob("*.csv"))}
-    if name not in files:
-        raise ConfigError(f"no table {name!r} of the paper; known: {', '.join(files)}")
+    check_choice("table", name, tuple(files))
     return pd.read_csv(files[name], encoding="utf-8")
 
 
 def percent(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """``table`` with the fractions in ``columns``, and in their intervals ``<column> ±``, as percent."""
+    """Return ``table`` with ``columns`` and their intervals ``<column> ±`` converted from fractions to percent."""
     found = [c for column in columns for c in (column, f"{column} ±") if c in table]
     return table.assign(**{column: 100 * table[column] for column in found})
 
 
 def averaged(runs: Sequence[Run], by: Mapping[str, Sequence[Any]], metrics: Sequence[str]) -> pd.DataFrame:
-    """Metrics in percent, averaged over the runs (seeds) that have the same ``by``; no runs give no rows.
+    """Return metrics in percent, averaged over the runs (seeds) with the same values in ``by``.
 
     Args:
-        by: {column: its value for each run}, such as the labels of a table's rows.
+        by: {column: its value for each run}, such as {"row": labels}.
 
     Returns:
         The columns of ``by``, then each metric and ``<metric> ±``, half the 95 % interval (`runs.run.over_seeds`).
@@ -109,17 +108,17 @@ def averaged(runs: Sequence[Run], by: Mapping[str, Sequence[Any]], metrics: Sequ
 def compare(
     paper: pd.DataFrame, ours: pd.DataFrame, *, on: str, columns: Sequence[str], only_ours: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Paper | ours | difference of each column, for every row that either side has.
+    """Return paper | ours | difference of each column, for every row of either side.
 
     Args:
-        paper, ours: one row for each value of ``on``; a column that one side lacks is empty there.
-        columns: of both sides, in the units to show.
-        only_ours: more columns, which the paper does not have.
+        paper, ours: tables with one row per value of ``on``. A column that one side lacks is empty there.
+        columns: the columns of both sides, in the units to show.
+        only_ours: more columns of ours.
 
     Returns:
-        Indexed by ``on``; columns (column, "paper" | "ours" | "±" | "difference"): "±" is the interval of ours, where
-        it has one, and the difference is ours - paper, empty where either is missing. Rows that the paper alone has
-        are the last.
+        A table with the index ``on`` and columns (column, "paper" | "ours" | "±" | "difference"). "±" is our interval
+        if it exists. The difference is ours - paper, empty if one of them is missing. Rows that only the paper has are
+        the last.
 
     Raises:
         ConfigError: a value of ``on`` occurs twice on one side.
@@ -143,8 +142,9 @@ def compare(
 
 
 def with_last_epoch(runs: Sequence[Run]) -> list[Run]:
-    """The runs with each metric of the last epoch added: "R@1 (last epoch)". Per-query values are those of the reported
-    epoch.
+    """Return the runs with each metric of the last epoch added, as "R@1 (last epoch)".
+
+    Their per-query values remain those of the reported epoch.
     """
     out = []
     for run in runs:
@@ -154,17 +154,17 @@ def with_last_epoch(runs: Sequence[Run]) -> list[Run]:
 
 
 def marked(table: pd.DataFrame, paired: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """``table`` with the distance of each row from the reference, and whether that could be chance.
+    """Add the distance of each row from the row ``reference``, and whether it could be chance.
 
     Args:
-        table: of `compare`, percent.
-        paired: of `runs.significance.compare_paired`, with the index of ``table``.
+        table: from `compare`, in percent.
+        paired: from `runs.significance.compare_paired`, indexed like ``table``.
 
     Returns:
-        After each metric's columns one more, (metric, "vs <reference>"): text such as "-1.2 [-2.0, -0.4]", the
-        difference in percent points and its 95 % interval, with "≈ " before it where the interval holds 0. Where the
-        paper has numbers too, one more, (metric, `ORDER`): whether the paper's order of the row and the reference
-        "holds", "does not hold", or is "undecided" because the interval holds 0.
+        ``table`` with a column (metric, "vs <reference>") after each metric: text such as "-1.2 [-2.0, -0.4]", the
+        difference in percent points and its 95 % interval. "≈ " before it marks an interval that contains 0. If the
+        paper has numbers, a column (metric, `ORDER`) follows. It says whether the paper's order of the row and the
+        reference "holds", "does not hold", or is "undecided" because the interval contains 0.
     """
     out: dict[tuple[str, str], pd.Series] = {}
     for metric in table.columns.unique(0):
@@ -186,7 +186,7 @@ def _distance(row: Any) -> str:
 
 
 def _verdict(theirs: float, ours: Any) -> str:
-    """Whether the paper's order of two rows holds: their difference in the paper and, of `compare_paired`, in ours."""
+    """Return the verdict of `marked` on the paper's difference of two rows and ours, a row of `compare_paired`."""
     if np.isnan(theirs) or theirs == 0 or np.isnan(ours.difference):
         return ""
     if ours.chance:
@@ -203,19 +203,19 @@ SELECTED = {
 
 
 def selection_note(runs: Sequence[Run]) -> str:
-    """Which epoch the runs report, in one sentence; with several kinds, how many runs are of each."""
+    """Return one sentence that says which epoch the runs report. If they differ, it counts the runs of each kind."""
     kinds = ["frozen" if run.config.method == "frozen" else run.config.selection for run in runs]
     found = [kind for kind in SELECTED if kind in kinds]
-    found = [kind for kind in found if kind != "frozen"] or found  # says nothing beside the others
+    found = [kind for kind in found if kind != "frozen"] or found  # "frozen" adds nothing to the others
     counted = [f"{SELECTED[kind]} ({kinds.count(kind)} run(s))" if found[1:] else SELECTED[kind] for kind in found]
     return f"Epoch reported: {'; '.join(counted)}." if found else ""
 
 
 def styled(table: pd.DataFrame, formats: Mapping[Any, str] | None = None) -> Styler:
-    """A table for a notebook: one decimal, signed differences, empty cells where there is no number.
+    """Style a table for a notebook: one decimal, signed differences, and empty cells for missing numbers.
 
     Args:
-        formats: format strings for columns that are not percent; keys are columns, or their first level.
+        formats: format strings for columns that are not percent, by column or by its first level.
     """
     chosen: dict[Any, Any] = {}
     for column in table.columns:
@@ -240,14 +240,14 @@ def styled(table: pd.DataFrame, formats: Mapping[Any, str] | None = None) -> Sty
 
 
 def machine_facts(made: Mapping[str, Any]) -> dict[str, str]:
-    """Commit, versions and device, of `runs.record.made_with` or a run's record."""
+    """Return commit, versions and device from a run's record or from `runs.record.made_with`."""
     versions = {f"{name} version": number for name, number in made["versions"].items()}
     return {"commit": made["commit"], **versions, "device": made["device"]}
 
 
 def record_facts(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """What the runs ran on: each fact with all its values, which is one if the runs are comparable."""
-    facts: dict[str, dict[str, None]] = {}  # of dicts: sets that keep their order
+    """Return {fact: its values over all runs}, such as commit, device and seed. Comparable runs have one value each."""
+    facts: dict[str, dict[str, None]] = {}  # the inner dicts are sets that keep their order
     for run in runs:
         record = run.record
         fact = {
@@ -268,8 +268,8 @@ def record_facts(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def record_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """`record_facts` of the runs, a row a fact, with their number and time."""
-    runs = list({run.path: run for run in runs}.values())  # one run may stand for several points
+    """Return `record_facts` as a table, one row per fact, with the number of runs and their total time."""
+    runs = list({run.path: run for run in runs}.values())  # several points may share one run
     facts = {"runs": [str(len(runs))], **record_facts(runs)}
     if runs:
         facts["seconds of training and evaluation, all runs"] = [f"{sum(run.record['seconds'] for run in runs):.0f}"]
@@ -277,7 +277,7 @@ def record_table(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def save_table(table: pd.DataFrame, results: Path, name: str) -> Path:
-    """Write ``results/tables/<name>.csv``; two-level columns become "<column>, <paper | ours | difference>"."""
+    """Write ``results/tables/<name>.csv``. Columns with two levels become "<column>, <paper | ours | difference>"."""
     flat = table.copy()
     if isinstance(flat.columns, pd.MultiIndex):
         flat.columns = pd.Index([", ".join(filter(None, column)) for column in flat.columns])

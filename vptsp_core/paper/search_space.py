@@ -1,18 +1,19 @@
-"""The paper's search space, table 9, as values of `RunConfig` keys.
+"""The search space of table 9, as values of `RunConfig` keys.
 
-The only list is the table as printed (paper/table9_search_space.csv); `fitting_space` leaves out what a backbone or a
-data set cannot take. How the paper's words are read:
+The space is read from the table as printed (paper/table9_search_space.csv). We read the paper's words as follows:
 
-- "ratio semantic/bias" is ``alpha``, the share of the ordinary proxy (the paper's "proxy bias") in Q. Read as the
-  share of the semantic proxy it would give the same space, since 0.1, ..., 0.9 is symmetric.
-- "1|4|...|512" is 1 and the powers of two from 4 to 512; the table does not say what the dots stand for.
-- The adapter's "kaiming uniform" is ``"lora"`` (LoRA starts its down projection so), "uniform" is the other start
-  that the paper names, ``"bert"``; "layer_norm pre | post" is before or after the adapter.
-- An adapter's layers are the last ones, a prompt's the first.
+- "ratio semantic/bias" is ``alpha``, the weight of the ordinary proxy (the paper's "proxy bias") in Q. The weight of
+  the semantic proxy would give the same space, because 0.1, ..., 0.9 is symmetric.
+- "1|4|...|512" is 1 and the powers of two from 4 to 512. The table does not explain the dots.
+- The adapter's "kaiming uniform" is ``"lora"``, because LoRA initialises its down projection with it. "uniform" is
+  ``"bert"``, the other initialisation that the paper names.
+- "layer_norm pre | post" puts the LayerNorm before or after the adapter.
+- An adapter's layers are the last blocks, a prompt's layers are the first blocks.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
@@ -43,11 +44,13 @@ WORDS = {
     "SGD": "sgd", "Adam": "adam", "AdamW": "adamw", "kaiming uniform": "lora", "uniform": "bert", "pre": "before",
     "post": "after",
 }  # fmt: skip
-GROUPS = {"adapter": ["adapter"], "vpt": ["vpt"], "vptsp": ["vpt", "vptsp"]}  # beside the global ones
+GROUPS = {"adapter": ["adapter"], "vpt": ["vpt"], "vptsp": ["vpt", "vptsp"]}  # each method also has "global"
 
 
 def paper_space(method: str) -> Space:
-    """{key: values} of all that table 9 varies for a method, in its order. Raises ConfigError for the frozen backbone.
+    """Return {key: values} of everything that table 9 varies for a method, in the table's order.
+
+    Raises ConfigError for the frozen backbone.
 
     >>> paper_space("vpt")["prompt_step"], paper_space("linear")["batch"]
     ([0, 2, 5, 10], [32, 64])
@@ -60,32 +63,30 @@ def paper_space(method: str) -> Space:
 
 
 def values(text: str) -> list[Any]:
-    """What one cell of table 9 lists.
+    """Return the values that one cell of table 9 lists.
 
     >>> values("1|4|...|16"), values("1..4"), values("0.1..0.3"), values("SGD|Adam")
     ([1, 4, 8, 16], [1, 2, 3, 4], [0.1, 0.2, 0.3], ['sgd', 'adam'])
     """
-    if "|" in text:
-        out: list[Any] = []
-        parts = text.split("|")
-        for part, following in zip(parts, [*parts[1:], ""]):
-            if part != "...":
-                out.append(_value(part))
-                continue
-            while 2 * out[-1] < _value(following):
-                out.append(2 * out[-1])
+    if "|...|" in text:
+        listed, last = text.split("|...|")
+        out = values(listed)
+        while out[-1] < _value(last):
+            out.append(2 * out[-1])
         return out
+    if "|" in text:
+        return [_value(word) for word in text.split("|")]
     first, last = map(_value, text.split(".."))
-    tenths = [round(at / 10, 1) for at in range(round(10 * first), round(10 * last) + 1)]
-    return tenths if isinstance(first, float) else list(range(first, last + 1))
+    if isinstance(first, int):
+        return list(range(first, last + 1))
+    return [tenths / 10 for tenths in range(round(10 * first), round(10 * last) + 1)]
 
 
 def fitting_space(config: RunConfig, classes: int) -> Space:
-    """`paper_space` of the config's method without what its backbone or data set cannot take: layers beyond the last
-    block, more prompts than the image itself has tokens, batches of more than the ``classes`` of the training set.
+    """Return the `paper_space` of the config's method, without values that its backbone or data set cannot take.
 
-    Raises:
-        ConfigError: no value is left for a key.
+    These are layers beyond the last block, more prompts than the image has tokens, and batches that draw more classes
+    than the ``classes`` of the training set. Raises ConfigError if no value is left for a key.
     """
     with torch.device("meta"):  # only its shape is needed
         backbone = load_backbone(config.backbone, "random", config.image_size)
@@ -96,14 +97,14 @@ def fitting_space(config: RunConfig, classes: int) -> Space:
     for key in most.keys() & space.keys():
         space[key] = [value for value in space[key] if value <= most[key]]
         if not space[key]:
-            raise ConfigError(f"{key}: nothing of table 9 is left up to {most[key]}, which is all that fits here")
+            raise ConfigError(f"{key}: no value of table 9 is {most[key]} or less, the most that fits here; "
+                              "choose another backbone or data set")  # fmt: skip
     return space
 
 
 def _value(word: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(word)
-        except ValueError:
-            pass
-    return WORDS.get(word, word)
+    """Return the number that is written, or the word as `RunConfig` spells it."""
+    try:
+        return json.loads(word)
+    except json.JSONDecodeError:
+        return WORDS.get(word, word)

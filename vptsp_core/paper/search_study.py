@@ -1,4 +1,4 @@
-"""The study of a search in its database: opened, compared with what it was begun with, and read as data frames."""
+"""The Optuna study of a search: open it in its database, choose a trial's values, and read it as data frames."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import optuna
 import pandas as pd
 import sqlalchemy
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
 from vptsp_core.errors import ConfigError, VptspError
@@ -22,45 +23,62 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.paper.search_space import Space
 from vptsp_core.runs.folder import METRICS, Run, read_run
 
-BEAT, GRACE = 20, 90  # seconds between a worker's heartbeats, and without one until its trial is repeated
-RETRIES = 3  # of a trial whose workers died: the trial itself may be what kills them
-TRIALS = 50  # of a study, unless a number is given
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+HEARTBEAT, GRACE = 20, 90  # seconds between a worker's heartbeats, and without one until its trial is repeated
+RETRIES = 3  # of a trial whose workers died: the trial itself may kill them
+TRIALS = 50  # of a study, unless the caller gives a number
 STATES = {
     TrialState.COMPLETE: "trained", TrialState.PRUNED: "left out", TrialState.FAIL: "failed",
     TrialState.RUNNING: "running", TrialState.WAITING: "waiting",
 }  # fmt: skip
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Optuna's log line per trial and its warning that heartbeats are experimental. Also a decorator."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
 def open_study(url: str, name: str, base: RunConfig, space: Space, trials: int | None = None) -> optuna.Study:
-    """The study in the database; a new one is created, with `base` queued as its first trial.
+    """Open the study ``name`` in the database, or create it with ``base`` as its first trial.
 
     Raises:
-        VptspError: the database cannot be used, or has a study of this name with another base or space.
+        VptspError: the database cannot be used, or its study of this name has another base or space.
     """
-    if not re.fullmatch(r"[\w.-]+", name):  # the preset's file has this name
-        raise ConfigError(f"study {name!r}: a name holds letters, digits, '.', '-' and '_' only")
-    fixed = {key: value for key, value in base.to_dict().items() if key not in space}
+    if not re.fullmatch(r"[\w.-]+", name):  # the file of its best preset has this name
+        raise ConfigError(f"study {name!r}: use only letters, digits, '.', '-' and '_' in its name")
+    engine = {"connect_args": {"timeout": 120}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     try:
-        study = optuna.create_study(
-            storage=_storage(url), sampler=_Seeded(base.seed), study_name=name, direction="maximize",
-            load_if_exists=True,
+        storage = RDBStorage(
+            url.replace("{", "{{").replace("}", "}}"),  # Optuna formats the URL
+            engine, heartbeat_interval=HEARTBEAT, grace_period=GRACE,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
         )  # fmt: skip
+        study = optuna.create_study(
+            storage=storage, sampler=_Seeded(base.seed), study_name=name, direction="maximize", load_if_exists=True
+        )
     except (ImportError, sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
         reason = str(getattr(error.__cause__, "orig", None) or error.__cause__ or error).splitlines()[0]
         raise VptspError(f"storage: {reason}; give an SQLAlchemy URL such as sqlite:///search.db") from error
+    fixed = {key: value for key, value in base.to_dict().items() if key not in space}
     known = study.user_attrs
     if "space" not in known:
         study.set_user_attr("base", fixed)
         study.set_user_attr("space", space)
     else:
-        begun = RunConfig().to_dict() | known["base"]  # keys that are newer than the study count by their defaults
+        begun = RunConfig().to_dict() | known["base"]  # a key that is newer than the study had its default
         other = {key for key in fixed if begun[key] != fixed[key]}
         other |= {key for key in known["space"] | space if known["space"].get(key) != space.get(key)}
         if other:
             raise ConfigError(
-                f"study {name} was begun with other {', '.join(sorted(other))}; give this one another name, or the "
-                "same values"
+                f"study {name} was begun with other {', '.join(sorted(other))}; choose another name for this one, or "
+                "the same values"
             )
     if trials is not None or "trials" not in known:
         study.set_user_attr("trials", trials or TRIALS)
@@ -73,76 +91,49 @@ def open_study(url: str, name: str, base: RunConfig, space: Space, trials: int |
 
 
 def counts(study: optuna.Study) -> tuple[int, int]:
-    """How many trials of a study are finished, and how many are running."""
+    """Return the numbers of finished and of running trials."""
     states = Counter(trial.state for trial in study.get_trials(deepcopy=False))
-    return sum(states[state] for state in FINISHED), states[TrialState.RUNNING]
+    return states[TrialState.COMPLETE] + states[TrialState.PRUNED], states[TrialState.RUNNING]
 
 
 def choose(trial: optuna.Trial, space: Space) -> dict[str, Any]:
-    """A value for each key of the space; the start's values outside the space are in the attribute ``outside``."""
+    """Return a value for each key of the space. The first trial has the values of the base, also outside the space."""
     outside = trial.user_attrs.get("outside", {})
     return {key: outside[key] if key in outside else trial.suggest_categorical(key, space[key]) for key in space}
 
 
 def tried(trial: FrozenTrial) -> dict[str, Any]:
-    """What `choose` gave a trial."""
+    """Return the values that `choose` gave to a trial."""
     return {**trial.params, **trial.user_attrs.get("outside", {})}
 
 
 class _Seeded(optuna.samplers.TPESampler):
-    """TPE that draws the n-th trial from (seed, n), where trials made again do not count: workers do not repeat each
-    other, and one worker makes the same trials whether it was stopped in between or not.
+    """TPE with a new seed per trial, made of the search's seed and the trial's number without repeated trials.
+
+    So several workers do not repeat each other. One worker makes the same trials whether it was interrupted or not.
     """
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        self._of = seed
+        self._search_seed = seed
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         earlier = study.get_trials(deepcopy=False)[: trial.number]
-        at = sum("failed_trial" not in each.system_attrs for each in earlier)
-        super().__init__(seed=int(np.random.SeedSequence([self._of, at]).generate_state(1)[0]))
+        number = sum("failed_trial" not in each.system_attrs for each in earlier)
+        super().__init__(seed=int(np.random.SeedSequence([self._search_seed, number]).generate_state(1)[0]))
         super().before_trial(study, trial)
-
-
-def file_url(path: Path) -> str:
-    """The URL of an SQLite database at ``path``, whatever characters are in the path."""
-    return sqlalchemy.engine.URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
-
-
-def _storage(url: str) -> optuna.storages.RDBStorage:
-    engine = {"connect_args": {"timeout": 120}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-    return optuna.storages.RDBStorage(
-        url.replace("{", "{{").replace("}", "}}"),  # Optuna formats the URL
-        engine, heartbeat_interval=BEAT, grace_period=GRACE,
-        heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
-    )  # fmt: skip
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No log line of Optuna for each trial, and no warning that its heartbeat is experimental."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)
 
 
 # ---- data frames ---------------------------------------------------------------------------------
 
 
 def trials_frame(study: optuna.Study) -> pd.DataFrame:
-    """One row a trial, in order.
+    """Return one row per trial, in order.
 
-    Returns:
-        ``trial`` (its number), ``state`` (see `STATES`), in percent ``R@1``, by which it is judged (`search.judged`),
-        ``best so far`` and ``test R@1``, which its run reports (all NaN where nothing was trained), ``run`` (the hash
-        of its run), ``seconds`` that the run took, ``reason`` why it was left out, ``outside``, the keys whose value
-        is not in the space (only the start has such), and a column for each key of the space.
+    The columns are ``trial`` (its number), ``state`` (see `STATES`), ``R@1`` in percent by which it is judged
+    (`search.judged`), ``best so far``, ``test R@1`` that its run reports, ``run`` (the hash of its run), ``seconds``
+    that the run took, ``reason`` why it was left out, ``outside`` (keys whose value is outside the space, in the first
+    trial only), and one column per key of the space. A trial that was not trained has NaN for its numbers.
     """
     rows = [
         {
@@ -162,25 +153,25 @@ def trials_frame(study: optuna.Study) -> pd.DataFrame:
 
 
 def runs_of(study: optuna.Study, results: Path) -> list[Run]:
-    """The runs of a study's trained trials that are in this results folder, each once, in order."""
+    """Return the runs of a study's trained trials that are in the folder ``results``, each once, in order."""
     names = dict.fromkeys(trial.user_attrs.get("folder") for trial in study.get_trials(deepcopy=False))
     paths = [results / "runs" / name for name in names if name is not None]
     return [read_run(path) for path in paths if (path / METRICS).exists()]
 
 
+@quiet()
 def importance(study: optuna.Study, seed: int = 0) -> pd.Series:
-    """Share of the variance of R@1 over the space that each key explains alone or with others, the largest first.
+    """Return the share of the variance of R@1 that each key explains alone or with others, the largest first.
 
-    By fANOVA (Hutter, Hoos, Leyton-Brown, ICML 2014) of a random forest fitted to the trained trials in the space, as
-    Optuna computes it; the shares sum to 1. With few trials they are mostly noise.
+    Optuna computes it by fANOVA (Hutter, Hoos, Leyton-Brown, ICML 2014), from a random forest that is fitted to the
+    trained trials in the space. The shares sum to 1. With few trials they are mostly noise.
 
     Returns:
-        Indexed by key; no rows where fewer than two trials were trained, or where all have the same R@1.
+        The shares, indexed by key. It is empty if fewer than two trials were trained or all have the same R@1.
     """
     trained = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len({trial.value for trial in trained if "outside" not in trial.user_attrs}) < 2:
         return pd.Series(dtype=float, name="importance")
     evaluator, keys = optuna.importance.FanovaImportanceEvaluator(seed=seed), list(study.user_attrs["space"])
-    with quiet():
-        shares = optuna.importance.get_param_importances(study, evaluator=evaluator, params=keys)
+    shares = optuna.importance.get_param_importances(study, evaluator=evaluator, params=keys)
     return pd.Series(shares, name="importance").rename_axis("key").sort_values(ascending=False, kind="stable")

@@ -1,8 +1,12 @@
-"""What tables 2 to 8 run, for each profile: {(row, set): RunConfig}, and the paper's own rows under the same labels.
+"""The runs of tables 2 to 8 for each profile, and the paper's rows with the same labels; `compare` shows both.
+
+Each function of `TABLES` takes a profile and ``changes``, the keys of `RunConfig` to set in every run. It raises
+ConfigError for an unknown profile and for changes that `methods.check_changes` refuses. If the changes set a key that
+the rows set themselves, it returns no cells, and `left_out` says why.
 
 A column of these tables is named "<set> <metric>" ("CUB R@1", "InShop R@10"). In the profiles demo and smoke the
-glyphs stand in for CUB; the other sets have no stand-in there. The profile tiny has CUB alone. Settings that the paper
-prints are the released presets; those that it does not print are ours, and marked so here.
+glyphs replace CUB, and the other sets are left out. The profile tiny has only CUB. Settings that the paper prints are
+the released presets. Settings that it does not print are our choice, and a comment here says so.
 """
 
 from __future__ import annotations
@@ -19,11 +23,11 @@ from vptsp_core.paper import methods
 from vptsp_core.paper.methods import BEST, FULL, METHODS, base_config, check_changes, configured, method_rows
 from vptsp_core.paper.report import paper_table
 
-Cells = dict[tuple[str, str], RunConfig]
+Cells = dict[tuple[str, str], RunConfig]  # (row, set) -> run
 SETS = {"CUB": "cub200", "Cars": "cars196", "SOP": "sop", "InShop": "inshop", "iNaturalist": "inaturalist"}
 
-# Learning rates of rows without a released preset on sets other than CUB (for which see methods.RATES): OURS, from the
-# search space of table 9. Other rows have the rates of the set's preset, which is VPTSP-G's.
+# Learning rates of rows without a released preset, on sets other than CUB (for CUB see methods.RATES). They are OUR
+# choice within the search space of table 9. Other rows have the rates of the set's preset, which is for VPTSP-G.
 RATES = {("Cars", FULL): dict(lr=1e-4, lr_proxy=0.01)}
 
 # Table 4's variants as rows of table 1.
@@ -36,8 +40,8 @@ COMPONENTS = {
     "VPTSP (GRU) + BitFit": BEST,
 }
 
-# Beyond the paper's table 8: the backbones of all other tables, and backbones published since. SigLIP 2 pools by an
-# attention layer, which is not tuned here: timm's "gap" form averages the tokens.
+# Beyond the paper's table 8: the backbones of all other tables, and backbones that are newer than the paper. SigLIP 2
+# pools by an attention layer, which we do not tune. Its form "gap" in timm averages the tokens instead.
 AUGREG = "AugReg (ImageNet-21k), ViT-S/16"
 NEWER = {
     AUGREG: "vit_small_patch16_224.augreg_in21k",
@@ -53,9 +57,11 @@ GLYPHS = "VPTSP-G on glyphs (stand-in)"
 
 
 def sota(profile: str, **changes: Any) -> Cells:
-    """Table 2. The paper does not say which rows tune the biases. Here VPT-Base and VPTSP-M do so on all sets but CUB,
-    as the paper's numbers do: on CUB they are those of table 1 without BitFit, on Cars those of table 4 with it, and
-    the released presets of SOP and In-Shop have it.
+    """Return the cells of table 2, {(row, set): run}.
+
+    The paper does not say which rows tune the biases. Here VPT-Base and VPTSP-M do so on all sets except CUB. The
+    paper's numbers agree: on CUB they are the same as in table 1 without BitFit, and on Cars as in table 4 with BitFit.
+    The released presets of SOP and In-Shop have BitFit.
     """
     if left_out(2, changes):
         return {}
@@ -67,14 +73,14 @@ def sota(profile: str, **changes: Any) -> Cells:
         )
         for name in sets
     }  # fmt: skip
-    large = {} if profile == "paper" else {"embed_dim": 128}  # demo: only the head can be larger
+    large = {} if profile == "paper" else {"embed_dim": 128}  # the demo ViT has one size: only the head is larger
     return cells | {
         ("VPTSP-G, ViT-B/16", name): _cell(profile, name, BEST, changes, size="vitb16", **large) for name in sets
     }
 
 
 def inaturalist(profile: str, **changes: Any) -> Cells:
-    """Table 3; in demo and smoke a row of its own, on the glyphs."""
+    """Return the cells of table 3, {(row, set): run}. Other profiles have a row of their own."""
     if left_out(3, changes):
         return {}
     if profile != "paper":
@@ -83,35 +89,38 @@ def inaturalist(profile: str, **changes: Any) -> Cells:
 
 
 def components(profile: str, **changes: Any) -> Cells:
-    """Table 4."""
+    """Return the cells of table 4, {(row, set): run}."""
     sets = _sets(profile, "CUB", "Cars")
     return {(row, name): _cell(profile, name, label, changes) for row, label in COMPONENTS.items() for name in sets}
 
 
 def proxy_sources(profile: str, **changes: Any) -> Cells:
-    """Table 5."""
+    """Return the cells of table 5, {(row, set): run}."""
     best = method_rows(profile)[BEST]
     return {
-        (row, name): _cell(profile, name, BEST, changes, **{k: v for k, v in own.items() if best.get(k) != v})
-        for row, own in methods.proxy_source_rows(profile).items()
+        (row, name): _cell(profile, name, BEST, changes, **{k: v for k, v in of_row.items() if best.get(k) != v})
+        for row, of_row in methods.proxy_source_rows(profile).items()
         for name in _sets(profile, "CUB", "Cars")
     }
 
 
 def cub200(profile: str, **changes: Any) -> Cells:
-    """Table 6."""
+    """Return the cells of table 6, {(row, set): run}."""
     rows = {f"{FULL}, ViT-S/16": FULL, "VPTSP, ViT-S/16": BEST} if not left_out(6, changes) else {}
     return {(row, "CUB"): _cell(profile, "CUB", label, changes) for row, label in rows.items()}
 
 
 def integration(profile: str, **changes: Any) -> Cells:
-    """Table 7."""
+    """Return the cells of table 7, {(row, set): run}."""
     rows = methods.integration_rows(profile)
-    return {(row, "CUB"): configured(profile, own, changes) for row, own in rows.items()}
+    return {(row, "CUB"): configured(profile, of_row, changes) for row, of_row in rows.items()}
 
 
 def pretraining(profile: str, **changes: Any) -> Cells:
-    """Table 8, VPTSP-G: settings of the set's preset for ViT-S, and for larger backbones of that for ViT-B."""
+    """Return the cells of table 8, {(row, set): run}.
+
+    They are VPTSP-G with the settings of the set's preset for ViT-S, or for ViT-B if the backbone is larger.
+    """
     if left_out(8, changes):
         return {}
     if profile != "paper":
@@ -131,20 +140,20 @@ TABLES: dict[int, Callable[..., Cells]] = {
     2: sota, 3: inaturalist, 4: components, 5: proxy_sources, 6: cub200, 7: integration, 8: pretraining,
 }  # fmt: skip
 
-# Keys that rows of these tables set or name themselves, and which ``changes`` must therefore leave alone.
+# Keys that the rows of a table set themselves. With one of them in ``changes`` the table has no runs.
 OWN_KEYS = {
     2: ("backbone", "weights", "embed_dim"), 3: ("backbone",), 6: ("backbone",), 8: ("backbone", "weights", "embed_dim")
 }  # fmt: skip
 
 
 def left_out(number: int, changes: Mapping[str, Any]) -> str:
-    """Why nothing of a table is run with these changes, in a line; empty where the table is run."""
+    """Return one line that says why a table has no runs with these changes, or "" if it has runs."""
     found = ", ".join(key for key in OWN_KEYS.get(number, ()) if key in changes)
-    rows = f"No runs: changes (--set) hold {found}, and the rows of table {number} stand for values of their own"
-    return f"{rows}; without it they are run" if found else ""
+    why = f"No runs: changes (--set) hold {found}, which the rows of table {number} set themselves; leave it out"
+    return why if found else ""
 
 
-# The CSV of each table, and the data set of columns whose names do not say it.
+# The CSV file of each table, and the data set of columns whose names do not contain it.
 _PRINTED = {
     2: ("table2_sota", ""), 3: ("table3_inaturalist", "iNaturalist"), 4: ("table4_components", ""),
     5: ("table5_proxy_source", ""), 6: ("table6_cub200_literature", "CUB"), 7: ("table7_integration_cub200", "CUB"),
@@ -153,8 +162,9 @@ _PRINTED = {
 
 
 def paper_rows(number: int) -> pd.DataFrame:
-    """The paper's table: ``row`` as in `TABLES`, and its numbers in percent as "<set> <metric>"; table 6 also has
-    "parameters, M". Raises ConfigError for a table that is not among `TABLES`.
+    """Return the paper's table: a column ``row`` as in `TABLES`, and "<set> <metric>" columns in percent.
+
+    Table 6 also has a column "parameters, M". Raises ConfigError for a table that is not in `TABLES`.
     """
     if number not in _PRINTED:
         raise ConfigError(f"table {number} must be one of {', '.join(map(str, _PRINTED))}")
@@ -178,12 +188,13 @@ def _sets(profile: str, *sets: str) -> tuple[str, ...]:
 
 
 def _cell(
-    profile: str, name: str, label: str, changes: Mapping[str, Any], *, size: str = "vits16", **own: Any
+    profile: str, name: str, label: str, changes: Mapping[str, Any], *, size: str = "vits16", **of_cell: Any
 ) -> RunConfig:
-    """A row of table 1 on one set, with learning rates of that set and what is the cell's own; ``changes`` last. The
-    profile paper varies the released preset of that set and size, the others their one preset.
+    """Return the run of a row of table 1 on one set, with the set's learning rates, ``of_cell`` and ``changes`` last.
+
+    The profile paper varies the released preset of the set and size. Other profiles vary their only preset.
     """
     check_changes(changes)
     row = method_rows(profile)[label] if name == "CUB" else {**METHODS[label], **RATES.get((name, label), {})}
-    values = {**row, **own, **changes}
+    values = {**row, **of_cell, **changes}
     return table_preset(f"{SETS[name]}-{size}", **values) if profile == "paper" else base_config(profile, **values)
