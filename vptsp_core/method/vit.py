@@ -239,7 +239,7 @@ class PromptedViT(nn.Module):
         tokens = [x for x, _ in batches]
         if len(towers) == 2 and not forked:  # no block has prompts
             tokens *= 2
-        return self.pool_tokens(torch.cat(tokens))
+        return self.pool_tokens(tokens[0] if len(tokens) == 1 else torch.cat(tokens))
 
     def stem(self, images: Tensor) -> Tensor:
         """Return the input of the first block, (B, T, D), for images (B, 3, H, W)."""
