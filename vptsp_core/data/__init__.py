@@ -18,7 +18,7 @@ import os
 import warnings
 from pathlib import Path
 
-from vptsp_core.data.assemble import assemble
+from vptsp_core.data.assemble import make_benchmark
 from vptsp_core.data.base import OWN, Benchmark, ImageSet
 from vptsp_core.data.catalog import CATALOG, DATASETS, DataSet
 from vptsp_core.data.own import list_own_images
@@ -74,9 +74,9 @@ def load_benchmark(name: str, data: str | Path | None = None, allow_partial: boo
         raise DataError(f"{name}: where are the images? give the folder that holds {inside} with --data DIR")
     root = Path(data).expanduser().absolute()
     if name in OWN:
-        return assemble(name, list_own_images(root, name), {}, allow_partial)
+        return make_benchmark(name, list_own_images(root, name), {}, allow_partial)
     known = CATALOG[name]
-    return assemble(name, known.reader(_find_folder(root, known), name), known.counts, allow_partial)
+    return make_benchmark(name, known.reader(_find_folder(root, known), name), known.counts, allow_partial)
 
 
 def _find_folder(root: Path, known: DataSet) -> Path:

@@ -23,7 +23,7 @@ Counts = Mapping[str, tuple[int, int]]  # (classes, images) per split
 CURE = "; complete it, or accept this with --allow-partial"
 
 
-def assemble(name: str, listing: Listing, published: Counts, allow_partial: bool = False) -> Benchmark:
+def make_benchmark(name: str, listing: Listing, published: Counts, allow_partial: bool = False) -> Benchmark:
     """Return the benchmark that a listing describes. ``published`` is empty for your own images. ``allow_partial``
     turns the refusal of differences from the published data set into one warning.
     Raises DataError: the differences, in one line; or the images cannot be a benchmark.
