@@ -148,7 +148,8 @@ def test_stopped_and_called_again_until_it_is_done(checkout, capsys):
     assert process.returncode == 130 and said.splitlines()[-1] == "stopped; the same command resumes there"
     assert "Traceback" not in said and checkout.hidden() == []
     until(lambda: not checkout.processes(), "kernels to end")
-    assert checkout.epochs() == [] and not checkout.executed("b_long").exists()
+    assert len(checkout.epochs()) <= 1, "only a killed worker leaves its progress"
+    assert not checkout.executed("b_long").exists()
     assert all(epochs >= before[name] for name, epochs in checkout.checkpoints().items())
 
     options = ("smoke", checkout.letters, checkout.results, (), None, checkout.notebooks)
