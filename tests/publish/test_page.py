@@ -1,8 +1,10 @@
 """The results page and the HTML of executed notebooks, from invented results."""
 
 import base64
+import contextlib
 import io
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,9 +94,17 @@ def made_run(results: Path, name: str, seed: int, seconds: float, commit: str = 
 
 
 @pytest.fixture
-def folders(tmp_path, capsys) -> tuple[Path, Path]:
-    """Return sources of five notebooks, and the results of three: one complete, one broken, one failed."""
-    sources, results = tmp_path / "sources", tmp_path / "my results"
+def folders(made_once, tmp_path) -> tuple[Path, Path]:
+    """Return copies of the sources and of the results."""
+    sources, results = made_once
+    return shutil.copytree(sources, tmp_path / sources.name), shutil.copytree(results, tmp_path / results.name)
+
+
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory) -> tuple[Path, Path]:
+    """Return sources of five notebooks, and results of three: one complete, one broken, one failed."""
+    folder = tmp_path_factory.mktemp("page")
+    sources, results = folder / "sources", folder / "my results"
     demo = results / "demo"
     sources.mkdir()
     source(sources, "table10_latency", "# Table 10: time")
@@ -122,9 +132,10 @@ def folders(tmp_path, capsys) -> tuple[Path, Path]:
     drawn = Figure(figsize=(6, 3))
     drawn.subplots().plot([1, 2, 3])
     session.save_figure(drawn, f"R@1, {EVIL}")
-    session.absent(preset("demo").replace(dataset="cars"))
-    session.missing("", "Not run: DINO & co: no weights")
-    assert capsys.readouterr().out.count("\n") == 2
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        session.absent(preset("demo").replace(dataset="cars"))
+        session.missing("", "Not run: DINO & co: no weights")
+    assert printed.getvalue().count("\n") == 2
     session.finish([made_run(results, "aa1", 0, 20.4), made_run(results, "bb2", 1, 39.8)])
     other = Session("table4_components", "demo", str(results))
     other.save_table(cosines)
@@ -168,7 +179,7 @@ def test_page_shows_everything_and_links_only_existing_files(folders):
     assert {"notebooks/table2_sota.html", "figures/table2_sota.png"} <= set(shown.all("a", "href"))
     assert "table2_sota_older" not in text and ".pdf" not in text and text.count("<script") == 0
     assert EVIL in shown.words and shown.all("img", "alt") == [f"R@1, {EVIL}"]
-    said = ("R@1 86.6", "What can be compared. Little.", "more about it", "Rest of it.", "Claim four.")
+    said = ("R@1 86.6", "What can be compared. Little.", "more about this notebook", "Rest of it.", "Claim four.")
     places = [shown.words.index(each) for each in said]
     assert places == sorted(places) and shown.words.count("Little.") == 1
     assert "What can be compared. In the second cell." in shown.words
