@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -41,16 +42,21 @@ def markdown(text: str) -> str:
 TEMPLATES.filters.update(markdown=markdown, duration=duration)
 
 
-def notebook_html(path: Path, name: str) -> str:
-    """Return the page of the executed notebook ``name``, with folded code."""
+@functools.cache
+def _exporter() -> Any:
+    """Return nbconvert's exporter. It compiles its templates once for all notebooks."""
     from nbconvert import HTMLExporter
 
-    notebook = read(path)
-    notebook.metadata.pop("widgets", None)
-    exporter = HTMLExporter(
+    return HTMLExporter(
         template_name="basic", raw_template=_NOTEBOOK, exclude_input_prompt=True, exclude_output_prompt=True
     )
-    body = exporter.from_notebook_node(notebook, resources={"metadata": {"name": name}})[0]
+
+
+def notebook_html(path: Path, name: str) -> str:
+    """Return the page of the executed notebook ``name``, with folded code."""
+    notebook = read(path)
+    notebook.metadata.pop("widgets", None)
+    body = _exporter().from_notebook_node(notebook, resources={"metadata": {"name": name}})[0]
     return TEMPLATES.get_template("notebook.html").render(title=opening(notebook, name)[0], name=name, body=body)
 
 

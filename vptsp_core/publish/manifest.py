@@ -1,8 +1,8 @@
 """The manifest of a notebook: the files that it wrote, what is missing, and how it ended.
 
-A notebook writes its manifest at its end (`publish.session`). The runner then adds what the notebook was made from, its
-duration, and the checksums of its files, so that a second call executes only what is not finished. The results page is
-built from the manifests.
+A notebook writes its manifest at its end (`publish.session`). The runner then adds its duration, its inputs and the
+checksums of its files, so that a second call executes only what is not finished. The results page is built from the
+manifests.
 """
 
 from __future__ import annotations

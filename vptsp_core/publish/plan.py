@@ -41,8 +41,8 @@ def asked_runs(path: Path, given: Mapping[str, Any]) -> tuple[dict[RunConfig, bo
 def show(work: Sequence[tuple[Path, Mapping[str, Any]]], data: str | Path | None, folder: Path) -> None:
     """Print one line per notebook, one line per missing run, and the totals.
 
-    A run's time is the median over the finished runs of the same data set, backbone, method and number of steps on this
-    machine's kind of device.
+    A run's time is the median time of finished runs of the same kind: the same data set, backbone, method, number of
+    steps and device.
 
     Args:
         work: notebooks with their parameters.

@@ -74,8 +74,8 @@ def read_table(path: Path) -> list[Column]:
 def table_html(columns: Sequence[Column], label: str) -> str:
     """Return the table as HTML. The first column holds the names of the rows.
 
-    A table of more than `WIDE` columns is cut into several. Columns of one group stay together, and so do groups whose
-    names begin with the same word, such as one data set's metrics, unless they alone are too wide.
+    A table of more than `WIDE` columns is cut into several. Columns of one group stay together. Groups whose names
+    begin with the same word, such as one data set's metrics, also stay together unless they are too wide.
     """
     groups = [list(members) for _, members in groupby(columns[1:], key=lambda column: column.group)]
     parts: list[list[list[Column]]] = [[]]
