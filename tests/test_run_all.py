@@ -8,11 +8,11 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import uuid
 from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen
 
 import pytest
 import torch
@@ -29,20 +29,19 @@ pytestmark = pytest.mark.skipif(
 )
 PATIENCE = 300.0  # seconds to wait for a step that takes a few seconds on a free machine
 EPOCHS = 12
-PARAMETERS = 'profile = "demo"\ndata = None\nresults = "results"\nseeds = [0]\nworkers = None\nchanges = {}'
+PARAMETERS = 'profile = "demo"\ndata = None\nresults = "results"'
 TRAINS = """
 from pathlib import Path
 from vptsp_core import preset
 from vptsp_core.runs.run import many
 short = dict(dataset="folder", weights="random", batch=4, steps_per_epoch=5, epochs=EPOCHS, eval_start=EPOCHS - 1)
-configs = [preset("smoke", **short, seed=seed) for seed in SEEDS]
-runs = many(configs, data=data, results=Path(results) / profile, workers=workers, progress=False)
-for run in runs: print(run.config.seed, len(run.record["stretches"]))
+(run,) = many([preset("smoke", **short, seed=SEED)], data=data, results=Path(results) / profile, progress=False)
+print(run.config.seed, len(run.record["stretches"]))
 """
 
 
-def trains(epochs: int, *seeds: int) -> str:
-    return TRAINS.replace("SEEDS", repr(list(seeds))).replace("EPOCHS", str(epochs))
+def trains(epochs: int, seed: int) -> str:
+    return TRAINS.replace("SEED", str(seed)).replace("EPOCHS", str(epochs))
 
 
 class Checkout:
@@ -58,13 +57,13 @@ class Checkout:
         self.notebooks.mkdir()
         self.mark = f"VPTSP_TEST={uuid.uuid4()}"  # in the environment of every process of a call
 
-    def start(self, *options: str) -> subprocess.Popen:
+    def start(self) -> Popen:
         name, value = self.mark.split("=")
         environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "OMP_NUM_THREADS": "1", name: value}
         command = [BASH, str(self.root / "run_all.sh"), "--profile", "smoke", "--data", str(self.letters)]
-        return subprocess.Popen(
-            [*command, "--results", str(self.results), *options],
-            env=environment, text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        return Popen(
+            [*command, "--results", str(self.results)],
+            env=environment, text=True, start_new_session=True, stdout=PIPE, stderr=STDOUT,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored under a shell's &
         )  # fmt: skip
 
@@ -80,23 +79,18 @@ class Checkout:
     def executed(self, name: str) -> Path:
         return self.results / "smoke" / "notebooks" / f"{name}.ipynb"
 
-    def printed(self, name: str) -> dict[int, int]:
-        """Return, from an executed copy, {seed: the number of calls that trained its run}."""
-        lines = read(self.executed(name)).cells[-1].outputs[0]["text"].splitlines()
-        return dict(tuple(map(int, line.split())) for line in lines)
+    def printed(self, name: str) -> str:
+        """Return, from an executed copy, the seed of its run and the number of calls that trained it."""
+        return read(self.executed(name)).cells[-1].outputs[0]["text"].strip()
 
-    def epochs(self) -> list[int]:
-        """Return the number of finished epochs of each run that is training."""
-        found = []
+    def epochs(self) -> int:
+        """Return the number of finished epochs of the long run if it is training, otherwise 0."""
+        found = [0]
         for path in self.results.glob(f"smoke/runs/*/{PROGRESS}"):
             with contextlib.suppress(OSError, ValueError):
-                found.append(json.loads(path.read_text())["done"])
-        return sorted(found)
-
-    def checkpoints(self) -> dict[str, int]:
-        """Return {run: the number of epochs in its checkpoint}."""
-        paths = self.results.glob("smoke/runs/*/checkpoint.pt")
-        return {path.parent.name: len(torch.load(path, weights_only=True)["history"]) for path in paths}
+                progress = json.loads(path.read_text())
+                found.append(progress["done"] if progress["epochs"] == EPOCHS else 0)
+        return max(found)
 
     def hidden(self) -> list[str]:
         """Return files that a stopped process may have left half-written."""
@@ -122,42 +116,31 @@ def until(true, what: str) -> None:
 
 
 def test_stopped_and_called_again_until_it_is_done(checkout, capsys):
-    """Two workers and a SIGTERM to the script alone. Then Ctrl-C, which a terminal sends to all processes of the call.
+    """SIGTERM to the script alone, then Ctrl-C, which a terminal sends to all processes of the call.
 
     The last call is `run_notebooks` in this process, which finishes the work. Nothing is trained twice.
     """
     write(checkout.notebooks, "a_short", trains(1, 7), parameters=PARAMETERS)
-    write(checkout.notebooks, "b_long", trains(EPOCHS, 1, 2), parameters=PARAMETERS)
-    runs = checkout.results / "smoke" / "runs"
-
-    process = checkout.start("--workers", "2")
-    until(lambda: len([*runs.glob("*/checkpoint.pt")]) == 2 or process.poll() is not None, "both long runs to learn")
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 143 and said.splitlines()[-1] == "stopped; the same command resumes there"
-    # A worker that was just being forked may print a traceback.
-    until(lambda: not checkout.processes(), "kernels and workers to end")
-    assert checkout.executed("a_short").exists()
-    before = checkout.checkpoints()
-    assert len(before) == 2 and all(1 <= epochs < EPOCHS for epochs in before.values())
-
-    process = checkout.start()
-    until(lambda: checkout.epochs()[-1:] > [max(before.values())] or process.poll() is not None, "a run to resume")
-    os.killpg(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130 and said.splitlines()[-1] == "stopped; the same command resumes there"
-    assert "Traceback" not in said and checkout.hidden() == []
-    until(lambda: not checkout.processes(), "kernels to end")
-    assert len(checkout.epochs()) <= 1, "only a killed worker leaves its progress"
-    assert not checkout.executed("b_long").exists()
-    assert all(epochs >= before[name] for name, epochs in checkout.checkpoints().items())
+    write(checkout.notebooks, "b_long", trains(EPOCHS, 1), parameters=PARAMETERS)
+    reached = 0
+    for stop, status in ((Popen.terminate, 143), (lambda process: os.killpg(process.pid, signal.SIGINT), 130)):
+        process = checkout.start()
+        until(lambda: checkout.epochs() > reached or process.poll() is not None, "the long run to learn")  # noqa: B023
+        stop(process)
+        said, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == status and said.splitlines()[-1] == "stopped; the same command resumes there"
+        assert "Traceback" not in said and checkout.hidden() == []
+        until(lambda: not checkout.processes(), "kernels to end")
+        assert checkout.executed("a_short").exists() and not checkout.executed("b_long").exists()
+        assert checkout.epochs() == 0, "no run trains any more"
+        (checkpoint,) = checkout.results.glob("smoke/runs/*/checkpoint.pt")
+        before, reached = reached, len(torch.load(checkpoint, weights_only=True)["history"])
+        assert before < reached < EPOCHS
 
     options = ("smoke", checkout.letters, checkout.results, (), None, checkout.notebooks)
     assert run_notebooks(*options) == 0
     states = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if line[:2] in ("a_", "b_")]
     assert states == [["a_short", "there"], ["b_long", "ok"]]
-    assert checkout.printed("a_short") == {7: 1}
-    calls = checkout.printed("b_long")
-    assert calls.keys() == {1, 2} and 2 <= min(calls.values()) <= max(calls.values()) == 3
-    assert checkout.checkpoints() == {} and checkout.hidden() == []
-    assert len([*runs.glob("*/metrics.json")]) == 3
+    assert checkout.printed("a_short") == "7 1" and checkout.printed("b_long") == "1 3"
+    assert not checkpoint.exists() and checkout.hidden() == []
+    assert len([*checkout.results.glob("smoke/runs/*/metrics.json")]) == 2

@@ -131,7 +131,7 @@ def page(results, profile):
         (["--set", "epochs"], "--set epochs: write KEY=VALUE"),
         (["--set", "epoch=2"], "epoch"),
         (["--cluster", "tcp://127.0.0.1:9"], "no Dask scheduler answers at tcp://127.0.0.1:9"),
-        (["--seeds", "0,1,0"], r"seeds = \[0, 1, 0\] name one twice"),
+        (["--seeds", "0,1,0"], r"seeds = \[0, 1, 0\] contain a seed twice"),
         (["--set", "epochs=two"], "epochs = 'two' must be of type int"),
         (["--set", "accumulator=ema"], r"changes \(--set\) hold accumulator, by which the rows of tables differ"),
     ],

@@ -16,7 +16,6 @@ from vptsp_core.publish.parameters import read, with_tag
 from vptsp_core.system.bars import duration
 from vptsp_core.system.places import ASSETS
 
-DPI = 110  # of the figures on the results page; the files in figures/ have 200
 TEMPLATES = Environment(
     loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
@@ -74,20 +73,17 @@ def opening(notebook: Any, name: str) -> tuple[str, str, str, str]:
 
 
 def figure(path: Path, caption: str) -> dict[str, Any]:
-    """Return a figure for the page: ``src`` (a data URI), ``width``, ``height``, and ``words``, its description.
+    """Return a figure for the page: ``src`` (its file as a data URI), ``width``, ``height``, and ``words``.
 
-    ``caption`` is used if the file has no description. Raises VptspError if the file is not a readable picture.
+    ``words`` is the description in the file, or ``caption``. Raises VptspError if the file is not a readable picture.
     """
     try:
-        with Image.open(path) as opened:
-            scale = DPI / opened.info.get("dpi", (200, 200))[0]
-            words = opened.info.get("Description", caption)
-            image = opened.convert("RGB")
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            words = image.info.get("Description", caption)
+            width, height = (round(size * 100 / image.info.get("dpi", (200, 200))[0]) for size in image.size)
     except (OSError, ValueError, SyntaxError) as error:  # Pillow's errors for such a file
         raise VptspError(f"{path.name} is not a readable picture ({error}); run its notebook again") from None
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    image.quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
-    width, height = (round(size * 100 / DPI) for size in image.size)
-    source = f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+    source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
     return {"src": source, "width": width, "height": height, "words": words}

@@ -71,7 +71,7 @@ def run_notebooks(
         raise VptspError(f"unknown profile {profile!r}; one of: {', '.join(PROFILES)}")
     configured(profile, {}, changes or {})  # refuses an unknown key or a wrong type
     if seeds is not None and len(set(seeds)) < len(seeds):
-        raise VptspError(f"seeds = {list(seeds)} name one twice: its run would count twice; give each once")
+        raise VptspError(f"seeds = {list(seeds)} contain a seed twice; give each seed once")
     check_cluster(check_workers(workers))
     if data is not None and not Path(data).is_dir():
         raise VptspError(f"--data: there is no folder {data}")
