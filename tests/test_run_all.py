@@ -140,7 +140,7 @@ def test_stopped_and_called_again_until_it_is_done(checkout, capsys):
     options = ("smoke", checkout.letters, checkout.results, (), None, checkout.notebooks)
     assert run_notebooks(*options) == 0
     states = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if line[:2] in ("a_", "b_")]
-    assert states == [["a_short", "there"], ["b_long", "ok"]]
+    assert states == [["a_short", "unchanged"], ["b_long", "ok"]]
     assert checkout.printed("a_short") == "7 1" and checkout.printed("b_long") == "1 3"
     assert not checkpoint.exists() and checkout.hidden() == []
     assert len([*checkout.results.glob("smoke/runs/*/metrics.json")]) == 2

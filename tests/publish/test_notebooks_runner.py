@@ -49,7 +49,7 @@ def test_one_kernel_runs_all_and_the_others_run_after_a_failure(tmp_path, capfd)
     names = {f"{name}.{kind}" for name in ("a_runs", "b_runs", "d_plain") for kind in ("ipynb", "html")}
     names |= {"c_fails.failed.ipynb", "cc_dies.failed.ipynb"}
     assert {path.name for path in out.iterdir()} == names
-    assert "In [3], line 2: math.sqrt(-1) -> ValueError" in printed and "3 of 5 notebooks are there" in printed
+    assert "In [3], line 2: math.sqrt(-1) -> ValueError" in printed and "3 of 5 notebooks are finished" in printed
     assert "DeadKernelError: Kernel died" in printed
     ran = nbformat.read(out / "a_runs.ipynb", as_version=4)
     assert ran.cells[3].execution_count == 3
@@ -358,7 +358,7 @@ def test_a_full_disk_ends_one_notebook_and_keeps_the_first_error(tmp_path, monke
     assert runner.run_notebooks("smoke", results=out, folder=sources) == 1
     printed = capsys.readouterr().out
     assert printed.count("OSError: [Errno 28] No space left on device") == 2
-    assert "1 of 3 notebooks are there" in printed
+    assert "1 of 3 notebooks are finished" in printed
     kept = {"b_full.failed.ipynb", "c_next.ipynb", "c_next.html"}
     assert {path.name for path in (out / "smoke" / "notebooks").iterdir()} == kept
 

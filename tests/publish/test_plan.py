@@ -49,13 +49,13 @@ def test_finished_and_missing_runs_are_listed_with_their_time(tmp_path, monkeypa
     assert runner.run_notebooks("smoke", None, tmp_path / "results", folder=tmp_path, dry=True) == 0
     second, third = (run_folder(preset("smoke", **each), out).name for each in (dict(seed=1), dict(seed=2, epochs=2)))
     assert capsys.readouterr().out.splitlines() == [
-        "a_runs: 2 runs, 1 there, 1 missing",
+        "a_runs: 2 runs, 1 finished, 1 missing",
         f"    {second}, seed 1: about 90 s",
-        "b_runs: 2 runs, 0 there, 1 missing, 1 listed above",
+        "b_runs: 2 runs, 0 finished, 1 missing, 1 listed above",
         f"    {third}, seed 2: no run of this kind on cpu yet",
-        "c_runs: 1 runs, 0 there, 1 missing",
+        "c_runs: 1 runs, 0 finished, 1 missing",
         f"    {light.name}, seed 0: about 90 s",
-        "3 runs, 0 there, 3 missing",
+        "3 runs, 0 finished, 3 missing",
         "One after another on cpu, 2 of the missing runs take about 3 minutes; the time of 1 is not known; pictures, "
         "searches and timings come on top",
     ]

@@ -60,17 +60,17 @@ def show(work: Sequence[tuple[Path, Mapping[str, Any]]], data: str | Path | None
     for path, given in work:
         runs, trials = asked_runs(path, given)
         folders = {run_folder(config, folder): config for config in runs}
-        there = {place for place, config in folders.items() if (place / METRICS).exists()
-                 and (runs[config] or not read_run(place).light)}  # fmt: skip
-        new = [place for place in folders if place not in there and place not in missing]
-        above = len(folders) - len(there) - len(new)
-        line = f"{path.stem}: {len(folders)} runs, {len(there)} there, {len(new)} missing"
+        done = {place for place, config in folders.items() if (place / METRICS).exists()
+                and (runs[config] or not read_run(place).light)}  # fmt: skip
+        new = [place for place in folders if place not in done and place not in missing]
+        above = len(folders) - len(done) - len(new)
+        line = f"{path.stem}: {len(folders)} runs, {len(done)} finished, {len(new)} missing"
         if above:
             line += f", {above} listed above"
         if trials:
             line += f"; a search of {trials} trials, finished ones included"
         if is_finished(folder, path.stem, made_from(path, given)):
-            line += "; its page is there"
+            line += "; the notebook is finished"
         print(line)
         for place in new:
             config = folders[place]
@@ -79,12 +79,12 @@ def show(work: Sequence[tuple[Path, Mapping[str, Any]]], data: str | Path | None
             time = f"about {missing[place]:.0f} s" if seconds else f"no run of this kind on {here} yet"
             print(f"    {place.name}, seed {config.seed}: {time}")
             absent[config.dataset] = absent_data(config, data, path.stem.split("_")[0], folder)
-        finished |= there
+        finished |= done
     for each in filter(None, absent.values()):
         print(f"No runs: {each.problem}")
     known = [seconds for seconds in missing.values() if seconds is not None]
     finished -= missing.keys()  # light runs, if one notebook needs the weights
-    print(f"{len(finished) + len(missing)} runs, {len(finished)} there, {len(missing)} missing")
+    print(f"{len(finished) + len(missing)} runs, {len(finished)} finished, {len(missing)} missing")
     print(
         f"One after another on {here}, {len(known)} of the missing runs take about {sum(known) / 60:.0f} minutes; "
         f"the time of {len(missing) - len(known)} is not known; pictures, searches and timings come on top"

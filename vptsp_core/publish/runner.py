@@ -105,20 +105,20 @@ def run_notebooks(
             start = time.perf_counter()
             with locked(out / f".{path.stem}.lock", f"{path.stem}: another call executes it; waiting"):
                 made = made_from(path, given)
-                written, problem, there = out / path.name, "", is_finished(out.parent, path.stem, made)
-                if not there:
+                written, problem, unchanged = out / path.name, "", is_finished(out.parent, path.stem, made)
+                if not unchanged:
                     with _progress(path.stem, out.parent / "runs"):
                         written, problem = _execute(path, out, given, made, kernel)
                 if not problem:
                     print(f"    {written.with_suffix('.html')}", flush=True)
             seconds = time.perf_counter() - start
-            state = "there" if there else "failed" if problem else "ok"
-            table.append(f"{path.stem:<28} {state:<7} {seconds:7.1f} s  {written}")
+            state = "unchanged" if unchanged else "failed" if problem else "ok"
+            table.append(f"{path.stem:<28} {state:<9} {seconds:7.1f} s  {written}")
             if problem:
                 failures += 1
                 table.append(f"    {problem}")
     print("", *table, sep="\n")
-    print(f"{len(work) - failures} of {len(work)} notebooks are there; results: {out.parent}", flush=True)
+    print(f"{len(work) - failures} of {len(work)} notebooks are finished; results: {out.parent}", flush=True)
     return int(failures > 0)
 
 
