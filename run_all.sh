@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything this project shows, in one command; see usage() below or ./run_all.sh --help.
+# Makes all results of this project with one command; see usage() below or ./run_all.sh --help.
 set -euo pipefail
 
 usage() {
@@ -8,31 +8,36 @@ usage: ./run_all.sh [--profile demo|smoke|tiny|paper] [--data DIR] [--results DI
                     [--workers N|gpus | --cluster tcp://HOST:PORT] [--set KEY=VALUE]... [--dry-run]
        ./run_all.sh test
 
-Executes the notebooks and writes executed copies, HTML, figures and tables below the results folder, and a page that
-shows all of it: index.html.
-  --profile   demo (default): embedded data, no download, no GPU needed; smoke: the same, a handful of steps;
-              tiny: tables 1, 4, 5 and 7 and figures 3 and 4 on CUB-200 with a ViT-Ti, without a GPU;
+Executes the notebooks. Writes executed copies, HTML, figures and tables to the results folder, and a page that shows
+all results: index.html.
+
+  --profile   demo (default): embedded data, no download, no GPU needed
+              smoke: the demo with a few steps per run
+              tiny: tables 1, 4, 5 and 7 and figures 3 and 4 on CUB-200 with a ViT-Ti, without a GPU
               paper: the real benchmarks and weights
-  --data      folder with the real data sets (profiles tiny and paper)
-  --results   where to write (default: results/ in this checkout)
-  --only      notebooks to run, by the beginnings of their names; fig3d: panel d of figure 3
-  --seeds     seeds for the notebooks that take them
-  --workers   runs side by side on this machine: N processes, or gpus: one a GPU; default: one run after another
-  --cluster   runs side by side on a Dask cluster that is there already; results and data in folders that all see
-  --set       a key of RunConfig for every run, such as epochs=2; may be given several times
-  --dry-run   list each notebook's runs, what is there, what is missing, and how long it takes on this machine, as far
-              as finished runs tell; nothing is trained, executed or installed
-  test        lint, types and tests
+  --data      folder of the real data sets (profiles tiny and paper)
+  --results   folder to write to (default: results/ in this checkout)
+  --only      the notebooks to run, by the beginnings of their names; fig3d is panel d of figure 3
+  --seeds     seeds for the notebooks that have seeds
+  --workers   train runs in parallel on this machine: in N processes, or gpus for one process per GPU
+              default: one run after another, but the demo on a CPU uses one process per core
+  --cluster   train runs in parallel on a running Dask cluster; every machine must see the folders of results and data
+  --set       change a key of RunConfig for every run, for example epochs=2; may be repeated
+  --dry-run   list each notebook's finished and missing runs, and estimate the time of the missing runs from finished
+              ones; nothing is trained, executed or installed
+  test        run the linter, the type checker and the tests
 
-A second call does only what is missing: runs are found by the hash of their description, and a notebook that was
-finished with the same source, parameters and package, and whose results are all there, is not executed again; delete
-its copy in <results>/<profile>/notebooks/ to have it again. Ctrl-C and SIGTERM stop within seconds, and the same call
-resumes. Two calls at once share the work. Status: 0; 1: a notebook failed (the end says which, and where its copy is);
-2: wrong options; 130 and 143: stopped.
+A second call does only what is missing. A finished run is found by the hash of its settings. A notebook is not executed
+again if its source, its parameters, the package and its results are unchanged; to execute it again, delete its copy in
+<results>/<profile>/notebooks/. Ctrl-C and SIGTERM stop the call within seconds, and the same command resumes it. Two
+calls at the same time share the work.
 
-Uses the active environment (virtualenv, conda, python on PATH) where it has what pyproject.toml asks for; otherwise
-makes .venv in this checkout with Python 3.11 to 3.14 (by uv, where only another Python is there and uv is) and
-installs the pinned requirements once.
+Exit status: 0: everything is finished; 1: a notebook failed, and the end of the output names it and its copy; 2: an
+option is wrong; 130 or 143: stopped.
+
+Uses the active environment (virtualenv, conda or the python on PATH) if it has the packages that pyproject.toml asks
+for. Otherwise makes .venv in this checkout, with Python 3.11 to 3.14, and installs the pinned requirements once. If no
+such Python is installed, uv provides one, if uv is installed.
 TEXT
 }
 
@@ -88,12 +93,12 @@ done
 [[ $mode != test || -z ${given:-} ]] || fail "test takes no options, but there is $given"
 
 # ---- environment -----------------------------------------------------------------------------------------------
-# fits PYTHON: 3.11 to 3.14, and every distribution that pyproject.toml asks for (for `test`: also those of the extra
-# `dev`) at an acceptable version. Reads metadata only, so it takes a fraction of a second. Silent, but for a torch
-# that is there and does not fit.
+# fits PYTHON: whether it is 3.11 to 3.14 and has every package that pyproject.toml asks for, at an accepted version
+# (for `test` also those of the extra `dev`). Reads metadata only, so it takes a fraction of a second. It prints a line
+# only if an installed torch has another version.
 fits() {
   [[ -x $1 ]] || return 1
-  "$1" - "$root/pyproject.toml" "$mode" 3>&2 2>/dev/null >&3 <<'PYTHON' # its stdout is for people
+  "$1" - "$root/pyproject.toml" "$mode" 3>&2 2>/dev/null >&3 <<'PYTHON' # its stdout becomes stderr
 import sys
 if not (3, 11) <= sys.version_info[:2] <= (3, 14):
     sys.exit(1)
@@ -125,8 +130,8 @@ PYTHON
 has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
 supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; }
 
-# Sets `python` to that of .venv, which is made or brought up to date first if need be. The stamp says what was
-# installed and is written last; a .venv begun here and not finished is made anew.
+# Sets `python` to that of .venv, after making or updating .venv if necessary. The stamp says what was installed and is
+# written last. A .venv that was begun here and not finished is made again.
 own_environment() {
   local venv=$root/.venv stamp=$root/.venv/.vptsp-stamp begun=$root/.venv/.vptsp-begun
   local pins=requirements.txt wanted have='' candidate
@@ -134,19 +139,19 @@ own_environment() {
   wanted="$(cat -- "$root"/requirements*.txt | cksum)"
   python=$venv/bin/python
   [[ ! -f $stamp ]] || have=$(<"$stamp")
-  if [[ ! -e $begun && ! -f $stamp ]] && fits "$python"; then return; fi  # somebody else made it, and made it well
+  if [[ ! -e $begun && ! -f $stamp ]] && fits "$python"; then return; fi  # a .venv that somebody else made
   if [[ ! -e $begun && ($have == "$wanted requirements-dev.txt" || $have == "$wanted $pins") ]] &&
     supported "$python"; then return; fi
-  [[ -z $dry ]] || fail "--dry-run needs an environment, and none is here yet; the call without it installs .venv first"
+  [[ -z $dry ]] || fail "--dry-run needs an environment, and none is here; run the command without it to install one"
 
   if [[ -e $begun ]] || ! supported "$python" || ! "$python" -m pip --version >/dev/null 2>&1; then
-    PATH=${PATH//"$venv/bin:"/} # it may be active, and cannot make itself
+    PATH=${PATH//"$venv/bin:"/} # if .venv is active, its own python cannot make it again
     for candidate in python3 python python3.14 python3.13 python3.12 python3.11 uv ''; do
       [[ -n $candidate ]] ||
         fail "no Python 3.11, 3.12, 3.13 or 3.14 on PATH, and no uv; install one of them, or use environment.yml"
       if [[ $candidate == uv ]]; then ! command -v uv >/dev/null || break; else ! supported "$candidate" || break; fi
     done
-    rm -f -- "$venv"/bin/python* # first, lest a half emptied folder pass for an environment
+    rm -f -- "$venv"/bin/python* # first, so that a half-emptied folder is not mistaken for an environment
     if [[ $candidate == uv ]]; then
       note "making $venv with uv, which brings Python 3.12"
       uv venv --quiet --clear --seed --python 3.12 "$venv" || fail "uv could not make $venv (see above)"
@@ -160,13 +165,13 @@ own_environment() {
   note "installing $pins into $venv (once; a few minutes)"
   for candidate in requirements.txt requirements-dev.txt; do
     have=$(<"$root/$candidate")
-    # both bring the module faiss, so that only one may be there; that for a GPU is built for Linux on x86_64 alone
+    # faiss-cpu and faiss-gpu have the same module, so only one may be installed; faiss-gpu is for Linux on x86_64 only
     if [[ $OSTYPE$HOSTTYPE == linux*x86_64 ]] && has_gpu; then have=${have/faiss-cpu==/faiss-gpu==}; fi
     printf '%s\n' "$have" >"$venv/$candidate"
   done
   "$python" -m pip install --quiet --disable-pip-version-check -r "$venv/$pins" ||
     { echo "error: pip could not install $pins (see above); the next call starts over" >&2; exit 1; }
-  # notebooks opened by hand in this environment find the package too
+  # so that notebooks opened by hand in this environment find the package
   "$python" - "$root" <<'PYTHON'
 import pathlib, sys, sysconfig
 pathlib.Path(sysconfig.get_path("purelib"), "vptsp_checkout.pth").write_text(sys.argv[1] + "\n", encoding="utf-8")
@@ -197,8 +202,8 @@ if [[ $mode == test ]]; then
   status=0
   "$python" -m ruff check . || status=1
   "$python" -m mypy vptsp_core || status=1
-  # a file at a time to each of two processes: tests use one thread, and some share what their file made; in the order
-  # of tests/conftest.py
+  # two processes with one test file each: tests use one thread, and the tests of a file share fixtures. The order is
+  # that of tests/conftest.py.
   "$python" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder || status=$?
   exit "$status"
 fi
@@ -211,4 +216,4 @@ set -- --profile "$profile" --results "$results"
 [[ -z $cluster ]] || set -- "$@" --cluster "$cluster"
 [[ -z $dry ]] || set -- "$@" "$dry"
 for change in ${changes[@]+"${changes[@]}"}; do set -- "$@" --set "$change"; done
-exec "$python" -m vptsp_core notebooks "$@" # in this shell's place: a SIGTERM sent to it has to arrive
+exec "$python" -m vptsp_core notebooks "$@" # replaces this shell, so that a SIGTERM arrives

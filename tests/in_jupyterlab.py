@@ -278,7 +278,7 @@ def try_explorer(page: Page, image: Path) -> None:
     page.driver.switch_to.frame(page.all("iframe[title='map of images']")[0])
 
     def told() -> str:
-        return page.all("#told")[0].text
+        return page.all("#counts")[0].text
 
     page.until("the map to be drawn", lambda: "drawn" in told())
     before = told()

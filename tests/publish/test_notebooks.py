@@ -1,5 +1,6 @@
-"""All notebooks run under the smoke profile, one kernel executes them, and they leave what they promise."""
+"""All notebooks run in the profile smoke, in one kernel, and write the promised results."""
 
+import functools
 import json
 import re
 
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from vptsp_core.figures.umap import umap_plane
 from vptsp_core.method.lora import has_peft
 from vptsp_core.paper import beyond
 from vptsp_core.paper.figure3 import SWEEPS
@@ -34,16 +36,30 @@ FIGURES = {
     "fig4_embedding_space": ["fig4_embedding_space", "fig4_embedding_space_gap", "fig4_embedding_space_test"],
     "table10_latency": ["table10_latency", "table10_latency_forms"],
 }
-FEW = 3  # images a class, and few pixels: with all of them the time is spent on embedding images and writing pictures
-DRAW_FEW = f"""from vptsp_core.data.glyphs import load_glyphs
-from vptsp_core.figures import style
+FEW = 3  # images per class
+SMALL = {"image_size": 24, "resize": 24}  # pixels: 10 tokens in place of 26
+# A cell after the parameters. Without it, most of the time goes into images, pictures (a PDF takes half a second) and
+# maps (UMAP compiles for 20 s). `test_umap_places_vectors_in_the_plane` calls the real UMAP.
+LESS_WORK = f"""import numpy as np
+from matplotlib.figure import Figure
 
+from vptsp_core.data.glyphs import load_glyphs
+from vptsp_core.figures import style, umap
+
+queries, neighbours, shown_classes, map_images, points = 2, 6, 2, 60, 60
 load_glyphs.__defaults__ = ({FEW}, 40, 0)
-style.file_of.__kwdefaults__["dpi"] = 60"""
+if style.file_of.__name__ == "file_of":  # the first notebook of this kernel
+    style.file_of.__kwdefaults__["dpi"] = 40
+
+    def small(figure, kind="png", *, file_of=style.file_of, empty=Figure(), **more):
+        return file_of(empty if kind == "pdf" else figure, kind, **more)
+
+    style.file_of = small
+umap.umap_plane = lambda vectors: np.ascontiguousarray(vectors[:, :2])"""
 
 
 class Executed:
-    """The results folder of the notebooks."""
+    """The results of the notebooks."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -52,7 +68,7 @@ class Executed:
         return pd.read_csv(self.folder / "tables" / f"{name}.csv", index_col=0)
 
     def outputs(self, name: str) -> list:
-        """Of a notebook's cells; nothing but results is among them: no error, no widget, nothing on stderr."""
+        """Return the outputs of a notebook, after checking that they have no error, no widget and nothing on stderr."""
         notebook = nbformat.read(self.folder / "notebooks" / f"{name}.ipynb", as_version=4)
         found = [output for cell in notebook.cells for output in cell.get("outputs", [])]
         assert not [output for output in found if output.output_type == "error" or output.get("name") == "stderr"]
@@ -61,7 +77,7 @@ class Executed:
         return found
 
     def figures(self, name: str) -> list[str]:
-        """Names of a notebook's figures, each there as PNG and as PDF, and shown once."""
+        """Return the names of a notebook's figures. Each exists as PNG and PDF and is shown once."""
         shown = sum("image/png" in output.get("data", {}) for output in self.outputs(name))
         found = sorted(path.stem for path in (self.folder / "figures").glob(f"{name}*.png"))
         assert shown == len(found)
@@ -73,12 +89,12 @@ class Executed:
 
 @pytest.fixture(scope="module")
 def notebooks(tmp_path_factory):
-    """Copies that draw few images."""
+    """Return copies of the notebooks that draw less."""
     folder = tmp_path_factory.mktemp("notebooks")
     for path in FOLDER.glob("*.ipynb"):
         notebook = nbformat.read(path, as_version=4)
         tagged = ["parameters" in cell.metadata.get("tags", ()) for cell in notebook.cells]
-        notebook.cells.insert(tagged.index(True) + 1, nbformat.v4.new_code_cell(DRAW_FEW))
+        notebook.cells.insert(tagged.index(True) + 1, nbformat.v4.new_code_cell(LESS_WORK))
         nbformat.write(notebook, folder / path.name)
     return folder
 
@@ -88,14 +104,14 @@ def smoke(notebooks, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         results = tmp_path_factory.mktemp("results")
-        status = run_notebooks("smoke", None, results, (), [0], notebooks)
+        status = run_notebooks("smoke", None, results, (), [0], notebooks, changes=SMALL)
     folder = results / "smoke"
     assert status == 0, [path.name for path in (folder / "notebooks").glob("*.failed.ipynb")]
     return Executed(folder)
 
 
 @pytest.mark.parametrize("number", NAMES)
-def test_all_rows_of_the_paper_stand_there_as_printed(smoke, number):
+def test_tables_have_all_rows_of_the_paper_as_printed(smoke, number):
     found, paper = smoke.table(NAMES[number]), paper_rows(number)
     assert list(found.index[: len(paper)]) == list(paper["row"])
     for column in paper.columns.drop("row"):
@@ -106,7 +122,7 @@ def test_all_rows_of_the_paper_stand_there_as_printed(smoke, number):
 
 
 @pytest.mark.parametrize("number", NAMES)
-def test_ours_is_filled_where_the_glyphs_stand_in_and_nowhere_else(smoke, number):
+def test_ours_is_filled_only_for_the_data_set_that_the_glyphs_replace(smoke, number):
     found, cells = smoke.table(NAMES[number]), TABLES[number]("smoke")
     for column in [column for column in found if column.endswith(", ours") and "@" in column]:
         of_set = [row for row, name in cells if name == column.split(" ")[0]]
@@ -115,7 +131,7 @@ def test_ours_is_filled_where_the_glyphs_stand_in_and_nowhere_else(smoke, number
         assert column.replace(" released", "") in found  # both definitions
 
 
-def test_rows_of_ours_alone(smoke):
+def test_rows_that_only_we_have(smoke):
     assert list(smoke.table(NAMES[3]).index)[3:] == [GLYPHS]
     assert list(smoke.table(NAMES[8]).index)[4:] == [DEMO_PRETRAINED, DEMO_RANDOM]
     six = smoke.table(NAMES[6])
@@ -124,14 +140,14 @@ def test_rows_of_ours_alone(smoke):
 
 @pytest.mark.parametrize(("number", "reference"), [(2, "VPTSP-G, ViT-S/16"), (4, "VPTSP (GRU) + BitFit"),
     (5, "VPTSP-G"), (6, "VPTSP, ViT-S/16"), (7, "GRU with ReLU"), (8, DEMO_PRETRAINED)])  # fmt: skip
-def test_differences_have_their_intervals(smoke, number, reference):
-    told = smoke.table(NAMES[number])[f"CUB R@1, vs {reference}"].dropna()
+def test_differences_have_intervals(smoke, number, reference):
+    vs = smoke.table(NAMES[number])[f"CUB R@1, vs {reference}"].dropna()
     others = [row for row, _ in TABLES[number]("smoke") if row != reference]
-    assert sorted(told.index) == sorted(others)
-    assert told.str.fullmatch(r"(≈ )?[+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]").all(), list(told)
+    assert sorted(vs.index) == sorted(others)
+    assert vs.str.fullmatch(r"(≈ )?[+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]").all(), list(vs)
 
 
-def test_executed_copies_show_their_figures_name_the_selection_and_are_quiet(smoke):
+def test_tables_show_their_figures_and_name_the_selection_and_the_record(smoke):
     assert smoke.figures("table9_search") == ["table9_search_history", "table9_search_importance"]
     for name in TABLES_ONLY[:-2]:
         assert smoke.figures(name) == [name]
@@ -145,20 +161,20 @@ def test_executed_copies_show_their_figures_name_the_selection_and_are_quiet(smo
 
 def test_a_dry_run_lists_the_runs_that_the_notebooks_make(smoke):
     for name in set(TABLES_ONLY) - {"table9_search"}:  # the trials of a search are made as it goes
-        listed, _ = asked_runs(FOLDER / f"{name}.ipynb", {"profile": "smoke", "seeds": [0]})
+        listed, _ = asked_runs(FOLDER / f"{name}.ipynb", {"profile": "smoke", "seeds": [0], "changes": SMALL})
         made = {run.hash for run in Manifest.read(smoke.folder, name).runs}
         assert {config.hash() for config in listed} == made
 
 
-def test_the_manifest_names_all_that_a_notebook_left_and_a_second_call_does_nothing(smoke, notebooks, capsys):
+def test_the_manifest_names_all_results_and_a_second_call_executes_nothing(smoke, notebooks, capsys):
     manifest = json.loads((smoke.folder / "manifests" / "table2_sota.json").read_text())
     assert manifest["tables"] == ["table2_sota.csv"] and manifest["figures"] == ["table2_sota.png"]
     assert [run["hash"] for run in manifest["runs"]] == manifest["record"]["run"]
     assert all((smoke.folder / run["folder"] / "metrics.json").is_file() for run in manifest["runs"])
     assert manifest["missing"] == [] and manifest["failure"] == "" and manifest["seconds"] > 0
     before = {path: path.stat().st_mtime_ns for path in (smoke.folder / "notebooks").glob("table*.ipynb")}
-    assert run_notebooks("smoke", None, smoke.folder.parent, ["table2", "table4"], [0], notebooks) == 0
-    assert capsys.readouterr().out.count(" there ") >= 2
+    assert run_notebooks("smoke", None, smoke.folder.parent, ["table2", "table4"], [0], notebooks, changes=SMALL) == 0
+    assert capsys.readouterr().out.count(" unchanged ") == 2
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
 
 
@@ -184,19 +200,19 @@ def test_table1_has_values_for_every_method(smoke):
     assert order["Linear probing"] < order["VPT"] < order["VPTSP-M"] < order["VPTSP-G"] < order["Full fine-tuning (PA)"]
 
 
-def test_beyond_the_paper_has_every_row_and_its_distance(smoke):
+def test_beyond_the_paper_has_every_row_and_its_difference(smoke):
     found = smoke.table("beyond_paper")
     rows = beyond.rows("smoke")
     assert list(found.index) == list(rows)
     assert found[["CUB R@1, ours", "CUB MAP@R, ours"]].notna().all(axis=None)
-    told = found[f"CUB R@1, vs {beyond.REFERENCE}"]
-    assert pd.isna(told[beyond.REFERENCE]) and told.drop(beyond.REFERENCE).str.contains(r"\[").all()
+    vs = found[f"CUB R@1, vs {beyond.REFERENCE}"]
+    assert pd.isna(vs[beyond.REFERENCE]) and vs.drop(beyond.REFERENCE).str.contains(r"\[").all()
     printed = "".join(output.get("text", "") for output in smoke.outputs("beyond_paper"))
     assert "held-out training classes" in printed and ("peft is not installed" in printed) == (not has_peft())
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_executed_copies_with_several_figures_show_each_once_and_are_quiet(smoke, name):
+def test_notebooks_with_several_figures_show_each_once(smoke, name):
     assert smoke.figures(name) == FIGURES[name]
     assert {"commit", "device", "torch version"} <= set(smoke.table(f"{name}_record").index)
 
@@ -254,14 +270,14 @@ def test_selection_has_all_three_ways_and_validation_trained_on_fewer_classes(sm
     assert facts["training classes held out"] == "0, 20"
 
 
-def test_the_paper_stands_beside_the_best_row(smoke):
+def test_the_tour_compares_its_best_row_with_the_paper(smoke):
     found = smoke.table("tour")
     assert list(found.index) == [FROZEN, CLOSED, BEST] and found["R@1, ours"].notna().all()
     assert found.loc[BEST, "R@1, paper"] == 86.6 and pd.isna(found.loc[FROZEN, "R@1, paper"])
     assert found.loc[BEST, "R@1, ours"] == smoke.table("tour_selection")["R@1"].iloc[0]
 
 
-def test_nothing_of_the_controls_is_in_the_executed_copy(smoke):
+def test_the_executed_copy_has_no_controls(smoke):
     kinds = {kind for output in smoke.outputs("explore") for kind in output.get("data", {})}
     assert kinds == {"image/png", "text/html", "text/plain"}
     shown = (smoke.folder / "notebooks" / "explore.html").read_text()
@@ -280,9 +296,22 @@ def test_classes_and_confusions_add_up_to_the_recorded_recall(smoke):
     assert f"R@1 {mean:.1f} %; its record says {recall[BEST]:.1f} %." in printed
 
 
-def test_proxies_and_attention_are_told_in_numbers(smoke):
+def test_proxies_and_attention_have_numbers(smoke):
     whole, shares = smoke.table("explore_proxies"), smoke.table("explore_attention")
     assert list(whole.index) == ["O", "P", "Q"] and whole.notna().all(axis=None)
     assert len(shares) == 6 and (shares["prompts"] > 0).all()
     assert shares[["prompts", "class token", "patches"]].sum(axis=1).to_numpy() == pytest.approx(100, abs=1e-3)
     assert smoke.table("explore_record")["value"]["runs"] == "1"
+
+
+def test_umap_places_vectors_in_the_plane(monkeypatch):
+    """Without numba's compilation, which takes 20 s, and with few epochs."""
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    import umap
+
+    monkeypatch.setattr(umap, "UMAP", functools.partial(umap.UMAP, n_epochs=10))
+    vectors = np.repeat(np.eye(2, 8, dtype=np.float32), 10, axis=0)  # two groups
+    vectors += 0.01 * np.random.default_rng(0).normal(size=vectors.shape).astype(np.float32)
+    plane = umap_plane(vectors)
+    assert plane.shape == (20, 2) and plane.dtype == np.float32 and np.isfinite(plane).all()
+    np.testing.assert_array_equal(plane, umap_plane(vectors))

@@ -32,7 +32,7 @@ def write(folder: Path, name: str, *cells: str, parameters: str | None = PARAMET
     return path
 
 
-def test_one_kernel_runs_all_goes_on_after_a_failure_and_reports_it(tmp_path, capfd):
+def test_one_kernel_runs_all_and_the_others_run_after_a_failure(tmp_path, capfd):
     sources, out = tmp_path / "sources", tmp_path / "results {here}" / "smoke" / "notebooks"
     sources.mkdir()
     seen = "open(results + '/seen', 'a').write('%s %s %s;' % (os.getpid(), seeds, 'kept' in globals()))"
@@ -49,16 +49,16 @@ def test_one_kernel_runs_all_goes_on_after_a_failure_and_reports_it(tmp_path, ca
     names = {f"{name}.{kind}" for name in ("a_runs", "b_runs", "d_plain") for kind in ("ipynb", "html")}
     names |= {"c_fails.failed.ipynb", "cc_dies.failed.ipynb"}
     assert {path.name for path in out.iterdir()} == names
-    assert "In [3], line 2: math.sqrt(-1) -> ValueError" in printed and "3 of 5 notebooks are there" in printed
+    assert "In [3], line 2: math.sqrt(-1) -> ValueError" in printed and "3 of 5 notebooks are finished" in printed
     assert "DeadKernelError: Kernel died" in printed
     ran = nbformat.read(out / "a_runs.ipynb", as_version=4)
     assert ran.cells[3].execution_count == 3
     shown = ran.cells[3].outputs[0]["data"]["text/plain"]
     assert all(repr(part) in shown for part in ("smoke", str(runner.CHECKOUT), sys.executable))
     first, second, _ = (tmp_path / "results {here}" / "seen").read_text().split(";")
-    assert first == second and first.endswith("[3, 4] False"), "one kernel, and nothing of the first notebook in it"
+    assert first == second and first.endswith("[3, 4] False"), "one kernel, without the names of the first notebook"
     assert nbformat.read(out / "b_runs.ipynb", as_version=4).cells[3].execution_count == 3
-    assert "<details>" in (out / "a_runs.html").read_text()  # code is folded away, and there
+    assert "<details>" in (out / "a_runs.html").read_text()  # folded code
     assert Manifest.read(out.parent, "c_fails").failure.startswith("In [3], line 2")
     assert Manifest.read(out.parent, "a_runs").seconds > 0
 
@@ -76,7 +76,7 @@ def test_one_kernel_runs_all_goes_on_after_a_failure_and_reports_it(tmp_path, ca
         (None, "no 'profile'; its parameters: none"),
     ],
 )
-def test_notebooks_without_the_parameters_of_a_run_are_refused_before_anything_runs(tmp_path, parameters, message):
+def test_a_notebook_without_the_necessary_parameters_is_refused_before_anything_runs(tmp_path, parameters, message):
     write(tmp_path, "a", "open('x')", parameters=parameters)
     with pytest.raises(VptspError, match=message):
         runner.run_notebooks("demo", None, tmp_path / "results", (), [0], tmp_path)
@@ -131,12 +131,12 @@ def page(results, profile):
         (["--set", "epochs"], "--set epochs: write KEY=VALUE"),
         (["--set", "epoch=2"], "epoch"),
         (["--cluster", "tcp://127.0.0.1:9"], "no Dask scheduler answers at tcp://127.0.0.1:9"),
-        (["--seeds", "0,1,0"], r"seeds = \[0, 1, 0\] name one twice"),
+        (["--seeds", "0,1,0"], r"seeds = \[0, 1, 0\] contain a seed twice"),
         (["--set", "epochs=two"], "epochs = 'two' must be of type int"),
         (["--set", "accumulator=ema"], r"changes \(--set\) hold accumulator, by which the rows of tables differ"),
     ],
 )
-def test_wrong_options_for_many_runs_are_told_before_anything_starts(tmp_path, options, message):
+def test_wrong_options_are_refused_before_anything_starts(tmp_path, options, message):
     with pytest.raises(VptspError, match=message):
         runner.main(["--results", str(tmp_path / "out"), *options])
     assert not (tmp_path / "out").exists()
@@ -149,18 +149,18 @@ def test_workers_and_cluster_exclude_each_other(capsys):
 
 
 @pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "log"])
-def test_a_terminal_shows_what_is_at_work_in_one_line_and_a_log_in_a_line_a_change(tmp_path, monkeypatch, terminal):
+def test_progress_is_one_line_on_a_terminal_and_one_line_per_change_in_a_log(tmp_path, monkeypatch, terminal):
     shown = io.StringIO()
     shown.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stderr", shown)
-    monkeypatch.setattr(runner, "every", lambda seconds, tell: contextlib.nullcontext(told.append(tell)))
-    told, runs = [], tmp_path / "runs"
-    with runner._shown("table1", runs):
+    monkeypatch.setattr(runner, "every", lambda seconds, tell: contextlib.nullcontext(calls.append(tell)))
+    calls, runs = [], tmp_path / "runs"
+    with runner._progress("table1", runs):
         write_progress(runs / "glyphs-vptsp-1a2b3c", 1, 4)
-        told[0]()
-        told[0]()
+        calls[0]()
+        calls[0]()
         write_progress(runs / "glyphs-vptsp-1a2b3c", 2, 4)
-        told[0]()
+        calls[0]()
     if terminal:
         assert "\n" not in shown.getvalue() and "\rtable1 0:00  vptsp-1a2b epoch 2/4 " in shown.getvalue()
     else:
@@ -192,7 +192,7 @@ def test_only_picks_by_the_beginning_of_the_name(tmp_path):
         discover((), tmp_path / "absent")
 
 
-def test_what_cannot_work_is_one_error_line(tmp_path):
+def test_what_cannot_run_is_one_error_line(tmp_path):
     write(tmp_path, "a", "1")
     (tmp_path / "file").write_text("")
     with pytest.raises(VptspError, match="cannot write .*; choose another folder"):  # also as root
@@ -208,8 +208,8 @@ def test_what_cannot_work_is_one_error_line(tmp_path):
         runner.run_notebooks(results=tmp_path / "results", folder=tmp_path)
 
 
-def test_what_a_finished_notebook_is(tmp_path):
-    """The same source, parameters and package; all that it left, unchanged; nothing failed or missing since."""
+def test_a_notebook_is_finished_if_its_inputs_and_results_are_unchanged(tmp_path):
+    """Inputs are source, parameters and package. The last execution must not have failed or missed anything."""
     source, folder = write(tmp_path, "a", "1"), tmp_path / "results"
     given = {"profile": "smoke", "results": "r", "seeds": [0], "workers": 2}
     made = made_from(source, given)
@@ -226,14 +226,14 @@ def test_what_a_finished_notebook_is(tmp_path):
         record={"seed": ["0"]},
     )  # fmt: skip
     noted.write(folder, "a")
-    assert not is_finished(folder, "a", made), "the notebook wrote its manifest, and the runner did not close it"
+    assert not is_finished(folder, "a", made), "the notebook wrote its manifest, but the runner did not close it"
     noted.close(folder, "a", made, 1.0)
     assert Manifest.read(folder, "a") == noted and sorted(noted.files) == sorted(left)
     assert is_finished(folder, "a", made) and not is_finished(folder, "a", made[::-1])
     for name in left:
         (folder / name).unlink()
         assert not is_finished(folder, "a", made), name
-        (folder / name).write_text("edited, or of another execution")
+        (folder / name).write_text("edited, or from another execution")
         assert not is_finished(folder, "a", made), name
         (folder / name).write_text(name)
     assert is_finished(folder, "a", made)
@@ -262,7 +262,7 @@ def test_a_notebook_is_made_from_every_file_of_the_package(tmp_path, monkeypatch
     assert len(set(hashes)) == 3
 
 
-def test_papermill_itself_is_refused_what_no_notebook_takes(tmp_path):
+def test_a_notebook_refuses_a_parameter_that_papermill_only_warns_of(tmp_path):
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
@@ -277,16 +277,18 @@ def test_papermill_itself_is_refused_what_no_notebook_takes(tmp_path):
 
 
 def test_our_notebooks_keep_the_rules():
-    """No outputs, no classes, at most 15 code cells, one cell of parameters, one opening and one end for all."""
+    """No outputs, no classes, at most 15 code cells, the tagged cells, and the same opening and end for all."""
     paths = discover()
-    assert len({path.stem.split("_")[0] for path in paths}) == len(paths), "--only and the page pick by the first word"
+    assert len({path.stem.split("_")[0] for path in paths}) == len(paths), "--only uses the first word of a name"
     openings = set()
     for path in paths:
         cells = read(path).cells
         code = [cell for cell in cells if cell.cell_type == "code"]
         assert not any(cell.get("outputs") or cell.get("execution_count") for cell in code), path.name
         assert len(code) <= 15 and not any(re.search(r"^\s*class\s", cell.source, re.M) for cell in code), path.name
-        assert [cell.metadata.get("tags") for cell in code].count(["parameters"]) == 1, path.name
+        tags = [cell.metadata.get("tags") for cell in cells]
+        assert tags.count(["parameters"]) == tags.count(["compared"]) == 1, path.name
+        assert "**The paper's claim**" in cells[0].source, path.name
         openings.add("\n\n".join(code[1].source.split("\n\n")[:2]))
         assert f'\nsession = Session("{path.stem}", profile, results' in code[1].source, path.name
         assert code[-1].source.startswith("session.finish("), path.name
@@ -305,7 +307,7 @@ DECLARED = PARAMETERS + "\nchanges = {}"
     [
         ([DECLARED, INJECTED], None),
         (["%load_ext autoreload", "import os", DECLARED, INJECTED], None),
-        (["print(1)", "# Parameters\na = 1"], "no cell above that of the given parameters says NAME = VALUE"),
+        (["print(1)", "# Parameters\na = 1"], "no cell above the one with the given parameters has a line"),
         ([DECLARED, "# Parameters\nchanges = [\n    0,\n]"], r"'changes' must be of type dict, not \[0\]"),
         ([DECLARED + "\nurl = None  # a=b", "x = (", "# Parameters\nurl = 'x?a=b'\ndata = 1"],
          r"'data' must be of type str \| None, not 1"),
@@ -315,8 +317,8 @@ DECLARED = PARAMETERS + "\nchanges = {}"
         ([DECLARED, "seeds = list(range(3))"], None),
     ],
 )
-def test_parameters_that_are_no_literals_are_taken_from_the_kernel(monkeypatch, cells, message):
-    """As JupyterLab leaves them: a cell above, a cell edited and executed again, what papermill writes for ``.nan``."""
+def test_values_of_given_parameters_are_checked_in_the_kernel(monkeypatch, cells, message):
+    """Histories of JupyterLab: a cell above, a cell edited and executed again, what papermill writes for NaN."""
     values = {}
     for cell in cells:
         with contextlib.suppress(SyntaxError):
@@ -328,7 +330,7 @@ def test_parameters_that_are_no_literals_are_taken_from_the_kernel(monkeypatch, 
 
 
 def test_a_full_disk_ends_one_notebook_and_keeps_the_first_error(tmp_path, monkeypatch, capsys):
-    """papermill leaves a copy that is cut short; neither that nor a second full disk may hide what was wrong."""
+    """papermill leaves a truncated copy. Neither that copy nor a second error may hide the first error."""
     import papermill
 
     sources, out = tmp_path / "sources", tmp_path / "results"
@@ -336,7 +338,7 @@ def test_a_full_disk_ends_one_notebook_and_keeps_the_first_error(tmp_path, monke
     for name in ("a_full", "b_full", "c_next"):
         write(sources, name, "seeds")
     (out / "smoke" / "notebooks").mkdir(parents=True)
-    (out / "smoke" / "notebooks" / "a_full.failed.ipynb").write_text("of an earlier failure")
+    (out / "smoke" / "notebooks" / "a_full.failed.ipynb").write_text("from an earlier failure")
     whole = nbformat.writes(nbformat.read(sources / "c_next.ipynb", as_version=4))
 
     def execute(source, target, values, **options):
@@ -356,16 +358,16 @@ def test_a_full_disk_ends_one_notebook_and_keeps_the_first_error(tmp_path, monke
     assert runner.run_notebooks("smoke", results=out, folder=sources) == 1
     printed = capsys.readouterr().out
     assert printed.count("OSError: [Errno 28] No space left on device") == 2
-    assert "1 of 3 notebooks are there" in printed
+    assert "1 of 3 notebooks are finished" in printed
     kept = {"b_full.failed.ipynb", "c_next.ipynb", "c_next.html"}
     assert {path.name for path in (out / "smoke" / "notebooks").iterdir()} == kept
 
 
-def test_the_demo_computes_with_one_thread_a_process(tmp_path, monkeypatch):
-    """So that its sums are rounded alike on machines of few and of many cores."""
+def test_the_demo_computes_with_one_thread_per_process(tmp_path, monkeypatch):
+    """So that rounding is the same on machines with few and with many cores."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    cell = "import torch\nopen(results + '/seen', 'w').write(str(torch.get_num_threads()))"
+    cell = "import os\nopen(results + '/seen', 'w').write(os.environ['OMP_NUM_THREADS'])"
     write(tmp_path, "a", cell, parameters='profile = "demo"\nresults = "r"')
     assert runner.run_notebooks("demo", None, tmp_path / "out", folder=tmp_path) == 0
     assert (tmp_path / "out" / "seen").read_text() == "1"

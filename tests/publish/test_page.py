@@ -1,8 +1,10 @@
-"""The results page and the HTML of executed notebooks, from a made-up results folder."""
+"""The results page and the HTML of executed notebooks, from invented results."""
 
 import base64
+import contextlib
 import io
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,6 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from PIL import Image
 
 from vptsp_core.__main__ import main
 from vptsp_core.errors import VptspError
@@ -31,7 +32,7 @@ EVIL = "<script>alert('x')</script> & \"co\""
 
 
 class Page(HTMLParser):
-    """What a test asks of a page: its tags are balanced; tables as rows of text, links, ids, pictures, visible text."""
+    """A parsed page with balanced tags: its tables as rows of text, its attributes, its visible text."""
 
     VOID = {"meta", "img", "br", "hr", "input", "link"}
 
@@ -70,12 +71,16 @@ class Page(HTMLParser):
 
 
 def source(folder: Path, name: str, *markdown: str) -> None:
-    cell = new_code_cell('profile = "demo"\nresults = "results"', metadata={"tags": ["parameters"]})
-    nbformat.write(new_notebook(cells=[*map(new_markdown_cell, markdown), cell]), folder / f"{name}.ipynb")
+    """Write a notebook. A Markdown cell that begins with "**What can be compared" gets the tag for it."""
+    cells = [new_markdown_cell(text) for text in markdown]
+    for cell in cells:
+        cell.metadata["tags"] = ["compared"] * cell.source.startswith("**What can be compared")
+    code = new_code_cell('profile = "demo"\nresults = "results"', metadata={"tags": ["parameters"]})
+    nbformat.write(new_notebook(cells=[*cells, code]), folder / f"{name}.ipynb")
 
 
 def made_run(results: Path, name: str, seed: int, seconds: float, commit: str = "20d94c243a3a") -> Any:
-    """What a notebook's record needs of a run."""
+    """Return what a notebook's record needs of a run."""
     record = {
         "hash": name, "seconds": seconds, "commit": commit, "versions": {"torch": "2"}, "device": "cpu, 2 threads",
         "weights": "w", "data": {"name": "glyphs", "train": "t", "test": "bc815d89f283b139"},
@@ -88,9 +93,17 @@ def made_run(results: Path, name: str, seed: int, seconds: float, commit: str = 
 
 
 @pytest.fixture
-def folders(tmp_path, capsys) -> tuple[Path, Path]:
-    """Sources of five notebooks, and results of three of them: one whole, one broken, one failed."""
-    sources, results = tmp_path / "sources", tmp_path / "my results"
+def folders(made_once, tmp_path) -> tuple[Path, Path]:
+    """Return copies of the sources and of the results."""
+    sources, results = made_once
+    return shutil.copytree(sources, tmp_path / sources.name), shutil.copytree(results, tmp_path / results.name)
+
+
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory) -> tuple[Path, Path]:
+    """Return sources of five notebooks, and results of three: one complete, one broken, one failed."""
+    folder = tmp_path_factory.mktemp("page")
+    sources, results = folder / "sources", folder / "my results"
     demo = results / "demo"
     sources.mkdir()
     source(sources, "table10_latency", "# Table 10: time")
@@ -114,13 +127,14 @@ def folders(tmp_path, capsys) -> tuple[Path, Path]:
     session.save_table(table)
     session.save_table(cosines, "cosines")
     session.save_table(cosines[["lr"]], "a")
-    report.save_table(cosines, demo, "table2_sota_older")  # of an older notebook
+    report.save_table(cosines, demo, "table2_sota_older")  # of an older version of the notebook
     drawn = Figure(figsize=(6, 3))
     drawn.subplots().plot([1, 2, 3])
     session.save_figure(drawn, f"R@1, {EVIL}")
-    session.absent(preset("demo").replace(dataset="cars"))
-    session.missing("", "Not run: DINO & co: no weights")
-    assert capsys.readouterr().out.count("\n") == 2
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        session.absent(preset("demo").replace(dataset="cars"))
+        session.missing("", "Not run: DINO & co: no weights")
+    assert printed.getvalue().count("\n") == 2
     session.finish([made_run(results, "aa1", 0, 20.4), made_run(results, "bb2", 1, 39.8)])
     other = Session("table4_components", "demo", str(results))
     other.save_table(cosines)
@@ -139,7 +153,7 @@ def folders(tmp_path, capsys) -> tuple[Path, Path]:
 
 
 def without_network(shown: Page) -> None:
-    """No script, and nothing that a browser would fetch by itself; links are for the reader."""
+    """Check that the page has no script and nothing that a browser would fetch by itself, except links."""
     tags = {tag for tag, _ in shown.attributes}
     assert not tags & {"script", "link", "iframe", "object", "embed", "base"}
     for tag, attributes in shown.attributes:
@@ -149,7 +163,7 @@ def without_network(shown: Page) -> None:
     assert "@import" not in shown.style and "url(" not in shown.style
 
 
-def test_page_shows_everything_and_links_only_what_is_there(folders):
+def test_page_shows_everything_and_links_only_existing_files(folders):
     sources, results = folders
     path = page.build(results, "demo", sources)
     assert path == results.resolve() / "demo" / "index.html"
@@ -160,24 +174,24 @@ def test_page_shows_everything_and_links_only_what_is_there(folders):
     for link in shown.all("a", "href"):
         assert link[1:] in order if link.startswith("#") else (path.parent / link).is_file(), link
     linked = [link.removeprefix("tables/table2_sota") for link in shown.all("a", "href") if link.startswith("tables/t")]
-    assert linked[:4] == [".csv", "_cosines.csv", "_a.csv", "_record.csv"]  # as the notebook made them
+    assert linked[:4] == [".csv", "_cosines.csv", "_a.csv", "_record.csv"]  # in the order of the notebook
     assert {"notebooks/table2_sota.html", "figures/table2_sota.png"} <= set(shown.all("a", "href"))
     assert "table2_sota_older" not in text and ".pdf" not in text and text.count("<script") == 0
     assert EVIL in shown.words and shown.all("img", "alt") == [f"R@1, {EVIL}"]
-    said = ("R@1 86.6", "What can be compared. Little.", "more about it", "Rest of it.", "Claim four.")
+    said = ("R@1 86.6", "What can be compared. Little.", "more about this notebook", "Rest of it.", "Claim four.")
     places = [shown.words.index(each) for each in said]
     assert places == sorted(places) and shown.words.count("Little.") == 1
     assert "What can be compared. In the second cell." in shown.words
     assert shown.words.count("Model selection: released.") == 2
     (picture,) = shown.all("img", "src")
-    with Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))) as image:
-        assert image.mode == "P" and image.size == (660, 330)  # 6 x 3 inches at 110 dpi
+    assert base64.b64decode(picture.partition(",")[2]) == (path.parent / "figures" / "table2_sota.png").read_bytes()
+    assert (shown.all("img", "width"), shown.all("img", "height")) == (["600"], ["300"])  # 6 x 3 inches
 
 
 def test_overview_counts_a_run_that_two_notebooks_share_once(folders):
     sources, results = folders
     shown = Page(page.build(results, "demo", sources))
-    assert "2 of 5 notebooks ran, with 2 different training runs: 1 min 0 s of training and evaluation" in shown.words
+    assert "2 of 5 notebooks ran, with 2 different training runs. These took 1 min 0 s of training and" in shown.words
     assert "on cpu, 2 threads." in shown.words
     facts = dict(next(table[1:] for table in shown.tables if table[0] == ["", "all notebooks"]))
     assert facts["commit"] == "20d94c243a3a, f00f00f00f00" and facts["seed"] == "0, 1"
@@ -187,15 +201,15 @@ def test_overview_counts_a_run_that_two_notebooks_share_once(folders):
     assert rows["Figure 3"] == ["failed", "", "", "", ""] and rows["Tour"][0] == "not run"
 
 
-def test_what_is_missing_stands_there_with_its_command(folders):
+def test_what_is_missing_is_listed_with_its_command(folders):
     sources, results = folders
     shown = Page(page.build(results, "demo", sources))
     command = f"./run_all.sh --results '{results.resolve()}' --seeds 0,1 --only"
     assert f"table10_latency has not run: {command} table10" in shown.words
     failed = f"fig3_ablations failed (ValueError: first line {EVIL}); see notebooks/fig3_ablations.failed.ipynb"
     assert f"{failed}. Again: {command} fig3" in shown.words
-    get = "cars is not here. To get it: python -m vptsp_core data get cars --data DIR, and then:"
-    assert shown.words.count(f"{get} {command.replace('--only', '--data DIR --only')} table2") == 2  # and its section
+    get = "cars is not here. To get it: python -m vptsp_core data get cars --data DIR. Then run:"
+    assert shown.words.count(f"{get} {command.replace('--only', '--data DIR --only')} table2") == 2
     listed = shown.words[shown.words.index("What is missing") : shown.words.index("How to read this")]
     assert f"table2_sota: Not run: DINO & co: no weights. Again: {command} table2" in listed
     assert "table4_components: table4_components.csv cannot be read" in listed and f"{command} table4)" in listed
@@ -220,7 +234,7 @@ def test_notebooks_that_lack_the_same_data_set_are_named_together(tmp_path, caps
     states = {row[0]: row[1] for row in shown.tables[0][1:]}
     assert list(states.values()) == ["ran without data", "ran without runs", "ran without data", "run"]
     assert shown.words.count(f"--data DIR --results {(tmp_path / 'out').resolve()} --only table1,table3") == 1
-    assert shown.words.count("cars196 is not here") == 3  # once among what is missing, and in the two sections
+    assert shown.words.count("cars196 is not here") == 3  # once in the list, and in the two sections
 
 
 def test_tables_hold_the_numbers_of_the_files(folders):
@@ -238,7 +252,7 @@ def test_tables_hold_the_numbers_of_the_files(folders):
 
 
 def test_the_committed_demo_reads_back_within_rounding(tmp_path):
-    """Every number of every CSV of the demo, against pandas."""
+    """Compare every number of every CSV of the demo with pandas."""
     seen = 0
     for path in sorted((page.CHECKOUT / "results" / "demo" / "tables").glob("*.csv")):
         if path.stem.endswith("_record"):
@@ -274,7 +288,7 @@ def test_wide_tables_are_cut_between_groups_and_scroll(tmp_path):
         return [len(table[-1]) for table in tables]
 
     assert widths([f"m{at}" for at in range(9)]) == [13, 13, 4]
-    assert widths(["CUB a", "CUB b", "CUB c", "Cars a", "Cars b", "SOP a"]) == [10, 10]  # a data set stays together
+    assert widths(["CUB a", "CUB b", "CUB c", "Cars a", "Cars b", "SOP a"]) == [10, 10]  # a data set is not cut
     assert widths([f"CUB {at}" for at in range(5)]) == [13, 4]
 
 
@@ -331,7 +345,7 @@ def test_notebook_page_needs_no_network_and_folds_code(tmp_path):
 
 
 def test_our_notebooks_need_no_formula_renderer():
-    """Pages have no script, so LaTeX would stand there as it is written."""
+    """Pages have no script, so LaTeX would be shown as source."""
     for path in discover():
         for cell in read(path).cells:
             if cell.cell_type == "markdown":
@@ -339,7 +353,7 @@ def test_our_notebooks_need_no_formula_renderer():
 
 
 @pytest.mark.parametrize("content", ["", "\n", "\n\n", "a,b\n1\n"])
-def test_what_is_no_table_is_named(tmp_path, content):
+def test_an_invalid_table_is_named(tmp_path, content):
     (tmp_path / "t.csv").write_text(content)
-    with pytest.raises(VptspError, match=r"t\.csv is no table: .*run its notebook again"):
+    with pytest.raises(VptspError, match=r"t\.csv is an invalid table: .*run its notebook again"):
         read_table(tmp_path / "t.csv")

@@ -1,4 +1,4 @@
-"""`run_all.sh --dry-run`: the runs of each notebook, what is there and what is missing; nothing is executed."""
+"""`run_all.sh --dry-run` lists each notebook's finished and missing runs and executes nothing."""
 
 import nbformat
 
@@ -15,7 +15,7 @@ SETUP += 'session = Session("a_runs", profile, results, data)'
 
 
 def asking(folder, name, *lines):
-    """A notebook that asks for runs in tagged cells, and has a cell that would fail."""
+    """Write a notebook that asks for runs in tagged cells and has another cell, which would fail."""
     path = write(folder, name, SETUP, *lines, "1 / 0")
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells[2:-1]:
@@ -35,10 +35,10 @@ def test_only_tagged_cells_are_executed_and_silent(tmp_path, capsys):
 def test_every_notebook_can_be_asked():
     asked = {path.stem: asked_runs(path, {"profile": "demo", "seeds": [0, 1]}) for path in discover()}
     assert {name for name, (runs, _) in asked.items() if not runs} == {"table10_latency"}
-    assert asked["table9_search"][1] == 8 and len(asked["tour"][0]) == 6  # frozen, closed, both ways to select by seed
+    assert asked["table9_search"][1] == 8 and len(asked["tour"][0]) == 6  # frozen, closed, 2 selections x 2 seeds
 
 
-def test_what_is_there_and_what_is_missing_is_listed_with_its_time(tmp_path, monkeypatch, capsys):
+def test_finished_and_missing_runs_are_listed_with_their_time(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("vptsp_core.publish.plan.made_with", lambda device: {"device": "cpu, 2 threads"})
     asking(tmp_path, "a_runs", "session.asks(*(preset('smoke', seed=seed) for seed in (0, 1)))")
     asking(tmp_path, "b_runs", "session.asks(preset('smoke', seed=1), preset('smoke', seed=2, epochs=2))")
@@ -49,21 +49,21 @@ def test_what_is_there_and_what_is_missing_is_listed_with_its_time(tmp_path, mon
     assert runner.run_notebooks("smoke", None, tmp_path / "results", folder=tmp_path, dry=True) == 0
     second, third = (run_folder(preset("smoke", **each), out).name for each in (dict(seed=1), dict(seed=2, epochs=2)))
     assert capsys.readouterr().out.splitlines() == [
-        "a_runs: 2 runs, 1 there, 1 missing",
+        "a_runs: 2 runs, 1 finished, 1 missing",
         f"    {second}, seed 1: about 90 s",
-        "b_runs: 2 runs, 0 there, 1 missing, 1 listed above",
+        "b_runs: 2 runs, 0 finished, 1 missing, 1 listed above",
         f"    {third}, seed 2: no run of this kind on cpu yet",
-        "c_runs: 1 runs, 0 there, 1 missing",
+        "c_runs: 1 runs, 0 finished, 1 missing",
         f"    {light.name}, seed 0: about 90 s",
-        "3 runs, 0 there, 3 missing",
-        "One after another on cpu, 2 of those missing take about 3 minutes, and of 1 no time is known; pictures, "
+        "3 runs, 0 finished, 3 missing",
+        "One after another on cpu, 2 of the missing runs take about 3 minutes; the time of 1 is not known; pictures, "
         "searches and timings come on top",
     ]
     assert [path.name for path in out.iterdir()] == ["runs"]
 
 
 def test_a_dry_run_of_the_demo_has_the_parameters_of_a_real_one(tmp_path, monkeypatch):
-    """Among them its workers: else a page that is there would be taken for another one's."""
+    """Its workers too. Otherwise the dry run would not recognise a finished page."""
     given = []
     monkeypatch.setattr(runner, "show", lambda work, data, folder: given.extend(values for _, values in work))
     monkeypatch.setattr(runner, "cores", lambda: 3)

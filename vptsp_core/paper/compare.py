@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,22 @@ TESTED = ("R@1", "MAP@R released")  # the metrics whose differences are tested
 
 @dataclass(frozen=True)
 class Done:
-    """What was run for a table: each run with its cell, (row, set), and what was left out, a line each."""
+    """The runs of a table, each with its cell (row, set), and what could not be run.
+
+    Attributes:
+        not_run: the rows that could not be run and why, one line per reason.
+        absent: the data sets that are missing and of which there is no run.
+    """
 
     runs: list[Run]
     cells: list[tuple[str, str]]
-    left_out: list[str]
+    not_run: list[str]
+    absent: list[report.AbsentData] = field(default_factory=list)
+
+    @property
+    def left_out(self) -> list[str]:
+        """One line per reason why something could not be run."""
+        return [*map(str, self.absent), *self.not_run]
 
     def summary(self) -> str:
         """Return a line about the runs and the lines about missing runs, for a notebook to print."""
@@ -66,12 +77,12 @@ def carry_out(
         for dataset, config in {config.dataset: config for config in configs.values()}.items()
     }
     refusal = functools.cache(_refusal)
-    missing: dict[str, list[str]] = {}  # of each reason, what could not be run
+    missing: dict[report.AbsentData | str, list[str]] = {}  # {reason: what could not be run}
     pairs: list[tuple[tuple[str, str], RunConfig]] = []
     for cell, config in configs.items():
         for seed in of[cell]:
             run = config.replace(seed=seed)
-            reason = ""
+            reason: report.AbsentData | str = ""
             if not _finished(run, results):
                 reason = absent[config.dataset] or refusal(config.backbone, config.weights, config.image_size)
             if reason:
@@ -80,14 +91,16 @@ def carry_out(
                 pairs.append((cell, run))
     every = sorted({seed for each in of.values() for seed in each})
     asked = f" --seeds {','.join(map(str, every))}" if every != [0] else ""
-    shown = {absent[run.dataset] for _, run in pairs}
-    left_out = []
+    datasets = {run.dataset for _, run in pairs}
+    not_run, absent_sets = [], []
     for reason, labels in missing.items():
-        if reason in absent.values() and reason not in shown:  # there is no run of this data set at all
-            left_out.append(reason)
+        rows = f"Not run: {'; '.join(dict.fromkeys(labels))}"
+        if isinstance(reason, str):
+            not_run.append(f"{rows}: {reason}")
+        elif reason.dataset in datasets:
+            not_run.append(f"{rows}: {reason.reason}{asked}")
         else:
-            line = f"Not run: {'; '.join(dict.fromkeys(labels))}: {reason.removeprefix('No runs: ')}"
-            left_out.append(line + (asked if reason in absent.values() else ""))  # which ends with a command
+            absent_sets.append(reason)
     try:
         finished = many([run for _, run in pairs], data=data, results=results, **options) if pairs else []
     except VptspError as error:  # the other runs are finished, and the second call returns them
@@ -95,9 +108,9 @@ def carry_out(
         pairs = [(cell, run) for cell, run in pairs if _finished(run, results)]
         if not pairs:
             raise
-        left_out.append(f"Not run: {'; '.join(lost)}: {error}")
+        not_run.append(f"Not run: {'; '.join(lost)}: {error}")
         finished = many([run for _, run in pairs], data=data, results=results, **options)
-    return Done(finished, [cell for cell, _ in pairs], left_out)
+    return Done(finished, [cell for cell, _ in pairs], not_run, absent_sets)
 
 
 def _finished(config: RunConfig, results: Path) -> bool:

@@ -1,1 +1,1 @@
-"""Notebooks: their parameters, their execution, and the page of results."""
+"""Notebooks: their parameters, their execution, and the results page."""

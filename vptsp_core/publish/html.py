@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from vptsp_core.errors import VptspError
-from vptsp_core.publish.parameters import read
+from vptsp_core.publish.parameters import read, with_tag
 from vptsp_core.system.bars import duration
 from vptsp_core.system.places import ASSETS
 
-DPI = 110  # of the figures in the results page; those in figures/ have 200
 TEMPLATES = Environment(
     loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
 
-# nbconvert's basic template, without what needs a script (widgets, JavaScript).
+# nbconvert's basic template, without widgets and JavaScript, which need a script.
 _NOTEBOOK = """{%- extends 'index.html.j2' -%}
 {%- block input_group -%}
 <details><summary>code</summary>{{ super() }}</details>
@@ -31,7 +31,7 @@ _NOTEBOOK = """{%- extends 'index.html.j2' -%}
 
 
 def markdown(text: str) -> str:
-    """HTML of Markdown; HTML inside it shows as text."""
+    """Return Markdown as HTML. HTML in the Markdown is shown as text."""
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
     rendered: str = MarkdownWithMath(renderer=IPythonRenderer(escape=True)).render(text)
@@ -41,46 +41,49 @@ def markdown(text: str) -> str:
 TEMPLATES.filters.update(markdown=markdown, duration=duration)
 
 
-def notebook_html(path: Path, name: str) -> str:
-    """The page of an executed notebook called ``name``; its code is folded away."""
+@functools.cache
+def _exporter() -> Any:
+    """Return nbconvert's exporter. It compiles its templates once for all notebooks."""
     from nbconvert import HTMLExporter
 
-    notebook = read(path)
-    notebook.metadata.pop("widgets", None)
-    exporter = HTMLExporter(
+    return HTMLExporter(
         template_name="basic", raw_template=_NOTEBOOK, exclude_input_prompt=True, exclude_output_prompt=True
     )
-    body = exporter.from_notebook_node(notebook, resources={"metadata": {"name": name}})[0]
+
+
+def notebook_html(path: Path, name: str) -> str:
+    """Return the page of the executed notebook ``name``, with folded code."""
+    notebook = read(path)
+    notebook.metadata.pop("widgets", None)
+    body = _exporter().from_notebook_node(notebook, resources={"metadata": {"name": name}})[0]
     return TEMPLATES.get_template("notebook.html").render(title=opening(notebook, name)[0], name=name, body=body)
 
 
 def opening(notebook: Any, name: str) -> tuple[str, str, str, str]:
-    """Of a notebook's Markdown before its code: the title and the claim, which are the first cell; the cell "What can
-    be compared"; and the rest.
+    """Return the title, the claim, what can be compared, and the rest of the Markdown before a notebook's code.
+
+    The first cell is the title and the claim. The cell tagged "compared" says what can be compared.
     """
-    cells = [str(cell.source) for cell in notebook.cells]
     code = [cell.cell_type == "code" for cell in notebook.cells]
-    first, *others = cells[: code.index(True) if True in code else None] or [""]
-    title, _, claim = first.partition("\n")
-    compared = [text for text in others if text.startswith("**What can be compared.**")]
-    more = [text for text in others if text not in compared]
-    return title.lstrip("# ") or name, claim, "\n\n".join(compared), "\n\n".join(more)
+    cells = notebook.cells[: code.index(True)] if True in code else notebook.cells
+    title, _, claim = cells[0].source.partition("\n") if cells else ("", "", "")
+    compared = with_tag(notebook, "compared")
+    more = [cell.source for cell in cells[1:] if cell not in compared]
+    return title.lstrip("# ") or name, claim, "\n\n".join(cell.source for cell in compared), "\n\n".join(more)
 
 
 def figure(path: Path, caption: str) -> dict[str, Any]:
-    """A figure for the page: ``src`` (a data URI), ``width`` and ``height``, and ``words``, its own description or else
-    ``caption``. Raises VptspError where the file is no picture.
+    """Return a figure for the page: ``src`` (its file as a data URI), ``width``, ``height``, and ``words``.
+
+    ``words`` is the description in the file, or ``caption``. Raises VptspError if the file is not a readable picture.
     """
     try:
-        with Image.open(path) as opened:
-            scale = DPI / opened.info.get("dpi", (200, 200))[0]
-            words = opened.info.get("Description", caption)
-            image = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow's ways to say so
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            words = image.info.get("Description", caption)
+            width, height = (round(size * 100 / image.info.get("dpi", (200, 200))[0]) for size in image.size)
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow's errors for such a file
         raise VptspError(f"{path.name} is not a readable picture ({error}); run its notebook again") from None
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    image.quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
-    width, height = (round(size * 100 / DPI) for size in image.size)
-    source = f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+    source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
     return {"src": source, "width": width, "height": height, "words": words}

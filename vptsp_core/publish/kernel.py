@@ -1,4 +1,4 @@
-"""The one kernel that executes all notebooks: imports and compiled code are made once, and serve all of them."""
+"""The kernel that executes all notebooks. Libraries are imported and code is compiled once for all of them."""
 
 import contextlib
 import json
@@ -12,13 +12,9 @@ from unittest import mock
 
 from vptsp_core.system.places import CHECKOUT
 
-_EMPTY = "get_ipython().reset()\n__import__('gc').collect()"
-
 
 class OneKernel:
-    """Executes notebook after notebook by papermill, each in an empty namespace, with an engine that leaves the kernel
-    running.
-    """
+    """Executes notebooks with papermill, one after another, in one kernel. Each starts in an empty namespace."""
 
     def __init__(self) -> None:
         self._manager: Any = None
@@ -26,8 +22,7 @@ class OneKernel:
     def execute(self, source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
         """Execute ``source`` in the repository's root and write the executed copy to ``target``.
 
-        Raises:
-            PapermillExecutionError: a cell failed. After any error the kernel should be closed.
+        Raises PapermillExecutionError if a cell fails. Close the kernel after any error.
         """
         import papermill  # slow to import, and only needed here
         from jupyter_client import AsyncKernelManager
@@ -36,6 +31,8 @@ class OneKernel:
         from papermill.engines import Engine, papermill_engines
 
         class KeepsKernel(Engine):
+            """papermill's own engine, except that it does not stop the kernel."""
+
             @classmethod
             def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **_: Any) -> None:
                 client = PapermillNotebookClient(nb_man, km=self._manager, kernel_name=kernel_name)
@@ -50,7 +47,7 @@ class OneKernel:
             self._empty()
         else:
             self._manager = AsyncKernelManager(kernel_name="python3")
-        # papermill takes braces in a path for places to fill in
+        # papermill fills in names in braces, so braces in a path are doubled
         paths = (str(path).replace("{", "{{").replace("}", "}}") for path in (source, target))
         papermill.execute_notebook(
             *paths, parameters, engine_name="keeps kernel", kernel_name="python3", language="python",
@@ -58,7 +55,7 @@ class OneKernel:
         )  # fmt: skip
 
     def close(self) -> None:
-        """Interrupt what the kernel does, so that it lets go of what it holds, and end it; it is killed after 5 s."""
+        """Interrupt the kernel, so that it releases its locks, and stop it. It is killed if it still runs after 5 s."""
         from jupyter_client.utils import run_sync
 
         manager, self._manager = self._manager, None
@@ -66,22 +63,25 @@ class OneKernel:
             run_sync(manager.shutdown_kernel)()
 
     def _empty(self) -> None:
-        """Remove what the last notebook left, its names and its history; what it imported stays."""
+        """Delete the last notebook's names and history. Imported modules stay loaded."""
         from jupyter_client.utils import run_sync
 
         client = self._manager.client()
         client.start_channels()
-        run_sync(client.execute_interactive)(_EMPTY, silent=True, store_history=False)
+        code = "get_ipython().reset()\n__import__('gc').collect()"
+        run_sync(client.execute_interactive)(code, silent=True, store_history=False)
         client.stop_channels()
 
 
 @contextlib.contextmanager
 def own_kernel(threads: int | None = None) -> Iterator[None]:
-    """Inside, kernel `python3` is this interpreter with this package importable. Jupyter and IPython keep their files
-    in a temporary folder: no kernel needs to be registered, and a user's start-up files have no effect.
+    """Inside, the kernel `python3` is this interpreter, and it can import this package.
+
+    Jupyter and IPython keep their files in a temporary folder. So no kernel needs to be registered, and a user's
+    start-up files have no effect.
 
     Args:
-        threads: that torch computes with in the kernel; None: as many as it takes by itself.
+        threads: the number of threads of torch in the kernel. If None, torch chooses.
     """
     with tempfile.TemporaryDirectory(prefix="vptsp-jupyter-", ignore_cleanup_errors=True) as folder:
         search = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))

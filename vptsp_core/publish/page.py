@@ -19,25 +19,25 @@ from vptsp_core.system.files import write_bytes
 from vptsp_core.system.places import CHECKOUT
 
 PROFILES = {
-    "demo": "embedded data, a small backbone, minutes on a CPU",
-    "smoke": "the demo with a handful of steps a run: shows that everything works, and nothing else",
-    "tiny": "CUB-200 and a ViT-Ti/16, the paper's protocol made for a CPU",
+    "demo": "embedded data and a small backbone; takes minutes on a CPU",
+    "smoke": "the demo with a few steps per run; it shows that everything works, and nothing else",
+    "tiny": "CUB-200 and a ViT-Ti/16, with the paper's protocol adapted to a CPU",
     "paper": "the paper's benchmarks and backbones",
 }
 
 
 @dataclass
 class Chapter:
-    """A notebook and what it left in the results.
+    """A notebook and its results.
 
     Attributes:
-        name: of the notebook, and the beginning of all its results' names.
-        only: what picks it with ``--only``.
+        name: the notebook's name, with which the names of its results begin.
+        only: selects the notebook with ``--only``.
         title, claim, compared, more: its `opening`.
-        page: the name of its executed copy as HTML; "" where there is none.
-        made: its manifest, empty where it has not run.
-        shown: its figures and tables; of a broken file, what is wrong with it.
-        broken: all that is wrong with its files.
+        page: the file name of its executed copy as HTML, or "".
+        made: its manifest, which is empty if the notebook has not run.
+        shown: its figures and tables; for a broken file, what is wrong with it.
+        broken: everything that is wrong with its files.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Chapter:
     def state(self) -> str:
         """How its last execution ended, in words."""
         if self.made.failure:
-            return "failed last time; shown is an earlier one" if self.there else "failed"
+            return "failed; the results shown are from an earlier execution" if self.there else "failed"
         if not self.there:
             return "not run"
         if self.made.missing and not self.made.runs:
@@ -68,22 +68,27 @@ class Chapter:
         return "run in part" if self.made.missing else "run"
 
     def values(self, fact: str) -> str:
-        """A fact of its record."""
+        """Return a fact of its record, with all its values."""
         return ", ".join(self.made.record.get(fact, []))
 
 
 def build(results: str | Path = CHECKOUT / "results", profile: str = "demo", notebooks: Path = FOLDER) -> Path:
-    """Write ``results/<profile>/index.html`` from what the notebooks left there; anything may be missing. Raises
-    VptspError for an unknown profile.
+    """Write ``results/<profile>/index.html`` from the notebooks' results, any of which may be missing. Return its path.
+
+    Raises VptspError for an unknown profile.
     """
     if profile not in PROFILES:
         raise VptspError(f"unknown profile {profile!r}; one of: {', '.join(PROFILES)}")
     folder = Path(results).expanduser().resolve() / profile
     chapters = [_chapter(folder, source) for source in sorted(discover((), notebooks, profile), key=_order)]
     facts: dict[str, list[str]] = {}
+    absent: dict[tuple[str, str], list[str]] = {}  # {(data set, command to get it): the notebooks that need it}
     for chapter in chapters:
         for fact, values in chapter.made.record.items():
             facts.setdefault(fact, []).extend(value for value in values if value not in facts[fact])
+        for each in chapter.made.missing:
+            if each.dataset:
+                absent.setdefault((each.dataset, each.command), []).append(chapter.only)
     command = "./run_all.sh" + _options(folder.parent, profile)
     if facts.get("seed", ["0"]) != ["0"]:
         command += f" --seeds {','.join(facts['seed'])}"
@@ -97,7 +102,7 @@ def build(results: str | Path = CHECKOUT / "results", profile: str = "demo", not
         with_data=command if "--data" in command else f"{command} --data DIR",
         there=[chapter for chapter in chapters if chapter.there],
         runs={run.hash: run.seconds for chapter in chapters for run in chapter.made.runs},
-        absent=_absent(chapters),
+        absent=absent,
         devices="; ".join(facts.get("device", [])),
         facts=_facts({fact: values for fact, values in facts.items() if fact != "run"}, "all notebooks"),
         record=lambda chapter: _facts(chapter.made.record, f"record of {chapter.name}"),
@@ -109,7 +114,7 @@ def build(results: str | Path = CHECKOUT / "results", profile: str = "demo", not
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m vptsp_core report`. Raises VptspError where there is no such results folder."""
+    """Run `python -m vptsp_core report`. Raises VptspError if the results folder does not exist."""
     parser = argparse.ArgumentParser("python -m vptsp_core report", description="Build the results page.")
     parser.add_argument("--results", metavar="DIR", default=CHECKOUT / "results", help="default: results")
     parser.add_argument("--profile", choices=PROFILES, default="demo", help="default: demo")
@@ -121,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _chapter(folder: Path, source: Path) -> Chapter:
-    """One notebook's; ``folder`` is one profile's."""
+    """Return the chapter of one notebook. ``folder`` holds the profile's results."""
     name = source.stem
     page = f"{name}.html" if (folder / "notebooks" / f"{name}.html").is_file() else ""
     chapter = Chapter(name, name.split("_")[0], *opening(read(source), name), page=page)
@@ -130,7 +135,7 @@ def _chapter(folder: Path, source: Path) -> Chapter:
     except VptspError as error:
         chapter.broken.append(str(error))
     for kind, files, shown in (
-        ("figures", chapter.made.figures, lambda path: figure(path, _words(path, name) or chapter.title)),
+        ("figures", chapter.made.figures, lambda path: figure(path, _ending(path, name) or chapter.title)),
         ("tables", chapter.made.tables, lambda path: _table(path, name)),
     ):
         for file in files:
@@ -143,41 +148,33 @@ def _chapter(folder: Path, source: Path) -> Chapter:
 
 
 def _table(path: Path, name: str) -> dict[str, str]:
+    """Return the title and the HTML of a notebook's table."""
     columns = read_table(path)
-    compared = {PAPER, OURS} <= {column.side for column in columns}
-    title = "Paper | ours | difference" if compared else "Numbers"
-    title += f": {words}" if (words := _words(path, name)) else ""
+    title = "Paper | ours | difference" if {PAPER, OURS} <= {column.side for column in columns} else "Numbers"
+    if ending := _ending(path, name):
+        title += f": {ending}"
     return {"title": title, "html": table_html(columns, title)}
 
 
-def _words(path: Path, name: str) -> str:
-    """The end of a file's name, which distinguishes it from the notebook's others."""
+def _ending(path: Path, name: str) -> str:
+    """Return the part of a file's name that follows the notebook's name, in words."""
     return path.stem.removeprefix(name).strip("_").replace("_", " ")
 
 
 def _order(source: Path) -> tuple[int, int, str]:
-    """Tables, then figures, by number, then the rest."""
+    """Return a key that sorts tables, then figures, both by number, then other notebooks."""
     kind = re.match(r"(table|fig)(\d+)", source.stem)
     return (2, 0, source.stem) if kind is None else (("table", "fig").index(kind[1]), int(kind[2]), source.stem)
 
 
-def _absent(chapters: Sequence[Chapter]) -> dict[tuple[str, str], list[str]]:
-    """Of each data set that is not there, (name, the command that gets it): the notebooks that need it."""
-    needed: dict[tuple[str, str], list[str]] = {}
-    for chapter in chapters:
-        for each in chapter.made.missing:
-            if each.dataset:
-                needed.setdefault((each.dataset, each.command), []).append(chapter.only)
-    return needed
-
-
 def _facts(facts: dict[str, list[str]], label: str) -> str:
+    """Return facts and their values as an HTML table."""
     names = Column("fact", "", list(facts))
     return table_html([names, Column(label, "", [", ".join(values) for values in facts.values()], True)], label)
 
 
 def _options(results: Path, profile: str) -> str:
-    """What `run_all.sh` needs to write to the same place."""
+    """Return the options with which `run_all.sh` writes to the same place."""
     text = "" if profile == "demo" else f" --profile {profile}"
     text += " --data DIR" if profile in ("tiny", "paper") else ""
     where = results.relative_to(CHECKOUT) if results.is_relative_to(CHECKOUT) else results

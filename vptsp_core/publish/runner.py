@@ -1,7 +1,7 @@
-"""Executes the notebooks: this interpreter as their kernel, executed copies and HTML among the results.
+"""Executes the notebooks and writes executed copies and HTML to the results.
 
-One kernel executes all of them, one after the other (`publish.kernel`). A notebook that fails ends neither the series
-nor the work of the others, and a copy that is half done never looks like one that finished.
+One kernel of this interpreter executes all of them, one after another (`publish.kernel`). If a notebook fails, the
+others still run. A half-executed copy has another name, so nobody mistakes it for a finished one.
 """
 
 import argparse
@@ -35,9 +35,10 @@ from vptsp_core.system.locks import locked
 from vptsp_core.system.places import CHECKOUT
 from vptsp_core.system.portable import cores, replace
 
-_MOST = 8  # processes that train the demo side by side: each takes some 700 MB
-_WHAT = """Execute the notebooks, and build the page of the results. One that was finished with the same source,
-parameters and package, and whose results are there, is left as it is; to execute it again, delete its executed copy."""
+_MOST = 8  # processes that train the demo side by side; each needs about 700 MB
+_DESCRIPTION = """Execute the notebooks and build the results page. A notebook that was finished with the same source,
+parameters and package, and whose results are there, is not executed again. To execute it again, delete its executed
+copy."""
 
 
 def run_notebooks(
@@ -52,25 +53,25 @@ def run_notebooks(
     changes: Mapping[str, Any] | None = None,
     dry: bool = False,
 ) -> int:
-    """Execute notebooks one after the other, in the repository's root. Returns 0, or 1 when any failed.
+    """Execute notebooks one after another, in the repository's root. Return 0, or 1 if any failed.
 
-    Writes results/<profile>/notebooks/<name>.ipynb and .html; a failing one stays as <name>.failed.ipynb. One that is
-    finished (`manifest.is_finished`) is not executed again. Two calls at once wait for each other at every notebook.
+    Writes results/<profile>/notebooks/<name>.ipynb and .html; the copy of a notebook that fails is <name>.failed.ipynb.
+    A finished notebook (`manifest.is_finished`) is not executed again. If two calls run at once, one waits while the
+    other executes a notebook.
 
     Args:
-        data, seeds, workers, changes: for the notebooks that have such parameters (`runs.run.many`; changes are keys of
-            RunConfig for every run). None leaves the notebooks' own defaults, but the demo trains on a CPU in one
-            process a core.
-        dry: execute nothing; print the runs that are there and those that are missing (`plan.show`).
+        data, seeds, workers, changes: for the notebooks that have such a parameter. If None, the notebooks' defaults
+            apply. On a CPU, the demo then uses one process per core.
+        dry: execute nothing; print the finished and the missing runs (`plan.show`).
 
     Raises:
-        VptspError: an option, a notebook's parameters or a folder that cannot be used; nothing has run then.
+        VptspError: an option, a notebook's parameters or a folder cannot be used. No notebook has run then.
     """
     if profile not in PROFILES:
         raise VptspError(f"unknown profile {profile!r}; one of: {', '.join(PROFILES)}")
-    configured(profile, {}, changes or {})  # an unknown key or a wrong type is an error now
+    configured(profile, {}, changes or {})  # refuses an unknown key or a wrong type
     if seeds is not None and len(set(seeds)) < len(seeds):
-        raise VptspError(f"seeds = {list(seeds)} name one twice: its run would count twice; give each once")
+        raise VptspError(f"seeds = {list(seeds)} contain a seed twice; give each seed once")
     check_cluster(check_workers(workers))
     if data is not None and not Path(data).is_dir():
         raise VptspError(f"--data: there is no folder {data}")
@@ -86,11 +87,11 @@ def run_notebooks(
     only, panels = panels_of(only)
     work = [(path, taken_parameters(path, values)) for path in discover(only, folder, profile)]
     _check_use(work, values, profile)
-    # The demo computes with one thread a process: its small model is no faster with two, and sums are rounded alike on
-    # machines of few and of many cores.
-    alone = profile == "demo" and not torch.cuda.is_available()
+    # On a CPU, each process of the demo has one thread: two are no faster with its small model, and one gives the same
+    # rounding on machines with few and with many cores.
+    one_thread = profile == "demo" and not torch.cuda.is_available()
     more: dict[str, Any] = {"panels": panels} if panels else {}
-    if workers is None and alone:
+    if workers is None and one_thread:
         more["workers"] = min(cores(), _MOST)
     work = [(path, given | taken_parameters(path, more)) for path, given in work]
     if dry:
@@ -98,31 +99,31 @@ def run_notebooks(
         return 0
     out = writable_folder(Path(results).resolve() / profile / "notebooks")
     table, failures = [], 0
-    with own_kernel(1 if alone else None), contextlib.closing(OneKernel()) as kernel:
+    with own_kernel(1 if one_thread else None), contextlib.closing(OneKernel()) as kernel:
         for number, (path, given) in enumerate(work, start=1):
             print(f"[{number}/{len(work)}] {path.stem}", flush=True)
             start = time.perf_counter()
             with locked(out / f".{path.stem}.lock", f"{path.stem}: another call executes it; waiting"):
                 made = made_from(path, given)
-                written, problem, there = out / path.name, "", is_finished(out.parent, path.stem, made)
-                if not there:
-                    with _shown(path.stem, out.parent / "runs"):
+                written, problem, unchanged = out / path.name, "", is_finished(out.parent, path.stem, made)
+                if not unchanged:
+                    with _progress(path.stem, out.parent / "runs"):
                         written, problem = _execute(path, out, given, made, kernel)
                 if not problem:
                     print(f"    {written.with_suffix('.html')}", flush=True)
             seconds = time.perf_counter() - start
-            state = "there" if there else "failed" if problem else "ok"
-            table.append(f"{path.stem:<28} {state:<7} {seconds:7.1f} s  {written}")
+            state = "unchanged" if unchanged else "failed" if problem else "ok"
+            table.append(f"{path.stem:<28} {state:<9} {seconds:7.1f} s  {written}")
             if problem:
                 failures += 1
                 table.append(f"    {problem}")
     print("", *table, sep="\n")
-    print(f"{len(work) - failures} of {len(work)} notebooks are there; results: {out.parent}", flush=True)
+    print(f"{len(work) - failures} of {len(work)} notebooks are finished; results: {out.parent}", flush=True)
     return int(failures > 0)
 
 
 def _check_use(work: Sequence[tuple[Path, Mapping[str, Any]]], values: Mapping[str, Any], profile: str) -> None:
-    """Refuse what somebody gave and no notebook reads; print a line about what only some of them read."""
+    """Refuse an option that no notebook reads. Print a line about an option that only some of them read."""
     for name in values.keys() - {"profile", "results"}:
         option = "--set" if name == "changes" else f"--{name}"
         without = [path.stem for path, given in work if name not in given]
@@ -140,23 +141,24 @@ def _check_use(work: Sequence[tuple[Path, Mapping[str, Any]]], values: Mapping[s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m vptsp_core notebooks`: the exit status of `run_notebooks`, and what it raises. Raises VptspError too
-    for seeds that are no numbers.
+    """Run `python -m vptsp_core notebooks`. Return the exit status of `run_notebooks`.
+
+    Raises VptspError if an option has an invalid value, and for the reasons of `run_notebooks`.
     """
-    parser = argparse.ArgumentParser("python -m vptsp_core notebooks", description=_WHAT)
+    parser = argparse.ArgumentParser("python -m vptsp_core notebooks", description=_DESCRIPTION)
     parser.add_argument("--profile", choices=PROFILES, default="demo", help="default: demo")
     parser.add_argument("--data", metavar="DIR", help="folder with the real data sets")
     parser.add_argument("--results", metavar="DIR", default=CHECKOUT / "results", help="default: results")
-    parser.add_argument("--only", metavar="A,B", help="beginnings of notebook names; fig3d: panel d of figure 3")
-    parser.add_argument("--seeds", metavar="N,N", help="such as 0,1,2; default: each notebook's own")
+    parser.add_argument("--only", metavar="A,B", help="beginnings of notebook names; fig3d is panel d of figure 3")
+    parser.add_argument("--seeds", metavar="N,N", help="for example 0,1,2; default: each notebook's own")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workers", metavar="N|gpus",
-                       help="side by side: N processes, or one a GPU; the demo on a CPU: one a core")  # fmt: skip
-    where.add_argument("--cluster", metavar="tcp://HOST:PORT", help="runs side by side on this Dask cluster")
+                       help="train runs in parallel in N processes, or one per GPU; default: one run after another, "
+                       "but the demo on a CPU uses one process per core")  # fmt: skip
+    where.add_argument("--cluster", metavar="tcp://HOST:PORT", help="train runs in parallel on this Dask cluster")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
-                        help="for every run, such as epochs=2; as often as need be")  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="list the runs, what is there and what is missing; "
-                        "nothing is executed")  # fmt: skip
+                        help="change a key of every run, for example epochs=2; may be repeated")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="list finished and missing runs; execute nothing")
     options = parser.parse_args(argv)
     if options.seeds is not None and not re.fullmatch(r"[0-9]{1,18}(,[0-9]{1,18})*", options.seeds):
         raise VptspError(f"--seeds: expected numbers such as 0,1,2, not {options.seeds!r}")
@@ -172,41 +174,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     try:
         print(build(options.results, options.profile))
-    except VptspError as error:  # the notebooks' own results are there all the same
+    except VptspError as error:  # the notebooks' results are written, so the status stays
         print(f"the page was not made: {error}", file=sys.stderr)
     return status
 
 
 def _workers(workers: str | None, cluster: str | None) -> Workers:
-    """The two options as one parameter."""
+    """Return the two options as one parameter."""
     if cluster is not None and not cluster.startswith("tcp://"):
         raise VptspError(f"--cluster: expected tcp://HOST:PORT, not {cluster!r}")
-    if workers is not None and workers != "gpus" and not re.fullmatch(r"[1-9][0-9]*", workers):
+    if workers is None or workers == "gpus":
+        return workers or cluster
+    if not re.fullmatch(r"[1-9][0-9]*", workers):
         raise VptspError(f"--workers: expected a number from 1 or gpus, not {workers!r}")
-    return int(workers) if workers is not None and workers != "gpus" else workers or cluster
+    return int(workers)
 
 
 @contextlib.contextmanager
-def _shown(name: str, runs: Path) -> Iterator[None]:
-    """Inside, the notebook, its time and what is training are shown: on a terminal in one line that is overwritten, in
-    a log in a new line whenever something else is training or an epoch is done.
-    """
-    start, log, said = time.perf_counter(), is_log(), ""
+def _progress(name: str, runs: Path) -> Iterator[None]:
+    """Inside, show the notebook, its time and the runs that are training.
 
-    def tell() -> None:
-        nonlocal said
+    On a terminal this is one line that is overwritten. In a log it is a new line for every epoch and every other run.
+    """
+    start, log, last = time.perf_counter(), is_log(), ""
+
+    def show_line() -> None:
+        nonlocal last
         training = under_way(runs.glob("*"))
         minutes, seconds = divmod(int(time.perf_counter() - start), 60)
         line = f"{name} {minutes}:{seconds:02d}  {training}".rstrip()
         if not log:
             width = shutil.get_terminal_size().columns - 1
             print(f"\r{line[:width]:<{width}}", end="", file=sys.stderr, flush=True)
-        elif training not in ("", said):
-            said = training
+        elif training not in ("", last):
+            last = training
             say(line)
 
     try:
-        with every(EVERY if log else 1, tell):
+        with every(EVERY if log else 1, show_line):
             yield
     finally:
         if not log:
@@ -214,8 +219,9 @@ def _shown(name: str, runs: Path) -> Iterator[None]:
 
 
 def _execute(path: Path, out: Path, values: dict[str, Any], made: str, kernel: OneKernel) -> tuple[Path, str]:
-    """Run one notebook: (the copy that was written, "" or what went wrong in a line). While it runs, its copy has
-    another name, so that <name>.ipynb is always one that finished.
+    """Execute one notebook. Return the path of its executed copy, and what went wrong in one line, or "".
+
+    During the execution the copy has another name, so that <name>.ipynb is always a finished one.
     """
     start, name = time.perf_counter(), path.stem
     begun, failed = out / f".{name}.partial.ipynb", out / f"{name}.failed.ipynb"
@@ -228,12 +234,12 @@ def _execute(path: Path, out: Path, values: dict[str, Any], made: str, kernel: O
         manifest.close(out.parent, name, made, time.perf_counter() - start)
         failed.unlink(missing_ok=True)
         return out / path.name, ""
-    except Exception as error:  # whatever a notebook raises is its own failure and not the end of the series
-        with contextlib.suppress(Exception):  # the first error is the one that counts
+    except Exception as error:  # any error of a notebook is its own failure, and the others still run
+        with contextlib.suppress(Exception):  # report the first error
             kernel.close()
         return _keep_failed(begun, failed, _describe(error)), _describe(error)
     except KeyboardInterrupt:
-        logging.getLogger("asyncio").disabled = True  # nobody asks for the outcome of the cell that was stopped
+        logging.getLogger("asyncio").disabled = True  # it would complain about the cell that was stopped
         raise
     finally:
         with contextlib.suppress(OSError):
@@ -241,13 +247,13 @@ def _execute(path: Path, out: Path, values: dict[str, Any], made: str, kernel: O
 
 
 def _keep_failed(begun: Path, failed: Path, problem: str) -> Path:
-    """Keep the copy of a notebook that failed, if it is readable, note the failure, and return where the copy is.
+    """Keep the copy of a failed notebook if it is readable, note the failure, and return where the copy is.
 
-    Nothing is raised, on a full disk for example: the error that made the notebook fail is the one that counts.
+    Raises nothing, even on a full disk, so that the error of the notebook itself is reported.
     """
     folder, name = failed.parents[1], failed.name.removesuffix(".failed.ipynb")
     with contextlib.suppress(VptspError, OSError):
-        failed.unlink(missing_ok=True)  # an earlier one is of another failure
+        failed.unlink(missing_ok=True)  # the copy of an earlier failure
         manifest = Manifest.read(folder, name)
         manifest.failure = problem
         manifest.write(folder, name)
@@ -258,7 +264,7 @@ def _keep_failed(begun: Path, failed: Path, problem: str) -> Path:
 
 
 def _describe(error: Exception) -> str:
-    """One line; for a failing cell with the line that failed, as far as IPython's traceback marks it."""
+    """Describe an error in one line. For a failed cell, add the line of code, which IPython's traceback marks."""
     from papermill.exceptions import PapermillExecutionError
 
     if not isinstance(error, PapermillExecutionError):
@@ -270,6 +276,6 @@ def _describe(error: Exception) -> str:
 
 
 def _from_root(path: str | Path) -> str:
-    """Relative to the repository where inside it (the executed copies show it), absolute elsewhere."""
+    """Return the path relative to the repository if it is inside (executed copies show it), otherwise absolute."""
     full = Path(path).resolve()
     return str(full.relative_to(CHECKOUT) if full.is_relative_to(CHECKOUT) else full)

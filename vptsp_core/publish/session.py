@@ -1,18 +1,18 @@
-"""What every notebook does at its beginning and its end, and the manifest that it leaves for the results page.
+"""What every notebook does at its beginning and its end.
 
     session = Session("table1_peft_methods", profile, results, data)   # checks the parameters
-    session.plan(cells, seeds)                                         # which runs it needs
-    done = session.carry_out(workers)                                  # runs them
+    session.plan(cells, seeds)                                         # says which runs the notebook needs
+    done = session.carry_out(workers)                                  # makes these runs
     session.save_table(table)                                          # tables/table1_peft_methods.csv
     session.save_figure(figure, "what the figure shows", "costs")      # figures/table1_peft_methods_costs.png
-    session.finish(runs)                                               # the record, and the manifest
+    session.finish(runs)                                               # writes the record and the manifest
 
-The manifest is ``manifests/<notebook>.json`` in the profile's results folder.
+The manifest is ``manifests/<notebook>.json`` in the profile's results folder. The results page is built from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +33,21 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """A notebook at work. To begin it is to check its parameters (`check_given`).
+    """One execution of a notebook.
+
+    Args:
+        notebook: the notebook's name, with which the names of its results begin.
+        profile, results, data: the notebook's parameters.
 
     Attributes:
-        folder: where the results of the profile are: tables, figures, runs.
+        folder: the profile's results: tables, figures, runs.
         data: the folder of the data sets, or None.
-        watched: whether a person watches the notebook; progress bars help then.
-        asked: the runs that it asks for, and whether each may lack weights; ``trials``: of its search.
+        watched: whether a person watches the notebook, so that progress bars help.
+        asked: the runs that the notebook needs. The value is True if a light run, without weights, is enough.
+        trials: the number of trials of its search.
+
+    Raises:
+        ConfigError: papermill gave a parameter that the notebook does not have, or one of the wrong type.
     """
 
     def __init__(self, notebook: str, profile: str, results: str, data: str | None = None) -> None:
@@ -51,7 +59,7 @@ class Session:
         self.trials = 0
         self._planned: dict[str, Any] = {}
         self._notebook = notebook
-        self._only = notebook.split("_")[0]  # for the option --only of the runner
+        self._only = notebook.split("_")[0]  # for the runner's option --only
         self._manifest = Manifest()
 
     @property
@@ -60,22 +68,26 @@ class Session:
         return {"data": self.data, "results": self.folder, "progress": self.watched}
 
     def absent(self, config: RunConfig) -> str:
-        """"" where the run's data set is there; else print, note and return a line with the command that gets it."""
-        line = self._absent_line(config)
-        if line:
-            print(line)
-            self._note([line], [config])
-        return line
+        """Return "" if the run's data set exists. Otherwise print, note and return a line that says how to get it."""
+        absent = report.absent_data(config, self.data, self._only, self.folder)
+        if absent is None:
+            return ""
+        print(absent)
+        self._note(absent)
+        return str(absent)
 
     def missing(self, *lines: str) -> None:
-        """Print and note what could not be made, a line each; empty lines do not count."""
-        if said := list(filter(None, lines)):
-            print(*said, sep="\n")
-            self._note(said)
+        """Print and note results that could not be made, one line each. Empty lines are ignored."""
+        for line in filter(None, lines):
+            print(line)
+            self._note(line)
 
     def asks(self, *configs: RunConfig, light: bool = True, trials: int = 0) -> None:
-        """Note the runs that the notebook will ask for and the trials of its search, for a dry run (`publish.plan`);
-        ``light``: whether runs without weights will do.
+        """Note runs and trials that the notebook needs, for a dry run (`publish.plan`).
+
+        Args:
+            light: whether runs without weights are enough.
+            trials: the number of trials of its search.
         """
         self.asked |= {config: light and self.asked.get(config, True) for config in configs}
         self.trials += trials
@@ -83,15 +95,17 @@ class Session:
     def plan(
         self, cells: compare.Cells, seeds: Sequence[int] | Mapping[tuple[str, str], Sequence[int]], light: bool = True
     ) -> None:
-        """What `carry_out` is to run: a table's cells, each with all seeds or with those of its own."""
+        """Say what `carry_out` runs: the cells of a table, all with the same seeds or each cell with its own."""
         self._planned = {"configs": cells, "seeds": seeds, "light": light}
         of = seeds if isinstance(seeds, Mapping) else dict.fromkeys(cells, seeds)
         self.asks(*(config.replace(seed=seed) for cell, config in cells.items() for seed in of[cell]), light=light)
 
     def carry_out(self, workers: Any = None) -> compare.Done:
-        """Run what was planned as far as data and weights are here (`paper.compare.carry_out`), and note the rest."""
+        """Make the planned runs whose data and weights exist, and note the others (`paper.compare.carry_out`)."""
         done = compare.carry_out(**self._planned, notebook=self._only, workers=workers, **self.options)
-        self._note(done.left_out, self._planned["configs"].values())
+        reasons: list[report.AbsentData | str] = [*done.absent, *done.not_run]
+        for reason in reasons:
+            self._note(reason)
         return done
 
     def save_table(self, table: pd.DataFrame, name: str = "") -> Path:
@@ -99,12 +113,15 @@ class Session:
         return report.save_table(table, self.folder, self._named(self._manifest.tables, name, ".csv"))
 
     def save_figure(self, figure: Figure, alt: str, name: str = "") -> Image:
-        """Write ``figures/<notebook>[_<name>].png`` and .pdf; ``alt`` says in words what there is to see."""
+        """Write ``figures/<notebook>[_<name>].png`` and .pdf. ``alt`` describes the figure in words."""
         return style.save_figure(figure, self.folder, self._named(self._manifest.figures, name, ".png"), alt)
 
     def finish(self, runs: Sequence[Run] = (), facts: pd.DataFrame | None = None) -> Styler:
-        """Write what the numbers come from (``tables/<notebook>_record.csv``) and the manifest; returns the record: of
-        all ``runs`` that the notebook shows, or the ``facts`` of one that trains nothing.
+        """Write the record (``tables/<notebook>_record.csv``) and the manifest, and return the record.
+
+        Args:
+            runs: all runs that the notebook shows.
+            facts: the record of a notebook that trains nothing.
         """
         runs = list({run.path: run for run in runs}.values())
         record = report.record_table(runs) if facts is None else facts
@@ -117,24 +134,19 @@ class Session:
         self._manifest.write(self.folder, self._notebook)
         return report.styled(record)
 
-    def _note(self, lines: Sequence[str], configs: Iterable[RunConfig] = ()) -> None:
-        """Note what is missing; if it is a data set, with the command that gets it."""
-        absent = {self._absent_line(config): config.dataset for config in configs}
-        for line in lines:
-            dataset = absent.get(line, "")
-            get = f"python -m vptsp_core data get {dataset} --data DIR" if dataset else ""
-            entry = Missing(line, dataset, get)
-            if entry not in self._manifest.missing:
-                self._manifest.missing.append(entry)
+    def _note(self, reason: report.AbsentData | str) -> None:
+        """Note in the manifest why something is missing."""
+        dataset, command = ("", "") if isinstance(reason, str) else (reason.dataset, reason.get)
+        entry = Missing(str(reason), dataset, command)
+        if entry not in self._manifest.missing:
+            self._manifest.missing.append(entry)
 
     def _place(self, path: Path) -> str:
+        """Return a run's folder as the manifest stores it: relative to the profile's results if it is inside them."""
         return (path.relative_to(self.folder) if path.is_relative_to(self.folder) else path.resolve()).as_posix()
 
-    def _absent_line(self, config: RunConfig) -> str:
-        return report.absent_data(config, self.data, self._only, self.folder)
-
     def _named(self, files: list[str], name: str, suffix: str) -> str:
-        """The name of a file of this notebook, which is noted."""
+        """Return the stem of a file of this notebook, and add the file to the manifest's list."""
         stem = f"{self._notebook}_{name}" if name else self._notebook
         if stem + suffix not in files:
             files.append(stem + suffix)

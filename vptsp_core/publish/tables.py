@@ -1,4 +1,4 @@
-"""CSV files as HTML tables: the columns below "paper | ours | difference", the numbers with sensible decimals."""
+"""CSV files as HTML tables, with "paper | ours | difference" below each column's name and rounded numbers."""
 
 from __future__ import annotations
 
@@ -24,12 +24,17 @@ _UNIT = re.compile(r"(^|[, (])(M|GB|MB|ms|s|%)($|[, )])")
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a CSV file: ``group`` and ``side`` of "R@1, paper" are "R@1" and "paper"; others have no side."""
+    """One column of a CSV file.
+
+    Attributes:
+        group, side: "R@1" and "paper" for the column "R@1, paper". Other columns have no side.
+        first: whether it is the first column of its group; the table then has a line before it.
+    """
 
     group: str
     side: str
     cells: list[str]
-    first: bool = False  # of its group: it has a line before it
+    first: bool = False
 
     @property
     def numeric(self) -> bool:
@@ -37,7 +42,7 @@ class Column:
         return all(_number(cell) is not None for cell in self.cells if cell)
 
     def classes(self, cell: str | None = None) -> str:
-        """The style of a cell, or of the head."""
+        """Return the CSS classes of a cell; without a cell, those of the head."""
         words = {
             "start": self.first,
             "paper": self.side == PAPER,
@@ -50,13 +55,13 @@ class Column:
 
 
 def read_table(path: Path) -> list[Column]:
-    """The columns of a CSV file, cells as they are written there. Raises VptspError where it is no table."""
+    """Read the columns of a CSV file, with the cells as text. Raises VptspError if the file holds no valid table."""
     try:
         rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8")), strict=True))
     except (OSError, ValueError, csv.Error) as error:
         raise VptspError(f"{path.name} cannot be read ({error}); run its notebook again") from None
     if not rows or not rows[0] or any(len(row) != len(rows[0]) for row in rows):
-        raise VptspError(f"{path.name} is no table: its rows differ in length, or it has none; run its notebook again")
+        raise VptspError(f"{path.name} is an invalid table: rows of unequal length, or none; run its notebook again")
     columns, before = [], ""
     for name, *cells in zip(*rows):
         sided = _SIDED.fullmatch(name)
@@ -67,12 +72,14 @@ def read_table(path: Path) -> list[Column]:
 
 
 def table_html(columns: Sequence[Column], label: str) -> str:
-    """The table, the columns' sides below their name; the first column names the rows. One of more than `WIDE` columns
-    comes in parts, cut between groups, rather where the first word changes.
+    """Return the table as HTML. The first column holds the names of the rows.
+
+    A table of more than `WIDE` columns is cut into several. Columns of one group stay together. Groups whose names
+    begin with the same word, such as one data set's metrics, also stay together unless they are too wide.
     """
     groups = [list(members) for _, members in groupby(columns[1:], key=lambda column: column.group)]
     parts: list[list[list[Column]]] = [[]]
-    for _, alike in groupby(groups, key=lambda group: group[0].group.split(" ")[0]):  # such as one data set's metrics
+    for _, alike in groupby(groups, key=lambda group: group[0].group.split(" ")[0]):
         together = list(alike)
         for piece in [together] if sum(map(len, together)) <= WIDE else [[group] for group in together]:
             if parts[-1] and sum(map(len, parts[-1] + piece)) > WIDE:
@@ -83,7 +90,7 @@ def table_html(columns: Sequence[Column], label: str) -> str:
 
 
 def _part(index: Column, groups: list[list[Column]]) -> dict[str, Any]:
-    """What the template needs of columns beside each other; ``two``: whether there are two lines of heads."""
+    """Return what the template needs of some columns. ``two``: whether the head has two lines."""
     texts = [pair for group in groups for pair in zip(group, _formatted(group), strict=True)]
     labels = [_trimmed(label) if index.numeric else label for label in index.cells]
     return {
@@ -98,8 +105,9 @@ def _part(index: Column, groups: list[list[Column]]) -> dict[str, Any]:
 
 
 def _formatted(group: Sequence[Column]) -> Iterator[list[str]]:
-    """The cells of a column and its sides as text: percent with the paper's decimals (one or two), quantities with
-    three significant digits, differences signed. Other text is unchanged.
+    """Yield the cells of each column of a group as text.
+
+    Percent has the paper's decimals (one or two), quantities have three significant digits, differences have a sign.
     """
     compared = [column for column in group if column.side in (PAPER, OURS) and column.numeric]
     printed = [_trimmed(cell) for column in compared if column.side == PAPER for cell in column.cells]
@@ -107,17 +115,25 @@ def _formatted(group: Sequence[Column]) -> Iterator[list[str]]:
     if not _METRIC.search(group[0].group) and (_UNIT.search(group[0].group) or not compared):
         decimals = None
     for column in group:
-        values = [_number(cell) if column.numeric else None for cell in column.cells]
-        whole = all(value is None or value == round(value) for value in values)
-        yield [_shown(cell, value, column, decimals, whole) for cell, value in zip(column.cells, values, strict=True)]
+        whole = all(float(cell) == round(float(cell)) for cell in column.cells if cell) if column.numeric else False
+        yield [_shown(cell, column, decimals, whole) if column.numeric else cell for cell in column.cells]
 
 
-def _shown(cell: str, value: float | None, column: Column, decimals: int | None, whole: bool) -> str:
+def _shown(cell: str, column: Column, decimals: int | None, whole: bool) -> str:
+    """Return a number as text. Whole quantities and short quantities of the paper stay as they are."""
+    value = _number(cell)
     if value is None:
         return cell
+    if decimals is None and abs(value) < 1e-9:
+        return "0"
     if decimals is None and (whole or column.side == PAPER and len(_trimmed(cell)) < 6):
         return _trimmed(cell)
-    return _rounded(value, decimals, sign=column.side == DIFFERENCE)
+    sign = "+" if column.side == DIFFERENCE else ""
+    if decimals is not None:
+        text = f"{value:{sign}z.{decimals}f}"
+    else:
+        text = f"{value:{sign}.0f}" if abs(value) >= 100 else f"{value:{sign}#.3g}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _number(cell: str) -> float | None:
@@ -129,19 +145,8 @@ def _number(cell: str) -> float | None:
 
 
 def _trimmed(cell: str) -> str:
-    """A number without the zeros that a file gives it (100.0), large ones with separators; other text as it is."""
+    """Return a number without the file's trailing zeros (100.0), and a large one with separators. Text is unchanged."""
     value = _number(cell)
     if value is None:
         return cell
     return f"{value:.6g}" if abs(value) < 1e3 else f"{value:,.0f}"
-
-
-def _rounded(value: float, decimals: int | None, sign: bool) -> str:
-    """``decimals`` None: three significant digits."""
-    if decimals is None:
-        value = 0.0 if abs(value) < 1e-9 else value
-        decimals = 0 if value == 0 or abs(value) >= 100 else 2 - math.floor(math.log10(abs(value)))
-    text = f"{value:+.{decimals}f}" if sign else f"{value:.{decimals}f}"
-    if not text.strip("+-0."):  # it is rounded to zero, which has no sign
-        text = text.lstrip("+-")
-    return text.replace("-", "\N{MINUS SIGN}")
