@@ -1,4 +1,4 @@
-"""docs/reproducing.md against the code: every switch it names exists, every row it lists is the row that is run."""
+"""Compare docs/reproducing.md with the code: every switch exists, every row is the row that runs."""
 
 import dataclasses
 import re
@@ -23,12 +23,10 @@ def values(span: str) -> dict:
     return dict(parse_change(word) for word in span.split())
 
 
-def tables() -> list[list[list[str]]]:
-    """Of every table its rows, of every row its cells; the heading first."""
-    found = re.findall(r"(?:^\|.*\|\n)+", TEXT, re.M)
-    split = [[[cell.strip() for cell in line.strip("|\n ").split(" | ")] for line in table.splitlines()]
-             for table in found]  # fmt: skip
-    return [[table[0], *table[2:]] for table in split]
+def table(first: str) -> list[list[str]]:
+    """Return the rows, as lists of cells, of the table whose first column has this heading."""
+    (found,) = re.findall(rf"^\| {first} \|.*\n\|[-|]+\|\n((?:\|.*\|\n)+)", TEXT, re.M)
+    return [[cell.strip() for cell in line.strip("|\n ").split(" | ")] for line in found.splitlines()]
 
 
 SWITCHES = [span for span in spans(TEXT) if SWITCH.fullmatch(span)]
@@ -47,7 +45,7 @@ def test_options_are_those_of_a_command(span, monkeypatch):
     parse_ours(monkeypatch, span.split())
 
 
-def test_what_is_called_the_default_is_it():
+def test_defaults_on_the_page_are_those_of_run_config():
     defaults = re.findall(r"`([a-zA-Z_]+=\S+)` \(default\)", TEXT)
     assert len(set(defaults)) > 12
     for span in defaults:
@@ -56,21 +54,21 @@ def test_what_is_called_the_default_is_it():
 
 
 def test_every_difference_has_its_four_sides():
-    differences, readings, _ = tables()
+    differences = table("point")
     assert len(differences) > 25
-    for point, paper, released, ours, switch in differences[1:]:
+    for point, paper, released, ours, switch in differences:
         assert all((point, paper, released, ours))
         named = spans(switch)
         assert switch.startswith("none") or named, point
         assert all(SWITCH.fullmatch(span) or span in OPTIONS for span in named) or switch.startswith("none"), switch
-    assert all(len(row) == 4 for row in readings)
+    assert all(len(row) == 4 for row in table("table or figure"))
 
 
-def test_keys_that_select_a_side_are_all_there():
-    """A key of the run's description whose values have names is a switch: each value stands on the page."""
+def test_every_key_that_selects_a_side_is_on_the_page():
+    """A key of `RunConfig` whose values have names is a switch: the page has each value."""
     named = {(key, value) for span in SWITCHES for key, value in values(span).items()}
     for field in dataclasses.fields(RunConfig):
-        if field.name in ("pool", "method", "optimizer"):  # set by rows and presets; paper and code do not differ
+        if field.name in ("pool", "method", "optimizer"):  # rows and presets set these; paper and code agree
             continue
         for value in re.findall(r"'([a-z0-9_]+)'|\"([a-z0-9_]+)\"", str(field.type)):
             assert (field.name, "".join(value)) in named, (field.name, value)
@@ -80,8 +78,7 @@ def test_keys_that_select_a_side_are_all_there():
 
 
 def test_rows_of_table_1_are_the_rows_that_are_run():
-    rows = tables()[2][1:]
-    written = {label.removesuffix(" (ours only)"): values(changes.strip("`")) for label, changes in rows}
+    written = {label.removesuffix(" (ours only)"): values(changes.strip("`")) for label, changes in table("row")}
     assert written == method_rows("paper")
 
 
