@@ -1,4 +1,4 @@
-"""For tests of README.md and docs/*.md: their code blocks, what these would call, and the real parsers for it."""
+"""Help to test README.md and docs/*.md: find code blocks, record what they call, and parse it with the real parsers."""
 
 import argparse
 import importlib.util
@@ -21,30 +21,30 @@ from vptsp_core.publish.parameters import discover, panels_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHERS = {"conda", "jupyter", "srun", "scontrol", "hostname", "sleep", "pip"}  # not ours to parse
+OTHERS = {"conda", "jupyter", "srun", "scontrol", "hostname", "sleep", "pip"}  # programs whose options are not checked
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
-    """Fenced code of a page in these languages, in order."""
+    """Return the code blocks of a page in these languages, in order."""
     found = re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text("utf-8"), re.S | re.M)
     return [code for language, code in found if language in languages]
 
 
 def spans(text: str) -> list[str]:
-    """Inline code outside of blocks, each on one line."""
+    """Return inline code outside of blocks, each on one line."""
     text = re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)
     return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
 
 
 class Parsed(Exception):
-    """In place of what a command would do: what it was told."""
+    """Stops a command after parsing; holds its options."""
 
     def __init__(self, options):
         self.options = options
 
 
 def parse_ours(monkeypatch, words: list[str]) -> argparse.Namespace:
-    """The options of `python -m vptsp_core WORDS`, by its own parser; whatever can be looked at of them is valid."""
+    """Return the options of `python -m vptsp_core WORDS`, parsed by its own parser and checked."""
     original = argparse.ArgumentParser.parse_args
 
     def parse_args(parser, *given, **named):
@@ -67,7 +67,7 @@ def parse_ours(monkeypatch, words: list[str]) -> argparse.Namespace:
 
 
 def check(command: str, options: argparse.Namespace) -> None:
-    """What argparse leaves to the commands themselves."""
+    """Check the values that argparse does not check."""
     changes = dict(map(parse_change, getattr(options, "changes", [])))
     if command == "notebooks":
         configured(options.profile, {}, changes)
@@ -84,7 +84,7 @@ def check(command: str, options: argparse.Namespace) -> None:
 
 
 def called(monkeypatch, words: list[str]) -> argparse.Namespace | None:
-    """The options of a whole command as a shell would call it, by the parser that it has; None where it has none."""
+    """Return the options of a whole command, by its own parser, or None if it has none."""
     program, *rest = words
     if program in ("python", "python3") and rest[:2] == ["-m", "vptsp_core"]:
         return parse_ours(monkeypatch, rest[2:])
@@ -105,17 +105,17 @@ def called(monkeypatch, words: list[str]) -> argparse.Namespace | None:
         context = main.make_context(f"dask {rest[0]}", rest[1:])
         assert not [word for word in main.make_parser(context).parse_args(rest[1:])[1] if word.startswith("-")]
         return None
-    assert program in OTHERS, f"nobody here knows {program}"
+    assert program in OTHERS, f"unknown program {program}"
     files = [word for word in rest if word.endswith((".yml", ".ipynb"))]
     assert all((ROOT / word).is_file() for word in files)
     return None
 
 
 def calls_of(script: str, folder: Path) -> list[list[str]]:
-    """Run a block with stand-ins for all programs that it calls, in a checkout that holds run_all.sh alone.
+    """Run a block in a checkout that has only run_all.sh, with stand-ins for all programs.
 
     Returns:
-        What was called, in words after the shell has had its say; `./run_all.sh` as the python that it calls.
+        The words of each call, after the shell's expansion. A call of `./run_all.sh` appears as its call of python.
     """
     bash = shutil.which("bash")
     assert bash, "needs bash"
@@ -140,4 +140,4 @@ def calls_of(script: str, folder: Path) -> list[list[str]]:
     )  # fmt: skip
     assert done.returncode == 0, f"status {done.returncode}: {done.stdout}{done.stderr}"
     lines = record.read_text().splitlines()
-    return [words for words in map(json.loads, lines) if words[1:2] != ["-"]]  # run_all.sh looks at its environment
+    return [words for words in map(json.loads, lines) if words[1:2] != ["-"]]  # without run_all.sh's own checks

@@ -1,9 +1,9 @@
-"""Stand-ins for programs that documents call: each notes how it was called, and does nothing else."""
+"""Write stand-ins for programs that documents call. Each records its call and does nothing else."""
 
 from pathlib import Path
 
 NAMES = ("python", "python3", "torchrun", "dask", "conda", "jupyter", "scontrol", "hostname", "sleep", "pip")
-# what a shell passed, as one line of JSON
+# writes its arguments as one line of JSON
 NOTE = r"""#!/usr/bin/env bash
 note() {
   local word line=
@@ -23,7 +23,7 @@ exec "$@"
 
 
 def write_stubs(folder: Path) -> None:
-    """Put them in a folder."""
+    """Write all stand-ins into a folder."""
     folder.mkdir(parents=True)
     for name in (*NAMES, "srun"):
         (folder / name).write_text(NOTE + (SRUN if name == "srun" else ANSWERS.get(name, "")) + "\n")

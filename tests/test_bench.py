@@ -1,7 +1,4 @@
-"""Measurements for developers (`python -m tests.bench`): operations, the parts of an epoch, pipelines, metrics, tables.
-
-No test asserts on a clock.
-"""
+"""Test the measurements for developers (`python -m tests.bench`). No test checks a time."""
 
 import dataclasses
 import json
@@ -14,7 +11,6 @@ import torch
 from bench import __main__ as command
 from bench import epoch
 from bench import metrics as bench_metrics
-from bench.class_table import compare_tables
 from bench.data import compare_pipelines
 from bench.epoch import measure_epoch
 from bench.heads import compare_heads
@@ -25,7 +21,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from vptsp_core.data import load_benchmark
 from vptsp_core.data.holdout import first_of_each
 from vptsp_core.errors import ConfigError
-from vptsp_core.method.config import RunConfig
 from vptsp_core.method.metrics import retrieval_metrics
 from vptsp_core.method.presets import preset
 from vptsp_core.paper.step_cost import StepBench
@@ -34,10 +29,18 @@ from vptsp_core.runs import evaluate
 from vptsp_core.runs.run import build_model
 
 
-def hand(config, classes: int, *, full: bool) -> int:
-    """Count the operations of a ViT, its head and Proxy-Anchor: 24 T D^2 + 4 T^2 D per block and image.
+@pytest.fixture(scope="module")
+def few():
+    """The glyphs, with two images per training class and three per test class."""
+    whole = load_benchmark("glyphs")
+    return dataclasses.replace(whole, train=first_of_each(whole.train, 2), test=first_of_each(whole.test, 3))
 
-    Backward is twice that if weights learn. It does not enter frozen blocks with nothing to learn before them.
+
+def hand(config, classes: int, *, full: bool) -> int:
+    """Count the operations of a ViT, its head and Proxy-Anchor by hand.
+
+    A block takes 24 T D^2 + 4 T^2 D per image, and twice that backward if its weights learn. Frozen blocks with nothing
+    to learn before them have no backward pass.
     """
     width, depth, side, tokens, patch = 96, 6, 40, 26, 8
     block = 24 * tokens * width**2 + 4 * tokens**2 * width
@@ -63,14 +66,14 @@ def test_prompts_count_as_keys_and_values_and_shared_work_of_both_towers_counts_
             model.towers(torch.zeros(4, 3, 40, 40), torch.arange(4))
         return counter.get_total_flops()
 
-    written_out = partial(sdpa_kernel, SDPBackend.MATH)  # the counter does not know the CPU's own attention
+    written_out = partial(sdpa_kernel, SDPBackend.MATH)  # the counter does not see the CPU's own attention
     width, tokens, depth, n, m = 96, 26, 6, 3, 2
     plain, vpt = forward(method="linear"), forward(method="vpt", prompts=n)
-    assert vpt - plain == depth * (4 * n * width**2 + 4 * 4 * tokens * n * width)  # shared: projected once a batch
+    assert vpt - plain == depth * (4 * n * width**2 + 4 * 4 * tokens * n * width)  # shared: projected once per batch
     both = forward(method="vptsp", prompts=n, class_prompts=m)
     block = 24 * tokens * width**2 + 4 * tokens**2 * width
     head, own = 2 * width * 96, depth * (4 * m * width**2 + 4 * tokens * m * width)
-    shared = 6 * tokens * width**2  # QKV of the first block, and the stem, which `plain` has once
+    shared = 6 * tokens * width**2  # QKV of the first block; both towers share it and the stem
     assert both - vpt == 4 * (depth * block - shared + head + own)
 
 
@@ -88,27 +91,25 @@ def test_the_rate_of_the_product_is_measured():
     assert found["GFLOP"] > 0.1 and found["product TFLOP/s"] > 0
 
 
-def test_the_parts_of_an_epoch(tmp_path, monkeypatch):
-    # As in a long run on a GPU, without the minute of compiling.
+def test_the_parts_of_an_epoch(few, tmp_path, monkeypatch):
+    # As in a long run on a GPU, but without compiling, which takes a minute.
     monkeypatch.setattr(epoch, "compiles", lambda *run: True)
     monkeypatch.setattr(compiling, "_missing_compiler", lambda device: "")
     monkeypatch.setattr(compiling, "compiled_loss", lambda model: model.loss)
-    taken = iter([9.0, 3.0, 4.0, 2.0])  # the first steps, the steps alone, the epoch, the evaluation
+    taken = iter([9.0, 3.0, 4.0, 2.0])  # first steps, steps alone, epoch, evaluation
     monkeypatch.setattr(epoch, "seconds", lambda task, device: (task(), next(taken))[1])
-    benchmark = load_benchmark("glyphs")
-    found = measure_epoch(preset("smoke"), benchmark, tmp_path, device="cpu")
+    found = measure_epoch(preset("smoke"), few, tmp_path, device="cpu")
     assert (found["epoch s"], found["steps s"], found["data s"], found["evaluation s"]) == (6, 3, 1, 2)
     assert found["compiled"] and found["compile s"] == 9 - epoch.FIRST * 1
     assert found["images/s"] == 3 * 16 / 4 and found["steps"] == 3
-    assert found["evaluated images/s"] == len(benchmark.test) / 2
+    assert found["evaluated images/s"] == len(few.test) / 2
 
 
-def test_both_pipelines_are_loaded(tmp_path):
-    benchmark = load_benchmark("glyphs")
-    found = compare_pipelines(preset("smoke"), benchmark, tmp_path, device="cpu", steps=1, turns=1)
+def test_both_pipelines_are_loaded(few, tmp_path):
+    found = compare_pipelines(preset("smoke"), few, tmp_path, device="cpu", steps=1, turns=1)
     assert found["ratio"] > 0 and found["turns"] == 1 and found["classic images/s"] > 0
     with pytest.raises(ConfigError, match="augmentation = 'adv': both pipelines have only base and gentle"):
-        compare_pipelines(preset("smoke", pipeline="classic", augmentation="adv"), benchmark, tmp_path)
+        compare_pipelines(preset("smoke", pipeline="classic", augmentation="adv"), few, tmp_path)
 
 
 @pytest.mark.parametrize("queries, backend", [(0, "torch"), (300, "torch"), (0, "faiss")])
@@ -139,19 +140,6 @@ def test_benchmark_sizes():
     assert each.median() < each.double().mean()  # a long tail
 
 
-def test_class_prompts_in_host_memory_are_compared_with_the_device():
-    small = preset("smoke", class_optimizer="rowwise", batch=4, prompts=1, prompt_layers=1, class_layers=1)
-    found = compare_tables(small, 9, device="cpu", steps=2, warmup=0)
-    assert found["classes"] == 9 and found["turns"] == 2 and found["table_GB"] == 3 * 9 * 2 * 96 * 4 / 1e9
-    assert 0 < found["ratio min"] <= found["ratio"] <= found["ratio max"] and min(found["ms"].values()) > 0
-    with pytest.raises(ConfigError, match="--classes 3 must be at least 4"):
-        compare_tables(small, 3, device="cpu")
-    with pytest.raises(ConfigError, match="give --classes"):
-        compare_tables(RunConfig(dataset="flowers", class_optimizer="rowwise"), device="cpu")
-    with pytest.raises(ConfigError, match="only row-wise class prompts can be in host memory; choose a preset such as"):
-        compare_tables(preset("cub200-vits16"))
-
-
 def test_the_command_prints_json_and_errors_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr(command, "measure_epoch", lambda *given, device: {"epoch s": 6.0})
     assert command.main(["epoch", "--preset", "smoke", "--device", "cpu"]) == 0
@@ -160,9 +148,7 @@ def test_the_command_prints_json_and_errors_in_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: device 'banana' cannot be used here")
 
 
-def test_compare_heads_has_the_usual_metrics_for_the_trained_head_and_others_for_the_rest():
-    whole = load_benchmark("glyphs")
-    few = dataclasses.replace(whole, train=first_of_each(whole.train, 2), test=first_of_each(whole.test, 3))
+def test_the_trained_head_with_prompts_retrieves_as_the_run_and_other_heads_differ(few):
     model = build_model(preset("smoke", method="vpt"), 100, torch.device("cpu"))
     rows = compare_heads(model, few)
     embeddings = evaluate.embed(model, few.test)

@@ -1,11 +1,10 @@
-"""What every public function and class of vptsp_core says of itself, read from the source.
+"""Check the docstrings of every public function and class of vptsp_core, in the source.
 
-- All of them, methods and properties too, say what they do. A method is spoken for by the one of the same name in a
-  base class of the package; special methods, but for ``__call__``, by the class, and what a function holds by the
-  function.
-- What raises an error of this project in its own body says so ("Raises:", or in words).
-- Where an argument or what is returned is an array or a tensor, or a tuple of them, a shape is given: "(N, d)", "(B,)",
-  "of any shape", "a scalar". Mappings and iterables of tensors have no one shape.
+- Each has a docstring, also methods and properties. A method can inherit it from a base class of the package. Special
+  methods except ``__call__`` and functions inside functions need none.
+- A function that raises an error of this project in its own body says so ("Raises:", or in words).
+- If an argument or the result is an array, a tensor or a tuple of them, the docstring gives a shape: "(N, d)", "(B,)",
+  "of any shape", "a scalar". Mappings and iterables of tensors have no single shape.
 """
 
 import ast
@@ -25,7 +24,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def array(annotation: ast.expr | None) -> bool:
-    """Whether it is a tensor or an array, perhaps None, or a tuple of them."""
+    """Return whether an annotation is a tensor or an array, or None with one, or a tuple of them."""
     match annotation:
         case ast.Constant(value=str(text)):
             return array(ast.parse(text, mode="eval").body)
@@ -39,7 +38,7 @@ def array(annotation: ast.expr | None) -> bool:
 
 
 def own_nodes(function: Function) -> Iterator[ast.AST]:
-    """All that is in a function, but not in those that it defines."""
+    """Yield the nodes of a function, without those of functions that it defines."""
     left: list[ast.AST] = list(function.body)
     while left:
         node = left.pop()
@@ -59,18 +58,18 @@ def shaped(function: Function) -> bool:
 
 
 def complaints(source: str, bases: dict[str, ast.ClassDef]) -> list[str]:
-    """Every name in a module that does not keep the rules, and why."""
+    """Return every name in a module that breaks a rule, with the rule."""
     module, found = ast.parse(source), []
     if not ast.get_docstring(module):
-        found.append("the module: says nothing")
+        found.append("the module: no docstring")
 
-    def told(node: ast.ClassDef, name: str) -> str:
-        """What a method or a class says, or else its bases in the package."""
+    def inherited(node: ast.ClassDef, name: str) -> str:
+        """Return the docstring of a method, or that of the same method in a base class of the package."""
         for each in node.body:
             if isinstance(each, Function) and each.name == name and ast.get_docstring(each):
                 return ast.get_docstring(each) or ""
         for base in node.bases:
-            if isinstance(base, ast.Name) and base.id in bases and (text := told(bases[base.id], name)):
+            if isinstance(base, ast.Name) and base.id in bases and (text := inherited(bases[base.id], name)):
                 return text
         return ""
 
@@ -78,22 +77,22 @@ def complaints(source: str, bases: dict[str, ast.ClassDef]) -> list[str]:
         for node in body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 if not ast.get_docstring(node):
-                    found.append(f"{node.name}: says nothing")
+                    found.append(f"{node.name}: no docstring")
                 look(node.body, node)
             private = isinstance(node, Function) and node.name.startswith("_")
             if not isinstance(node, Function) or (private and node.name not in ("__init__", "__call__")):
                 continue
-            text = ast.get_docstring(node) or (told(owner, node.name) if owner else "")
+            text = ast.get_docstring(node) or (inherited(owner, node.name) if owner else "")
             if node.name == "__init__":
                 assert owner is not None
                 text = ast.get_docstring(owner) or ""
             name = f"{owner.name}.{node.name}" if owner else node.name
             if not text:
-                found.append(f"{name}: says nothing")
+                found.append(f"{name}: no docstring")
             if raises(node) and not re.search(r"\b[Rr]aises?\b", text):
                 found.append(f"{name}: does not say what it raises")
             if shaped(node) and not SHAPE.search(text):
-                found.append(f"{name}: tells no shape")
+                found.append(f"{name}: gives no shape")
 
     look(module.body, None)
     return found
@@ -109,5 +108,5 @@ CLASSES = {
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_public_names_say_what_they_do_raise_and_take(path):
+def test_public_names_document_purpose_errors_and_shapes(path):
     assert complaints(path.read_text("utf-8"), CLASSES) == []

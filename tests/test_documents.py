@@ -1,4 +1,4 @@
-"""What README.md and docs/*.md show: Python blocks run, shell blocks go through bash and the real parsers."""
+"""Test README.md and docs/*.md: Python blocks run, shell blocks go through bash and the real parsers."""
 
 import re
 import shlex
@@ -11,7 +11,7 @@ import vptsp_core
 from vptsp_core import __main__ as command_line
 from vptsp_core.data.glyphs import GlyphSet
 
-OPTIONAL = {"oml": "open-metric-learning"}  # what a block may import that no requirement brings
+OPTIONAL = {"oml": "open-metric-learning"}  # imported by a block, in no requirement
 
 SHELL = [
     pytest.param(code, id=f"{page.stem}-{number}")
@@ -49,7 +49,7 @@ def test_python_blocks_run_in_order(page, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("code", SHELL)
-def test_shell_blocks_call_what_there_is(code, tmp_path, monkeypatch, capsys):
+def test_shell_blocks_call_existing_commands(code, tmp_path, monkeypatch, capsys):
     calls = calls_of(code, tmp_path)
     assert calls, "calls nothing"
     for words in calls:
@@ -58,21 +58,21 @@ def test_shell_blocks_call_what_there_is(code, tmp_path, monkeypatch, capsys):
         if words[1:3] == ["-m", "pytest"]:
             continue
         called(monkeypatch, words)
-        if words[1:4] == ["-m", "vptsp_core", "data"] and words[4] == "info":  # quick, and needs nothing
+        if words[1:4] == ["-m", "vptsp_core", "data"] and words[4] == "info":  # fast, and needs no data
             assert command_line.main(words[3:]) == 0 and capsys.readouterr().out
 
 
-def test_every_slurm_script_queues_itself_again():
+def test_every_slurm_script_requeues_itself():
     scripts = blocks(ROOT / "docs" / "clusters.md", "sbatch")
     assert len(scripts) == 3
     for script in scripts:
-        assert script.startswith("#!/bin/bash\n#SBATCH ")  # options count before the first command only
+        assert script.startswith("#!/bin/bash\n#SBATCH ")  # Slurm reads options only before the first command
         assert "#SBATCH" not in script.split("CHECKOUT=")[1]
         assert "#SBATCH --requeue" in script and "#SBATCH --signal=B:USR1@" in script
         assert re.search(r"trap .*scontrol requeue.* USR1", script) and script.endswith("&\nwait $!\n")
 
 
-def test_slurm_scripts_hand_on_what_slurm_says(tmp_path, monkeypatch):
+def test_slurm_scripts_pass_on_what_slurm_sets(tmp_path, monkeypatch):
     one, two, many = blocks(ROOT / "docs" / "clusters.md", "sbatch")
     for number, script, wanted in ((1, one, "--standalone"), (2, two, "n1:29500")):
         (launched,) = [words for words in calls_of(script, tmp_path / str(number)) if words[0] == "torchrun"]
@@ -91,12 +91,12 @@ INLINE = sorted(
 def test_commands_in_the_text_parse(page, span, monkeypatch):
     words = [word for word in shlex.split(span) if word != "..."]
     if words[-1] in ("-m", "vptsp_core") or "|" in span:
-        pytest.skip("names a program, or a choice of several")
+        pytest.skip("names a program or several choices")
     called(monkeypatch, words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_links_and_paths_lead_somewhere(page):
+def test_links_and_paths_exist(page):
     text = page.read_text("utf-8")
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         assert target.startswith("https://") or (page.parent / target).exists(), target

@@ -1,4 +1,4 @@
-"""The project as an installable thing: requirements, environment, shell scripts, what tracked files hold."""
+"""Test the installation: requirements, environment, shell scripts, and the content of tracked files."""
 
 import ast
 import os
@@ -47,8 +47,8 @@ def pins(name: str) -> dict[str, Version]:
     for line in filter(None, lines):
         if not line.startswith("-r "):
             pin = re.fullmatch(r"([a-z0-9-]+)==([0-9.]+)(; sys_platform .*)?", line)
-            assert pin, f"{name}: {line!r} is not of the form name==version, or with a system behind it"
-            assert pin[1] not in found, f"{name}: {pin[1]} is there twice"
+            assert pin, f"{name}: {line!r} is not name==version, with or without a system after it"
+            assert pin[1] not in found, f"{name}: {pin[1]} is listed twice"
             found[pin[1]] = Version(pin[2])
     return found
 
@@ -63,7 +63,7 @@ def ranges() -> dict[str, Requirement]:
 
 
 def tracked() -> list[Path]:
-    """Files git tracks or would track; in an unpacked archive without git, nothing to look at."""
+    """Return the files that git tracks or would track. Skip the test in an unpacked archive without git."""
     command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         listed = subprocess.run(command, capture_output=True, check=True, text=True).stdout
@@ -76,11 +76,11 @@ def test_requirements_pin_what_pyproject_asks_for():
     run, dev = pins("requirements.txt"), pins("requirements-dev.txt")
     extras = project()["optional-dependencies"]
     users = [line for name, lines in extras.items() if name not in ("dev", "export", "browser") for line in lines]
-    for extra in ("cluster", "export"):  # whose tests need them
+    for extra in ("cluster", "export"):  # tests need these extras
         assert set(extras[extra]) <= set(extras["dev"])
     extra = {Requirement(line).name for line in extras["dev"] + extras["browser"]}
     extra -= {Requirement(line).name for line in users}
-    assert set(run) == set(ranges()) - extra - {"faiss-gpu"}  # which run_all.sh puts in the place of faiss-cpu
+    assert set(run) == set(ranges()) - extra - {"faiss-gpu"}  # run_all.sh installs it instead of faiss-cpu
     assert ranges()["faiss-gpu"].specifier.contains(run["faiss-cpu"])
     assert set(dev) == extra
     for name, version in (run | dev).items():
@@ -88,7 +88,7 @@ def test_requirements_pin_what_pyproject_asks_for():
 
 
 def test_an_installed_torch_stays():
-    """As on Colab and Kaggle: neither we nor what we require asks for another one, or for another torchvision."""
+    """On Colab and Kaggle, neither this project nor its requirements ask for another torch or torchvision."""
     there = {"torch": "2.11.0+cu128", "torchvision": "0.26.0+cu128"}  # the two belong together
     waiting, seen = [*map(Requirement, project()["dependencies"])], set()
     while waiting:
@@ -118,9 +118,9 @@ def test_conda_environment_agrees_with_the_pins():
             assert spec == "=3.12" and SpecifierSet(project()["requires-python"]).contains("3.12")
             continue
         pinned = every[CONDA.get(name, name)]
-        assert CONDA.get(name, name) not in seen, f"environment.yml: {name} is there twice"
+        assert CONDA.get(name, name) not in seen, f"environment.yml: {name} is listed twice"
         seen.add(CONDA.get(name, name))
-        if name == "faiss-gpu":  # its versions on conda are not those on PyPI
+        if name == "faiss-gpu":  # conda has other versions than PyPI
             assert Requirement(f"faiss{spec}").specifier == ranges()["faiss-cpu"].specifier
         else:
             assert spec == f"={pinned.major}.{pinned.minor}", f"{entry}, but the pin is {pinned}"
@@ -160,25 +160,17 @@ def test_package_data_patterns_cover_the_data_files():
 
 
 def test_tracked_files_name_no_machine_paths_and_no_registries():
-    # put together here, so that this file does not hold them itself
-    hosts = (
-        "py" + "pi",
-        "python" + "hosted",
-        "ana" + "conda",
-        "download.py" + "torch",
-    )
+    # joined here, so that this file does not contain them
+    hosts = ("py" + "pi", "python" + "hosted", "ana" + "conda", "download.py" + "torch")
     folders = ("work/main", "work/shared", "root/", "home/[a-z]", "Users/[A-Za-z]", "tmp/")
-    patterns = [rf"(?<![\w.~])/{folder}" for folder in folders] + [rf"://[\w.-]*{host}\." for host in hosts]
-    wrong = re.compile("|".join(patterns))
+    wrong = re.compile(rf"(?<![\w.~])/(?:{'|'.join(folders)})|://[\w.-]*(?:{'|'.join(hosts)})\.")
     found = []
     for path in tracked():
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
-        found += [
-            f"{path.relative_to(ROOT)}:{n}: {line[:100]}" for n, line in enumerate(lines, 1) if wrong.search(line)
-        ]
+        found += [f"{path.relative_to(ROOT)}: {text[hit.start() :][:60]}" for hit in wrong.finditer(text)]
     assert not found
 
 
@@ -186,17 +178,17 @@ FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]|[. ]$|^(con|prn|aux|nul|com\d|lpt\
 
 
 def test_windows_can_hold_every_tracked_file_and_run_folder():
-    """Notebooks, figures and tables too: their names are those of the committed demo."""
+    """The committed demo stands for the names of notebooks, figures and tables."""
     names = [path.relative_to(ROOT).as_posix() for path in tracked()]
     names += [run_folder(preset(name), "results").relative_to(Path.cwd()).as_posix() for name in PRESETS]
     assert not [name for name in names if any(map(FORBIDDEN.search, name.split("/"))) or len(name) > 120]
     assert len({name.lower() for name in names}) == len(names)
     assert not [path for path in tracked() if path.is_symlink()]
-    assert "* -text" in (ROOT / ".gitattributes").read_text("utf-8").splitlines()  # else git writes other line ends
+    assert "* -text" in (ROOT / ".gitattributes").read_text("utf-8").splitlines()  # or git changes line ends
 
 
 def test_text_files_are_opened_with_an_encoding():
-    """Else Windows takes its own."""
+    """Without one, Windows uses its own."""
     found = []
     for path in (ROOT / "vptsp_core").rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -206,7 +198,7 @@ def test_text_files_are_opened_with_an_encoding():
 
 
 def says_encoding(call: ast.Call) -> bool:
-    """Whether a call opens no text file, or says in which encoding."""
+    """Return whether a call opens no text file, or gives an encoding."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     if name in ("read_text", "write_text"):
         return len(call.args) + len(call.keywords) == (1 if name == "read_text" else 2)
@@ -225,8 +217,11 @@ def run_python(code: str, *arguments: str, path: Path = ROOT) -> str:
     return done.stdout.strip()
 
 
-def test_timm_imports_after_this_package():
-    assert run_python("import vptsp_core, gc; gc.collect(); import timm, torchvision; print('fine')") == "fine"
+def test_a_fresh_python_imports_the_old_name_of_significance_lazily_and_timm_afterwards():
+    code = "import gc, sys, vptsp_core.chance as old; print(hasattr(old, '__file__'), 'pandas' in sys.modules); "
+    code += "from vptsp_core.chance import against; print(against is old.compare_paired, against.__module__); "
+    code += "gc.collect(); import timm, torchvision"
+    assert run_python(code).split() == ["False", "False", "True", "vptsp_core.runs.significance"]
 
 
 FAKE = """
@@ -244,10 +239,10 @@ def library_loads():
 def gpu_build():
     torch.version.cuda = "13.0"
 
-for of in (library_does_not_load, library_loads, gpu_build):
+for case in (library_does_not_load, library_loads, gpu_build):
     if os.fork() == 0:
-        torch.version.cuda = None  # whatever this torch is
-        of()
+        torch.version.cuda = None  # even if this torch has CUDA
+        case()
         print(module.prepare(), module.prepare(), hasattr(torch.ops.torchvision, "nms"), bool(module._library))
         sys.stdout.flush()
         os._exit(0)
@@ -255,7 +250,7 @@ for of in (library_does_not_load, library_loads, gpu_build):
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="each in a process of its own, for which torch is imported once")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, so that torch is imported once for three processes")
 def test_schemas_are_defined_only_where_needed(tmp_path):
     package = tmp_path / "torchvision"
     package.mkdir()
@@ -314,7 +309,7 @@ def test_run_all_help(tmp_path):
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
-    """A copy of run_all.sh in a folder with a space, and a package that prints what it was called with."""
+    """A copy of run_all.sh in a folder with a space, and a package that prints its arguments."""
     root = tmp_path / "a checkout"
     (root / "vptsp_core").mkdir(parents=True)
     for name in ("run_all.sh", "pyproject.toml", "requirements.txt", "requirements-dev.txt"):
@@ -334,26 +329,16 @@ def fits_this_python() -> bool:
         return False
 
 
+needs_fitting_python = pytest.mark.skipif(not fits_this_python(), reason="run_all.sh would not use this environment")
+
+
 @needs_bash
-@pytest.mark.skipif(not fits_this_python(), reason="this environment is not one that run_all.sh would use")
+@needs_fitting_python
 def test_run_all_uses_the_active_environment_and_passes_options_on(checkout, tmp_path, monkeypatch):
     (tmp_path / "my data").mkdir()
     monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
-    options = [
-        "--profile",
-        "smoke",
-        "--data=my data",
-        "--results",
-        "out",
-        "--only",
-        "table1,fig3d",
-        "--seeds=0,1",
-        "--workers=2",
-        "--set=weights=my weights.pth",
-        "--set",
-        "epochs=2",
-        "--dry-run",
-    ]
+    options = ["--profile", "smoke", "--data=my data", "--results", "out", "--only", "table1,fig3d", "--seeds=0,1"]
+    options += ["--workers=2", "--set=weights=my weights.pth", "--set", "epochs=2", "--dry-run"]
     done = subprocess.run([BASH, checkout / "run_all.sh", *options], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     folders = ["--results", str(tmp_path / "out"), "--data", str(tmp_path / "my data")]
@@ -364,7 +349,7 @@ def test_run_all_uses_the_active_environment_and_passes_options_on(checkout, tmp
 
 
 @needs_bash
-@pytest.mark.skipif(not fits_this_python(), reason="this environment is not one that run_all.sh would use")
+@needs_fitting_python
 @pytest.mark.parametrize("status", [0, 130])
 def test_run_all_ends_with_the_status_of_the_notebooks(checkout, monkeypatch, status):
     monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
@@ -375,7 +360,7 @@ def test_run_all_ends_with_the_status_of_the_notebooks(checkout, monkeypatch, st
 
 @pytest.fixture
 def old_python(tmp_path) -> Path:
-    """A PATH with the tools that run_all.sh calls, and a Python of another version."""
+    """A PATH with the tools that run_all.sh calls and an unsupported Python."""
     tools = tmp_path / "tools"
     tools.mkdir()
     for tool in ("bash", "dirname", "cat", "cksum", "env", "rm", "mkdir", "chmod"):
@@ -390,7 +375,7 @@ def executable(path: Path, script: str) -> None:
 
 
 @needs_bash
-def test_run_all_without_a_python_that_fits_says_so(checkout, old_python):
+def test_run_all_without_a_supported_python_says_so(checkout, old_python):
     environment = {"PATH": str(old_python)}
     done = subprocess.run([BASH, checkout / "run_all.sh"], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -402,7 +387,7 @@ def test_run_all_without_a_python_that_fits_says_so(checkout, old_python):
 @needs_bash
 @pytest.mark.parametrize("gpu", [False, True])
 def test_run_all_lets_uv_bring_a_python(checkout, old_python, gpu):
-    """A stand-in for uv makes an environment whose python prints what it is called with."""
+    """A stand-in for uv makes an environment whose python prints its arguments."""
     asked = old_python.parent / "asked"
     executable(old_python / "uv", f"""
         echo "$@" >{asked}
@@ -426,7 +411,7 @@ def test_run_all_lets_uv_bring_a_python(checkout, old_python, gpu):
 
 
 @needs_bash
-def test_run_all_says_that_uv_failed(checkout, old_python):
+def test_run_all_reports_that_uv_failed(checkout, old_python):
     executable(old_python / "uv", "echo no network >&2; exit 1")
     environment = {"PATH": str(old_python)}
     done = subprocess.run([BASH, checkout / "run_all.sh"], env=environment, capture_output=True, text=True)
@@ -434,7 +419,7 @@ def test_run_all_says_that_uv_failed(checkout, old_python):
     assert not (checkout / ".venv").exists() and done.stdout == ""
 
 
-def test_every_python_that_is_named_is_the_same_range():
+def test_all_files_name_the_same_range_of_pythons():
     spec = SpecifierSet(project()["requires-python"])
     versions = [f"3.{minor}" for minor in range(8, 18) if spec.contains(f"3.{minor}")]
     assert versions == ["3.11", "3.12", "3.13", "3.14"]

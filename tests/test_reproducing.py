@@ -1,4 +1,4 @@
-"""docs/reproducing.md and the code agree: every key and option exists, and every row is the row that is run."""
+"""Compare docs/reproducing.md with the code: every switch exists, every row is the row that runs."""
 
 import dataclasses
 import re
@@ -23,12 +23,10 @@ def values(span: str) -> dict:
     return dict(parse_change(word) for word in span.split())
 
 
-def tables() -> list[list[list[str]]]:
-    """Return the tables of the page as lists of rows, each a list of cells. The heading is the first row."""
-    found = re.findall(r"(?:^\|.*\|\n)+", TEXT, re.M)
-    split = [[[cell.strip() for cell in line.strip("|\n ").split(" | ")] for line in table.splitlines()]
-             for table in found]  # fmt: skip
-    return [[table[0], *table[2:]] for table in split]
+def table(first: str) -> list[list[str]]:
+    """Return the rows, as lists of cells, of the table whose first column has this heading."""
+    (found,) = re.findall(rf"^\| {first} \|.*\n\|[-|]+\|\n((?:\|.*\|\n)+)", TEXT, re.M)
+    return [[cell.strip() for cell in line.strip("|\n ").split(" | ")] for line in found.splitlines()]
 
 
 SWITCHES = [span for span in spans(TEXT) if SWITCH.fullmatch(span)]
@@ -47,7 +45,7 @@ def test_options_are_those_of_a_command(span, monkeypatch):
     parse_ours(monkeypatch, span.split())
 
 
-def test_defaults_are_those_of_the_code():
+def test_defaults_on_the_page_are_those_of_run_config():
     defaults = re.findall(r"`([a-zA-Z_]+=\S+)` \(default\)", TEXT)
     assert len(set(defaults)) > 12
     for span in defaults:
@@ -55,22 +53,22 @@ def test_defaults_are_those_of_the_code():
         assert getattr(RunConfig(), key) == value, span
 
 
-def test_every_difference_has_all_columns():
-    differences, readings, _ = tables()
+def test_every_difference_has_its_four_sides():
+    differences = table("point")
     assert len(differences) > 25
-    for point, paper, released, ours, switch in differences[1:]:
+    for point, paper, released, ours, switch in differences:
         assert all((point, paper, released, ours))
         named = spans(switch)
         assert switch.startswith("none") or named, point
         assert all(SWITCH.fullmatch(span) or span in OPTIONS for span in named) or switch.startswith("none"), switch
-    assert all(len(row) == 4 for row in readings)
+    assert all(len(row) == 4 for row in table("table or figure"))
 
 
-def test_the_page_has_all_values_of_each_switch():
-    """A key of RunConfig with named values is a switch. The page must have each value."""
+def test_every_key_that_selects_a_side_is_on_the_page():
+    """A key of `RunConfig` whose values have names is a switch: the page has each value."""
     named = {(key, value) for span in SWITCHES for key, value in values(span).items()}
     for field in dataclasses.fields(RunConfig):
-        if field.name in ("pool", "method", "optimizer"):  # set by rows and presets; paper and code do not differ
+        if field.name in ("pool", "method", "optimizer"):  # rows and presets set these; paper and code agree
             continue
         for value in re.findall(r"'([a-z0-9_]+)'|\"([a-z0-9_]+)\"", str(field.type)):
             assert (field.name, "".join(value)) in named, (field.name, value)
@@ -80,8 +78,7 @@ def test_the_page_has_all_values_of_each_switch():
 
 
 def test_rows_of_table_1_are_the_rows_that_are_run():
-    rows = tables()[2][1:]
-    written = {label.removesuffix(" (ours only)"): values(changes.strip("`")) for label, changes in rows}
+    written = {label.removesuffix(" (ours only)"): values(changes.strip("`")) for label, changes in table("row")}
     assert written == method_rows("paper")
 
 

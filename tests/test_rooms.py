@@ -1,8 +1,6 @@
-"""The rooms of vptsp_core: a room imports only from the rooms below it."""
+"""Check that a room of vptsp_core imports only from the rooms below it."""
 
 import ast
-import subprocess
-import sys
 
 from vptsp_core.system.places import PACKAGE
 
@@ -11,7 +9,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.s
 
 
 def test_a_room_imports_only_from_rooms_below_it():
-    """Outside of the rooms is only `__init__`, which names what is public."""
+    """Check all modules except `__init__`, which imports the public names."""
     upward = set()
     for path in sorted(PACKAGE.rglob("*.py")):
         module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
@@ -27,10 +25,3 @@ def test_a_room_imports_only_from_rooms_below_it():
                 if room != own and FLOOR[room] >= FLOOR[own]:
                     upward.add((module, name))
     assert not upward
-
-
-def test_the_old_name_of_significance_stays_and_costs_nothing():
-    code = "import sys, vptsp_core.chance as old; print(hasattr(old, '__file__'), 'pandas' in sys.modules); "
-    code += "from vptsp_core.chance import against; print(against is old.compare_paired, against.__module__)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False", "True", "vptsp_core.runs.significance"]

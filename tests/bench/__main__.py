@@ -1,4 +1,4 @@
-"""Measurements for developers, printed as JSON: python -m tests.bench epoch|data|eval|table|product|heads"""
+"""Measure one thing and print it as JSON: python -m tests.bench epoch|data|eval|product|heads"""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from vptsp_core.method.faiss_index import BACKENDS
 from vptsp_core.method.presets import parse_change, preset
 from vptsp_core.runs.embedder import load
 
-from .class_table import compare_tables
 from .data import compare_pipelines
 from .epoch import measure_epoch
 from .heads import compare_heads
@@ -26,7 +25,7 @@ from .product import product_rate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure one thing; returns 2 where that is impossible."""
+    """Measure what the command line asks for. Return the exit status, 2 for an error."""
     args = arguments(argv)
     try:
         print(json.dumps(measured(args), indent=2))
@@ -37,15 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, read."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=(__doc__ or "").partition(":")[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
     epoch = kinds.add_parser("epoch", help="an epoch and its evaluation: steps, loading, embedding, compiling")
     data = kinds.add_parser("data", help="the cached pipeline against the classic one")
     evaluation = kinds.add_parser("eval", help="retrieval metrics against a bare exact search")
-    table = kinds.add_parser("table", help="class prompts in host memory against the same on the device")
     product = kinds.add_parser("product", help="operations of a step, and the rate of a matrix product of its size")
-    for each, name in ((epoch, "demo"), (data, "cub200-vits16"), (table, "inshop-vits16"), (product, "cub200-vits16")):
+    for each, name in ((epoch, "demo"), (data, "cub200-vits16"), (product, "cub200-vits16")):
         each.add_argument("--preset", default=name, help=f"default: {name}")
         each.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes")
     heads = kinds.add_parser("heads", help="a trained run with other heads, and without its prompts")
@@ -54,20 +52,18 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         each.add_argument("--data", metavar="DIR", help="folder that holds the data sets")
         each.add_argument("--cache", metavar="DIR", help="of decoded images (default: .vptsp-cache in the data folder)")
         each.add_argument("--allow-partial", action="store_true", help="measure on an incomplete set too")
-    data.add_argument("--steps", type=int, default=10, help="batches a turn (default: 10)")
-    table.add_argument("--classes", type=int, help="default: the training set's; on a CPU at most 256")
-    table.add_argument("--steps", type=int, default=10, help="timed turns (default: 10)")
-    evaluation.add_argument("--size", choices=SIZES, default="sop", help="of this test set (default: sop)")
-    evaluation.add_argument("--backend", choices=BACKENDS, default="torch", help="what searches for the metrics")
+    data.add_argument("--steps", type=int, default=10, help="batches per turn (default: 10)")
+    evaluation.add_argument("--size", choices=SIZES, default="sop", help="size of this test set (default: sop)")
+    evaluation.add_argument("--backend", choices=BACKENDS, default="torch", help="library that searches")
     evaluation.add_argument("--repeats", type=int, default=3, help="timed turns (default: 3)")
-    evaluation.add_argument("--reference", metavar="DIR", help="your clone of the released implementation, as one more")
-    for each in (epoch, data, evaluation, table, product, heads):
-        each.add_argument("--device", help="default: a GPU where there is one")
+    evaluation.add_argument("--reference", metavar="DIR", help="your clone of the released code, to measure it too")
+    for each in (epoch, data, evaluation, product, heads):
+        each.add_argument("--device", help="default: a GPU if there is one")
     return parser.parse_args(argv)
 
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
-    """What the command line asks for."""
+    """Measure what the parsed command line asks for."""
     if args.kind == "eval":
         return benchmark_metrics(SIZES[args.size], args.device, args.backend, args.repeats, args.reference)
     if args.kind == "heads":
@@ -77,8 +73,6 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     config = preset(args.preset, **dict(parse_change(change) for change in args.changes))
     if args.kind == "product":
         return product_rate(config, args.device)
-    if args.kind == "table":
-        return compare_tables(config, args.classes, device=args.device, steps=args.steps)
     benchmark, cache = _benchmark(config, args)
     if args.kind == "epoch":
         return measure_epoch(config, benchmark, cache, device=args.device)
@@ -86,7 +80,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _benchmark(config: RunConfig, args: argparse.Namespace) -> tuple[Benchmark, Path]:
-    """The data set of a run, and where its images are decoded."""
+    """Return the data set of a run and the folder of its decoded images."""
     refuse_unread(config.dataset, args.data)
     benchmark = load_benchmark(config.dataset, args.data, args.allow_partial)
     return benchmark, cache_folder(config.dataset, data_folder(config.dataset, args.data), args.cache)

@@ -1,4 +1,4 @@
-"""A part of a measurement in a process of its own: what fails, or does not end in time, costs nothing else."""
+"""Run a part of a measurement in its own process, so that a failure or a timeout does not affect other parts."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ Part = Callable[[Namespace], Found]
 
 
 def apart(part: Part, args: Namespace, seconds: float) -> Found:
-    """What ``part`` finds, in a fork that is stopped after so many seconds. CUDA must not start in this process.
+    """Run ``part`` in a fork, which is stopped after ``seconds``, and return its result.
+
+    CUDA must not start in the calling process.
 
     Raises:
-        VptspError: in one line, why there is no result.
+        VptspError: one line that says why there is no result.
     """
     fork = multiprocessing.get_context("fork")
     receiver, sender = fork.Pipe(duplex=False)
@@ -36,7 +38,7 @@ def apart(part: Part, args: Namespace, seconds: float) -> Found:
     except EOFError:
         child.join()
         raise VptspError(f"failed: its process ended with status {child.exitcode}") from None
-    finally:  # with all processes that it started
+    finally:  # also ends the processes that the fork started
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.join()
@@ -46,12 +48,12 @@ def apart(part: Part, args: Namespace, seconds: float) -> Found:
 
 
 def send(part: Part, args: Namespace, sender: Connection) -> None:
-    """In the fork: send what ``part`` finds, or a line that says why it failed."""
+    """Send the result of ``part``, or a line that says why it failed. Runs in the fork."""
     os.setpgid(0, 0)
     try:
         sender.send(part(args))
     except VptspError as error:
         sender.send(str(error))
-    except Exception as error:  # this code has not seen every GPU and driver
+    except Exception as error:  # GPUs and drivers that nobody has tried may fail in any way
         traceback.print_exc()
         sender.send(f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")

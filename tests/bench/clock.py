@@ -1,4 +1,4 @@
-"""Seconds of a task on a device."""
+"""Time a task on a device."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import torch
 
 
 def seconds(task: Callable[[], object], device: torch.device) -> float:
-    """By the wall clock, until the device has done all it was given."""
+    """Return the seconds that a task takes, until the device has finished it."""
     wait(device)
     start = time.perf_counter()
     task()
@@ -16,6 +16,6 @@ def seconds(task: Callable[[], object], device: torch.device) -> float:
 
 
 def wait(device: torch.device) -> None:
-    """Return when the device has done all it was given."""
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""What decoding images once is worth: images a second of the two pipelines."""
+"""Compare the two pipelines, cached and classic, in images per second."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from vptsp_core.system.devices import pick_device
 from .clock import seconds
 
 PIPELINES = ("cached", "classic")
-STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # their values change no time
+STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # mean and deviation; they do not affect the time
 
 
 def compare_pipelines(
     config: RunConfig, benchmark: Benchmark, cache: Path, *, device: str | None = None, steps: int = 30, turns: int = 5
 ) -> dict[str, Any]:
-    """Training batches of both pipelines, alternately in one process; nothing is trained. The cache is made before.
+    """Load training batches with both pipelines, alternately in one process. Nothing is trained.
 
     Args:
-        steps: batches a turn; one more turn warms up.
+        cache: folder of decoded images, which are decoded before the measurement.
+        steps: batches per turn.
+        turns: timed turns of each pipeline; one more turn warms up.
 
     Returns:
-        Images a second of ``cached`` and ``classic`` (medians over turns); ``ratio``: the median over turns of cached
-        / classic, with its extremes; ``turns``.
+        Images per second of ``cached`` and ``classic`` (medians over turns), and ``ratio``: the median of cached /
+        classic over turns, with minimum and maximum.
 
     Raises:
-        ConfigError: an augmentation that only one of the pipelines has.
+        ConfigError: only one of the pipelines has this augmentation.
     """
     if config.augmentation not in CROPS:
         raise ConfigError(f"augmentation = {config.augmentation!r}: both pipelines have only {' and '.join(CROPS)}")
     target = pick_device(device)
     configs = {name: config.replace(pipeline=name) for name in PIPELINES}
     images = {name: decoded(benchmark, each, cache).train for name, each in configs.items()}
-    sampler = ClassBalancedSampler(
-        benchmark.train.labels, config.batch, config.samples_per_class, config.seed, steps
-    )  # fmt: skip
+    sampler = ClassBalancedSampler(benchmark.train.labels, config.batch, config.samples_per_class, config.seed, steps)
 
     def load(name: str, turn: int) -> None:
         for _ in train_batches(images[name], configs[name], STATISTICS, sampler, turn, target):

@@ -1,4 +1,4 @@
-"""Where the seconds of an epoch go: steps, what loading adds to them, evaluation, and compiling before it."""
+"""Measure the parts of an epoch: steps, loading, evaluation and compiling."""
 
 from __future__ import annotations
 
@@ -21,24 +21,23 @@ from vptsp_core.system.devices import pick_device
 
 from .clock import seconds
 
-FIRST = 3  # steps that make what later ones find made: compiled code, CUDA graphs, optimiser state
-ALONE = 100  # steps without loading are timed at most; an epoch of more is reckoned from them
+FIRST = 3  # steps that compile code, record CUDA graphs and create the optimiser state
+ALONE = 100  # most steps that are timed without loading; a longer epoch is extrapolated from them
 
 
-def measure_epoch(
-    config: RunConfig, benchmark: Benchmark, cache: Path, *, device: str | None = None
-) -> dict[str, Any]:  # fmt: skip
-    """One epoch of training and one evaluation, weights at random (they change no time), images decoded before.
+def measure_epoch(config: RunConfig, benchmark: Benchmark, cache: Path, *, device: str | None = None) -> dict[str, Any]:
+    """Measure one epoch of training and one evaluation, with random weights, from images that are decoded already.
 
     Returns:
-        ``epoch s``: training and evaluation; of these ``steps s``: as many steps on one batch that is there already;
-        ``data s``: what training from the images took beyond them (about 0 where loading hides behind the steps);
-        ``evaluation s``: embedding the test set, and the gallery, and the metrics. Beside them, once a run,
-        ``compile s``: what the first three steps took beyond later ones, where a whole run of the config has them
-        ``compiled``. ``images/s`` of training and ``evaluated images/s``; ``steps``, ``device`` and ``threads``.
+        - ``epoch s``: training and evaluation;
+        - ``steps s``: the same number of steps, but on one batch that is loaded already;
+        - ``data s``: the rest of the training time, about 0 if loading runs behind the steps;
+        - ``evaluation s``: embedding the test set and the gallery, and the metrics;
+        - ``compile s``: the extra time of the first three steps, if a whole run of the config is ``compiled``;
+        - ``images/s`` of training, ``evaluated images/s``, ``steps``, ``device`` and ``threads``.
 
     Raises:
-        ConfigError: a method that trains nothing.
+        ConfigError: the method trains nothing.
         DataError: the training set is too small for the batch, or an image cannot be read.
     """
     target = pick_device(device)

@@ -1,4 +1,4 @@
-"""How the classes of the embedded glyphs were chosen, once: the rule behind `vptsp_core.data.glyphs.classes`."""
+"""Choose the classes of the embedded glyphs: the rule behind `vptsp_core.data.glyphs.classes`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vptsp_core.data.glyphs.drawing import STYLES, fit, font_path
 
 
 def choose_classes(alike: float = 0.1, group: int = 8, each: int = 100) -> dict[str, str]:
-    """The letters of each split.
+    """Return the letters of each split.
 
-    1. Letters that all twelve styles have, by code point.
-    2. A letter that looks like one kept before, whatever its size, is left out (Greek Alpha is Latin A): the
-       squared distance of their tight bitmaps is below `alike` of the lighter's ink in Sans, Serif or Mono.
-       Upright styles decide: four pairs of classes, such as u and a cursive Cyrillic i, share their italics.
-    3. A family is the letters of one script with the same base letter, cut into groups of at most `group`.
-    4. Groups, in the order of a hash of their first letter, fill test, then train, up to `each`; the rest is
+    1. Take the letters that all twelve styles have, by code point.
+    2. Leave out a letter that looks like an earlier one of any size (Greek Alpha is Latin A): in Sans, Serif or Mono,
+       the squared distance of their tight bitmaps is below `alike` times the ink of the lighter one. Only upright
+       styles decide. Four pairs of classes, such as u and a cursive Cyrillic i, look the same in italics.
+    3. Join letters of one script with the same base letter into a family. Cut it into groups of at most `group`.
+    4. Sort the groups by a hash of their first letter. They fill test, then train, with `each` letters; the rest is
        base.
     """
     common = set.intersection(*(_characters(style) for style in STYLES))

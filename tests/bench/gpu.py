@@ -1,11 +1,11 @@
-"""One call for a GPU that is at hand for minutes: it measures what the README leaves open.
+"""Measure speed and memory on a GPU in a few minutes.
 
     python -m tests.bench.gpu --data DIR --weights FILE --reference DIR    # at most 9 minutes
-    python -m tests.bench.table gpu.json                                   # the README's tables
+    python -m tests.bench.table gpu.json                                   # prints tables of the file
     python -m tests.bench.gpu --small --json small.json                    # a rehearsal on the CPU
 
 The JSON file is written after every part. A second call with the same file measures what is missing. Each part runs in
-a process of its own, so a part that fails or is stopped costs no other part.
+its own process, so if one fails or is stopped, the others still run.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SMALL_SIZE = Size(items=300, dim=16, classes=40, ks=(1, 10))
 
 
 def step(name: str, args: Args) -> Found:
-    """A training step of a preset in every form, with the peak memory of each, and the rate of a matrix product."""
+    """Measure a preset's training step in every form, with its peak memory, and the rate of a matrix product."""
     found = compare_forms(
         config(name, args), device=args.device, steps=3 if args.small else 60, forms=(*own_forms(args), "textbook"),
         reference=args.reference,
@@ -62,7 +62,7 @@ def step(name: str, args: Args) -> Found:
 
 
 def epoch(args: Args) -> Found:
-    """An epoch against its steps, from cached images."""
+    """Measure an epoch from cached images, and its steps alone."""
     name, folder = images(args)
     found = measure_epoch(
         config("cub200-vits16", args, dataset=name), load_benchmark(name, folder), args.work / "cache",
@@ -72,7 +72,7 @@ def epoch(args: Args) -> Found:
 
 
 def train(args: Args) -> Found:
-    """15 epochs of CUB with a ViT-Ti. A run that was stopped resumes from its last epoch in the next call."""
+    """Train 15 epochs of CUB with a ViT-Ti. If the run was stopped, the next call resumes it from its last epoch."""
     name, folder = images(args)
     changes = dict(epochs=1) if args.small else {**TINY, "weights": str(args.weights)}
     done = run(
@@ -87,17 +87,14 @@ def train(args: Args) -> Found:
 
 
 def evaluation(args: Args) -> Found:
-    """Our retrieval metrics at the size of SOP, a bare search, and the released metrics."""
-    sys.path.append(str(Path(__file__).parent / "standin"))  # its faiss, where no other is installed
+    """Measure our retrieval metrics at the size of SOP, a bare search and, with faiss, the released metrics."""
     size, repeats = (SMALL_SIZE, 1) if args.small else (SIZES["sop"], 3)
-    found = benchmark_metrics(size, args.device, repeats=repeats, reference=args.reference)
-    spec = importlib.util.find_spec("faiss")
-    own = spec is not None and Path(str(spec.origin)).parent.name == "standin"
-    return {**found, "released search": "torch in place of faiss" if own else "faiss"}
+    reference = args.reference if importlib.util.find_spec("faiss") else None
+    return benchmark_metrics(size, args.device, repeats=repeats, reference=reference)
 
 
 def deterministic(args: Args) -> Found:
-    """A step of ours with deterministic algorithms and without them."""
+    """Measure our step with and without deterministic algorithms."""
     fix_cublas(args.device)  # before CUDA starts in this process
     benches = {}
     for form in own_forms(args):
@@ -111,12 +108,12 @@ class DeterministicBench(StepBench):
     """A `StepBench` whose steps use deterministic algorithms, as `run(deterministic=True)` does."""
 
     def step(self) -> None:
-        """One step."""
+        """Take one step."""
         with deterministic_algorithms(str(self.device)):
             super().step()
 
 
-# The most valuable first, with the seconds that each is expected to take: an estimate for an H100, not measured.
+# The most valuable first, each with its expected seconds: an estimate for an H100, not measured.
 PARTS: dict[str, tuple[float, Part]] = {
     "step cub200-vits16": (60, partial(step, "cub200-vits16")),
     "step sop-vits16": (60, partial(step, "sop-vits16")),
@@ -130,17 +127,17 @@ PARTS: dict[str, tuple[float, Part]] = {
 
 
 def own_forms(args: Args) -> tuple[str, ...]:
-    """Our forms of a step. A rehearsal does not compile, which takes a minute on a CPU."""
+    """Return the names of our forms of a step. A rehearsal does not compile, which takes a minute on a CPU."""
     return ("eager",) if args.small else ("eager", "compiled")
 
 
 def config(name: str, args: Args, **changes: Any) -> RunConfig:
-    """The run of a preset with changes, small in a rehearsal."""
+    """Return the run of a preset with changes; a rehearsal makes it small."""
     return preset(name, **{**(SMALL if args.small else {}), **changes})
 
 
 def images(args: Args) -> tuple[str, Path]:
-    """A data set and its folder: CUB where it is given, archives unpacked once; else as many plain images."""
+    """Return a data set and its folder: CUB if it is given (archives are unpacked once), otherwise plain images."""
     if args.data and args.data[0].is_dir():
         return "cub200", args.data[0]
     name, target = ("cub200" if args.data else "folder"), args.work / ("data" if args.data else "plain")
@@ -159,17 +156,17 @@ def images(args: Args) -> tuple[str, Path]:
 
 
 def here(args: Args) -> Found:
-    """What this machine computes with."""
+    """Return the machine and its versions."""
     if args.device == "cuda" and not torch.cuda.is_available():
         raise VptspError("there is no GPU here; --small rehearses on the CPU")
     return made_with(pick_device(args.device))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure what the file does not hold yet; returns 1 where something is still missing."""
+    """Measure what the file does not have yet. Return the exit status, 1 if something is still missing."""
     args = arguments(argv)
     end = time.monotonic() + 60 * args.minutes
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # then `apart` ends its fork
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `apart` ends its fork
     try:
         for path in [*(args.data or []), *([args.weights] if args.weights else [])]:
             if not path.exists():
@@ -204,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def earlier(args: Args, device: str) -> Found | None:
-    """What the file holds already; it must have been measured on this device."""
+    """Return the content of the file, which must come from this device, or None if it does not exist."""
     if not args.json.exists():
         return None
     try:
@@ -218,7 +215,7 @@ def earlier(args: Args, device: str) -> Found | None:
 
 
 def arguments(argv: Sequence[str] | None) -> Args:
-    """The command line, read."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.gpu", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, default=Path("gpu.json"), metavar="FILE", help="default: gpu.json")
     parser.add_argument("--minutes", type=float, default=9, help="for all parts together (default: 9)")

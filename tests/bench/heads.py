@@ -1,4 +1,4 @@
-"""Where a trained model loses retrieval: its head and its prompts, each taken away (docs/measured.md)."""
+"""Evaluate a trained model with other heads and without its prompts (docs/measured.md)."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from vptsp_core.runs.start_from_data import PER_CLASS, discriminant
 
 @torch.no_grad()
 def compare_heads(model: MetricModel, benchmark: Benchmark, per_class: int = PER_CLASS) -> dict[str, dict[str, Any]]:
-    """Retrieval of a trained model with three heads, with its prompts and without them.
+    """Compare the retrieval of a trained model with three heads, with and without its prompts.
 
     Args:
-        model: of a run that trained a head, with one pooled token.
-        per_class: training images of a class from which the head in closed form is computed.
+        model: has a trained head and one pooled token.
+        per_class: training images per class that the head in closed form is computed from.
 
     Returns:
-        For "trained head", "no head" (the pooled tokens) and "head in closed form", and for each of them "without
-        prompts" where the model has some: R@1 and MAP@R in percent, and of each the difference to the first row with
-        the low and the high end of its 95 % interval over the queries.
+        One row each for "trained head", "no head" (the pooled tokens) and "head in closed form". If the model has
+        prompts, each row again with ", without prompts". A row has R@1 and MAP@R in percent. "R@1 difference" and
+        "MAP@R difference" are [difference to the first row, low and high end of its 95 % interval over the queries].
     """
     train, labels = first_of_each(benchmark.train, per_class), torch.from_numpy(benchmark.test.labels)
     embeddings: dict[str, Tensor] = {}
@@ -60,7 +60,7 @@ def compare_heads(model: MetricModel, benchmark: Benchmark, per_class: int = PER
 
 
 def _pooled(model: MetricModel, images: ImageSet, prompted: bool) -> Tensor:
-    """Pooled tokens of the sample tower, (N, 1, D) float32."""
+    """Return the pooled tokens of the sample tower, (N, 1, D) float32, with or without its prompts."""
     vit, device = model.vit.eval(), next(model.parameters()).device
     none: list[Tensor | None] = [None] * len(vit.backbone.blocks)
     found = []

@@ -1,16 +1,15 @@
-"""Makes the embedded demo ViT: `python -m tests.bench.pretrain` with its defaults reproduces the shipped file, whose
-header still has the command's earlier name.
+"""Make the embedded demo ViT: `python -m tests.bench.pretrain` with its defaults reproduces the shipped file.
 
-What the final-norm CLS token learns, from the 746 base classes of the glyphs under MILD variation (the train and
-test classes are never seen):
-- its first LOOK channels hold what the picture looks like: a 2 x 2 colour thumbnail, at a fixed share of the norm;
-- the others hold which letter it is (cosine softmax).
-So it is a general description, like the token of a ViT trained on everything, and there is something for metric
-learning to leave out: colour and light, which no class has. Every block is also shown a random number of random
-prompts, otherwise so narrow a model is thrown off by any foreign key: prompts start harmless and can become useful.
+The header of that file still has the command's earlier name. The model learns from the 746 base classes of the glyphs
+under MILD variation, never from the train and test classes. The CLS token after the final norm learns two things:
+- in its first LOOK channels, what the picture looks like: a 2 x 2 colour thumbnail, at a fixed share of the norm;
+- in the others, which letter it is (cosine softmax).
+So the token is a general description, like that of a ViT trained on many images. Metric learning then has something to
+leave out: colour and light, which no class depends on. Every block also sees a random number of random prompts.
+Without them, any unknown key would disturb this narrow model. With them, prompts start harmless and can become useful.
 
-It runs on one thread, whatever the machine has, so that sums have one order: equal to the bit on the same type of
-processor and version of torch; elsewhere to about a point of R@1. RECORD says what the shipped file gave.
+It runs on one thread, so that sums have one order. With the same type of processor and version of torch, the file is
+equal to the bit; elsewhere R@1 differs by about a point. RECORD has the results of the shipped file.
 """
 
 from __future__ import annotations
@@ -52,17 +51,17 @@ def pretrain(
     seed: int = 0,
     log_every: int = 100,
 ) -> Path:
-    """Train the demo ViT on the base glyphs; write `out`: safetensors, float16, timm's keys, no classifier.
+    """Train the demo ViT on the base glyphs and write `out`: safetensors, float16, timm's keys, no classifier.
 
     Raises:
-        VptspError: `out` cannot be written (found out before training), or a number is out of its range.
+        VptspError: `out` cannot be written (checked before training), or a number is out of its range.
     """
     if min(steps, batch_size, images_per_class, log_every) < 1:
         raise VptspError("pretrain: steps, batch size, images per class and log interval must be at least 1")
     out = Path(out)
     writable_folder(out.parent)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums in one order, however many cores there are
+    torch.set_num_threads(1)  # sums in one order on every machine
     try:
         model = _fit(steps, batch_size, images_per_class, seed, log_every)
     finally:
@@ -74,7 +73,7 @@ def pretrain(
 
 
 def _fit(steps: int, batch_size: int, images_per_class: int, seed: int, log_every: int) -> VisionTransformer:
-    """The training itself: AdamW, half a cosine, every image of the pool once before any comes again."""
+    """Train with AdamW and half a cosine. Every image of the pool is seen once before any is repeated."""
     size = int(DEMO_VIT["img_size"])
     images, labels, _ = render("base", images_per_class, size)
     torch.manual_seed(seed)
@@ -119,7 +118,7 @@ def _fit(steps: int, batch_size: int, images_per_class: int, seed: int, log_ever
 
 
 def _token(model: VisionTransformer, pixels: torch.Tensor, prompts: int) -> torch.Tensor:
-    """Final-norm CLS token (B, D), each block seeing as many random prompts, the same for the whole batch."""
+    """Return the final-norm CLS token (B, D). Each block sees `prompts` random prompts, the same for all images."""
     x = model._pos_embed(model.patch_embed(pixels))
     for block in model.blocks:
         foreign = torch.randn(prompts, x.shape[-1]).expand(len(x), -1, -1)
@@ -128,9 +127,9 @@ def _token(model: VisionTransformer, pixels: torch.Tensor, prompts: int) -> torc
 
 
 def initialise(model: VisionTransformer) -> None:
-    """Weights of a size that suits a narrow model.
+    """Draw weights of a size that suits a narrow model.
 
-    timm's 0.02 is meant for 384 channels and more; with it this one learns nothing for hundreds of steps.
+    timm's 0.02 is meant for 384 channels and more. With it, this model learns nothing for hundreds of steps.
     """
     assert model.pos_embed is not None
     torch.nn.init.trunc_normal_(model.pos_embed, std=0.2)
@@ -139,14 +138,14 @@ def initialise(model: VisionTransformer) -> None:
     for block in blocks:
         for linear in (block.attn.qkv, block.mlp.fc1):
             torch.nn.init.xavier_uniform_(linear.weight)
-        for linear in (block.attn.proj, block.mlp.fc2):  # what enters the residual stream starts small
+        for linear in (block.attn.proj, block.mlp.fc2):  # additions to the residual stream start small
             torch.nn.init.trunc_normal_(linear.weight, std=0.03)
 
 
 def template_anchors(width: int) -> torch.Tensor:
-    """(C, width) of the C base classes: where the classifier starts, the principal components of letters' templates.
+    """Return the start of the classifier, (C, width): principal components of the templates of the C base letters.
 
-    Letters that look alike start close together, so the first steps already say what to look at.
+    Letters that look alike start close together, so the first steps already show the model where to look.
     """
     cells = stencils(classes()["base"])[:, ::4]  # one style of each face
     coarse = cells.reshape(*cells.shape[:2], 16, CELL // 16, 16, CELL // 16).mean((3, 5)) / 255
@@ -156,12 +155,12 @@ def template_anchors(width: int) -> torch.Tensor:
 
 
 def _rate(done: float) -> float:
-    """Linear warm-up, then half a cosine to zero; `done` in [0, 1]."""
+    """Return the factor of the learning rate: linear warm-up, then half a cosine to zero; `done` in [0, 1]."""
     return min(done / WARM_UP, 0.5 * (1 + math.cos(math.pi * done))) + 1e-3
 
 
 def _shifted(batch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1], each image moved by its own whole pixels."""
+    """Move each image by a random number of pixels: (B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]."""
     count, height, width, _ = batch.shape
     padded = np.pad(batch, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)), mode="edge")
     top, left = rng.integers(0, 2 * SHIFT + 1, (2, count, 1))
@@ -171,7 +170,7 @@ def _shifted(batch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: `python -m tests.bench.pretrain [--out FILE] [--steps N] ...`."""
+    """Run `python -m tests.bench.pretrain [--out FILE] [--steps N] ...`."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.pretrain", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", default=DEMO_WEIGHTS, help="file to write (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=2200, help="default: %(default)s")

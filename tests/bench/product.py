@@ -1,4 +1,4 @@
-"""The arithmetic of a training step, and the rate at which this device multiplies matrices of its size."""
+"""Count the operations of a training step, and measure how fast this device multiplies matrices of that size."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel
 from vptsp_core.paper.step_cost import StepBench, take_turn
 
-PRODUCTS = 10  # in one call of `product`, so that starting it weighs nothing
+PRODUCTS = 10  # in one call of `product`, so that the time to start it does not count
 
 
 def product_rate(config: RunConfig, device: str | None = None, turns: int = 20) -> dict[str, Any]:
-    """``GFLOP`` that a step needs, and the device's ``product TFLOP/s`` (median over turns, after two untimed ones)."""
+    """Return the ``GFLOP`` of a step and the device's ``product TFLOP/s`` (median over turns, after two untimed)."""
     bench = StepBench(config, device=device)
     multiply, operations = product(bench.model, bench.images)
     ms = [each for _ in range(turns + 2) for each in take_turn(multiply, bench.device).ms]
@@ -28,19 +28,16 @@ def product_rate(config: RunConfig, device: str | None = None, turns: int = 20) 
 
 
 def step_flops(model: MetricModel, images: Tensor, labels: Tensor) -> int:
-    """Floating-point operations of one forward and backward pass; a multiplication and its addition are two.
+    """Count the floating-point operations of one forward and backward pass with PyTorch's counter.
 
-    PyTorch counts them while our own form runs as written, so they are what the method needs: matrix products and
-    convolutions (attention's two products forward and four backward among them; no softmax, norm, activation or
-    optimiser); weight gradients where weights learn; prompts as keys and values; shared parts of the towers once.
-
-    The accumulated proxies move on, as in any step; gradients are gone afterwards.
+    A multiplication and its addition are two operations. Only matrix products and convolutions count, not softmax,
+    norms, activations or the optimiser. The pass also updates the accumulated proxies; gradients are cleared.
 
     Args:
         images, labels: (B, 3, H, W) and (B,), as for `MetricModel.loss`.
     """
     checkpointing, model.vit.checkpointing = model.vit.checkpointing, False
-    # The counter knows attention's products on all devices only where they are written out.
+    # Only with this backend does the counter see attention's products on every device.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.loss(images, labels).backward()
     model.vit.checkpointing = checkpointing
@@ -49,10 +46,10 @@ def step_flops(model: MetricModel, images: Tensor, labels: Tensor) -> int:
 
 
 def product(model: MetricModel, images: Tensor) -> tuple[Callable[[], object], int]:
-    """The first matrix of a block's MLP over all tokens of a batch, in the trunk's precision.
+    """Prepare the first matrix product of a block's MLP, over all tokens of a batch, in the trunk's precision.
 
     Returns:
-        What does (B * T, D) @ (D, 4 D) ten times, and how many operations that is.
+        A function that computes (B * T, D) @ (D, 4 D) ten times, and the number of its operations.
     """
     trunk = model.vit.backbone
     rows = len(images) * (trunk.patch_embed.num_patches + trunk.num_prefix_tokens)

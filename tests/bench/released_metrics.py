@@ -1,8 +1,8 @@
-"""The released implementation's evaluation, run from a user's clone on embeddings that are there already.
+"""Run the released implementation's evaluation, from a user's clone, on given embeddings.
 
-Its own functions are called, from the loader's batches on: the lists of numbers that it gathers embeddings in, the
-search by faiss, R@K and MAP@R query by query; with a separate gallery its In-Shop evaluation. k-means and F1, which
-ours does not compute, are left out. Without faiss for a GPU it searches on the CPU, as on a machine without one.
+Its own functions collect the loader's batches, search with faiss and compute R@K and MAP@R; with a separate gallery,
+its In-Shop evaluation does. k-means and F1 are left out, because ours does not compute them. Without faiss for a GPU,
+the released code searches on the CPU.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from torch import Tensor, nn
 
 from vptsp_core.paper.released import clone_modules, on_device
 
-BATCH = 64  # rows that its loader hands over at a time
+BATCH = 64  # rows per batch of its loader
 
 
 def released_metrics(
     reference: str | Path, rows: Tensor, labels: Tensor, ks: Sequence[int],
     gallery: Tensor | None = None, gallery_labels: Tensor | None = None,
 ) -> Callable[[], dict[str, float]]:  # fmt: skip
-    """What computes its metrics, ready to run.
+    """Prepare the released metrics.
 
     Args:
-        rows, gallery: (N, d) and (M, d) float32, L2-normalised as its model does it.
+        rows, gallery: (N, d) and (M, d) float32, L2-normalised as by its model.
 
     Returns:
-        A function that gives "R@k" and "MAP@R released", with a gallery "MAP released", as `retrieval_metrics` calls
-        the same.
+        A function that returns "R@k" and "MAP@R released", or with a gallery "MAP released": the names of
+        `retrieval_metrics`.
 
     Raises:
         VptspError: the clone cannot be used.
@@ -53,17 +53,17 @@ def released_metrics(
 
 
 class Ready(nn.Module):
-    """Stands for its model: the images are their embeddings."""
+    """A stand-in for its model: the images are the embeddings already."""
 
     name = "ready"
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(b, d) as they are."""
+        """Return the (b, d) rows unchanged."""
         return {"embeds": images}
 
 
 class Loader:
-    """Stands for its data loader: batches of labels (b,), images, which are rows (b, d), and places."""
+    """A stand-in for its data loader: batches of labels (b,) and images, which are rows (b, d)."""
 
     def __init__(self, rows: Tensor, labels: Tensor) -> None:
         self.rows, self.labels = rows, labels.cpu()

@@ -1,4 +1,4 @@
-"""The README's tables out of what `tests.bench.gpu` measured: python -m tests.bench.table gpu.json"""
+"""Print the measurements of `tests.bench.gpu` as tables: python -m tests.bench.table gpu.json"""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 Found = Mapping[str, Any]
 
-FORMS = {"eager": "ours, as written", "compiled": "ours, compiled"}  # the others are called as they are
-STEP_HEAD = ("preset", "form", "ms a step", "quartiles", "images/s", "times eager", "peak MB", "of the product's rate")
+FORMS = {"eager": "ours, as written", "compiled": "ours, compiled"}  # other forms keep their names
+STEP_HEAD = ("preset", "form", "ms per step", "quartiles", "images/s", "times eager", "peak MB", "of product's rate")
 
 
 def markdown(document: Found) -> str:
-    """All that was measured, and what is missing."""
+    """Return tables of all measurements, and of those that are missing."""
     machine, parts = document["machine"], document["parts"]
     versions = machine["versions"]
     what = "A rehearsal with small sizes on" if machine["device"].startswith("cpu") else "Measured on"
@@ -31,17 +31,17 @@ def markdown(document: Found) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, and more of a large number."""
+    """Format with three digits, a large number with all its digits."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    """Lines of a markdown table."""
+    """Return the lines of a markdown table."""
     return ["| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows)]
 
 
 def step_rows(name: str, found: Found) -> list[tuple[str, ...]]:
-    """A row for each form of a preset's step."""
+    """Return one row per form of a preset's step."""
     rows = []
     for form, cost in found["forms"].items():
         memory = "-" if cost["memory_MB"] is None else f"{cost['memory_MB']:,.0f}"
@@ -54,7 +54,7 @@ def step_rows(name: str, found: Found) -> list[tuple[str, ...]]:
 
 
 def epoch(found: Found) -> tuple[str, str]:
-    """An epoch and its steps."""
+    """Describe an epoch and its steps."""
     training = found["epoch s"] - found["evaluation s"]
     once = f"; compiling once: {found['compile s']:.0f} s" if "compile s" in found else ""
     said = (f"training {training:.1f} s, {training / found['steps s']:.2f} times its {found['steps']} steps "
@@ -63,7 +63,7 @@ def epoch(found: Found) -> tuple[str, str]:
 
 
 def train(found: Found) -> tuple[str, str]:
-    """A whole run."""
+    """Describe a whole run."""
     metrics, memory = found["metrics"], found["memory_MB"]
     peak = f", peak {memory:,.0f} MB" if memory else ""
     said = f"R@1 {100 * metrics['R@1']:.1f}, MAP@R {100 * metrics['MAP@R']:.1f} in {found['run s']:.0f} s{peak}"
@@ -72,17 +72,16 @@ def train(found: Found) -> tuple[str, str]:
 
 
 def evaluation(found: Found) -> tuple[str, str]:
-    """Retrieval metrics."""
+    """Describe the cost of retrieval metrics."""
     said = (f"ours {number(found['metrics_s'])} s and {found['metrics_mib']:,.0f} MiB, {found['ratio']:.2f} times "
             f"a bare search ({number(found['bare_s'])} s)")  # fmt: skip
     if "released_s" in found:
-        said += (f"; released {number(found['released_s'])} s, {found['released_ratio']:.1f} times ours "
-                 f"(it searches with {found['released search']})")  # fmt: skip
+        said += f"; released {number(found['released_s'])} s, {found['released_ratio']:.1f} times ours"
     return f"metrics of {found['items']:,} x {found['dim']}, k = {found['k']:,}", said
 
 
 def deterministic(found: Found) -> tuple[str, str]:
-    """The cost of deterministic algorithms."""
+    """Describe the cost of deterministic algorithms."""
     said = []
     for form, plain in found["forms"].items():
         if fixed := found["forms"].get(f"{form}, deterministic"):
