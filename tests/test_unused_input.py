@@ -88,7 +88,7 @@ def test_the_command_says_so_once_and_trains(tmp_path, capsys):
     first, second, *lines = capsys.readouterr().err.splitlines()
     assert all("smoke" not in line and "warning" not in line for line in lines), "the rest is the log"
     assert first == "warning: set, but this run does not read it: prompts with method = 'frozen'"
-    assert second.startswith("warning: --cache, --allow-partial, --class-table: this run has no use for it")
+    assert second.startswith("warning: --cache, --allow-partial, --class-table: this run does not use it")
     path = next((tmp_path / "runs").iterdir())
     assert main(["evaluate", str(path), "--data", str(tmp_path)]) == 2
     assert "embedded glyphs" in capsys.readouterr().err
@@ -142,4 +142,4 @@ def test_the_shipped_notebooks_say_what_they_have_no_use_for(tmp_path):
 
 def test_a_home_of_nobody_is_one_line(capsys):
     assert main(["data", "check", "cub200", "--data", "~no_such_user_here/data"]) == 2
-    assert capsys.readouterr().err == "error: a path begins with ~ and a name that is no user's; write it in full\n"
+    assert capsys.readouterr().err == "error: a path begins with ~ and an unknown user name; write the path in full\n"

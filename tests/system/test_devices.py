@@ -12,9 +12,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _decide_anew():
-    devices._of_cpu.cache_clear()
+    devices._cpu_precision.cache_clear()
     yield
-    devices._of_cpu.cache_clear()
+    devices._cpu_precision.cache_clear()
 
 
 def simulate(monkeypatch, units, speedup):

@@ -193,5 +193,5 @@ def test_shares_and_batches(monkeypatch):
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "0")
-    with pytest.raises(VptspError, match="'cuda:1': each process has a GPU of its own; use cuda"):
+    with pytest.raises(VptspError, match="'cuda:1': each process has its own GPU; use cuda"):
         pick_device("cuda:1")
