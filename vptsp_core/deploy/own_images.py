@@ -198,8 +198,8 @@ def summary(frozen: Run, trained: Run, gain: pd.DataFrame, classes: int) -> str:
     """Return the comparison as a table, a sentence that says whether training helped, and how to use the model."""
     shown = gain[["frozen", "trained", "difference", "verdict"]].copy()
     shown.insert(3, "95 % interval", [
-        f"[{row.low:+.2f}, {row.high:+.2f}]" if row.queries >= FEW_QUERIES else f"none: under {FEW_QUERIES} queries"
-        for row in gain.itertuples()
+        f"[{low:+.2f}, {high:+.2f}]" if queries >= FEW_QUERIES else f"none: under {FEW_QUERIES} queries"
+        for low, high, queries in zip(gain["low"], gain["high"], gain["queries"], strict=True)
     ])  # fmt: skip
     formats = {"frozen": "{:.1f}".format, "trained": "{:.1f}".format, "difference": "{:+.2f}".format}
     lines = [
