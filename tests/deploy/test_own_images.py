@@ -334,7 +334,7 @@ def test_a_missing_folder_is_named_with_its_fix(tmp_path, capsys):
     for name, message in (("nosuch", "no folder {}; "), ("file", "{} is no folder; ")):
         assert main(["train", "--data-folder", str(tmp_path / name), "--results", str(tmp_path / "out")]) == 2
         wanted = message.format(tmp_path / name) + "name the one that holds your images"
-        assert capsys.readouterr().err == f"error: own: {wanted}\n", "--data has no part in it"
+        assert capsys.readouterr().err == f"error: own: {wanted}\n", "the message does not name --data"
 
 
 def test_a_warning_is_printed_once_per_command_and_nothing_is_written_among_the_images(tmp_path, capsys):
