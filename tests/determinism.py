@@ -1,18 +1,18 @@
-"""The same numbers twice: python tests/determinism.py [--pairs N]
+"""Check that runs repeat to the last bit: python tests/determinism.py [--pairs N]
 
-Makes pairs of short real runs that must not differ, and compares histories, metrics, the weights that are kept and the
-whole state of training (prompts, proxies, accumulators, optimisers) after the last epoch, bit for bit. The two of a
-pair differ in what must not matter:
+Make pairs of short real runs, and compare their histories, metrics, stored weights and the whole state of training
+(prompts, proxies, accumulators, optimisers) after the last epoch, bit for bit. The two runs of a pair differ in
+something that must not matter:
 
     again       nothing
-    workers     how many processes decode (classic pipeline), how many threads augment and decode (cached one)
-    resumed     one was cut short after its first epoch and resumed
-    both        one was cut short, and had other numbers of workers in either part
+    workers     the number of decoding processes (classic pipeline) or of threads (cached pipeline)
+    resumed     one was interrupted after its first epoch and resumed
+    both        one was interrupted, and its two parts had different numbers of workers
     switch      one with deterministic=True, the other without (on a CPU it changes nothing)
 
-over methods, accumulators, tables of class prompts, dropout, both pipelines and seeds. torch itself keeps one thread,
-and compiling is off: other thread counts of torch, and compiled steps, round sums otherwise. Prints how many pairs
-there were and each difference; exits with 1 where there is one.
+The pairs cover methods, accumulators, tables of class prompts, dropout, both pipelines and seeds. torch uses one thread
+and compiling is off, because other thread counts and compiled steps round sums differently. Print the number of pairs
+and each difference; exit with 1 if there is one.
 """
 
 from __future__ import annotations
@@ -79,22 +79,22 @@ class Pair:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that a run's numbers are."""
+    """All numbers of a run."""
 
     history: dict[str, list[float]]
     metrics: dict[str, float]
     weights: bytes
-    state: dict[str, Any]  # the last checkpoint: what was learned, the optimisers
+    state: dict[str, Any]  # the last checkpoint: learned state and optimisers
     queries: dict[str, np.ndarray]
-    parts: int  # calls that it took
+    parts: int  # the number of calls
 
 
 class CutShort(Exception):
-    """Ends a run after an epoch, as a killed process would leave it."""
+    """Ends a run after an epoch, like a killed process."""
 
 
 def pairs(count: int) -> Iterator[Pair]:
-    """``count`` of them, all methods, pipelines and ways within the first 16 x 2 x 5, in an order that mixes them."""
+    """Yield ``count`` pairs in mixed order. The first 16 x 2 x 5 cover all methods, pipelines and ways."""
     every = list(itertools.product(METHODS, ("classic", "cached"), WAYS))
     random.Random(0).shuffle(every)
     for number, (method, pipeline, way) in zip(range(count), itertools.cycle(every)):
@@ -102,7 +102,7 @@ def pairs(count: int) -> Iterator[Pair]:
 
 
 def outcome(config: RunConfig, data: Path, folder: Path, workers: Sequence[int], **options: Any) -> Outcome:
-    """A run in an empty folder, in as many calls as there are numbers of ``workers``, the first cut short."""
+    """Run in an empty folder, with one call per number in ``workers``. All but the last are interrupted."""
     state: dict[str, Any] = {}
 
     def last(history: list[dict[str, float]]) -> None:
@@ -130,7 +130,7 @@ def outcome(config: RunConfig, data: Path, folder: Path, workers: Sequence[int],
 
 
 def differences(one: Outcome, other: Outcome) -> list[str]:
-    """Names of what is not the same to the last bit."""
+    """Return the names of the parts that are not the same to the last bit."""
     return [
         name for name in ("history", "metrics", "weights", "state", "queries")
         if not same(getattr(one, name), getattr(other, name))
@@ -138,7 +138,7 @@ def differences(one: Outcome, other: Outcome) -> list[str]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Structure, types and bits; NaN is like NaN."""
+    """Compare structure, types and bits; NaN equals NaN."""
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
@@ -153,7 +153,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def compare(pair: Pair, data: Path) -> list[str]:
-    """Both runs of a pair; what differs."""
+    """Make both runs of a pair, and return their differences."""
     first, second = [0], [0]
     if pair.way in ("workers", "both"):
         first, second = [1], [2]
@@ -167,7 +167,7 @@ def compare(pair: Pair, data: Path) -> list[str]:
 
 
 def write_images(folder: Path) -> Path:
-    """Letters as PNG files, a folder a class: images that have to be decoded."""
+    """Write letters as PNG files, one folder per class."""
     letters = GlyphSet("train", images_per_class=IMAGES)
     for index in range(CLASSES * IMAGES):
         path = folder / f"{letters.labels[index]:03d}" / f"{index % IMAGES}.png"

@@ -1,10 +1,10 @@
-"""Mutated input against every reader: nothing but the project's own errors may come out.
+"""Give mutated input to every reader, which may raise only the project's own errors.
 
     python tests/fuzz.py [--seconds 60] [--seed 0] [--only config,lists,csv,weights,images]
 
-Valid samples are mutated (bits, bytes, cuts, splices, values that break things; JSON by its structure as well) by a
-generator seeded with (seed, target, number of the execution), so that an execution can be made again by its number.
-Prints executions by target and every other exception with its input's number; exits 1 where there was one.
+Valid samples are mutated (bits, bytes, cuts, splices, odd values; JSON by its structure too). The generator is seeded
+with (seed, target, number of the execution), so the number repeats an execution. Print the executions by target and
+every other exception with its number; exit with 1 if there was one.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Target = Callable[[np.random.Generator, Path], None]
 
 
 def mutated(sample: bytes, rng: np.random.Generator, others: list[bytes]) -> bytes:
-    """One to four mutations of ``sample``."""
+    """Return ``sample`` with one to four mutations."""
     out = bytearray(sample)
     for _ in range(rng.integers(1, 5)):
         at, end = sorted(rng.integers(0, len(out) + 1, 2).tolist())
@@ -79,7 +79,7 @@ def mutated(sample: bytes, rng: np.random.Generator, others: list[bytes]) -> byt
 
 
 def mutated_json(values: dict, rng: np.random.Generator) -> bytes:
-    """Keys that lose their value to a strange one, are lost or are new; then, half of the time, bytes as well."""
+    """Return JSON with changed, missing or new keys; half of the time, its bytes are mutated too."""
     values = dict(values)
     for _ in range(rng.integers(1, 4)):
         key = list(values)[rng.integers(len(values))] if values else "x"
@@ -95,7 +95,7 @@ def mutated_json(values: dict, rng: np.random.Generator) -> bytes:
 
 
 def config(folder: Path) -> Target:
-    """Presets in JSON, and the text of --set."""
+    """Fuzz presets in JSON, and the text of --set."""
     texts = [f"{k}={v}".encode() for values in PRESETS.values() for k, v in values.items()]
 
     def once(rng: np.random.Generator, place: Path) -> None:
@@ -111,7 +111,7 @@ def config(folder: Path) -> Target:
 
 
 def lists(folder: Path) -> Target:
-    """The lists of every data set that has some, and split.csv."""
+    """Fuzz the lists of every data set that has lists, and split.csv."""
     rows = {
         "sop": ("Info_Files/Ebay_{}.txt", "image_id class_id super_class_id path\n"
                 "1 {0} 1 x/{0}_0.JPG\n2 {0} 1 x/{0}_1.JPG\n"),
@@ -159,7 +159,7 @@ def lists(folder: Path) -> Target:
 
 
 def csv(folder: Path) -> Target:
-    """What a results folder holds as text: history.csv, metrics.json, record.json, config.json, tables."""
+    """Fuzz the text files of a results folder: history.csv, metrics.json, record.json, config.json, tables."""
     done = _trained(folder)
     kept = {name: (done / name).read_bytes() for name in ("history.csv", "metrics.json", "record.json", "config.json")}
     table = b'label,"R@1, paper","R@1, ours","R@1, difference",words\nVPT,86.6,61.7,-24.9,a\n"x, y",,1e-3,,<b>\n'
@@ -185,7 +185,7 @@ def csv(folder: Path) -> Target:
 
 
 def weights(folder: Path) -> Target:
-    """Files of weights, a run's weights and queries, saved embedders, and checkpoints (a run that goes on)."""
+    """Fuzz files of weights, a run's weights and queries, saved embedders, and checkpoints of a run that resumes."""
     model = load_backbone("demo_vit", "random")
     state = {key: value for key, value in model.state_dict().items() if "blocks" not in key}
     small = torch.nn.Module()
@@ -210,7 +210,7 @@ def weights(folder: Path) -> Target:
             name = list(kept)[kind % 3]
             content = _in_header(kept[name], rng, list(kept.values()))
             (done / name).write_bytes(content)
-            if name != "embedder.safetensors":  # with a checksum that fits, so that more than it is read
+            if name != "embedder.safetensors":  # with a checksum that fits, so that the reader goes on
                 reseal_run(done)
             try:
                 if name == "queries.npz":
@@ -251,7 +251,7 @@ def images(folder: Path) -> Target:
 
 
 def _in_header(content: bytes, rng: np.random.Generator, others: list[bytes]) -> bytes:
-    """Mutated in the first or the last kilobyte, where names, kinds and shapes stand, or anywhere."""
+    """Mutate the first or last kilobyte, which has names, kinds and shapes, or the whole content."""
     cut = [1000, len(content) - 1000, 0][rng.integers(3)]
     cut = min(max(cut, 0), len(content))
     if rng.random() < 0.5:
@@ -265,7 +265,7 @@ def _config(**changes):
 
 
 def _trained(folder: Path) -> Path:
-    """A finished run on four classes of two images."""
+    """Make a run on four classes of two images; return its folder."""
     for place in (f"{c}/{i}.png" for c in "abcd" for i in range(2)):
         path = folder / "images" / place
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -274,7 +274,7 @@ def _trained(folder: Path) -> Path:
 
 
 def _begun(folder: Path) -> tuple[Path, bytes]:
-    """The folder of a run of two epochs that was stopped after one, and its checkpoint."""
+    """Stop a run of two epochs after the first; return its folder and its checkpoint."""
 
     def stop(history):
         raise KeyboardInterrupt
@@ -292,7 +292,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
 
 @contextlib.contextmanager
 def _small_pictures() -> Iterator[None]:
-    """Inside, what is large and allowed is refused: it takes minutes and finds nothing."""
+    """Inside, large images are refused, because they take minutes and find nothing."""
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, 1_000_000
     try:
         yield
@@ -301,7 +301,7 @@ def _small_pictures() -> Iterator[None]:
 
 
 def fuzz(name: str, seed: int, *, seconds: float = 0, executions: int = 0, first: int = 0) -> tuple[int, list[str]]:
-    """Executions of one target, for so long or so many: how many there were, and what else than `VptspError` came."""
+    """Fuzz one target for ``seconds`` or ``executions``; return the count and the errors that are no `VptspError`."""
     failures: list[str] = []
     end, number = time.monotonic() + seconds, first
     with tempfile.TemporaryDirectory(prefix="vptsp-fuzz-") as folder, warnings.catch_warnings(), _small_pictures():
@@ -325,15 +325,15 @@ def fuzz(name: str, seed: int, *, seconds: float = 0, executions: int = 0, first
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Mutated input against every reader.")
+    parser = argparse.ArgumentParser(description="Give mutated input to every reader.")
     parser.add_argument("--seconds", type=float, default=60, help="of all targets together (default: 60)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default=",".join(TARGETS), help="targets, with commas between")
-    parser.add_argument("--number", type=int, help="make this one execution again, of the one target of --only")
+    parser.add_argument("--number", type=int, help="repeat this execution of the target of --only")
     args = parser.parse_args()
     names = args.only.split(",")
     if unknown := [name for name in names if name not in TARGETS]:
-        parser.error(f"no target {unknown[0]!r}; there are {', '.join(TARGETS)}")
+        parser.error(f"unknown target {unknown[0]!r}; choose from {', '.join(TARGETS)}")
     found = 0
     for name in names:
         if args.number is None:

@@ -1,4 +1,4 @@
-"""Files as somebody leaves them who changes a run or an embedder on purpose: with checksums that fit again."""
+"""Change the files of a run or an embedder on purpose, and give them checksums that fit."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def reseal_run(folder: Path) -> None:
 
 
 def rewrite_header(path: Path, key: str, change) -> None:
-    """The same tensors under a header that was changed."""
+    """Write the same tensors with a changed header."""
     header, tensors = read(path, key)
     change(header)
     write_sealed(path, key, header, tensors)
 
 
 def read(path: Path, key: str) -> tuple[dict, dict]:
-    """The header under ``key``, and the tensors."""
+    """Return the header under ``key``, and the tensors."""
     with safetensors.safe_open(path, "np") as file:
         names = file.keys()
         return json.loads(file.metadata()[key]), {name: file.get_tensor(name) for name in names}

@@ -1,10 +1,10 @@
-"""A long run without growth: python tests/soak.py [--steps 20000] [--files]
+"""Check that a long run does not grow: python tests/soak.py [--steps 20000] [--files]
 
-Trains the demo preset with the real Trainer, an evaluation and a checkpoint every hundred steps. Every so many steps it
-looks at what the system says of this process and its children: memory, open files, threads, processes. Of what
-comes after the warm-up (a quarter) it fits the growth (the median slope, Theil and Sen, with its 95 % interval), prints
-a table, and exits with 1 where the interval lies above the bound: 0.25 MiB, no file, thread or process in 1,000
-steps. With --files the images are PNG files, decoded by two worker processes, which are made anew for every epoch.
+Train the demo preset with the real Trainer, with an evaluation and a checkpoint every hundred steps. Sample the memory,
+open files, threads and processes of this process and its children. The first quarter is the warm-up. Over the rest, fit
+the growth: the median slope (Theil and Sen) with its 95 % interval. Print a table, and exit with 1 if an interval lies
+above its bound in 1,000 steps: 0.25 MiB, and no file, thread or process. With --files the images are PNG files, decoded
+by two worker processes that are started again for every epoch.
 """
 
 from __future__ import annotations
@@ -44,13 +44,15 @@ SHOWN = 12  # rows of the table of samples
 
 
 def sample() -> dict[str, float]:
-    """This process and its children now, by /proc: memory that they share counts once, and what the C library only
-    keeps for the next allocation not at all (where it can give that back, as glibc's can)."""
+    """Return the memory, files, threads and processes of this process and its children, from /proc.
+
+    Shared memory counts once. Free memory that the C library keeps does not count, if the library can return it.
+    """
     gc.collect()
     getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)(0)
     own, every = Path("/proc/self").resolve(), {}
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ended just now
+        with contextlib.suppress(OSError):  # it has just ended
             every[process] = (process / "stat").read_text().rpartition(")")[2].split()
     found = dict.fromkeys(BOUNDS, 0.0)
     for process, fields in every.items():
@@ -65,9 +67,9 @@ def sample() -> dict[str, float]:
 def train(
     steps: int, every: int, data: Path | None = None, epoch: int = EPOCH, leak: Callable[[], object] = lambda: None
 ) -> pd.DataFrame:
-    """Samples by step, of a run of so many steps, on image files where ``data`` is their folder, else on the glyphs.
+    """Train for ``steps`` steps and return samples by step. Images come from the folder ``data``, or are glyphs.
 
-    ``leak`` is called after each step: what a test has to see noticed.
+    ``leak`` is called after each step, so that a test can add growth.
     """
     changes = determinism.SHORT if data else {}
     changes = changes | dict(pipeline="classic", epochs=-(-steps // epoch), steps_per_epoch=epoch, eval_start=0)
@@ -94,7 +96,7 @@ def train(
 
 
 def growth(samples: pd.DataFrame) -> pd.DataFrame:
-    """By quantity: growth in 1,000 steps after the first quarter, the ends of its 95 % interval, and the bound."""
+    """Return, by quantity, the growth in 1,000 steps after the first quarter, its 95 % interval, and the bound."""
     steady = samples[samples.index > samples.index.max() / 4]
     rows = {}
     for name, bound in BOUNDS.items():

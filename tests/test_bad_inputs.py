@@ -1,4 +1,4 @@
-"""Bad and odd input at the doors: one line, word for word, or read as it should be; nothing of a user's is changed.
+"""Bad input is reported in one line, word for word. Odd input is read correctly. A user's files never change.
 
 Data sets are in tests/data/test_data_layouts.py and tests/deploy/test_own_images.py, options in tests/runs/test_run.py.
 """
@@ -75,7 +75,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("make", "message"), BROKEN.values(), ids=BROKEN.keys())
-def test_a_broken_image_is_named_by_all_who_read_it(desk, make, message):
+def test_every_reader_names_a_broken_image(desk, make, message):
     assert images.refused_everywhere(desk, make) == f"image DIR/data/b/{message}"
 
 
@@ -83,7 +83,7 @@ def test_odd_images_are_read_as_a_viewer_shows_them(desk):
     assert images.all_read(desk) == "warning: Corrupt EXIF data.  Expecting to read 12 bytes but only got 2."
 
 
-def test_what_is_no_image_file(desk):
+def test_folders_and_missing_files_in_place_of_images(desk):
     (desk.data / "b" / "odd.jpg").mkdir()
     embedded = {
         "image DIR/data/b/odd.jpg: unreadable (Is a directory); replace the file": desk.data / "b" / "odd.jpg",
@@ -104,7 +104,7 @@ def test_what_is_no_image_file(desk):
 # ---- weights (their layouts: tests/method/test_weights.py) ---------------------------------------
 
 
-def test_weights_that_are_none(desk):
+def test_files_that_are_not_weights(desk):
     (desk.root / "w.onnx").write_bytes(b"no weights")
     state = load_backbone("demo_vit").state_dict()
     save_file(state | {"norm.bias": torch.zeros(96, dtype=torch.int64)}, desk.root / "whole.safetensors")
@@ -122,11 +122,11 @@ def test_weights_that_are_none(desk):
         assert not desk.results.exists()
 
 
-# ---- files of runs that hold code, or are not there ----------------------------------------------
+# ---- files of runs that contain code, or are missing ---------------------------------------------
 
 
 def test_pickled_code_in_a_checkpoint_is_not_run(desk):
-    """Its checksum fits; the file stays as it is, for whoever may want it."""
+    """Its checksum fits. The file is not changed."""
 
     class Stop(Exception):
         pass
@@ -154,7 +154,7 @@ def test_pickled_code_in_a_finished_run_is_not_run_and_a_run_without_its_record_
     assert desk.command(*desk.train())[0] == 0
     path, content = desk.run_folder(), np.array([Bomb(desk.root / "ran")], dtype=object)
     np.savez(path / "queries.npz", **{"R@1": content})
-    reseal_run(path)  # by somebody who means it
+    reseal_run(path)  # on purpose
     assert desk.told(lambda: read_run(path).queries) == (
         "DIR/results/runs/RUN/queries.npz: unreadable (Object arrays cannot be loaded when allow_pickle=False); delete "
         "the folder and run it again"
@@ -192,10 +192,10 @@ FAILURES = {
 }  # fmt: skip
 
 
-def same_in_the_end(desk):
-    """The first epoch is kept, and the same command ends as if nothing had been."""
+def resumes_to_the_same_numbers(desk):
+    """Check that the first epoch is kept, and that the same command gives the numbers of an uninterrupted run."""
     folder = desk.run_folder()
-    assert [path.name for path in folder.iterdir()] == ["checkpoint.pt"], "whole, and no half-written file beside it"
+    assert [path.name for path in folder.iterdir()] == ["checkpoint.pt"], "whole, and no temporary file"
     assert desk.command(*desk.train("epochs=3"))[0] == 0
     resumed = read_run(folder)
     assert [each["after_epochs"] for each in resumed.record["stretches"]] == [0, 1]
@@ -218,7 +218,7 @@ def test_a_step_that_fails_is_one_line_and_the_run_resumes(desk, error, message)
     with desk.patch.context() as patch:
         patch.setattr(TrainStep, "__call__", bad)
         assert desk.refused(*desk.train("epochs=3")) == message
-    same_in_the_end(desk)
+    resumes_to_the_same_numbers(desk)
 
 
 def test_a_disk_that_is_full_at_a_checkpoint_is_one_line_and_the_run_resumes(desk):
@@ -235,7 +235,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_one_line_and_the_run_resumes(des
         assert desk.refused(*desk.train("epochs=3")) == (
             "cannot write DIR/results/runs/RUN/checkpoint.pt (No space left on device); choose another folder"
         )
-    same_in_the_end(desk)
+    resumes_to_the_same_numbers(desk)
 
 
 # ---- orientations --------------------------------------------------------------------------------
@@ -243,9 +243,9 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_one_line_and_the_run_resumes(des
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
-def test_orientations_are_undone_for_your_own_images_alone(tmp_path, orientation, suffix):
-    """A photograph as the camera stores it, against NumPy's turns; a benchmark's stays as it is stored."""
-    shown = np.zeros((48, 64, 3), np.uint8)  # edges where JPEG's blocks end
+def test_orientations_are_undone_only_for_own_images(tmp_path, orientation, suffix):
+    """A photograph as a camera stores it, against NumPy's rotations. A benchmark's image is not turned."""
+    shown = np.zeros((48, 64, 3), np.uint8)  # edges at the borders of JPEG's blocks
     shown[:16, :32], shown[16:, :32], shown[:16, 32:] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
     store = {
         1: shown, 2: shown[:, ::-1], 3: np.rot90(shown, 2), 4: shown[::-1], 5: shown.transpose(1, 0, 2),
@@ -256,14 +256,14 @@ def test_orientations_are_undone_for_your_own_images_alone(tmp_path, orientation
     path = tmp_path / f"photo.{suffix}"
     Image.fromarray(np.ascontiguousarray(store)).save(path, exif=exif, quality=95, subsampling=0, lossless=True)
     np.testing.assert_allclose(np.asarray(read_image(path, as_shown=True)).astype(int), shown, atol=40)
-    if suffix == "jpg":  # what the published benchmarks are made of
+    if suffix == "jpg":  # the format of the published benchmarks
         raw = np.asarray(Image.open(path).convert("RGB"))
         np.testing.assert_array_equal(np.asarray(read_image(path)), raw)
         assert raw.shape == store.shape
 
 
 def test_published_benchmarks_are_read_as_before(tmp_path):
-    """FileSet, which their splits are, gives what Pillow's convert("RGB") gives, alpha and orientation left aside."""
+    """FileSet returns the same as Pillow's convert("RGB"), and ignores alpha and orientation."""
     exif = Image.Exif()
     exif[0x0112] = 3
     Image.fromarray(np.dstack([picture(1), picture(2)[..., :1]])).save(tmp_path / "0.png", exif=exif)

@@ -1,4 +1,4 @@
-"""The fuzzer (tests/fuzz.py), for a fixed number of executions of each target."""
+"""Run the fuzzer (tests/fuzz.py) for a fixed number of executions per target."""
 
 import fuzz
 import pytest
@@ -7,5 +7,5 @@ EXECUTIONS = {"config": 100, "lists": 100, "csv": 40, "weights": 20, "images": 1
 
 
 @pytest.mark.parametrize("name", fuzz.TARGETS)
-def test_nothing_but_our_own_errors_comes_out(name):
+def test_readers_raise_only_our_own_errors(name):
     assert fuzz.fuzz(name, 1, executions=EXECUTIONS[name]) == (EXECUTIONS[name], [])

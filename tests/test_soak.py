@@ -1,4 +1,4 @@
-"""The long run's own test: what grows is noticed, in made-up samples and in a short real run that leaks."""
+"""The soak script notices growth, in artificial samples and in a short real run that leaks."""
 
 import gc
 import os
@@ -17,7 +17,7 @@ from vptsp_core.data.glyphs import load_glyphs
         ("memory, MiB", lambda step: np.minimum(step, 4000) * 0.1, False),  # the warm-up
         ("memory, MiB", lambda step: step * 0.0002, False),
         ("memory, MiB", lambda step: step * 0.0003, True),
-        ("open files", lambda step: step // 100 % 2 * 6, False),  # they come and go
+        ("open files", lambda step: step // 100 % 2 * 6, False),  # they open and close
         ("open files", lambda step: step // 5000, True),
         ("threads", lambda step: step // 5000, True),
         ("processes", lambda step: step // 5000, True),
@@ -32,10 +32,10 @@ def test_growth_above_the_bound_is_noticed(name, grown, noticed):
     assert list(found.index[found.astype(bool)]) == ([name] if noticed else [])
 
 
-def test_a_leak_in_a_real_run_is_noticed_and_no_other(monkeypatch):
+def test_a_real_leak_is_noticed_and_nothing_else(monkeypatch):
     monkeypatch.setattr(load_glyphs, "__defaults__", (2, 40, 0))  # images a class
     held = []
-    gc.freeze()  # a sample collects garbage: not that of all modules again each time
+    gc.freeze()  # each sample collects garbage: skip the objects of all modules
 
     def leak():
         held.append((os.dup(0), np.ones(2**19)))  # a file and 4 MiB

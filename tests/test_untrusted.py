@@ -1,4 +1,4 @@
-"""Nothing executes what a file or a name holds: the source is walked for what could, pages escape what they show."""
+"""Nothing executes the content of a file or a name: the source is searched for such calls, and pages escape text."""
 
 import ast
 import inspect
@@ -20,20 +20,10 @@ from vptsp_core.publish.parameters import FOLDER, read
 
 ROOT = Path(__file__).resolve().parents[1]
 EVIL = "<script>alert('x')</script>"
-# Modules whose loading runs what a file says, calls of any object by their last name, and built-in functions.
+# Modules that can execute a file they load, calls by their last name, and built-in functions.
 MODULES = {
-    "pickle",
-    "cPickle",
-    "_pickle",
-    "dill",
-    "cloudpickle",
-    "shelve",
-    "marshal",
-    "jsonpickle",
-    "yaml",
-    "runpy",
-    "code",
-}
+    "pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "jsonpickle", "yaml", "runpy", "code",
+}  # fmt: skip
 CALLS = {
     "read_pickle", "to_pickle", "extractall", "system", "popen", "unsafe_load", "full_load", "load_module",
     "exec_module", "run_cell", "run_path", "run_module", "execute_notebook", "import_module", "Parallel", "Client",
@@ -45,7 +35,6 @@ AUDITED = {
     ("vptsp_core/__main__.py", "import_module"): "of a fixed list of commands",
     ("vptsp_core/__init__.py", "import_module"): "of a fixed list of our own names",
     ("vptsp_core/method/faiss_index.py", "import_module"): "of one fixed name",
-    ("vptsp_core/deploy/index.py", "import_module"): "of one fixed name",
     ("vptsp_core/deploy/export.py", "import_module"): "of fixed names",
     ("vptsp_core/paper/released.py", "import_module"): "the released code in a clone that the user names, to be timed",
     ("vptsp_core/runs/cluster.py", "Client"): "a Dask cluster that the user names and has to trust; no file is read so",
@@ -53,7 +42,7 @@ AUDITED = {
 
 
 def refused(tree: ast.AST) -> set[str]:
-    """Names of what is not to be in the source without an audit."""
+    """Return the names that need an audit to be in the source."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -79,7 +68,7 @@ def refused(tree: ast.AST) -> set[str]:
     return found
 
 
-def test_the_source_holds_nothing_that_executes_data():
+def test_nothing_in_the_source_executes_data():
     found = {}
     for path in (ROOT / "vptsp_core").rglob("*.py"):
         name = path.relative_to(ROOT).as_posix()
@@ -91,7 +80,7 @@ def test_the_source_holds_nothing_that_executes_data():
 
 
 def test_a_finished_run_is_json_csv_and_tensors(tmp_path, monkeypatch):
-    """No file of a results folder begins as a pickle does, alone or in an archive."""
+    """No file of a results folder starts like a pickle, alone or in an archive."""
     import zipfile
 
     from desk import Desk
@@ -135,7 +124,7 @@ def test_tables_of_a_notebook_escape_names(tmp_path):
     assert "<script" not in shown and shown.count("alert(") >= 6
 
 
-def test_the_results_page_escapes_what_runs_and_folders_are_called(tmp_path):
+def test_the_results_page_escapes_the_names_of_runs_and_folders(tmp_path):
     (tmp_path / "sources").mkdir()
     parameters = nbformat.v4.new_code_cell('profile = "demo"\nresults = "r"', metadata={"tags": ["parameters"]})
     source = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Table 1"), parameters])
@@ -152,8 +141,8 @@ def test_the_results_page_escapes_what_runs_and_folders_are_called(tmp_path):
     assert "<script" not in shown and shown.count("&lt;script&gt;") > 6
 
 
-def test_a_file_that_is_a_program_is_no_image(tmp_path, monkeypatch):
-    """Pillow hands EPS, whatever its name, to Ghostscript."""
+def test_a_program_is_not_read_as_an_image(tmp_path, monkeypatch):
+    """Pillow passes EPS files to Ghostscript, whatever their suffix."""
     program, ran = tmp_path / "bin" / "gs", tmp_path / "ran"
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\ntouch {ran}\n")
@@ -166,7 +155,7 @@ def test_a_file_that_is_a_program_is_no_image(tmp_path, monkeypatch):
     assert not ran.exists()
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_a_pipe_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "a.jpg")
     with pytest.raises(DataError, match=r"image .*a.jpg: not a regular file; replace it"):
         read_image(tmp_path / "a.jpg")

@@ -1,4 +1,4 @@
-"""What somebody gives and nothing reads is an error, or one line on stderr; presets and tables stay silent."""
+"""Input that nothing reads is an error, or one line on stderr. Presets and tables print no warning."""
 
 import warnings
 
@@ -31,7 +31,7 @@ def test_a_data_folder_that_nothing_reads_is_refused(tmp_path, monkeypatch, caps
     assert not list(tmp_path.iterdir()), "nothing was trained"
 
 
-def test_python_is_warned_of_such_a_folder_and_the_environment_is_no_fault(tmp_path, monkeypatch):
+def test_python_warns_of_such_a_folder_but_not_of_the_environment(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="embedded glyphs, which read no folder"):
         load_benchmark("glyphs", tmp_path)
     with pytest.raises(DataError, match="--data: there is no folder"):
@@ -75,26 +75,26 @@ def test_keys_that_a_run_does_not_read_are_named_in_one_line(name):
     assert config.hash() == config.replace(**{key: default[key] for key in unread}).hash(), "nothing reads them"
 
 
-def test_so_are_those_of_a_file(tmp_path):
+def test_unread_keys_of_a_file_are_named_too(tmp_path):
     (tmp_path / "mine.json").write_text('{"method": "linear", "prompts": 77}')
     with pytest.warns(UserWarning, match="set, but this run does not read it: prompts, alpha with method = 'linear'"):
         preset(str(tmp_path / "mine.json"), alpha=0.1)
 
 
-def test_the_command_says_so_once_and_trains(tmp_path, capsys):
+def test_the_command_warns_once_and_trains(tmp_path, capsys):
     command = ["train", "--preset", "smoke", "--results", str(tmp_path), "--cache", str(tmp_path), "--allow-partial"]
     changes = ["method=frozen", "bitfit=false", "prompts=7"]
     assert main([*command, "--class-table", "device", "--set", *changes]) == 0
     first, second, *lines = capsys.readouterr().err.splitlines()
     assert all("smoke" not in line and "warning" not in line for line in lines), "the rest is the log"
     assert first == "warning: set, but this run does not read it: prompts with method = 'frozen'"
-    assert second.startswith("warning: --cache, --allow-partial, --class-table: this run has no use for it")
+    assert second.startswith("warning: --cache, --allow-partial, --class-table: this run does not use it")
     path = next((tmp_path / "runs").iterdir())
     assert main(["evaluate", str(path), "--data", str(tmp_path)]) == 2
     assert "embedded glyphs" in capsys.readouterr().err
 
 
-def test_presets_and_tables_stay_silent():
+def test_presets_and_tables_give_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name in PRESETS:
@@ -113,7 +113,7 @@ def _write(folder, name, parameters, code):
     nbformat.write(new_notebook(cells=cells), folder / f"{name}.ipynb")
 
 
-def test_an_option_that_no_notebook_has_is_refused_and_one_that_some_have_is_told(tmp_path, capsys):
+def test_an_option_for_no_notebook_is_refused_and_one_for_some_is_reported(tmp_path, capsys):
     plain = 'profile = "smoke"\nresults = "results"\n'
     _write(tmp_path, "alone", plain, "1")
     _write(tmp_path, "declares", plain + "seeds = [0]", "print(seeds)")
@@ -134,12 +134,12 @@ def test_the_notebooks_refuse_a_key_that_no_run_reads(tmp_path):
     runner._check_use(work, {"changes": {"ema_keep": 0.5, "prompts": 2}}, "smoke")  # some rows read these
 
 
-def test_the_shipped_notebooks_say_what_they_have_no_use_for(tmp_path):
+def test_the_shipped_notebooks_refuse_options_that_they_do_not_use(tmp_path):
     for only, given in [("table9", dict(seeds=[3])), ("explore", dict(workers=2)), ("table10", dict(data=tmp_path))]:
         with pytest.raises(VptspError, match=f"no use for {only}"):
             runner.run_notebooks("smoke", results=tmp_path / "results", only=[only], **given)
 
 
-def test_a_home_of_nobody_is_one_line(capsys):
+def test_the_home_of_an_unknown_user_is_one_line(capsys):
     assert main(["data", "check", "cub200", "--data", "~no_such_user_here/data"]) == 2
-    assert capsys.readouterr().err == "error: a path begins with ~ and a name that is no user's; write it in full\n"
+    assert capsys.readouterr().err == "error: a path begins with ~ and an unknown user name; write the path in full\n"

@@ -1,7 +1,7 @@
-"""What test_distributed does in one process and, by torchrun, in two.
+"""The work that test_distributed does in one process and, by torchrun, in two.
 
-torchrun ... tests/two_processes.py FOLDER       every process writes what it found to FOLDER/rank<n>.pt
-torchrun ... tests/two_processes.py FOLDER fail  a training run in which the second process alone meets a bad image
+torchrun ... tests/two_processes.py FOLDER       every process writes its results to FOLDER/rank<n>.pt
+torchrun ... tests/two_processes.py FOLDER fail  train, but only the second process reads a bad image
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from vptsp_core.runs.evaluate import embed, evaluate
 from vptsp_core.runs.train import Trainer
 from vptsp_core.system import distributed, files
 
-CLASSES, IMAGES, SIDE = 12, 71, 16  # 71 does not split in two
+CLASSES, IMAGES, SIDE = 12, 71, 16  # 71 is odd, so the shares differ
 SGD, ADAMW = dict(optimizer="sgd", lr=0.005), dict(optimizer="adamw", lr=1e-3)
 DENSE, ROWWISE = dict(class_optimizer="dense"), dict(class_optimizer="rowwise")
 CASES: dict[str, dict[str, Any]] = {
@@ -60,7 +60,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class Noise(ImageSet):
-    """Random images; counts which were decoded."""
+    """Random images that record which of them were decoded."""
 
     def __init__(self, count: int = IMAGES) -> None:
         super().__init__("noise", np.sort(np.arange(count) % min(CLASSES, count)), list("abcdefghijkl")[:count])
@@ -76,7 +76,7 @@ class Noise(ImageSet):
 
 
 def tiny_model(**changes: Any) -> MetricModel:
-    """A ViT of two blocks with all that learns beside it."""
+    """Return a model on a ViT of two blocks."""
     settings = dict(
         weights="random", embed_dim=16, prompts=2, prompt_layers=2, class_prompts=2, class_layers=2, image_size=SIDE,
         resize=SIDE, batch=8, epochs=2, steps_per_epoch=10, precision="fp32", lr_proxy=0.01, weight_decay=1e-3,
@@ -89,7 +89,7 @@ def tiny_model(**changes: Any) -> MetricModel:
 
 
 def train(case: str) -> dict[str, Tensor]:
-    """Twenty steps: ``losses``, all that was learned by name, and the optimisers' moments as ``<name> <moment>``."""
+    """Take twenty steps. Return ``losses``, the learned state, and the optimisers' moments as ``<name> <moment>``."""
     model, double = tiny_model(**CASES[case]), "float64" in case
     with tempfile.TemporaryDirectory() as folder:
         images = decoded(Benchmark("noise", Noise(), Noise()), model.config, Path(folder), progress=False).train
@@ -111,12 +111,12 @@ def train(case: str) -> dict[str, Tensor]:
 
 
 def coupled(rows: Tensor) -> Tensor:
-    """A loss in which every row meets every other."""
+    """Return a loss that couples every row with every other."""
     return (rows @ rows.T).sin().mul(torch.arange(1.0, 1 + len(rows), dtype=rows.dtype)).sum()
 
 
 def gather_gradient(x: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
-    """Gradients of `coupled` with this process's rows of x; weight acts before they are gathered, bias after."""
+    """Return the gradients of `coupled` by this process's rows of x, by weight (before gathering) and bias (after)."""
     own = x[distributed.own_share(len(x))].clone().requires_grad_()
     weight, bias, unused = (t.clone().requires_grad_() for t in (weight, bias, bias))
     loss = coupled(distributed.Processes().gather(own @ weight) + bias)
@@ -132,7 +132,7 @@ def gather_inputs() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def embeddings() -> dict[str, Any]:
-    """All of 71 images and all of one, with the images this process decoded, and the metrics."""
+    """Return embeddings of 71 images and of one, the images that this process decoded, and the metrics."""
     model, many, one = tiny_model(), Noise(), Noise(1)
     found: dict[str, Any] = {"many": embed(model, many, 8), "one": embed(model, one)}
     found |= {"decoded": many.decoded, "decoded one": one.decoded}
@@ -140,7 +140,7 @@ def embeddings() -> dict[str, Any]:
 
 
 def noise_benchmark(name: str, data: str | None, allow_partial: bool) -> Benchmark:
-    """In place of the glyphs, which take seconds to draw."""
+    """Replace the glyphs, which take seconds to draw."""
     return Benchmark("glyphs", Noise(), Noise())
 
 
@@ -157,7 +157,7 @@ def refusal(folder: Path, **changes: Any) -> str:
 
 
 def cut_and_resume(folder: Path) -> dict[str, Any]:
-    """A run whose first process cannot write the second checkpoint, called again."""
+    """Run until the first process cannot write the second checkpoint, and run again."""
     writes: list[str] = []
     write, replace = Trainer._write, files.os.replace
 
@@ -184,14 +184,14 @@ def cut_and_resume(folder: Path) -> dict[str, Any]:
 
 
 def validated(folder: Path) -> dict[str, Any]:
-    """A run whose epoch is chosen on held-out classes."""
+    """Run with an epoch that held-out classes choose."""
     done = vptsp_core.run(smoke_config().replace(selection="validation"), results=folder, progress=False)
     history = done.history.drop(columns="seconds").fillna(-1)
     return {"history": history.to_dict("list"), "queries": torch.from_numpy(done.queries["R@1"])}
 
 
 def bad_command() -> dict[str, Any]:
-    """A command line that no process can run."""
+    """Run a command line with a mistake."""
     with contextlib.redirect_stderr(io.StringIO()) as said:
         status = __main__.main(["train", "--preset", "smoke", "--set", "alhpa=1"])
     return {"status": status, "said": said.getvalue().splitlines()}

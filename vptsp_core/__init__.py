@@ -36,18 +36,18 @@ _HOME = {
 
 
 def _of_significance(name: str) -> Any:
-    if name.startswith("__"):  # asked by those who look through all modules, as inspect does
+    if name.startswith("__"):  # inspect asks every module for such names
         raise AttributeError(f"module 'vptsp_core.chance' has no attribute {name!r}")
     return getattr(importlib.import_module("vptsp_core.runs.significance"), name)
 
 
-chance = ModuleType("vptsp_core.chance", "The name that vptsp_core.runs.significance had; it stays importable.")
+chance = ModuleType("vptsp_core.chance", "The earlier name of vptsp_core.runs.significance, which stays importable.")
 chance.__getattr__ = _of_significance  # type: ignore[method-assign]
 sys.modules[chance.__name__] = chance
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported on first use, so that ``--help`` and error messages come at once."""
+    """Import public names on first use, so that ``--help`` and error messages appear at once."""
     if name not in _HOME:
         raise AttributeError(f"module 'vptsp_core' has no attribute {name!r}")
     return getattr(importlib.import_module(f"vptsp_core.{_HOME[name]}"), name)

@@ -1,4 +1,4 @@
-"""python -m vptsp_core COMMAND: the command line (`COMMANDS`)."""
+"""python -m vptsp_core COMMAND: the command line."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from vptsp_core.runs.folder import Run
 
 COMMANDS = {
-    "train": "train one run, or find it finished",
-    "evaluate": "metrics of a finished run",
-    "export": "take a trained model away as one file: what was learned, ONNX or torch.export",
-    "index": "embed a folder of images, or bring its index up to date",
-    "search": "find the images of an index that are nearest to others",
+    "train": "train one run, or show it if it is finished",
+    "evaluate": "compute the metrics of a finished run",
+    "export": "export a trained model as one file: its learned weights, ONNX or torch.export",
+    "index": "embed a folder of images, or update its index",
+    "search": "find the nearest images of an index",
     "tune": "search the space of the paper's table 9",
     "data": "get, check, describe or cache a data set",
     "bench": "measure a training step",
     "light": "copy finished runs without their weights",
-    "notebooks": "execute the notebooks (what run_all.sh calls)",
+    "notebooks": "execute the notebooks (run_all.sh calls this)",
     "report": "build the results page",
 }
-MODULES = {  # whose ``main`` a command is; the others are here
+MODULES = {  # the module whose ``main`` is the command; the other commands are here
     "data": "data.command", "bench": "paper.step_cost", "tune": "paper.search", "light": "runs.light",
     "notebooks": "publish.runner", "report": "publish.page", "export": "deploy.export", "index": "deploy.update",
     "search": "deploy.search",
@@ -43,7 +43,7 @@ example:
   python -m vptsp_core train --preset cub200-vits16 --data DIR --set seed=1
 several GPUs, one process each:
   torchrun --nproc-per-node 4 -m vptsp_core train ...
-two machines, the same command on both, the results in a folder that both see:
+two machines: the same command on both, and results in a folder that both see:
   torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint FIRST_MACHINE:29500 \\
     -m vptsp_core train ... --results SHARED_DIR
 """
@@ -51,7 +51,7 @@ ALLOW_PARTIAL = "accept, with a warning, a data set that is not the whole publis
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Dispatch; errors that the user can fix are one line and exit status 2."""
+    """Run the command and return its exit status. Errors that the user can fix are one line, with status 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["--version"]:
         print(f"vptsp-core {vptsp_core.__version__}")
@@ -63,10 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.suppress(AttributeError):  # file names may not be valid text; a captured stream lacks it
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        # torchrun ends its processes itself, which may wait for one another where no signal is heard
+        # torchrun ends its processes itself; they may wait for each other and not handle a signal
         stop = contextlib.nullcontext() if "LOCAL_RANK" in os.environ else sigterm_as_ctrl_c()
         with stop, warnings.catch_warnings():
-            warnings.showwarning = _each_once()  # type: ignore[assignment]  # takes whatever comes
+            warnings.showwarning = _warning_printer()  # type: ignore[assignment]  # ignores the other arguments
             if argv[0] in MODULES:
                 module = importlib.import_module(f"vptsp_core.{MODULES[argv[0]]}")
                 return int(module.main(argv[1:]) or 0)
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if "home directory" not in str(error):
             raise
-        print("error: a path begins with ~ and a name that is no user's; write it in full", file=sys.stderr)
+        print("error: a path begins with ~ and an unknown user name; write the path in full", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(error.args[0] if error.args else "stopped; the same command resumes there", file=sys.stderr)
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _together(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """A command under torchrun: the first process prints, and of those that fail one says why."""
+    """Run a command under torchrun: only the first process prints, and only one that fails reports the error."""
     from vptsp_core.system import distributed
 
     if not distributed.launched():
@@ -111,13 +111,13 @@ def _together(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> i
             if not distributed.another_failed():
                 raise
             return 2
-    if not joined_before:  # after a failure it is left to torchrun: the others may still wait for this process
+    if not joined_before:  # after a failure torchrun does this: the others may still wait for this process
         distributed.stop()
     return status
 
 
 def _join(device: str | None) -> None:
-    """Under torchrun, before anything can fail: errors are sent through the group."""
+    """Join the group under torchrun. Do it before anything can fail, because errors are sent through the group."""
     if "LOCAL_RANK" in os.environ:
         from vptsp_core.system.devices import pick_device
         from vptsp_core.system.distributed import start
@@ -125,8 +125,8 @@ def _join(device: str | None) -> None:
         start(pick_device(device))
 
 
-def _each_once() -> Callable[..., None]:
-    """A printer of warnings, a line each. It prints none twice, as when a data set is read twice."""
+def _warning_printer() -> Callable[..., None]:
+    """Return a function that prints each warning as one line, and the same line only once."""
     printed: set[str] = set()
 
     def show(message: Warning | str, *place: object) -> None:
@@ -156,38 +156,38 @@ def _train(argv: Sequence[str]) -> int:
     which = what.add_mutually_exclusive_group()
     which.add_argument("--preset", default="demo", metavar="NAME",
                        help=f"{', '.join(PRESETS)}, or a .json file (default: demo)")  # fmt: skip
-    which.add_argument("--data-folder", metavar="DIR", help="your own images, <class>/<image> or split.csv: the run is "
-                       "planned from them and compared with the frozen backbone")  # fmt: skip
+    which.add_argument("--data-folder", metavar="DIR", help="your own images, <class>/<image> or split.csv: plan a "
+                       "run for them, and compare it with the frozen backbone")  # fmt: skip
     what.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
-        help="keys of RunConfig, such as alpha=0.2 seed=1; the last value of a key holds",
+        help="keys of RunConfig, such as alpha=0.2 seed=1; the last value of a key is used",
     )
     files = parser.add_argument_group("files")
-    files.add_argument("--data", metavar="DIR", help="holds the data sets: DIR/cub200/images/...")
+    files.add_argument("--data", metavar="DIR", help="folder of the data sets: DIR/cub200/images/...")
     files.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
     files.add_argument("--results", metavar="DIR", help="default: results")
-    files.add_argument("--cache", metavar="DIR", help="decoded images (default: .vptsp-cache in --data, of your own "
+    files.add_argument("--cache", metavar="DIR", help="decoded images (default: .vptsp-cache in --data, for your own "
                        "images in --results)")  # fmt: skip
     files.add_argument("--tensorboard", metavar="DIR", help="curves after every epoch and a retrieval grid at the end")
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU where there is one)")
+    machine.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     machine.add_argument("--class-table", default="auto", metavar="WHERE", help="class prompts: auto, device or host")
     machine.add_argument("--checkpointing", default="auto", metavar="WHEN", help="of gradients: auto, on or off")
     machine.add_argument("--compile", default="auto", metavar="WHEN", help="steps: auto (long runs on a GPU), on, off")
     machine.add_argument("--deterministic", action="store_true", help="the same numbers twice on a GPU, more slowly")
     args = parser.parse_args(argv)
     if args.deterministic:
-        fix_cublas(args.device)  # to join a group starts CUDA
+        fix_cublas(args.device)  # before _join, which starts CUDA
     _join(args.device)
     changes = dict(parse_change(change) for change in args.changes)
     others = ("preset", "data_folder", "changes", "data")
     options = {name: value for name, value in vars(args).items() if name not in others}
     for option in ("data", "data_folder", "results", "cache", "device", "tensorboard"):
-        if getattr(args, option) == "":  # a shell variable that is not set
-            raise ConfigError(f"--{option.replace('_', '-')} is empty; name one, or leave it out")
+        if getattr(args, option) == "":  # for example an unset shell variable
+            raise ConfigError(f"--{option.replace('_', '-')} is empty; give a value, or leave it out")
     if args.data_folder is not None:
         if args.data:
-            raise ConfigError(f"--data {args.data} has no part in --data-folder {args.data_folder}; leave it out")
+            raise ConfigError(f"--data {args.data} cannot be used with --data-folder {args.data_folder}; leave it out")
         own = train_folder(args.data_folder, changes, say=functools.partial(print, flush=True), **options)
         _show_in_tensorboard(own.run, args.tensorboard, args.data_folder)
         return 0
@@ -209,7 +209,7 @@ def _show_in_tensorboard(done: Run, folder: str | None, data: str | None) -> Non
 
 
 def _warn_unused(args: argparse.Namespace, config: RunConfig) -> None:
-    """Warn, in one line, of options of `train` that this run has no use for."""
+    """Warn, in one line, of options of `train` that this run does not use."""
     glyphs, frozen = config.dataset == "glyphs", config.method == "frozen"
     unused = {
         "--cache": args.cache and (glyphs or config.pipeline == "classic"),
@@ -220,7 +220,7 @@ def _warn_unused(args: argparse.Namespace, config: RunConfig) -> None:
     }
     if options := [name for name, given in unused.items() if given]:
         run = f"dataset = {config.dataset!r}, method = {config.method!r}, pipeline = {config.pipeline!r}"
-        warnings.warn(f"{', '.join(options)}: this run has no use for it ({run})", stacklevel=2)
+        warnings.warn(f"{', '.join(options)}: this run does not use it ({run})", stacklevel=2)
 
 
 def _evaluate(argv: Sequence[str]) -> int:
@@ -235,8 +235,8 @@ def _evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--weights", metavar="FILE", help="the backbone's weights, if they have moved since")
     parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets")
     parser.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU where there is one)")
-    parser.add_argument("--backend", choices=BACKENDS, default="torch", help="what searches (default: torch)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
+    parser.add_argument("--backend", choices=BACKENDS, default="torch", help="library that searches (default: torch)")
     args = parser.parse_args(argv)
     _join(args.device)
     embedder = load(args.run, args.device, weights=args.weights)
@@ -252,12 +252,12 @@ def _evaluate(argv: Sequence[str]) -> int:
 
 
 def _warn_of_other_images(of_run: Mapping[str, object], now: Mapping[str, object]) -> None:
-    """Warn where a model is tested on other images than its run was: it may have been trained on their classes."""
+    """Warn if these are not the images that the run was tested on: it may have been trained on their classes."""
     other = [split for split in ("test", "gallery") if of_run.get(split) != now.get(split)]
     if other:
         warnings.warn(
-            f"these are not the {' and '.join(other)} images that the run was tested on: classes that it was "
-            "trained on may be among them, which are found too easily",
+            f"these are not the {' and '.join(other)} images that the run was tested on: the run may have been trained "
+            "on some of their classes, and then the numbers are too high",
             stacklevel=2,
         )
 

@@ -1,4 +1,4 @@
-"""The sample tower for other programs, held against the model it was made from, prompts put before every block."""
+"""The exported sample tower against the textbook form of its model: prompts put before every block."""
 
 import importlib
 import json
@@ -24,7 +24,7 @@ def embedder(backbone: dict, **changes) -> Embedder:
 
 
 def reference(made: Embedder, images: torch.Tensor) -> torch.Tensor:
-    """Concatenate prompts, run timm's blocks, drop: nothing folded, nothing exported."""
+    """Concatenate the prompts, run timm's blocks, and drop the prompts' outputs."""
     vit = made.model.vit
     prompts = [vit.prompts[i][None, :n] for i, n in enumerate(vit.prompt_counts)] if vit.prompts is not None else []
     with torch.inference_mode():
@@ -92,7 +92,7 @@ def test_onnx_is_the_model(tmp_path, kind):
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])
-def test_what_is_missing_is_named(tmp_path, monkeypatch, package):
+def test_a_missing_package_is_named(tmp_path, monkeypatch, package):
     real = importlib.import_module
 
     def without(name, *args):

@@ -1,4 +1,4 @@
-"""The index of a folder: made, brought up to date, stopped and resumed, searched; by graph where it is large."""
+"""The index of a folder: made, updated, stopped and resumed, and searched, by graph if it is large."""
 
 import multiprocessing
 import os
@@ -26,7 +26,7 @@ from vptsp_core.runs.embedder import Embedder
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twelve letters in two folders, one of them twice, a file that is no image, and things that are left alone."""
+    """Twelve letters in two folders, a copy of one, a broken image, and files that are ignored."""
     glyphs = GlyphSet("test", images_per_class=1)
     root = tmp_path / "letters"
     for i in range(12):
@@ -47,7 +47,7 @@ def model(tmp_path):
 
 
 def counted(monkeypatch) -> list[int]:
-    """Sizes of the batches that are embedded from now on."""
+    """Return a list that collects the sizes of the batches embedded from now on."""
     sizes: list[int] = []
     embed = Embedder.embed
     monkeypatch.setattr(Embedder, "embed", lambda self, images: sizes.append(len(images)) or embed(self, images))
@@ -55,20 +55,20 @@ def counted(monkeypatch) -> list[int]:
 
 
 def test_indexing_decodes_in_other_processes(folder, model, tmp_path, monkeypatch):
-    monkeypatch.setattr("vptsp_core.deploy.update.decoders", lambda batches: 2)
+    monkeypatch.setattr("vptsp_core.deploy.update.decoders", lambda batches: 1)
     before = multiprocessing.active_children()  # other tests' loaders keep theirs
     _, counts = update(folder, tmp_path / "index", vptsp_core.load(model, "cpu"), model=model)
     assert counts.embedded == 13
     until(lambda: not set(multiprocessing.active_children()) - set(before), "the processes to end")
 
 
-def test_index_then_search(folder, model, tmp_path, capsys, monkeypatch):
+def test_a_folder_is_indexed_and_searched(folder, model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["index", "letters", "--model", str(model)]) == 0
-    told = capsys.readouterr()
-    assert told.out == f"{tmp_path / 'vptsp-index'}: 13 images, 13 embedded now, 0 kept, 0 removed\n"
-    assert told.err.startswith("warning: 1 left out: image ") and "broken.jpg: unreadable" in told.err
-    assert told.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert printed.out == f"{tmp_path / 'vptsp-index'}: 13 images, 13 embedded now, 0 kept, 0 removed\n"
+    assert printed.err.startswith("warning: 1 left out: image ") and "broken.jpg: unreadable" in printed.err
+    assert printed.err.count("\n") == 1
     index, embedder = read_index("vptsp-index"), vptsp_core.load(model, "cpu")
     assert "broken.jpg" not in index.names and "copy of 03 ü.PNG" in index.names and index.names == sorted(index.names)
     np.testing.assert_allclose(index.embeddings, embedder.embed([folder / name for name in index.names]), atol=1e-6)
@@ -85,10 +85,10 @@ def test_index_then_search(folder, model, tmp_path, capsys, monkeypatch):
     with Image.open("search.png") as picture:
         assert picture.format == "PNG" and picture.width > 600 and len(picture.convert("L").getcolors()) > 20
 
-    assert main(["search", "letters/a/00.png", "-k", "99", "--to", "out/all"]) == 0  # more than there are
+    assert main(["search", "letters/a/00.png", "-k", "99", "--to", "out/all"]) == 0  # more than the index has
     assert pd.read_csv("out/all.csv").groupby("query").size().tolist() == [13]
     assert Path("out/all.csv").read_bytes().startswith("\ufeffquery,rank,".encode()), "Excel takes it for UTF-8"
-    for name in ("mine.png", "mine.csv"):  # not a search's: kept
+    for name in ("mine.png", "mine.csv"):  # no search wrote them, so they stay
         shutil.copy("letters/a/04.png", name)
         kept = Path(name).read_bytes()
         assert main(["search", "letters/a/04.png", "--to", "mine"]) == 2
@@ -97,8 +97,8 @@ def test_index_then_search(folder, model, tmp_path, capsys, monkeypatch):
         )
         assert Path(name).read_bytes() == kept
         os.remove(name)
-    os.remove(folder / "b" / "03.png")  # removed since: drawn as such, and still in the table
-    assert main(["search", "letters/copy of 03 ü.PNG", "-k", "2"]) == 0, "a search's own may be replaced"
+    os.remove(folder / "b" / "03.png")  # removed since: a grey square, and still in the table
+    assert main(["search", "letters/copy of 03 ü.PNG", "-k", "2"]) == 0, "a search may replace its own files"
 
 
 def test_only_what_changed_is_embedded_again(folder, model, tmp_path, monkeypatch):
@@ -122,7 +122,7 @@ def test_only_what_changed_is_embedded_again(folder, model, tmp_path, monkeypatc
     assert sorted(path.name for path in to.iterdir()) == [image_index.FILE]
 
 
-def test_stopped_it_stores_what_is_done_and_the_next_call_embeds_the_rest(folder, model, tmp_path, monkeypatch):
+def test_a_stopped_update_stores_its_embeddings_and_the_next_call_embeds_the_rest(folder, model, tmp_path, monkeypatch):
     embedder, to = vptsp_core.load(model, "cpu"), tmp_path / "index"
     embedder.config = embedder.config.replace(batch=2, samples_per_class=1)
     real, calls = Embedder.embed, []
@@ -137,7 +137,7 @@ def test_stopped_it_stores_what_is_done_and_the_next_call_embeds_the_rest(folder
         patch.setattr(Embedder, "embed", stops)
         with pytest.raises(KeyboardInterrupt):
             update(folder, to, embedder, model=model)
-    assert len(read_index(to).names) == sum(calls[:2]), "what is done can be searched"
+    assert len(read_index(to).names) == sum(calls[:2]), "the images so far can be searched"
     sizes = counted(monkeypatch)
     after, counts = update(folder, to, embedder, model=model)
     assert sum(sizes) == counts.embedded == 13 - sum(calls[:2]) and len(after.names) == 13
@@ -163,13 +163,12 @@ def test_another_model_or_another_folder_is_refused(folder, model, tmp_path, cap
     for command in (["search", "moved/a/00.png"], ["index", "moved"]):
         assert main(command) == 2
         assert capsys.readouterr().err == (
-            f"error: index {tmp_path}/vptsp-index: its model is not at {model} any more; name its new place with "
-            "--model\n"
+            f"error: index {tmp_path}/vptsp-index: its model is no longer at {model}; give its new place with --model\n"
         )
         assert main([*command, "--model", "elsewhere.safetensors"]) == 0
 
 
-def test_what_cannot_be_indexed_or_searched_is_named(tmp_path, model, capsys, monkeypatch):
+def test_what_cannot_be_indexed_or_searched_is_one_line(tmp_path, model, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
@@ -222,10 +221,10 @@ def test_odd_names_reach_neither_the_terminal_nor_a_spreadsheet_as_commands(mode
     shutil.copy("odd/=1+1.png", "=1+1.png")
     capsys.readouterr()
     assert main(["search", "=1+1.png", "odd/a\nb.png"]) == 0
-    told = capsys.readouterr().out
-    assert all(line.isprintable() for line in told.split("\n")) and "\x1b[31m.png" not in told
-    assert told.count("  a\\nb.png\n") == 2 and "\nodd/a\\nb.png\n" in told and "red \\x1b[31m.png" in told
-    assert told.startswith("=1+1.png\n") and len(told.splitlines()) == 2 * (1 + len(names)) + 2
+    printed = capsys.readouterr().out
+    assert all(line.isprintable() for line in printed.split("\n")) and "\x1b[31m.png" not in printed
+    assert printed.count("  a\\nb.png\n") == 2 and "\nodd/a\\nb.png\n" in printed and "red \\x1b[31m.png" in printed
+    assert printed.startswith("=1+1.png\n") and len(printed.splitlines()) == 2 * (1 + len(names)) + 2
     table = pd.read_csv("search.csv")
     assert set(table["path"]) == {f"./{name}" if name[0] in "=+-@\t" else name for name in names}
     assert set(table["query"]) == {"./=1+1.png", "odd/a\nb.png"}
@@ -239,9 +238,10 @@ def test_unreadable_images_of_a_searched_folder_are_left_out(folder, model, tmp_
     (folder / "a" / "05.png").write_bytes(b"no image")
     capsys.readouterr()
     assert main(["search", "letters/a", "-k", "2"]) == 0
-    told = capsys.readouterr().err
-    assert told.startswith("warning: 2 left out: image letters/a/03 cut.png: unreadable") and told.count("\n") == 1
-    assert "; image letters/a/05.png: unreadable (not an image of a known kind)" in told
+    printed = capsys.readouterr().err
+    assert printed.startswith("warning: 2 left out: image letters/a/03 cut.png: unreadable")
+    assert printed.count("\n") == 1
+    assert "; image letters/a/05.png: unreadable (not an image of a known kind)" in printed
     whole = [f"letters/a/{i:02}.png" for i in range(0, 12, 2)]
     table = pd.read_csv("search.csv")
     assert list(dict.fromkeys(table["query"])) == whole and table["path"][0] == "a/00.png"
@@ -255,8 +255,8 @@ def test_unreadable_images_of_a_searched_folder_are_left_out(folder, model, tmp_
     for path in whole:
         os.remove(path)
     assert main(["search", "letters/a"]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: search: none of its 2 images can be read; the first: image letters/a/03 cut.png")
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: search: none of its 2 images can be read; the first: image letters/a/03 cut.png")
 
 
 # ---- large ---------------------------------------------------------------------------------------
@@ -302,15 +302,12 @@ def test_a_graph_with_a_flipped_bit_is_refused_and_made_again(folder, model, tmp
     assert counts.embedded == 0 and (read_index(place).search(queries, 3)[1][:, 0] >= 0).all()
 
 
-def test_without_faiss_search_is_exact_and_says_so_once(tmp_path, monkeypatch):
+def test_without_faiss_search_is_exact_and_warns(tmp_path, monkeypatch):
     monkeypatch.setattr(image_index, "EXACT_UP_TO", 100)
-    monkeypatch.setattr(image_index, "faiss_installed", lambda: False)
-    image_index._warn_absent.cache_clear()
+    monkeypatch.setattr(image_index, "_faiss", lambda: None)
     rows, queries = clustered(300), clustered(5, seed=1)
     index = indexed(rows).write(tmp_path)
     assert index.graph == {} and not (tmp_path / image_index.GRAPH).exists()
-    with pytest.warns(UserWarning, match="faiss is not installed: all 300 images are compared") as caught:
+    with pytest.warns(UserWarning, match="faiss is not installed: all 300 images are compared"):
         _, places = index.search(queries, 7)
-        index.search(queries, 7)
-    assert len(caught) == 1
     assert (places == np.argsort(-(queries @ rows.T), axis=1, kind="stable")[:, :7]).all()

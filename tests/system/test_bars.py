@@ -19,13 +19,13 @@ TRAIN = ["train", "--preset", "smoke", "--set"]
 @pytest.mark.parametrize(
     "seconds, words", [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (3599, "59 min 59 s"), (7260, "2 h 1 min")]
 )
-def test_durations_are_for_people(seconds, words):
+def test_durations_are_readable(seconds, words):
     assert duration(seconds) == words
 
 
 def counted(capfd, monkeypatch, *, every, **options):
     monkeypatch.setattr(bars, "EVERY", every)
-    assert is_log()  # pytest's capture is a file
+    assert is_log()  # pytest captures stderr in a file
     assert list(bar(range(30), "counting", 30, unit="images", **options)) == list(range(30))
     return capfd.readouterr().err
 
@@ -39,12 +39,12 @@ def test_a_log_gets_whole_lines(capfd, monkeypatch):
     assert len(set(lines)) == len(lines)
 
 
-def test_short_work_and_hidden_work_say_nothing(capfd, monkeypatch):
+def test_short_work_and_hidden_work_print_nothing(capfd, monkeypatch):
     assert counted(capfd, monkeypatch, every=10.0, show=True) == ""
     assert counted(capfd, monkeypatch, every=0.0, show=False) == ""
 
 
-def test_other_text_beside_lines_brings_no_control_characters(capfd, monkeypatch):
+def test_other_text_between_lines_has_no_control_characters(capfd, monkeypatch):
     monkeypatch.setattr(bars, "EVERY", 0.0)
     with bar(title="runs", total=2, unit="runs", show=True) as first, bar(title="images", total=9, show=True):
         capfd.readouterr()
@@ -52,13 +52,13 @@ def test_other_text_beside_lines_brings_no_control_characters(capfd, monkeypatch
         assert capfd.readouterr() == ("", "a run failed\n")
 
 
-def test_a_notebook_is_no_log(capfd, monkeypatch):
+def test_a_notebook_is_not_a_log(capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipykernel.zmqshell", types.ModuleType("zmqshell"))
     say("training")
     assert not is_log() and capfd.readouterr().err == ""
 
 
-def test_a_closed_stderr_hears_nothing(capfd, monkeypatch):
+def test_a_closed_stderr_gets_nothing(capfd, monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     say("training")
     assert list(bar(range(3), show=True)) == [0, 1, 2]
@@ -73,7 +73,7 @@ def test_an_epoch_is_a_line():
 
 
 def test_the_log_of_a_run(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(bars, "EVERY", 1e9)  # however long it takes, no line says how far it is
+    monkeypatch.setattr(bars, "EVERY", 1e9)  # no progress line, however long it takes
     command = [*TRAIN, "epochs=2", "--results", str(tmp_path)]
     assert main(command) == 0
     done = capfd.readouterr()
@@ -96,7 +96,7 @@ FROZEN, CLOSED_FORM = "method=frozen", "method=linear start=heads epochs=0"
         (CLOSED_FORM, ["starting linear from its 500 images", "started from the data, R@1 "]),
     ],
 )
-def test_what_trains_no_epoch_is_in_the_log_too(tmp_path, capfd, monkeypatch, changes, said):
+def test_runs_without_epochs_are_in_the_log_too(tmp_path, capfd, monkeypatch, changes, said):
     monkeypatch.setattr(bars, "EVERY", 1e9)
     monkeypatch.setattr(evaluation, "LONG_SEARCH", 500 * 500)  # the images of the test split, with each other
     command = ["train", "--preset", "smoke", "--results", str(tmp_path), "--set", "bitfit=false"]
@@ -110,12 +110,12 @@ def test_what_trains_no_epoch_is_in_the_log_too(tmp_path, capfd, monkeypatch, ch
 def test_a_terminal_has_bars_and_none_of_these_lines(tmp_path, capsys, monkeypatch):
     ours, terminal = os.openpty()
     import termios
-    termios.tcsetwinsize(terminal, (24, 80))  # tqdm draws nothing where there are no columns
-    os.set_blocking(ours, False)  # a terminal without bars is a failure, not a wait
+    termios.tcsetwinsize(terminal, (24, 80))  # without columns tqdm draws nothing
+    os.set_blocking(ours, False)  # without bars the test fails instead of waiting
     with os.fdopen(terminal, "w") as stderr:
         monkeypatch.setattr(sys, "stderr", stderr)
         assert main([*TRAIN, "epochs=1", "--results", str(tmp_path)]) == 0
-        shown = os.read(ours, 65536).decode()  # before the other end closes, which makes reading an error
+        shown = os.read(ours, 65536).decode()  # before the other end closes: then reading fails
     os.close(ours)
     assert "epoch 1/1: " in shown and "\r" in shown
     assert "training" not in shown and "loss" not in shown and "loss" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Where the user's cache folder cannot be written, libraries keep what they keep in a temporary folder."""
+"""If the user's cache folder cannot be written, the libraries use a temporary folder."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ ASK = "import os, vptsp_core; print(*(os.environ.get(name) for name in {names}),
 
 @pytest.fixture
 def unset(monkeypatch, tmp_path):
-    """The environment of a container: no cache is set anywhere, and the temporary folder is empty."""
+    """Return a monkeypatch with the environment of a container: no cache is set, the temporary folder is empty."""
     for name in (*caches.PLACES, "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -27,19 +27,20 @@ def asked(names) -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs a place that cannot be written by root either")
-def test_without_a_writable_home_all_have_a_place(unset, tmp_path):
+@pytest.mark.skipif(os.name == "nt", reason="needs a folder that even root cannot write")
+def test_without_a_writable_home_every_library_has_a_folder(unset, tmp_path):
     unset.setenv("HOME", NOWHERE)
     unset.setenv("TRITON_CACHE_DIR", "/mine")
     found = asked((*caches.PLACES, "HF_HUB_CACHE"))
     own = tmp_path / f"vptsp-cache-{os.getuid()}"
     kept = [str(own / name) for name in ("numba", "matplotlib", "compiled")]
     assert found == [*kept, "/mine", str(own / "hub")] and own.stat().st_mode & 0o077 == 0
-    assert asked((*caches.PLACES, "HF_HUB_CACHE")) == found, "the same for every process"
+    unset.setattr("tempfile.tempdir", str(tmp_path))
+    assert caches._private_folder() == own, "the same for every process"
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs a place that cannot be written by root either")
-def test_numba_finds_it(unset, tmp_path):
+@pytest.mark.skipif(os.name == "nt", reason="needs a folder that even root cannot write")
+def test_numba_uses_the_folder(unset, tmp_path):
     unset.setenv("HOME", NOWHERE)
     unset.setenv("NUMBA_CACHE_LOCATOR_CLASSES", "UserProvidedCacheLocator,UserWideCacheLocator")  # no site-packages
     code = "import numba\n\n\n@numba.njit(cache=True)\ndef one():\n    return 1\n\n\nassert one() == 1\n"
@@ -58,7 +59,7 @@ def test_with_a_writable_home_nothing_is_set(unset, tmp_path):
     assert dict(os.environ) == before and not list(tmp_path.iterdir())
 
 
-def test_weights_that_are_there_stay_in_use(unset, tmp_path):
+def test_existing_weights_stay_in_use(unset, tmp_path):
     (tmp_path / "huggingface").mkdir()
     unset.setattr(caches, "_writable", lambda folder: False)
     unset.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -73,7 +74,7 @@ def test_weights_that_are_there_stay_in_use(unset, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="file modes of POSIX")
-def test_a_folder_that_others_may_write_is_not_used(unset, tmp_path):
+def test_a_folder_that_other_users_can_write_is_not_used(unset, tmp_path):
     unset.setattr("tempfile.tempdir", str(tmp_path))
     theirs = tmp_path / f"vptsp-cache-{os.getuid()}"
     theirs.mkdir()

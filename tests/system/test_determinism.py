@@ -1,4 +1,4 @@
-"""The same seed twice gives the same numbers, whoever decodes and however often it was cut short; `deterministic`."""
+"""The same seed gives the same numbers with any number of workers and after interruptions; `deterministic`."""
 
 import json
 import multiprocessing
@@ -46,7 +46,7 @@ def test_pairs_are_the_same_to_the_last_bit(pair, letters):
     assert compare(pair, letters) == []
 
 
-def test_another_seed_is_noticed_in_all_that_is_compared(letters, tmp_path):
+def test_another_seed_differs_in_everything_that_is_compared(letters, tmp_path):
     first, other = (Pair("GRU, dense", "cached", "again", seed).config() for seed in (0, 1))
     one, two = (outcome(config, letters, tmp_path / str(config.seed), [0]) for config in (first, other))
     assert differences(one, two) == ["history", "metrics", "weights", "state", "queries"]
@@ -63,7 +63,7 @@ def test_the_script_covers_every_combination():
 # ---- deterministic=True --------------------------------------------------------------------------
 
 
-def test_settings_are_made_and_restored(monkeypatch):
+def test_settings_are_changed_and_restored(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     before = state()
     with pytest.raises(KeyError), deterministic_algorithms():
@@ -78,14 +78,14 @@ def test_settings_are_made_and_restored(monkeypatch):
 
 
 def test_an_operation_without_a_deterministic_form_raises():
-    """That it does is what the pairs of `switch` stand on: a step there raises nothing."""
+    """The pairs of `switch` rely on this: their steps raise no error."""
     put = lambda: torch.zeros(3).put_(torch.tensor([1]), torch.tensor([2.0]))  # noqa: E731
     with deterministic_algorithms("cpu"), pytest.raises(RuntimeError, match="put_ does not have a deterministic"):
         put()
     assert put().tolist() == [0, 2, 0]
 
 
-def test_cuda_that_was_started_without_the_variable_is_told_in_one_line(monkeypatch):
+def test_cuda_started_without_the_variable_is_one_line(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     before = state()
@@ -101,7 +101,7 @@ def test_cuda_that_was_started_without_the_variable_is_told_in_one_line(monkeypa
         fix_cublas("cuda:1")
 
 
-def test_a_function_is_as_it_was_where_it_is_not_asked():
+def test_only_calls_with_the_keyword_are_deterministic():
     @where_asked
     def told(*, deterministic: bool = False, device: str | None = None) -> bool:
         return torch.are_deterministic_algorithms_enabled()
@@ -109,7 +109,7 @@ def test_a_function_is_as_it_was_where_it_is_not_asked():
     assert [told(), told(deterministic=False), told(deterministic=True, device="cpu")] == [False, False, True]
 
 
-def test_the_command_line_says_it_to_the_record(letters, tmp_path):
+def test_the_option_is_in_the_record(letters, tmp_path):
     short = ["dataset=folder", "steps_per_epoch=1", "batch=4", "weights=random"]
     options = ["--preset", "smoke", "--data", str(letters), "--results", str(tmp_path), "--device", "cpu"]
     options += ["--set", *short]
@@ -117,17 +117,15 @@ def test_the_command_line_says_it_to_the_record(letters, tmp_path):
     (path,) = tmp_path.glob("runs/*/record.json")
     record = json.loads(path.read_text())
     assert record["deterministic"] is True and record["stretches"][0]["deterministic"] is True
-    assert __main__.main(["train", *options]) == 0  # no part of the description: the same run is found
+    assert __main__.main(["train", *options]) == 0  # it is not part of the description, so the same run is returned
     assert json.loads(path.read_text()) == record
 
 
 # ---- workers that die, threads that fail ---------------------------------------------------------
 
 
-def test_a_data_worker_that_is_killed_is_told_at_once_and_the_run_goes_on_from_its_checkpoint(
-    letters, tmp_path, monkeypatch
-):
-    """No clock: where it hung, the test would."""
+def test_a_killed_data_worker_is_reported_at_once_and_the_run_resumes(letters, tmp_path, monkeypatch):
+    """Without a clock: if the run hung, the test would hang."""
     monkeypatch.setattr(loading, "_workers", lambda images, batches: 1)
     config = Pair("EMA", "classic", "again", 0).config().replace(steps_per_epoch=12, eval_start=0)
     options = dict(data=letters, results=tmp_path, device="cpu", progress=False)

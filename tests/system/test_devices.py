@@ -1,4 +1,4 @@
-"""The trunk's precision: what ``precision="auto"`` means on CPUs with and without bf16 units."""
+"""``precision="auto"`` on CPUs with and without bf16 units."""
 
 import pytest
 import torch
@@ -11,10 +11,10 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def _decide_anew():
-    devices._of_cpu.cache_clear()
+def _clear_cache():
+    devices._cpu_precision.cache_clear()
     yield
-    devices._of_cpu.cache_clear()
+    devices._cpu_precision.cache_clear()
 
 
 def simulate(monkeypatch, units, speedup):
@@ -27,18 +27,18 @@ def simulate(monkeypatch, units, speedup):
     [
         (("amx_bf16", "avx512_bf16"), 12.0, torch.bfloat16, "amx_bf16 and avx512_bf16; a bf16 product takes 1/12.0"),
         (("avx512_bf16",), 2.1, torch.bfloat16, "avx512_bf16; a bf16 product takes 1/2.1"),
-        (("avx512_bf16",), 1.1, None, "1/1.1 of float32's time"),  # it has them, and they do not pay
-        ((), 3.0, None, "no bf16 units"),  # emulated: not even timed
+        (("avx512_bf16",), 1.1, None, "1/1.1 of float32's time"),  # it has the units, but they are not faster
+        ((), 3.0, None, "no bf16 units"),  # emulated, so it is not timed
         (("avx2",), 3.0, None, "no bf16 units"),
     ],
 )
-def test_auto_on_a_cpu_is_bf16_where_it_pays(monkeypatch, units, speedup, dtype, reason):
+def test_auto_on_a_cpu_is_bf16_if_it_is_faster(monkeypatch, units, speedup, dtype, reason):
     simulate(monkeypatch, units, speedup)
     found, why = precision_and_reason("auto", CPU)
     assert found is dtype and reason in why
 
 
-def test_it_is_decided_once_a_process(monkeypatch):
+def test_the_precision_is_decided_once_per_process(monkeypatch):
     simulate(monkeypatch, ("amx_bf16",), 2.0)
     assert autocast_dtype("auto", CPU) is torch.bfloat16
     simulate(monkeypatch, ("amx_bf16",), 1.0)
@@ -57,7 +57,7 @@ def test_the_product_is_timed():
 
 
 @pytest.mark.parametrize("units, trunk", [(("amx_bf16",), "bfloat16"), ((), "float32")])
-def test_a_run_trains_so_and_its_record_says_why(monkeypatch, tmp_path, units, trunk):
+def test_a_run_records_its_precision_and_the_reason(monkeypatch, tmp_path, units, trunk):
     simulate(monkeypatch, units, 4.0)
     done = run(preset("smoke", precision="auto"), results=tmp_path, progress=False)
     assert done.record["precision"]["trunk"] == trunk and "this CPU has" in done.record["precision"]["why"]

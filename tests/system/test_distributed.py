@@ -1,6 +1,6 @@
-"""Two processes on the CPU against one: gradients, twenty steps, embeddings, whole runs and how they fail.
+"""Two processes on the CPU against one: gradients, twenty steps, embeddings, whole runs, and failures.
 
-The two are started by torchrun as a user starts them; tests/two_processes.py is what they do.
+torchrun starts the two as a user does. They run tests/two_processes.py.
 """
 
 import json
@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def torchrun(*arguments):
-    """Two processes; --standalone: over the loopback, on a port that is free."""
+    """Start two processes; with --standalone they connect over the loopback, on a free port."""
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, arguments)],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -45,7 +45,7 @@ def torchrun(*arguments):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """What each of the two found."""
+    """Return the results of each of the two."""
     folder = tmp_path_factory.mktemp("pair")
     done = torchrun("tests/two_processes.py", folder)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -59,8 +59,11 @@ def relative(ours, one):
 
 
 def without_key_bias(name, tensor):
-    """Softmax does not see the bias of the keys, so its gradient is zero but for rounding, which Adam scales up to full
-    steps of random sign; nothing else depends on it (see replay.py). Query and value parts are left."""
+    """Return the query and value parts of a bias.
+
+    Softmax does not depend on the bias of the keys, so its gradient is only rounding. Adam scales that up to full steps
+    of random sign (see replay.py).
+    """
     if "attn.qkv.bias" not in name or tensor.dim() == 0:
         return tensor
     query, _, value = tensor.chunk(3)
@@ -110,13 +113,13 @@ def test_every_image_is_embedded_once(pair):
         assert found["embeddings"]["metrics"] == pytest.approx(one["metrics"])
 
 
-def test_a_run_that_one_process_could_not_save_goes_on(pair, tmp_path, monkeypatch):
+def test_a_run_that_one_process_could_not_save_resumes(pair, tmp_path, monkeypatch):
     monkeypatch.setattr("vptsp_core.runs.run.load_benchmark", noise_benchmark)
     one = run(smoke_config(), results=tmp_path, progress=False)
     first, second = (found["resumed"] for found in pair)
     assert first["raised"] == second["raised"] == "the disk is full", "raised in both"
     assert second["writes"] == [] and first["writes"].count("metrics.json") == 1
-    assert first["writes"].count("checkpoint.pt") == 3, "one an epoch, the second of them at the second call"
+    assert first["writes"].count("checkpoint.pt") == 3, "one per epoch, the second at the second call"
     for found in (first, second):
         np.testing.assert_allclose(found["loss"], one.history["loss"], rtol=1e-5)
         assert found["metrics"] == pytest.approx(one.metrics, abs=0.02), "71 queries: neighbours may change places"
@@ -125,7 +128,7 @@ def test_a_run_that_one_process_could_not_save_goes_on(pair, tmp_path, monkeypat
         assert len(found["found"]) == IMAGES and found["found"].mean().item() == pytest.approx(found["metrics"]["R@1"])
 
 
-def test_an_epoch_chosen_on_held_out_classes_is_chosen_by_all(pair, tmp_path, monkeypatch):
+def test_all_processes_choose_the_same_epoch_on_held_out_classes(pair, tmp_path, monkeypatch):
     monkeypatch.setattr("vptsp_core.runs.run.load_benchmark", noise_benchmark)
     one = validated(tmp_path)
     first, second = (found["validated"] for found in pair)
@@ -135,7 +138,7 @@ def test_an_epoch_chosen_on_held_out_classes_is_chosen_by_all(pair, tmp_path, mo
     assert sum(value >= 0 for value in first["history"]["R@1"]) == 1
 
 
-def test_what_no_process_can_run_is_refused_by_all_and_told_by_one(pair):
+def test_all_processes_refuse_a_bad_command_and_one_reports_it(pair):
     message = "batch = 9 holds 9 classes, which 2 processes cannot share evenly; start 1, 3, 9 of them, "
     assert [found["odd batch"] for found in pair] == [message + "or choose batch = 8 or 10"] * 2
     assert [found["bad command"]["status"] for found in pair] == [2, 2]
@@ -158,7 +161,7 @@ def test_the_command_line_under_torchrun(letters, tmp_path):
     assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.path.iterdir())
 
 
-def test_a_process_that_fails_alone_says_why_and_ends_all(tmp_path):
+def test_a_process_that_fails_alone_reports_it_and_ends_all(tmp_path):
     done = torchrun("tests/two_processes.py", tmp_path, "fail")
     assert done.returncode != 0 and "exitcode  : 2" in done.stderr
     ours = done.stderr.split("torch/distributed/elastic")[0]
@@ -166,7 +169,7 @@ def test_a_process_that_fails_alone_says_why_and_ends_all(tmp_path):
     assert "Connection closed" not in done.stderr and not list(tmp_path.rglob("*.*"))
 
 
-def test_without_torchrun_everything_is_the_identity():
+def test_without_torchrun_nothing_changes():
     distributed.start(torch.device("cpu"))
     assert not distributed.joined() and distributed.world_size() == 1 and distributed.is_main()
     rows = torch.ones(3, 2, requires_grad=True)
@@ -190,8 +193,8 @@ def test_shares_and_batches(monkeypatch):
         distributed.check_batch(16, 2)
 
 
-def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+def test_each_process_has_its_own_gpu(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "0")
-    with pytest.raises(VptspError, match="'cuda:1': each process has a GPU of its own; use cuda"):
+    with pytest.raises(VptspError, match="'cuda:1': each process has its own GPU; use cuda"):
         pick_device("cuda:1")

@@ -6,8 +6,8 @@ from vptsp_core.errors import VptspError
 from vptsp_core.system.files import remove_temporaries, replacing, temporary_name, write_bytes
 
 
-def test_a_full_disk_leaves_what_was_there(tmp_path):
-    """The limit on a file's size stands for a full disk: the same kind of error in the middle of writing."""
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    """A limit on the file size stands in for a full disk: it raises the same kind of error while writing."""
     resource = pytest.importorskip("resource", reason="Windows limits no file's size")
     (tmp_path / "file").write_bytes(b"as it was")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -21,7 +21,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_the_file_whose_place_is_taken_is_kept_where_that_is_wanted(tmp_path):
+def test_a_replaced_file_can_be_kept(tmp_path):
     for content in (b"1", b"2", b"3"):
         with replacing(tmp_path / "new" / "file", earlier=tmp_path / "new" / "before") as file:
             file.write(content)
@@ -29,7 +29,7 @@ def test_the_file_whose_place_is_taken_is_kept_where_that_is_wanted(tmp_path):
     assert found == {"file": b"3", "before": b"2"}
 
 
-def test_what_killed_writers_left_is_deleted_and_nothing_else(tmp_path):
+def test_only_the_temporary_files_of_killed_writers_are_deleted(tmp_path):
     for name in (temporary_name(tmp_path / "file").name, "file", "file.tmp", ".file"):
         (tmp_path / name).touch()
     remove_temporaries(tmp_path)
@@ -37,7 +37,7 @@ def test_what_killed_writers_left_is_deleted_and_nothing_else(tmp_path):
 
 
 def test_two_writers_of_one_file_never_share_a_temporary_name(tmp_path):
-    """Two containers may have the same process id, and so have the threads of one process."""
+    """Two containers can have the same process id, and the threads of a process share one."""
     path = tmp_path / "file"
     with replacing(path) as first, replacing(path) as second:
         assert first.name != second.name

@@ -1,4 +1,4 @@
-"""Lock files: a process that waits says so, and a holder that is killed frees its lock."""
+"""Lock files: a waiting process says so, and a killed holder frees its lock."""
 
 import contextlib
 import errno
@@ -25,7 +25,7 @@ with locked(pathlib.Path(sys.argv[1])):
 
 @contextlib.contextmanager
 def holder(path):
-    """Another process that holds the lock until its input ends."""
+    """Run another process that holds the lock until its input ends."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", HOLD, str(path)]
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -33,7 +33,7 @@ def holder(path):
         yield process
 
 
-def test_who_waits_is_told_so_and_a_killed_holder_frees_the_lock(tmp_path, capsys):
+def test_a_waiting_process_says_so_and_a_killed_holder_frees_the_lock(tmp_path, capsys):
     path = tmp_path / "run" / "lock"
     with holder(path) as process:
         killer = threading.Timer(0.5, process.kill)
@@ -43,7 +43,7 @@ def test_who_waits_is_told_so_and_a_killed_holder_frees_the_lock(tmp_path, capsy
     assert capsys.readouterr().err == "run: another process trains it; waiting\n" and not path.exists()
 
 
-def test_who_waits_gets_the_lock_though_its_holder_removes_the_folder(tmp_path):
+def test_a_waiting_process_gets_the_lock_though_the_holder_removes_the_folder(tmp_path):
     path, held = tmp_path / "run" / "lock", threading.Event()
 
     def hold():
@@ -60,8 +60,8 @@ def test_who_waits_gets_the_lock_though_its_holder_removes_the_folder(tmp_path):
         assert path.exists()
 
 
-def test_a_lock_is_one_even_if_its_file_and_folder_are_removed(tmp_path):
-    """Each of three threads removes both when it is done: never are two of them inside."""
+def test_only_one_thread_holds_the_lock_even_if_file_and_folder_are_removed(tmp_path):
+    """Each of three threads removes both when it is done. Two are never inside together."""
     inside, most = set(), []
 
     def work(name):
@@ -82,7 +82,7 @@ def test_a_lock_is_one_even_if_its_file_and_folder_are_removed(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_a_file_system_without_locks_is_said_in_one_line(tmp_path, monkeypatch, capsys, number):
+def test_a_file_system_without_locks_is_reported_in_one_line(tmp_path, monkeypatch, capsys, number):
     def refuse(*args):
         raise OSError(number, os.strerror(number))
 
@@ -93,7 +93,7 @@ def test_a_file_system_without_locks_is_said_in_one_line(tmp_path, monkeypatch, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_process_that_is_started_inside_does_not_keep_the_lock(tmp_path):
+def test_a_process_started_inside_does_not_keep_the_lock(tmp_path):
     path = tmp_path / "lock"
     with locked(path):
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False)

@@ -1,8 +1,8 @@
-"""Apple's GPU, as far as a CPU can stand in for it.
+"""Apple's GPU, simulated on a CPU.
 
-`Simulated` makes tensors whose device is ``mps:0`` and which refuse what a Mac refuses: float64, pinned memory, tensors
-of another device, and to be read where they are (`numpy`). All else is computed on the CPU. Not simulated: Metal's
-kernels and their rounding, bf16, memory.
+`Simulated` makes tensors whose device is ``mps:0``. As on a Mac, they refuse float64, pinned memory, mixing with
+tensors of another device, and `numpy`. Everything else is computed on the CPU. Metal's kernels and their
+rounding, bf16 and memory are not simulated.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OF_CUDA = (
 
 
 class OnMps(torch.Tensor):
-    """A tensor of the CPU that says it is elsewhere. To torch's own code its device is "meta", which autograd knows."""
+    """A CPU tensor whose device is reported as mps. For torch's own code it is "meta", which autograd knows."""
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> OnMps:
@@ -57,14 +57,14 @@ class OnMps(torch.Tensor):
 
 
 class Simulated(TorchDispatchMode):
-    """Inside, tensors are made on ``mps:0`` and moved there."""
+    """Inside, tensors can be made on ``mps:0`` and moved there."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return computed(func, args, kwargs or {})
 
 
 def computed(func, args, kwargs):
-    """What an operation gives: on the CPU, and taken to be where its device or its tensors say."""
+    """Compute an operation on the CPU, and return the result on the device of its arguments."""
     given = [leaf for leaf in _pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     ours = [each for each in given if isinstance(each, OnMps)]
     there = bool(ours)
@@ -79,7 +79,7 @@ def computed(func, args, kwargs):
     made = func(*args, **kwargs)
     if not there:
         return made
-    known = {id(each.inner): each for each in ours}  # what is changed in place
+    known = {id(each.inner): each for each in ours}  # tensors that are changed in place
 
     def placed(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.dtype is torch.float64:
@@ -91,17 +91,17 @@ def computed(func, args, kwargs):
 
 @pytest.fixture
 def mac(monkeypatch):
-    """An Apple GPU and nothing of CUDA."""
+    """Simulate an Apple GPU, and refuse every call of CUDA."""
 
     def refused(*args, **options):
-        raise AssertionError("this is for CUDA alone")
+        raise AssertionError("only for CUDA")
 
     for name in OF_CUDA:
         monkeypatch.setattr(torch.cuda, name, refused)
     monkeypatch.setattr(torch.Tensor, "pin_memory", refused)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.__future__, "get_swap_module_params_on_conversion", lambda: True)  # of `Module.to`
-    for name in ("__enter__", "__exit__"):  # a subclass of torch's tensor knows no inference mode
+    for name in ("__enter__", "__exit__"):  # tensor subclasses do not support inference mode
         monkeypatch.setattr(torch.inference_mode, name, getattr(torch.no_grad, name))
     with Simulated():
         yield
@@ -160,7 +160,7 @@ def test_auto_picks_it_but_not_for_several_processes(mac, monkeypatch):
 
 
 @pytest.mark.parametrize("new, dtype", [(True, torch.bfloat16), (False, None)])
-def test_auto_is_bf16_where_torch_has_it(monkeypatch, new, dtype):
+def test_auto_is_bf16_if_torch_has_it(monkeypatch, new, dtype):
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *version: new)
     assert precision_and_reason("auto", MPS)[0] is dtype
     with pytest.raises(VptspError, match="'fp16' needs an NVIDIA GPU, the device is mps:0"):

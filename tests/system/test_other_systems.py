@@ -1,7 +1,6 @@
-"""Windows and macOS, as far as Linux can stand in for them: a process without what either of them lacks.
+"""Windows and macOS, simulated on Linux: a process without the modules and functions that either of them lacks.
 
-Simulated: modules and functions that are absent. Not simulated: paths, open files that cannot be replaced (see
-`test_portable`), other builds of the libraries.
+Paths, open files that cannot be replaced (see `test_portable`) and other builds of the libraries are not simulated.
 """
 
 import os
@@ -14,7 +13,7 @@ import determinism
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT = """
 import os, signal, sys
-import distributed, filelock, multiprocessing.resource_tracker, psutil, torch  # these know their systems
+import distributed, filelock, multiprocessing.resource_tracker, psutil, torch  # these handle each system themselves
 
 multiprocessing.resource_tracker._HAVE_SIGMASK = False
 for module in ("fcntl", "resource", "pwd", "grp", "termios"):
@@ -53,7 +52,7 @@ assert (folder / "found.png").exists() and not list(folder.rglob("*.tmp")) and n
 
 
 def test_all_modules_import_and_training_own_images_index_and_search_work(tmp_path):
-    """In one process: importing takes longest."""
+    """In one process, because importing takes longest."""
     images = determinism.write_images(tmp_path / "ein Ordner ü")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", WITHOUT + IMPORTS + RUNS, str(tmp_path / "out"), str(images)]

@@ -1,4 +1,4 @@
-"""What differs between systems, in one module alone."""
+"""One module handles the differences between systems."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def test_no_other_module_asks_which_system_this_is():
 
 
 def test_a_file_that_is_open_elsewhere_is_replaced_once_it_is_closed(tmp_path, monkeypatch):
-    """As Windows refuses it."""
+    """Windows refuses to replace an open file."""
     refused, replace = [], os.replace
 
     def open_elsewhere(source, target):
@@ -50,12 +50,12 @@ def test_a_file_that_is_open_elsewhere_is_replaced_once_it_is_closed(tmp_path, m
     assert "\n" not in str(caught.value) and [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_what_the_system_says_of_itself():
+def test_cores_and_memory_are_plausible():
     assert 1 <= portable.physical_cores() <= portable.cores() <= os.cpu_count()
     assert 2**20 < portable.available_memory() < 2**50
 
 
-def test_a_limit_of_cores_counts(monkeypatch):
+def test_a_containers_limit_of_cores_applies(monkeypatch):
     monkeypatch.setattr(Path, "read_text", lambda path, encoding: "150000 100000")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8), raising=False)
     assert portable.cores() == 2
@@ -64,7 +64,7 @@ def test_a_limit_of_cores_counts(monkeypatch):
 
 
 def test_a_table_of_images_may_be_from_windows(tmp_path, monkeypatch):
-    """Its backslashes separate folders there, and absolute paths are taken as relative ones."""
+    """Backslashes separate folders, and absolute paths become relative."""
     (tmp_path / "ein Vogel ü").mkdir()
     (tmp_path / "ein Vogel ü" / "0.png").touch()
     monkeypatch.setattr(os, "sep", "\\")

@@ -1,4 +1,4 @@
-"""What was written is what is read: a bit that flips, or an edit by hand, is reported and never computed with."""
+"""A flipped bit or an edit by hand is reported, and such a file is never used."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def finished(tmp_path_factory):
     return run(preset("smoke", epochs=1), results=tmp_path_factory.mktemp("results"), progress=False)
 
 
-def test_a_seal_holds_values_types_and_tensors():
+def test_a_checksum_covers_values_types_and_tensors():
     values = {"a": 1, "b": [1.5, None, {"c": "ü"}], 3: (1, 2)}
     kept = json.loads(json.dumps(seals.sealed(values)))
     assert seals.unsealed(kept) == {"a": 1, "b": [1.5, None, {"c": "ü"}], "3": [1, 2]}
@@ -67,18 +67,18 @@ def test_no_flipped_bit_of_a_run_goes_unnoticed(finished, tmp_path, name):
         saved, again = read_saved(folder), read_run(folder)
         return saved.config, saved.metrics, saved.data, again.record, again.history.to_csv(), str(again.queries)
 
-    clean, told = read(), 0
+    clean, reported = read(), 0
     for at in rng.integers(0, len(whole), 10):
         (folder / name).write_bytes(flipped(whole, at, int(rng.integers(8))))
         try:
-            assert read() == clean, "only a number's other spelling, such as 1E5 for 1e5, may pass"
+            assert read() == clean, "only another spelling of a number, such as 1E5 for 1e5, may pass"
         except WeightsError as error:
             assert name in str(error) and "\n" not in str(error)
-            told += 1
-    assert told >= 8
+            reported += 1
+    assert reported >= 8
 
 
-def test_an_edit_is_told_by_each_command_and_one_with_fitting_checksums_is_taken(finished, tmp_path, capsys):
+def test_each_command_reports_an_edit_and_accepts_one_with_new_checksums(finished, tmp_path, capsys):
     folder = tmp_path / "runs" / finished.path.name
     shutil.copytree(finished.path, folder)
     text = (folder / "config.json").read_text()
@@ -95,18 +95,16 @@ def test_an_edit_is_told_by_each_command_and_one_with_fitting_checksums_is_taken
     assert vptsp_core.load(folder, "cpu").config.resize == finished.config.resize + 1
 
 
-def test_a_model_tested_on_other_images_says_so(finished, tmp_path, capsys):
+def test_evaluate_warns_of_images_that_the_run_was_not_tested_on(tmp_path, capsys):
     put(tmp_path / "images", TWELVE)
-    done = vptsp_core.deploy.own_images.train_folder(
-        tmp_path / "images", dict(backbone="demo_vit", epochs=1, steps_per_epoch=1), results=tmp_path / "out",
-        device="cpu", progress=False, say=lambda _: None,
-    )  # fmt: skip
-    saved = str(vptsp_core.load(done.run.path, "cpu").save(tmp_path / "own.safetensors"))
-    for model in (str(done.run.path), saved):
+    config = preset("smoke", **{**CUB, "dataset": "own", "epochs": 1})
+    path = run(config, data=tmp_path / "images", results=tmp_path / "out", device="cpu", progress=False).path
+    saved = str(vptsp_core.load(path, "cpu").save(tmp_path / "own.safetensors"))
+    for model in (str(path), saved):
         assert main(["evaluate", model, "--data", str(tmp_path / "images"), "--device", "cpu"]) == 0
         assert capsys.readouterr().err == ""
     (tmp_path / "images" / "class 00").rename(tmp_path / "images" / "class 99")  # another fifth is tested
-    for model in (str(done.run.path), saved):
+    for model in (str(path), saved):
         assert main(["evaluate", model, "--data", str(tmp_path / "images"), "--device", "cpu"]) == 0
         error = capsys.readouterr().err
         assert error.startswith("warning: these are not the test images that the run was tested on")
@@ -121,11 +119,11 @@ def bird_folder(root, side):
     return root
 
 
-def test_a_run_found_or_resumed_is_of_these_images(tmp_path, monkeypatch):
-    """A description names a data set; only its fingerprint says which images it holds."""
+def test_a_run_on_other_images_is_neither_returned_nor_resumed(tmp_path, monkeypatch):
+    """A description names a data set, but only a fingerprint identifies its images."""
     one, other = (bird_folder(tmp_path / name, side) for name, side in (("one", 24), ("other", 48)))
     config, options = preset("smoke", **CUB), dict(results=tmp_path / "out", progress=False)
-    monkeypatch.setattr("vptsp_core.data.assemble._miscounts", lambda *_: [])  # five classes are the whole of it
+    monkeypatch.setattr("vptsp_core.data.assemble._miscounts", lambda *_: [])  # five classes count as a whole data set
 
     def stop(history):
         raise KeyboardInterrupt
@@ -142,8 +140,8 @@ def test_a_run_found_or_resumed_is_of_these_images(tmp_path, monkeypatch):
             call(other)
 
 
-def test_a_run_resumed_is_of_these_weights(tmp_path, monkeypatch):
-    """As where the hub has another file by now; a file that is named counts by its content already."""
+def test_a_run_with_other_weights_is_not_resumed(tmp_path, monkeypatch):
+    """For example if the hub has a new file. A file that the user names is identified by its content anyway."""
     config, real = preset("smoke", weights="random", epochs=2), vptsp_core.runs.record.checksum
 
     def stop(history):
@@ -158,8 +156,8 @@ def test_a_run_resumed_is_of_these_weights(tmp_path, monkeypatch):
     assert len(run(config, results=tmp_path, progress=False).history) == 2
 
 
-def test_own_images_under_another_run_s_name_are_not_theirs(tmp_path):
-    """A folder that was copied to the name of the run on other images."""
+def test_a_run_folder_with_another_runs_name_is_refused(tmp_path):
+    """The folder of one run was copied to the name of a run on other images."""
     config = preset("smoke", **{**CUB, "dataset": "own", "method": "frozen"})
     options = dict(results=tmp_path / "out", progress=False)
     one, other = put(tmp_path / "one", TWELVE), put(tmp_path / "other", TWELVE, side=30)
@@ -170,7 +168,7 @@ def test_own_images_under_another_run_s_name_are_not_theirs(tmp_path):
         run(config, data=other, **options)
 
 
-def test_own_images_count_by_their_content(tmp_path):
+def test_own_images_are_identified_by_their_content(tmp_path):
     put(tmp_path / "images", TWELVE)
     before = load_benchmark("own", tmp_path / "images")
     path, first = before.train.paths[0], before.fingerprint()
@@ -180,7 +178,7 @@ def test_own_images_count_by_their_content(tmp_path):
     assert path.stat().st_size == stat.st_size and load_benchmark("own", tmp_path / "images").fingerprint() != first
     shutil.copytree(tmp_path / "images", tmp_path / "copy")
     (tmp_path / "copy" / path.relative_to(tmp_path / "images")).write_bytes(content)
-    assert load_benchmark("own", tmp_path / "copy").fingerprint() == first, "wherever and whenever"
+    assert load_benchmark("own", tmp_path / "copy").fingerprint() == first, "the same images in another folder"
 
 
 def test_no_flipped_bit_of_an_index_goes_unnoticed(tmp_path):
@@ -189,7 +187,7 @@ def test_no_flipped_bit_of_an_index_goes_unnoticed(tmp_path):
     update(tmp_path / "images", tmp_path / "index", vptsp_core.load(model, "cpu"), model=model)
     path, rng = tmp_path / "index" / "index.safetensors", np.random.default_rng(0)
     whole = path.read_bytes()
-    for at in rng.integers(0, len(whole), 60):
+    for at in rng.integers(0, len(whole), 30):
         path.write_bytes(flipped(whole, at, int(rng.integers(8))))
         with pytest.raises(DataError, match=r"index.safetensors: .*delete that file and call index again"):
             read_index(tmp_path / "index")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, and processes that end with the one that started them."""
+"""Ctrl-C and SIGTERM, and processes that end with their parent."""
 
 import os
 import signal
@@ -32,8 +32,8 @@ with starting(), ProcessPoolExecutor(1, mp_context=CONTEXT) as pool:
 """
 
 
-def test_the_first_process_that_is_started_leaves_ctrl_c_to_its_parent():
-    """In a fresh Python: its first process also starts multiprocessing's resource tracker, which unblocks Ctrl-C."""
+def test_the_first_started_process_ignores_ctrl_c():
+    """In a fresh Python, the first process also starts multiprocessing's resource tracker, which unblocks Ctrl-C."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     printed = subprocess.run([sys.executable, "-c", MASK], env=environment, capture_output=True, text=True, timeout=120)
     assert printed.stdout == "True\n", printed
@@ -69,7 +69,7 @@ def test_no_data_worker_outlives_its_parent(tmp_path, how):
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 2
     if how == "ctrl-c":
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+        os.killpg(process.pid, signal.SIGINT)  # like a terminal
     else:
         process.kill()
     printed = process.communicate(timeout=60)[1]

@@ -1,7 +1,7 @@
-"""The sample tower alone, its prompts folded in, for other programs: ONNX or torch.export.
+"""Export the sample tower for other programs, as ONNX or torch.export.
 
-A prompt takes part in a block through its key and value alone, and those do not depend on the image: once training is
-over they are constants. What is left is the backbone with a few rows more to attend to, the adapters and one head.
+A prompt acts on a block only through its key and value. These do not depend on the image, so they are constants after
+training. The exported graph is the backbone with these extra keys and values, the adapters and one head.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ KINDS = (".safetensors", ".onnx", ".pt2")
 
 
 class SampleTower(nn.Module):
-    """Images to embeddings, on the CPU in float32; a copy that shares nothing with the embedder it was made from.
+    """The sample tower of an embedder, copied to the CPU in float32.
 
-    (B, 3, S, S) float32 in [0, 1] -> (B, d) float32, L2-normalised: mean and deviation of the input are folded in,
-    resizing and cropping are not (S is the size that is embedded, see ``preprocessing`` in the file's metadata).
+    It maps (B, 3, S, S) float32 in [0, 1] to (B, d) float32, L2-normalised. It normalises the images by mean and
+    deviation, but does not resize or crop them (S is the crop size, see ``preprocessing`` in the file's metadata).
     """
 
     mean: Tensor
@@ -48,7 +48,7 @@ class SampleTower(nn.Module):
         model = copy.deepcopy(embedder.model).cpu().float().eval().requires_grad_(False)
         self.vit = model.vit
         for i, kv in enumerate(self.vit.prompt_kvs(self.vit.prompts, self.vit.prompt_counts)):
-            if kv is not None:  # torch.export counts an absent one among the inputs
+            if kv is not None:  # torch.export would count a None among the inputs
                 self.register_buffer(f"prompts_{i}", kv)
         self.vit.prompts = self.vit.proxy_head = self.vit.autocast = None
         prepared = preprocessing(model)
@@ -57,13 +57,13 @@ class SampleTower(nn.Module):
             self.register_buffer(name, torch.tensor(prepared[name]).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) in [0, 1] -> (B, d)."""
+        """Embed images (B, 3, S, S) in [0, 1] as rows (B, d)."""
         kvs = [getattr(self, f"prompts_{i}", None) for i in range(len(self.vit.backbone.blocks))]
         return self.vit.embedding(self.vit.pooled((images - self.mean) / self.std, [kvs]))
 
 
 def about(embedder: Embedder) -> dict[str, str]:
-    """What a file of another program says of itself: plain text by name, lists as JSON."""
+    """Return the metadata of an exported file: text by name, lists as JSON."""
     config, prepared = embedder.config, preprocessing(embedder.model)
     return {
         "made_by": f"vptsp_core {vptsp_core.__version__}",
@@ -79,7 +79,7 @@ def about(embedder: Embedder) -> dict[str, str]:
 
 @in_torch_defaults
 def export_program(embedder: Embedder) -> torch.export.ExportedProgram:
-    """The tower as a `torch.export` program, for any size of batch."""
+    """Return the tower as a `torch.export` program for batches of any size."""
     tower = SampleTower(embedder)
     example = torch.rand(2, 3, tower.size, tower.size)
     with _quiet():
@@ -87,9 +87,9 @@ def export_program(embedder: Embedder) -> torch.export.ExportedProgram:
 
 
 def write_pt2(path: Path, embedder: Embedder) -> None:
-    """Write `export_program` for `torch.export.load`, metadata as its extra file ``about.json``.
+    """Write `export_program` for `torch.export.load`, with the metadata as its extra file ``about.json``.
 
-    That reader falls back to pickle where a file asks it to: load only files that you or people you trust have made.
+    `torch.export.load` can fall back to pickle, so load only files from people you trust.
     """
     buffer, extra = io.BytesIO(), {"about.json": json.dumps(about(embedder), indent=2)}
     with _quiet():
@@ -98,8 +98,8 @@ def write_pt2(path: Path, embedder: Embedder) -> None:
 
 
 def write_onnx(path: Path, embedder: Embedder) -> None:
-    """Write the tower as ONNX, ``images`` -> ``embeddings`` for any size of batch, metadata beside the graph. Raises
-    VptspError where onnx or onnxscript is not installed, or the model is beyond the 2 GB of such a file.
+    """Write the tower as ONNX with its metadata: ``images`` -> ``embeddings``, for batches of any size.
+    Raises VptspError: onnx or onnxscript is not installed, or the model exceeds the 2 GB of an ONNX file.
     """
     for package in ("onnx", "onnxscript"):
         try:
@@ -121,7 +121,7 @@ def write_onnx(path: Path, embedder: Embedder) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters report their own parts: deprecations, optimiser passes, counts of operators."""
+    """Hide what the exporters print and log about their own work."""
     with contextlib.ExitStack() as quiet:
         quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
         quiet.enter_context(warnings.catch_warnings())
@@ -133,13 +133,13 @@ def _quiet() -> Iterator[None]:
 
 
 def export(source: str | Path, to: str | Path, weights: str | Path | None = None) -> Path:
-    """A run's folder or a saved embedder as the kind of file that the suffix of ``to`` names (`KINDS`). Raises
-    VptspError for another suffix, or a place in the run itself.
+    """Export a run's folder or a saved embedder to the file ``to``, whose suffix names its kind (`KINDS`).
+    Raises VptspError: the suffix is another one, or ``to`` is inside the source.
     """
     to = Path(to).expanduser().absolute()
     source = source if is_shared(source) else Path(source).expanduser()
     if Path(source).resolve() in (to.resolve(), to.resolve().parent):
-        raise VptspError(f"{to} is inside what is exported, whose files must stay as they are; name another place")
+        raise VptspError(f"{to} is inside the exported run, whose files must stay as they are; name another place")
     if to.suffix not in KINDS:
         raise VptspError(f"{to}: unknown kind {to.suffix!r}; give {', '.join(KINDS)}")
     embedder = load(source, "cpu", weights=weights)
@@ -153,9 +153,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("run", help="folder of a finished run, a saved embedder, or hf://ORG/NAME")
     parser.add_argument(
         "--to", required=True, metavar="FILE",
-        help=".safetensors: what was learned, for vptsp_core.load; .onnx and .pt2 (torch.export): backbone and "
-        "prompts in one graph for other programs; hf://ORG/NAME or hf://ORG/NAME@BRANCH: what was learned and a model "
-        "card, on the Hugging Face Hub",
+        help=".safetensors: the learned weights, for vptsp_core.load; .onnx and .pt2 (torch.export): backbone and "
+        "prompts in one graph for other programs; hf://ORG/NAME or hf://ORG/NAME@BRANCH: the learned weights and a "
+        "model card, on the Hugging Face Hub",
     )  # fmt: skip
     parser.add_argument("--weights", metavar="FILE", help="the backbone's weights, if they have moved since")
     args = parser.parse_args(argv)

@@ -1,17 +1,13 @@
-"""A folder of images as an index on the disk: what `update` writes and `search` reads.
+"""The index of an image folder, as a folder on disk: `update` writes it and `search` reads it.
 
-The index is a folder of its own. ``index.safetensors`` holds the embeddings and the table of paths (names under the
-indexed folder, sizes, times of modification); its header names the model and has the checksums. Beyond `EXACT_UP_TO`
-images, ``index.faiss`` beside it is a graph that faiss searches instead of every row: HNSW (Malkov and Yashunin, TPAMI
-2020). How widely each search looks (``ef``) is chosen when the graph is built, by its recall: of the ten images that
-are exactly nearest to an image of the index, the share that is found. Nothing is pickled.
+``index.safetensors`` holds the embeddings and the table of paths (name under the indexed folder, size, time of
+modification). Its header names the model and has the checksums. Beyond `EXACT_UP_TO` images, ``index.faiss`` beside it
+is an HNSW graph (Malkov and Yashunin, TPAMI 2020), which faiss searches instead of every row. The width of its search
+(``ef``) is chosen when the graph is built, by the recall: the share of the ten exact neighbours that the graph finds.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.util
 import json
 import os
 import shlex
@@ -33,25 +29,25 @@ from vptsp_core.system.files import write_bytes
 from vptsp_core.system.seals import digest, sealed, unsealed
 
 FORMAT, HEADER, FILE, GRAPH = 3, "vptsp_index", "index.safetensors", "index.faiss"
-# images; an exact search of so many takes a busy core 2 s for one query, 41 ms each for 64 (d = 192)
+# an exact search of this many images takes a busy core 2 s for one query, 41 ms per query for 64 (d = 192)
 EXACT_UP_TO = 200_000
-LINKS, BUILD_EF = 32, 200  # links of a node, and how widely its neighbours are looked for
-WIDTHS = (64, 128, 256, 512, 1024)  # the first that reaches the recall is taken, else the last
-ENOUGH, ASKED, K = 0.99, 256, 10  # recall to reach, of so many queries and neighbours
+LINKS, BUILD_EF = 32, 200  # links per node, and the width of the search for them
+WIDTHS = (64, 128, 256, 512, 1024)  # the first with enough recall is taken, otherwise the last
+ENOUGH, ASKED, K = 0.99, 256, 10  # the recall to reach, measured on this many queries and neighbours
 
 
 @dataclass(frozen=True)
 class ImageIndex:
-    """Embeddings of N images and where these are.
+    """The embeddings and paths of N images.
 
     Attributes:
-        root: the folder whose images these are.
+        root: the indexed folder.
         names: N paths under it, with ``/``, in order.
         stats: (N, 2) int64: size and time of modification (ns) of each file when it was embedded.
         embeddings: (N, d) float32, L2-normalised.
         model: ``path`` and ``weights`` to load it from, and the ``checksum`` of the embedder.
-        graph: ``digest`` of its file, ``ef`` and measured ``recall``; empty where search is exact.
-        place: the folder that it was read from.
+        graph: ``digest`` of its file, ``ef`` and measured ``recall``; empty if the search is exact.
+        place: the folder of the index.
     """
 
     root: str
@@ -63,58 +59,59 @@ class ImageIndex:
     place: Path | None = None
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest images of each query (Q, d): cosines (Q, k) float32 and places (Q, k) int64, best first.
+        """Return the k nearest images of each query (Q, d): cosines (Q, k) float32 and places (Q, k), best first.
 
-        Exact, or by the graph where there is one and faiss is installed. Where there are fewer images than k, or the
-        graph finds fewer, the last places are -1. Raises DataError where the graph is missing or damaged.
+        If fewer than k are found, the last places are -1. The search is exact, unless the index has a graph and faiss
+        is installed. Raises DataError if the graph is missing or damaged.
         """
-        faiss = faiss_installed()
+        faiss = _faiss()
         if self.graph and faiss:
-            return _search(self._faiss, queries, k, self.graph["ef"])
+            return _search(self._read_graph, queries, k, self.graph["ef"])
         if len(self.names) > EXACT_UP_TO and not faiss:
-            _warn_absent(len(self.names))
+            message = f"faiss is not installed: all {len(self.names):,} images are compared; pip install faiss-cpu"
+            warnings.warn(message, stacklevel=2)
         backend = "faiss" if faiss else "torch"
         scores, places = nearest_neighbours(torch.from_numpy(queries), self.embeddings, k, backend=backend)
         return scores.numpy(), places.numpy()
 
     @cached_property
-    def _faiss(self) -> Any:
+    def _read_graph(self) -> Any:
         assert self.place is not None
         path = self.place / GRAPH
         if not self.graph_is_whole():
             raise DataError(f"graph {path}: missing or damaged; {_again(path)}")
-        return importlib.import_module("faiss").read_index(str(path))
+        return _faiss().read_index(str(path))
 
     def graph_is_whole(self) -> bool:
-        """Whether the graph that so many images are searched by is there, undamaged; True where none is needed."""
-        if len(self.names) <= EXACT_UP_TO or not faiss_installed():
+        """Return whether the graph exists and is undamaged; True if so few images need none."""
+        if len(self.names) <= EXACT_UP_TO or not _faiss():
             return True
         path = None if self.place is None else self.place / GRAPH
         return bool(path and self.graph and path.is_file() and digest(path) == self.graph["digest"])
 
     def write(self, place: Path, graph: bool = True) -> ImageIndex:
-        """Put it at ``place``, with its graph where it needs one; returns it as it is there."""
-        found: dict[str, Any] = {}
-        if graph and len(self.names) > EXACT_UP_TO and faiss_installed():
-            built, found = _build(self.embeddings)
-            content = importlib.import_module("faiss").serialize_index(built).tobytes()  # what faiss.read_index reads
-            found["digest"] = digest(content)
+        """Write the index, and its graph if it needs one, into the folder ``place``; return it as it is stored."""
+        about: dict[str, Any] = {}
+        faiss = _faiss()
+        if graph and len(self.names) > EXACT_UP_TO and faiss:
+            built, about = _build(faiss, self.embeddings)
+            content = faiss.serialize_index(built).tobytes()  # faiss.read_index reads this format
+            about["digest"] = digest(content)
             write_bytes(place / GRAPH, content)
-        names = b"\0".join(os.fsencode(name) for name in self.names)
         tensors: dict[str, np.ndarray] = {
             "embeddings": np.ascontiguousarray(self.embeddings, np.float32),
             "stats": np.ascontiguousarray(self.stats, np.int64),
-            "names": np.frombuffer(names, np.uint8),
+            "names": np.frombuffer(b"\0".join(map(os.fsencode, self.names)), np.uint8),
         }
-        header = sealed({"format": FORMAT, "root": self.root, "model": self.model, "graph": found}, tensors)
+        header = sealed({"format": FORMAT, "root": self.root, "model": self.model, "graph": about}, tensors)
         write_bytes(place / FILE, safetensors.numpy.save(tensors, {HEADER: json.dumps(header)}))
-        if not found:
+        if not about:
             (place / GRAPH).unlink(missing_ok=True)
-        return replace(self, graph=found, place=place)
+        return replace(self, graph=about, place=place)
 
 
 def read_index(place: str | Path) -> ImageIndex:
-    """The index in the folder ``place``. Raises DataError where there is none, it is damaged or of another format."""
+    """Read the index in the folder ``place``. Raises DataError if it is missing, damaged or of another format."""
     place = Path(place).expanduser().absolute()
     path = place / FILE
     if not path.is_file():
@@ -126,9 +123,9 @@ def read_index(place: str | Path) -> ImageIndex:
             header = json.loads((file.metadata() or {})[HEADER])
             tensors = {name: file.get_tensor(name) for name in ("embeddings", "stats", "names")}
         if header["format"] != FORMAT:
-            raise ValueError(f"its format {header['format']!r} is not known here")
+            raise ValueError(f"format {header['format']!r} is unknown")
         header = unsealed(header, tensors)
-    except Exception as error:  # of a library in Rust, of JSON, of what the header lacks
+    except Exception as error:  # safetensors and json raise errors of many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"index {path}: unreadable ({reason}); {_again(path)}") from error
     names = [os.fsdecode(name) for name in tensors["names"].tobytes().split(b"\0")]
@@ -137,7 +134,7 @@ def read_index(place: str | Path) -> ImageIndex:
 
 
 def same_model(index: ImageIndex, checksum: str) -> None:
-    """Raises VptspError for a model whose embeddings are not those of the index."""
+    """Raise VptspError if a model with this checksum did not make the embeddings of the index."""
     if index.model["checksum"] != checksum:
         raise VptspError(
             f"index {index.place}: its embeddings are of another model ({index.model['path']}); give that one with "
@@ -145,14 +142,13 @@ def same_model(index: ImageIndex, checksum: str) -> None:
         )
 
 
-def faiss_installed() -> bool:
-    """Whether faiss is; without it every search is exact."""
-    return importlib.util.find_spec("faiss") is not None
-
-
-@functools.cache
-def _warn_absent(images: int) -> None:
-    warnings.warn(f"faiss is not installed: all {images:,} images are compared; pip install faiss-cpu", stacklevel=3)
+def _faiss() -> Any:
+    """Return the module faiss, or None if it is not installed. Every search is then exact."""
+    try:
+        import faiss
+    except ImportError:
+        return None
+    return faiss
 
 
 def _again(path: Path) -> str:
@@ -160,9 +156,8 @@ def _again(path: Path) -> str:
     return f"delete that file and call index again: python -m vptsp_core index DIR --model RUN --to {place}"
 
 
-def _build(embeddings: np.ndarray) -> tuple[Any, dict[str, Any]]:
-    """A graph over unit rows (N, d) float32, and what it reaches: ``ef`` and its measured ``recall``."""
-    faiss = importlib.import_module("faiss")
+def _build(faiss: Any, embeddings: np.ndarray) -> tuple[Any, dict[str, Any]]:
+    """Build a graph over unit rows (N, d) float32; return it with its ``ef`` and measured ``recall``."""
     built = faiss.IndexHNSWFlat(embeddings.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
     built.hnsw.efConstruction = BUILD_EF
     built.add(embeddings)
@@ -179,7 +174,7 @@ def _build(embeddings: np.ndarray) -> tuple[Any, dict[str, Any]]:
 
 
 def _search(built: Any, queries: np.ndarray, k: int, ef: int) -> tuple[np.ndarray, np.ndarray]:
-    # not by search(params=...): faiss.contrib.torch_utils, once imported, replaces search by one without it
+    # search(params=...) fails if faiss.contrib.torch_utils was imported: it replaces search by one without params
     built.hnsw.efSearch = max(ef, 2 * k)
     scores, places = built.search(np.ascontiguousarray(queries, np.float32), k)
     return scores, places

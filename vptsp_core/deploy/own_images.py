@@ -1,4 +1,4 @@
-"""A folder of your own images: planned, trained, and compared with the frozen backbone on classes not trained on."""
+"""Train on a folder of your own images, and compare with the frozen backbone on classes that were not trained on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vptsp_core.runs.folder import Run, run_folder
 from vptsp_core.runs.progress import LOCK
 from vptsp_core.runs.run import run
 from vptsp_core.runs.selection import HELD_OUT
-from vptsp_core.runs.significance import bootstrap, compare_paired
+from vptsp_core.runs.significance import compare_paired
 from vptsp_core.system.devices import pick_device
 from vptsp_core.system.distributed import from_main, launched, local_size, start, world_size
 from vptsp_core.system.files import write_json
@@ -37,25 +37,25 @@ from vptsp_core.system.portable import available_memory
 
 SUMMARY = "own_images.json"  # in the run's folder: the plan's reasons, the comparison, the text
 METRICS = ("R@1", "MAP@R")
-FEW_QUERIES = 30  # with fewer, the interval means little and none is given
-UNCLEAR = "not told apart by chance"  # a difference whose interval holds 0, or that rests on few queries
-EXPLAINED = """R@1: of 100 query images, how many have a picture of their own class as nearest neighbour.
-MAP@R: how far up all pictures of a query's class are ranked; 100 if they all come first.
-[]: the middle 95 % over queries drawn anew; other images of these classes could show that."""
+FEW_QUERIES = 30  # with fewer, the interval means little and the summary gives none
+UNCLEAR = "could be chance"  # the interval of a difference includes 0, or rests on few queries
+EXPLAINED = """In percent. R@1: queries whose nearest neighbour is of their own class. MAP@R: 100 if all images of a
+query's class are ranked first. The 95 % interval says what other images of these classes could show."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What `train_folder` made.
+    """What `train_folder` returns.
 
     Attributes:
-        run: the trained model's; ``frozen``: that of the same backbone, untrained.
-        choice: a row a candidate (`own_plan.candidates`): ``R@1`` and ``MAP@R`` of the held-out classes in percent, at
-            the ``epoch`` that they chose, and ``minutes``; empty where there was one candidate.
-        gain: a row a metric, in percent points: ``frozen``, ``trained``, ``difference``, ``low`` and ``high`` of its
-            95 % interval over the queries, ``queries``, how many have something to be found, and ``verdict``, "better",
-            "worse" or "not told apart by chance", where the interval holds 0 or rests on few queries.
-        summary: all that as text.
+        run: the run of the trained model.
+        frozen: the run of the same backbone, untrained.
+        choice: one row per candidate (`own_plan.candidates`): ``R@1`` and ``MAP@R`` of the held-out classes in percent,
+            at the best ``epoch``, and ``minutes``. Empty if there was one candidate.
+        gain: one row per metric, in percent points: ``frozen``, ``trained``, ``difference``, ``low`` and ``high`` of
+            its 95 % interval over the queries, ``queries`` whose class has other images, and ``verdict``: "better",
+            "worse" or "could be chance".
+        summary: the comparison as text.
     """
 
     run: Run
@@ -77,18 +77,17 @@ def train_folder(
     say: Callable[[str], object] = print,
     **options: Any,
 ) -> Trained:
-    """Train on the images of a folder what suits them best, and measure what that gained.
+    """Train on the images of a folder, and measure how much that improves on the frozen backbone.
 
-    BitFit and VPTSP are trained alike, and the MAP@R of held-out classes chooses between them (`own_plan.candidates`).
-
-    The first call writes its plan to ``results/plans``, so that the same call resumes the same run although another
-    amount of memory is free by then.
+    BitFit and VPTSP are both trained, and the MAP@R of held-out classes chooses one of them (`own_plan.candidates`).
+    The first call stores its plan in ``results/plans``. The same call then resumes the same run, although the free
+    memory has changed.
 
     Args:
-        folder: ``<class>/<image>`` or ``split.csv`` (see `data.own.own_images`).
-        changes: keys of `RunConfig` that hold whatever is planned.
-        say: is given the plan before, and the summary after the training.
-        options: as all others, go to `run`.
+        folder: holds ``<class>/<image>`` or ``split.csv`` (see `data.own.own_images`).
+        changes: keys of `RunConfig` that override the plan.
+        say: called with the plan before training and with the summary after it.
+        options: passed to `run`, like the other arguments.
     """
     folder, changes = Path(folder).expanduser().absolute(), dict(changes or {})
     if isinstance(weights := changes.get("weights"), str):
@@ -96,24 +95,25 @@ def train_folder(
     if launched():
         start(pick_device(device))  # the first process plans for all
     benchmark = load_benchmark("own", folder, allow_partial)
-    planned = from_main(lambda: _planned(benchmark, folder, changes, results, cache, device))
-    tested = benchmark.test.num_classes
-    config = planned.config
-    rivals = candidates(config, changes)
-    both = [f"{' and '.join(rivals)} are trained alike, and the held-out classes choose one"] * (len(rivals) > 1)
-    kept = f"{tested:,} classes ({len(benchmark.test):,} images) are kept for testing"
-    say("\n".join([kept, *planned.reasons, *both]))
-    config.warn_unread(changes)
+    planned = from_main(lambda: _read_or_make_plan(benchmark, folder, changes, results, cache, device))
+    rivals = candidates(planned.config, changes)
+    lines = [f"{benchmark.test.num_classes:,} classes ({len(benchmark.test):,} images) are kept for testing"]
+    lines += planned.reasons
+    if len(rivals) > 1:
+        lines.append("BitFit and VPTSP are trained alike, and the held-out classes choose one")
+    say("\n".join(lines))
+    planned.config.warn_unread(changes)
     options |= dict(data=folder, results=results, cache=cache, device=device, allow_partial=allow_partial)
-    frozen = run(config.replace(method="frozen", bitfit=False), **options)
-    runs = {name: run(each, **options) for name, each in rivals.items()}
+    frozen = run(planned.config.replace(method="frozen", bitfit=False), **options)
+    runs = {name: run(config, **options) for name, config in rivals.items()}
     choice = compare_candidates(runs)
     chosen = str(choice["MAP@R"].idxmax()) if len(choice) else next(iter(runs))
     trained = runs[chosen]
     gain = compare(frozen, trained)
-    text = summary(frozen, trained, gain, tested)
+    text = summary(frozen, trained, gain, benchmark.test.num_classes)
     if len(choice):
-        text = f"{choice_text(choice, trained.record['held_out'])}\n\n{text}"
+        table = choice.to_string(float_format="{:.1f}".format)
+        text = f"The held-out classes choose {chosen} by MAP@R (epoch 0 is the start):\n{table}\n\n{text}"
     record = {
         "reasons": planned.reasons, "frozen": frozen.path.name, "choice": choice.to_dict("index"),
         "gain": gain.to_dict("index"), "summary": text,
@@ -124,7 +124,7 @@ def train_folder(
 
 
 def compare_candidates(runs: Mapping[str, Run]) -> pd.DataFrame:
-    """`Trained.choice` of these runs, by name."""
+    """Return `Trained.choice` of these runs, by name."""
     if len(runs) < 2:
         return pd.DataFrame()
     rows = {}
@@ -136,34 +136,22 @@ def compare_candidates(runs: Mapping[str, Run]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def choice_text(choice: pd.DataFrame, held_out: Mapping[str, int]) -> str:
-    """The candidates as a table, and one sentence that says which is taken, and by how much it is ahead."""
-    first, second = choice["MAP@R"].sort_values(ascending=False, kind="stable").index[:2]
-    ahead = choice["MAP@R"][first] - choice["MAP@R"][second]
-    why = f"its MAP@R is {ahead:.1f} above that of {second}" if ahead else f"its MAP@R is that of {second}"
-    shown = choice.to_string(formatters={"R@1": "{:.1f}".format, "MAP@R": "{:.1f}".format, "minutes": "{:.1f}".format})
-    return (
-        f"{held_out['images']:,} images of {held_out['classes']:,} held-out classes choose the method by MAP@R "
-        f"(epoch 0 is the start):\n{shown}\n{first} is taken: {why}."
-    )
-
-
 def _write_summary(path: Path, record: dict[str, Any]) -> None:
-    """Under the run's lock: who gets that deletes temporary files, those of a living writer too."""
+    """Write it under the run's lock: a process that takes the lock deletes all temporary files."""
     with locked(path / LOCK):
         write_json(path / SUMMARY, record)
 
 
-def _planned(
+def _read_or_make_plan(
     benchmark: Benchmark, folder: Path, changes: dict[str, Any], results: Any, cache: Any, device: str | None
 ) -> Plan:
-    """The plan of an earlier call with these images, changes and kind of device, or a new one, which is stored."""
+    """Return the stored plan for these images, changes and kind of device; make and store it first if it is missing."""
     target = pick_device(device)
     known = json.dumps([benchmark.fingerprint(), changes, target.type], sort_keys=True)
     root = run_folder(RunConfig(dataset="own"), results, benchmark).parents[1]
     outside_images(root, folder, "--results or VPTSP_RESULTS")
     path = root / "plans" / f"own-{hashlib.sha256(known.encode()).hexdigest()[:12]}.json"
-    with locked(path.with_name(f".{path.stem}.lock")):  # processes that begin at once get one plan
+    with locked(path.with_name(f".{path.stem}.lock")):  # processes that start at the same time get one plan
         if not path.exists():
             backbone = changes.get("backbone", PRESETS["cub200-vits16"]["backbone"])
             free = machine(target, cache_folder("own", folder, cache, root))
@@ -177,17 +165,16 @@ def _planned(
 
 
 def machine(device: torch.device, cache: Path) -> Machine:
-    """What is free now, on this machine, for a run on ``device`` that decodes images into the folder ``cache``."""
+    """Return what is free now on this machine, for a run on ``device`` that decodes images into ``cache``."""
     host = available_memory()
-    nvidia = device.type == "cuda"
     existing = next((place for place in (cache, *cache.parents) if place.exists()), Path.cwd())
-    memory = float(torch.cuda.mem_get_info(device)[0]) if nvidia else host / local_size()
+    memory = float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else host / local_size()
     disk = shutil.disk_usage(existing).free if os.access(existing, os.W_OK) else 0
     return Machine(device.type != "cpu", memory, host, disk, world_size())
 
 
 def compare(frozen: Run, trained: Run) -> pd.DataFrame:
-    """`Trained.gain` of two runs on the same queries. Raises WeightsError where one lacks a metric."""
+    """Return `Trained.gain` of two runs on the same queries. Raises WeightsError if a run lacks a metric."""
     for each in (frozen, trained):
         if missing := [metric for metric in METRICS if metric not in each.metrics]:
             fault = f"{missing[0]!r} is missing; delete the folder and run it again"
@@ -196,7 +183,7 @@ def compare(frozen: Run, trained: Run) -> pd.DataFrame:
     rows = {}
     for metric in METRICS:
         columns = paired[metric][["difference", "low", "high"]]
-        difference, low, high = (columns.loc["trained"].to_numpy(np.float64).round(9) + 0.0).tolist()  # -0 is 0
+        difference, low, high = (columns.loc["trained"].to_numpy(np.float64).round(9) + 0.0).tolist()  # -0 becomes 0
         queries = int(np.isfinite((trained.queries or {}).get(metric, ())).sum())
         clear = queries >= FEW_QUERIES and (low > 0 or high < 0)
         rows[metric] = {
@@ -208,22 +195,18 @@ def compare(frozen: Run, trained: Run) -> pd.DataFrame:
 
 
 def summary(frozen: Run, trained: Run, gain: pd.DataFrame, classes: int) -> str:
-    """The comparison as a table, one sentence that says whether training helped, and how to use the model."""
-    queries = len((trained.queries or {}).get("R@1", ()))
-    rows = {"frozen": {metric: _value(frozen, metric) for metric in METRICS}}
-    for _, row in trained.history.query("epoch == 0").reindex(columns=list(METRICS)).dropna().iterrows():
-        rows["start, from your images"] = {metric: f"{100 * row[metric]:.1f}" for metric in METRICS}
-    rows["trained"] = {metric: _value(trained, metric) for metric in METRICS}
-    rows["trained - frozen"] = {
-        str(metric): f"{row['difference']:+.2f}" + f" [{row['low']:+.2f}, {row['high']:+.2f}]" * _enough(row["queries"])
-        for metric, row in gain.iterrows()
-    }
-    few = "" if _enough(queries) else f"; under {FEW_QUERIES}, so no intervals are given"
+    """Return the comparison as a table, a sentence that says whether training helped, and how to use the model."""
+    shown = gain[["frozen", "trained", "difference", "verdict"]].copy()
+    shown.insert(3, "95 % interval", [
+        f"[{low:+.2f}, {high:+.2f}]" if queries >= FEW_QUERIES else f"none: under {FEW_QUERIES} queries"
+        for low, high, queries in zip(gain["low"], gain["high"], gain["queries"], strict=True)
+    ])  # fmt: skip
+    formats = {"frozen": "{:.1f}".format, "trained": "{:.1f}".format, "difference": "{:+.2f}".format}
     lines = [
-        f"{queries:,} queries (classes: {classes:,}, none of them trained on{few}):",
-        pd.DataFrame.from_dict(rows, orient="index").to_string(),
+        f"{len((trained.queries or {}).get('R@1', ())):,} queries of {classes:,} classes, none of them trained on:",
+        shown.to_string(formatters=formats),
         EXPLAINED,
-        _sentence(trained, gain["verdict"]),
+        _outcome(trained, set(gain["verdict"])),
     ]
     if trained.config.selection == "released" and trained.config.epochs:
         lines.append("The epoch was chosen on these very queries, so the trained numbers are optimistic.")
@@ -236,32 +219,19 @@ def summary(frozen: Run, trained: Run, gain: pd.DataFrame, classes: int) -> str:
     return "\n".join(lines)
 
 
-def _enough(queries: float) -> bool:
-    return queries >= FEW_QUERIES
-
-
-def _value(one: Run, metric: str) -> str:
-    """A metric in percent, with its interval over the queries."""
-    values = np.asarray((one.queries or {}).get(metric, ()), np.float64)
-    values = values[np.isfinite(values)]
-    text = f"{100 * one.metrics[metric]:.1f}"
-    if not _enough(len(values)):
-        return text
-    low, high = (float(bound[0]) for bound in bootstrap(100 * values[:, None]))
-    return f"{text} [{low:.1f}, {high:.1f}]"
-
-
-def _sentence(trained: Run, verdicts: pd.Series) -> str:
-    """Whether training helped."""
+def _outcome(trained: Run, verdicts: set[str]) -> str:
     epoch, epochs = round(trained.metrics["epoch"]), trained.config.epochs
-    better, worse = "better" in set(verdicts), "worse" in set(verdicts)
     if not epochs:
-        what = "Nothing was trained (epochs=0): the model is its start"
+        what = "Nothing was trained (epochs=0): the model is its start."
     elif epoch == 0:
-        what = "Training did not help: no epoch was better than the start from your images, which is kept"
+        what = "Training did not help: no epoch was better than the start from your images, which is kept."
     else:
-        who = "Training" if trained.config.start == "released" else "The start from your images and training"
-        does = "helped" if better else "HARMED" if worse else "made no difference that can be told from chance"
-        what = f"{who} {does}{' and HARMED' * (better and worse)} (epoch {epoch} of {epochs} is kept)"
-    by = "; ".join(f"{metric} is {verdict}" for metric, verdict in verdicts.items())
-    return f"{what}. Beside the frozen backbone, {by}{': use the frozen one' * (worse and not better)}."
+        does = {
+            (True, False): "helped",
+            (False, True): "HARMED",
+            (True, True): "helped by one metric and HARMED by the other",
+            (False, False): "made no clear difference",
+        }["better" in verdicts, "worse" in verdicts]
+        what = f"Training {does} (epoch {epoch} of {epochs} is kept)."
+    only_worse = "worse" in verdicts and "better" not in verdicts
+    return f"{what} Use the frozen backbone: it is better." if only_worse else what

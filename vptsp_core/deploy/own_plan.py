@@ -1,4 +1,4 @@
-"""From your own classes and the machine at hand to a run: a preset, what is changed in it, and why.
+"""Plan a run on your own images: choose a preset, and change it to fit the classes and the machine.
 
 Nothing here reads a disk, a GPU or an image: the same numbers give the same plan.
 """
@@ -19,14 +19,14 @@ from vptsp_core.method.presets import PRESETS
 from vptsp_core.system.bars import amount
 
 DENSE_CLASSES = 1_000  # at most; the released presets are dense up to 100 classes, row-wise from 3,997 on
-# In place of the CUB preset's SGD and GRU, which start slowly: ahead after one epoch of CUB at 112 px (README).
+# These replace the CUB preset's SGD and GRU, which start slowly: they are ahead after one epoch of CUB at 112 px.
 QUICK: dict[str, Any] = dict(optimizer="adamw", lr=1e-3, lr_proxy=0.05, accumulator="ema")
-EPOCHS = 10  # the model is evaluated and saved so often, whatever the number of images
+EPOCHS = 10  # each is evaluated and saved, so their number does not depend on the number of images
 PASSES = 15  # over the training images, as in the CUB preset, within these bounds:
 STEPS = {True: (600, 20_000), False: (200, 600)}  # fewest and most, with a GPU and without
-MOST_PASSES = 100  # whatever the fewest steps: a handful of images is only learned by heart
-MOST_SAMPLES = 8  # images of a class in a batch, where there are too few classes to fill it
-STEP_BYTES = 100  # an image, token, channel and block, both towers in float32 (99 measured: ViT-Ti/16, 224 px)
+MOST_PASSES = 100  # this limit comes before the fewest steps: more passes only memorise a handful of images
+MOST_SAMPLES = 8  # images of one class in a batch, if there are too few classes to fill it
+STEP_BYTES = 100  # per image, token, channel and block, both towers in float32 (99 measured: ViT-Ti/16, 224 px)
 
 
 @dataclass(frozen=True)
@@ -42,36 +42,24 @@ class Machine:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run, and the reasons for it, one line each."""
+    """A run, and what was chosen for it as lines of text."""
 
     config: RunConfig
     reasons: tuple[str, ...]
 
 
-class _Draft(dict[str, Any]):
-    """Keys of `RunConfig` for a plan in the making: what the user gave stays."""
-
-    def __init__(self, given: dict[str, Any]) -> None:
-        super().__init__()
-        self.given = given
-        self.reasons: list[str] = []
-
-    def settle(self, **values: Any) -> None:
-        self.update(values, **self.given)
-
-
 def plan(
     classes: np.ndarray, tested: int, machine: Machine, shape: tuple[int, int, int], changes: dict[str, Any]
 ) -> Plan:
-    """The run for these images; what ``changes`` sets holds, and the rest is chosen to fit it.
+    """Choose the run for these images. Keys in ``changes`` keep their values, and the others are chosen to fit them.
 
     Args:
-        classes: (C,) images of each class that is not tested, in the order of the labels.
+        classes: (C,) number of images of each class that is not tested, in the order of the labels.
         tested: the number of tested images.
-        shape: blocks, width and pixels a side of a patch (`method.backbone.shape`) of the backbone.
+        shape: blocks, width and patch side in pixels (`method.backbone.shape`) of the backbone.
 
     Raises:
-        ConfigError: fewer than two classes to train on, or changes that cannot run.
+        ConfigError: there are fewer than two classes to train on, or the changes cannot run.
     """
     given = checked_changes(changes)
     if "dataset" in given or given.get("method") == "frozen":
@@ -79,27 +67,42 @@ def plan(
         raise ConfigError(f"{key} = {given[key]!r} cannot be set for your own images; leave it out")
     if len(classes) < 2:
         raise ConfigError(f"own images: {len(classes)} class(es) to train on, at least 2 are needed; add classes")
-    draft = _Draft(given)
-    kept = _choose_selection(draft, classes)
-    _choose_preset(draft, len(kept), machine, shape)
-    _choose_batch(draft, kept, machine, shape)
-    _choose_steps(draft, kept, machine)
-    _choose_pipeline(draft, int(classes.sum()) + tested, machine)
+    held_out = held_out_classes(classes)
+    fixed = {"dataset": "own", "selection": "validation" if held_out.any() else "last"} | given
+    if fixed["selection"] != "validation":
+        held_out[:] = False
+    trained = classes[~held_out]
+    name, keys = _choose_preset(fixed, len(trained), machine, shape)
+    keys |= _choose_batch(keys, given, trained, machine, shape) | given
+    keys |= _choose_steps(keys, trained, machine) | given
+    keys |= {"cosine_T": max(keys["epochs"], 1)} | given
+    decoded = (int(classes.sum()) + tested) * 3 * keys["resize"] ** 2 * 4 // 3  # most photographs are 4 : 3
+    plain = keys["augmentation"] in ("base", "gentle")
+    keys |= {"pipeline": "cached" if plain and decoded <= 0.8 * machine.disk else "classic"} | given
+    config = RunConfig(**keys)
+    if not config.epochs and config.start == "released":
+        raise ConfigError("epochs = 0 with start = 'released' makes no model; set one of them otherwise")
+    prompts = ""
+    if config.has_class_prompts:
+        size = len(trained) * config.class_layers * config.class_prompts * shape[1] * 4
+        prompts = f"; class prompts of {amount(size)} (class_optimizer={config.class_optimizer})"
+    reasons = [
+        f"{len(trained):,} classes to learn from, {held_out.sum():,} held out (selection={config.selection})",
+        f"preset {name}, optimizer={config.optimizer}, start={config.start}{prompts}",
+        _describe_steps(config, trained),
+        f"pipeline={config.pipeline}: the decoded images take {amount(decoded)}, {amount(machine.disk)} of disk are "
+        "free",
+    ]
     if given:
-        draft.reasons.append(f"as you set: {', '.join(f'{key}={value}' for key, value in given.items())}")
-    return Plan(RunConfig(**draft), tuple(draft.reasons))
+        reasons.append(f"as you set: {', '.join(f'{key}={value}' for key, value in given.items())}")
+    return Plan(config, tuple(reasons))
 
 
 def candidates(config: RunConfig, changes: Mapping[str, Any]) -> dict[str, RunConfig]:
-    """The runs among which held-out classes choose, by name: BitFit, the simplest rival, and the plan's VPTSP, with the
-    same start, epochs and steps. Epoch 0 of BitFit is the head in closed form.
+    """Return the runs, by name, among which the held-out classes choose: BitFit and the plan's VPTSP.
 
-    Only the plan's own run where a change names the method or a key that BitFit does not read, and where no classes
-    are held out.
-
-    Args:
-        config: of the plan.
-        changes: what the user set.
+    Both have the same start, epochs and steps. If no classes are held out, or ``changes`` (what the user set) name the
+    method or a key that BitFit does not read, the plan's own run is the only one.
     """
     bitfit = config.replace(method="linear", bitfit=True)
     settled = changes.keys() & {"method", "bitfit", *bitfit.unread()}
@@ -108,116 +111,75 @@ def candidates(config: RunConfig, changes: Mapping[str, Any]) -> dict[str, RunCo
     return {"BitFit": bitfit, "VPTSP": config}
 
 
-def _choose_selection(draft: _Draft, classes: np.ndarray) -> np.ndarray:
-    """The classes that remain to be trained on."""
-    held_out = held_out_classes(classes)
-    draft.settle(dataset="own", selection="validation" if held_out.any() else "last")
-    selection = draft["selection"]
-    kept = classes[~held_out] if selection == "validation" else classes
-    how = {
-        "validation": f"{held_out.sum():,} others choose the epoch",
-        "last": "the last epoch is taken",
-        "released": "the tested classes choose the epoch, so that the gain looks larger than it is",
-    }
-    if draft.given.get("epochs") == 0:
-        how = {"validation": f"{held_out.sum():,} others are held out"}
-    chosen = f"; {how[selection]}" if selection in how else ""
-    draft.reasons.append(f"{len(kept):,} classes to learn from{chosen} (selection={selection})")
-    return kept
-
-
-def _choose_preset(draft: _Draft, count: int, machine: Machine, shape: tuple[int, int, int]) -> None:
+def _choose_preset(
+    fixed: dict[str, Any], count: int, machine: Machine, shape: tuple[int, int, int]
+) -> tuple[str, dict[str, Any]]:
+    """Return a preset's name, and its keys with those that depend on the backbone; ``fixed`` keys keep their values."""
     depth, width, _ = shape
-    small = draft.given.get("backbone") == "demo_vit"
+    small = fixed.get("backbone") == "demo_vit"
     name = "demo" if small else "cub200-vits16"
-    fixed = {"dataset": "own", "selection": draft["selection"]}
-    draft.settle(**RunConfig().to_dict() | PRESETS[name] | ({} if small else QUICK) | fixed)
-    per_class = min(depth, draft["class_layers"]) * draft["class_prompts"] * width * 4
-    kind = {key: draft[key] for key in ("method", "proxy_source")}
+    keys = RunConfig().to_dict() | PRESETS[name] | ({} if small else QUICK) | fixed
+    kind = {key: keys[key] for key in ("method", "proxy_source")}
     has_table = RunConfig(**kind, bitfit=False).has_class_prompts
-    large = has_table and 4 * count * per_class > machine.memory / 8  # the table, its gradient and two moments
-    if count > DENSE_CLASSES or large:
+    table = count * min(depth, keys["class_layers"]) * keys["class_prompts"] * width * 4
+    too_large = has_table and 4 * table > machine.memory / 8  # the table, its gradient and two moments
+    if count > DENSE_CLASSES or too_large:
         name = name if small else "sop-vits16"
-        draft.settle(**RunConfig().to_dict() | PRESETS[name] | {"class_optimizer": "rowwise"} | fixed)
-    for key in ("prompt_layers", "class_layers", "adapter_layers"):
-        draft.settle(**{key: min(depth, draft[key])})
-    draft.settle(embed_dim=min(width, 512))
-    draft.settle(start="proxies" if draft["embed_dim"] <= width else "released")
-    image_size = draft["image_size"]
-    draft.settle(resize=image_size if small else round(image_size * 8 / 7))
-    draft.settle(bitfit=draft["method"] != "full")
-    text = f"preset {name} with optimizer={draft['optimizer']}"
-    if has_table:
-        if draft["class_optimizer"] == "rowwise":
-            _fit_table(draft, count, machine, width)
-        size = amount(count * draft["class_layers"] * draft["class_prompts"] * width * 4)
-        text += f"; class prompts of {size} (class_optimizer={draft['class_optimizer']})"
-    draft.reasons.append(text)
-    if draft["start"] != "released":
-        some = draft["selection"] != "last" and draft["epochs"] > 0
-        kept = "; where no epoch is better than that, it is kept" * some
-        draft.reasons.append(f"learning begins from the frozen backbone's embeddings of your images "
-                             f"(start={draft['start']}){kept}")  # fmt: skip
+        keys = RunConfig().to_dict() | PRESETS[name] | {"class_optimizer": "rowwise"} | fixed
+    layers = {key: min(depth, keys[key]) for key in ("prompt_layers", "class_layers", "adapter_layers")}
+    resize = keys["image_size"] if small else round(keys["image_size"] * 8 / 7)
+    keys |= layers | dict(embed_dim=min(width, 512), resize=resize, bitfit=keys["method"] != "full") | fixed
+    keys |= {"start": "proxies" if keys["embed_dim"] <= width else "released"} | fixed
+    if has_table and keys["class_optimizer"] == "rowwise":
+        # fewer class prompts, then fewer blocks that have them, until half the memory holds them
+        most = max(machine.memory, machine.host) / 2 / machine.processes
+        a_prompt = (1 + len(MOMENTS[keys["optimizer"]])) * count * width * 4  # in one block
+        for key in ("class_prompts", "class_layers"):
+            while key not in fixed and keys[key] > 1 and a_prompt * keys["class_layers"] * keys["class_prompts"] > most:
+                keys[key] -= 1
+    return name, keys
 
 
-def _fit_table(draft: _Draft, count: int, machine: Machine, width: int) -> None:
-    """Fewer class prompts, then fewer blocks that have them, until half the memory holds them."""
-    most = max(machine.memory, machine.host) / 2 / machine.processes
-    a_prompt = (1 + len(MOMENTS[draft["optimizer"]])) * count * width * 4  # in one block
-    for key in ("class_prompts", "class_layers"):
-        while key not in draft.given and draft[key] > 1:
-            if a_prompt * draft["class_layers"] * draft["class_prompts"] <= most:
-                return
-            draft.settle(**{key: draft[key] - 1})
-
-
-def _choose_batch(draft: _Draft, kept: np.ndarray, machine: Machine, shape: tuple[int, int, int]) -> None:
+def _choose_batch(
+    keys: dict[str, Any], given: dict[str, Any], trained: np.ndarray, machine: Machine, shape: tuple[int, int, int]
+) -> dict[str, int]:
+    """Return the preset's batch and images per class, or fewer if the memory or the classes require it."""
     depth, width, patch = shape
-    wanted, samples = draft["batch"], draft["samples_per_class"]
-    median = int(np.median(kept))
-    if "batch" not in draft.given:
-        image = STEP_BYTES * (draft["image_size"] // patch) ** 2 * width * depth
-        room = int(machine.memory / 2 // image) * machine.processes if image else wanted
-        wanted = max(min(wanted, room), 2)
-        if "samples_per_class" not in draft.given:
-            samples = min(samples, median)
-        classes = max(min(len(kept), wanted // max(samples, 1)), 1)
-        classes -= classes % machine.processes if classes > machine.processes else 0
-        if "samples_per_class" not in draft.given:
-            samples = max(samples, min(wanted // classes, median, MOST_SAMPLES))
-        draft.settle(batch=classes * samples, samples_per_class=samples)
-    elif "samples_per_class" not in draft.given:
-        fitting = [k for k in range(1, wanted + 1) if wanted % k == 0 and wanted // k <= len(kept)]
-        draft.settle(samples_per_class=min(fitting, key=lambda k: abs(k - samples), default=1))
+    batch, samples = keys["batch"], keys["samples_per_class"]
+    adapts = "samples_per_class" not in given
+    if "batch" in given:
+        fitting = [k for k in range(1, batch + 1) if batch % k == 0 and batch // k <= len(trained)]
+        return {"samples_per_class": min(fitting, key=lambda k: abs(k - samples), default=1)}
+    image = STEP_BYTES * (keys["image_size"] // patch) ** 2 * width * depth
+    room = int(machine.memory / 2 // image) * machine.processes if image else batch
+    batch = max(min(batch, room), 2)
+    median = int(np.median(trained))
+    if adapts:
+        samples = min(samples, median)
+    classes = max(min(len(trained), batch // max(samples, 1)), 1)
+    if classes > machine.processes:
+        classes -= classes % machine.processes
+    if adapts:
+        samples = max(samples, min(batch // classes, median, MOST_SAMPLES))
+    return {"batch": classes * samples, "samples_per_class": samples}
 
 
-def _choose_steps(draft: _Draft, kept: np.ndarray, machine: Machine) -> None:
-    batch, samples, images = max(draft["batch"], 1), draft["samples_per_class"], int(kept.sum())
+def _choose_steps(keys: dict[str, Any], trained: np.ndarray, machine: Machine) -> dict[str, int]:
+    batch, images = max(keys["batch"], 1), int(trained.sum())
     fewest, most = STEPS[machine.gpu]
-    wanted = -(-min(max(PASSES * images // batch, fewest), most) // EPOCHS)  # an epoch
-    by_heart = MOST_PASSES * images // batch // EPOCHS
-    draft.settle(epochs=EPOCHS, steps_per_epoch=max(min(wanted, by_heart), 1), eval_start=0)
-    draft.settle(cosine_T=max(draft["epochs"], 1))
-    epochs, steps = draft["epochs"], draft["steps_per_epoch"] or images // batch
-    if not epochs:
-        if draft["start"] == "released":
-            raise ConfigError("epochs = 0 with start = 'released' makes no model; set one of them otherwise")
-        draft.reasons.append("epochs=0: nothing is trained, the model is its start")
-        return
-    drawn = epochs * steps * batch / len(kept)  # images of each class
-    times = (drawn / kept.max(), drawn / kept.min())
-    low, high = (f"{each:.3g}" if each < 1000 else f"{each:,.0f}" for each in times)
-    never = f", {kept.max() - drawn:,.0f} of the largest class's {kept.max():,} never" if drawn < kept.max() else ""
-    draft.reasons.append(
-        f"epochs={epochs} of {steps:,} step(s), batch={batch}: {samples} image(s) of each of "
-        f"{batch // max(samples, 1)} classes; classes are drawn equally often, so an image is seen "
-        f"{low}{f' to {high}' * (high != low)} times{never}"
+    wanted = -(-min(max(PASSES * images // batch, fewest), most) // EPOCHS)  # per epoch
+    memorised = MOST_PASSES * images // batch // EPOCHS
+    return {"epochs": EPOCHS, "steps_per_epoch": max(min(wanted, memorised), 1), "eval_start": 0}
+
+
+def _describe_steps(config: RunConfig, trained: np.ndarray) -> str:
+    if not config.epochs:
+        return "epochs=0: nothing is trained, the model is its start"
+    steps, samples = config.steps_per_epoch or int(trained.sum()) // config.batch, config.samples_per_class
+    per_class = config.epochs * steps * config.batch / len(trained)  # classes are drawn equally often
+    fewest, most = (f"{per_class / images:,.1f}" for images in (trained.max(), trained.min()))
+    times = fewest if fewest == most else f"{fewest} to {most}"
+    return (
+        f"epochs={config.epochs} of {steps:,} step(s), batch={config.batch}: {samples} image(s) of each of "
+        f"{config.batch // samples} classes; an image is seen {times} times"
     )
-
-
-def _choose_pipeline(draft: _Draft, images: int, machine: Machine) -> None:
-    need = images * 3 * draft["resize"] ** 2 * 4 // 3  # photographs are 4 : 3 more often than not
-    plain = draft["augmentation"] in ("base", "gentle")
-    draft.settle(pipeline="cached" if plain and need <= 0.8 * machine.disk else "classic")
-    draft.reasons.append(f"pipeline={draft['pipeline']}: the decoded images take some {amount(need)}, "
-                         f"{amount(machine.disk)} of disk are free")  # fmt: skip

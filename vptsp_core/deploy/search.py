@@ -1,9 +1,8 @@
-"""python -m vptsp_core search: the images of an index that are nearest to some others, as a picture and a table."""
+"""python -m vptsp_core search: find the nearest images of an index, and write them as a picture and a table."""
 
 from __future__ import annotations
 
 import argparse
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from PIL import Image
 from vptsp_core.data.folder import outside_images
 from vptsp_core.deploy.index import ImageIndex, read_index, same_model
 from vptsp_core.deploy.picture import found_images
-from vptsp_core.deploy.update import PLACE, embed_files, images_in, left_out, model_path, refuse_none
+from vptsp_core.deploy.update import PLACE, embed_files, images_in, model_path, refuse_none, warn_of_unreadable
 from vptsp_core.errors import DataError, VptspError, printable
 from vptsp_core.figures.style import file_of
 from vptsp_core.method.neighbours import positive
@@ -22,26 +21,26 @@ from vptsp_core.runs.embedder import Embedder, load
 from vptsp_core.system.files import write_bytes
 
 COLUMNS = ["query", "rank", "path", "cosine"]
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # the beginnings of a cell that a spreadsheet computes
-MADE_BY = "vptsp_core search"  # in the picture's metadata: a later search may replace it
-DRAWN, DRAWN_EACH = 10, 30  # queries in the picture, and neighbours of each; the table has them all
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes a cell that starts with one of these
+MADE_BY = "vptsp_core search"  # in the picture's metadata, so that a later search may replace it
+DRAWN, DRAWN_EACH = 10, 30  # queries in the picture, and neighbours per query; the table has all
 
 
 def main(argv: Sequence[str]) -> int:
-    """Search, print what was found, write the answer as PNG and CSV. Returns the exit status.
+    """Search, print the neighbours, and write them as PNG and CSV. Return the exit status.
 
-    Of a folder, images that cannot be read are left out, with one warning; one that is named itself is an error.
+    If an image that was named cannot be read, that is an error. In a folder, it is left out with a warning.
     """
     parser = argparse.ArgumentParser(
         "python -m vptsp_core search", description="find the images of an index that are nearest to others"
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="what to search for: images, or folders of them")
-    parser.add_argument("-k", type=int, default=10, help="neighbours of each (default: 10)")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="images to search for, or folders of images")
+    parser.add_argument("-k", type=int, default=10, help="neighbours per image (default: 10)")
     parser.add_argument("--index", metavar="INDEX", default=PLACE, help=f"made by `index` (default: {PLACE})")
-    parser.add_argument("--model", metavar="RUN", help="the index's model, where it has moved (default: where it was)")
-    parser.add_argument("--weights", metavar="FILE", help="the backbone's, where they have moved")
+    parser.add_argument("--model", metavar="RUN", help="the index's model, if it has moved since")
+    parser.add_argument("--weights", metavar="FILE", help="the backbone's weights, if they have moved since")
     parser.add_argument("--to", metavar="NAME", default="search", help="writes NAME.png and NAME.csv (default: search)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU where there is one)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     args = parser.parse_args(argv)
     positive("k", args.k)
     png, csv = (Path(f"{args.to}.{kind}").expanduser().absolute() for kind in ("png", "csv"))
@@ -51,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         outside_images(path, index.root, "--to")
     embedder = load(args.model or model_path(index), args.device, weights=args.weights or index.model["weights"])
     same_model(index, embedder.checksum())
-    queries, embeddings = _embedded(embedder, asked)
+    queries, embeddings = _embed_readable(embedder, asked)
     table = neighbours(index, queries, *index.search(embeddings, args.k))
     for query, rows in table.groupby("query", sort=False):
         print(printable(str(query)))
@@ -67,30 +66,30 @@ def main(argv: Sequence[str]) -> int:
 
 
 def neighbours(index: ImageIndex, queries: Sequence[str], scores: np.ndarray, places: np.ndarray) -> pd.DataFrame:
-    """A row a neighbour: ``query`` and ``path`` (under the indexed folder), ``rank`` from 1, ``cosine``.
+    """Return one row per neighbour: ``query``, ``rank`` from 1, ``path`` under the indexed folder, ``cosine``.
 
-    scores and places, (queries, k), are what `ImageIndex.search` gives.
+    scores and places, (queries, k), come from `ImageIndex.search`.
     """
     rows = [
         (query, rank, index.names[place], float(score))
-        for query, of_query, at in zip(queries, scores, places, strict=True)
-        for rank, (score, place) in enumerate(zip(of_query, at, strict=True), 1)
+        for query, cosines, found in zip(queries, scores, places, strict=True)
+        for rank, (score, place) in enumerate(zip(cosines, found, strict=True), 1)
         if place >= 0
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _csv(table: pd.DataFrame) -> bytes:
-    """For a spreadsheet too, to which =A1.jpg would be a formula: ./=A1.jpg is none, and the same path."""
+    """Return the table as CSV that is safe in a spreadsheet: =A1.jpg would be a formula, so it becomes ./=A1.jpg."""
     written = table.copy()
     for key in ("query", "path"):
         written[key] = [f"./{name}" if name.startswith(FORMULA) else name for name in table[key]]
-    # with a byte order mark, without which Excel reads another encoding
+    # Excel needs the byte order mark to read it as UTF-8
     return written.to_csv(index=False, float_format="%.6f").encode("utf-8-sig", errors="backslashreplace")
 
 
 def _refuse_to_replace(png: Path, csv: Path) -> None:
-    """Refuse to replace what no search wrote, such as a photograph of that name; a search writes both files."""
+    """Raise VptspError if a file exists that no search wrote, such as a photograph of that name."""
     existing = [path for path in (png, csv) if path.exists()]
     try:
         with Image.open(png) as picture:
@@ -102,7 +101,7 @@ def _refuse_to_replace(png: Path, csv: Path) -> None:
 
 
 def _queries(given: Sequence[str]) -> dict[str, bool]:
-    """Images, and those in folders; each once, with whether it was named itself."""
+    """Return the images, and those in the folders, each once: {path: whether it was named itself}."""
     paths: dict[str, bool] = {}
     for path in (Path(name).expanduser() for name in given):
         named = not path.is_dir()
@@ -113,19 +112,17 @@ def _queries(given: Sequence[str]) -> dict[str, bool]:
     return paths
 
 
-def _embedded(embedder: Embedder, asked: dict[str, bool]) -> tuple[list[str], np.ndarray]:
-    """Those of `_queries` that can be read, and their embeddings (N, d)."""
-    readable: list[str] = []
-    vectors: list[np.ndarray] = []
+def _embed_readable(embedder: Embedder, asked: dict[str, bool]) -> tuple[list[str], np.ndarray]:
+    """Return the paths of `_queries` that can be read, and their embeddings (N, d)."""
+    rows: dict[str, np.ndarray] = {}
     unreadable: dict[str, str] = {}
-    for names, embeddings, faults in embed_files(embedder, Path(), list(asked)):
-        readable += names
-        vectors += [embeddings] if names else []
-        unreadable |= faults
-    for name, reason in unreadable.items():
-        if asked[name]:
-            raise DataError(reason)
-    refuse_none(len(readable), unreadable, "search")
-    if unreadable:
-        warnings.warn(left_out(list(unreadable.values())), stacklevel=3)
-    return readable, np.concatenate(vectors)
+    for name, row in embed_files(embedder, Path(), list(asked)):
+        if not isinstance(row, str):
+            rows[name] = row
+        elif asked[name]:
+            raise DataError(row)
+        else:
+            unreadable[name] = row
+    refuse_none(len(rows), unreadable, "search")
+    warn_of_unreadable(unreadable)
+    return list(rows), np.stack(list(rows.values()))

@@ -1,1 +1,1 @@
-"""What the machine adds: files, locks, signals, devices, processes side by side, rows in host memory."""
+"""Use the machine: files, locks, signals, devices, several processes, rows in host memory."""

@@ -1,9 +1,9 @@
-"""Lets a CPU-only torch import a torchvision that was built for CUDA (timm imports torchvision).
+"""Let a CPU-only torch import a torchvision that was built for CUDA (timm imports torchvision).
 
-PyPI's torchvision on Linux is the CUDA build. Beside a CPU build of torch its compiled library cannot load,
-the operators `torchvision::nms` and `torchvision::qnms` are never defined, and `import torchvision`, which
-registers shape functions for exactly these two, stops with "operator torchvision::nms does not exist". Their
-schemas are enough for that import. The compiled operators (nms, image codecs) stay absent; we use neither.
+PyPI's torchvision on Linux is the CUDA build. Its compiled library cannot load beside a CPU build of torch, so the
+operators `torchvision::nms` and `torchvision::qnms` are not defined. `import torchvision` registers shape functions for
+these two, and then stops with "operator torchvision::nms does not exist". Their schemas are enough for the import. The
+compiled operators (nms, image codecs) stay absent, and we use neither.
 """
 
 import contextlib
@@ -16,14 +16,14 @@ _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_library: torch.library.Library | None = None  # a Library takes its operators along when it is collected
+_library: torch.library.Library | None = None  # when a Library is collected, its operators disappear
 
 
 def prepare() -> bool:
-    """Define the two schemas where torchvision's own library cannot; call it before torchvision is imported.
+    """Define the two schemas if torchvision's own library cannot; call it before torchvision is imported.
 
-    Does nothing with a GPU build of torch, a torchvision that fits its torch, no torchvision, or when called
-    again. Returns True where it defined them, now or before.
+    Return True if this or an earlier call defined them. A GPU build of torch, or a torchvision that fits its torch,
+    needs nothing.
     """
     global _library
     if _library is not None:
@@ -33,7 +33,7 @@ def prepare() -> bool:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or not spec.submodule_search_locations:
         return False
-    # The compiled library goes first, as in torchvision: once the schemas are ours, it could not be loaded.
+    # The compiled library is loaded first, as in torchvision: it cannot load after our schemas.
     for path in sorted(Path(spec.submodule_search_locations[0]).glob("_C*")):
         if path.suffix in {".so", ".pyd"}:
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar in a terminal or a notebook, plain lines in a log."""
+"""Show the progress of long work: a bar in a terminal or a notebook, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ EVERY = 10.0  # seconds between two lines of a log
 def bar(
     iterable: Iterable[Any] | None = None, title: str = "", total: int | None = None, *, show: bool, **options: Any
 ) -> Any:
-    """A tqdm bar with tqdm's ``options``; where stderr is a log, the same object writes a line every ten seconds.
-    ``show`` False shows nothing.
+    """Return a tqdm bar with tqdm's ``options``. If stderr is a log, it writes a line every ten seconds instead.
+
+    With ``show=False`` it shows nothing.
     """
     hidden = not show or sys.stderr is None
     if not is_log():
@@ -29,20 +30,20 @@ def bar(
 
 
 def is_log() -> bool:
-    """Whether stderr is a file or a pipe (nohup, Slurm, CI): neither a terminal nor a notebook's output."""
-    if sys.stderr is None:  # closed, as by a daemon: there is nobody to write for
+    """Return whether stderr is a file or a pipe (nohup, Slurm, CI), not a terminal or a notebook's output."""
+    if sys.stderr is None:  # closed, for example by a daemon
         return False
     return not sys.stderr.isatty() and "ipykernel.zmqshell" not in sys.modules
 
 
 def say(line: str) -> None:
-    """One line in a log, at once; silent where there are bars."""
+    """Print a line at once if stderr is a log; otherwise the bars are enough."""
     if is_log():
         print(line, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
-    """For people.
+    """Format a duration for people.
 
     >>> duration(5), duration(192), duration(7260)
     ('5 s', '3 min 12 s', '2 h 1 min')
@@ -55,7 +56,7 @@ def duration(seconds: float) -> str:
 
 
 def amount(count: float) -> str:
-    """Bytes for people.
+    """Format a number of bytes for people.
 
     >>> amount(1_250_000), amount(1.2e11)
     ('1.2 MB', '120.0 GB')
@@ -64,7 +65,7 @@ def amount(count: float) -> str:
 
 
 class _Lines:
-    """A stream that turns what tqdm draws on stderr into whole lines."""
+    """A stream that prints tqdm's output on stderr as whole lines."""
 
     def write(self, text: str) -> None:
         for line in text.replace("\r", "\n").splitlines():
@@ -72,4 +73,4 @@ class _Lines:
                 print(line.rstrip(), file=sys.stderr, flush=True)
 
     def flush(self) -> None:
-        """Nothing: every line is there at once."""
+        """Do nothing: each line is already flushed."""

@@ -1,6 +1,7 @@
-"""A place for what libraries keep between runs (compiled code, fonts, weights) where the user's cannot be written.
+"""Give libraries a cache folder (compiled code, fonts, weights) if the user's cannot be written.
 
-Containers and clusters are like that: numba refuses to import UMAP, and matplotlib, torch and the hub warn or fail.
+This happens in containers and on clusters. Without a cache folder, UMAP (by numba) cannot be imported, and matplotlib,
+torch and the hub warn or fail.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-# Variables that say where each library keeps it; what the user has set is not changed.
+# The variable that sets each library's folder. Variables that the user has set stay.
 PLACES = {
     "NUMBA_CACHE_DIR": "numba", "MPLCONFIGDIR": "matplotlib", "TORCHINDUCTOR_CACHE_DIR": "compiled",
     "TRITON_CACHE_DIR": "triton",
@@ -21,38 +22,39 @@ PLACES = {
 
 
 def prepare() -> None:
-    """Set `PLACES` to a temporary folder where the user's cache folder cannot be written; called before all imports."""
+    """Set `PLACES` to a temporary folder if the user's cache folder cannot be written. Call it before all imports."""
     if _writable(user_folder()):
         return
     try:
         place = _private_folder()
-    except OSError:  # no temporary folder either: each library says what it lacks
+    except OSError:  # no temporary folder either: each library reports its own problem
         return
     for variable, name in PLACES.items():
         os.environ.setdefault(variable, str(place / name))
     weights = Path(os.environ.get("HF_HOME", user_folder() / "huggingface"))
     if "HF_HUB_CACHE" not in os.environ and not _writable(weights) and not weights.is_dir():
-        os.environ["HF_HUB_CACHE"] = str(place / "hub")  # where there is a folder, it may hold the weights
+        os.environ["HF_HUB_CACHE"] = str(place / "hub")  # an existing folder may hold the weights, so it stays in use
 
 
 def user_folder() -> Path:
-    """The user's cache folder, ``~/.cache`` if nothing else is set; not absolute where there is no home."""
+    """Return the user's cache folder, by default ``~/.cache``. Without a home folder it is a relative path."""
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
 
 
 def _writable(folder: Path) -> bool:
-    """Whether the folder can be written, or made; nothing is written to find out."""
+    """Return whether the folder can be written, or made. Nothing is written to find out."""
     if not folder.is_absolute():
         return False
-    there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    existing = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 
 def _private_folder() -> Path:
-    """The same temporary folder for every process of this user, or one for this process alone where that is not the
-    user's: what is kept there is executed.
+    """Return the temporary folder that all processes of this user share.
+
+    Code in it is executed. If other users can write it, return a new folder for this process alone.
     """
-    if hasattr(os, "getuid"):  # elsewhere the temporary folder is the user's own already
+    if hasattr(os, "getuid"):  # without getuid (Windows), the temporary folder belongs to the user
         place = Path(tempfile.gettempdir(), f"vptsp-cache-{os.getuid()}")
         with contextlib.suppress(FileExistsError):
             place.mkdir(mode=0o700)

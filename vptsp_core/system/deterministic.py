@@ -1,7 +1,7 @@
-"""The same numbers twice on a GPU, where sums may otherwise be made in any order. On a CPU they are the same anyway.
+"""Compute the same numbers twice on a GPU, which otherwise adds in any order. On a CPU they are the same anyway.
 
-Not measured on a GPU. What is set is what PyTorch documents (its note on reproducibility); an operation without a
-deterministic form raises an error, and is not taken in silence.
+The settings are those of PyTorch's note on reproducibility. An operation without a deterministic form raises an error.
+This was not measured on a GPU.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from vptsp_core.errors import VptspError
 P = ParamSpec("P")
 R = TypeVar("R")
 _VARIABLE, _FIXED = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")  # the two that cuBLAS documents
-# Their backward passes have a fixed order; of the others' PyTorch says less.
+# Their backward passes have a fixed order; PyTorch does not say so of the others.
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
 
 
 @contextlib.contextmanager
 def deterministic_algorithms(device: str | None = None) -> Iterator[None]:
-    """Inside, torch computes in a fixed order; afterwards all is as it was but the variable of `fix_cublas`, without
-    which a second run of this process would be refused.
+    """Inside, torch computes in a fixed order. Afterwards its settings are restored.
+
+    Only the variable of `fix_cublas` stays set, because a second run in this process needs it.
     Raises VptspError: CUDA was started in this process without that variable, or it has another value.
     """
     import torch._inductor.config as inductor
@@ -35,12 +36,12 @@ def deterministic_algorithms(device: str | None = None) -> Iterator[None]:
     fix_cublas(device)
     cudnn, mode = torch.backends.cudnn, torch.get_deterministic_debug_mode()
     before = cudnn.deterministic, cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    # torch sets the compiler's switch together with its own, and does not take it back: so that is restored last
+    # torch also sets the compiler's switch and does not restore it, so the patch is the outer context
     with inductor.patch(deterministic=True), sdpa_kernel(_ATTENTION):
         try:
             torch.use_deterministic_algorithms(True)
             cudnn.deterministic, cudnn.benchmark = True, False
-            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # we read none
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # we never read such memory
             yield
         finally:
             torch.set_deterministic_debug_mode(mode)
@@ -69,16 +70,14 @@ def fix_cublas(device: str | None = None) -> None:
 
 
 def where_asked(function: Callable[P, R]) -> Callable[P, R]:
-    """``function`` inside of `deterministic_algorithms` where its keyword ``deterministic`` asks for it, on its
-    ``device``.
-    """
+    """Wrap ``function``: if its keyword ``deterministic`` is true, it runs inside `deterministic_algorithms`."""
 
     @functools.wraps(function)
-    def carried_out(*args: P.args, **options: P.kwargs) -> R:
+    def wrapped(*args: P.args, **options: P.kwargs) -> R:
         if not options.get("deterministic"):
             return function(*args, **options)
         device = options.get("device")
         with deterministic_algorithms(None if device is None else str(device)):
             return function(*args, **options)
 
-    return carried_out
+    return wrapped

@@ -1,4 +1,4 @@
-"""Where a run computes, and in what precision."""
+"""Choose the device and the precision of a run."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from torch import Tensor
 from vptsp_core.errors import VptspError
 from vptsp_core.system.distributed import launched, local_rank
 
-PAYS = 1.5  # times as quick as float32 a bf16 product has to be on a CPU
+PAYS = 1.5  # on a CPU, a bf16 product must be this many times as fast as a float32 one
 
 
 def autocast_dtype(precision: str, device: torch.device, width: int = 384) -> torch.dtype | None:
-    """The trunk's dtype; None is float32. ``"auto"`` is bf16 where the device multiplies it natively and it pays: on a
-    CPU a product of the backbone's ``width`` is timed.
-    Raises VptspError: half precision was asked for on a device without it.
+    """Return the trunk's dtype; None is float32.
+
+    ``"auto"`` is bf16 if the device has it natively and it is faster. On a CPU, a product of the backbone's ``width``
+    is timed.
+    Raises VptspError: ``"fp16"`` on a device without it.
     """
     return precision_and_reason(precision, device, width)[0]
 
 
 def precision_and_reason(precision: str, device: torch.device, width: int = 384) -> tuple[torch.dtype | None, str]:
-    """`autocast_dtype`, and in a few words why. Raises what that one raises."""
+    """Return `autocast_dtype` and the reason in a few words. Raises the same errors."""
     if precision == "auto":
         if device.type == "cpu":
-            return _of_cpu(width)
+            return _cpu_precision(width)
         if device.type == "mps":
-            native = torch.backends.mps.is_macos_or_newer(14, 0)  # as torch's autocast asks
+            native = torch.backends.mps.is_macos_or_newer(14, 0)  # the same condition as in torch's autocast
         else:
-            with torch.cuda.device(device):  # emulated it would be slower than float32
+            with torch.cuda.device(device):  # emulated bf16 is slower than float32
                 native = torch.cuda.is_bf16_supported(including_emulation=False)
         return (torch.bfloat16, "this GPU has bf16") if native else (None, "this GPU has no bf16")
     if precision == "fp16" and device.type != "cuda":
@@ -42,7 +44,7 @@ def precision_and_reason(precision: str, device: torch.device, width: int = 384)
 
 
 @functools.cache
-def _of_cpu(width: int) -> tuple[torch.dtype | None, str]:
+def _cpu_precision(width: int) -> tuple[torch.dtype | None, str]:
     units = [name for name in ("amx_bf16", "avx512_bf16") if torch.cpu.get_capabilities().get(name)]
     if not units:
         return None, "this CPU has no bf16 units (AMX, AVX512-BF16)"
@@ -52,7 +54,7 @@ def _of_cpu(width: int) -> tuple[torch.dtype | None, str]:
 
 
 def bf16_speedup(width: int) -> float:
-    """Time of a float32 product of the backbone's shapes over that of a bf16 one, each the best of five."""
+    """Return how many times as fast as float32 a bf16 product of the backbone's shapes is, by the best of five."""
     x, weight = torch.ones(1576, width), torch.ones(3 * width, width)  # QKV of eight images of 224 px
 
     def seconds(dtype: torch.dtype) -> float:
@@ -68,9 +70,10 @@ def bf16_speedup(width: int) -> float:
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
-    """The device called ``name``; None: a GPU where there is one, NVIDIA's (cuda) or Apple's (mps). Under torchrun each
-    process has a GPU of its own, or computes on the CPU.
-    Raises VptspError: no such device, none that works here, or one GPU for all processes.
+    """Return the device called ``name``; None picks a GPU (cuda, then mps) if there is one, otherwise the CPU.
+
+    Under torchrun each process gets its own GPU, or computes on the CPU.
+    Raises VptspError: the device does not exist or does not work, or one GPU was named for all processes.
     """
     try:
         device = torch.device(_best() if name is None else name)
@@ -80,12 +83,12 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
             raise VptspError(f"device {str(name)!r}: an Apple GPU works for one process; use cpu, or no torchrun")
         if device.type == "cuda" and launched():
             if device.index not in (None, local_rank()):
-                raise VptspError(f"device {str(name)!r}: each process has a GPU of its own; use cuda")
+                raise VptspError(f"device {str(name)!r}: each process has its own GPU; use cuda")
             device = torch.device("cuda", local_rank())
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise VptspError(
-            f"device {str(name)!r} cannot be used here; choose cpu, or cuda or mps where there is such a GPU"
+            f"device {str(name)!r} cannot be used here; choose cpu, or cuda or mps if there is such a GPU"
         ) from error
     return device
 
@@ -97,14 +100,12 @@ def _best() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """What a record says of a device: a GPU's name, or the kind."""
+    """Return the name of an NVIDIA GPU, or the kind of another device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of any shape on the device; the host does not wait for a GPU, as for a copy out of pageable
-    memory.
-    """
+    """Copy a small tensor to the device from pinned memory, so that the host does not wait for a GPU."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

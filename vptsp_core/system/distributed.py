@@ -1,8 +1,8 @@
-"""Several processes, one for each GPU or share of the CPUs: what torchrun starts, and what they send each other.
+"""Train with several processes, one per GPU or share of the CPUs, which torchrun starts.
 
-All processes hold the same model and draw the same global batches; each embeds its own share of the images. The
-embeddings are gathered, so that every process computes the loss and the proxies of the whole batch, and the gradients
-are put together again (`Processes`). Without a group all of this is the identity.
+All processes have the same model and draw the same global batches, and each embeds its share of the images. The
+embeddings are gathered, so every process computes the loss and the proxies of the whole batch. Then the gradients are
+summed (`Processes`). Without a group, these functions change nothing.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from vptsp_core.errors import ConfigError, VptspError
 
 T = TypeVar("T")
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # torchrun sets them
-# A process waits while the first one computes metrics; torchrun ends those that wait for one that is gone.
+# A process waits while the first one computes metrics. If that one has died, torchrun ends the others.
 _PATIENCE = timedelta(hours=6)
 _store: dist.Store | None = None
 
 
 def launched() -> bool:
-    """Whether torchrun, or something that speaks as it does, started this process."""
+    """Return whether torchrun, or a launcher that sets the same variables, started this process."""
     return dist.is_available() and all(name in os.environ for name in _VARIABLES)
 
 
 def local_rank() -> int:
-    """Number of this process on its machine."""
+    """Return the number of this process on its machine."""
     return int(os.environ["LOCAL_RANK"]) if launched() else 0
 
 
 def local_size() -> int:
-    """Processes on this machine, which share its cores."""
+    """Return the number of processes on this machine, which share its cores."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if launched() else 1
 
 
 def joined() -> bool:
-    """Whether there is a group."""
+    """Return whether this process has joined a group."""
     return dist.is_available() and dist.is_initialized()
 
 
 def start(device: torch.device) -> None:
-    """Join the group that torchrun's environment describes, once: NCCL for a GPU, Gloo for the CPU, else nothing.
+    """Join the group that torchrun's environment describes, if there is one, with NCCL for a GPU and Gloo for the CPU.
     Raises VptspError: the processes cannot find each other.
     """
     global _store
@@ -67,7 +67,7 @@ def start(device: torch.device) -> None:
 
 
 def stop() -> None:
-    """Leave the group, where there is one; all processes do so."""
+    """Leave the group. All its processes must call this."""
     global _store
     if joined():
         dist.destroy_process_group()
@@ -75,30 +75,28 @@ def stop() -> None:
 
 
 def world_size() -> int:
-    """Processes of the group."""
+    """Return the number of processes in the group."""
     return dist.get_world_size() if joined() else 1
 
 
 def rank() -> int:
-    """Number of this process among `world_size`."""
+    """Return the number of this process in the group."""
     return dist.get_rank() if joined() else 0
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Return whether this is the process that writes and prints."""
     return rank() == 0
 
 
 def own_share(n: int) -> slice:
-    """The part of n things in a row that is this process's: all shares but the last ones hold ceil(n / world size)."""
+    """Return this process's part of n items. Each part has ceil(n / world size) items, and only the last have fewer."""
     size = -(-n // world_size())
     return slice(rank() * size, (rank() + 1) * size)
 
 
 def check_batch(batch: int, samples_per_class: int) -> None:
-    """Refuse a batch that does not split into equal shares of whole classes.
-    Raises ConfigError: naming the counts of processes and the batches that would do.
-    """
+    """Raise ConfigError if a batch does not split into equal shares of whole classes."""
     world, classes = world_size(), batch // samples_per_class
     if classes % world:
         step = world * samples_per_class
@@ -124,29 +122,26 @@ class _GatherRows(torch.autograd.Function):
 
 
 class Processes:
-    """The processes of this group as a model sees them (`vptsp_core.method.model.Group`)."""
+    """The processes of this group, for a model (`vptsp_core.method.model.Group`)."""
 
     def share(self, rows: Tensor) -> Tensor:
-        """`own_share` of the rows of a tensor (n, ...); without a group the tensor itself, whose gradient is not
-        copied.
-        """
+        """Return `own_share` of the rows of a tensor (n, ...); without a group, return the tensor itself."""
         return rows[own_share(len(rows))] if joined() else rows
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all processes, in the order of their ranks: (b, d), the same b everywhere -> (world size * b, d).
+        """Gather the rows of all processes by rank: (b, d), with the same b everywhere -> (world size * b, d).
 
-        Every process then has the whole gradient already; backward takes out the part of its own rows, and adds nothing
-        up.
+        Every process has the whole gradient of the gathered rows, so backward only selects its own rows.
         """
         return _GatherRows.apply(rows) if joined() else rows
 
     def sum_gradients(self, partial: Iterable[Tensor], whole: Iterable[Tensor]) -> None:
-        """Give every process the batch's gradients, the same to the last bit, in one all-reduce.
+        """Give every process the same gradients of the whole batch, to the last bit, with one all-reduce.
 
         Args:
-            partial: parameters whose gradient is that of this process's images alone; they are added up. Those without
-                one are left alone: the processes run the same graph, so none of them has one.
-            whole: parameters whose gradient every process has in full; the first process's counts.
+            partial: parameters whose gradient comes from this process's images alone. These gradients are summed. A
+                parameter without a gradient has none in any process, because all run the same graph.
+            whole: parameters whose gradient every process has in full. The first process's gradient is taken.
         """
         if not joined():
             return
@@ -160,8 +155,8 @@ class Processes:
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """What ``make`` returns in the first process, the only one that calls it; the others wait for it.
-    Raises VptspError: in all processes, where ``make`` raises one.
+    """Call ``make`` in the first process only, and return its result in all processes.
+    Raises VptspError in all processes if ``make`` raises one.
     """
     if not joined():
         return make()
@@ -178,7 +173,7 @@ def from_main(make: Callable[[], T]) -> T:
 
 
 def from_first(tensor: Tensor) -> Tensor:
-    """The first process's tensor (any shape), in place in all of them, which hold one of that shape on their device."""
+    """Copy the first process's tensor into the tensor of all others, which has the same shape; return it."""
     if joined():
         tensor = tensor.contiguous()
         dist.broadcast(tensor, src=0)
@@ -186,10 +181,10 @@ def from_first(tensor: Tensor) -> Tensor:
 
 
 def first_to_fail() -> bool:
-    """Whether no other process of the group has called this before: the one that says what is wrong."""
+    """Return whether this process is the first to call this, so that it alone reports the error."""
     return _store is None or _store.add("failed", 1) == 1
 
 
 def another_failed() -> bool:
-    """Whether `first_to_fail` was called, so that an error of the connection is only its consequence."""
+    """Return whether another process has failed, so that an error of the connection is only a consequence."""
     return _store is not None and _store.check(["failed"])

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written to a temporary name beside the target, then renamed."""
+"""Write files that are whole or absent: under a temporary name beside the target, then renamed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from vptsp_core.system.portable import replace, sync_folder
 
 @contextlib.contextmanager
 def replacing(path: Path, earlier: Path | None = None) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of ``path`` once it is whole and on the disk; folders are made. What was
-    there is moved to ``earlier``, if given.
+    """Open a file to write that replaces ``path`` when it is whole and on disk. Missing folders are made.
 
-    A process that is killed in it leaves a temporary file behind (see `remove_temporaries`).
-    Raises VptspError: the place cannot be written; the file that was there is unchanged.
+    The old file is moved to ``earlier``, if given. A process that is killed inside leaves a temporary file behind (see
+    `remove_temporaries`).
+    Raises VptspError: the place cannot be written. The old file is unchanged.
     """
     temporary = temporary_name(path)
     try:
@@ -42,18 +42,18 @@ def replacing(path: Path, earlier: Path | None = None) -> Iterator[IO[bytes]]:
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside ``path`` that no other writer has, on any machine."""
+    """Return a name beside ``path`` that no other writer uses, on any machine."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete what killed writers left in a folder; call it only where a lock keeps other writers out."""
+    """Delete the temporary files of killed writers in a folder; call it only under a lock that all writers take."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path``, whole or not at all; folders are made.
+    """Write ``content`` to ``path``, whole or not at all. Missing folders are made.
     Raises VptspError: the place cannot be written.
     """
     with replacing(path) as file:
@@ -61,17 +61,17 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def as_json(values: Mapping[str, Any]) -> bytes:
-    """Readable JSON."""
+    """Return readable JSON."""
     return (json.dumps(values, indent=2) + "\n").encode()
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """`write_bytes` of `as_json`."""
+    """Write readable JSON with `write_bytes`."""
     write_bytes(path, as_json(values))
 
 
 def writable_folder(path: Path) -> Path:
-    """The folder, made if need be. Raises VptspError: it cannot be made or written."""
+    """Return the folder, and make it if it is missing. Raises VptspError: it cannot be made or written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

@@ -1,14 +1,14 @@
-"""Tables too large for a GPU stay in host memory; only a batch's rows travel, and behind the computing.
+"""Keep tables that are too large for a GPU in host memory, and copy only a batch's rows, while the GPU computes.
 
-The main stream computes, a side stream copies, in the order in which copies were submitted. For batch t:
+The main stream computes, and a side stream copies in the order of submission. For batch t:
 
     main   take(t) | forward, backward, optimiser | give(t) | take(t+1) | forward, backward, ...
     side           | fetch(t+1)                             | write back(t) ;  fetch(t+2) ...
 
-What could go wrong, and why it does not:
-- a class of both t and t+1 is fetched before t's step: `take` has its rows from the outgoing buffer, still there;
-- fetch(t+1) overwrites what take(t) reads: a submitted copy starts after all that was computed until then;
-- give(t) overwrites what write back(t-1) reads: it waits for that first;
+Possible conflicts, and why they do not occur:
+- a class of both t and t+1 is fetched before t's step: `take` reads its rows from the outgoing buffer;
+- fetch(t+1) overwrites rows that take(t) reads: a copy starts only after all work submitted before it;
+- give(t) overwrites rows that write back(t-1) reads: give waits for that copy first;
 - fetch(t+2) misses rows of t: it is submitted after write back(t), to the same stream.
 """
 
@@ -26,13 +26,11 @@ from torch import Tensor
 from vptsp_core.errors import VptspError
 from vptsp_core.system.portable import available_memory
 
-_PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device, not only for the current one
+_PORTABLE = 1  # cudaHostRegisterPortable: pinned for all devices
 
 
 def check_room(size: int) -> None:
-    """Refuse a table of so many bytes before it is filled, and the system ends the process.
-    Raises VptspError: this machine's memory cannot hold it.
-    """
+    """Raise VptspError if this machine's memory cannot hold a table of ``size`` bytes."""
     if size > (available := available_memory()):
         raise VptspError(
             f"no host memory for a class-prompt table of {size / 1e9:.1f} GB ({available / 1e9:.1f} GB are available); "
@@ -41,11 +39,11 @@ def check_room(size: int) -> None:
 
 
 def own_pages(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Zeros in memory pages that hold nothing else, so that they can be pinned alone; committed when first touched.
+    """Return zeros of ``shape`` (rows, ...) in memory pages of their own, so that they can be pinned.
 
-    The pages are shared with processes that are forked: none must move, by copy on write, what a GPU is reading.
-    ``shape`` is (rows, ...).
-    Raises VptspError: more than there is.
+    Memory is used only when a page is first touched. Forked processes share the pages: a copy on write would move
+    rows that a GPU is reading.
+    Raises VptspError: the memory is too small.
     """
     size = math.prod(shape) * dtype.itemsize
     check_room(size)
@@ -54,10 +52,10 @@ def own_pages(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Ten
 
 
 def pin(table: Tensor, device: torch.device) -> int:
-    """Register the memory of a table (rows, ...) with CUDA where it is, and return its address for `unpin`.
+    """Pin the memory of a table (rows, ...) in place, and return its address for `unpin`.
 
-    ``Tensor.pin_memory`` would copy it, into an allocation rounded up to a power of two.
-    Raises VptspError: the system does not let so much memory be locked.
+    ``Tensor.pin_memory`` would copy it into an allocation rounded up to a power of two.
+    Raises VptspError: the system's limit of locked memory is too low.
     """
     try:
         with torch.cuda.device(device):
@@ -72,33 +70,33 @@ def pin(table: Tensor, device: torch.device) -> int:
 
 
 def unpin(address: int) -> None:
-    """The inverse of `pin`."""
+    """Undo `pin`."""
     torch.cuda.cudart().cudaHostUnregister(address)
 
 
 class DirectCopier:
-    """Copies at once: the device is the host. A subclass may copy beside the computing, one after another."""
+    """Copy at once, for a device that is the host. A subclass may copy in the background, in order."""
 
     def submit(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> Any:
-        """Copy now: pairs of target and source, each of one shape (...). Returns a ticket for `wait`."""
+        """Copy each (target, source) pair, whose shapes are equal. Return a ticket for `wait`."""
         for target, source in pairs:
             target.copy_(source)
 
     def wait(self, ticket: Any) -> None:
-        """Whatever is computed from now on comes after the copies of the ticket: nothing to do, they are made."""
+        """Let later work wait for the copies of this ticket. Here they are already done."""
 
     def finish(self) -> None:
-        """Return when every copy has been made: at once."""
+        """Return when every copy is done."""
 
 
 class StreamCopier(DirectCopier):
-    """Copies on a CUDA stream of its own; tickets are events. The host waits for nothing but `finish`."""
+    """Copy on a separate CUDA stream. Tickets are events, and the host waits only in `finish`."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.stream = device, torch.cuda.Stream(device)
 
     def submit(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> torch.cuda.Event:
-        """Begin to copy once what the current stream has been given is done; pairs of one shape (...) each."""
+        """Copy each (target, source) pair after all work that the current stream has so far."""
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
             for target, source in pairs:
@@ -106,7 +104,7 @@ class StreamCopier(DirectCopier):
         return self.stream.record_event()
 
     def wait(self, ticket: torch.cuda.Event) -> None:
-        """Let the current stream, not the host, wait for the event."""
+        """Let the current stream wait for the event. The host does not wait."""
         torch.cuda.current_stream(self.device).wait_event(ticket)
 
     def finish(self) -> None:
@@ -115,7 +113,7 @@ class StreamCopier(DirectCopier):
 
 
 class _Written(NamedTuple):
-    """What the outgoing buffer holds: the place of each class, the tables it has rows of, its write-back."""
+    """The content of the outgoing buffer: the place of each class, the tables, and the ticket of the write-back."""
 
     places: dict[int, int]
     names: frozenset[str]
@@ -123,14 +121,14 @@ class _Written(NamedTuple):
 
 
 class HostRows:
-    """The rows of a batch out of tables in host memory, and back into them.
+    """Copy the rows of a batch from tables in host memory to a device, and back.
 
     Args:
-        tables: by name, each (C, ...) in host memory, from `own_pages`; pinned for as long as this object lives where
-            the device is a GPU.
-        count: rows a batch, C'.
-        device: where the rows are wanted.
-        copier: how rows travel; None for what suits the device.
+        tables: by name, each (C, ...) in host memory, from `own_pages`. For a GPU they are pinned while this object
+            lives.
+        count: rows per batch, C'.
+        device: the device that uses the rows.
+        copier: copies the rows; None picks the copier for the device.
     """
 
     def __init__(
@@ -139,7 +137,7 @@ class HostRows:
         self.tables, self.count = dict(tables), count
         self.copier = copier or (StreamCopier(device) if device.type == "cuda" else DirectCopier())
         pinned: list[int] = []
-        weakref.finalize(self, _release, self.copier, pinned)  # before the first is pinned: the second may fail
+        weakref.finalize(self, _release, self.copier, pinned)  # before pinning, because a later `pin` may fail
         if device.type == "cuda":
             for table in self.tables.values():
                 pinned.append(pin(table, device))
@@ -151,7 +149,7 @@ class HostRows:
         self._written: _Written | None = None
 
     def announce(self, classes: Tensor) -> None:
-        """Begin to fetch the rows of ``classes`` ((C',) int64 on the CPU), which the next `take` is to ask for."""
+        """Start to fetch the rows of ``classes`` ((C',) int64 on the CPU) for the next `take`."""
         order = self._order(classes)
         ticket = self.copier.submit(
             (self.incoming[name][i], table[c]) for name, table in self.tables.items() for i, c in enumerate(order)
@@ -159,8 +157,9 @@ class HostRows:
         self._announced = order, ticket
 
     def take(self, classes: Tensor, targets: Mapping[str, Tensor]) -> None:
-        """Put the rows of ``classes`` ((C',) int64 on the CPU) into the targets, (C', ...) by name of the table;
-        announced or not.
+        """Copy the rows of ``classes`` ((C',) int64 on the CPU) into the targets, (C', ...) by table name.
+
+        Classes that were not announced are fetched now.
         """
         if self._announced is None or self._announced[0] != self._order(classes):
             self.announce(classes)
@@ -171,13 +170,14 @@ class HostRows:
             target.copy_(self.incoming[name])
             if self._written is not None and name in self._written.names:
                 for i, c in enumerate(order):
-                    if c in self._written.places:  # fetched perhaps before the step that moved it
+                    if c in self._written.places:  # it may have been fetched before its last step
                         target[i].copy_(self.outgoing[name][self._written.places[c]])
         self._announced = None
 
     def give(self, classes: Tensor, sources: Mapping[str, Tensor]) -> None:
-        """Begin to write the sources, (C', ...) by name of the table, back as the rows of ``classes`` ((C',) int64 on
-        the CPU); the sources may change at once.
+        """Start to write the sources, (C', ...) by table name, back to the tables as the rows of ``classes``.
+
+        ``classes`` are (C',) int64 on the CPU. The sources may change as soon as this returns.
         """
         order = self._order(classes)
         if self._written is not None:
@@ -190,7 +190,7 @@ class HostRows:
         self._written = _Written({c: i for i, c in enumerate(order)}, frozenset(sources), ticket)
 
     def flush(self) -> None:
-        """Return when the tables hold all that was given."""
+        """Return when all given rows are in the tables."""
         self.copier.finish()
 
     def _order(self, classes: Tensor) -> list[int]:

@@ -1,4 +1,4 @@
-"""One process at a time: lock files, which the system releases if their holder dies."""
+"""Lock files for one process at a time. If the holder dies, the system releases the lock."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-_TRIES = 100  # to make the lock's folder
+_TRIES = 100  # attempts to make the lock's folder
 
 
 @contextlib.contextmanager
 def locked(path: Path, waiting: str = "") -> Iterator[None]:
-    """Hold the lock file ``path`` alone among processes and threads; its folder is made, and it is deleted at the end.
-    If another one holds it, ``waiting`` is printed.
+    """Hold the lock file ``path`` against other processes and threads. It is deleted at the end.
 
-    Where the file system has no locks, the work continues without one, and a line says so.
+    A missing folder is made. If another process holds the lock, print ``waiting`` and wait. If the file system has no
+    locks, print that and continue without one.
     """
-    # Every user may take the lock next, also if its file was left behind by a process that was killed.
+    # Any user may take the lock next, even if a killed process left its file.
     lock = FileLock(path, mode=0o666, poll_interval=0.2, fallback_to_soft=False)
     _acquire(lock, path, waiting)
     try:
@@ -40,8 +40,8 @@ def _acquire(lock: FileLock, path: Path, waiting: str) -> None:
         except Timeout:
             if waiting:
                 print(waiting, file=sys.stderr)
-            timeout = -1  # for as long as it takes
-        except (FileNotFoundError, FileExistsError):  # the last holder has just removed the folder: it is made again
+            timeout = -1  # no time limit
+        except (FileNotFoundError, FileExistsError):  # the last holder just removed the folder: try again
             failed += 1
             if failed == _TRIES:
                 raise

@@ -1,7 +1,7 @@
-"""Where this package, its data files and its checkout are."""
+"""Paths of this package, its data files and its checkout."""
 
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ASSETS = PACKAGE / "assets"
-CHECKOUT = PACKAGE.parent  # with notebooks/ and results/; site-packages where the package is installed
+CHECKOUT = PACKAGE.parent  # has notebooks/ and results/; for an installed package it is site-packages

@@ -1,4 +1,4 @@
-"""What differs between Linux, macOS and Windows. No other module asks which system this is."""
+"""Handle the differences between Linux, macOS and Windows. No other module asks which system this is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OPEN_ELSEWHERE = (5, 32)  # Windows: access denied, sharing violation
 
 
 def cores() -> int:
-    """Processor cores that this process may use: its affinity, and a container's limit, where there are any."""
+    """Return the number of cores that this process may use, by its affinity and the limit of its container."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):  # no container, or no limit ("max")
         quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split())
@@ -26,20 +26,20 @@ def cores() -> int:
 
 
 def physical_cores() -> int:
-    """`cores`, where two threads of one core count once: what matrix products can use."""
+    """Return `cores`, but count the two threads of one core once: matrix products gain nothing from the second."""
     return min(cores(), psutil.cpu_count(logical=False) or cores())
 
 
 def available_memory() -> int:
-    """Bytes of memory that programs can still take without swapping."""
+    """Return the bytes of memory that programs can still take without swapping."""
     return psutil.virtual_memory().available
 
 
 def replace(source: Path, target: Path) -> None:
     """Move a file to the place of another.
 
-    Windows refuses while another program has ``target`` open, such as a virus scanner: then it is tried for `PATIENCE`.
-    Raises OSError: it cannot be moved; for a file that is open elsewhere, the message says so.
+    Windows refuses while another program, such as a virus scanner, has ``target`` open. Then try again for `PATIENCE`.
+    Raises OSError: it cannot be moved. The message says if the file is open elsewhere.
     """
     end = time.monotonic() + PATIENCE
     while True:
@@ -55,10 +55,8 @@ def replace(source: Path, target: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where the system can: after a power failure none is missing that came
-    before another.
-    """
-    with contextlib.suppress(OSError):  # Windows and some network file systems cannot
+    """Write the names in a folder to disk, so that a power failure does not lose a renamed file."""
+    with contextlib.suppress(OSError):  # Windows and some network file systems cannot do it
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -68,15 +66,15 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def ctrl_c_blocked() -> Iterator[None]:
-    """Start processes inside that do not see a terminal's Ctrl-C: the process that started them ends them.
+    """Processes that are started inside ignore a terminal's Ctrl-C: this process ends them.
 
-    A Ctrl-C that comes meanwhile reaches this process at the end. Windows has no such thing; there a process that is
-    just starting may print how it was interrupted.
+    A Ctrl-C that comes meanwhile reaches this process at the end. Windows cannot do this, so a starting process may
+    print a traceback there.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # its first start unblocks Ctrl-C in the thread that starts it
+    resource_tracker.ensure_running()  # its first start would unblock Ctrl-C in this thread
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -1,4 +1,4 @@
-"""Processes that this one starts: they begin empty (spawn) on every system, and end with this one."""
+"""Start processes that begin empty (spawn) on every system, and that end with this process."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ CONTEXT = multiprocessing.get_context("spawn")
 
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
-    """Start processes inside. They leave a terminal's Ctrl-C to this process, and do not import the main module: else a
-    script without ``if __name__ == "__main__"`` would run again in each of them.
+    """Start processes inside. They ignore a terminal's Ctrl-C and do not import the main module.
+
+    If they imported it, a script without ``if __name__ == "__main__"`` would run again in each of them.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -30,8 +31,9 @@ def starting() -> Iterator[None]:
 
 
 def end_with_parent(*_: object) -> None:
-    """In a process that was started: end it when its parent is gone, however that ended. Takes a data worker's number,
-    as `torch.utils.data.DataLoader` gives it.
+    """Call this in a started process: it ends when its parent ends, even if the parent is killed.
+
+    `torch.utils.data.DataLoader` passes the number of the data worker, which is ignored.
     """
     threading.Thread(target=_watch, daemon=True).start()
 
@@ -44,6 +46,6 @@ def _watch() -> None:
 
 
 def end_children() -> None:
-    """End all processes that this one has started, at once: nobody waits any more for what they do."""
+    """Kill all processes that this one has started: nobody needs their results any more."""
     for process in multiprocessing.active_children():
         process.kill()

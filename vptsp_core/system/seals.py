@@ -1,6 +1,6 @@
-"""One checksum, SHA-256: of a file, and of what a header and its tensors hold.
+"""Compute and compare checksums (SHA-256) of files, and of headers with their tensors.
 
-It guards against damage and slips, not against somebody who means to deceive.
+They protect against damage and mistakes, not against somebody who changes a file on purpose.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SEAL, TENSORS = "checksum", "tensors"
 
 
 def digest(content: bytes | Path) -> str:
-    """SHA-256 of bytes, or of a file's."""
+    """Return the SHA-256 of bytes, or of a file."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
     with content.open("rb") as file:
@@ -27,15 +27,15 @@ def digest(content: bytes | Path) -> str:
 
 
 def sealed(values: Mapping[str, Any], tensors: Mapping[str, Tensor | np.ndarray] | None = None) -> dict[str, Any]:
-    """JSON values with the checksum of them all, and that of the tensors whose header they are, if any."""
+    """Return JSON values with their checksum. If they are the header of tensors, it has the tensors' checksum too."""
     values = values if tensors is None else {**values, TENSORS: _of_tensors(tensors)}
     return {**values, SEAL: _of_json(values)}
 
 
 def unsealed(values: Mapping[str, Any], tensors: Mapping[str, Tensor | np.ndarray] | None = None) -> dict[str, Any]:
-    """The values without their checksum.
-    Raises ValueError: there is no checksum, or it is not that of the values or of the tensors. Raises TypeError: the
-    values are no table.
+    """Return the values without their checksum.
+    Raises ValueError: a checksum is missing, or does not fit the values or the tensors. Raises TypeError: the values
+    are not a table.
     """
     kept = dict(values)
     if kept.pop(SEAL, None) != _of_json(kept):
@@ -46,12 +46,12 @@ def unsealed(values: Mapping[str, Any], tensors: Mapping[str, Tensor | np.ndarra
 
 
 def _of_json(values: Mapping[str, Any]) -> str:
-    read_back = json.loads(json.dumps(values))  # keys that are numbers are text there, tuples are lists
+    read_back = json.loads(json.dumps(values))  # number keys become text, tuples become lists
     return digest(json.dumps(read_back, sort_keys=True).encode())
 
 
 def _of_tensors(tensors: Mapping[str, Tensor | np.ndarray]) -> str:
-    """Over names, types, shapes and bytes."""
+    """Return the checksum of names, types, shapes and bytes."""
     found = hashlib.sha256()
     for name, values in sorted(tensors.items()):
         found.update(json.dumps([name, str(values.dtype).removeprefix("torch."), list(values.shape)]).encode())

@@ -1,4 +1,4 @@
-"""SIGTERM (of Slurm, a container, `kill`) ends a command as Ctrl-C does: locks are freed, unfinished files removed."""
+"""Let SIGTERM (from Slurm, a container, `kill`) end a command like Ctrl-C: locks are freed, temporary files removed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import NoReturn
 
 
 class Terminated(KeyboardInterrupt):
-    """What SIGTERM raises inside `sigterm_as_ctrl_c`."""
+    """SIGTERM raises this inside `sigterm_as_ctrl_c`."""
 
 
 @contextlib.contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Inside, SIGTERM raises `Terminated` in the main thread; elsewhere nothing changes."""
+    """Inside, SIGTERM raises `Terminated` in the main thread. In another thread this does nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
