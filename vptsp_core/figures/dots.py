@@ -57,9 +57,9 @@ def dots(
 
 
 def _panel(ax: Axes, values: pd.DataFrame, sides: Sequence[str], unclear: Collection[str], reference: str) -> None:
-    above = below = np.arange(len(values))
-    if len(sides) == 2:  # ours a little above the middle of the row, the paper's below
-        above, below = above - SHIFT, below + SHIFT
+    middle, both = np.arange(len(values)), len(sides) == 2
+    above, below = middle - SHIFT * both, middle + SHIFT * both  # ours a little above the paper's if both are drawn
+    if both:
         ax.plot([values[PAPER], values[OURS]], [below, above], color=GREY, linewidth=1.2, zorder=1)
     if OURS in sides:
         half = values["±"].fillna(0) if "±" in values else None
@@ -68,8 +68,8 @@ def _panel(ax: Axes, values: pd.DataFrame, sides: Sequence[str], unclear: Collec
         ax.plot(values[PAPER], below, "D", color=ORANGE, alpha=LIGHT, markersize=7, label="paper")
     if OURS in sides:
         if reference in values.index:
-            line = {"color": BLUE, "linestyle": ":", "linewidth": 1.2, "zorder": 0}
-            ax.axvline(values[OURS][reference], label=f"our {reference}", **line)
+            x = values[OURS][reference]
+            ax.axvline(x, color=BLUE, linestyle=":", linewidth=1.2, zorder=0, label=f"our {reference}")
         at = values.index.isin(list(unclear))
         if at.any():
             ax.plot(values[OURS][at], above[at], **RING, label=ringed(reference))

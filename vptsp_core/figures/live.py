@@ -56,13 +56,10 @@ class Redrawn:
 
         if watched():
             fig = self.draw(pd.DataFrame(history))
-            self._show(Image(data=file_of(fig).getvalue(), width=int(100 * fig.get_figwidth())))
+            self.finish(Image(data=file_of(fig).getvalue(), width=int(100 * fig.get_figwidth())))
 
     def finish(self, picture: Any) -> None:
         """Show ``picture``, from `figures.style.save_figure`, in place of the last one."""
-        self._show(picture)
-
-    def _show(self, picture: Any) -> None:
         from IPython.display import display
 
         if self._handle is None:

@@ -93,21 +93,14 @@ def save_figure(fig: Figure, results: Path, name: str, alt: str = "") -> Image:
     """Write ``results/figures/<name>.png`` (200 dpi, 256 colours) and ``.pdf``. Return the picture to display."""
     from IPython.display import Image
 
-    # No date: the same numbers give the same file.
-    pdf = file_of(fig, "pdf", metadata={"CreationDate": None})
-    png = with_palette(file_of(fig), alt or name)
-    write_bytes(results / "figures" / f"{name}.pdf", pdf.getvalue())
-    write_bytes(results / "figures" / f"{name}.png", png)
-    return Image(data=png, width=int(100 * fig.get_figwidth()), alt=alt or name)
-
-
-def with_palette(png: io.BytesIO, description: str) -> bytes:
-    """Return the picture in 256 colours, a third of the size. The results page uses ``description`` as its caption."""
+    pdf = file_of(fig, "pdf", metadata={"CreationDate": None})  # without a date, the same numbers give the same file
     small, texts = io.BytesIO(), PngInfo()
-    texts.add_text("Description", description)
-    picture = PIL.Image.open(png)
+    texts.add_text("Description", alt or name)  # the results page uses it as the caption
+    picture = PIL.Image.open(file_of(fig))
     picture.convert("RGB").quantize(256).save(small, "PNG", optimize=True, pnginfo=texts, dpi=picture.info["dpi"])
-    return small.getvalue()
+    write_bytes(results / "figures" / f"{name}.pdf", pdf.getvalue())
+    write_bytes(results / "figures" / f"{name}.png", small.getvalue())
+    return Image(data=small.getvalue(), width=int(100 * fig.get_figwidth()), alt=alt or name)
 
 
 def labelled(fig: Figure) -> dict[str, Any]:

@@ -85,8 +85,8 @@ def _paper(ax: Axes, panel: Panel) -> None:
     ax.set_ylabel("paper: R@1, %")
     for name, (colour, marker) in PAPER.items():
         if panel.paper[name].notna().any():
-            look = {"color": colour, "alpha": LIGHT, "label": f"paper, {name}"}
-            ax.plot(panel.paper["x"], panel.paper[name], f"{marker}--", markersize=6, **look)
+            x, y, label = panel.paper["x"], panel.paper[name], f"paper, {name}"
+            ax.plot(x, y, f"{marker}--", color=colour, alpha=LIGHT, markersize=6, label=label)
     _scale(ax, panel)
 
 

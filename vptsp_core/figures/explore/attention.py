@@ -106,8 +106,7 @@ def shares(looked: Looked) -> pd.DataFrame:
 def as_seen(embedder: Embedder, images: ImageSet, places: Sequence[int]) -> tuple[Tensor, list[np.ndarray]]:
     """Resize and crop images as the model does.
 
-    Returns:
-        The normalised images (B, 3, H, W) on the model's device, and each image to look at, (H, W, 3) uint8.
+    Returns them normalised on the model's device, (B, 3, H, W), and as pictures to look at, (H, W, 3) uint8 each.
     """
     mean, std = normalisation(embedder.model.vit.backbone)
     transform = eval_transform(embedder.model.config, mean, std)

@@ -28,14 +28,9 @@ def kept_proxies(run: Run) -> dict[str, np.ndarray]:
 def nearest_images(
     proxies: dict[str, np.ndarray], embeddings: np.ndarray, k: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Find the ``k`` images nearest to every proxy.
+    """Find the ``k`` images nearest to every proxy: {name: (cosines (C, k), indices of the images (C, k))}.
 
-    Args:
-        proxies: {name: (C, d)}.
-        embeddings: (N, d), of the training images.
-
-    Returns:
-        {name: (cosines (C, k), indices of the images (C, k))}.
+    proxies are {name: (C, d)}, embeddings (N, d) those of the training images.
     """
     nearest = {name: nearest_neighbours(vectors, embeddings, k) for name, vectors in proxies.items()}
     return {name: (scores.numpy(), places.numpy()) for name, (scores, places) in nearest.items()}

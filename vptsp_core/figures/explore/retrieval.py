@@ -52,13 +52,9 @@ class OwnImages(ImageSet):
 
 
 def neighbours(opened: Opened, query: int | Path | Image.Image, k: int) -> Found:
-    """Find the ``k`` nearest images of one query.
-
-    Args:
-        query: an index in the gallery, whose image does not find itself, or an image of your own.
-    """
+    """Find the ``k`` nearest images of an image of the gallery, which does not find itself, or of your own."""
     index = query if isinstance(query, int) else -1
-    vector = opened.gallery[index] if index >= 0 else opened.embedder.embed([query])[0]
+    vector = opened.gallery[query] if isinstance(query, int) else opened.embedder.embed([query])[0]
     scores, places = (each[0].numpy() for each in nearest_neighbours(vector[None], opened.gallery, k + 1))
     others = (places >= 0) & (places != index)
     scores, places = scores[others][:k], places[others][:k]
@@ -69,8 +65,7 @@ def neighbours(opened: Opened, query: int | Path | Image.Image, k: int) -> Found
 def all_neighbours(opened: Opened, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Find the ``k`` nearest images of every test image, or all if there are fewer.
 
-    Returns:
-        Cosines (N, k) float32 and indices in the gallery (N, k) int64.
+    Returns their cosines (N, k) float32 and their indices in the gallery (N, k) int64.
     """
     k = min(k, len(opened.gallery) - opened.among_themselves)
     scores, places = nearest_neighbours(opened.queries, opened.gallery, k, exclude_self=opened.among_themselves)
