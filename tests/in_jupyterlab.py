@@ -1,11 +1,12 @@
-"""Opens notebooks in a real JupyterLab, runs them as a person would, and looks at what they show.
+"""Run notebooks in a real JupyterLab, as a user does, and check what they show.
 
     python tests/in_jupyterlab.py [--only NAME,...] [--profile smoke|demo] [--results DIR] [--screenshots DIR]
 
-A JupyterLab server is started on a free port of this machine, with copies of the notebooks, and a Chromium without
-a window: Run > Run All Cells in each. Checked are errors and warnings in outputs, outputs wider than the notebook,
-progress bars that did not end; in `explore` also that clicks, an upload, a path, the map and the lists change what is
-shown. Needs Chromium, its driver and the extra `browser`, and says what is missing. Exit status 1: something is wrong.
+This starts a JupyterLab server on a free port of this machine, with copies of the notebooks, and a headless Chromium.
+In each notebook it calls Run > Run All Cells. It reports errors and warnings in outputs, too wide outputs and progress
+bars that did not end. In `explore`, clicks, an upload, a path, the map and the lists must change what is
+shown. It needs Chromium, its driver and the extra `browser`, and reports which of them is missing. Exit status 1 means
+that something is wrong.
 """
 
 import argparse
@@ -38,30 +39,23 @@ FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1400,1300",
 )  # fmt: skip
-SETTINGS = {  # JupyterLab's own, but: all cells in the page, nothing fetched
+SETTINGS = {  # changes to JupyterLab's settings: all cells are in the page, and nothing is fetched
     "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
 }
 
 
 def missing() -> str:
-    """What is not installed, in a line; empty where all is there."""
-    lacking = [
-        f"{what} ({get})"
-        for there, what, get in (
-            (any(map(shutil.which, BROWSERS)), "Chromium", "Debian: chromium"),
-            (shutil.which("chromedriver"), "its driver", "Debian: chromium-driver"),
-            (importlib.util.find_spec("selenium"), "selenium", "pip install selenium"),
-            (importlib.util.find_spec("jupyterlab"), "JupyterLab", "pip install jupyterlab"),
-            (importlib.util.find_spec("ipywidgets"), "ipywidgets", "pip install ipywidgets"),
-        )
-        if not there
-    ]
+    """Return one line that names what is not installed, or an empty string."""
+    lacking = [] if any(map(shutil.which, BROWSERS)) else ["Chromium (Debian: chromium)"]
+    lacking += [] if shutil.which("chromedriver") else ["its driver (Debian: chromium-driver)"]
+    packages = ("selenium", "jupyterlab", "ipywidgets")
+    lacking += [f"{name} (pip install {name})" for name in packages if not importlib.util.find_spec(name)]
     return f"not installed: {', '.join(lacking)}" if lacking else ""
 
 
 def copies(paths: list[Path], folder: Path, values: dict) -> None:
-    """The notebooks in ``folder``/notebooks, with ``values`` in place of the defaults of their parameters."""
+    """Write the notebooks to ``folder``/notebooks, with ``values`` instead of the defaults of their parameters."""
     (folder / "notebooks").mkdir()
     for path in paths:
         notebook = nbformat.read(path, as_version=4)
@@ -73,7 +67,7 @@ def copies(paths: list[Path], folder: Path, values: dict) -> None:
 
 @contextlib.contextmanager
 def server(folder: Path):
-    """A JupyterLab of its own settings over ``folder``: gives the address of its start page, token included."""
+    """Start a JupyterLab with its own settings in ``folder``. Yield the address of its workspace and its token."""
     home = folder / ".jupyter"
     for name, values in SETTINGS.items():
         path = home / "lab" / "user-settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
@@ -87,7 +81,7 @@ def server(folder: Path):
         sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.root_dir={folder}",
         "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
         f"--IdentityProvider.token={token}", "--ServerApp.terminals_enabled=False",
-        "--LabApp.expose_app_in_browser=True",  # to ask it whether the kernel is connected
+        "--LabApp.expose_app_in_browser=True",  # so that `_idle` can ask whether the kernel is connected
     ]  # fmt: skip
     with own_kernel(), (folder / "server.log").open("w") as log:
         place = {"JUPYTER_CONFIG_DIR": str(home), "JUPYTERLAB_SETTINGS_DIR": str(home / "lab" / "user-settings"),
@@ -110,7 +104,7 @@ def server(folder: Path):
 
 @contextlib.contextmanager
 def browser():
-    """Chromium with an empty profile, driven."""
+    """Start Chromium with an empty profile. Yield its `Page`."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
@@ -127,7 +121,7 @@ def browser():
 
 
 class Page:
-    """One JupyterLab in the browser."""
+    """A JupyterLab in the browser."""
 
     def __init__(self, driver) -> None:
         self.driver, self.js = driver, driver.execute_script
@@ -136,7 +130,7 @@ class Page:
         return self.driver.find_elements("css selector", selector)
 
     def until(self, what: str, ready, seconds: float = 60):
-        """The first true value of ``ready()``; TimeoutError naming ``what``."""
+        """Wait until ``ready()`` is true and return its value. Raises TimeoutError that names ``what``."""
         end = time.monotonic() + seconds
         while not (found := ready()):
             if time.monotonic() > end:
@@ -145,7 +139,7 @@ class Page:
         return found
 
     def menu(self, *labels: str) -> None:
-        """Click through JupyterLab's menus, as a person does."""
+        """Click through JupyterLab's menus."""
         for depth, label in enumerate(labels):
             kind = ".lm-MenuBar-itemLabel" if depth == 0 else ".lm-Menu-itemLabel"
 
@@ -159,8 +153,11 @@ class Page:
         self.until("a kernel that is connected and idle", lambda: self._idle(name) or self._dismiss(), 180)
 
     def _idle(self, name: str) -> bool:
-        """Before the kernel is connected the page looks idle, too, and Run All Cells would run none. A window without
-        focus has no current notebook until one is made that."""
+        """Return whether the notebook's kernel is connected and idle.
+
+        Before it is connected, the page looks idle too, but Run All Cells would run nothing. In a window without focus,
+        the notebook must be activated first.
+        """
         return self.js(
             "const shell = window.jupyterapp?.shell;"
             "const panel = [...(shell?.widgets('main') ?? [])].find(each => each.context?.path.endsWith('.ipynb'));"
@@ -173,11 +170,11 @@ class Page:
 
     def _dismiss(self) -> None:
         for button in self.all(".jp-Dialog .jp-mod-accept"):
-            with contextlib.suppress(Exception):  # it may have closed by itself
+            with contextlib.suppress(Exception):  # the dialog may have closed by itself
                 button.click()
 
     def run_all(self, seconds: float) -> int:
-        """Run > Run All Cells, to its end; the most progress bars that were seen at once."""
+        """Run all cells to the end. Return the largest number of progress bars that were visible at once."""
         self.menu("Run", "Run All Cells")
         most = 0
 
@@ -193,11 +190,11 @@ class Page:
             return waiting == 0 and ran > 0
 
         self.until("all cells run", done, seconds)
-        time.sleep(1)  # what the last cell displayed is laid out
+        time.sleep(1)  # until the output of the last cell is laid out
         return most
 
     def wrong(self) -> list[str]:
-        """What a person would not want to see in the outputs, a line each."""
+        """Return what a user should not see in the outputs, one line each."""
         return self.js("""
             const found = [], text = node => node.textContent.trim().replace(/\\s+/g, ' ').slice(0, 300);
             document.querySelectorAll('.jp-CodeCell').forEach((cell, at) => {
@@ -221,7 +218,7 @@ class Page:
         """)
 
     def screenshots(self, folder: Path, name: str) -> None:
-        """The whole notebook in pieces: ``folder``/<name>-01.png and on."""
+        """Save the whole notebook in pieces: ``folder``/<name>-01.png, -02.png, ..."""
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob(f"{name}-[0-9][0-9].png"):
             old.unlink()
@@ -237,11 +234,11 @@ class Page:
 
 
 def try_explorer(page: Page, image: Path) -> None:
-    """Click, name a path, upload, zoom and choose in `explore`, as a person does; fails where nothing changes."""
+    """Click, enter a path, upload, zoom and choose in `explore`. Raises an error if the page does not change."""
     from selenium.webdriver import ActionChains, Keys
     from selenium.webdriver.support.select import Select
 
-    def said() -> str:
+    def message() -> str:
         return page.all(".vptsp-said")[0].text
 
     def changed(what: str, before: str, now) -> str:
@@ -252,41 +249,41 @@ def try_explorer(page: Page, image: Path) -> None:
         page.js("arguments[0].scrollIntoView({block: 'center'})", node)
         return node
 
-    assert said().startswith("Query (black frame): image "), said()
-    before = said()
+    assert message().startswith("Query (black frame): image "), message()
+    before = message()
     into_view(page.all(".vptsp-found")[2]).click()  # the second neighbour
-    before = changed("a click on a neighbour", before, said)
+    before = changed("a click on a neighbour", before, message)
     assert "right" in before or "✓" in before
     into_view(page.all(".vptsp-class")[5]).click()
-    before = changed("a click on an image of the class", before, said)
+    before = changed("a click on an image of the class", before, message)
     field = into_view(page.all("input[placeholder^='or its path']")[0])
     field.send_keys(str(image), Keys.ENTER)
-    before = changed("a path", before, said)
+    before = changed("a path", before, message)
     assert image.name in before and "no known class" in before, before
     field.send_keys(Keys.CONTROL + "a")
     field.send_keys("absent.png", Keys.ENTER)
-    before = changed("a wrong path", before, said)
+    before = changed("a wrong path", before, message)
     assert "absent.png" in before, before
-    # ipywidgets asks with an input that it never puts into the page; here it is put there, to be given the file.
+    # ipywidgets asks for the file with an input that is not part of the page. Here it is added, to receive the file.
     page.js("HTMLInputElement.prototype.click = function () { this.id = 'asked'; document.body.append(this); }")
     into_view(page.all(".widget-upload")[0]).click()
     page.all("#asked")[0].send_keys(str(image))
-    before = changed("an upload", before, said)
+    before = changed("an upload", before, message)
     assert "your image" in before and len(page.all(".vptsp-found")) > 3, before
 
     into_view(page.all("iframe[title='map of images']")[0])
     page.driver.switch_to.frame(page.all("iframe[title='map of images']")[0])
 
-    def told() -> str:
+    def map_status() -> str:
         return page.all("#counts")[0].text
 
-    page.until("the map to be drawn", lambda: "drawn" in told())
-    before = told()
+    page.until("the map to be drawn", lambda: "drawn" in map_status())
+    before = map_status()
     for _ in range(3):
         page.all("#in")[0].click()
-    before = changed("zooming", before, told)
+    before = changed("zooming", before, map_status)
     Select(page.all("#class")[0]).select_by_index(1)
-    changed("a class in the map", before, told)
+    changed("a class in the map", before, map_status)
     page.all("#all")[0].click()
     sheet = page.all("#sheet")[0]
     at = page.js("return place(kept[0]).map(Math.round)")
@@ -308,7 +305,7 @@ def check(
     only: list[str] = (), profile: str = "smoke", results: Path | None = None, pictures: Path | None = None,
     seconds: float = 900, say=print,
 ) -> list[str]:  # fmt: skip
-    """Run notebooks in JupyterLab; what is wrong, a line each."""
+    """Run notebooks in JupyterLab. Return what is wrong, one line each."""
     from selenium.common.exceptions import WebDriverException
 
     paths, problems = discover(only), []
@@ -327,7 +324,7 @@ def check(
                     bars = page.run_all(seconds)
                     wrong = page.wrong()
                     if not bars and len(list(out.glob("*/runs/*/metrics.json"))) > before:
-                        wrong.append("it trained, and no progress bar was seen")
+                        wrong.append("it trained without a visible progress bar")
                     if path.stem == "explore" and not wrong:
                         try_explorer(page, image)
                         wrong = page.wrong()
@@ -349,18 +346,18 @@ def check(
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Run the notebooks in a real JupyterLab.")
-    parser.add_argument("--only", default="", metavar="A,B", help="beginnings of notebook names")
+    parser.add_argument("--only", default="", metavar="A,B", help="only notebooks whose names start like this")
     parser.add_argument("--profile", default="smoke", choices=("smoke", "demo"))
     parser.add_argument("--results", type=Path, metavar="DIR", help="default: a temporary folder")
-    parser.add_argument("--screenshots", type=Path, metavar="DIR", help="keep pictures of every notebook there")
-    parser.add_argument("--seconds", type=float, default=900, help="for one notebook; default 900")
+    parser.add_argument("--screenshots", type=Path, metavar="DIR", help="save pictures of every notebook in DIR")
+    parser.add_argument("--seconds", type=float, default=900, help="limit for one notebook, default 900")
     options = parser.parse_args(argv)
     if lacking := missing():
         print(f"error: {lacking}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that server and browser end, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server and the browser end too
     only = list(filter(None, options.only.split(",")))
-    sys.stdout.reconfigure(line_buffering=True)  # a notebook takes minutes, also where a file is written
+    sys.stdout.reconfigure(line_buffering=True)  # print each line at once, also into a file
     problems = check(only, options.profile, options.results, options.screenshots, options.seconds)
     print(f"{len(problems)} thing(s) wrong" if problems else "nothing wrong")
     return int(bool(problems))

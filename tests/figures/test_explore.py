@@ -1,4 +1,4 @@
-"""The views of `figures.explore`: their numbers against independent computation, their pictures, their controls."""
+"""The views of `figures.explore`: their numbers against an independent computation, their figures, their controls."""
 
 import base64
 import dataclasses
@@ -6,7 +6,6 @@ import io
 import json
 import re
 from html import unescape
-from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,7 +34,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def opened():
-    """Twelve images of four classes, image 1 twice; queries and images searched are the same."""
+    """Twelve images of four classes, which are searched among each other. Image 7 equals image 1."""
     rows = unit(np.random.default_rng(0).normal(size=(12, 4)))
     rows[7] = rows[1]
     names = [f"00{i}.Bird_{'abcd'[i]}" for i in range(4)]
@@ -58,29 +57,26 @@ def prompted(prompts: list[int], **options) -> PromptedViT:
     trunk = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=4, num_classes=0, **options)
     vit = PromptedViT(trunk, 16, prompts=prompts).eval()
     with torch.no_grad():
-        for parameter in vit.parameters():  # nothing at a neutral value
+        for parameter in vit.parameters():  # no parameter at a neutral value
             parameter.add_(0.3 * torch.randn_like(parameter))
     return vit
 
 
 def by_timm(vit: PromptedViT, images: torch.Tensor) -> list[np.ndarray]:
-    """The class token's attention as timm's own blocks compute it over the concatenated prompts: (B, heads, n + T)."""
-    trunk, found = vit.backbone, []
-    hooks = []
-    for block in trunk.blocks:
-        block.attn.fused_attn = False  # its written-out form passes the weights through a dropout
-        hooks.append(block.attn.attn_drop.register_forward_pre_hook(lambda _, given: found.append(given[0])))
+    """Return the class token's attention from timm's own blocks over concatenated prompts: (B, heads, n + T) each."""
+    trunk, seen, expected = vit.backbone, [], []
     x = trunk.norm_pre(trunk._pos_embed(trunk.patch_embed(images)))
-    tokens, counts = x.shape[1], []
-    with torch.no_grad():
-        for i, block in enumerate(trunk.blocks):
-            n = vit.prompt_counts[i] if i < len(vit.prompt_counts) else 0
-            counts.append(n)
-            joined = x if n == 0 else torch.cat([vit.prompts[i, :n].expand(len(x), -1, -1), x], dim=1)
+    tokens = x.shape[1]
+    for i, block in enumerate(trunk.blocks):
+        block.attn.fused_attn = False  # the unfused form passes the weights through a dropout
+        hook = block.attn.attn_drop.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        n = vit.prompt_counts[i] if i < len(vit.prompt_counts) else 0
+        joined = x if n == 0 else torch.cat([vit.prompts[i, :n].expand(len(x), -1, -1), x], dim=1)
+        with torch.no_grad():
             x = block(joined)[:, -tokens:]
-    for hook in hooks:
         hook.remove()
-    return [weights[:, :, n].numpy() for weights, n in zip(found, counts, strict=True)]
+        expected.append(seen[-1][:, :, n].numpy())
+    return expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,8 +90,6 @@ def test_attention_is_the_textbook_softmax(kind, prompts):
     for ours, theirs in zip(looked.weights, expected, strict=True):
         np.testing.assert_allclose(ours, theirs.mean(1), atol=1e-6)
         np.testing.assert_allclose(ours.sum(1), 1, atol=1e-5)
-    heads = attention.attention_weights(vit.backbone.blocks[0].attn, torch.randn(2, 1, 32), torch.randn(2, 4, 7, 8))
-    assert heads.shape == (2, 4, 1, 7)
 
     shares, each = attention.shares(looked), attention.to_prompts(looked)
     parts = shares.drop(columns="prompts if even")
@@ -108,35 +102,34 @@ def test_attention_is_the_textbook_softmax(kind, prompts):
     patches = looked.patches(2)
     assert patches.shape == (2, 4, 4)
     np.testing.assert_allclose(patches[1].ravel(), expected[2].mean(1)[1, -16:], atol=1e-6)
-    assert inside(views.attention_shares(each, shares))
-    pictures = [np.zeros((32, 32, 3), np.uint8)] * 2
-    assert inside(views.attention_maps(pictures, ["a", "b"], looked, [0, 2]))
 
 
-def test_a_model_that_pools_patches_has_no_class_token_to_look_from():
+def test_a_model_that_pools_patches_has_no_attention_to_show():
     with pytest.raises(VptspError, match="pools by 'avg'"):
         attention.class_token(prompted([2], global_pool="avg", class_token=False), torch.randn(1, 3, 32, 32))
 
 
-def test_the_heat_map_writes_each_share_and_the_veil_is_thinnest_where_it_looks():
+def test_the_heat_map_writes_each_share_and_the_veil_is_thin_where_the_attention_is_high():
     each = np.array([[0.25, 0.05], [0.5, np.nan]])
     parts = pd.DataFrame({"prompts": [30.0, 50], "class token": [10.0, 10], "patches": [60.0, 40],
                           "prompts if even": [20.0, 11]}, index=[1, 2])  # fmt: skip
     fig = views.attention_shares(each, parts)
-    assert [text.get_text() for text in fig.axes[0].texts] == ["25.0", "5.0", "50.0"]
-    weights = np.full((1, 1 + 1 + 4), 0.1)
-    weights[0, 4] = 0.5
-    looked = attention.Looked([weights], [1], 1, (2, 2))
-    fig = views.attention_maps([np.full((4, 4, 3), 200, np.uint8)], ["a"], looked, [0])
+    assert [text.get_text() for text in fig.axes[0].texts] == ["25.0", "5.0", "50.0"] and inside(fig)
+    without = views.attention_shares(np.zeros((2, 0)), parts)
+    assert len(without.axes) == 1 and inside(without)
+    weights = np.full((2, 1 + 1 + 4), 0.1)
+    weights[:, 4] = 0.5
+    looked = attention.Looked([weights, weights[:, 1:]], [1, 0], 1, (2, 2))
+    fig = views.attention_maps([np.full((4, 4, 3), 200, np.uint8)] * 2, ["a", "b"], looked, [0, 1])
     veil = fig.axes[1].images[1].get_array()[..., 3]
     assert veil[1, 0] == 0 and veil[0, 0] == pytest.approx(0.85 * 0.8)
-    assert fig.axes[1].get_xlabel() == "prompts 10 %"
+    assert [ax.get_xlabel() for ax in fig.axes[1:3]] == ["prompts 10 %", "no prompts"] and inside(fig)
 
 
 # ---- retrieval -----------------------------------------------------------------------------------------------------
 
 
-def test_neighbours_are_those_of_a_full_sort_and_none_finds_itself(opened):
+def test_neighbours_agree_with_a_full_sort_and_no_image_finds_itself(opened):
     cosines = opened.queries @ opened.queries.T
     labels = opened.found_in.labels
     every, places = retrieval.all_neighbours(opened, 5)
@@ -149,9 +142,19 @@ def test_neighbours_are_those_of_a_full_sort_and_none_finds_itself(opened):
     assert retrieval.neighbours(opened, 7, 1).places.tolist() == [1]  # its duplicate, not itself
     assert len(retrieval.neighbours(opened, 0, 99).places) == 11
     np.testing.assert_allclose(every[7, 0], 1, atol=1e-6)
+    few = dataclasses.replace(opened, queries=opened.queries[:4], gallery=opened.queries[:4])
+    every, places = retrieval.all_neighbours(few, 8)
+    assert every.shape == (4, 3) and np.isfinite(every).all(), "no neighbour is invented"
+    assert [sorted({*row, i}) for i, row in enumerate(places.tolist())] == [[0, 1, 2, 3]] * 4
 
 
-def test_your_own_image_may_find_anything(opened, tmp_path):
+def test_the_number_of_a_test_image_is_checked(opened):
+    assert retrieval.test_image(opened, 11) == 11
+    with pytest.raises(DataError, match="query = 12: the test images are 0 to 11; choose another"):
+        retrieval.test_image(opened, 12)
+
+
+def test_an_image_of_your_own_finds_every_image(opened, tmp_path):
     picture = opened.found_in.image(4)
     picture.save(tmp_path / "own.png")
     vector = opened.embedder.embed([picture])[0]
@@ -173,12 +176,11 @@ def test_your_own_image_may_find_anything(opened, tmp_path):
 
 def test_a_separate_gallery_is_searched_whole(opened):
     shop = Flat("gallery", np.array([0, 1, 2, 3]), opened.found_in.class_names)
-    apart = Opened(
-        None, opened.embedder, Benchmark("b", shop, opened.found_in, shop), opened.queries, opened.gallery[:4]
-    )
+    benchmark = Benchmark("b", shop, opened.found_in, shop)
+    apart = dataclasses.replace(opened, benchmark=benchmark, gallery=opened.gallery[:4])
     assert not apart.among_themselves and apart.found_in is shop
     _, places = retrieval.all_neighbours(apart, 1)
-    np.testing.assert_array_equal(places[:4, 0], [0, 1, 2, 3])  # itself is in the gallery, as another image
+    np.testing.assert_array_equal(places[:4, 0], [0, 1, 2, 3])  # a query may find its copy in the gallery
 
 
 def test_classes_and_confusions_agree_with_a_confusion_matrix():
@@ -199,20 +201,19 @@ def test_classes_and_confusions_agree_with_a_confusion_matrix():
     pairs = retrieval.confusions(labels, first, names)
     assert pairs["wrong"].sum() == wrong.sum() and pairs["wrong"].is_monotonic_decreasing
     for row in pairs.to_dict("records"):
-        assert row["a"] < row["b"] and (row["there"], row["back"]) == (
-            wrong[row["a"], row["b"]],
-            wrong[row["b"], row["a"]],
-        )
-        some = retrieval.examples((row["a"], row["b"]), labels, first, 2)
+        a, b = row["a"], row["b"]
+        assert a < b and (row["there"], row["back"]) == (wrong[a, b], wrong[b, a])
+        assert (row["class"], row["other class"]) == (names[a], names[b])
+        some = retrieval.examples((a, b), labels, first, 2)
         assert len(some) == min(2, row["wrong"])
-        assert all({labels[at], first[at]} == {row["a"], row["b"]} for at in some)
+        assert all({labels[at], first[at]} == {a, b} for at in some)
         if row["there"] and row["back"]:
-            assert labels[some].tolist() == [row["a"], row["b"]]  # one from either side
+            assert labels[some].tolist() == [a, b]  # one from each direction
     perfect = retrieval.by_class(labels, labels, names)
     assert (perfect["most taken for"] == "").all() and retrieval.confusions(labels, labels, names).empty
 
 
-def test_the_picture_of_the_classes_names_the_lowest_and_keeps_to_its_canvas():
+def test_the_figure_of_the_classes_names_the_lowest():
     long = "012.Yellow_headed_Blackbird_with_more"
     table = pd.DataFrame({"class": [0, 1, 2], "name": [long, "B", "C"], "queries": [4, 4, 2], "R@1": [0.0, 75, 100],
                           "most taken for": ["B", long, ""], "times": [4, 1, 0]})  # fmt: skip
@@ -237,7 +238,7 @@ def test_a_run_is_opened_with_the_numbers_of_its_record(finished):
     results, done = finished
     found = open_run(done.path)
     _, places = retrieval.all_neighbours(found, 1)
-    labels = found.benchmark.test.labels
+    labels = found.found_in.labels
     assert (labels[places[:, 0]] == labels).mean() == pytest.approx(done.metrics["R@1"], abs=2e-3)
     assert found.own_data and found.among_themselves
     (results / "runs" / "broken").mkdir()
@@ -255,8 +256,7 @@ def test_a_run_is_opened_with_the_numbers_of_its_record(finished):
     assert np.abs(pictures[1].astype(int) - np.asarray(found.benchmark.test.image(5))).max() <= 1
 
 
-def test_proxies_are_those_of_the_classes_that_were_trained_on(tmp_path):
-    """With a fifth of the classes held out, the others are numbered anew."""
+def test_proxies_belong_to_the_classes_that_were_not_held_out(tmp_path):
     done = run(preset("smoke", selection="validation", epochs=1), results=tmp_path, progress=False)
     found = open_run(done.path)
     train, kept = found.trained_on, proxies.kept_proxies(done)["O"]
@@ -264,34 +264,19 @@ def test_proxies_are_those_of_the_classes_that_were_trained_on(tmp_path):
     assert len(kept) == train.num_classes == whole - done.record["held_out"]["classes"] < whole
 
 
-def test_where_there_are_few_images_no_neighbour_is_invented(finished):
-    found = open_run(finished[1].path)
-    few = dataclasses.replace(found, queries=found.queries[:4], gallery=found.queries[:4])
-    cosines, places = retrieval.all_neighbours(few, 8)
-    assert places.shape == cosines.shape == (4, 3) and np.isfinite(cosines).all()
-    assert [sorted({*row, i}) for i, row in enumerate(places.tolist())] == [[0, 1, 2, 3]] * 4
-    last = len(found.benchmark.test) - 1
-    assert retrieval.test_image(found, last) == last
-    with pytest.raises(DataError, match=f"query = {last + 1}: the test images are 0 to {last}; choose another"):
-        retrieval.test_image(found, last + 1)
-
-
-def test_methods_without_semantic_proxies_keep_o_or_none(tmp_path):
+def test_methods_without_semantic_proxies_have_o_or_none(tmp_path):
     from safetensors.torch import save_file
 
-    older = SimpleNamespace(path=tmp_path, record={})  # runs before it have no checksum of what was learned
+    older = SimpleNamespace(path=tmp_path, record={})  # older runs have no checksum of the weights
     save_file({"proxies.bias": torch.tensor([[3.0, 4.0]])}, tmp_path / WEIGHTS)
     np.testing.assert_allclose(proxies.kept_proxies(older)["O"], [[0.6, 0.8]], rtol=1e-6)
     save_file({}, tmp_path / WEIGHTS)
     assert proxies.kept_proxies(older) == {}
 
 
-def test_images_nearest_to_proxies_and_their_summary():
+def test_the_images_nearest_to_proxies_and_their_summary():
     rng = np.random.default_rng(1)
-    images, marks = (
-        unit(rng.normal(size=(9, 5))),
-        {"O": unit(rng.normal(size=(3, 5))), "P": unit(rng.normal(size=(3, 5)))},
-    )
+    images, marks = unit(rng.normal(size=(9, 5))), {name: unit(rng.normal(size=(3, 5))) for name in "OP"}
     labels = np.repeat(np.arange(3), 3)
     near = proxies.nearest_images(marks, images, 4)
     table = proxies.summary(marks, images, labels, {name: found for name, (_, found) in near.items()})
@@ -311,7 +296,7 @@ def test_images_nearest_to_proxies_and_their_summary():
 # ---- the map -------------------------------------------------------------------------------------------------------
 
 
-def test_the_map_holds_all_it_shows_and_no_name_ends_its_script():
+def test_the_map_has_its_images_inside_and_no_name_ends_its_script():
     images = Flat("evil", np.array([0, 1, 1, 0]), ["001.</script><b>x", "002.Plain"])
     places = [3, 0, 2]
     points = np.array([[0.0, 0], [2, 1], [4, 2]])
@@ -331,13 +316,8 @@ def test_the_map_holds_all_it_shows_and_no_name_ends_its_script():
         middle = atlas.getpixel((column * side + side // 2, row * side + side // 2))
         assert abs(middle[0] - 10 * place) <= 2
 
-    class Frame(HTMLParser):
-        def handle_starttag(self, tag, attributes):
-            self.found = dict(attributes) if tag == "iframe" else getattr(self, "found", None)
-
-    parser = Frame()
-    parser.feed(zoom.frame(page))
-    assert parser.found["srcdoc"] == page and parser.found["sandbox"] == "allow-scripts"
+    frame = zoom.frame(page)
+    assert unescape(re.search('srcdoc="([^"]*)"', frame)[1]) == page and 'sandbox="allow-scripts"' in frame
 
 
 # ---- controls ------------------------------------------------------------------------------------------------------
@@ -348,9 +328,8 @@ def explorer(opened):
     pytest.importorskip("ipywidgets", reason="the extra lab is not installed")
     _, places = retrieval.all_neighbours(opened, 3)
     labels = opened.found_in.labels
-    return widgets.QueryExplorer(
-        opened, retrieval.by_class(labels, labels[places[:, 0]], opened.found_in.class_names), 3
-    )
+    classes = retrieval.by_class(labels, labels[places[:, 0]], opened.found_in.class_names)
+    return widgets.QueryExplorer(opened, classes, 3)
 
 
 def plain(html: str) -> str:
@@ -358,12 +337,12 @@ def plain(html: str) -> str:
 
 
 def shown(explorer) -> tuple[str, list[str]]:
-    """What is said of the query, in plain text, and what stands under each picture."""
+    """Return the text about the query, and the text under each picture, without HTML."""
     cards = [card.children[1].value for card in explorer.found_shown.children]
     return unescape(plain(explorer.said.value)), [plain(card) for card in cards]
 
 
-def test_a_click_makes_the_query_and_marks_are_of_its_class(opened, explorer):
+def test_a_click_chooses_the_query_and_the_marks_agree_with_its_class(opened, explorer):
     assert explorer.of_class.options[0][1] == explorer.of_class.value  # the lowest R@1
     assert len(explorer.of_class_shown.children) == 3
     explorer.of_class_shown.children[2].children[0].click()
@@ -381,7 +360,7 @@ def test_a_click_makes_the_query_and_marks_are_of_its_class(opened, explorer):
     assert "image 6, Bird c" in shown(explorer)[0]
 
 
-def test_your_own_image_is_asked_by_path_and_by_upload(opened, explorer, tmp_path):
+def test_an_image_of_your_own_is_asked_by_path_and_by_upload(opened, explorer, tmp_path):
     picture = opened.found_in.image(4)
     picture.save(tmp_path / "own.png")
     expected = [f"{cosine:.3f}" for cosine in retrieval.neighbours(opened, picture, 3).cosines]
@@ -398,7 +377,7 @@ def test_your_own_image_is_asked_by_path_and_by_upload(opened, explorer, tmp_pat
     assert "absent.png" in shown(explorer)[0]
 
 
-def test_where_nobody_watches_there_are_pictures_and_no_controls(opened, monkeypatch, tmp_path, capsys):
+def test_without_a_watcher_or_ipywidgets_there_are_no_controls(opened, monkeypatch, tmp_path, capsys):
     displayed = []
     monkeypatch.setattr("IPython.display.display", lambda *shown, **options: displayed.extend(shown))
     widgets.choose("classes", {"a": 1, "b": 2}, lambda value: f"picture {value}")
@@ -411,7 +390,7 @@ def test_where_nobody_watches_there_are_pictures_and_no_controls(opened, monkeyp
     assert len(displayed) == 1 and capsys.readouterr().out.startswith("Still pictures only: controls need ipywidgets")
 
 
-def test_a_list_replaces_the_picture_and_a_choice_is_kept(finished, monkeypatch, tmp_path):
+def test_the_lists_change_the_picture_and_the_run(finished, monkeypatch, tmp_path):
     ipywidgets = pytest.importorskip("ipywidgets", reason="the extra lab is not installed")
     made, displayed = [], []
     monkeypatch.setattr(ipywidgets, "interact", lambda show, **controls: made.append((show, controls)))

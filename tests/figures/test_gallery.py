@@ -1,4 +1,4 @@
-"""Thumbnails are where they should be, signs say what hand-made labels say, and no image finds itself."""
+"""Thumbnails are in their places, signs agree with hand-made labels, and no image finds itself."""
 
 import io
 import sys
@@ -25,24 +25,24 @@ def birds():
 
 
 def drawn(ax) -> dict[tuple[float, float], int]:
-    """{(left, top) of a thumbnail, to the grid's whole unit: brightness of its middle}."""
-    found = {}
+    """Return {(left, top) of each thumbnail: the brightness of its middle}."""
+    middles = {}
     for image in ax.images:
         left, _, _, top = image.get_extent()
         pixels = image.get_array()
-        found[round(left, 2), round(top, 2)] = int(pixels[len(pixels) // 2, len(pixels) // 2, 0])
-    return found
+        middles[round(left, 2), round(top, 2)] = int(pixels[len(pixels) // 2, len(pixels) // 2, 0])
+    return middles
 
 
 def test_a_thumbnail_keeps_the_shape_and_is_padded():
     wide = gallery.thumbnail(Image.new("RGB", (30, 20), "black"), 12)
     assert wide.shape == (12, 12, 3) and wide.dtype == np.uint8
     assert (wide[:2] == 255).all() and (wide[2:10] == 0).all() and (wide[10:] == 255).all()
-    assert (gallery.thumbnail(Image.new("RGB", (5, 500), "black"), 12)[:, 5:6] == 0).all()  # thin, and yet there
-    assert (gallery.thumbnail(Image.new("RGB", (3, 3), "black"), 12) == 0).all()  # small ones grow
+    assert (gallery.thumbnail(Image.new("RGB", (5, 500), "black"), 12)[:, 5:6] == 0).all()  # at least one pixel wide
+    assert (gallery.thumbnail(Image.new("RGB", (3, 3), "black"), 12) == 0).all()  # small images are enlarged
 
 
-def test_a_contact_sheet_has_a_row_a_class(birds):
+def test_a_contact_sheet_has_one_row_per_class(birds):
     fig = gallery.contact_sheet({"all": birds, "some": birds}, {"all": [0, 1, 2], "some": [2]}, each=2)
     whole, part = (drawn(ax) for ax in fig.axes)
     gap = 0.05
@@ -55,7 +55,7 @@ def test_a_contact_sheet_has_a_row_a_class(birds):
 
 def test_the_grid_marks_right_and_wrong_by_sign_and_colour(birds):
     found = np.zeros((6, 3), dtype=int)
-    found[0], found[5] = [1, 2, 4], [3, 4, 0]  # of classes 0 | 1 2 and 1 | 2 | 0
+    found[0], found[5] = [1, 2, 4], [3, 4, 0]  # classes 0, 1, 2 for class 0, and 1, 2, 0 for class 2
     fig = gallery.retrieval_grid(birds, birds, {"first": [0], "second": [5]}, {"model": found})
     (ax,) = fig.axes
     signs = [(t.get_text(), colours.to_hex(t.get_color()).upper()) for t in ax.texts if t.get_text() in "✓✗"]
@@ -81,12 +81,12 @@ def test_first_right_agrees_with_a_full_sort_beyond_one_chunk():
         assert labels[others[rank - 1]] == labels[at] and not (labels[others[: rank - 1]] == labels[at]).any()
 
 
-def test_the_worst_are_of_unlike_classes():
+def test_the_worst_queries_are_of_different_classes():
     ranks, labels = np.array([3, 90, 80, 90, 7]), np.array([0, 1, 1, 2, 0])
     assert gallery.worst(ranks, labels, 2) == [1, 3] and gallery.worst(ranks, labels, 9) == [1, 3, 4]
 
 
-def test_thumbnails_on_a_map_do_not_overlap_and_lie_where_the_images_do(birds):
+def test_thumbnails_on_a_map_are_at_their_points_and_do_not_overlap(birds):
     rng = np.random.default_rng(0)
     points, places = rng.normal(size=(400, 2)), rng.integers(0, 6, 400)
     fig = gallery.thumbnail_map(points, birds, places, limit=50)
@@ -104,27 +104,33 @@ def test_thumbnails_on_a_map_do_not_overlap_and_lie_where_the_images_do(birds):
     assert inside(fig)
 
 
-def test_the_palette_makes_the_picture_smaller_and_keeps_its_colours(birds, tmp_path):
+def test_a_saved_figure_is_small_keeps_its_colours_and_is_the_same_each_time(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
     pictures = Flat("noise", np.array([0]), ["a"])
     pictures.image = lambda index: Image.fromarray(noise)
     fig = gallery.contact_sheet({"noise": pictures}, {"noise": [0]})
+    shown = style.save_figure(fig, tmp_path, "small", "a picture of noise")
     full = io.BytesIO()
     fig.savefig(full, format="png", dpi=200, facecolor="white")
-    style.save_figure(fig, tmp_path, "small", "a picture of noise")
-    small = tmp_path / "figures" / "small.png"
+    pdf, small = sorted((tmp_path / "figures").iterdir())
+    assert (pdf.name, small.name) == ("small.pdf", "small.png") and pdf.read_bytes()[:5] == b"%PDF-"
+    assert shown.data == small.read_bytes() and shown.alt == "a picture of noise"
     assert small.stat().st_size < 0.6 * len(full.getvalue())
     with Image.open(full) as one, Image.open(small) as other:
         assert other.info["Description"] == "a picture of noise"  # the results page's caption
         assert one.size == other.size
         difference = np.abs(np.asarray(one.convert("RGB"), int) - np.asarray(other.convert("RGB"), int))
         assert difference.mean() < 6
+    before = pdf.read_bytes(), small.read_bytes()
+    again = gallery.contact_sheet({"noise": pictures}, {"noise": [0]})
+    style.save_figure(again, tmp_path, "small", "a picture of noise")
+    assert (pdf.read_bytes(), small.read_bytes()) == before
 
 
-def test_the_diagram_names_all_that_learns(birds):
+def test_the_diagram_names_everything_that_is_trained(birds):
     fig = diagram.method([gallery.thumbnail(birds.image(i)) for i in range(3)])
     texts = {t.get_text().replace("\n", " ") for ax in fig.axes for t in ax.texts}
-    assert {"sample tower", "proxy tower", "accumulator", "P, one a class", "O, one a class", "Q, mixed"} <= texts
+    assert {"sample tower", "proxy tower", "accumulator", "P, one per class", "O, one per class", "Q, mixed"} <= texts
     assert inside(fig)
 
 
@@ -137,30 +143,25 @@ def test_training_curves_keep_their_axes_and_leave_out_epochs_without_evaluation
     frozen, ours = recall.lines
     assert list(frozen.get_ydata()) == [40, 40]
     assert list(ours.get_xdata()) == [2, 3] and list(ours.get_ydata()) == [50, 60]
-    first = live.training(HISTORY[["epoch", "loss"]][:1], epochs=1)  # nothing evaluated yet
+    first = live.training(HISTORY[["epoch", "loss"]][:1], epochs=1)  # not evaluated yet
     assert not first.axes[1].lines and inside(first)
 
 
 @pytest.mark.parametrize("someone_watches", [True, False])
-def test_a_watched_figure_is_drawn_again_in_its_place_and_an_unwatched_one_once(monkeypatch, someone_watches):
-    shown = []
-
-    class Handle:
-        def update(self, picture):
-            shown.append(("updated", picture))
+def test_a_watched_figure_is_redrawn_in_place_and_an_unwatched_one_is_shown_once(monkeypatch, someone_watches):
+    shown, seen = [], []
+    handle = types.SimpleNamespace(update=lambda picture: shown.append(("updated", picture)))
 
     def display(picture, display_id):
         shown.append(("displayed", picture))
-        return Handle()
-
-    monkeypatch.setattr("IPython.display.display", display)
-    monkeypatch.setattr(live, "watched", lambda: someone_watches)
-    seen = []
+        return handle
 
     def draw(history):
         seen.append(len(history))
         return live.training(history, epochs=3)
 
+    monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.setattr(live, "watched", lambda: someone_watches)
     redrawn = live.Redrawn(draw)
     for epochs in (1, 2):
         redrawn(HISTORY[:epochs].to_dict("records"))
@@ -170,8 +171,8 @@ def test_a_watched_figure_is_drawn_again_in_its_place_and_an_unwatched_one_once(
     assert not someone_watches or shown[0][1].data[:4] == b"\x89PNG"
 
 
-def test_a_map_leaves_the_threads_of_torch_as_they_were(monkeypatch):
-    """A stand-in for UMAP: it compiles for twenty seconds, and the notebooks' test runs it."""
+def test_a_map_does_not_change_the_number_of_torch_threads(monkeypatch):
+    """UMAP is replaced because it compiles for twenty seconds. The test of the notebooks runs the real one."""
 
     class Umap:
         def __init__(self, **options):
@@ -193,38 +194,32 @@ def test_a_map_leaves_the_threads_of_torch_as_they_were(monkeypatch):
 
 
 @pytest.mark.parametrize("count", [0, 3])
-def test_a_map_of_too_few_images_for_umap(count):
+def test_images_too_few_for_umap_are_put_on_a_line(count):
     plane = umap.umap_plane(np.random.default_rng(0).normal(size=(count, 8)).astype(np.float32))
     assert plane.shape == (count, 2) and len(np.unique(plane[:, 0])) == count
 
 
-def test_a_map_of_what_is_no_number_names_the_rows():
+def test_a_map_refuses_nan_and_zero_images():
     vectors = np.ones((20, 4), np.float32)
     vectors[2, 1] = np.nan
     with pytest.raises(VptspError, match=r"a map of embeddings: NaN or infinity in 1 of 20 rows \(2\); leave"):
         umap.umap_plane(vectors)
-
-
-def test_images_on_a_map_are_at_least_one():
     assert umap.pick_points(np.arange(5), [], 1).shape == (1,)
     with pytest.raises(VptspError, match="images on a map: 0 is not a whole number of at least 1"):
         umap.pick_points(np.arange(5), [], 0)
 
 
-def test_letters_that_the_figures_font_lacks(monkeypatch):
-    """Another font has them, or their code is shown; never a box."""
-    plain, rare, nowhere = Figure(), "\u4e2d", "\u4e01"  # both lacking in DejaVu Sans
+def test_a_letter_that_the_figures_font_lacks_gets_another_font_or_its_code(monkeypatch):
+    plain, rare, nowhere = Figure(), "\u4e2d", "\u4e01"  # DejaVu Sans lacks both
     plain.text(0, 0, "Möwe $\\alpha$")
     assert not fonts.show_letters(plain)
     fig = Figure()
     text = fig.text(0, 0, f"a{rare}b{nowhere}")
     own = text.get_fontfamily()
-    monkeypatch.setattr(fonts, "_font_with", {rare: "Some Sans", nowhere: None}.get)
-    with pytest.warns(UserWarning, match=f"no font here has the letters {nowhere}: figures show their codes; install"):
-        assert fonts.show_letters(fig)
+    with monkeypatch.context() as patched:
+        patched.setattr(fonts, "_font_with", {rare: "Some Sans", nowhere: None}.get)
+        with pytest.warns(UserWarning, match=f"no font here has the letters {nowhere}: figures show their codes; inst"):
+            assert fonts.show_letters(fig)
     assert text.get_text() == f"a{rare}b\\u4e01" and text.get_fontfamily() == [*own, "Some Sans"]
-
-
-def test_a_font_is_found_by_its_letters():
     fonts._font_with.cache_clear()
     assert fonts._font_with("a") and fonts._font_with("\U0010fffe") is None

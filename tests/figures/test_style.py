@@ -1,4 +1,4 @@
-"""The same numbers give the same file whatever style the user has, in a matplotlibrc or in the kernel."""
+"""The same numbers give the same file, whatever style the user set in a matplotlibrc or in the kernel."""
 
 import ast
 from contextlib import ExitStack
@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+import seaborn
 from PIL import Image
 
 from vptsp_core.deploy.picture import found_images
@@ -27,7 +28,7 @@ FOREIGN = {
 
 
 def pictures(folder) -> list[bytes]:
-    """Files as `save_figure`, the live picture of a run and `search` make them."""
+    """Return files as `save_figure`, the picture of a run in progress and `search` make them."""
     image = folder / "image.png"
     Image.new("RGB", (8, 8), "red").save(image)
     table = pd.DataFrame({"query": [str(image)], "rank": [1], "path": ["image.png"], "cosine": [1.0]})
@@ -43,18 +44,18 @@ def plain(tmp_path_factory):
 
 
 @pytest.mark.parametrize("foreign", ["matplotlibrc", "seaborn"])
-def test_the_style_of_the_user_does_not_get_in(foreign, plain, tmp_path):
+def test_the_users_style_changes_no_file_and_is_not_changed(foreign, plain, tmp_path):
     with ExitStack() as stack:
         stack.enter_context(matplotlib.rc_context(FOREIGN if foreign == "matplotlibrc" else {}))
         if foreign == "seaborn":
-            pytest.importorskip("seaborn").set_theme(style="darkgrid", font_scale=0.4)
+            seaborn.set_theme(style="darkgrid", font_scale=0.4)
         before = dict(matplotlib.rcParams)
         assert pictures(tmp_path) == plain
-        assert dict(matplotlib.rcParams) == before, "and the user's style stays"
+        assert dict(matplotlib.rcParams) == before
 
 
-def test_every_figure_is_drawn_and_saved_in_it():
-    """`savefig` is called in `style` alone, and a figure is made only in a function drawn in the house style."""
+def test_every_figure_is_drawn_and_saved_in_the_house_style():
+    """Only `style` calls `savefig`, and only functions with `_house` make a figure."""
     for path in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text("utf-8"))
         styled = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
@@ -67,7 +68,7 @@ def test_every_figure_is_drawn_and_saved_in_it():
                 assert name != "Figure" or id(node) in inside, path
 
 
-def test_pictures_are_on_white(tmp_path):
+def test_pictures_are_on_white():
     with matplotlib.rc_context(DARK):
         buffer = style.file_of(live.training(HISTORY, epochs=2))
     assert np.asarray(Image.open(buffer).convert("RGB"))[0, 0].tolist() == [255, 255, 255]

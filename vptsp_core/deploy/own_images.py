@@ -84,7 +84,7 @@ def train_folder(
     memory has changed.
 
     Args:
-        folder: holds ``<class>/<image>`` or ``split.csv`` (see `data.own.own_images`).
+        folder: holds ``<class>/<image>`` or ``split.csv`` (see `data.own.list_own_images`).
         changes: keys of `RunConfig` that override the plan.
         say: called with the plan before training and with the summary after it.
         options: passed to `run`, like the other arguments.
@@ -113,7 +113,11 @@ def train_folder(
     text = summary(frozen, trained, gain, benchmark.test.num_classes)
     if len(choice):
         table = choice.to_string(float_format="{:.1f}".format)
-        text = f"The held-out classes choose {chosen} by MAP@R (epoch 0 is the start):\n{table}\n\n{text}"
+        second, first = sorted(choice["MAP@R"])
+        text = (
+            f"The held-out classes choose {chosen}: its MAP@R is {first - second:.1f} above the other's (epoch 0 is the "
+            f"start):\n{table}\n\n{text}"
+        )
     record = {
         "reasons": planned.reasons, "frozen": frozen.path.name, "choice": choice.to_dict("index"),
         "gain": gain.to_dict("index"), "summary": text,

@@ -1,1 +1,1 @@
-"""Pictures in one style, and what the explore notebook shows."""
+"""Figures in one style, and the views of the explore notebook."""

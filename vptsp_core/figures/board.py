@@ -1,4 +1,4 @@
-"""A finished run in TensorBoard: its whole history, and what some test images find."""
+"""A finished run in TensorBoard: its history, and the neighbours of some test images."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from vptsp_core.runs.curves import Curves
 from vptsp_core.runs.folder import Run
 from vptsp_core.system.distributed import is_main
 
-QUERIES, NEIGHBOURS = 10, 8
-
 
 def show_finished(done: Run, folder: str | Path, data: str | Path | None = None) -> None:
-    """Write the history of a run below ``folder``, and a retrieval grid, for which the test images are embedded;
-    ``data``: folder of the data sets, or of your own images.
+    """Write a run's history and a retrieval grid below ``folder``. This embeds the test images.
+
+    Args:
+        data: the folder of the data sets, or of your own images.
     """
-    opened = open_run(done.path, data)  # all processes embed a share
+    opened = open_run(done.path, data)  # in all processes: each embeds a share
     if not is_main():
         return
     curves = Curves(Path(folder).expanduser() / done.path.name)
     curves(done.history.to_dict("records"))
-    _, places = all_neighbours(opened, NEIGHBOURS)
+    _, places = all_neighbours(opened, 8)
     test = opened.benchmark.test
-    asked = {"test images": spread_classes(len(test), QUERIES)}
+    asked = {"test images": spread_classes(len(test), 10)}
     figure = retrieval_grid(test, opened.found_in, asked, {f"R@1 {100 * done.metrics['R@1']:.1f} %": places})
     picture = np.asarray(Image.open(file_of(figure)).convert("RGB"))
     curves.writer.add_image("retrieval", picture, int(done.metrics["epoch"]), dataformats="HWC")

@@ -1,4 +1,4 @@
-"""The method as one picture: the two towers, where prompts enter, how a proxy comes about."""
+"""The method as a diagram: the two towers, the places of the prompts, and how a proxy is made."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ FROZEN = "#E2E2E2"
 
 @_house
 def method(pictures: Sequence[np.ndarray]) -> Figure:
-    """VPTSP: grey is frozen and shared by both towers, colours are learned.
+    """Draw VPTSP. Grey is frozen and shared by both towers, colours are trained.
 
     Args:
         pictures: three images of a batch, (S, S, 3) uint8 each.
     """
     fig = Figure(figsize=(11, 4.3), layout="constrained")
     ax, attention = fig.subplots(1, 2, width_ratios=(3.2, 1))
-    for at, picture in enumerate(pictures[:3]):
-        ax.imshow(picture, extent=(0, 0.9, 2.35 + at - 0.45, 2.35 + at + 0.45), interpolation="nearest")
+    for at, picture in enumerate(pictures):
+        ax.imshow(picture, extent=(0, 0.9, at + 1.9, at + 2.8), interpolation="nearest")
     ax.text(0.45, 1.65, "one batch", ha="center", va="top")
     _tower(ax, 4.9, BLUE, "sample tower", "prompts, the same for all images")
     _tower(ax, 1.2, VERMILION, "proxy tower", "prompts of the image's own class")
     _box(ax, 7.9, 5.25, 1.9, 0.7, "embedding x", "white")
     _box(ax, 7.9, 1.55, 1.9, 0.7, "accumulator", VERMILION, "white")
-    _box(ax, 10.3, 1.55, 1.5, 0.7, "P, one\na class", "white")
-    _box(ax, 12.3, 1.55, 1.7, 0.7, "O, one\na class", GREEN, "white")
+    _box(ax, 10.3, 1.55, 1.5, 0.7, "P, one\nper class", "white")
+    _box(ax, 12.3, 1.55, 1.7, 0.7, "O, one\nper class", GREEN, "white")
     _box(ax, 11.3, 3.3, 1.7, 0.7, "Q, mixed", "white")
     _box(ax, 11.05, 5.25, 2.2, 0.7, "Proxy-Anchor\nloss", BLACK, "white")
     for start, end in (
@@ -42,7 +42,7 @@ def method(pictures: Sequence[np.ndarray]) -> Figure:
     ):  # fmt: skip
         _arrow(ax, start, end)
     ax.text(11.05, 1.05, "kept from batch to batch", ha="center", va="top", fontsize=9)
-    ax.text(8.85, 5.75, "all that is used afterwards", ha="center", va="bottom", fontsize=9)
+    ax.text(8.85, 5.75, "only this is used later", ha="center", va="bottom", fontsize=9)
     ax.set(xlim=(-0.1, 14.1), ylim=(0.4, 7.1), aspect="equal")
     ax.axis("off")
     _attention(attention)
@@ -63,7 +63,7 @@ def _tower(ax: Axes, y: float, colour: str, name: str, prompts: str) -> None:
 
 
 def _attention(ax: Axes) -> None:
-    """Who looks at whom inside a block: rows ask, columns answer; prompts are columns only."""
+    """Draw the attention inside a block: a row per query, a column per key. Prompts are columns only."""
     prompts, tokens = 3, 6
     for row in range(tokens):
         for column in range(prompts + tokens):
@@ -71,14 +71,14 @@ def _attention(ax: Axes) -> None:
             ax.add_patch(Rectangle((column + 0.06, row + 0.06), 0.88, 0.88, facecolor=colour, linewidth=0))
     ax.text(prompts / 2, -0.25, "prompts", ha="center", va="bottom", color=BLUE, fontsize=9)
     ax.text(prompts + tokens / 2, -0.25, "image tokens", ha="center", va="bottom", fontsize=9)
-    ax.text((prompts + tokens) / 2, tokens + 0.2, "keys and values: looked at", ha="center", va="top", fontsize=9)
-    ax.text(-0.3, tokens / 2, "queries: image tokens look", ha="right", va="center", rotation=90, fontsize=9)
+    ax.text((prompts + tokens) / 2, tokens + 0.2, "keys and values", ha="center", va="top", fontsize=9)
+    ax.text(-0.3, tokens / 2, "queries: image tokens only", ha="right", va="center", rotation=90, fontsize=9)
     ax.set(xlim=(-1, prompts + tokens), ylim=(tokens + 1, -1), aspect="equal", title="inside a block")
     ax.axis("off")
 
 
 def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, face: str, ink: str = BLACK) -> None:
-    """A rounded box from ``x`` on, centred on ``y``."""
+    """Draw a rounded box with its left edge at ``x`` and its middle at ``y``."""
     edge, style = GREY if face in ("white", FROZEN) else face, "round,pad=0,rounding_size=0.12"
     box = FancyBboxPatch((x, y - height / 2), width, height, boxstyle=style, facecolor=face, edgecolor=edge)
     ax.add_patch(box)

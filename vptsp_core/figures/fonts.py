@@ -1,4 +1,4 @@
-"""Names in every script: a font for the letters that the figures' own font lacks."""
+"""Fonts for letters that the figures' own font lacks, so that class names in every script are legible."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from matplotlib.text import Text
 
 
 def show_letters(fig: Figure) -> bool:
-    """Give texts with letters that their font lacks another font beside it; what no font has is written as \\u4e2d.
-    Returns whether a text was changed.
+    """Add fonts to texts with letters that their own font lacks. Return whether a text was changed.
+
+    If no installed font has a letter, its code is written instead (\\u4e2d), with a warning.
     """
-    changed, nowhere = False, ""
+    changed, without_font = False, ""
     for text in fig.findobj(Text):
         own = _letters(font_manager.findfont(text.get_fontproperties()))
         missing = [each for each in dict.fromkeys(text.get_text()) if ord(each) not in own and not each.isspace()]
@@ -22,13 +23,14 @@ def show_letters(fig: Figure) -> bool:
             continue
         changed = True
         fonts = {each: _font_with(each) for each in missing}
-        text.set_fontfamily([*text.get_fontfamily(), *dict.fromkeys(name for name in fonts.values() if name)])
+        text.set_fontfamily([*text.get_fontfamily(), *dict.fromkeys(filter(None, fonts.values()))])
         for each in [letter for letter, name in fonts.items() if not name]:
             text.set_text(text.get_text().replace(each, each.encode("ascii", "backslashreplace").decode()))
-            nowhere += each * (each not in nowhere)
-    if nowhere:
-        warnings.warn(f"no font here has the letters {nowhere[:20]}: figures show their codes; install one that has "
-                      "them, such as Noto Sans of that script", stacklevel=3)  # fmt: skip
+            without_font += each
+    if without_font:
+        letters = "".join(dict.fromkeys(without_font))[:20]
+        warnings.warn(f"no font here has the letters {letters}: figures show their codes; install one that has them, "
+                      "such as Noto Sans of that script", stacklevel=3)  # fmt: skip
     return changed
 
 
@@ -39,6 +41,7 @@ def _letters(path: str) -> frozenset[int]:
 
 @functools.cache
 def _font_with(letter: str) -> str | None:
+    """Return the name of an installed font with this letter, upright if possible. None if no font has it."""
     fonts = [font for font in font_manager.fontManager.ttflist if not font.name.startswith("Last Resort")]  # boxes
     fonts.sort(key=lambda font: (font.style != "normal", font.name, font.fname))
     return next((font.name for font in fonts if ord(letter) in _letters(font.fname)), None)

@@ -1,4 +1,4 @@
-"""How near proxies are to their own class and to the nearest other one, over the course of training."""
+"""The distance of proxies to their own class and to the nearest other class, over the course of training."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from vptsp_core.figures.style import BLUE, PROXIES, VERMILION, _house, legend
 
 @_house
 def gap(table: pd.DataFrame, epochs: Sequence[int]) -> Figure:
-    """A panel a kind of proxy: mean cosine to the own centroid and to the nearest other; the band is the margin.
+    """Draw mean cosines to the own centroid and to the nearest other, one panel per kind of proxy, and the margin.
 
-    ``table`` has a row a moment, after so many ``epochs``, and columns (proxy, "own centroid" | "nearest other"), as
-    `umap.proxy_cosines` measures them.
+    Args:
+        table: one row per moment, columns (proxy, "own centroid" | "nearest other") from `umap.proxy_cosines`.
+        epochs: the epochs trained until each moment.
     """
     kinds = list(dict.fromkeys(table.columns.get_level_values(0)))
     fig = Figure(figsize=(3.3 * len(kinds) + 0.4, 3.9), layout="constrained")
@@ -24,10 +25,8 @@ def gap(table: pd.DataFrame, epochs: Sequence[int]) -> Figure:
         own, other = (table[kind, name].to_numpy() for name in ("own centroid", "nearest other"))
         ax.plot(epochs, own, "o-", color=BLUE, label="own class's centroid")
         ax.plot(epochs, other, "s--", color=VERMILION, label="nearest other centroid")
-        ax.fill_between(
-            epochs, own, other, where=own > other, color=BLUE, alpha=0.12, linewidth=0, interpolate=True,
-            label="margin: own class nearer",
-        )  # fmt: skip
+        band = {"color": BLUE, "alpha": 0.12, "linewidth": 0, "label": "margin: own class nearer"}
+        ax.fill_between(epochs, own, other, where=own > other, interpolate=True, **band)
         ax.set(title=PROXIES[kind][1], xlabel="epochs of training", xticks=list(epochs))
         ax.margins(x=0.08)
     axes[0].set_ylabel("mean cosine of a proxy")

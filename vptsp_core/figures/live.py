@@ -1,4 +1,4 @@
-"""A training run as it goes: loss and R@1 so far, drawn again in its notebook after every epoch."""
+"""A training run in progress: its loss and R@1 so far, drawn again in the notebook after every epoch."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from vptsp_core.runs.train import Row
 
 @_house
 def training(history: pd.DataFrame, *, epochs: int, frozen: float | None = None) -> Figure:
-    """Loss and R@1 on the test classes over the epochs so far.
+    """Draw loss and R@1 on the test classes over the epochs so far.
 
     Args:
-        history: columns ``epoch``, ``loss`` and, where the run looks at the test set, ``R@1``, a fraction.
-        epochs: of the whole run: the axis is as long from the start, so that nothing jumps.
+        history: columns ``epoch``, ``loss`` and, if the run is evaluated on the test set, ``R@1``, a fraction.
+        epochs: the epochs of the whole run. The axis has this length from the start.
         frozen: R@1 of the frozen backbone, for a dashed line.
     """
     fig = Figure(figsize=(8.4, 3.2), layout="constrained")
     loss, recall = fig.subplots(1, 2)
-    loss.plot(history["epoch"], history["loss"], "o-", color=BLUE, clip_on=False)  # the marker of the highest is whole
+    loss.plot(history["epoch"], history["loss"], "o-", color=BLUE, clip_on=False)  # the highest marker is not cut off
     loss.set(ylabel="loss, mean of the epoch", ylim=(0, None))
     if frozen is not None:
         recall.axhline(100 * frozen, color=GREY, linestyle="--", label="frozen backbone")
@@ -41,9 +41,9 @@ def training(history: pd.DataFrame, *, epochs: int, frozen: float | None = None)
 
 
 class Redrawn:
-    """For ``on_epoch`` of `runs.run.run`: what ``draw`` makes of the history, in the notebook's output.
+    """A figure of the history in the notebook's output, for ``on_epoch`` of `runs.run.run`.
 
-    Where nobody watches (`paper.report.watched`) nothing is shown before `finish`, and then once.
+    If nobody watches the notebook (`paper.report.watched`), only the picture of `finish` is shown.
     """
 
     def __init__(self, draw: Callable[[pd.DataFrame], Figure]) -> None:
@@ -56,13 +56,10 @@ class Redrawn:
 
         if watched():
             fig = self.draw(pd.DataFrame(history))
-            self._show(Image(data=file_of(fig).getvalue(), width=int(100 * fig.get_figwidth())))
+            self.finish(Image(data=file_of(fig).getvalue(), width=int(100 * fig.get_figwidth())))
 
     def finish(self, picture: Any) -> None:
-        """Put ``picture``, from `figures.style.save_figure`, in the place of what was shown so far."""
-        self._show(picture)
-
-    def _show(self, picture: Any) -> None:
+        """Show ``picture``, from `figures.style.save_figure`, in place of the last one."""
         from IPython.display import display
 
         if self._handle is None:

@@ -1,7 +1,7 @@
-"""Figures in one house style. Each function takes numbers and returns a figure; `save_figure` saves and shows it.
+"""The house style of all figures, how they are saved, and two figures: methods against parameters, and UMAP maps.
 
-Colours: Okabe & Ito (2008), distinct with any colour vision; marker shapes differ, too. The paper's series are lighter
-than ours. pyplot's open figures and the global style stay as they are.
+Colours are those of Okabe & Ito (2008), distinct with any colour vision. Marker shapes differ too. The paper's series
+are lighter than ours. pyplot's open figures and the user's global style are not changed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.legend import Legend
 from matplotlib.style import context
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from PIL.PngImagePlugin import PngInfo
 
 from vptsp_core.figures.fonts import show_letters
 from vptsp_core.figures.umap import short_name
@@ -36,17 +38,17 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY, BLACK = (
 CLASS_COLOURS = (
     BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, "#E3D200", "#7B3294", "#8C510A", "#004D40", "#FF7F9F",
 )  # fmt: skip
-FAMILIES = {  # of the methods in table 1: colour and marker; hollow without BitFit
+FAMILIES = {  # of the methods in table 1: colour and marker
     CLOSED: (GREY, "P"), FULL: (BLACK, "s"), "Linear probing": (SKY, "o"), "BitFit": (SKY, "o"),
     "Adapter": (GREEN, "D"), LORA: (PURPLE, "P"), "VPT": (BLUE, "^"), "VPTSP-M": (ORANGE, "v"),
     "VPTSP-G": (VERMILION, "*"),
 }  # fmt: skip
-FORM_COLOURS = {  # of a training step in table 10
+FORM_COLOURS = {  # of the forms of a training step in table 10
     "compiled": BLUE, "eager": SKY, "textbook": GREEN, "released": VERMILION, "released, no checkpointing": ORANGE,
 }  # fmt: skip
 PROXIES = {"O": ("v", "original proxy O"), "P": ("s", "semantic proxy P"), "Q": ("*", "composed proxy Q")}
 LIGHT = 0.5  # opacity of the paper's series
-RANGE: Any = {"estimator": "median", "errorbar": ("pi", 100)}  # for seaborn: of `ranged`
+RANGE: Any = {"estimator": "median", "errorbar": ("pi", 100)}  # seaborn then draws low, middle, high as a range
 RING: Any = {
     "linestyle": "", "marker": "o", "markersize": 19, "zorder": 3,
     "markerfacecolor": "none", "markeredgecolor": BLACK, "markeredgewidth": 1.2,
@@ -59,12 +61,12 @@ STYLE: Any = {
 
 
 def house_style() -> AbstractContextManager[None]:
-    """In it every figure is drawn and saved: matplotlib's defaults and the house style, whatever the user's style."""
+    """Return a context with matplotlib's defaults and the house style, in which figures are drawn and saved."""
     return context(["default", STYLE])
 
 
 def _house(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw inside the house style, ticks included (matplotlib makes them late)."""
+    """Make ``draw`` draw in the house style, including the ticks, which matplotlib makes only when it renders."""
 
     @wraps(draw)
     def styled(*args: Any, **kwargs: Any) -> Figure:
@@ -81,7 +83,7 @@ def _house(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def file_of(fig: Figure, kind: str = "png", *, dpi: int = 200, metadata: Mapping[str, Any] | None = None) -> io.BytesIO:
-    """The figure as a file of that kind, on white."""
+    """Return the figure as a file of the given kind, on a white background."""
     buffer = io.BytesIO()
     with house_style():
         fig.savefig(buffer, format=kind, dpi=dpi, facecolor="white", metadata=metadata)
@@ -89,34 +91,40 @@ def file_of(fig: Figure, kind: str = "png", *, dpi: int = 200, metadata: Mapping
 
 
 def save_figure(fig: Figure, results: Path, name: str, alt: str = "") -> Image:
-    """Write ``results/figures/<name>.png`` (200 dpi, 256 colours) and ``.pdf``; returns the picture to show."""
+    """Write ``results/figures/<name>.png`` (200 dpi, 256 colours) and ``.pdf``. Return the picture to display."""
     from IPython.display import Image
 
-    # No date: the same numbers give the same file.
-    pdf = file_of(fig, "pdf", metadata={"CreationDate": None})
-    png = with_palette(file_of(fig), alt or name)
-    write_bytes(results / "figures" / f"{name}.pdf", pdf.getvalue())
-    write_bytes(results / "figures" / f"{name}.png", png)
-    return Image(data=png, width=int(100 * fig.get_figwidth()), alt=alt or name)
-
-
-def with_palette(png: io.BytesIO, description: str) -> bytes:
-    """The same picture in 256 colours, a third of the size; the results page takes its captions from descriptions."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
+    pdf = file_of(fig, "pdf", metadata={"CreationDate": None})  # without a date, the same numbers give the same file
     small, texts = io.BytesIO(), PngInfo()
-    texts.add_text("Description", description)
-    picture = Image.open(png)
+    texts.add_text("Description", alt or name)  # the results page uses it as the caption
+    picture = PIL.Image.open(file_of(fig))
     picture.convert("RGB").quantize(256).save(small, "PNG", optimize=True, pnginfo=texts, dpi=picture.info["dpi"])
-    return small.getvalue()
+    write_bytes(results / "figures" / f"{name}.pdf", pdf.getvalue())
+    write_bytes(results / "figures" / f"{name}.png", small.getvalue())
+    return Image(data=small.getvalue(), width=int(100 * fig.get_figwidth()), alt=alt or name)
 
 
-def ranged(table: pd.DataFrame, column: str, low: pd.Series, high: pd.Series) -> pd.DataFrame:
-    """Each row three times, with ``column`` at its low end, at its value and at its high end: with `RANGE`, seaborn
-    draws the value and its range.
+def labelled(fig: Figure) -> dict[str, Any]:
+    """Return {label: its artist} from all panels of a figure, each label once."""
+    artists: dict[str, Any] = {}
+    for ax in fig.get_axes():
+        for artist, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            artists.setdefault(label, artist)
+    return artists
+
+
+def legend(fig: Figure, on: SubFigure | None = None, **options: Any) -> Legend:
+    """Draw one legend for all panels: a row below them, or placed by ``options`` of matplotlib, or ``on`` a part of the
+    figure.
     """
-    return pd.concat([table.assign(**{column: values}) for values in (low, table[column], high)], ignore_index=True)
+    entries = labelled(fig)
+    options = options or {"loc": "outside lower center", "ncols": len(entries)}
+    return (on or fig).legend(entries.values(), entries.keys(), **options)
+
+
+def ringed(reference: str) -> str:
+    """Return the legend's text for a `RING`."""
+    return f"ringed: difference to\n{reference}\ncould be chance (95 %)"
 
 
 @_house
@@ -124,14 +132,14 @@ def methods(
     ours: pd.DataFrame, paper: pd.DataFrame, *, x: str, ys: Sequence[str],
     unclear: Mapping[str, Collection[str]] | None = None, reference: str = "the reference",
 ) -> Figure:  # fmt: skip
-    """Retrieval against tunable parameters, a point a method: ours in the left panels, the paper's in the right.
+    """Draw retrieval against tunable parameters, one point per method: ours in the left panels, the paper's right.
 
     Args:
-        ours, paper: columns ``label`` (see `methods.METHODS`), ``x`` in millions, ``ys`` in percent, for ours also
-            ``<y> ±`` where there are intervals. A row without ``x`` or with 0 (nothing learns) becomes a dashed line.
-            Without rows of ours there is no left panel.
-        unclear: {y: labels whose difference to the ``reference`` could be chance} (`runs.significance.unclear`): their
-            points are ringed, and the legend says what that means.
+        ours, paper: columns ``label`` (see `methods.METHODS`), ``x`` in millions, ``ys`` in percent. ``ours`` can also
+            have intervals, ``<y> ±``. If ``x`` is NaN or 0 (nothing is trained), the row becomes a dashed line.
+            If ``ours`` is empty, the left panels are missing.
+        unclear: {y: labels} from `runs.significance.unclear`: the difference to the ``reference`` could be chance.
+            These points are ringed, and the legend explains the ring.
     """
     sides = [side for side in (("ours", ours, 1.0), ("paper, CUB-200", paper, LIGHT)) if len(side[1])]
     fig = Figure(figsize=(4.1 * len(sides) + 2.6, 3.2 * len(ys)), layout="constrained")
@@ -155,31 +163,8 @@ def methods(
     return fig
 
 
-def labelled(fig: Figure) -> dict[str, Any]:
-    """What the panels of a figure label, each label once, for the figure's legend: {label: what it is drawn by}."""
-    found: dict[str, Any] = {}
-    for ax in fig.get_axes():
-        for drawn, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, drawn)
-    return found
-
-
-def legend(fig: Figure, on: SubFigure | None = None, **options: Any) -> Legend:
-    """One legend for all panels (`labelled`): a row below them, or with matplotlib's ``options``; ``on`` a part of the
-    figure.
-    """
-    entries = labelled(fig)
-    options = options or {"loc": "outside lower center", "ncols": len(entries)}
-    return (on or fig).legend(entries.values(), entries.keys(), **options)
-
-
-def ringed(reference: str) -> str:
-    """What the legend says of a `RING`."""
-    return f"ringed: difference to\n{reference}\ncould be chance (95 %)"
-
-
 def _method(ax: Axes, row: Mapping[Any, Any], x: str, y: str, opacity: float) -> None:
-    """One method of table 1: a point, or a dashed line where nothing learns."""
+    """Draw one method of table 1: a point, or a dashed line if nothing is trained."""
     family = row["label"].removesuffix(" + BitFit")
     if family not in FAMILIES or not row[x] > 0:
         ax.axhline(row[y], color=GREY, linestyle="--", alpha=opacity, label=row["label"])
@@ -188,7 +173,7 @@ def _method(ax: Axes, row: Mapping[Any, Any], x: str, y: str, opacity: float) ->
     hollow = not (row["label"].endswith("BitFit") or family.startswith("Full"))
     interval = row.get(f"{y} ±")
     ax.errorbar(
-        row[x], row[y], yerr=None if interval is None or np.isnan(interval) else interval, fmt=marker, color=colour,
+        row[x], row[y], yerr=None if pd.isna(interval) else interval, fmt=marker, color=colour,
         markerfacecolor="white" if hollow else colour, markeredgewidth=1.8, alpha=opacity, capsize=3,
         markersize=13 if marker == "*" else 8, label=row["label"],
     )  # fmt: skip
@@ -199,14 +184,14 @@ def maps(
     panels: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequence[str], shown: Sequence[int],
     proxies: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> Figure:  # fmt: skip
-    """Maps of one set of images, a panel each: the classes ``shown`` in colour, the rest grey.
+    """Draw maps of one set of images, one panel per map: the classes ``shown`` in colour, the others grey.
 
     Args:
-        panels: {title: (N, 2)}.
+        panels: {title: (N, 2) points of the images}.
         labels: (N,) int, the images' classes.
-        names: of all classes.
+        names: the names of all classes.
         shown: at most twelve classes.
-        proxies: {title: {"O" | "P" | "Q": (C, 2) in that panel's plane}}; those of the classes ``shown`` are drawn.
+        proxies: {title: {"O" | "P" | "Q": (C, 2) points of the proxies}}. Only the classes ``shown`` are drawn.
     """
     fig = Figure(figsize=(4.8 * len(panels) + 2.4, 4.9 if len(panels) > 1 else 5.6), layout="constrained")
     axes = fig.subplots(1, len(panels), squeeze=False)[0]
@@ -218,7 +203,7 @@ def maps(
             look: Any = {"color": colour, "label": short_name(names[label])}
             ax.scatter(*points[labels == label].T, s=20, alpha=0.75, linewidth=0, **look)
             for name, where in marks.items():
-                size, over = (190, 3) if name == "Q" else (75, 4)  # the smaller ones on top of the larger
+                size, over = (190, 3) if name == "Q" else (75, 4)  # small marks on top of large ones
                 ax.scatter(*where[label], s=size, marker=PROXIES[name][0], color=colour, edgecolor=BLACK, zorder=over)
         for name in marks:
             marker, text = PROXIES[name]

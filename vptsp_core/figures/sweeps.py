@@ -1,7 +1,6 @@
-"""Figure 3 as the paper prints it, a panel each, in the house style of `vptsp_core.figures.style`.
+"""Figure 3 with the panels of the paper.
 
-Our curve and the paper's have separate axes, one above the other: compare their shapes, not their scales, which come
-from different data.
+Our curve and the paper's have separate axes. Compare their shapes, not their scales: the data differ.
 """
 
 from __future__ import annotations
@@ -9,24 +8,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from seaborn import lineplot
 
-from vptsp_core.figures.style import BLUE, GREY, LIGHT, ORANGE, RANGE, RING, VERMILION, _house, legend, ranged, ringed
+from vptsp_core.figures.style import BLUE, GREY, LIGHT, ORANGE, RANGE, RING, VERMILION, _house, legend, ringed
 from vptsp_core.paper.figure3 import Panel
 
-ACROSS = 4  # panels beside each other
+ACROSS = 4  # panels in a row
 OURS = {"R@1": (BLUE, "o"), "MAP@R": (VERMILION, "D")}
 PAPER = {"CUB": (BLUE, "s"), "Cars": (ORANGE, "^")}
 
 
 @_house
 def grid(panels: Sequence[Panel]) -> Figure:
-    """All panels: R@1 in percent, ours above with the 95 % band where there are seeds, the paper's lighter below.
+    """Draw R@1 of all panels: ours above, with a 95 % band if there are several seeds, and the paper's below.
 
-    A ringed point of ours could differ from our highest by chance alone.
+    If the difference to our highest point could be chance, a point is ringed.
     """
     across = min(ACROSS, len(panels))
     down = -(-len(panels) // across)
@@ -53,35 +53,34 @@ def grid(panels: Sequence[Panel]) -> Figure:
 
 @_house
 def single(panel: Panel) -> Figure:
-    """One panel: our R@1 and MAP@R beside each other, and the paper's R@1 where it has a curve."""
+    """Draw one panel: our R@1, our MAP@R and, if the paper has a curve, its R@1."""
     kinds = [*(OURS if len(panel.ours) else ["R@1"]), *(["paper"] if len(panel.paper) else [])]
     fig = Figure(figsize=(3.9 * len(kinds), 3.9), layout="constrained")
     for ax, kind in zip(fig.subplots(1, len(kinds), squeeze=False)[0], kinds):
         if kind == "paper":
             _paper(ax, panel)
+            ax.set(xlabel=panel.sweep.paper_axis or panel.sweep.axis, title="paper")
         else:
             _ours(ax, panel, kind)
-        axis = panel.sweep.paper_axis if kind == "paper" else ""
-        ax.set(xlabel=axis or panel.sweep.axis, title="paper" if kind == "paper" else "ours")
+            ax.set(xlabel=panel.sweep.axis, title="ours")
     legend(fig)
     return fig
 
 
 def _ours(ax: Axes, panel: Panel, y: str) -> None:
     ours, (colour, marker) = panel.ours, OURS[y]
-    ax.set_ylabel(f"ours: {y}, %")
     if ours.empty:
         ax.text(0.5, 0.5, "no runs", color=GREY, ha="center", va="center", transform=ax.transAxes)
-        ax.set(xticks=[], yticks=[])
+        ax.set(ylabel=f"ours: {y}, %", xticks=[], yticks=[])
         return
     half = ours[f"{y} ±"].fillna(0)
-    seeds = ranged(ours, y, ours[y] - half, ours[y] + half)
+    ends = pd.concat([ours.assign(**{y: ours[y] + end}) for end in (-half, 0, half)], ignore_index=True)
     band: Any = {**RANGE, "err_kws": {"alpha": 0.18, "linewidth": 0}} if half.any() else {"errorbar": None}
     look: Any = {"marker": marker, "color": colour, "markeredgecolor": colour, "label": f"ours, {y}", "legend": False}
-    lineplot(seeds, x="x", y=y, ax=ax, **look, **band)
+    lineplot(ends, x="x", y=y, ax=ax, **look, **band)
     ax.set(xlabel="", ylabel=f"ours: {y}, %")
     doubtful = ours[ours["x"].isin(panel.unclear)]
-    if y == "R@1" and len(doubtful):  # by which the highest was chosen
+    if y == "R@1" and len(doubtful):  # the highest point was chosen by R@1
         ax.plot(doubtful["x"], doubtful[y], **RING, label=ringed("our highest R@1"))
     _scale(ax, panel)
 
@@ -90,8 +89,8 @@ def _paper(ax: Axes, panel: Panel) -> None:
     ax.set_ylabel("paper: R@1, %")
     for name, (colour, marker) in PAPER.items():
         if panel.paper[name].notna().any():
-            look: Any = {"color": colour, "alpha": LIGHT, "markersize": 6, "label": f"paper, {name}"}
-            ax.plot(panel.paper["x"], panel.paper[name], f"{marker}--", **look)
+            x, y, label = panel.paper["x"], panel.paper[name], f"paper, {name}"
+            ax.plot(x, y, f"{marker}--", color=colour, alpha=LIGHT, markersize=6, label=label)
     _scale(ax, panel)
 
 

@@ -1,4 +1,4 @@
-"""Figures of a search, in the house style of `figures.style`."""
+"""Figures of a search."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from vptsp_core.figures.style import BLUE, GREY, LIGHT, VERMILION, _house
 
 @_house
 def history(trials: pd.DataFrame, judge: str, reference: float | None = None, label: str = "start") -> Figure:
-    """R@1 of all trials (`paper.search_study.trials_frame`) in order, and the best so far; ticks are those left out.
+    """Draw R@1 of all trials in order, the best so far, and a tick for every trial that was left out.
 
     Args:
-        judge: what R@1 is of, for the axis: "test classes".
-        reference: R@1 in percent that a dashed line marks, called ``label``.
+        trials: from `paper.search_study.trials_frame`.
+        judge: the classes whose R@1 this is, for the axis: "test classes".
+        reference: R@1 in percent for a dashed line, called ``label``.
     """
     fig = Figure(figsize=(7.0, 3.6), layout="constrained")
     ax = fig.subplots()
@@ -39,18 +40,20 @@ def history(trials: pd.DataFrame, judge: str, reference: float | None = None, la
 
 @_house
 def importance(shares: pd.Series, trials: int) -> Figure:
-    """Bars of `paper.search_study.importance` from so many trials, the most important key on top; no rows give an empty
-    frame that says so.
+    """Draw bars of `paper.search_study.importance`, the most important key on top, or say that there is none.
+
+    Args:
+        trials: the number of trials from which it was computed.
     """
     fig = Figure(figsize=(7.0, 0.9 + 0.32 * max(len(shares), 3)), layout="constrained")
     ax = fig.subplots()
     if len(shares):
         barplot(x=shares.to_numpy(), y=list(shares.index), color=BLUE, saturation=1, ax=ax)
         ax.bar_label(ax.containers[0], fmt="%.2f", padding=3)  # type: ignore[arg-type]
+    else:
+        ax.text(0.5, 0.5, "too few different results", transform=ax.transAxes, ha="center", va="center")
+        ax.set(yticks=[])
     ax.margins(x=0.12)
     ax.set(xlabel=f"share of the variance of R@1 (fANOVA of {trials} trials; all together 1)", xlim=(0, None))
     ax.grid(axis="y", visible=False)
-    if not len(shares):
-        ax.text(0.5, 0.5, "too few different results", transform=ax.transAxes, ha="center", va="center")
-        ax.set(yticks=[])
     return fig

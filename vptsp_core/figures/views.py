@@ -1,4 +1,4 @@
-"""Pictures of one run: R@1 of its classes, and where its class token looks. (Images found are drawn by `gallery`.)"""
+"""Figures of one run: R@1 of its classes, and the attention of its class token."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PARTS = {"prompts": VERMILION, "class token": BLUE, "other tokens": GREY, "patch
 
 @_house
 def classes(table: pd.DataFrame, count: int = 15) -> Figure:
-    """How R@1 is spread over the classes, and the ``count`` classes where it is lowest.
+    """Draw the distribution of R@1 over the classes, and the ``count`` classes with the lowest R@1.
 
     Args:
-        table: of `figures.explore.retrieval.by_class`.
+        table: from `figures.explore.retrieval.by_class`.
     """
     lowest = table.head(count)
     fig = Figure(figsize=(9.6, max(3.2, 0.24 * len(lowest) + 1.2)), layout="constrained")
@@ -36,7 +36,7 @@ def classes(table: pd.DataFrame, count: int = 15) -> Figure:
     places = np.arange(len(lowest))
     barplot(x=lowest["R@1"].to_numpy(), y=places, orient="h", color=BLUE, saturation=1, ax=bars)
     for y, (recall, other, times) in enumerate(zip(lowest["R@1"], lowest["most taken for"], lowest["times"])):
-        if times:  # beside its bar, or in it where there is no room
+        if times:  # beside the bar, or inside if the bar is long
             x, side, colour = (recall - 1, "right", "white") if recall > 55 else (recall + 1, "left", "#404040")
             text = f"{times} x {short_name(other)}"
             bars.text(x, y, text, ha=side, va="center", fontsize=9, color=colour)
@@ -48,11 +48,11 @@ def classes(table: pd.DataFrame, count: int = 15) -> Figure:
 
 @_house
 def attention_shares(to_prompts: np.ndarray, shares: pd.DataFrame) -> Figure:
-    """Attention of the class token: to each prompt, block by block, and to all there is.
+    """Draw the attention of the class token block by block: to each prompt, and to each kind of key.
 
     Args:
-        to_prompts: (L, n), NaN where a block has fewer prompts (`figures.explore.attention.to_prompts`); n may be 0.
-        shares: `figures.explore.attention.shares`.
+        to_prompts: (L, n) from `figures.explore.attention.to_prompts`. If n is 0, its panel is missing.
+        shares: from `figures.explore.attention.shares`.
     """
     blocks, count = to_prompts.shape
     wide = min(0.45 * count + 2.2, 7.0) if count else 0.0
@@ -75,8 +75,8 @@ def attention_shares(to_prompts: np.ndarray, shares: pd.DataFrame) -> Figure:
             bars.barh(shares.index, shares[part], left=left, color=colour, label=part)
             left += shares[part].to_numpy()
     if count:
-        bars.plot(shares["prompts if even"], shares.index, "|", color="black", markersize=11, markeredgewidth=2,
-                  label="prompts, if every key got the same")  # fmt: skip
+        tick = {"color": "black", "markersize": 11, "markeredgewidth": 2, "label": "prompts, if every key got the same"}
+        bars.plot(shares["prompts if even"], shares.index, "|", **tick)
     bars.set(xlabel="share of the attention, %", xlim=(0, 100), ylim=(blocks + 0.5, 0.5), yticks=range(1, blocks + 1))
     bars.set_ylabel("" if count else "block")
     bars.grid(False)
@@ -88,31 +88,31 @@ def attention_shares(to_prompts: np.ndarray, shares: pd.DataFrame) -> Figure:
 def attention_maps(
     images: Sequence[np.ndarray], titles: Sequence[str], looked: Looked, blocks: Sequence[int]
 ) -> Figure:
-    """Where the class token looks in images, for some blocks: brighter means more, each picture on a scale of its own.
+    """Draw where the class token looks in images. Brighter means more, and each picture has its own scale.
 
     Args:
         images: RGB pictures as the model sees them, (H, W, 3) uint8.
-        titles: what to call each.
-        blocks: which, counted from 0.
+        titles: the label of each image.
+        looked: the attention in these images.
+        blocks: the blocks to show, counted from 0.
     """
     rows, columns = len(images), len(blocks) + 1
     fig = Figure(figsize=(1.35 * columns + 1.4, 1.45 * rows + 0.5), layout="constrained")
     grid = fig.subplots(rows, columns, squeeze=False)
     for row, (axes, image, title) in enumerate(zip(grid, images, titles, strict=True)):
         height, width = image.shape[:2]
-        axes[0].imshow(image)
-        axes[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
-        for ax, block in zip(axes[1:], blocks):
-            ax.imshow(image)
-            weights = looked.patches(block)[row]
-            veil = np.zeros((*weights.shape, 4))
-            veil[..., 3] = 0.85 * (1 - weights / weights.max())
-            ax.imshow(veil, extent=(0, width, height, 0), interpolation="nearest")
-            share = 100 * looked.weights[block][row, : looked.prompts[block]].sum()
-            ax.set_xlabel(f"prompts {share:.0f} %" if looked.prompts[block] else "no prompts", fontsize=8, labelpad=2)
-            ax.set_title(f"block {block + 1}" if row == 0 else "", fontsize=10)
         for ax in axes:
+            ax.imshow(image)
             ax.set(xticks=[], yticks=[])
             ax.grid(False)
             ax.spines[:].set_visible(False)
+        axes[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
+        for ax, block in zip(axes[1:], blocks):
+            weights, prompts = looked.patches(block)[row], looked.prompts[block]
+            veil = np.zeros((*weights.shape, 4))
+            veil[..., 3] = 0.85 * (1 - weights / weights.max())
+            ax.imshow(veil, extent=(0, width, height, 0), interpolation="nearest")
+            share = 100 * looked.weights[block][row, :prompts].sum()
+            ax.set_xlabel(f"prompts {share:.0f} %" if prompts else "no prompts", fontsize=8, labelpad=2)
+            ax.set_title(f"block {block + 1}" if row == 0 else "", fontsize=10)
     return fig

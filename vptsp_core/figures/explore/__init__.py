@@ -1,7 +1,7 @@
-"""Views of a finished run: what it finds, where it errs, where its proxies are, how much attention its prompts get.
+"""Views of a finished run: neighbours, errors, proxies, and the attention that its prompts get.
 
-Each module is one view: numbers from a run, pictures of them in `figures.views`. The notebook `explore` calls them;
-`widgets` makes them answer clicks where somebody watches.
+Each module computes the numbers of one view. `figures.views` and `figures.gallery` draw them, and `widgets` lets a user
+click through them. The notebook `explore` puts them together.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from vptsp_core.runs.folder import METRICS, Run, read_run
 
 @dataclass(frozen=True)
 class Opened:
-    """A run with its model, and the test images of a data set embedded by it.
+    """A run with its model, and the test images of a data set, embedded by this model.
 
     Attributes:
         run, embedder: the run and its model.
-        benchmark: the data set looked at, the run's own or another.
-        queries: (N, d) float32, L2-normalised: the test images.
-        gallery: (M, d) what they are searched in; the same array where a data set has no gallery of its own.
+        benchmark: the data set, either the run's own or another.
+        queries: (N, d) float32, L2-normalised, the test images.
+        gallery: (M, d), the images that are searched. The same array if the data set has no separate gallery.
     """
 
     run: Run
@@ -38,17 +38,17 @@ class Opened:
 
     @property
     def found_in(self) -> ImageSet:
-        """The images that queries are searched in."""
+        """The images that are searched."""
         return self.benchmark.test if self.benchmark.gallery is None else self.benchmark.gallery
 
     @property
     def among_themselves(self) -> bool:
-        """Whether queries are searched among each other, so that none may find itself."""
+        """Whether queries are searched among each other. Then no query may find itself."""
         return self.benchmark.gallery is None
 
     @property
     def trained_on(self) -> ImageSet:
-        """The training images that have proxies: without the classes that were held out to choose the epoch."""
+        """The training images, without the classes that were held out to choose the epoch: these have no proxies."""
         return for_selection(self.benchmark, self.run.config)[0].train
 
     @property
@@ -58,31 +58,28 @@ class Opened:
 
 
 def finished_runs(*results: Path) -> dict[str, Path]:
-    """{what to call it: folder} of the finished runs in results folders, by name; unreadable ones are left out.
+    """Return {name: folder} of the finished runs in results folders, by name. Unreadable runs are left out.
 
-    A name is the folder's, which holds data set, method and hash, with the backbone, the seed and R@1 in percent.
+    A name has the folder's name (data set, method and hash), the backbone, the seed and R@1 in percent.
     """
-    found = {}
+    runs = {}
     for path in [path.parent for each in results for path in each.glob(f"runs/*/{METRICS}")]:
-        with contextlib.suppress(VptspError, KeyError):  # opening it says what is wrong with it
+        with contextlib.suppress(VptspError, KeyError):
             run = read_run(path)
             name = f"{path.name}, {run.config.backbone}, seed {run.config.seed}: R@1 {100 * run.metrics['R@1']:.1f}"
-            found[name] = path
-    return dict(sorted(found.items()))
+            runs[name] = path
+    return dict(sorted(runs.items()))
 
 
-def open_run(
-    path: str | Path, data: str | Path | None = None, dataset: str | None = None, weights: str | Path | None = None
-) -> Opened:
+def open_run(path: str | Path, data: str | Path | None = None, dataset: str | None = None) -> Opened:
     """Load a run and embed the test images of its data set, or of another.
 
     Args:
         path: the run's folder.
-        data: folder of the data sets (see `load_benchmark`); the glyphs leave it aside, as another run may be opened.
-        weights: file of the backbone's weights, where it is elsewhere than when the run was made.
-        dataset: another data set to look at; None for the run's own, whole or not, as the run had it.
+        data: the folder of the data sets (see `load_benchmark`). Ignored for the glyphs, which need none.
+        dataset: another data set than the run's own. If None, the run's own is loaded, partial if it was partial.
     """
-    run, embedder = read_run(path), load(path, weights=weights)
+    run, embedder = read_run(path), load(path)
     name = dataset or run.config.dataset
     benchmark = load_benchmark(name, None if name == "glyphs" else data, allow_partial="partial" in run.record["data"])
     queries = embedder.embed(benchmark.test)

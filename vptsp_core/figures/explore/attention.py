@@ -1,8 +1,8 @@
-"""Which prompts the class token attends to, block by block.
+"""The attention of the class token to prompts and tokens, block by block.
 
-Prompts are keys and values only (`method.vit`), so the class token's attention is a softmax over the prompts of the
-block and then the image's tokens. `scaled_dot_product_attention` never shows its weights; here they are computed from
-the model's own queries and keys, in float32, while the images pass through its own blocks.
+Prompts are keys and values only (`method.vit`). The class token's attention is therefore a softmax over the prompts of
+the block and the image's tokens. `scaled_dot_product_attention` does not return its weights. Here they are computed in
+float32 from the model's own queries and keys, while the images pass through its own blocks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from timm.models.vision_transformer import Attention
 from torch import Tensor
 
 from vptsp_core.data import ImageSet
@@ -28,12 +27,12 @@ from vptsp_core.runs.embedder import Embedder
 
 @dataclass(frozen=True)
 class Looked:
-    """Attention of the class token, mean over the heads.
+    """The attention of the class token, mean over the heads.
 
     Attributes:
-        weights: for each of L blocks (B, n + T) float32: n prompts, then T tokens; each row sums to 1.
-        prompts: the n of each block.
-        prefix: tokens before the patches, of which the class token is the first.
+        weights: for each of L blocks (B, n + T) float32: n prompts, then T tokens. Each row sums to 1.
+        prompts: the number n of each block.
+        prefix: the number of tokens before the patches. The class token is the first.
         grid: rows and columns of patches.
     """
 
@@ -43,21 +42,15 @@ class Looked:
     grid: tuple[int, int]
 
     def patches(self, block: int) -> np.ndarray:
-        """Attention to the patches of one block: (B, rows, columns)."""
+        """Return the attention to the patches in one block: (B, rows, columns)."""
         return self.weights[block][:, self.prompts[block] + self.prefix :].reshape(-1, *self.grid)
-
-
-def attention_weights(attention: Attention, q: Tensor, k: Tensor) -> Tensor:
-    """Softmax weights of `method.attention`, (B, heads, Tq, T), of q (B, Tq, A) and k (B, heads, T, A / heads)."""
-    q = q.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-    logits = attention.q_norm(q) @ attention.k_norm(k).transpose(-2, -1)
-    return (logits * attention.scale).softmax(-1)
 
 
 @torch.inference_mode()
 def class_token(vit: PromptedViT, images: Tensor) -> Looked:
-    """Where the class token of the sample tower looks in images (B, 3, H, W), normalised, on the model's device. Raises
-    VptspError where the model pools its patches, so that no class token is read.
+    """Compute the attention of the sample tower's class token in normalised images (B, 3, H, W) on the model's device.
+
+    Raises VptspError if the model pools its patches, because it then does not read the class token.
     """
     if vit.pool != "cls":
         raise VptspError(f"this model pools by {vit.pool!r}: there is no class token whose attention could be shown")
@@ -72,16 +65,19 @@ def class_token(vit: PromptedViT, images: Tensor) -> Looked:
             assert vit.prompts is not None
             prompt_kv = keys_and_values(attention, block.norm1(vit.prompts[i, :count]))
         q = project(attention.qkv, normed[:, :1], slice(attention.num_heads * attention.head_dim))
+        q = q.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
         k, _ = keys_values_by_head(attention, keys_and_values(attention, normed), prompt_kv)
-        weights.append(attention_weights(attention, q, k)[:, :, 0].mean(1).cpu().numpy())
+        logits = attention.scale * (attention.q_norm(q) @ attention.k_norm(k).transpose(-2, -1))
+        weights.append(logits.softmax(-1)[:, :, 0].mean(1).cpu().numpy())
         x = run_block(block, x, [prompt_kv], adapter=None if i < plain else vit.adapters[i - plain])
     rows, columns = trunk.patch_embed.grid_size
     return Looked(weights, counts, trunk.num_prefix_tokens, (rows, columns))
 
 
 def to_prompts(looked: Looked) -> np.ndarray:
-    """Share of the attention that each prompt gets, mean over the images: (L, most prompts), NaN where a block has
-    fewer; without any prompts (L, 0).
+    """Return the share of the attention that each prompt gets, mean over the images: (L, n).
+
+    n is the largest number of prompts in a block. If a block has fewer, the rest of its row is NaN.
     """
     shares = np.full((len(looked.weights), max(looked.prompts, default=0)), np.nan)
     for i, (weights, count) in enumerate(zip(looked.weights, looked.prompts, strict=True)):
@@ -90,12 +86,12 @@ def to_prompts(looked: Looked) -> np.ndarray:
 
 
 def shares(looked: Looked) -> pd.DataFrame:
-    """Where the attention goes in each block, mean over the images, in percent: a row a block, counted from 1.
+    """Return the shares of the attention in each block, mean over the images, in percent.
 
     Returns:
-        ``prompts`` (all together), ``class token`` (itself), ``patches``, and ``other tokens`` where the backbone has
-        register or distillation tokens; these sum to 100. ``prompts if even``: what they would get if every key got the
-        same.
+        One row per block, counted from 1: ``prompts`` (all together), ``class token`` (itself), ``patches``, and
+        ``other tokens`` if the backbone has register or distillation tokens. These sum to 100. ``prompts if even`` is
+        the share of the prompts if every key got the same.
     """
     rows = []
     for weights, count in zip(looked.weights, looked.prompts, strict=True):
@@ -104,12 +100,13 @@ def shares(looked: Looked) -> pd.DataFrame:
         if looked.prefix > 1:
             row["other tokens"] = mean[count + 1 : first].sum()
         rows.append(row | {"prompts if even": 100 * count / len(mean)})
-    return pd.DataFrame(rows, index=pd.Index([*range(1, len(rows) + 1)], name="block"))
+    return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="block"))
 
 
 def as_seen(embedder: Embedder, images: ImageSet, places: Sequence[int]) -> tuple[Tensor, list[np.ndarray]]:
-    """Images as the model takes them, resized and cropped: (B, 3, H, W) normalised on its device, and to look at,
-    (H, W, 3) uint8 each.
+    """Resize and crop images as the model does.
+
+    Returns them normalised on the model's device, (B, 3, H, W), and as pictures to look at, (H, W, 3) uint8 each.
     """
     mean, std = normalisation(embedder.model.vit.backbone)
     transform = eval_transform(embedder.model.config, mean, std)

@@ -1,4 +1,4 @@
-"""The proxies of the training classes, beside the images nearest to them."""
+"""The proxies of the training classes, and the images nearest to them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from vptsp_core.runs.folder import Run, learned_weights
 
 
 def kept_proxies(run: Run) -> dict[str, np.ndarray]:
-    """The proxies that a finished run keeps, of length 1: O, P and Q (`proxies_of`) of vptsp, O alone of the other
-    methods that train, none of the frozen backbone: {name: (C, d)}.
+    """Return the proxies of a finished run, of length 1: {name: (C, d)}.
+
+    These are O, P and Q (`proxies_of`) for vptsp, O for the other trained methods, and none for the frozen backbone.
     """
     state = learned_weights(run.path, run.record)
     if "proxies.state" in state:
@@ -27,25 +28,27 @@ def kept_proxies(run: Run) -> dict[str, np.ndarray]:
 def nearest_images(
     proxies: dict[str, np.ndarray], embeddings: np.ndarray, k: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The ``k`` images nearest to every proxy: {name: (cosines (C, k), places (C, k))}, of proxies {name: (C, d)} and
-    the training images' embeddings (N, d).
+    """Find the ``k`` images nearest to every proxy: {name: (cosines (C, k), indices of the images (C, k))}.
+
+    proxies are {name: (C, d)}, embeddings (N, d) those of the training images.
     """
-    found = {name: nearest_neighbours(vectors, embeddings, k) for name, vectors in proxies.items()}
-    return {name: (scores.numpy(), places.numpy()) for name, (scores, places) in found.items()}
+    nearest = {name: nearest_neighbours(vectors, embeddings, k) for name, vectors in proxies.items()}
+    return {name: (scores.numpy(), places.numpy()) for name, (scores, places) in nearest.items()}
 
 
 def summary(
     proxies: dict[str, np.ndarray], embeddings: np.ndarray, labels: np.ndarray, near: dict[str, np.ndarray]
 ) -> pd.DataFrame:
-    """How well each kind of proxy stands for its class, over all classes.
+    """Measure how well each kind of proxy represents its class, over all classes.
 
     Args:
-        proxies: {name: (C, d)}; embeddings (N, d) and labels (N,): the training images.
-        near: {name: (C, k)} places of the nearest images (`nearest_images`).
+        proxies, embeddings: as for `nearest_images`.
+        labels: (N,), the classes of the training images.
+        near: {name: (C, k)}, the indices of the nearest images from `nearest_images`.
 
     Returns:
-        One row a kind: ``nearest image right`` and ``nearest k right``, in percent, for the k given; mean cosines to
-        the ``own centroid`` and to that of the ``nearest other`` class.
+        One row per kind: ``nearest image right`` and ``nearest k right``, in percent, and the mean cosines to the
+        ``own centroid`` and to the ``nearest other`` (`umap.proxy_cosines`).
     """
     rows = {}
     cosines = proxy_cosines(embeddings, labels, proxies)

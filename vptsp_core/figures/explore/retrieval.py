@@ -1,9 +1,8 @@
-"""What queries find: neighbours with their cosines, R@1 of every class, and which classes are taken for each other."""
+"""The neighbours of queries with their cosines, R@1 of every class, and classes taken for each other."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +23,8 @@ class Found:
 
     Attributes:
         cosines: (k,) float32.
-        places: (k,) int64, in the images searched.
-        right: (k,) bool, of the query's class; None for a query of unknown class.
+        places: (k,) int64, their indices in the gallery.
+        right: (k,) bool, whether each is of the query's class. None if the query's class is unknown.
     """
 
     cosines: np.ndarray
@@ -34,42 +33,39 @@ class Found:
 
 
 class OwnImages(ImageSet):
-    """Somebody's images of no known class: each is a class of its own, called as its file."""
+    """Images of unknown class. Each is a class of its own, named like its file."""
 
     def __init__(self, images: dict[str, Image.Image]) -> None:
         super().__init__("own images", np.arange(len(images)), list(images))
         self._images = [to_rgb(image, as_shown=True) for image in images.values()]
 
     def image(self, index: int) -> Image.Image:
-        """Image ``index`` as RGB."""
+        """Return image ``index`` as RGB."""
         return self._images[index]
 
     def fingerprint(self) -> str:
-        """Hash of sizes and pixels."""
-        held = hashlib.sha256()
+        """Return a hash of sizes and pixels."""
+        digest = hashlib.sha256()
         for image in self._images:
-            held.update(repr(image.size).encode() + image.tobytes())
-        return held.hexdigest()[:16]
+            digest.update(repr(image.size).encode() + image.tobytes())
+        return digest.hexdigest()[:16]
 
 
 def neighbours(opened: Opened, query: int | Path | Image.Image, k: int) -> Found:
-    """The ``k`` nearest images of one query: a place in the images searched (it does not find itself), or an image of
-    your own.
-    """
-    if isinstance(query, int):
-        vector = opened.gallery[query]
-    else:
-        vector = opened.embedder.embed([query])[0]
-    scores, places = (found[0].numpy() for found in nearest_neighbours(vector[None], opened.gallery, k + 1))
-    others = places != query if isinstance(query, int) else np.ones(len(places), dtype=bool)
-    scores, places = scores[others & (places >= 0)][:k], places[others & (places >= 0)][:k]
+    """Find the ``k`` nearest images of an image of the gallery, which does not find itself, or of your own."""
+    index = query if isinstance(query, int) else -1
+    vector = opened.gallery[query] if isinstance(query, int) else opened.embedder.embed([query])[0]
+    scores, places = (each[0].numpy() for each in nearest_neighbours(vector[None], opened.gallery, k + 1))
+    others = (places >= 0) & (places != index)
+    scores, places = scores[others][:k], places[others][:k]
     labels = opened.found_in.labels
-    return Found(scores, places, labels[places] == labels[query] if isinstance(query, int) else None)
+    return Found(scores, places, labels[places] == labels[index] if index >= 0 else None)
 
 
 def all_neighbours(opened: Opened, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of every test image: cosines (N, k) float32 and places (N, k) int64 of its nearest; fewer than k where there are
-    no more images.
+    """Find the ``k`` nearest images of every test image, or all if there are fewer.
+
+    Returns their cosines (N, k) float32 and their indices in the gallery (N, k) int64.
     """
     k = min(k, len(opened.gallery) - opened.among_themselves)
     scores, places = nearest_neighbours(opened.queries, opened.gallery, k, exclude_self=opened.among_themselves)
@@ -77,59 +73,62 @@ def all_neighbours(opened: Opened, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_image(opened: Opened, number: int) -> int:
-    """``number``, where there is a test image of it; else it raises DataError."""
+    """Return ``number``. Raises DataError if the test set has no image of this number."""
     if not 0 <= number < len(opened.benchmark.test):
         raise DataError(f"query = {number}: the test images are 0 to {len(opened.benchmark.test) - 1}; choose another")
     return number
 
 
 def by_class(labels: np.ndarray, first: np.ndarray, names: tuple[str, ...]) -> pd.DataFrame:
-    """R@1 of every class, lowest first (equal ones in the order of their labels).
+    """Measure R@1 of every class that has queries, lowest first, equal ones in the order of their labels.
 
     Args:
         labels, first: (N,) classes of the queries and of their first neighbours.
-        names: of all classes.
+        names: the names of all classes.
 
     Returns:
-        One row a class that has queries: ``class`` (its label), ``name``, ``queries``, ``R@1`` in percent, ``most taken
-        for`` (the name of the class that its wrong first neighbours are most often of, empty where all are right) and
-        ``times``.
+        One row per class: ``class`` (its label), ``name``, ``queries``, ``R@1`` in percent, ``most taken for`` (the
+        most frequent class among its wrong first neighbours, empty if there are none) and ``times`` (how often).
     """
     rows = []
     for label in np.unique(labels):
         answers = first[labels == label]
-        wrong = Counter(answers[answers != label].tolist())
-        other, times = min(wrong.items(), key=lambda item: (-item[1], item[0]), default=(-1, 0))
-        rows.append((int(label), names[label], len(answers), 100 * float((answers == label).mean()),
-                     names[other] if times else "", times))  # fmt: skip
-    columns = ["class", "name", "queries", "R@1", "most taken for", "times"]
-    table = pd.DataFrame(rows, columns=columns).sort_values("R@1", kind="stable")
-    return table.reset_index(drop=True)
+        others, counts = np.unique(answers[answers != label], return_counts=True)
+        rows.append({
+            "class": int(label), "name": names[label], "queries": len(answers),
+            "R@1": 100 * float((answers == label).mean()),
+            "most taken for": names[others[counts.argmax()]] if len(others) else "",
+            "times": int(counts.max(initial=0)),
+        })  # fmt: skip
+    return pd.DataFrame(rows).sort_values("R@1", kind="stable", ignore_index=True)
 
 
 def confusions(labels: np.ndarray, first: np.ndarray, names: tuple[str, ...]) -> pd.DataFrame:
-    """Pairs of classes by how many first neighbours of the one are of the other, most first.
+    """Count, for each pair of classes, the first neighbours of one that are of the other, most first.
 
     Args:
-        labels, first, names: as for `by_class`; labels and first (N,).
+        labels, first: (N,), as for `by_class`.
+        names: the names of all classes.
 
     Returns:
-        One row a pair with at least one: ``a`` and ``b`` (labels, a < b), their names ``class`` and ``other class``,
+        One row per pair with at least one: ``a`` and ``b`` (labels, a < b), their names ``class`` and ``other class``,
         ``wrong`` (both directions together), ``there`` (queries of a that found b) and ``back``.
     """
-    astray = labels != first
-    pairs = Counter(zip(labels[astray].tolist(), first[astray].tolist(), strict=True))
-    rows = [
-        (a, b, names[a], names[b], pairs[a, b] + pairs[b, a], pairs[a, b], pairs[b, a])
-        for a, b in sorted({(min(pair), max(pair)) for pair in pairs})
-    ]
-    table = pd.DataFrame(rows, columns=["a", "b", "class", "other class", "wrong", "there", "back"])
-    return table.sort_values("wrong", ascending=False, kind="stable").reset_index(drop=True)
+    wrong = labels != first
+    low, high = np.minimum(labels, first)[wrong], np.maximum(labels, first)[wrong]
+    queries = pd.DataFrame({"a": low, "b": high, "there": labels[wrong] == low})
+    pairs = queries.groupby(["a", "b"], as_index=False).agg(wrong=("there", "size"), there=("there", "sum"))
+    pairs.insert(2, "class", [names[label] for label in pairs["a"]])
+    pairs.insert(3, "other class", [names[label] for label in pairs["b"]])
+    pairs["back"] = pairs["wrong"] - pairs["there"]
+    return pairs.sort_values("wrong", ascending=False, kind="stable", ignore_index=True)
 
 
 def examples(pair: tuple[int, int], labels: np.ndarray, first: np.ndarray, count: int) -> np.ndarray:
-    """Places of at most ``count`` queries of either class of a pair whose first neighbour is of the other: from both
-    directions in turn, as long as both have some. labels and first (N,) as for `confusions`; (n,) int64.
+    """Choose at most ``count`` queries of a pair of classes whose first neighbour is of the other class.
+
+    The two directions alternate while both have queries. labels and first (N,) are as for `by_class`. Returns the
+    queries' indices, (n,) int64.
     """
     ways = [np.flatnonzero((labels == here) & (first == there)) for here, there in (pair, pair[::-1])]
     turns = np.concatenate([np.arange(len(way)) for way in ways])

@@ -1,7 +1,4 @@
-"""Views that answer clicks, for somebody who watches in JupyterLab; under papermill and in scripts nothing of it shows.
-
-Lists are ipywidgets' `interact`; the query explorer is made of widgets throughout.
-"""
+"""Controls for a user who watches the notebook in JupyterLab. Under papermill and in scripts, no controls are shown."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ SHOWN = 40  # thumbnails of a class, at most
 
 
 def live() -> bool:
-    """Whether controls are shown: somebody watches, and ipywidgets is there (else one line says how to get it)."""
+    """Return whether to show controls: if the notebook is watched and ipywidgets is installed. Print how to get it."""
     if not watched():
         return False
     if find_spec("ipywidgets") is None:
@@ -43,12 +40,12 @@ def live() -> bool:
 
 
 class Choice:
-    """A run and a data set; with controls to choose others where somebody watches.
+    """A run and a data set, with controls to choose others.
 
     Args:
         results: folders whose finished runs can be chosen.
-        path: of the run to begin with.
-        dataset: to begin with; None for the run's own.
+        path: the folder of the first run.
+        dataset: the first data set. If None, the run's own.
     """
 
     def __init__(self, results: Sequence[Path], path: Path, dataset: str | None = None) -> None:
@@ -57,7 +54,7 @@ class Choice:
             import ipywidgets
 
             runs = {str(path): path, **finished_runs(*results)}
-            own = {"the run's own": "", **{name: name for name in DATASETS}}  # None would be no choice at all
+            own = {"the run's own": "", **{name: name for name in DATASETS}}  # ipywidgets takes None for no choice
             run = ipywidgets.Dropdown(options=runs, value=path, layout=ipywidgets.Layout(width="min(46em, 95%)"))
             data = ipywidgets.Dropdown(options=own, value=dataset or "", description="data set")
             ipywidgets.interact(self._chosen, run=run, dataset=data)
@@ -68,11 +65,12 @@ class Choice:
 
 
 def choose(label: str, options: Mapping[str, Any], draw: Callable[[Any], Any]) -> None:
-    """Show the picture of the first option; where somebody watches, a list above it shows those of the others.
+    """Display the picture of the first option, with a list above it to choose another.
 
     Args:
-        options: {what to call it: what ``draw`` takes}.
-        draw: gives something to display.
+        label: the description of the list.
+        options: {name: argument for ``draw``}.
+        draw: called with the option's value, returns the picture to display.
     """
     from IPython.display import display
 
@@ -87,12 +85,12 @@ def choose(label: str, options: Mapping[str, Any], draw: Callable[[Any], Any]) -
 
 
 class QueryExplorer:
-    """Thumbnails to click: an image of a class, or a neighbour, becomes the query; or an image of your own.
+    """Thumbnails to click. An image of a class, a neighbour, or an image of your own becomes the query.
 
     Args:
         opened: the run and the images.
-        classes: of `retrieval.by_class`; its order is that of the list of classes.
-        k: neighbours to show.
+        classes: from `retrieval.by_class`, the list of classes in its order.
+        k: the number of neighbours to show.
     """
 
     def __init__(self, opened: Opened, classes: pd.DataFrame, k: int = 10) -> None:
@@ -100,8 +98,9 @@ class QueryExplorer:
 
         self.opened, self.k = opened, k
         images, wide = opened.found_in, ipywidgets.Layout(width="min(34em, 95%)")
-        there = classes[classes["class"].isin(images.labels)]
-        options = [(f"{short_name(row['name'])}: R@1 {row['R@1']:.0f} %", row["class"]) for _, row in there.iterrows()]
+        searched = classes[classes["class"].isin(images.labels)]
+        options = [(f"{short_name(name)}: R@1 {recall:.0f} %", label)
+                   for name, recall, label in zip(searched["name"], searched["R@1"], searched["class"])]  # fmt: skip
         self.of_class = ipywidgets.Dropdown(options=options, description="class", layout=wide)
         self.number = ipywidgets.BoundedIntText(max=len(images) - 1, description="image", continuous_update=False)
         self.upload = ipywidgets.FileUpload(accept="image/*", description="own image")
@@ -123,7 +122,7 @@ class QueryExplorer:
             self.ask(from_root(path))
 
     def ask(self, query: int | Path | Image.Image) -> None:
-        """Show what ``query`` (see `retrieval.neighbours`) finds; what is wrong with it is said in its place."""
+        """Show the neighbours of ``query`` (see `retrieval.neighbours`), or the message of an error."""
         images = self.opened.found_in
         try:
             found = neighbours(self.opened, query, self.k)
@@ -169,8 +168,9 @@ class QueryExplorer:
     def _card(
         self, part: str, picture: Image.Image, side: int, colour: str, text: str = "", place: int | None = None
     ) -> Any:
-        """A thumbnail with ``text`` below it, that becomes the query when it is clicked (without ``place``, nothing
-        happens). A button shows a picture only by a style of its own, which is in the text.
+        """Return a thumbnail with ``text`` below it. A click makes image ``place`` the query.
+
+        A button shows a picture only through a style sheet, which is part of the text.
         """
         import ipywidgets
 
@@ -179,18 +179,19 @@ class QueryExplorer:
         source = base64.b64encode(buffer.getvalue()).decode()
         look = f"background: url(data:image/png;base64,{source}) center / contain no-repeat !important"
         border = f"border: {1 if colour == GREY else 3}px solid {colour} !important"
-        tip = "the query" if place is None else f"image {place}, {self._class_of(place)}: ask for it"
-        button = ipywidgets.Button(tooltip=tip, layout=ipywidgets.Layout(width=f"{side + 6}px", height=f"{side + 6}px"))
+        button = ipywidgets.Button(layout=ipywidgets.Layout(width=f"{side + 6}px", height=f"{side + 6}px"))
+        button.tooltip = "the query"
         button.add_class(name)
         button.add_class(f"vptsp-{part}")
         if place is not None:
+            button.tooltip = f"image {place}, {self._class_of(place)}: ask for it"
             button.on_click(lambda _: self.ask(place))
         style = f"<style>.{name} {{ {look}; {border}; padding: 0; }}</style>"
         return ipywidgets.VBox([button, ipywidgets.HTML(f'{style}<span style="color: {colour}">{text}</span>')])
 
 
 def explore_queries(opened: Opened, classes: pd.DataFrame, k: int = 10) -> None:
-    """A `QueryExplorer` where somebody watches; elsewhere nothing (the retrieval grid is its still form)."""
+    """Display a `QueryExplorer` if controls are shown. Otherwise the retrieval grid stands for it."""
     if live():
         from IPython.display import display
 
