@@ -585,7 +585,7 @@ def test_a_folder_is_trained_compared_and_used(tmp_path, capsys, monkeypatch):
     frozen = read_run(trained.path.with_name(record["frozen"]))
     taken = max(record["choice"], key=lambda name: record["choice"][name]["MAP@R"])
     assert trained.config.method == {"BitFit": "linear", "VPTSP": "vptsp"}[taken]
-    assert f"The held-out classes choose {taken} by MAP@R" in said
+    assert f"The held-out classes choose {taken}: its MAP@R is " in said
     assert frozen.config.method == "frozen" and trained.config.selection == "validation"
     assert "validation R@1" in trained.history and trained.record["held_out"]["classes"] == 2
     for metric, row in record["gain"].items():

@@ -48,7 +48,7 @@ FORM_COLOURS = {  # of the forms of a training step in table 10
 }  # fmt: skip
 PROXIES = {"O": ("v", "original proxy O"), "P": ("s", "semantic proxy P"), "Q": ("*", "composed proxy Q")}
 LIGHT = 0.5  # opacity of the paper's series
-RANGE: Any = {"estimator": "median", "errorbar": ("pi", 100)}  # seaborn then draws low, middle, high as a range
+RANGE: Any = {"estimator": "median", "errorbar": ("pi", 100)}  # seaborn draws low, middle, high as a range
 RING: Any = {
     "linestyle": "", "marker": "o", "markersize": 19, "zorder": 3,
     "markerfacecolor": "none", "markeredgecolor": BLACK, "markeredgewidth": 1.2,
