@@ -114,10 +114,8 @@ def train_folder(
     if len(choice):
         table = choice.to_string(float_format="{:.1f}".format)
         second, first = sorted(choice["MAP@R"])
-        text = (
-            f"The held-out classes choose {chosen}: its MAP@R is {first - second:.1f} above the other's (epoch 0 is the "
-            f"start):\n{table}\n\n{text}"
-        )
+        ahead = f"its MAP@R is {first - second:.1f} above the other's (epoch 0 is the start)"
+        text = f"The held-out classes choose {chosen}: {ahead}:\n{table}\n\n{text}"
     record = {
         "reasons": planned.reasons, "frozen": frozen.path.name, "choice": choice.to_dict("index"),
         "gain": gain.to_dict("index"), "summary": text,
