@@ -131,7 +131,7 @@ def test_the_heat_map_writes_each_share_and_the_veil_is_thin_where_the_attention
 
 def test_neighbours_agree_with_a_full_sort_and_no_image_finds_itself(opened):
     cosines = opened.queries @ opened.queries.T
-    labels = opened.found_in.labels
+    labels = opened.searched.labels
     every, places = retrieval.all_neighbours(opened, 5)
     for query in range(12):
         order = [at for at in np.argsort(-cosines[query], kind="stable") if at != query][:5]
@@ -155,7 +155,7 @@ def test_the_number_of_a_test_image_is_checked(opened):
 
 
 def test_an_image_of_your_own_finds_every_image(opened, tmp_path):
-    picture = opened.found_in.image(4)
+    picture = opened.searched.image(4)
     picture.save(tmp_path / "own.png")
     vector = opened.embedder.embed([picture])[0]
     order = np.argsort(-(opened.gallery @ vector), kind="stable")[:3]
@@ -165,20 +165,20 @@ def test_an_image_of_your_own_finds_every_image(opened, tmp_path):
     with pytest.raises(DataError, match="absent.png"):
         retrieval.neighbours(opened, tmp_path / "absent.png", 3)
     own = retrieval.OwnImages({"my_bird.png": picture})
-    other = retrieval.OwnImages({"my_bird.png": opened.found_in.image(5)})
+    other = retrieval.OwnImages({"my_bird.png": opened.searched.image(5)})
     assert own.fingerprint() == retrieval.OwnImages({"a": picture}).fingerprint() != other.fingerprint()
     where = {"near": found.places[None]}
-    fig = gallery.retrieval_grid(own, opened.found_in, {"own": [0]}, where, cosines={"near": found.cosines[None]},
+    fig = gallery.retrieval_grid(own, opened.searched, {"own": [0]}, where, cosines={"near": found.cosines[None]},
                                  marked=False, asking="mine")  # fmt: skip
     texts = [text.get_text() for text in fig.axes[0].texts]
     assert [f"{cosine:.2f}" for cosine in found.cosines] == texts[-3:] and "mine" in texts and inside(fig)
 
 
 def test_a_separate_gallery_is_searched_whole(opened):
-    shop = Flat("gallery", np.array([0, 1, 2, 3]), opened.found_in.class_names)
-    benchmark = Benchmark("b", shop, opened.found_in, shop)
+    shop = Flat("gallery", np.array([0, 1, 2, 3]), opened.searched.class_names)
+    benchmark = Benchmark("b", shop, opened.searched, shop)
     apart = dataclasses.replace(opened, benchmark=benchmark, gallery=opened.gallery[:4])
-    assert not apart.among_themselves and apart.found_in is shop
+    assert not apart.same_gallery and apart.searched is shop
     _, places = retrieval.all_neighbours(apart, 1)
     np.testing.assert_array_equal(places[:4, 0], [0, 1, 2, 3])  # a query may find its copy in the gallery
 
@@ -238,9 +238,9 @@ def test_a_run_is_opened_with_the_numbers_of_its_record(finished):
     results, done = finished
     found = open_run(done.path)
     _, places = retrieval.all_neighbours(found, 1)
-    labels = found.found_in.labels
+    labels = found.searched.labels
     assert (labels[places[:, 0]] == labels).mean() == pytest.approx(done.metrics["R@1"], abs=2e-3)
-    assert found.own_data and found.among_themselves
+    assert found.own_data and found.same_gallery
     (results / "runs" / "broken").mkdir()
     (results / "runs" / "broken" / "metrics.json").write_text("{}")
     ((name, path),) = finished_runs(results).items()
@@ -327,8 +327,8 @@ def test_the_map_has_its_images_inside_and_no_name_ends_its_script():
 def explorer(opened):
     pytest.importorskip("ipywidgets", reason="the extra lab is not installed")
     _, places = retrieval.all_neighbours(opened, 3)
-    labels = opened.found_in.labels
-    classes = retrieval.by_class(labels, labels[places[:, 0]], opened.found_in.class_names)
+    labels = opened.searched.labels
+    classes = retrieval.by_class(labels, labels[places[:, 0]], opened.searched.class_names)
     return widgets.QueryExplorer(opened, classes, 3)
 
 
@@ -361,7 +361,7 @@ def test_a_click_chooses_the_query_and_the_marks_agree_with_its_class(opened, ex
 
 
 def test_an_image_of_your_own_is_asked_by_path_and_by_upload(opened, explorer, tmp_path):
-    picture = opened.found_in.image(4)
+    picture = opened.searched.image(4)
     picture.save(tmp_path / "own.png")
     expected = [f"{cosine:.3f}" for cosine in retrieval.neighbours(opened, picture, 3).cosines]
     explorer.file.value = str(tmp_path / "own.png")

@@ -22,9 +22,9 @@ from vptsp_core import preset
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.runs import workers
 from vptsp_core.runs.cluster import connected
-from vptsp_core.runs.progress import PROGRESS, under_way, write_progress
+from vptsp_core.runs.progress import PROGRESS, training_line, write_progress
 from vptsp_core.runs.run import many
-from vptsp_core.runs.workers import check_workers, share_out
+from vptsp_core.runs.workers import check_workers, run_in_workers
 from vptsp_core.system.portable import physical_cores
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,7 +125,7 @@ def test_if_a_worker_dies_another_resumes_its_run(cluster, letters, reference, t
 
     def past_its_first_epoch() -> bool:
         """Return whether the first worker's run, whose lock it has open, has finished an epoch."""
-        shown.append(under_way((tmp_path / "results" / "runs").glob("folder-*")))
+        shown.append(training_line((tmp_path / "results" / "runs").glob("folder-*")))
         locks = [Path(file.path) for file in psutil.Process(two[0].pid).open_files() if Path(file.path).name == "lock"]
         with contextlib.suppress(OSError, ValueError):
             return any(json.loads(lock.with_name(PROGRESS).read_text())["done"] >= 1 for lock in locks)
@@ -160,13 +160,13 @@ def test_a_cluster_that_cannot_be_used_is_an_error_in_one_line(cluster, tmp_path
             pass
     several = cluster.workers(1, "--nthreads", "2")
     with pytest.raises(VptspError, match="has 2 threads, runs need one"):
-        share_out(shared_work.work, runs, cluster.address, progress=False)
+        run_in_workers(shared_work.work, runs, cluster.address, progress=False)
     several[0].kill()
     with Client(cluster.address, timeout=LONG, set_as_default=False) as client:
         until(lambda: not client.nthreads(), "the scheduler to miss it")
     cluster.workers(1)
     with pytest.raises(VptspError, match="lost one worker after another") as caught:
-        share_out(shared_work.work, runs, cluster.address, progress=False)
+        run_in_workers(shared_work.work, runs, cluster.address, progress=False)
     assert "\n" not in str(caught.value)
     cluster.workers(1)
 
@@ -177,11 +177,11 @@ def test_a_cluster_that_cannot_be_used_is_an_error_in_one_line(cluster, tmp_path
     killer = threading.Thread(target=kill_the_scheduler)
     killer.start()
     with pytest.raises(VptspError, match="the cluster at tcp://127.0.0.1:.* went away; start it again") as caught:
-        share_out(shared_work.work, {tmp_path / "run": ("sleep", str(tmp_path))}, cluster.address, progress=False)
+        run_in_workers(shared_work.work, {tmp_path / "run": ("sleep", str(tmp_path))}, cluster.address, progress=False)
     killer.join()
     assert "\n" not in str(caught.value)
     with pytest.raises(VptspError, match="no Dask scheduler answers at tcp://127.0.0.1:.*dask scheduler --port"):
-        share_out(shared_work.work, runs, cluster.address, progress=False)
+        run_in_workers(shared_work.work, runs, cluster.address, progress=False)
 
 
 # ---- processes of this machine -------------------------------------------------------------------
@@ -201,20 +201,20 @@ def test_two_processes_give_the_same_numbers_and_a_log_has_a_line_per_epoch(lett
 
 def test_a_failing_run_does_not_stop_the_others_but_a_dying_process_does(tmp_path):
     items = {tmp_path / name: (name, str(tmp_path)) for name in ("fail", "a", "b")}
-    came = share_out(shared_work.work, items, 2, progress=False)
+    came = run_in_workers(shared_work.work, items, 2, progress=False)
     assert isinstance(came.pop(tmp_path / "fail"), VptspError)
     assert came == {folder: item for folder, item in items.items() if item[0] != "fail"}
     with pytest.raises(VptspError, match="^a process died .*; the same command resumes the runs"):
         items = {tmp_path / name: (name, str(tmp_path)) for name in ("sleep", "die")}  # as many as processes
-        share_out(shared_work.work, items, 2, progress=False)
+        run_in_workers(shared_work.work, items, 2, progress=False)
 
 
 SCRIPT = """
 import pathlib, signal, sys, shared_work
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from vptsp_core.runs.workers import share_out
+from vptsp_core.runs.workers import run_in_workers
 folder = pathlib.Path(sys.argv[1])
-share_out(shared_work.work, {folder / name: ("sleep", folder) for name in "ab"}, 2, progress=False)
+run_in_workers(shared_work.work, {folder / name: ("sleep", folder) for name in "ab"}, 2, progress=False)
 """
 
 
@@ -242,7 +242,7 @@ def test_each_process_takes_a_gpu_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
-    came = share_out(shared_work.tell, {tmp_path / str(n): n for n in range(6)}, "gpus", progress=False)
+    came = run_in_workers(shared_work.tell, {tmp_path / str(n): n for n in range(6)}, "gpus", progress=False)
     taken = {(pid, gpu) for _, pid, _, gpu in came.values()}
     assert {threads for _, _, threads, _ in came.values()} == {SHARE}
     assert len(taken) == len({pid for pid, _ in taken}) == len({gpu for _, gpu in taken})
@@ -289,7 +289,7 @@ def test_torchrun_and_workers_exclude_each_other(monkeypatch):
 
 
 def test_one_worker_is_this_process(tmp_path):
-    assert share_out(shared_work.tell, {tmp_path / "a": 1}, 1, progress=False)[tmp_path / "a"][1] == os.getpid()
+    assert run_in_workers(shared_work.tell, {tmp_path / "a": 1}, 1, progress=False)[tmp_path / "a"][1] == os.getpid()
     good = [check_workers(value) for value in (1, 2, "tcp://a.b-c:8786", "tcp://[::1]:80")]
     assert good == [None, 2, "tcp://a.b-c:8786", "tcp://[::1]:80"]
 
@@ -299,14 +299,14 @@ def test_one_worker_is_this_process(tmp_path):
 
 def test_the_line_about_runs_that_are_training(tmp_path):
     one, other, bare = (tmp_path / f"glyphs-{name}" for name in ("vptsp-1a2b3c", "linear-77cdef", "frozen-0123ab"))
-    assert under_way([one, other]) == ""
+    assert training_line([one, other]) == ""
     write_progress(one, 2, 4)
     write_progress(other, 4, 4)
     write_progress(bare, 0, 0)
-    assert under_way([bare, other, one]) == "frozen-0123, linear-77cd epoch 4/4, vptsp-1a2b epoch 3/4"
+    assert training_line([bare, other, one]) == "frozen-0123, linear-77cd epoch 4/4, vptsp-1a2b epoch 3/4"
     (other / PROGRESS).write_text("{")
-    assert under_way([bare, other, one]) == "frozen-0123, vptsp-1a2b epoch 3/4"
-    assert under_way([bare, *[one] * 5]).endswith(", 2 more")
+    assert training_line([bare, other, one]) == "frozen-0123, vptsp-1a2b epoch 3/4"
+    assert training_line([bare, *[one] * 5]).endswith(", 2 more")
 
 
 def test_a_second_process_waits_for_the_run_and_finds_it_finished(letters, tmp_path, monkeypatch):

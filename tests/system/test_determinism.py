@@ -14,7 +14,7 @@ from vptsp_core import __main__, preset, run
 from vptsp_core.data import cached, loading
 from vptsp_core.errors import DataError, TrainingError, VptspError
 from vptsp_core.method.step import TrainStep
-from vptsp_core.system.deterministic import deterministic_algorithms, fix_cublas, where_asked
+from vptsp_core.system.deterministic import deterministic_algorithms, deterministic_if_asked, fix_cublas
 
 VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 
@@ -102,7 +102,7 @@ def test_cuda_started_without_the_variable_is_one_line(monkeypatch):
 
 
 def test_only_calls_with_the_keyword_are_deterministic():
-    @where_asked
+    @deterministic_if_asked
     def told(*, deterministic: bool = False, device: str | None = None) -> bool:
         return torch.are_deterministic_algorithms_enabled()
 

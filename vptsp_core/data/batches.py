@@ -17,7 +17,7 @@ from vptsp_core.data import OWN, cached, loading
 from vptsp_core.data.base import Benchmark, ImageSet
 from vptsp_core.data.cache import open_stores
 from vptsp_core.data.cached import Statistics
-from vptsp_core.data.folder import FileSet, outside_images
+from vptsp_core.data.folder import FileSet, refuse_inside_images
 from vptsp_core.errors import DataError
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.sampler import ClassBalancedSampler
@@ -36,7 +36,7 @@ def cache_folder(
     own = dataset in OWN
     beside = (results or os.environ.get("VPTSP_RESULTS") or "results") if own else (data or ".")
     place = Path(cache or os.environ.get("VPTSP_CACHE") or Path(beside) / ".vptsp-cache").expanduser().absolute()
-    return outside_images(place, data, "--cache or VPTSP_CACHE") if own and data else place
+    return refuse_inside_images(place, data, "--cache or VPTSP_CACHE") if own and data else place
 
 
 def decoded(benchmark: Benchmark, config: RunConfig, folder: Path, *, progress: bool = True) -> Benchmark:

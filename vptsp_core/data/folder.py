@@ -184,10 +184,10 @@ def _explain(error: Exception, path: Path) -> tuple[str, str]:
     return "not an image of a known kind", _REPLACE
 
 
-def not_read(names: Iterable[str]) -> str:
+def count_unread(names: Iterable[str]) -> str:
     """Count the ignored files that are images of other formats, for a message; empty if there are none.
 
-    >>> not_read(["a/1.heic", "a/2.HEIC", "notes.txt"])
+    >>> count_unread(["a/1.heic", "a/2.HEIC", "notes.txt"])
     '2 .heic are not read; convert them to JPEG or PNG'
     """
     suffixes = Counter(os.path.splitext(name)[1].lower() for name in names)
@@ -203,7 +203,7 @@ def _check_shape(width: int, height: int, name: str = "image") -> None:
         raise DataError(f"{name}: {width} x {height} pixels, more than {LONGEST} times as long as wide; leave it out")
 
 
-def outside_images(place: Path, images: str | Path, option: str) -> Path:
+def refuse_inside_images(place: Path, images: str | Path, option: str) -> Path:
     """Return ``place``, which will be written, unless it is in the folder of your own ``images``: the next reader of
     that folder would take it for a class or an image.
     Raises DataError: the place is in that folder; the message names the ``option`` that gives another place.

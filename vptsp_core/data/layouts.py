@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vptsp_core.data.base import OWN
-from vptsp_core.data.folder import IMAGE_SUFFIXES, not_read
+from vptsp_core.data.folder import IMAGE_SUFFIXES, count_unread
 from vptsp_core.errors import DataError
 
 Rows = list[tuple[str, str]]  # (path with /, class)
@@ -206,7 +206,7 @@ def _explain_no_classes(folder: Path, name: str, labels: list[str], ignored: lis
             f"{count} image(s) are in {folder} itself, and no class folders with images; make a sub-folder for each "
             "class, or write split.csv"
         )
-    return f"{nowhere}; it must hold <class>/<image>.jpg{'; ' * bool(others := not_read(ignored))}{others}"
+    return f"{nowhere}; it must hold <class>/<image>.jpg{'; ' * bool(others := count_unread(ignored))}{others}"
 
 
 def _holds_classes(folder: Path) -> bool:

@@ -110,7 +110,7 @@ def _load(images: ImageSet, transform: Transform, items: list[Any], device: torc
     loader, batches = _idle.pop(key) if key in _idle else _make_loader(*key)
     batches.left = ([(seed, images.reader(i), transform) for seed, i in batch] for batch in items)
     try:
-        with deaths_named():
+        with worker_errors():
             with starting():
                 loaded = iter(loader)
             for pixels in loaded:
@@ -157,7 +157,7 @@ def end_workers() -> None:
 
 
 @contextlib.contextmanager
-def deaths_named() -> Iterator[None]:
+def worker_errors() -> Iterator[None]:
     """Turn the death of a data worker during the body into one line. Raises DataError: a worker died."""
     try:
         yield

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vptsp_core.data.folder import IMAGE_SUFFIXES, not_read
+from vptsp_core.data.folder import IMAGE_SUFFIXES, count_unread
 from vptsp_core.data.holdout import FEWEST, held_out_classes
 from vptsp_core.data.layouts import Listing, Rows, class_folders, fold
 from vptsp_core.errors import DataError
@@ -110,7 +110,7 @@ def _describe_lost(folder: Path, ignored: Sequence[str]) -> str:
     in_sub_folders = f"{count:,} image(s) in sub-folders of class folders are not used" if count else ""
     tables = [each for each in ignored if "/" not in each and each.lower().endswith(TABLES)]
     table = f"{tables[0]} is not read: a table of the images has the name split.csv" if tables else ""
-    return "".join(f"; {each}" for each in (in_sub_folders, not_read(names), table) if each)
+    return "".join(f"; {each}" for each in (in_sub_folders, count_unread(names), table) if each)
 
 
 def _read_splits(rows: Sequence[Row], table: Path, name: str) -> dict[str, Rows]:

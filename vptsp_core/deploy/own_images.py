@@ -17,7 +17,7 @@ import torch
 
 from vptsp_core.data import Benchmark, load_benchmark
 from vptsp_core.data.batches import cache_folder
-from vptsp_core.data.folder import outside_images
+from vptsp_core.data.folder import refuse_inside_images
 from vptsp_core.deploy.own_plan import Machine, Plan, candidates, plan
 from vptsp_core.errors import VptspError, WeightsError
 from vptsp_core.method.backbone import shape
@@ -151,7 +151,7 @@ def _read_or_make_plan(
     target = pick_device(device)
     known = json.dumps([benchmark.fingerprint(), changes, target.type], sort_keys=True)
     root = run_folder(RunConfig(dataset="own"), results, benchmark).parents[1]
-    outside_images(root, folder, "--results or VPTSP_RESULTS")
+    refuse_inside_images(root, folder, "--results or VPTSP_RESULTS")
     path = root / "plans" / f"own-{hashlib.sha256(known.encode()).hexdigest()[:12]}.json"
     with locked(path.with_name(f".{path.stem}.lock")):  # processes that start at the same time get one plan
         if not path.exists():

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from vptsp_core.data.folder import outside_images
+from vptsp_core.data.folder import refuse_inside_images
 from vptsp_core.deploy.index import ImageIndex, read_index, same_model
 from vptsp_core.deploy.picture import found_images
 from vptsp_core.deploy.update import PLACE, embed_files, images_in, model_path, refuse_none, warn_of_unreadable
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     _refuse_to_replace(png, csv)
     index, asked = read_index(args.index), _queries(args.images)
     for path in (png, csv):
-        outside_images(path, index.root, "--to")
+        refuse_inside_images(path, index.root, "--to")
     embedder = load(args.model or model_path(index), args.device, weights=args.weights or index.model["weights"])
     same_model(index, embedder.checksum())
     queries, embeddings = _embed_readable(embedder, asked)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vptsp_core.data.folder import IMAGE_SUFFIXES, not_read, outside_images, read_image
+from vptsp_core.data.folder import IMAGE_SUFFIXES, count_unread, read_image, refuse_inside_images
 from vptsp_core.data.loading import Transform, decoders
 from vptsp_core.deploy.index import FILE, ImageIndex, read_index, same_model
 from vptsp_core.errors import DataError, VptspError, printable
@@ -66,7 +66,7 @@ def images_in(folder: Path) -> dict[str, Stat]:
                 images[path.relative_to(folder).as_posix()] = (stat.st_size, stat.st_mtime_ns)
             else:
                 others.append(path.name)
-    if left_out := not_read(others):
+    if left_out := count_unread(others):
         warnings.warn(f"{folder}: {left_out}", stacklevel=3)
     return dict(sorted(images.items()))
 
@@ -95,7 +95,7 @@ def update(
         VptspError: ``to`` is among the images, or its index is of another model or of another folder that exists.
     """
     directory, place = Path(directory).expanduser().resolve(), Path(to).expanduser().absolute()
-    outside_images(place, directory, "--to")
+    refuse_inside_images(place, directory, "--to")
     stats = images_in(directory)
     if not stats:
         raise DataError(f"{directory} holds no images ({', '.join(IMAGE_SUFFIXES)}); name another folder")

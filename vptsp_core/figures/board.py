@@ -31,7 +31,7 @@ def show_finished(done: Run, folder: str | Path, data: str | Path | None = None)
     _, places = all_neighbours(opened, 8)
     test = opened.benchmark.test
     asked = {"test images": spread_classes(len(test), 10)}
-    figure = retrieval_grid(test, opened.found_in, asked, {f"R@1 {100 * done.metrics['R@1']:.1f} %": places})
+    figure = retrieval_grid(test, opened.searched, asked, {f"R@1 {100 * done.metrics['R@1']:.1f} %": places})
     picture = np.asarray(Image.open(file_of(figure)).convert("RGB"))
     curves.writer.add_image("retrieval", picture, int(done.metrics["epoch"]), dataformats="HWC")
     curves.writer.close()

@@ -25,7 +25,7 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.method.hub import reachable_hub
 from vptsp_core.method.lora import is_lora, plain_name
 from vptsp_core.method.weights import load_weights
-from vptsp_core.method.weights_file import refuse_no_file
+from vptsp_core.method.weights_file import check_file
 
 # The ViT in this package, small enough to train with prompts in seconds on two cores (tests/bench/pretrain.py).
 DEMO_VIT: dict[str, Any] = dict(img_size=40, patch_size=8, embed_dim=96, depth=6, num_heads=3, num_classes=0)
@@ -166,5 +166,5 @@ def identity(config: RunConfig) -> str:
     if config.weights in ("pretrained", "random"):
         return config.hash()
     file = Path(config.weights).expanduser()
-    refuse_no_file(file, config.weights)
+    check_file(file, config.weights)
     return config.replace(weights="sha256:" + hashlib.sha256(file.read_bytes()).hexdigest()[:16]).hash()

@@ -24,7 +24,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from vptsp_core.errors import WeightsError
-from vptsp_core.method.weights_file import ProjectTensors, check_tensor, content_of, file_kind
+from vptsp_core.method.weights_file import ProjectTensors, check_tensor, file_kind, read_content
 
 State = dict[str, Any]  # a state dict: tensors by key, and perhaps other values
 # The key of the patch embedding: OpenCLIP's, OpenAI's, and the one of timm and Meta.
@@ -51,7 +51,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises WeightsError if the file is missing or unreadable, or has two different backbones, and if a key is missing or
     unknown, or a tensor has another shape or values that are not finite.
     """
-    content = _from_npz(path, model) if file_kind(path) == "npz" else content_of(path)
+    content = _from_npz(path, model) if file_kind(path) == "npz" else read_content(path)
     stored = dict(_state_dicts(content))
     states = {name: _without_wrappers(state) for name, state in stored.items()}
     _refuse_other_files(path, states)

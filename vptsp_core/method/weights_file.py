@@ -28,7 +28,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors, of any shape, in a file that this project wrote, by name.
     Raises WeightsError if the file is missing or unreadable, contains code, or has values that are not finite.
     """
-    state = content_of(path)
+    state = read_content(path)
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise WeightsError(f"weights {path}: holds no table of tensors; save model.state_dict()")
     for key, value in state.items():
@@ -36,7 +36,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def refuse_no_file(path: Path, given: str) -> None:
+def check_file(path: Path, given: str) -> None:
     """Check that the file exists. Raises WeightsError if not; its message has the path as it was ``given``."""
     if not given.strip():
         raise WeightsError("weights is empty; give a .safetensors or .pth file, or leave it out")
@@ -51,7 +51,7 @@ def file_kind(path: Path) -> str:
     A file called .safetensors is never read as a pickle.
     Raises WeightsError if the file is missing or of another kind. The message says what it seems to be.
     """
-    refuse_no_file(path, str(path))
+    check_file(path, str(path))
     try:
         with path.open("rb") as file:
             start = file.read(64)
@@ -93,7 +93,7 @@ def _members(path: Path) -> list[str]:
         return []
 
 
-def content_of(path: Path) -> Any:
+def read_content(path: Path) -> Any:
     """Return the content of a .safetensors or torch file.
     Raises WeightsError if the file is missing or unreadable, or contains code.
     """

@@ -34,7 +34,7 @@ from vptsp_core.paper.search_study import STATES, choose, counts, open_study, qu
 from vptsp_core.runs.folder import Run
 from vptsp_core.runs.run import run
 from vptsp_core.runs.selection import HELD_OUT
-from vptsp_core.runs.workers import check_workers, share_out
+from vptsp_core.runs.workers import check_workers, run_in_workers
 from vptsp_core.system.bars import bar, is_log
 from vptsp_core.system.files import writable_folder, write_json
 from vptsp_core.system.locks import locked
@@ -108,7 +108,8 @@ def tune(
         return study
     count = torch.cuda.device_count() if workers == "gpus" else int(workers)
     again = dict(base=base, storage=storage, name=name, keep=keep, tell=tell, **options)
-    ended = share_out(_tune, {folder / f"worker {number}": again for number in range(count)}, workers, progress=False)
+    items = {folder / f"worker {number}": again for number in range(count)}
+    ended = run_in_workers(_tune, items, workers, progress=False)
     errors = [each for each in ended.values() if isinstance(each, VptspError)]
     if errors and counts(study)[0] < study.user_attrs["trials"]:
         raise errors[0]

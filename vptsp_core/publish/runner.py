@@ -27,7 +27,7 @@ from vptsp_core.publish.manifest import Manifest, is_finished, made_from
 from vptsp_core.publish.page import PROFILES, build
 from vptsp_core.publish.parameters import FOLDER, discover, panels_of, read, taken_parameters
 from vptsp_core.publish.plan import show
-from vptsp_core.runs.progress import every, under_way
+from vptsp_core.runs.progress import every, training_line
 from vptsp_core.runs.workers import Workers, check_cluster, check_workers
 from vptsp_core.system.bars import EVERY, is_log, say
 from vptsp_core.system.files import writable_folder, write_bytes
@@ -200,7 +200,7 @@ def _progress(name: str, runs: Path) -> Iterator[None]:
 
     def show_line() -> None:
         nonlocal last
-        training = under_way(runs.glob("*"))
+        training = training_line(runs.glob("*"))
         minutes, seconds = divmod(int(time.perf_counter() - start), 60)
         line = f"{name} {minutes}:{seconds:02d}  {training}".rstrip()
         if not log:

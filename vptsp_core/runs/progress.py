@@ -13,7 +13,7 @@ from vptsp_core.system.files import remove_temporaries, write_json
 from vptsp_core.system.locks import locked
 
 PROGRESS, LOCK = "progress.json", "lock"
-_SHOWN = 4  # runs that `under_way` names; it only counts the others
+_SHOWN = 4  # runs that `training_line` names; it only counts the others
 
 
 def write_progress(folder: Path, done: int, epochs: int) -> None:
@@ -22,7 +22,7 @@ def write_progress(folder: Path, done: int, epochs: int) -> None:
 
 
 @contextlib.contextmanager
-def at_work(folder: Path) -> Iterator[None]:
+def locked_run(folder: Path) -> Iterator[None]:
     """Lock a run's folder, so that only this process (or group of processes) trains the run.
 
     A second process waits, and then finds what the first one wrote. If the first one was killed, the system releases
@@ -42,7 +42,7 @@ def at_work(folder: Path) -> Iterator[None]:
     from_main(lambda: None)  # all processes of a group wait here for the first one
 
 
-def under_way(folders: Iterable[Path]) -> str:
+def training_line(folders: Iterable[Path]) -> str:
     """Return a line about the runs that are training, such as "vptsp-1a2b epoch 2/4": method, start of the hash, epoch.
 
     A run that was killed is shown until it resumes.

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from vptsp_core.data import OWN, Benchmark, data_folder, load_benchmark
 from vptsp_core.data.batches import cache_folder, decoded
-from vptsp_core.data.folder import outside_images
+from vptsp_core.data.folder import refuse_inside_images
 from vptsp_core.data.holdout import for_selection
-from vptsp_core.data.loading import deaths_named, end_workers
+from vptsp_core.data.loading import end_workers, worker_errors
 from vptsp_core.errors import ConfigError, DataError, VptspError, check_choice
 from vptsp_core.method.backbone import load_backbone
 from vptsp_core.method.config import RunConfig
@@ -32,20 +32,20 @@ from vptsp_core.runs.curves import Curves
 from vptsp_core.runs.evaluate import evaluate
 from vptsp_core.runs.folder import METRICS, Run, finished_run, run_folder, write_run
 from vptsp_core.runs.memory import check_table_memory, memory_errors, place_class_prompts
-from vptsp_core.runs.progress import at_work
+from vptsp_core.runs.progress import locked_run
 from vptsp_core.runs.record import close_record, make_record, part_of_run
 from vptsp_core.runs.selection import HELD_OUT, Row, score
 from vptsp_core.runs.train import Trainer
-from vptsp_core.runs.workers import Workers, check_workers, share_out
+from vptsp_core.runs.workers import Workers, check_workers, run_in_workers
 from vptsp_core.system.bars import bar, is_log, say
-from vptsp_core.system.deterministic import where_asked
+from vptsp_core.system.deterministic import deterministic_if_asked
 from vptsp_core.system.devices import autocast_dtype, pick_device
 from vptsp_core.system.distributed import Processes, from_main, is_main, launched, rank, start
 from vptsp_core.system.files import writable_folder
 
 
 @in_torch_defaults
-@where_asked
+@deterministic_if_asked
 def run(
     config: RunConfig,
     *,
@@ -120,7 +120,7 @@ def run(
         raise VptspError(f"process {rank()} has other images or weights than the first; give all machines the same")
     from_main(lambda: writable_folder(path))
     try:
-        with at_work(path), deaths_named():
+        with locked_run(path), worker_errors():
             if finished := from_main(lambda: finished_run(path, benchmark, light)):  # by another process meanwhile
                 return finished
             # After all checks, because decoding takes minutes.
@@ -147,7 +147,7 @@ def _path_and_images(
     benchmark = load_benchmark(config.dataset, data, allow_partial) if needed else None
     path = run_folder(config, results, benchmark)
     if config.dataset in OWN and data:
-        outside_images(path.parents[1], data, "--results or VPTSP_RESULTS")
+        refuse_inside_images(path.parents[1], data, "--results or VPTSP_RESULTS")
     return path, benchmark
 
 
@@ -256,7 +256,7 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
         todo = {path: config.with_whole_path() for path, config in todo.items()}
     of_each = progress and (workers is None or is_log())  # bars of several processes would overwrite each other
     work = functools.partial(_one_of_many, progress=of_each, **options)
-    done |= share_out(work, todo, workers, progress, already=len(done))
+    done |= run_in_workers(work, todo, workers, progress, already=len(done))
     failed = {path.name: each for path in paths if isinstance(each := done[path], VptspError)}
     if failed:
         name, first = next(iter(failed.items()))

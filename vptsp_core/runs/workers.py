@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 
 from vptsp_core.errors import ConfigError, VptspError
-from vptsp_core.runs.progress import every, under_way
+from vptsp_core.runs.progress import every, training_line
 from vptsp_core.system.bars import bar, is_log
 from vptsp_core.system.distributed import launched
 from vptsp_core.system.portable import physical_cores
@@ -54,7 +54,7 @@ def check_cluster(workers: Workers) -> None:
             pass
 
 
-def share_out(
+def run_in_workers(
     work: Callable[[T], R], items: Mapping[Path, T], workers: Workers, progress: bool = True, *, already: int = 0
 ) -> dict[Path, R | VptspError]:
     """Call ``work`` with every item, and return the results by folder.
@@ -94,7 +94,7 @@ def _results(
         return
 
     def show_training() -> None:
-        line = under_way(items)
+        line = training_line(items)
         if line != shown.postfix:  # otherwise a log would repeat the same line
             shown.set_postfix_str(line, refresh=not is_log())
 

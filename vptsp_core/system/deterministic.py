@@ -69,7 +69,7 @@ def fix_cublas(device: str | None = None) -> None:
     os.environ[_VARIABLE] = _FIXED[0]
 
 
-def where_asked(function: Callable[P, R]) -> Callable[P, R]:
+def deterministic_if_asked(function: Callable[P, R]) -> Callable[P, R]:
     """Wrap ``function``: if its keyword ``deterministic`` is true, it runs inside `deterministic_algorithms`."""
 
     @functools.wraps(function)

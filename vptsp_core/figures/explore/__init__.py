@@ -37,12 +37,12 @@ class Opened:
     gallery: np.ndarray
 
     @property
-    def found_in(self) -> ImageSet:
+    def searched(self) -> ImageSet:
         """The images that are searched."""
         return self.benchmark.test if self.benchmark.gallery is None else self.benchmark.gallery
 
     @property
-    def among_themselves(self) -> bool:
+    def same_gallery(self) -> bool:
         """Whether queries are searched among each other. Then no query may find itself."""
         return self.benchmark.gallery is None
 

@@ -58,7 +58,7 @@ def neighbours(opened: Opened, query: int | Path | Image.Image, k: int) -> Found
     scores, places = (each[0].numpy() for each in nearest_neighbours(vector[None], opened.gallery, k + 1))
     others = (places >= 0) & (places != index)
     scores, places = scores[others][:k], places[others][:k]
-    labels = opened.found_in.labels
+    labels = opened.searched.labels
     return Found(scores, places, labels[places] == labels[index] if index >= 0 else None)
 
 
@@ -67,8 +67,8 @@ def all_neighbours(opened: Opened, k: int) -> tuple[np.ndarray, np.ndarray]:
 
     Returns their cosines (N, k) float32 and their indices in the gallery (N, k) int64.
     """
-    k = min(k, len(opened.gallery) - opened.among_themselves)
-    scores, places = nearest_neighbours(opened.queries, opened.gallery, k, exclude_self=opened.among_themselves)
+    k = min(k, len(opened.gallery) - opened.same_gallery)
+    scores, places = nearest_neighbours(opened.queries, opened.gallery, k, exclude_self=opened.same_gallery)
     return scores.numpy(), places.numpy()
 
 

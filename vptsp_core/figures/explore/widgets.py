@@ -97,7 +97,7 @@ class QueryExplorer:
         import ipywidgets
 
         self.opened, self.k = opened, k
-        images, wide = opened.found_in, ipywidgets.Layout(width="min(34em, 95%)")
+        images, wide = opened.searched, ipywidgets.Layout(width="min(34em, 95%)")
         searched = classes[classes["class"].isin(images.labels)]
         options = [(f"{short_name(name)}: R@1 {recall:.0f} %", label)
                    for name, recall, label in zip(searched["name"], searched["R@1"], searched["class"])]  # fmt: skip
@@ -123,7 +123,7 @@ class QueryExplorer:
 
     def ask(self, query: int | Path | Image.Image) -> None:
         """Show the neighbours of ``query`` (see `retrieval.neighbours`), or the message of an error."""
-        images = self.opened.found_in
+        images = self.opened.searched
         try:
             found = neighbours(self.opened, query, self.k)
             if isinstance(query, int):
@@ -145,7 +145,7 @@ class QueryExplorer:
         self.found_shown.children = cards
 
     def _class_of(self, place: int) -> str:
-        images = self.opened.found_in
+        images = self.opened.searched
         return short_name(images.class_names[images.labels[place]])
 
     def _uploaded(self, files: Sequence[Mapping[str, Any]]) -> None:
@@ -160,7 +160,7 @@ class QueryExplorer:
         self.ask(picture)
 
     def _show_class(self, label: int) -> None:
-        images = self.opened.found_in
+        images = self.opened.searched
         places = np.flatnonzero(images.labels == label)[:SHOWN].tolist()
         self.of_class_shown.children = [self._card("class", images.image(at), 48, GREY, place=at) for at in places]
         self.ask(places[0])
