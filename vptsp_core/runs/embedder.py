@@ -22,7 +22,7 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.neighbours import nearest_neighbours
 from vptsp_core.method.torch_state import in_torch_defaults
-from vptsp_core.runs.embedder_file import exact_names, preprocessing, read_saved, rebuild, write_embedder
+from vptsp_core.runs.embedder_file import TrainedModel, exact_names, preprocessing, read_saved, rebuild, write_embedder
 from vptsp_core.runs.evaluate import embed, embed_batch
 from vptsp_core.runs.share import is_shared, push, read_shared
 from vptsp_core.system.devices import autocast_dtype, pick_device
@@ -30,20 +30,12 @@ from vptsp_core.system.devices import autocast_dtype, pick_device
 Images = ImageSet | Tensor | Sequence[Image.Image | str | Path] | Image.Image | str | Path
 
 
-class Embedder:
-    """A trained model that embeds and searches images.
+class Embedder(TrainedModel):
+    """A trained model that embeds and searches images. Its attributes are those of `TrainedModel`.
 
     >>> embedder = load("results/demo/runs/...")                            # doctest: +SKIP
     >>> scores, places = embedder.index(folder_of_paths).search(query, k=5)  # doctest: +SKIP
     >>> embedder.save("bird.safetensors")                                    # doctest: +SKIP
-
-    Attributes:
-        model: in eval mode. A model from `load` has no proxy tower, and its config's ``method`` can differ for this.
-        config: of the run that made the model; default: the model's own config.
-        run: the hash of that run, or None if no run made the model.
-        metrics: of that run, fractions in [0, 1].
-        data: the images of that run, as in its record (`Benchmark.record`).
-        path: the run's folder or the file from which the model was loaded, if any.
     """
 
     def __init__(
@@ -56,8 +48,7 @@ class Embedder:
         data: Mapping[str, Any] | None = None,
         path: Path | None = None,
     ) -> None:
-        self.model, self.config = model.eval(), config or model.config
-        self.run, self.metrics, self.data, self.path = run, dict(metrics or {}), data, path
+        super().__init__(model.eval(), config or model.config, run, dict(metrics or {}), data, path)
         self._gallery: Tensor | None = None
 
     @property

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -30,11 +31,29 @@ from vptsp_core.runs.folder import WEIGHTS, learned_weights, read_run
 from vptsp_core.system.files import write_bytes
 from vptsp_core.system.seals import sealed, unsealed
 
-if TYPE_CHECKING:
-    from vptsp_core.runs.embedder import Embedder
-
 FORMAT, HEADER = 2, "vptsp_embedder"  # version of the header, and its key
 ONLY_TRAINING = ("proxies.", "class_prompts.", "vit.proxy_head.")
+
+
+@dataclass(eq=False)
+class TrainedModel:
+    """A trained model, and the facts about its run that are saved with it.
+
+    Attributes:
+        model: in eval mode. A model from `load` has no proxy tower, and its config's ``method`` can differ for this.
+        config: of the run that made the model.
+        run: the hash of that run, or None if no run made the model.
+        metrics: of that run, fractions in [0, 1].
+        data: the images of that run, as in its record (`Benchmark.record`).
+        path: the run's folder or the file from which the model was loaded, if any.
+    """
+
+    model: MetricModel
+    config: RunConfig
+    run: str | None
+    metrics: Mapping[str, float]
+    data: Mapping[str, Any] | None
+    path: Path | None
 
 
 @dataclass(frozen=True)
@@ -74,13 +93,13 @@ def exact_names(model: MetricModel) -> set[str]:
     }
 
 
-def write_embedder(path: Path, embedder: Embedder, config: RunConfig) -> None:
+def write_embedder(path: Path, trained: TrainedModel, config: RunConfig) -> None:
     """Write the learned tensors of ``embedder``, with ``config`` in the header.
     Raises VptspError: the suffix is not .safetensors, or the file cannot be written.
     """
     if path.suffix != ".safetensors":
         raise VptspError(f"{path}: an embedder is a .safetensors file; give the file that suffix")
-    model = embedder.model
+    model = trained.model
     learned = {
         name: value.detach().cpu().contiguous()
         for name, value in model.learned_state(for_retrieval=True).items()
@@ -90,9 +109,9 @@ def write_embedder(path: Path, embedder: Embedder, config: RunConfig) -> None:
         "format": FORMAT,
         "vptsp_core": vptsp_core.__version__,
         "config": config.to_dict(),
-        "run": embedder.run,
-        "metrics": embedder.metrics,
-        "data": embedder.data,
+        "run": trained.run,
+        "metrics": trained.metrics,
+        "data": trained.data,
         "backbone": config.backbone,
         "frozen": _frozen(model),
         "preprocessing": preprocessing(model),

@@ -6,7 +6,7 @@ import json
 import shlex
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import huggingface_hub
 import timm
@@ -21,13 +21,10 @@ from vptsp_core.errors import ConfigError, VptspError, WeightsError
 from vptsp_core.method import hub
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.presets import PRESETS
-from vptsp_core.runs.embedder_file import Saved, read_saved, write_embedder
+from vptsp_core.runs.embedder_file import Saved, TrainedModel, read_saved, write_embedder
 from vptsp_core.runs.folder import METRICS, WEIGHTS, Run, read_run
 from vptsp_core.runs.run import frame, over_seeds
 from vptsp_core.system.places import ASSETS
-
-if TYPE_CHECKING:
-    from vptsp_core.runs.embedder import Embedder
 
 SCHEME = "hf://"
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -76,8 +73,8 @@ def read_shared(uri: str) -> Saved:
         raise WeightsError(f"{uri}: {error}; delete {path.parents[2]} to fetch it again") from error
 
 
-def push(embedder: Embedder, repo: str, revision: str | None = None, private: bool | None = None) -> str:
-    """Upload ``embedder``, as `Embedder.push_to_hub` describes."""
+def push(trained: TrainedModel, repo: str, revision: str | None = None, private: bool | None = None) -> str:
+    """Upload ``trained``, as `Embedder.push_to_hub` describes."""
     uri = f"{SCHEME}{repo.removeprefix(SCHEME)}"
     repo, named = place(uri)
     if named is not None and revision not in (None, named):
@@ -87,14 +84,14 @@ def push(embedder: Embedder, repo: str, revision: str | None = None, private: bo
         raise VptspError(f"{uri}: this machine has no token of the Hub; {LOGIN}")
     if obstacle := hub.why_unreachable():
         raise VptspError(f"{uri}: {obstacle}; connect this machine, or export to a .safetensors file and upload that")
-    config = embedder.config
+    config = trained.config
     if config.weights not in ("pretrained", "random"):  # folder names of this machine are private
         config = config.replace(weights=Path(config.weights).name)
     api = HfApi(library_name="vptsp-core", library_version=vptsp_core.__version__)
     with tempfile.TemporaryDirectory() as folder, hub.quiet_hub_log():
-        write_embedder(Path(folder, WEIGHTS), embedder, config)
-        Path(folder, "README.md").write_text(model_card(embedder, repo, revision), "utf-8")
-        message = f"{config.method} on {config.backbone}, run {embedder.run}"
+        write_embedder(Path(folder, WEIGHTS), trained, config)
+        Path(folder, "README.md").write_text(model_card(trained, repo, revision), "utf-8")
+        message = f"{config.method} on {config.backbone}, run {trained.run}"
         try:
             api.create_repo(repo, private=private, exist_ok=True)
             if revision is not None:
@@ -111,17 +108,17 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def model_card(embedder: Embedder, repo: str, revision: str | None = None) -> str:
+def model_card(trained: TrainedModel, repo: str, revision: str | None = None) -> str:
     """Return the README.md of the repository: what the model is, how to use it, its numbers, and how it was made.
 
     If the embedder does not come from a run's folder, other seeds, the frozen backbone and the machine are left out.
     """
-    config, data = embedder.config, dict(embedder.data or {})
-    run = read_run(embedder.path) if embedder.path is not None and embedder.path.is_dir() else None
+    config, data = trained.config, dict(trained.data or {})
+    run = read_run(trained.path) if trained.path is not None and trained.path.is_dir() else None
     others = _same_images(run) if run else []
     seeds = [each for each in others if each.config.replace(seed=0).hash() == config.replace(seed=0).hash()]
     title, facts = _data_set(config, data)
-    metrics = {name: value for name, value in embedder.metrics.items() if name != "epoch"}
+    metrics = {name: value for name, value in trained.metrics.items() if name != "epoch"}
     columns = {"this model": {name: f"{100 * value:.2f}" for name, value in metrics.items()}}
     if len(seeds) > 1:
         mean = over_seeds(frame(seeds), ["dataset"], [*metrics]).iloc[0]
@@ -149,7 +146,7 @@ def model_card(embedder: Embedder, repo: str, revision: str | None = None) -> st
         uri=f"{SCHEME}{repo}{f'@{revision}' if revision else ''}",
         chosen=CHOSEN[config.selection] if config.method != "frozen" and config.epochs else None,
         command=command(config) + (" --allow-partial" if "partial" in data else ""),
-        run=embedder.run, record=run and run.record,
+        run=trained.run, record=run and run.record,
     )  # fmt: skip
 
 
