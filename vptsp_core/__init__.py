@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vptsp_core.system._torchvision import prepare as _prepare_torchvision
 from vptsp_core.system.caches import prepare as _prepare_caches
+from vptsp_core.system.places import VERSION
 
 if TYPE_CHECKING:
     from vptsp_core.method.config import RunConfig
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from vptsp_core.runs.folder import Run
     from vptsp_core.runs.run import run
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["PRESETS", "Embedder", "Run", "RunConfig", "load", "preset", "retrieval_metrics", "run"]
 
 _prepare_caches()

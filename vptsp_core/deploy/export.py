@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import vptsp_core
 from vptsp_core.errors import VptspError
 from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.embedder import Embedder, load
 from vptsp_core.runs.embedder_file import preprocessing
 from vptsp_core.runs.share import is_shared, place
 from vptsp_core.system.files import write_bytes
+from vptsp_core.system.places import VERSION
 
 INPUT, OUTPUT = "images", "embeddings"
 KINDS = (".safetensors", ".onnx", ".pt2")
@@ -66,7 +66,7 @@ def about(embedder: Embedder) -> dict[str, str]:
     """Return the metadata of an exported file: text by name, lists as JSON."""
     config, prepared = embedder.config, preprocessing(embedder.model)
     return {
-        "made_by": f"vptsp_core {vptsp_core.__version__}",
+        "made_by": f"vptsp_core {VERSION}",
         "run": embedder.run or "",
         "backbone": config.backbone,
         "method": config.method + (" + bitfit" if config.bitfit else ""),

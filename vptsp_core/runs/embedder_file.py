@@ -20,7 +20,6 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-import vptsp_core
 from vptsp_core.data.loading import interpolation_name
 from vptsp_core.errors import ConfigError, VptspError, WeightsError
 from vptsp_core.method.backbone import checksum, identity, load_backbone, normalisation
@@ -29,6 +28,7 @@ from vptsp_core.method.model import MetricModel
 from vptsp_core.method.weights_file import read_weights
 from vptsp_core.runs.folder import WEIGHTS, learned_weights, read_run
 from vptsp_core.system.files import write_bytes
+from vptsp_core.system.places import VERSION
 from vptsp_core.system.seals import sealed, unsealed
 
 FORMAT, HEADER = 2, "vptsp_embedder"  # version of the header, and its key
@@ -107,7 +107,7 @@ def write_embedder(path: Path, trained: TrainedModel, config: RunConfig) -> None
     }
     header = {
         "format": FORMAT,
-        "vptsp_core": vptsp_core.__version__,
+        "vptsp_core": VERSION,
         "config": config.to_dict(),
         "run": trained.run,
         "metrics": trained.metrics,

@@ -14,7 +14,6 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData, errors
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment
 
-import vptsp_core
 from vptsp_core.data import OWN
 from vptsp_core.data.catalog import CATALOG
 from vptsp_core.errors import ConfigError, VptspError, WeightsError
@@ -24,7 +23,7 @@ from vptsp_core.method.presets import PRESETS
 from vptsp_core.runs.embedder_file import Saved, TrainedModel, read_saved, write_embedder
 from vptsp_core.runs.folder import METRICS, WEIGHTS, Run, read_run
 from vptsp_core.runs.run import frame, over_seeds
-from vptsp_core.system.places import ASSETS
+from vptsp_core.system.places import ASSETS, VERSION
 
 SCHEME = "hf://"
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -63,7 +62,7 @@ def read_shared(uri: str) -> Saved:
         with hub.quiet_hub_log():
             path = Path(huggingface_hub.hf_hub_download(
                 repo, WEIGHTS, revision=revision, local_files_only=obstacle is not None,
-                library_name="vptsp-core", library_version=vptsp_core.__version__,
+                library_name="vptsp-core", library_version=VERSION,
             ))  # fmt: skip
     except (errors.HfHubHTTPError, OSError) as error:
         raise WeightsError(f"{uri}: {obstacle or _one_line(error)}; check the name, {LOGIN}, or try again") from error
@@ -87,7 +86,7 @@ def push(trained: TrainedModel, repo: str, revision: str | None = None, private:
     config = trained.config
     if config.weights not in ("pretrained", "random"):  # folder names of this machine are private
         config = config.replace(weights=Path(config.weights).name)
-    api = HfApi(library_name="vptsp-core", library_version=vptsp_core.__version__)
+    api = HfApi(library_name="vptsp-core", library_version=VERSION)
     with tempfile.TemporaryDirectory() as folder, hub.quiet_hub_log():
         write_embedder(Path(folder, WEIGHTS), trained, config)
         Path(folder, "README.md").write_text(model_card(trained, repo, revision), "utf-8")
