@@ -202,7 +202,7 @@ def says_encoding(call: ast.Call) -> bool:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     if name in ("read_text", "write_text"):
         return len(call.args) + len(call.keywords) == (1 if name == "read_text" else 2)
-    if name != "open" or ast.unparse(call.func) in ("os.open", "Image.open", "tarfile.open"):
+    if name != "open" or ast.unparse(call.func) in ("os.open", "Image.open", "PIL.Image.open", "tarfile.open"):
         return True
     modes = [node.value for each in call.args for node in ast.walk(each) if isinstance(node, ast.Constant)]
     return bool({"rb", "wb", "ab"} & set(modes)) or "encoding" in {each.arg for each in call.keywords}

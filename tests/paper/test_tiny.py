@@ -185,7 +185,7 @@ def test_the_profile_has_its_notebooks_and_its_page_no_photographs(tmp_path):
         (figures / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     text = build(tmp_path, "tiny").read_text()
     assert "tour_images" not in text and "explore_map" not in text and "data:image/png" not in text
-    assert "No photograph is shown" in text and "--only tour,explore" in text
+    assert "No photographs are shown" in text and "--only tour,explore" in text
 
 
 def test_git_keeps_light_runs_and_neither_weights_nor_photographs():

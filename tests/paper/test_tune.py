@@ -394,7 +394,7 @@ def searched(monkeypatch, results: Path, **parameters) -> dict:
 def test_notebook_says_that_a_cluster_is_not_used(tmp_path, monkeypatch, capsys):
     names = searched(monkeypatch, tmp_path, workers="tcp://127.0.0.1:8786")
     first, last = capsys.readouterr().out.splitlines()
-    assert "does not use the Dask cluster" in first and "database" in first and last.startswith("3 trials of study")
+    assert "does not use a Dask cluster" in first and "database" in first and last.startswith("3 trials of study")
     assert names["study"].best_value >= names["study"].trials[0].value == names["starts"][0].alpha
 
 

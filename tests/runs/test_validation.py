@@ -72,7 +72,7 @@ def test_every_fifth_class_is_held_out():
             assert part.describe(own) == f"train image {row}"
     prints = {images.fingerprint() for images in (whole.train, training.train, held_out.test)}
     assert len(prints) == 3 and hold_out(whole)[0].train.fingerprint() in prints
-    with pytest.raises(DataError, match="train: of 9 classes too few could be held out, at least 10 of two"):
+    with pytest.raises(DataError, match="train: too few of 9 classes can be held out, at least 10 of two"):
         hold_out(Benchmark("some", Blots(classes=9), Blots("test", 3)))
 
 

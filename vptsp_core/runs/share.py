@@ -73,7 +73,7 @@ def read_shared(uri: str) -> Saved:
 
 
 def push(trained: TrainedModel, repo: str, revision: str | None = None, private: bool | None = None) -> str:
-    """Upload ``trained``, as `Embedder.push_to_hub` describes."""
+    """Upload ``trained``. Arguments and result are those of `Embedder.push_to_hub`. Raises the same errors."""
     uri = f"{SCHEME}{repo.removeprefix(SCHEME)}"
     repo, named = place(uri)
     if named is not None and revision not in (None, named):

@@ -105,7 +105,7 @@ def device_name(device: torch.device) -> str:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a small tensor to the device from pinned memory, so that the host does not wait for a GPU."""
+    """Copy a small tensor (any shape) to the device from pinned memory, so that the host does not wait for a GPU."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -173,7 +173,7 @@ def from_main(make: Callable[[], T]) -> T:
 
 
 def from_first(tensor: Tensor) -> Tensor:
-    """Copy the first process's tensor into the tensor of all others, which has the same shape; return it."""
+    """Copy the first process's tensor (any shape) into that of all others, which has the same shape. Return it."""
     if joined():
         tensor = tensor.contiguous()
         dist.broadcast(tensor, src=0)

@@ -100,7 +100,7 @@ def shares(looked: Looked) -> pd.DataFrame:
         if looked.prefix > 1:
             row["other tokens"] = mean[count + 1 : first].sum()
         rows.append(row | {"prompts if even": 100 * count / len(mean)})
-    return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="block"))
+    return pd.DataFrame(rows, index=pd.Index([*range(1, len(rows) + 1)], name="block"))
 
 
 def as_seen(embedder: Embedder, images: ImageSet, places: Sequence[int]) -> tuple[Tensor, list[np.ndarray]]:
