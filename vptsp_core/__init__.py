@@ -48,7 +48,7 @@ sys.modules[chance.__name__] = chance
 
 
 def __getattr__(name: str) -> Any:
-    """Import public names on first use, so that ``--help`` and error messages appear at once."""
+    """Import public names on first use, so that ``--help`` and error messages do not wait for timm and pandas."""
     if name not in _HOME:
         raise AttributeError(f"module 'vptsp_core' has no attribute {name!r}")
     return getattr(importlib.import_module(f"vptsp_core.{_HOME[name]}"), name)

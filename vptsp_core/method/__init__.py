@@ -2,7 +2,8 @@
 
 The modules of this folder import nothing else of the package but `vptsp_core.errors`. To import one of them, Python
 also runs ``vptsp_core/__init__.py``. That file runs two small modules, `vptsp_core.system._torchvision` and
-`vptsp_core.system.caches`, so that timm can be imported on every machine. The method does not use them.
+`vptsp_core.system.caches`, so that timm can be imported on every machine, and registers the old name
+``vptsp_core.chance``. They import torch, and can set the variables of cache folders. The method does not use them.
 
 Read the modules in this order; it takes about an hour. Modules in brackets serve the module before them.
 
@@ -30,6 +31,7 @@ Sizes, unless a docstring says otherwise:
 
 =======  ====================================================
 D, d     the width of the backbone; the width of an embedding
+A        the width of attention, usually D
 B, b     images in a batch; the share of one process
 T        tokens per image
 C        classes of the training set

@@ -47,7 +47,7 @@ class GRUAccumulator(nn.Module):
         n = act(p W_n + r * (P U_n) + b_n)
         P <- normal((1 - z) * P + z * n)        (released: (1 - z) * n + z * P)
 
-    The two last lines describe the same family of functions, with z and 1 - z exchanged.
+    The two forms of the last line are the same family of functions, with z and 1 - z exchanged.
 
     Args:
         embed_dim: d.

@@ -123,7 +123,7 @@ def check_supported(model: nn.Module, name: str) -> None:
 
 def pooling(model: VisionTransformer, wanted: str = "auto") -> str:
     """Return ``wanted``, which is ``"cls"`` or ``"avg"``. For ``"auto"``, return the pooling of the model's training.
-    Raises ConfigError if the model has no class token, or for ``"auto"`` if it was trained with another pooling.
+    Raises ConfigError if the result is "cls" without a class token, or for "auto" if the model pools in another way.
     """
     own = {"token": "cls", "avg": "avg"}.get(model.global_pool)
     if wanted == "auto" and own is None:

@@ -54,7 +54,7 @@ class RunConfig:
     # method
     method: Method = "vptsp"  # decides what learns: see `MetricModel`
     bitfit: bool = True  # also train every bias of the backbone
-    semantics: Literal["released", "paper"] = "released"  # which of them to follow if they differ (docs/reproducing.md)
+    semantics: Literal["released", "paper"] = "released"  # of loss, accumulators and resizing
     embed_dim: int = 384  # [d] width of embeddings and proxies
     prompts: int = 10  # [N] prompts per block of the sample tower
     prompt_layers: int = 12  # [L] how many blocks have prompts, counted from the first

@@ -13,7 +13,9 @@ class SemanticProxies(nn.Module):
     """The proxies of all C classes.
 
     - P, ``state``: what the accumulator has made of the class embeddings so far; a buffer, (C, d), rows of length 1.
-    - O, ``bias``: the ordinary learnable proxies, called proxy bias in the paper; a parameter, (C, d).
+      Every call of `forward` updates the rows of the batch's classes.
+    - O, ``bias``: the ordinary learnable proxies, called proxy bias in the paper; a parameter, (C, d). The second
+      optimiser updates them at the rate ``lr_proxy`` (`make_optimizers`).
     - Q, which the loss compares with the sample embeddings (eq. 8): Q = normal((1 - alpha) P + alpha O).
 
     Args:

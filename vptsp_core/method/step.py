@@ -1,6 +1,7 @@
 """One training step, the same for every method.
 
-The host never waits for the device in a step: no ``.item()``, no boolean indexing, no copy from pageable memory. All
+The host does not wait for the device in a step: no ``.item()``, no boolean indexing, no copy from pageable memory. Only
+the gradient scaler of fp16 waits. All
 shapes are the same in every step, so that a step can be compiled and replayed as a CUDA graph
 (`vptsp_core.runs.compile`).
 """

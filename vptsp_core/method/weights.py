@@ -46,8 +46,9 @@ FOREIGN = {
 def load_weights(model: nn.Module, path: Path) -> None:
     """Fill ``model`` from a file of weights.
 
-    The keys may be timm's, or in a layout that timm maps. A prefix of all keys is stripped, and a classifier is not
-    used. Position embeddings for another image size are resampled, as timm does with the weights that it downloads.
+    The keys may be timm's, or in a layout that timm maps. The prefix of the backbone's keys is stripped, and other
+    tensors, such as a classifier, are not used. Position embeddings for another image size are resampled, as timm does
+    with the weights that it downloads.
     Raises WeightsError if the file is missing or unreadable, or has two different backbones, and if a key is missing or
     unknown, or a tensor has another shape or values that are not finite.
     """

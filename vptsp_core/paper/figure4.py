@@ -43,7 +43,7 @@ def learned_proxies(run: Run) -> dict[str, np.ndarray]:
 def proxies_of(state: dict[str, Tensor], alpha: float) -> dict[str, np.ndarray]:
     """Return the proxies of all classes, {"O" | "P" | "Q": (C, d)}, with rows of length 1.
 
-    The loss mixes Q = normalised((1 - alpha) P + alpha O). O is not normalised before it is mixed.
+    As in training, Q = normal((1 - alpha) P + alpha O), and O is not normalised before it is mixed.
 
     Args:
         state: `MetricModel.learned_state` of a model with semantic proxies.

@@ -83,10 +83,10 @@ INTEGRATIONS = {
 # demo: chosen by the MAP@R of held-out training classes, among 0.002, 0.004, 0.008 and 0.016 (full fine-tuning: 0.0001,
 #   0.0003 and 0.001). While the best rate was the lowest or highest, the next one by a factor of 2 was tried too. The
 #   preset has 0.004.
-# tiny: chosen by `paper.rate_search`, the same search for every row (docs/tiny.md). `search_name` names the rows of
-#   tables 5 and 7. The preset has 0.005, which the search may also choose. A rate is entered here together with its run
-#   of all epochs. Full fine-tuning is not searched yet: it has a quarter of the preset's rate, because the whole
-#   backbone learns.
+# tiny: for the results of `paper.rate_search`, the same search for every row (docs/tiny.md). `search_name` names the
+#   rows of tables 5 and 7. A rate that the search has found is entered here together with its run of all epochs. None
+#   is yet, so the rows have the preset's 0.005. Full fine-tuning has a quarter of it, because the whole backbone
+#   learns.
 RATES: dict[str, dict[str, dict[str, float]]] = {
     "tiny": {FULL: dict(lr=0.00125)},
     "paper": {

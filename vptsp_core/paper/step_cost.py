@@ -135,7 +135,10 @@ def random_batch(config: RunConfig, device: torch.device) -> tuple[Tensor, Tenso
 
 
 def training_classes(config: RunConfig, device: torch.device) -> int:
-    """Return the number of classes of the run's training set. On a CPU, more than 256 cost a step no more time."""
+    """Return how many classes to measure with: those of the run's training set, on a CPU at most 256.
+
+    On a CPU, more classes do not make a step slower.
+    """
     known = TRAIN_CLASSES.get(config.dataset, 100)
     return max(min(known, 256) if device.type == "cpu" else known, config.batch // config.samples_per_class)
 

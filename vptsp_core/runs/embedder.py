@@ -58,7 +58,7 @@ class Embedder(TrainedModel):
 
     @in_torch_defaults
     def checksum(self) -> str:
-        """Return 16 hex digits that are the same for all embedders that give the same embeddings."""
+        """Return 16 hex digits that change if the weights, the pooling or the preparation of images change."""
         made = [checksum(self.model, exact_names(self.model)), self.model.vit.pool, preprocessing(self.model)]
         return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16]
 
@@ -67,8 +67,8 @@ class Embedder(TrainedModel):
         """Return the embeddings of N images, (N, d) float32, L2-normalised.
 
         Args:
-            images: a data set; paths or PIL images, or a single one, which are rotated as a viewer shows them
-                (`read_image`); or a normalised tensor (N, 3, H, W).
+            images: a data set; a path or a PIL image, or several of them, read as a viewer shows them (`to_rgb`); or a
+                normalised tensor (N, 3, H, W).
 
         Raises:
             DataError: a file cannot be read, or a value is not an image; the message names it.
@@ -170,6 +170,6 @@ def load(path: str | Path, device: str | torch.device | None = None, *, weights:
     model, target = rebuild(saved, weights), pick_device(device)
     model.vit.autocast = autocast_dtype(saved.config.precision, target, model.vit.backbone.embed_dim)
     config = saved.config
-    if config.method != "full":  # then the file has the whole backbone
+    if config.method != "full":  # for "full", the file has the whole backbone
         config = config.replace(weights=model.config.weights)  # the path where they were found
     return Embedder(model.to(target), config, run=saved.run, metrics=saved.metrics, data=saved.data, path=saved.path)

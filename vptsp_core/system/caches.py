@@ -22,7 +22,7 @@ PLACES = {
 
 
 def prepare() -> None:
-    """Set `PLACES` to a temporary folder if the user's cache folder cannot be written. Call it before all imports."""
+    """Set `PLACES` to a temporary folder if the user's cache folder cannot be written, before libraries read them."""
     if _writable(user_folder()):
         return
     try:
