@@ -15,7 +15,7 @@ from vptsp_core.paper.methods import BEST, CLOSED, FROZEN, FULL, SEEDED, configu
 from vptsp_core.paper.report import with_last_epoch
 from vptsp_core.publish.page import build
 from vptsp_core.publish.parameters import TINY, WITH_PHOTOGRAPHS, discover
-from vptsp_core.runs.folder import METRICS, QUERIES, WEIGHTS, finished_run, run_folder, write_run
+from vptsp_core.runs.folder import METRICS, QUERIES, WEIGHTS, finished_run, read_run, run_folder, write_run
 from vptsp_core.runs.light import copy_light
 from vptsp_core.runs.run import run
 from vptsp_core.system.places import CHECKOUT
@@ -164,14 +164,18 @@ def test_the_search_continues_at_an_edge_and_the_best_trial_wins(tmp_path, monke
 
 
 def test_rates_come_from_the_committed_trials():
-    """A rate is entered in `RATES` together with its run of all epochs. Until then the summary lists it."""
+    """The run of all epochs decides whether a found rate is entered in `RATES`. Until then the summary lists it."""
     results = CHECKOUT / "results" / "tiny"
     summary = rate_search.summary(results)
     for name, lr in winners(results).items():
         taken = methods.RATES["tiny"].get(name, {}).get("lr", methods.base_config("tiny").lr)
-        run = run_folder(methods.base_config("tiny", **rate_search.rows()[name], lr=lr), results)
-        assert taken == lr or not run.exists(), name
-        assert taken == lr or f"{name} {lr:g}" in summary.split("that are not in vptsp_core")[1]
+        run, kept = (run_folder(methods.base_config("tiny", **rate_search.rows()[name], lr=each), results)
+                     for each in (lr, taken))  # fmt: skip
+        if taken != lr and run.exists():
+            final, usual = (read_run(folder).history["loss"].iloc[-1] for folder in (run, kept))
+            assert final > usual and f"{name} {lr:g}" in summary.split("that failed the check")[1]
+        elif taken != lr:
+            assert f"{name} {lr:g}" in summary.split("that are not in vptsp_core")[1]
 
 
 def test_the_profile_has_its_notebooks_and_its_page_no_photographs(tmp_path):
