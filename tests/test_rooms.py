@@ -1,27 +1,44 @@
-"""Check that a room of vptsp_core imports only from the rooms below it."""
+"""Check that a room of vptsp_core imports only from the rooms below it, and that no modules import each other."""
 
 import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 
 from vptsp_core.system.places import PACKAGE
 
 FLOORS = ("errors", "method system", "data", "runs", "paper", "figures", "publish", "deploy", "__main__")
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
+# `__init__` is left out: it imports the public names.
+MODULES = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+           for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"}  # fmt: skip
+
+
+def imported(module: str) -> Iterator[str]:
+    """Yield the modules of vptsp_core that a module imports, also inside functions and for types only."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in MODULES else node.module or "" for name in names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+            assert "vptsp_core" not in names or module == "vptsp_core.__main__", f"{module}: __init__ is above all rooms"
+        else:
+            continue
+        yield from (name for name in names if name in MODULES)
 
 
 def test_a_room_imports_only_from_rooms_below_it():
-    """Check all modules except `__init__`, which imports the public names."""
     upward = set()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))) if module != "__init__" else ():
-            assert not isinstance(node, ast.ImportFrom) or node.level == 0, f"{module}: a relative import"
-            names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-            if names == ["vptsp_core"]:
-                names = [f"vptsp_core.{alias.name}" for alias in node.names]
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            for name in [each.removeprefix("vptsp_core.") for each in names if each.startswith("vptsp_core.")]:
-                room, own = name.split(".")[0], module.split(".")[0]
-                if room != own and FLOOR[room] >= FLOOR[own]:
-                    upward.add((module, name))
+    for module in MODULES:
+        own = module.split(".")[1]
+        for name in imported(module):
+            room = name.split(".")[1]
+            if room != own and FLOOR[room] >= FLOOR[own]:
+                upward.add((module, name))
     assert not upward
+
+
+def test_no_modules_import_each_other():
+    graph = {module: set(imported(module)) for module in MODULES}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(MODULES)  # raises CycleError for a circle
