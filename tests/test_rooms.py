@@ -22,7 +22,8 @@ def imported(module: str) -> Iterator[str]:
             names = [name if name in MODULES else node.module or "" for name in names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-            assert "vptsp_core" not in names or module == "vptsp_core.__main__", f"{module}: __init__ is above all rooms"
+            if module != "vptsp_core.__main__":
+                assert "vptsp_core" not in names, f"{module}: the package's `__init__` is above all rooms"
         else:
             continue
         yield from (name for name in names if name in MODULES)
