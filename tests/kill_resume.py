@@ -290,7 +290,8 @@ def due(place: Path) -> str:
         return ""
     if before:
         return "missing or damaged; checkpoint.previous.pt beside it is used instead"
-    return "error: damaged, and no other is whole; delete it to start this run again"
+    them = "it" if None in (last, before) else "them"
+    return f"error: damaged, and no other is whole; delete {them} to start this run again"
 
 
 def is_whole(path: Path) -> bool | None:

@@ -120,11 +120,11 @@ def test_an_option_for_no_notebook_is_refused_and_one_for_some_is_reported(tmp_p
     out = tmp_path / "results"
     for only, given, option in [("alone", dict(seeds=[3]), "--seeds"), ("alone", dict(workers=2), "--workers"),
                                 ("declares", dict(data=tmp_path), "--data")]:  # fmt: skip
-        with pytest.raises(VptspError, match=f"{option}: no use for {only}"):
+        with pytest.raises(VptspError, match=f"{option}: not a parameter of {only}"):
             runner.run_notebooks("smoke", results=out, only=[only], folder=tmp_path, **given)
     work = [(tmp_path / f"{name}.ipynb", given) for name, given in [("alone", {}), ("declares", {"seeds": [3]})]]
     runner._check_use(work, {"profile": "smoke", "seeds": [3]}, "smoke")
-    assert capsys.readouterr().err == "--seeds: no use for alone; the others get it\n"
+    assert capsys.readouterr().err == "--seeds: not a parameter of alone; the others get it\n"
 
 
 def test_the_notebooks_refuse_a_key_that_no_run_reads(tmp_path):
@@ -136,7 +136,7 @@ def test_the_notebooks_refuse_a_key_that_no_run_reads(tmp_path):
 
 def test_the_shipped_notebooks_refuse_options_that_they_do_not_use(tmp_path):
     for only, given in [("table9", dict(seeds=[3])), ("explore", dict(workers=2)), ("table10", dict(data=tmp_path))]:
-        with pytest.raises(VptspError, match=f"no use for {only}"):
+        with pytest.raises(VptspError, match=f"not a parameter of {only}"):
             runner.run_notebooks("smoke", results=tmp_path / "results", only=[only], **given)
 
 

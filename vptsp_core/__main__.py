@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("error: a path begins with ~ and an unknown user name; write the path in full", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(error.args[0] if error.args else "stopped; the same command resumes there", file=sys.stderr)
+        print(error.args[0] if error.args else "stopped; the same command resumes", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
 
 

@@ -17,7 +17,15 @@ class TrainingError(VptspError):
 
 
 class DataError(VptspError):
-    """A data set or an image that is missing, incomplete or unreadable."""
+    """A data set or an image that is missing, incomplete or unreadable.
+
+    Args:
+        fault: the message, or the message without its ``cure``. The attribute of this name never has the cure.
+    """
+
+    def __init__(self, fault: str, cure: str = "") -> None:
+        super().__init__(f"{fault}; {cure}" if cure else fault)
+        self.fault = fault
 
 
 class WeightsError(VptspError):

@@ -55,11 +55,12 @@ def test_the_users_style_changes_no_file_and_is_not_changed(foreign, plain, tmp_
 
 
 def test_every_figure_is_drawn_and_saved_in_the_house_style():
-    """Only `style` calls `savefig`, and only functions with `_house` make a figure."""
+    """Only `style` calls `savefig`, and only functions with `in_house_style` make a figure."""
     for path in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text("utf-8"))
-        styled = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
-                  and any(isinstance(by, ast.Name) and by.id == "_house" for by in node.decorator_list)]  # fmt: skip
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        styled = [each for each in functions
+                  if any(getattr(by, "id", "") == "in_house_style" for by in each.decorator_list)]  # fmt: skip
         inside = {id(node) for each in styled for node in ast.walk(each)}
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):

@@ -126,7 +126,7 @@ def failing_on_the_way_back(monkeypatch):
 def test_if_compiling_fails_a_warning_says_so_and_steps_run_uncompiled(monkeypatch, kind):
     _, losses, state = trained(make(**KINDS[kind]))
     failing_on_the_way_back(monkeypatch)
-    with pytest.warns(UserWarning, match=r"^a training step cannot be compiled here \(no backend\): steps run as"):
+    with pytest.warns(UserWarning, match=r"^a training step cannot be compiled here \(no backend\): .* uncompiled$"):
         step, fallen, fallen_state = trained(make(**KINDS[kind]), compiled=True)
     assert not step.compiled and step.compile_seconds is None
     assert torch.equal(fallen, losses)
@@ -155,7 +155,7 @@ def test_graphs_that_fail_when_they_are_recorded_cause_the_warning_too(monkeypat
         return loss
 
     monkeypatch.setattr(compiling, "compiled_loss", compiled_loss)
-    with pytest.warns(UserWarning, match=r"cannot be compiled here \(cannot be recorded\): steps run as written"):
+    with pytest.warns(UserWarning, match=r"cannot be compiled here \(cannot be recorded\): steps run uncompiled"):
         step, fallen, fallen_state = trained(make(**KINDS["gru, dropout"]), compiled=True)
     assert not step.compiled and len(calls) == at + 1 and torch.equal(fallen, losses)
     assert all(torch.equal(fallen_state[name], value) for name, value in state.items())

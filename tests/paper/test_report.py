@@ -107,11 +107,11 @@ def test_marked_by_hand():
 def test_selection_note():
     runs = [fake_run(), fake_run(method="frozen", bitfit=False), fake_run(1)]
     assert report.selection_note(runs) == (
-        "Epoch reported: each metric is that of its best epoch on the test set, as published."
+        "Epoch reported: the best epoch of each metric on the test set, as published."
     )
     mixed = report.selection_note([*runs, fake_run(selection="last")])
-    assert "published (2 run(s)); each metric is that of the last epoch (1 run(s))." in mixed
-    assert "no epoch was chosen" in report.selection_note(runs[1:2]) and report.selection_note([]) == ""
+    assert "published (2 run(s)); the last epoch (1 run(s))." in mixed
+    assert "Epoch reported: none" in report.selection_note(runs[1:2]) and report.selection_note([]) == ""
 
 
 def test_record_table_names_every_value_that_differs():

@@ -57,7 +57,7 @@ def test_finished_and_missing_runs_are_listed_with_their_time(tmp_path, monkeypa
         f"    {light.name}, seed 0: about 90 s",
         "3 runs, 0 finished, 3 missing",
         "One after another on cpu, 2 of the missing runs take about 3 minutes; the time of 1 is not known; pictures, "
-        "searches and timings come on top",
+        "searches and timings are not included",
     ]
     assert [path.name for path in out.iterdir()] == ["runs"]
 

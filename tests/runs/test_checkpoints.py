@@ -60,7 +60,7 @@ def test_a_changed_byte_and_a_file_cut_short_at_any_place_are_noticed(two):
 def test_if_none_is_whole_the_error_says_what_to_do(two):
     (two / CHECKPOINT).write_bytes(b"")
     (two / PREVIOUS).write_bytes((two / PREVIOUS).read_bytes()[:-5])
-    with pytest.raises(WeightsError, match="checkpoint.pt and .*previous.pt: damaged, .* delete it to start this run"):
+    with pytest.raises(WeightsError, match="checkpoint.pt and .*previous.pt: damaged, .* delete them to start"):
         find_checkpoint(two)
     (two / CHECKPOINT).unlink()
     (two / PREVIOUS).unlink()

@@ -204,7 +204,7 @@ def test_queries_of_older_and_damaged_runs(tmp_path):
     done = run(tiny(epochs=1), results=tmp_path, progress=False)
     file = done.path / "queries.npz"
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(WeightsError, match="queries.npz: not what record.json has the checksum of .*run it again"):
+    with pytest.raises(WeightsError, match="queries.npz: does not have the checksum in record.json .*run it again"):
         _ = read_run(done.path).queries
     reseal_run(done.path)
     with pytest.raises(WeightsError, match="queries.npz: unreadable .*run it again"):

@@ -90,7 +90,7 @@ def test_each_command_reports_an_edit_and_accepts_one_with_new_checksums(finishe
                     ["train", "--preset", "smoke", "--set", "epochs=1", "--results", str(tmp_path)]):  # fmt: skip
         assert main(command) == 2
         error = capsys.readouterr().err
-        assert f"{folder}/config.json: not what record.json has the checksum of" in error and error.count("\n") == 1
+        assert f"{folder}/config.json: does not have the checksum in record.json" in error and error.count("\n") == 1
     reseal_run(folder)
     assert vptsp_core.load(folder, "cpu").config.resize == finished.config.resize + 1
 

@@ -20,7 +20,6 @@ from vptsp_core.data.layouts import Listing, Rows, fold, list_entries
 from vptsp_core.errors import DataError
 
 Counts = Mapping[str, tuple[int, int]]  # (classes, images) per split
-CURE = "; complete it, or accept this with --allow-partial"
 
 
 def make_benchmark(name: str, listing: Listing, published: Counts, allow_partial: bool = False) -> Benchmark:
@@ -79,7 +78,7 @@ def _report_differences(
                 "as in 001.Name; complete it"
             )
         if not allow_partial:
-            raise DataError(found + CURE)
+            raise DataError(found, "complete it, or accept this with --allow-partial")
         warnings.warn(f"{found}; continuing with the images that exist", stacklevel=4)
     return tuple(differences)
 

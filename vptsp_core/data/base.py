@@ -82,8 +82,10 @@ class Benchmark:
     name: str
     train: ImageSet
     test: ImageSet
-    gallery: ImageSet | None = None  # for the queries ``test`` (In-Shop); None: they are searched among themselves
-    differences: tuple[str, ...] = ()  # from the published data set; with any, the numbers do not compare
+    # The images that ``test`` searches, as in In-Shop. If None, the test images search each other.
+    gallery: ImageSet | None = None
+    # Differences from the published data set. If there are any, the numbers cannot be compared with published ones.
+    differences: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """Return a short hash over all splits."""

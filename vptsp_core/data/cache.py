@@ -3,7 +3,7 @@
 A store is the folder ``<cache>/<set>-<side>-<interpolation>-<key>/``. The key is a hash of path, size, inode, and times
 of modification and of change of each file, so an outdated store is never read. While a store is made, its folder has
 the name ``*.partial``. Images are appended in order, and an interrupted build resumes after the last whole image. A
-store is whole if its folder has its final name, and the file of pixels the length that the images' sizes add up to.
+store is whole if its folder has its final name, and its pixel file has the length that the images' sizes add up to.
 """
 
 from __future__ import annotations

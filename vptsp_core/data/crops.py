@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vptsp_core.system.devices import to_device
 
-TRIES = 10  # random boxes per image; if none fits, the middle of the image is taken
+TRIES = 10  # random boxes per image; if none fits, the whole image, or its middle if it is too long
 
 
 def random_boxes(

@@ -10,7 +10,6 @@ import zipfile
 from pathlib import Path
 
 from vptsp_core.data import load_benchmark
-from vptsp_core.data.assemble import CURE
 from vptsp_core.data.catalog import DataSet, Part
 from vptsp_core.data.download import FULL, download
 from vptsp_core.errors import DataError
@@ -55,9 +54,7 @@ def get(known: DataSet, data: Path) -> None:
     try:
         load_benchmark(known.name, data)
     except DataError as error:
-        raise DataError(
-            f"{str(error).removesuffix(CURE)}; to start over, move {folder} away and run this again"
-        ) from error
+        raise DataError(error.fault, f"to start over, move {folder} away and run this again") from error
     print(f"{known.name}: complete, in {folder}; {downloads} is no longer needed")
 
 

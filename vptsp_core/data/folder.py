@@ -146,7 +146,7 @@ def _read_of_set(name: str, path: Path, as_shown: bool) -> Image.Image:
 
 
 def read_image(path: Path, as_shown: bool = False) -> Image.Image:
-    """Decode one file to RGB, the first frame of several.
+    """Decode one file, or its first frame, to RGB.
 
     Your own photographs are read ``as_shown`` by a viewer (see `to_rgb`). The images of benchmarks are read as the
     paper's loaders read them, without regard to orientation and transparency.

@@ -60,7 +60,7 @@ def interpolation_name(config: RunConfig) -> str:
 
 
 class _Read(Dataset):
-    """Images by items of (seed or None, reader, transform). So the same workers can serve every set of images."""
+    """Images. An item is (seed or None, reader, transform), so the same workers serve every set of images."""
 
     def __getitem__(self, item: tuple[int | None, Callable[[], Image.Image], Transform]) -> Tensor:
         seed, read, transform = item

@@ -222,8 +222,9 @@ def _read_lines(table: Path) -> tuple[list[str], str, int]:
 
 
 def _inside(folder: Path, path: str) -> str:
-    """Make ``path`` relative to the folder if it is absolute, or relative to the folder's parent, and its file exists.
-    Other paths are returned as they are.
+    """Return ``path`` relative to the folder, if it is absolute or leads through the parent, and the file exists.
+
+    Otherwise return ``path``. Both have forward slashes.
     """
     path = path.replace(os.sep, "/").removeprefix("./")
     top = folder.absolute()

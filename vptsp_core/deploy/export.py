@@ -149,7 +149,7 @@ def export(source: str | Path, to: str | Path, weights: str | Path | None = None
 
 def main(argv: Sequence[str]) -> int:
     """python -m vptsp_core export: a run as one file."""
-    parser = argparse.ArgumentParser("python -m vptsp_core export", description="take a trained model away")
+    parser = argparse.ArgumentParser("python -m vptsp_core export", description="export a trained model as one file")
     parser.add_argument("run", help="folder of a finished run, a saved embedder, or hf://ORG/NAME")
     parser.add_argument(
         "--to", required=True, metavar="FILE",

@@ -80,7 +80,7 @@ def train_folder(
     """Train on the images of a folder, and measure how much that improves on the frozen backbone.
 
     BitFit and VPTSP are both trained, and the MAP@R of held-out classes chooses one of them (`own_plan.candidates`).
-    The first call stores its plan in ``results/plans``. The same call then resumes the same run, although the free
+    The first call stores its plan in ``results/plans``. The same call then resumes the same run, even if the free
     memory has changed.
 
     Args:

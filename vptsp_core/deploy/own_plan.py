@@ -31,7 +31,15 @@ STEP_BYTES = 100  # per image, token, channel and block, both towers in float32 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run may use: bytes where each process computes, of host memory, of disk; the number of processes."""
+    """The parts of a machine that a run may use.
+
+    Attributes:
+        gpu: whether the run computes on a GPU.
+        memory: free bytes where each process computes: on its GPU, or its share of the host's memory.
+        host: free bytes of the host's memory.
+        disk: free bytes for the decoded images.
+        processes: the number of processes.
+    """
 
     gpu: bool
     memory: float
@@ -81,7 +89,7 @@ def plan(
     keys |= {"pipeline": "cached" if plain and decoded <= 0.8 * machine.disk else "classic"} | given
     config = RunConfig(**keys)
     if not config.epochs and config.start == "released":
-        raise ConfigError("epochs = 0 with start = 'released' makes no model; set one of them otherwise")
+        raise ConfigError("epochs = 0 with start = 'released' makes no model; change one of them")
     prompts = ""
     if config.has_class_prompts:
         size = len(trained) * config.class_layers * config.class_prompts * shape[1] * 4

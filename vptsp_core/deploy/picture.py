@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from vptsp_core.data.folder import read_image
 from vptsp_core.errors import DataError
 from vptsp_core.figures.gallery import thumbnail
-from vptsp_core.figures.style import BLACK, _house
+from vptsp_core.figures.style import BLACK, in_house_style
 
 SIDE, ACROSS = 224, 5  # pixels of a thumbnail; neighbours in a row
 LETTERS = 26  # of the name under a thumbnail
@@ -21,7 +21,7 @@ LETTERS = 26  # of the name under a thumbnail
 LINE, BELOW, GAP = 0.09, 0.24, 0.1
 
 
-@_house
+@in_house_style
 def found_images(table: pd.DataFrame, root: Path) -> Figure:
     """Draw one block per query: the framed query at the left, and its neighbours in rows of five, best first.
 

@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from vptsp_core.figures.style import BLACK, BLUE, GREEN, GREY, VERMILION, _house
+from vptsp_core.figures.style import BLACK, BLUE, GREEN, GREY, VERMILION, in_house_style
 
 FROZEN = "#E2E2E2"
 
 
-@_house
+@in_house_style
 def method(pictures: Sequence[np.ndarray]) -> Figure:
     """Draw VPTSP. Grey is frozen and shared by both towers, colours are trained.
 

@@ -9,13 +9,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vptsp_core.figures.style import BLUE, GREY, LIGHT, ORANGE, RING, _house, legend, ringed
+from vptsp_core.figures.style import BLUE, GREY, LIGHT, ORANGE, RING, in_house_style, legend, ringed
 from vptsp_core.paper.report import OURS, PAPER
 
 SHIFT = 0.16  # of a row's height
 
 
-@_house
+@in_house_style
 def dots(
     table: pd.DataFrame, columns: Sequence[str], *, together: bool,
     unclear: Mapping[str, Collection[str]] | None = None, reference: str = "",

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from vptsp_core.data import ImageSet
-from vptsp_core.figures.style import BLACK, BLUE, GREY, VERMILION, _house
+from vptsp_core.figures.style import BLACK, BLUE, GREY, VERMILION, in_house_style
 from vptsp_core.figures.umap import short_name
 
 SIDE = 48  # pixels of a thumbnail: as many as are visible at the size at which it is drawn
@@ -28,7 +28,7 @@ def thumbnail(image: Image.Image, side: int = SIDE) -> np.ndarray:
     return np.asarray(sheet)
 
 
-@_house
+@in_house_style
 def contact_sheet(sets: Mapping[str, ImageSet], classes: Mapping[str, Sequence[int]], each: int = 6) -> Figure:
     """Draw some images of some classes: one block per set, one row per class.
 
@@ -51,7 +51,7 @@ def contact_sheet(sets: Mapping[str, ImageSet], classes: Mapping[str, Sequence[i
     return fig
 
 
-@_house
+@in_house_style
 def retrieval_grid(
     queries: ImageSet, gallery: ImageSet, asked: Mapping[str, Sequence[int]], found: Mapping[str, np.ndarray],
     *, cosines: Mapping[str, np.ndarray] | None = None, marked: bool = True, asking: str = "query",
@@ -97,7 +97,7 @@ def retrieval_grid(
     return fig
 
 
-@_house
+@in_house_style
 def thumbnail_map(points: np.ndarray, images: ImageSet, places: Sequence[int], *, limit: int = 250) -> Figure:
     """Draw a map of images with thumbnails at their points, as many as do not overlap, and grey dots for the others.
 

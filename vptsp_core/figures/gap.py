@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vptsp_core.figures.style import BLUE, PROXIES, VERMILION, _house, legend
+from vptsp_core.figures.style import BLUE, PROXIES, VERMILION, in_house_style, legend
 
 
-@_house
+@in_house_style
 def gap(table: pd.DataFrame, epochs: Sequence[int]) -> Figure:
     """Draw mean cosines to the own centroid and to the nearest other, one panel per kind of proxy, and the margin.
 

@@ -10,12 +10,12 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from seaborn import barplot, pointplot
 
-from vptsp_core.figures.style import BLACK, BLUE, FORM_COLOURS, GREY, LIGHT, ORANGE, RANGE, _house, legend
+from vptsp_core.figures.style import BLACK, BLUE, FORM_COLOURS, GREY, LIGHT, ORANGE, RANGE, in_house_style, legend
 
 MARKERS = ("o", "s", "^", "D")  # one per batch size
 
 
-@_house
+@in_house_style
 def latency(ours: pd.DataFrame, paper: pd.DataFrame, where: str) -> Figure:
     """Draw three panels, one line per method: our milliseconds, the paper's, and percent of full fine-tuning.
 
@@ -52,7 +52,7 @@ def latency(ours: pd.DataFrame, paper: pd.DataFrame, where: str) -> Figure:
     return fig
 
 
-@_house
+@in_house_style
 def forms(measured: pd.DataFrame, where: str) -> Figure:
     """Draw milliseconds and memory of every method, one bar per form, one row of panels per batch size.
 

@@ -9,12 +9,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vptsp_core.figures.style import BLUE, GREY, VERMILION, _house, file_of
+from vptsp_core.figures.style import BLUE, GREY, VERMILION, file_of, in_house_style
 from vptsp_core.paper.report import watched
 from vptsp_core.runs.train import Row
 
 
-@_house
+@in_house_style
 def training(history: pd.DataFrame, *, epochs: int, frozen: float | None = None) -> Figure:
     """Draw loss and R@1 on the test classes over the epochs so far.
 

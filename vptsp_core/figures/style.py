@@ -65,7 +65,7 @@ def house_style() -> AbstractContextManager[None]:
     return context(["default", STYLE])
 
 
-def _house(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+def in_house_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Make ``draw`` draw in the house style, including the ticks, which matplotlib makes only when it renders."""
 
     @wraps(draw)
@@ -127,7 +127,7 @@ def ringed(reference: str) -> str:
     return f"ringed: difference to\n{reference}\ncould be chance (95 %)"
 
 
-@_house
+@in_house_style
 def methods(
     ours: pd.DataFrame, paper: pd.DataFrame, *, x: str, ys: Sequence[str],
     unclear: Mapping[str, Collection[str]] | None = None, reference: str = "the reference",
@@ -179,7 +179,7 @@ def _method(ax: Axes, row: Mapping[Any, Any], x: str, y: str, opacity: float) ->
     )  # fmt: skip
 
 
-@_house
+@in_house_style
 def maps(
     panels: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequence[str], shown: Sequence[int],
     proxies: Mapping[str, Mapping[str, np.ndarray]] | None = None,

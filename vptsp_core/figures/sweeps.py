@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from seaborn import lineplot
 
-from vptsp_core.figures.style import BLUE, GREY, LIGHT, ORANGE, RANGE, RING, VERMILION, _house, legend, ringed
+from vptsp_core.figures.style import BLUE, GREY, LIGHT, ORANGE, RANGE, RING, VERMILION, in_house_style, legend, ringed
 from vptsp_core.paper.figure3 import Panel
 
 ACROSS = 4  # panels in a row
@@ -22,11 +22,11 @@ OURS = {"R@1": (BLUE, "o"), "MAP@R": (VERMILION, "D")}
 PAPER = {"CUB": (BLUE, "s"), "Cars": (ORANGE, "^")}
 
 
-@_house
+@in_house_style
 def grid(panels: Sequence[Panel]) -> Figure:
     """Draw R@1 of all panels: ours above, with a 95 % band if there are several seeds, and the paper's below.
 
-    If the difference to our highest point could be chance, a point is ringed.
+    A point is ringed if its difference to our highest point could be chance.
     """
     across = min(ACROSS, len(panels))
     down = -(-len(panels) // across)
@@ -51,7 +51,7 @@ def grid(panels: Sequence[Panel]) -> Figure:
     return fig
 
 
-@_house
+@in_house_style
 def single(panel: Panel) -> Figure:
     """Draw one panel: our R@1, our MAP@R and, if the paper has a curve, its R@1."""
     kinds = [*(OURS if len(panel.ours) else ["R@1"]), *(["paper"] if len(panel.paper) else [])]

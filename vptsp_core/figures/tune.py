@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from seaborn import barplot, lineplot, rugplot, scatterplot
 
-from vptsp_core.figures.style import BLUE, GREY, LIGHT, VERMILION, _house
+from vptsp_core.figures.style import BLUE, GREY, LIGHT, VERMILION, in_house_style
+from vptsp_core.paper.search_study import LEFT_OUT
 
 
-@_house
+@in_house_style
 def history(trials: pd.DataFrame, judge: str, reference: float | None = None, label: str = "start") -> Figure:
     """Draw R@1 of all trials in order, the best so far, and a tick for every trial that was left out.
 
@@ -29,16 +30,16 @@ def history(trials: pd.DataFrame, judge: str, reference: float | None = None, la
     lineplot(trials, color=VERMILION, **best, **look)
     if reference is not None:
         ax.axhline(reference, color=GREY, linestyle="--", label=label)
-    out = trials[trials["state"] == "left out"]
+    out = trials[trials["state"] == LEFT_OUT]
     if len(out):
-        rugplot(out, height=0.04, color=GREY, linewidth=1.8, label="left out", **look)
+        rugplot(out, height=0.04, color=GREY, linewidth=1.8, label=LEFT_OUT, **look)
     ax.set(xlabel="trial", ylabel=f"R@1 on {judge}, %")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     fig.legend(loc="outside right upper")
     return fig
 
 
-@_house
+@in_house_style
 def importance(shares: pd.Series, trials: int) -> Figure:
     """Draw bars of `paper.search_study.importance`, the most important key on top, or say that there is none.
 

@@ -11,13 +11,13 @@ from matplotlib.ticker import MaxNLocator
 from seaborn import barplot, heatmap, histplot
 
 from vptsp_core.figures.explore.attention import Looked
-from vptsp_core.figures.style import BLUE, GREY, SKY, VERMILION, _house
+from vptsp_core.figures.style import BLUE, GREY, SKY, VERMILION, in_house_style
 from vptsp_core.figures.umap import short_name
 
 PARTS = {"prompts": VERMILION, "class token": BLUE, "other tokens": GREY, "patches": SKY}
 
 
-@_house
+@in_house_style
 def classes(table: pd.DataFrame, count: int = 15) -> Figure:
     """Draw the distribution of R@1 over the classes, and the ``count`` classes with the lowest R@1.
 
@@ -46,7 +46,7 @@ def classes(table: pd.DataFrame, count: int = 15) -> Figure:
     return fig
 
 
-@_house
+@in_house_style
 def attention_shares(to_prompts: np.ndarray, shares: pd.DataFrame) -> Figure:
     """Draw the attention of the class token block by block: to each prompt, and to each kind of key.
 
@@ -75,7 +75,8 @@ def attention_shares(to_prompts: np.ndarray, shares: pd.DataFrame) -> Figure:
             bars.barh(shares.index, shares[part], left=left, color=colour, label=part)
             left += shares[part].to_numpy()
     if count:
-        tick = {"color": "black", "markersize": 11, "markeredgewidth": 2, "label": "prompts, if every key got the same"}
+        label = "prompts, if every key got the same share"
+        tick = {"color": "black", "markersize": 11, "markeredgewidth": 2, "label": label}
         bars.plot(shares["prompts if even"], shares.index, "|", **tick)
     bars.set(xlabel="share of the attention, %", xlim=(0, 100), ylim=(blocks + 0.5, 0.5), yticks=range(1, blocks + 1))
     bars.set_ylabel("" if count else "block")
@@ -84,7 +85,7 @@ def attention_shares(to_prompts: np.ndarray, shares: pd.DataFrame) -> Figure:
     return fig
 
 
-@_house
+@in_house_style
 def attention_maps(
     images: Sequence[np.ndarray], titles: Sequence[str], looked: Looked, blocks: Sequence[int]
 ) -> Figure:

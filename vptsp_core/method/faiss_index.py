@@ -36,8 +36,8 @@ class FlatIndex:
         deepest: the longest list that will be searched for.
 
     Attributes:
-        usable: False from the moment that a GPU index cannot be used (`deepest` above 2,048, no kernels for the GPU, no
-            memory). One warning says so, and the caller searches in another way.
+        usable: False from the moment that a GPU index cannot be used (``deepest`` above 2,048, no kernels for the GPU,
+            no memory). One warning says so, and the caller searches in another way.
 
     Raises:
         VptspError: faiss is not installed.

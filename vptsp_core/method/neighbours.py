@@ -243,7 +243,7 @@ def unit_rows(name: str, data: Any, like: Tensor | None = None) -> Tensor:
     """Return a copy of the data, (n, d), with float32 rows of L2 norm 1, on the device of ``like``. Zeros stay zeros.
 
     If ``like`` is given, (m, d), the data must have the same d.
-    Raises VptspError, with the ``name`` of the argument, if the shape is another, or a row has NaN or infinity.
+    Raises VptspError, with the ``name`` of the argument, if it is not (n, d), or a row has NaN or infinity.
     """
     x = as_tensor(name, data)
     if x.dim() != 2 or 0 in x.shape or x.is_complex() or x.is_meta or x.is_quantized:

@@ -27,7 +27,7 @@ from vptsp_core.method.lora import project
 
 
 def prompt_counts(count: int, layers: int, step: int) -> list[int]:
-    """Return the number of prompts in block i, max(count - step * i, 0), for the first blocks, which have any.
+    """Return max(count - step * i, 0), the number of prompts in block i, for each block below ``layers`` that has any.
 
     >>> prompt_counts(4, 3, 2)
     [4, 2]

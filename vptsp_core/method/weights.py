@@ -49,8 +49,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
     The keys may be timm's, or in a layout that timm maps. The prefix of the backbone's keys is stripped, and other
     tensors, such as a classifier, are not used. Position embeddings for another image size are resampled, as timm does
     with the weights that it downloads.
-    Raises WeightsError if the file is missing or unreadable, or has two different backbones, and if a key is missing or
-    unknown, or a tensor has another shape or values that are not finite.
+
+    Raises:
+        WeightsError: the file is missing or unreadable, or has two different backbones. Or a key is missing or unknown.
+            Or a tensor has another shape, or values that are not finite.
     """
     content = _from_npz(path, model) if file_kind(path) == "npz" else read_content(path)
     stored = dict(_state_dicts(content))

@@ -153,7 +153,7 @@ def check_panels(panels: Sequence[str]) -> list[str]:
 
 
 def points(panel: str, profile: str, **changes: Any) -> list[Point]:
-    """Return the runs of a panel, in the order of x, with ``changes`` of the run description applied last.
+    """Return the runs of a panel, in the order of x, with the settings in ``changes`` applied last.
 
     Batches of more classes than the data have are left out. If ``changes`` contain the panel's key, all runs are left
     out. `left_out` says both.

@@ -94,6 +94,6 @@ def record(configs: Mapping[tuple[str, int], RunConfig], device: torch.device) -
         **machine_facts(made_with(device)),
         "data": "random images",
         "backbone": ", ".join(dict.fromkeys(f"{c.backbone} ({c.weights})" for c in configs.values())),
-        "model description": ", ".join(c.hash() for c in configs.values()),
+        "config hash": ", ".join(c.hash() for c in configs.values()),
     }
     return pd.DataFrame({"value": list(facts.values())}, index=pd.Index(facts, name="fact"))

@@ -106,7 +106,10 @@ class ReleasedBench:
         return self.criterion(batch=out["embeds"], labels=self.labels, proxies=out["proxies"])
 
     def kept(self) -> tuple[Any, list[Tensor], Sequence[torch.optim.Optimizer]] | None:
-        """As `step_cost.StepBench.kept`. Return None with checkpointing, because its tensors cannot be counted."""
+        """Do what `step_cost.StepBench.kept` does.
+
+        With checkpointing, return None, because the tensors cannot be counted.
+        """
         if self.model.pars.checkpoint:
             return None
         return self.loss, list(self.model.state_dict().values()), (self.model.optimizer, self.model.p_optimizer)

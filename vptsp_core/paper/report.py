@@ -26,6 +26,7 @@ from vptsp_core.system.files import write_bytes
 from vptsp_core.system.places import CHECKOUT, PACKAGE
 
 PAPER, OURS, DIFFERENCE, ORDER = "paper", "ours", "difference", "the paper's order"
+CHANCE = "≈"  # marks a difference that could be chance
 _CELL = "padding: 0.25em 0.7em; text-align: right; font-variant-numeric: tabular-nums"
 # {columns: font size and padding} of a table with more columns, to fit into JupyterLab beside its file browser.
 _SMALLER = {14: ("0.66em", "0.25em 0.2em"), 7: ("0.75em", "0.25em 0.3em")}
@@ -189,7 +190,7 @@ def marked(table: pd.DataFrame, paired: pd.DataFrame, reference: str) -> pd.Data
 
     Returns:
         ``table`` with a column (metric, "vs <reference>") after each metric: text such as "-1.2 [-2.0, -0.4]", the
-        difference in percent points and its 95 % interval. "≈ " before it marks an interval that contains 0. If the
+        difference in percent points and its 95 % interval. `CHANCE` before it marks an interval that contains 0. If the
         paper has numbers, a column (metric, `ORDER`) follows. It says whether the paper's order of the row and the
         reference "holds", "does not hold", or is "undecided" because the interval contains 0.
     """
@@ -209,7 +210,7 @@ def marked(table: pd.DataFrame, paired: pd.DataFrame, reference: str) -> pd.Data
 
 def _distance(row: Any) -> str:
     text = f"{row.difference:+z.1f} [{row.low:+z.1f}, {row.high:+z.1f}]"
-    return "" if np.isnan(row.difference) else f"≈ {text}" if row.chance else text
+    return "" if np.isnan(row.difference) else f"{CHANCE} {text}" if row.chance else text
 
 
 def _verdict(theirs: float, ours: Any) -> str:
@@ -222,10 +223,10 @@ def _verdict(theirs: float, ours: Any) -> str:
 
 
 SELECTED = {
-    "released": "each metric is that of its best epoch on the test set, as published",
-    "last": "each metric is that of the last epoch",
-    "validation": "that with the best R@1 on held-out training classes; the test set was searched once, for it alone",
-    "frozen": "nothing is trained, so no epoch was chosen",
+    "released": "the best epoch of each metric on the test set, as published",
+    "last": "the last epoch",
+    "validation": "the epoch with the best R@1 on held-out classes; only this epoch was searched on the test set",
+    "frozen": "none, because nothing is trained",
 }
 
 

@@ -134,7 +134,7 @@ def results_folder(results: str | Path | None) -> Path:
 
 
 def best_config(study: optuna.Study) -> RunConfig:
-    """Return the run description of the best trial. Raises VptspError if no trial of the study was trained."""
+    """Return the config of the best trial. Raises VptspError if no trial of the study was trained."""
     try:
         chosen = tried(study.best_trial)
     except ValueError:

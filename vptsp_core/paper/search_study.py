@@ -23,11 +23,13 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.paper.search_space import Space
 from vptsp_core.runs.folder import METRICS, Run, read_run
 
-HEARTBEAT, GRACE = 20, 90  # seconds between a worker's heartbeats, and without one until its trial is repeated
+HEARTBEAT = 20  # seconds between heartbeats of a worker
+GRACE = 90  # seconds after the last heartbeat until the trial is repeated
 RETRIES = 3  # of a trial whose workers died: the trial itself may kill them
 TRIALS = 50  # of a study, unless the caller gives a number
+TRAINED, LEFT_OUT = "trained", "left out"
 STATES = {
-    TrialState.COMPLETE: "trained", TrialState.PRUNED: "left out", TrialState.FAIL: "failed",
+    TrialState.COMPLETE: TRAINED, TrialState.PRUNED: LEFT_OUT, TrialState.FAIL: "failed",
     TrialState.RUNNING: "running", TrialState.WAITING: "waiting",
 }  # fmt: skip
 
@@ -108,7 +110,7 @@ def tried(trial: FrozenTrial) -> dict[str, Any]:
 
 
 class _Seeded(optuna.samplers.TPESampler):
-    """TPE with a new seed per trial, made of the search's seed and the trial's number without repeated trials.
+    """TPE with a new seed per trial, from the search's seed and the number of earlier trials, repeats not counted.
 
     So several workers do not repeat each other. One worker makes the same trials whether it was interrupted or not.
     """

@@ -39,7 +39,7 @@ from vptsp_core.system.files import write_json
 GPU_STEPS = 5  # per turn, so that the host runs ahead as it does in training
 EXPLAINED = """\
 memory: on a GPU the allocator's peak; on a CPU weights, gradients, optimisers and tensors saved for backward
-ratio: to eager within a turn, the median over turns with its quartiles; on a CPU of processor time"""
+ratio: time divided by eager's in the same turn; median and quartiles over turns (on a CPU, processor time)"""
 K = TypeVar("K", bound=Hashable)
 
 
@@ -50,7 +50,7 @@ class TextbookStep(TrainStep):
     """The training step with the textbook form of the loss: concatenate, run the block and drop."""
 
     def forward_backward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """As `TrainStep.forward_backward`: images (B, 3, H, W), labels (B,)."""
+        """Do what `TrainStep.forward_backward` does: images (B, 3, H, W), labels (B,)."""
         loss = self.loss(images, labels)
         self.scaler.scale(loss).backward()
         return loss.detach()
@@ -70,7 +70,7 @@ class StepBench:
 
     Args:
         form: one of `FORMS`; ``"eager"`` is our step as it is written.
-        classes, class_table: as for `random_model`.
+        classes, class_table: passed to `random_model`.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class Turn(NamedTuple):
 
 
 def take_turn(step: Callable[[], object], device: torch.device) -> Turn:
-    """Time one step, or on a GPU `GPU_STEPS` steps by the GPU's events, after one step that gives it work ahead."""
+    """Time one step; on a GPU, time `GPU_STEPS` steps by events, after one untimed step."""
     if device.type == "cuda":
         events = [torch.cuda.Event(enable_timing=True) for _ in range(GPU_STEPS + 1)]
         for event in events:

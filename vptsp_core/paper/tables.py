@@ -80,7 +80,7 @@ def sota(profile: str, **changes: Any) -> Cells:
 
 
 def inaturalist(profile: str, **changes: Any) -> Cells:
-    """Return the cells of table 3, {(row, set): run}. Other profiles have a row of their own."""
+    """Return the cells of table 3, {(row, set): run}. The other profiles have one stand-in row."""
     if left_out(3, changes):
         return {}
     if profile != "paper":

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,18 @@ PROFILES = {
     "tiny": "CUB-200 and a ViT-Ti/16, with the paper's protocol adapted to a CPU",
     "paper": "the paper's benchmarks and backbones",
 }
+
+
+class State(StrEnum):
+    """How the last execution of a notebook ended, in the words of the page."""
+
+    RUN = "run"
+    RUN_IN_PART = "run in part"
+    WITHOUT_DATA = "ran without data"
+    WITHOUT_RUNS = "ran without runs"
+    NOT_RUN = "not run"
+    FAILED = "failed"
+    FAILED_LATER = "failed; the results shown are from an earlier execution"
 
 
 @dataclass
@@ -57,15 +70,15 @@ class Chapter:
         return bool(self.made.tables or self.made.figures or self.made.record or self.page)
 
     @property
-    def state(self) -> str:
-        """How its last execution ended, in words."""
+    def state(self) -> State:
+        """How its last execution ended."""
         if self.made.failure:
-            return "failed; the results shown are from an earlier execution" if self.there else "failed"
+            return State.FAILED_LATER if self.there else State.FAILED
         if not self.there:
-            return "not run"
+            return State.NOT_RUN
         if self.made.missing and not self.made.runs:
-            return "ran without data" if any(each.dataset for each in self.made.missing) else "ran without runs"
-        return "run in part" if self.made.missing else "run"
+            return State.WITHOUT_DATA if any(each.dataset for each in self.made.missing) else State.WITHOUT_RUNS
+        return State.RUN_IN_PART if self.made.missing else State.RUN
 
     def values(self, fact: str) -> str:
         """Return a fact of its record, with all its values."""
@@ -107,6 +120,7 @@ def build(results: str | Path = CHECKOUT / "results", profile: str = "demo", not
         facts=_facts({fact: values for fact, values in facts.items() if fact != "run"}, "all notebooks"),
         record=lambda chapter: _facts(chapter.made.record, f"record of {chapter.name}"),
         RECORD=RECORD,
+        State=State,
     )
     path = folder / "index.html"
     write_bytes(path, page.encode())

@@ -41,8 +41,8 @@ def asked_runs(path: Path, given: Mapping[str, Any]) -> tuple[dict[RunConfig, bo
 def show(work: Sequence[tuple[Path, Mapping[str, Any]]], data: str | Path | None, folder: Path) -> None:
     """Print one line per notebook, one line per missing run, and the totals.
 
-    A run's time is the median time of finished runs of the same kind: the same data set, backbone, method, number of
-    steps and device.
+    A run's time is the median time of finished runs of the same kind: the same data set, backbone, method, epochs,
+    steps per epoch and device.
 
     Args:
         work: notebooks with their parameters.
@@ -87,7 +87,7 @@ def show(work: Sequence[tuple[Path, Mapping[str, Any]]], data: str | Path | None
     print(f"{len(finished) + len(missing)} runs, {len(finished)} finished, {len(missing)} missing")
     print(
         f"One after another on {here}, {len(known)} of the missing runs take about {sum(known) / 60:.0f} minutes; "
-        f"the time of {len(missing) - len(known)} is not known; pictures, searches and timings come on top"
+        f"the time of {len(missing) - len(known)} is not known; pictures, searches and timings are not included"
     )
 
 

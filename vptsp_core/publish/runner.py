@@ -128,9 +128,10 @@ def _check_use(work: Sequence[tuple[Path, Mapping[str, Any]]], values: Mapping[s
         option = "--set" if name == "changes" else f"--{name}"
         without = [path.stem for path, given in work if name not in given]
         if len(without) == len(work):
-            raise VptspError(f"{option}: no use for {', '.join(without)}; leave it out, or name others with --only")
+            named = ", ".join(without)
+            raise VptspError(f"{option}: not a parameter of {named}; leave it out, or name others with --only")
         if without:
-            print(f"{option}: no use for {', '.join(without)}; the others get it", file=sys.stderr)
+            print(f"{option}: not a parameter of {', '.join(without)}; the others get it", file=sys.stderr)
     if "data" in values and base_config(profile).dataset == "glyphs":
         print(f"--data: profile {profile!r} trains the embedded glyphs; try --profile paper", file=sys.stderr)
     if changes := values.get("changes"):

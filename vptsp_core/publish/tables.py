@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vptsp_core.errors import VptspError
-from vptsp_core.paper.report import DIFFERENCE, ORDER, OURS, PAPER
+from vptsp_core.paper.report import CHANCE, DIFFERENCE, ORDER, OURS, PAPER
 from vptsp_core.publish.html import TEMPLATES
 
 WIDE = 12  # columns; a wider table is cut into several
@@ -49,7 +49,7 @@ class Column:
             "words": not self.numeric and not self.side,
             "versus": cell is None and self.side.startswith("vs "),
             "long": len(cell or "") > 40,
-            "unclear": (cell or "").startswith("≈"),
+            "unclear": (cell or "").startswith(CHANCE),
         }
         return " ".join(word for word, applies in words.items() if applies)
 

@@ -69,8 +69,9 @@ def find_checkpoint(folder: Path) -> Found | None:
         return Found(PREVIOUS, line)
     damaged = [str(path) for path in (last, before) if path.exists()]
     if damaged:
+        them = "them" if len(damaged) > 1 else "it"
         raise WeightsError(
-            f"checkpoint {' and '.join(damaged)}: damaged, and no other is whole; delete it to start this run again"
+            f"checkpoint {' and '.join(damaged)}: damaged, and no other is whole; delete {them} to start this run again"
         )
     return None
 

@@ -79,7 +79,7 @@ class CompiledStep(TrainStep):
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             if self.must:
                 raise VptspError(f"a training step cannot be compiled here ({reason}); choose --compile off") from error
-            warnings.warn(f"a training step cannot be compiled here ({reason}): steps run as written", stacklevel=3)
+            warnings.warn(f"a training step cannot be compiled here ({reason}): steps run uncompiled", stacklevel=3)
             self.compiled, self.compile_seconds = False, None
             for optimizer in self.optimizers:
                 optimizer.zero_grad(set_to_none=True)

@@ -13,7 +13,7 @@ from vptsp_core.runs.selection import HELD_OUT, NOT_METRICS, Row
 
 
 class Curves:
-    """Writes every epoch of a history into ``folder``, once, as ``on_epoch`` of `runs.run.run`. Then calls ``then``.
+    """A callback for ``on_epoch`` of `runs.run.run`. It writes each epoch once to ``folder`` and then calls ``then``.
 
     The first call writes the whole history so far. TensorBoard then hides the curves of earlier processes (its
     ``purge_step``), so a run that resumes shows every epoch once.
@@ -31,7 +31,7 @@ class Curves:
         self._written: set[tuple[str, int]] = set()
 
     def __call__(self, history: list[Any]) -> None:
-        """Write the values of a history (rows, by name) that are not written yet, except NaN.
+        """Write the values of a history (rows, by name) that are new. NaN is skipped.
 
         TensorBoard shows when each epoch ended. The last epoch ends now, and the seconds of the later epochs give the
         end of an earlier one.

@@ -53,7 +53,7 @@ class Embedder(TrainedModel):
 
     @property
     def transform(self) -> Transform:
-        """The function from a PIL image in RGB to a tensor (3, H, W): resized, centre crop, normalised."""
+        """The function from a PIL image in RGB to a tensor (3, H, W): resized, cropped at the centre, normalised."""
         return eval_transform(self.model.config, *normalisation(self.model.vit.backbone))
 
     @in_torch_defaults

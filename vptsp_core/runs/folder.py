@@ -181,5 +181,5 @@ def verify(path: Path, record: Mapping[str, Any], *names: str) -> None:
         if not (path / name).is_file():
             raise WeightsError(f"{path} holds no finished run ({name} is missing); {_AGAIN}")
         if digest(path / name) != files[name]:
-            fault = f"not what {RECORD} has the checksum of (damaged, edited, or another run's)"
+            fault = f"does not have the checksum in {RECORD} (damaged, edited, or another run's)"
             raise WeightsError(f"{path / name}: {fault}; {_AGAIN}")

@@ -16,7 +16,7 @@ from vptsp_core.method.model import MetricModel
 
 
 def first_bad_loss(losses: Tensor) -> int | None:
-    """Return the place of the first of the losses (T,) that is not finite, or None."""
+    """Return the place of the first of the losses (steps,) that is not finite, or None."""
     bad = (~losses.isfinite()).nonzero()
     return int(bad[0]) if len(bad) else None
 

@@ -118,7 +118,7 @@ def attempt(work: Callable[[T], R], item: T) -> R | VptspError:
 
 @contextlib.contextmanager
 def _processes(workers: int | str) -> Iterator[Callable[..., Future]]:
-    """Give a function ``submit(task, *args)`` that runs a task in a new process. An exception ends these processes."""
+    """Give a function ``submit(task, *args)`` that runs a task in one of the new processes. An exception ends them."""
     gpus: list[str | None]
     if workers == "gpus":
         named = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -91,7 +91,7 @@ def shares(looked: Looked) -> pd.DataFrame:
     Returns:
         One row per block, counted from 1: ``prompts`` (all together), ``class token`` (itself), ``patches``, and
         ``other tokens`` if the backbone has register or distillation tokens. These sum to 100. ``prompts if even`` is
-        the share of the prompts if every key got the same.
+        the share of the prompts if every key got the same share.
     """
     rows = []
     for weights, count in zip(looked.weights, looked.prompts, strict=True):

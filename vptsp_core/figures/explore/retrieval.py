@@ -52,7 +52,11 @@ class OwnImages(ImageSet):
 
 
 def neighbours(opened: Opened, query: int | Path | Image.Image, k: int) -> Found:
-    """Find the ``k`` nearest images of an image of the gallery, which does not find itself, or of your own."""
+    """Find the ``k`` nearest gallery images of a query.
+
+    Args:
+        query: an index into the gallery (that image is left out), a path, or an image.
+    """
     index = query if isinstance(query, int) else -1
     vector = opened.gallery[query] if isinstance(query, int) else opened.embedder.embed([query])[0]
     scores, places = (each[0].numpy() for each in nearest_neighbours(vector[None], opened.gallery, k + 1))

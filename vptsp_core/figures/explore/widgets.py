@@ -30,7 +30,10 @@ SHOWN = 40  # thumbnails of a class, at most
 
 
 def live() -> bool:
-    """Return whether to show controls: if the notebook is watched and ipywidgets is installed. Print how to get it."""
+    """Return whether to show controls: whether the notebook is watched and ipywidgets is installed.
+
+    If only ipywidgets is missing, print how to install it.
+    """
     if not watched():
         return False
     if find_spec("ipywidgets") is None:
@@ -191,7 +194,7 @@ class QueryExplorer:
 
 
 def explore_queries(opened: Opened, classes: pd.DataFrame, k: int = 10) -> None:
-    """Display a `QueryExplorer` if controls are shown. Otherwise the retrieval grid stands for it."""
+    """Display a `QueryExplorer` if controls are shown. Otherwise display nothing."""
     if live():
         from IPython.display import display
 
