@@ -91,7 +91,7 @@ def test_a_damaged_light_run_is_refused(closed, tmp_path):
     content = bytearray((again / QUERIES).read_bytes())
     content[50] ^= 1
     (again / QUERIES).write_bytes(content)
-    with pytest.raises(WeightsError, match="queries.npz: not what record.json"):
+    with pytest.raises(WeightsError, match="queries.npz: does not have the checksum in record.json"):
         finished_run(again)
     with pytest.raises(WeightsError, match="queries.npz"):
         copy_light(tmp_path, tmp_path / "other")

@@ -122,7 +122,7 @@ def test_the_test_set_is_embedded_once_and_last(tmp_path, monkeypatch, benchmark
     assert done.record["data"]["train"] == "train", "of the whole set"
     assert all(np.nanmean(done.queries[name]) == pytest.approx(done.metrics[name], abs=1e-6) for name in NAMES)
     assert record_table([done])["value"]["training classes held out"] == "4"
-    assert "searched once" in selection_note([done])
+    assert "only this epoch was searched" in selection_note([done])
 
 
 def test_training_never_sees_the_held_out_classes(tmp_path, monkeypatch, benchmark):

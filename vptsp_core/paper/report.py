@@ -225,7 +225,7 @@ def _verdict(theirs: float, ours: Any) -> str:
 SELECTED = {
     "released": "the best epoch of each metric on the test set, as published",
     "last": "the last epoch",
-    "validation": "the epoch with the best R@1 on held-out classes; only this epoch was searched on the test set",
+    "validation": "the best R@1 on held-out training classes; only this epoch was searched on the test set",
     "frozen": "none, because nothing is trained",
 }
 
