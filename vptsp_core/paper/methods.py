@@ -1,4 +1,4 @@
-"""The rows of tables 1, 5 and 7 for each profile, as changes of a run description; `tables` makes runs of them.
+"""The rows of tables 1, 5 and 7 for each profile, as changes of a config; `tables` makes runs of them.
 
 Tables and figures show a row's label. `paper_labels` gives the same labels to the paper's rows, so that both can be
 joined.
