@@ -23,7 +23,7 @@ from vptsp_core.data.holdout import first_of_each
 from vptsp_core.errors import ConfigError
 from vptsp_core.method.metrics import retrieval_metrics
 from vptsp_core.method.presets import preset
-from vptsp_core.paper.step_cost import StepBench
+from vptsp_core.paper.step_bench import StepBench
 from vptsp_core.runs import compile as compiling
 from vptsp_core.runs import evaluate
 from vptsp_core.runs.run import build_model

@@ -13,7 +13,7 @@ from vptsp_core.data import Benchmark
 from vptsp_core.data.batches import decoded, train_batches
 from vptsp_core.method.backbone import normalisation
 from vptsp_core.method.config import RunConfig
-from vptsp_core.paper.step_cost import random_model
+from vptsp_core.paper.step_bench import random_model
 from vptsp_core.runs.compile import compiles
 from vptsp_core.runs.evaluate import evaluate
 from vptsp_core.runs.train import Trainer

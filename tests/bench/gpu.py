@@ -30,7 +30,8 @@ from vptsp_core import RunConfig, preset
 from vptsp_core.data import load_benchmark
 from vptsp_core.errors import VptspError
 from vptsp_core.paper.released import clone_folder
-from vptsp_core.paper.step_cost import StepBench, compare_forms, measure_steps
+from vptsp_core.paper.step_bench import StepBench
+from vptsp_core.paper.step_cost import compare_forms, measure_steps
 from vptsp_core.runs.record import made_with
 from vptsp_core.runs.run import run
 from vptsp_core.system.deterministic import deterministic_algorithms, fix_cublas

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel
-from vptsp_core.paper.step_cost import StepBench, take_turn
+from vptsp_core.paper.step_bench import StepBench
+from vptsp_core.paper.step_cost import take_turn
 
 PRODUCTS = 10  # in one call of `product`, so that the time to start it does not count
 

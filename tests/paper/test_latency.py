@@ -12,6 +12,7 @@ import torch
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.figures import latency
 from vptsp_core.method.presets import preset
+from vptsp_core.paper import step_bench
 from vptsp_core.paper import step_cost as cost
 from vptsp_core.paper.latency import latency_benches, latency_configs, measured_latency, paper_latency
 
@@ -80,7 +81,7 @@ def test_the_cost_of_a_turn_is_processor_time():
 def test_the_textbook_form_has_our_loss_in_the_trunks_precision():
     for precision, bound in (("fp32", 1e-5), ("bf16", 0.05)):
         config = preset("smoke", precision=precision, batch=4)
-        ours, textbook = (cost.StepBench(config, form, "cpu") for form in ("eager", "textbook"))
+        ours, textbook = (step_bench.StepBench(config, form, "cpu") for form in ("eager", "textbook"))
         mine, other = (float(bench.kept()[0]().detach()) for bench in (ours, textbook))
         assert mine == pytest.approx(other, rel=bound)
         textbook.step()
@@ -89,9 +90,9 @@ def test_the_textbook_form_has_our_loss_in_the_trunks_precision():
 
 
 def test_classes_are_those_of_the_training_set_but_fewer_on_a_cpu():
-    assert cost.training_classes(preset("sop-vits16"), torch.device("cuda")) == 11_318
-    assert cost.training_classes(preset("sop-vits16"), CPU) == 256
-    assert cost.training_classes(preset("smoke", batch=128), CPU) == 128
+    assert step_bench.training_classes(preset("sop-vits16"), torch.device("cuda")) == 11_318
+    assert step_bench.training_classes(preset("sop-vits16"), CPU) == 256
+    assert step_bench.training_classes(preset("smoke", batch=128), CPU) == 128
 
 
 @pytest.mark.parametrize(

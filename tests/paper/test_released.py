@@ -20,7 +20,8 @@ from vptsp_core.method.presets import preset
 from vptsp_core.paper import released
 from vptsp_core.paper.latency import latency_benches, latency_configs
 from vptsp_core.paper.released import ReleasedBench, clone_modules, on_device
-from vptsp_core.paper.step_cost import compare_forms, kept_bytes, make_forms, random_batch, random_model
+from vptsp_core.paper.step_bench import make_forms, random_batch, random_model
+from vptsp_core.paper.step_cost import compare_forms, kept_bytes
 
 REFERENCE = os.environ.get("VPTSP_REFERENCE")
 with_clone = pytest.mark.skipif(not REFERENCE, reason="VPTSP_REFERENCE names no clone of the released implementation")

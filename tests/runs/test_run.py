@@ -21,7 +21,8 @@ from vptsp_core.method.backbone import DEMO_VIT, load_backbone
 from vptsp_core.method.faiss_index import installed
 from vptsp_core.method.metrics import Scores
 from vptsp_core.method.presets import parse_change
-from vptsp_core.paper.step_cost import StepBench, measure_step, with_memory
+from vptsp_core.paper.step_bench import StepBench
+from vptsp_core.paper.step_cost import measure_step, with_memory
 from vptsp_core.runs.checkpoints import CHECKPOINT, write_checkpoint
 from vptsp_core.runs.folder import read_run, run_folder
 from vptsp_core.runs.run import frame, over_seeds

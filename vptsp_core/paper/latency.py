@@ -16,7 +16,7 @@ from vptsp_core.method.presets import table_preset
 from vptsp_core.paper.methods import FULL, check_changes, method_rows
 from vptsp_core.paper.released import check_released
 from vptsp_core.paper.report import machine_facts, paper_table
-from vptsp_core.paper.step_cost import Bench, make_forms
+from vptsp_core.paper.step_bench import Bench, make_forms
 from vptsp_core.runs.record import made_with
 
 BASE = {"demo": "demo", "smoke": "smoke", "paper": "cars196-vits16"}  # the paper times Cars196, ViT-S/16

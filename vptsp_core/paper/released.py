@@ -106,7 +106,7 @@ class ReleasedBench:
         return self.criterion(batch=out["embeds"], labels=self.labels, proxies=out["proxies"])
 
     def kept(self) -> tuple[Any, list[Tensor], Sequence[torch.optim.Optimizer]] | None:
-        """Do what `step_cost.StepBench.kept` does.
+        """Do what `step_bench.StepBench.kept` does.
 
         With checkpointing, return None, because the tensors cannot be counted.
         """
