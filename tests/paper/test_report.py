@@ -13,6 +13,7 @@ from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.figures.umap import pick_points, proxy_cosines, short_name, spread_classes
 from vptsp_core.method.presets import preset
 from vptsp_core.paper import compare, report
+from vptsp_core.paper.absent import absent_data
 from vptsp_core.runs.evaluate import RECALL_AT
 from vptsp_core.runs.folder import Run
 
@@ -136,17 +137,17 @@ def test_save_table_flattens_columns(tmp_path):
 
 def test_missing_data_are_reported_in_one_line(tmp_path):
     cub = preset("cub200-vits16")
-    assert report.absent_data(preset("demo"), None, "table1") is None
-    absent = report.absent_data(cub, None, "table1")
+    assert absent_data(preset("demo"), None, "table1") is None
+    absent = absent_data(cub, None, "table1")
     line = str(absent)
     assert absent.get == "python -m vptsp_core data get cub200 --data DIR" and absent.get in line
     assert "--profile paper --data DIR --only table1" in line and "\n" not in line
-    assert absent == report.absent_data(cub, None, "table1", report.place("results") / "paper")
-    elsewhere = report.absent_data(cub, None, "table1", report.place("some where") / "paper")
+    assert absent == absent_data(cub, None, "table1", report.place("results") / "paper")
+    elsewhere = absent_data(cub, None, "table1", report.place("some where") / "paper")
     assert str(elsewhere) == f"{line} --results 'some where'"
-    assert "there is no cub200/" in str(report.absent_data(cub, tmp_path, "table1"))
+    assert "there is no cub200/" in str(absent_data(cub, tmp_path, "table1"))
     (tmp_path / "cub200").mkdir()
-    assert report.absent_data(cub, tmp_path, "table1") is None  # its content is checked when it is loaded
+    assert absent_data(cub, tmp_path, "table1") is None  # its content is checked when it is loaded
 
 
 def test_place_is_the_repository_from_either_folder(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from vptsp_core.method.backbone import load_backbone
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import count_parameters
 from vptsp_core.paper import report
+from vptsp_core.paper.absent import AbsentData, absent_data
 from vptsp_core.paper.tables import Cells
 from vptsp_core.runs import significance
 from vptsp_core.runs.folder import METRICS, Run, run_folder
@@ -39,7 +40,7 @@ class Done:
     runs: list[Run]
     cells: list[tuple[str, str]]
     not_run: list[str]
-    absent: list[report.AbsentData] = field(default_factory=list)
+    absent: list[AbsentData] = field(default_factory=list)
 
     @property
     def left_out(self) -> list[str]:
@@ -73,16 +74,16 @@ def carry_out(
     """
     of = seeds if isinstance(seeds, Mapping) else dict.fromkeys(configs, seeds)
     absent = {
-        dataset: report.absent_data(config, data, notebook, results)
+        dataset: absent_data(config, data, notebook, results)
         for dataset, config in {config.dataset: config for config in configs.values()}.items()
     }
     refusal = functools.cache(_refusal)
-    missing: dict[report.AbsentData | str, list[str]] = {}  # {reason: what could not be run}
+    missing: dict[AbsentData | str, list[str]] = {}  # {reason: what could not be run}
     pairs: list[tuple[tuple[str, str], RunConfig]] = []
     for cell, config in configs.items():
         for seed in of[cell]:
             run = config.replace(seed=seed)
-            reason: report.AbsentData | str = ""
+            reason: AbsentData | str = ""
             if not _finished(run, results):
                 reason = absent[config.dataset] or refusal(config.backbone, config.weights, config.image_size)
             if reason:

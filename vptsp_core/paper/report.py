@@ -6,8 +6,6 @@ Runs report fractions, and the paper prints percent. `percent` converts fraction
 from __future__ import annotations
 
 import dataclasses
-import os
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from vptsp_core.data.catalog import CATALOG
 from vptsp_core.errors import ConfigError, check_choice
-from vptsp_core.method.config import RunConfig
 from vptsp_core.runs.folder import Run
 from vptsp_core.runs.run import frame, over_seeds
 from vptsp_core.runs.selection import reported
@@ -50,49 +46,6 @@ def place(path: str | Path) -> Path:
     else:
         base = here.parent if here.name == "notebooks" else here
     return base / Path(path).expanduser()
-
-
-@dataclasses.dataclass(frozen=True)
-class AbsentData:
-    """A data set whose folder is missing: why, the command that gets it, and the command that then makes the runs."""
-
-    dataset: str
-    why: str
-    get: str
-    run: str
-
-    @property
-    def problem(self) -> str:
-        """Which data set is missing, why, and the command that gets it."""
-        return f"{self.dataset} is not here ({self.why}). To get it: {self.get}"
-
-    @property
-    def reason(self) -> str:
-        """`problem`, with the command that then makes the runs."""
-        return f"{self.problem}, and then: {self.run}"
-
-    def __str__(self) -> str:
-        return f"No runs: {self.reason}"
-
-
-def absent_data(
-    config: RunConfig, data: str | Path | None, notebook: str, folder: Path = Path("results/paper")
-) -> AbsentData | None:
-    """Return what is known of the run's data set if its folder is missing, otherwise None.
-
-    Args:
-        notebook: the name for ``--only``.
-        folder: the profile's results.
-    """
-    own = CATALOG[config.dataset].folder if config.dataset in CATALOG else ""
-    if config.dataset == "glyphs" or (data is not None and (place(data) / own).is_dir()):
-        return None
-    why = "no folder was given" if data is None else f"there is no {own}/ in {data}"
-    where = os.path.relpath(place(folder.parent), place(""))
-    profile = "tiny" if folder.name == "tiny" else "paper"
-    run = f"./run_all.sh --profile {profile} --data DIR --only {notebook}"
-    run += f" --results {shlex.quote(where)}" if where != "results" else ""
-    return AbsentData(config.dataset, why, f"python -m vptsp_core data get {config.dataset} --data DIR", run)
 
 
 def watched() -> bool:

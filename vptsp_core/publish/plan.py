@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vptsp_core.method.config import RunConfig
-from vptsp_core.paper.report import AbsentData, absent_data
+from vptsp_core.paper.absent import AbsentData, absent_data
 from vptsp_core.publish.manifest import is_finished, made_from
 from vptsp_core.publish.parameters import read
 from vptsp_core.runs.folder import METRICS, read_run, run_folder

@@ -20,6 +20,7 @@ import pandas as pd
 
 from vptsp_core.figures import style
 from vptsp_core.paper import compare, report
+from vptsp_core.paper.absent import AbsentData, absent_data
 from vptsp_core.publish.manifest import RECORD, MadeRun, Manifest, Missing
 from vptsp_core.publish.parameters import check_given
 
@@ -69,7 +70,7 @@ class Session:
 
     def absent(self, config: RunConfig) -> str:
         """Return "" if the run's data set exists. Otherwise print, note and return a line that says how to get it."""
-        absent = report.absent_data(config, self.data, self._only, self.folder)
+        absent = absent_data(config, self.data, self._only, self.folder)
         if absent is None:
             return ""
         print(absent)
@@ -103,7 +104,7 @@ class Session:
     def carry_out(self, workers: Any = None) -> compare.Done:
         """Make the planned runs whose data and weights exist, and note the others (`paper.compare.carry_out`)."""
         done = compare.carry_out(**self._planned, notebook=self._only, workers=workers, **self.options)
-        reasons: list[report.AbsentData | str] = [*done.absent, *done.not_run]
+        reasons: list[AbsentData | str] = [*done.absent, *done.not_run]
         for reason in reasons:
             self._note(reason)
         return done
@@ -134,7 +135,7 @@ class Session:
         self._manifest.write(self.folder, self._notebook)
         return report.styled(record)
 
-    def _note(self, reason: report.AbsentData | str) -> None:
+    def _note(self, reason: AbsentData | str) -> None:
         """Note in the manifest why something is missing."""
         dataset, command = ("", "") if isinstance(reason, str) else (reason.dataset, reason.get)
         entry = Missing(str(reason), dataset, command)
