@@ -140,6 +140,7 @@ def winners(results) -> dict[str, float]:
 
 
 def test_the_search_continues_at_an_edge_and_the_best_trial_wins(tmp_path, monkeypatch):
+    monkeypatch.setitem(methods.RATES, "tiny", {})
     found = rate_search.rows()
     assert "BitFit" in found and CLOSED not in found
     monkeypatch.setattr(rate_search, "rows", lambda: {name: found[name] for name in ("BitFit", "VPT")})
