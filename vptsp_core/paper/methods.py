@@ -84,8 +84,8 @@ INTEGRATIONS = {
 #   0.0003 and 0.001). While the best rate was the lowest or highest, the next one by a factor of 2 was tried too. The
 #   preset has 0.004.
 # tiny: for the results of `paper.rate_search`, the same search for every row (docs/tiny.md). `search_name` names the
-#   rows of tables 5 and 7. A rate that the search has found is entered here with its run of all epochs, such as BitFit's
-#   0.02. For VPTSP-G + BitFit the search also found 0.02, but that run ended with a higher loss than the
+#   rows of tables 5 and 7. A rate that the search has found is entered here with its run of all epochs, such as
+#   0.02 of BitFit. For VPTSP-G + BitFit the search also found 0.02, but that run ended with a higher loss than the
 #   preset's 0.005, so the row keeps 0.005.
 #   Full fine-tuning is not searched yet. It has a quarter of the preset's rate, because the whole backbone learns.
 RATES: dict[str, dict[str, dict[str, float]]] = {
