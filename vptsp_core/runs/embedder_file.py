@@ -9,6 +9,7 @@ images are prepared. Reading a file executes nothing and checks everything: head
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -155,6 +156,8 @@ def rebuild(saved: Saved, weights: str | Path | None = None) -> MetricModel:
     """
     config = saved.config
     if config.method == "full":  # the file has the whole backbone
+        if weights is not None:
+            warnings.warn(f"weights {weights}: not read, because {saved.path} has its whole backbone", stacklevel=3)
         config = config.replace(weights="random")
     elif weights is not None or config.weights not in ("pretrained", "random"):
         config = config.replace(weights=str(_weights_file(saved, weights)))
