@@ -82,12 +82,13 @@ def test_unread_keys_of_a_file_are_named_too(tmp_path):
 
 
 def test_the_command_warns_once_and_trains(tmp_path, capsys):
-    command = ["train", "--preset", "smoke", "--results", str(tmp_path)]
+    command = ["train", "--preset", "smoke", "--results", str(tmp_path), "--cache", str(tmp_path), "--allow-partial"]
     changes = ["method=frozen", "bitfit=false", "prompts=7"]
-    assert main([*command, "--set", *changes]) == 0
-    first, *lines = capsys.readouterr().err.splitlines()
+    assert main([*command, "--class-table", "device", "--set", *changes]) == 0
+    first, second, *lines = capsys.readouterr().err.splitlines()
     assert all("smoke" not in line and "warning" not in line for line in lines), "the rest is the log"
     assert first == "warning: set, but this run does not read it: prompts with method = 'frozen'"
+    assert second.startswith("warning: --cache, --allow-partial, --class-table: this run does not use it")
     path = next((tmp_path / "runs").iterdir())
     assert main(["evaluate", str(path), "--data", str(tmp_path)]) == 2
     assert "embedded glyphs" in capsys.readouterr().err
@@ -131,3 +132,14 @@ def test_the_notebooks_refuse_a_key_that_no_run_reads(tmp_path):
     with pytest.raises(VptspError, match="--set: no run of profile 'smoke' reads momentum"):
         runner._check_use(work, {"changes": {"momentum": 0.5, "epochs": 2}}, "smoke")
     runner._check_use(work, {"changes": {"ema_keep": 0.5, "prompts": 2}}, "smoke")  # some rows read these
+
+
+def test_the_shipped_notebooks_refuse_options_that_they_do_not_use(tmp_path):
+    for only, given in [("table9", dict(seeds=[3])), ("explore", dict(workers=2)), ("table10", dict(data=tmp_path))]:
+        with pytest.raises(VptspError, match=f"not a parameter of {only}"):
+            runner.run_notebooks("smoke", results=tmp_path / "results", only=[only], **given)
+
+
+def test_the_home_of_an_unknown_user_is_one_line(capsys):
+    assert main(["data", "check", "cub200", "--data", "~no_such_user_here/data"]) == 2
+    assert capsys.readouterr().err == "error: a path begins with ~ and an unknown user name; write the path in full\n"

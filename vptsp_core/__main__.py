@@ -17,6 +17,7 @@ from vptsp_core.errors import ConfigError, VptspError, printable
 from vptsp_core.system.signals import Terminated, sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
+    from vptsp_core.method.config import RunConfig
     from vptsp_core.runs.folder import Run
 
 COMMANDS = {
@@ -78,6 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is None:
             raise
         print(f"error: {error.filename}: {error.strerror}; fix it, or name another place", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if "home directory" not in str(error):
+            raise
+        print("error: a path begins with ~ and an unknown user name; write the path in full", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(error.args[0] if error.args else "stopped; the same command resumes", file=sys.stderr)
@@ -155,7 +161,7 @@ def _train(argv: Sequence[str]) -> int:
     what.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
         help="keys of RunConfig, such as alpha=0.2 seed=1; the last value of a key is used",
-    )  # fmt: skip
+    )
     files = parser.add_argument_group("files")
     files.add_argument("--data", metavar="DIR", help="folder of the data sets: DIR/cub200/images/...")
     files.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
@@ -187,6 +193,7 @@ def _train(argv: Sequence[str]) -> int:
         return 0
     config = preset(args.preset, **changes)
     refuse_unread(config.dataset, args.data)
+    _warn_unused(args, config)
     done = run(config, data=args.data, light=False, **options)
     _show_in_tensorboard(done, args.tensorboard, args.data)
     print(done.history.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
@@ -199,6 +206,21 @@ def _show_in_tensorboard(done: Run, folder: str | None, data: str | None) -> Non
         from vptsp_core.figures.board import show_finished
 
         show_finished(done, folder, data)
+
+
+def _warn_unused(args: argparse.Namespace, config: RunConfig) -> None:
+    """Warn, in one line, of options of `train` that this run does not use."""
+    glyphs, frozen = config.dataset == "glyphs", config.method == "frozen"
+    unused = {
+        "--cache": args.cache and (glyphs or config.pipeline == "classic"),
+        "--allow-partial": args.allow_partial and glyphs,
+        "--class-table": args.class_table != "auto" and not config.has_class_prompts,
+        "--checkpointing": args.checkpointing == "on" and frozen,
+        "--compile": args.compile == "on" and frozen,
+    }
+    if options := [name for name, given in unused.items() if given]:
+        run = f"dataset = {config.dataset!r}, method = {config.method!r}, pipeline = {config.pipeline!r}"
+        warnings.warn(f"{', '.join(options)}: this run does not use it ({run})", stacklevel=2)
 
 
 def _evaluate(argv: Sequence[str]) -> int:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import constants
+from reseal import rewrite_header
 
 import vptsp_core
 from tests.method.test_hub import closed
@@ -24,6 +25,7 @@ from vptsp_core.deploy.update import model_path
 from vptsp_core.errors import ConfigError, VptspError, WeightsError
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.presets import PRESETS, parse_change, preset
+from vptsp_core.runs.embedder_file import HEADER
 from vptsp_core.runs.folder import run_folder, write_run
 from vptsp_core.runs.share import command, model_card, place
 
@@ -131,6 +133,8 @@ def test_what_is_pushed_is_loaded_by_branch_and_by_commit(server, monkeypatch):
         np.testing.assert_array_equal(found.embed(images), made.embed(images))
     second.push_to_hub("hf://org/letters@third")
     assert "third" in server.repos["org/letters"] and server.repos["org/letters"]["main"][0] == commit.partition("@")[2]
+    with pytest.raises(ConfigError, match="names another revision than revision='other'; give one of them"):
+        second.push_to_hub("org/letters@third", revision="other")
     second.push_to_hub("org/letters")  # an existing repository gets another commit
     assert vptsp_core.load("hf://org/letters", "cpu").checksum() == second.checksum()
     point_at(monkeypatch, closed())  # without a network, a model in the cache is loaded
@@ -148,12 +152,29 @@ def test_commands_take_an_address_of_the_hub(server, tmp_path, capsys):
     assert model_path(index) == uri  # `search` loads it again
 
 
-def test_a_tampered_file_is_refused(server):
+@pytest.mark.parametrize("where", ["the hub", "the cache"])
+def test_a_tampered_file_is_refused(server, tmp_path, where):
     commit = learned(method="vpt").push_to_hub("org/letters")
-    _, files = server.repos["org/letters"]["main"]
-    files["model.safetensors"] = files["model.safetensors"][:-1] + b"\x3e"
+    if where == "the hub":
+        _, files = server.repos["org/letters"]["main"]
+        files["model.safetensors"] = files["model.safetensors"][:-1] + b"\x3e"
+    else:
+        vptsp_core.load(commit, "cpu")
+        (file,) = (tmp_path / "cache").rglob("model.safetensors")
+        file.write_bytes(file.read_bytes()[:-1] + b"\x3e")
     with pytest.raises(WeightsError, match=r"^hf://org/letters@.*its tensors do not .*; delete .* to fetch it again"):
         vptsp_core.load(commit, "cpu")
+
+
+def test_other_weights_of_the_backbone_are_refused(server, tmp_path):
+    learned(method="vpt", weights="random", seed=1).push_to_hub("org/letters")
+    _, files = server.repos["org/letters"]["main"]
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(files[file.name])
+    rewrite_header(file, HEADER, lambda header: header["config"].update(seed=2))
+    files[file.name] = file.read_bytes()
+    with pytest.raises(WeightsError, match="are not those it was trained on"):
+        vptsp_core.load("hf://org/letters", "cpu")
 
 
 def test_failures_are_one_line_with_a_cure(server, monkeypatch, capsys):

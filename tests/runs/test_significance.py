@@ -24,6 +24,18 @@ def run_with(folder, name, data="t2", **queries) -> Run:
     return Run(preset("smoke"), path, {}, pd.DataFrame(), record)
 
 
+def test_identical_methods_could_be_chance_and_a_constant_difference_could_not(tmp_path):
+    values = np.random.default_rng(0).integers(0, 32, 50) / 64  # so that all differences are exact
+    same, better, base = (run_with(tmp_path, n, MAP_R=values + more) for n, more in (("a", 0), ("b", 0.25), ("c", 0)))
+    runs, labels = [base, same, better], ["base", "same", "better"]
+    found = significance.compare_paired(runs, labels, "base", metrics=["MAP@R"])["MAP@R"]
+    assert list(found.index) == ["base", "same", "better"] and list(found.columns) == list(significance.COLUMNS)
+    assert found.loc["same"].tolist() == [0, 0, 0, True]
+    np.testing.assert_allclose(found.loc["better", ["difference", "low", "high"]].astype(float), 25, rtol=1e-5)
+    assert found.loc["better", "high"] - found.loc["better", "low"] < 1e-9 and found.loc["better", "chance"] is False
+    assert found.loc["base"].isna().all()
+
+
 def test_agrees_with_scipys_paired_bootstrap(tmp_path):
     rng = np.random.default_rng(1)
     base = (rng.random(400) < 0.6).astype(np.float32)
@@ -81,6 +93,13 @@ def test_queries_without_an_answer_are_left_out(tmp_path):
     assert found["difference"] == found["low"] == found["high"] == 25
 
 
+def test_other_runs_in_the_table_change_no_numbers(tmp_path):
+    rng = np.random.default_rng(5)
+    a, b, c = (run_with(tmp_path, n, R_1=rng.integers(0, 2, 99), MAP_R=rng.random(99)) for n in "abc")
+    two, three = significance.compare_paired([a, b], "ab", "a"), significance.compare_paired([c, a, b], "cab", "a")
+    pd.testing.assert_frame_equal(two, three.loc[["a", "b"]], check_dtype=False)
+
+
 def test_runs_without_per_query_values_stay_empty(tmp_path):
     a, b, old = run_with(tmp_path, "a", R_1=[1, 0]), run_with(tmp_path, "b", R_1=[0, 0]), run_with(tmp_path, "old")
     found = significance.compare_paired([a, b, old], ["a", "b", "old"], "a")
@@ -96,8 +115,10 @@ def test_runs_without_per_query_values_stay_empty(tmp_path):
 
 
 def test_the_error_names_both_runs_that_cannot_be_compared(tmp_path):
-    a = run_with(tmp_path, "a", R_1=[1, 0])
+    a, b = run_with(tmp_path, "a", R_1=[1, 0]), run_with(tmp_path, "b", R_1=[1, 0, 1])
     other = run_with(tmp_path, "c", data="t3", R_1=[1, 0])
+    with pytest.raises(DataError, match="ours .*a.* and theirs .*b.* were tested on another number of queries"):
+        significance.compare_paired([a, b], ["ours", "theirs"], "ours")
     with pytest.raises(DataError, match="ours .*a.* and theirs .*c.* were tested on other queries"):
         significance.compare_paired([a, other], ["ours", "theirs"], "ours")
     with pytest.raises(ConfigError, match="reference 'mine' is not one of the rows: ours"):

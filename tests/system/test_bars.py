@@ -11,9 +11,16 @@ from vptsp_core.__main__ import main
 from vptsp_core.runs import evaluate as evaluation
 from vptsp_core.runs.train import epoch_line
 from vptsp_core.system import bars
-from vptsp_core.system.bars import bar, is_log, say
+from vptsp_core.system.bars import bar, duration, is_log, say
 
 TRAIN = ["train", "--preset", "smoke", "--set"]
+
+
+@pytest.mark.parametrize(
+    "seconds, words", [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (3599, "59 min 59 s"), (7260, "2 h 1 min")]
+)
+def test_durations_are_readable(seconds, words):
+    assert duration(seconds) == words
 
 
 def counted(capfd, monkeypatch, *, every, **options):
@@ -37,10 +44,25 @@ def test_short_work_and_hidden_work_print_nothing(capfd, monkeypatch):
     assert counted(capfd, monkeypatch, every=0.0, show=False) == ""
 
 
+def test_other_text_between_lines_has_no_control_characters(capfd, monkeypatch):
+    monkeypatch.setattr(bars, "EVERY", 0.0)
+    with bar(title="runs", total=2, unit="runs", show=True) as first, bar(title="images", total=9, show=True):
+        capfd.readouterr()
+        first.write("a run failed", file=sys.stderr)
+        assert capfd.readouterr() == ("", "a run failed\n")
+
+
 def test_a_notebook_is_not_a_log(capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipykernel.zmqshell", types.ModuleType("zmqshell"))
     say("training")
     assert not is_log() and capfd.readouterr().err == ""
+
+
+def test_a_closed_stderr_gets_nothing(capfd, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    say("training")
+    assert list(bar(range(3), show=True)) == [0, 1, 2]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_epoch_is_a_line():
@@ -88,7 +110,6 @@ def test_runs_without_epochs_are_in_the_log_too(tmp_path, capfd, monkeypatch, ch
 def test_a_terminal_has_bars_and_none_of_these_lines(tmp_path, capsys, monkeypatch):
     ours, terminal = os.openpty()
     import termios
-
     termios.tcsetwinsize(terminal, (24, 80))  # without columns tqdm draws nothing
     os.set_blocking(ours, False)  # without bars the test fails instead of waiting
     with os.fdopen(terminal, "w") as stderr:

@@ -139,8 +139,8 @@ def test_all_processes_choose_the_same_epoch_on_held_out_classes(pair, tmp_path,
 
 
 def test_all_processes_refuse_a_bad_command_and_one_reports_it(pair):
-    message = "batch = 9 holds 9 classes, which 2 processes cannot share evenly; "
-    assert [found["odd batch"] for found in pair] == [message + "choose batch = 8 or 10"] * 2
+    message = "batch = 9 holds 9 classes, which 2 processes cannot share evenly; start 1, 3, 9 of them, "
+    assert [found["odd batch"] for found in pair] == [message + "or choose batch = 8 or 10"] * 2
     assert [found["bad command"]["status"] for found in pair] == [2, 2]
     said = [line for found in pair for line in found["bad command"]["said"]]
     assert said == ["error: unknown key 'alhpa'; did you mean alpha?"]
@@ -189,7 +189,7 @@ def test_shares_and_batches(monkeypatch):
         shares.append([list(range(n)[distributed.own_share(n)]) for n in (6, 7, 4)])
     assert shares == [[[0, 1], [0, 1, 2], [0, 1]], [[2, 3], [3, 4, 5], [2, 3]], [[4, 5], [6], []]]
     distributed.check_batch(18, 2)
-    with pytest.raises(ConfigError, match="choose batch = 12 or 18"):
+    with pytest.raises(ConfigError, match="start 1, 2, 4, 8 of them, or choose batch = 12 or 18"):
         distributed.check_batch(16, 2)
 
 

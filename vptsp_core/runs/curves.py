@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,19 @@ class Curves:
         self._written: set[tuple[str, int]] = set()
 
     def __call__(self, history: list[Any]) -> None:
-        """Write the values of a history (rows, by name) that are new. NaN is skipped."""
+        """Write the values of a history (rows, by name) that are new. NaN is skipped.
+
+        TensorBoard shows when each epoch ended. The last epoch ends now, and the seconds of the later epochs give the
+        end of an earlier one.
+        """
         if self.writer is None:
             self.writer = self._open(self.folder, purge_step=0)
-        for row in history:
-            epoch = int(row["epoch"])
+        took = [0.0 if math.isnan(row.get("seconds", 0.0)) else row.get("seconds", 0.0) for row in history]
+        for at, row in enumerate(history, start=1):
+            epoch, ended = int(row["epoch"]), time.time() - sum(took[at:])
             for name, value in row.items():
                 if name != "epoch" and (name, epoch) not in self._written and not math.isnan(value):
-                    self.writer.add_scalar(tag(name), value, epoch)
+                    self.writer.add_scalar(tag(name), value, epoch, walltime=ended)
                     self._written.add((name, epoch))
         self.writer.flush()
         if self.then is not None:

@@ -76,6 +76,8 @@ def push(trained: TrainedModel, repo: str, revision: str | None = None, private:
     """Upload ``trained``. Arguments and result are those of `Embedder.push_to_hub`. Raises the same errors."""
     uri = f"{SCHEME}{repo.removeprefix(SCHEME)}"
     repo, named = place(uri)
+    if named is not None and revision not in (None, named):
+        raise ConfigError(f"{uri}: it names another revision than revision={revision!r}; give one of them")
     revision = revision or named
     if huggingface_hub.get_token() is None:
         raise VptspError(f"{uri}: this machine has no token of the Hub; {LOGIN}")

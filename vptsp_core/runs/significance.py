@@ -100,12 +100,16 @@ def _mean(runs: Sequence[Run], labels: Sequence[str], label: str, metric: str) -
 def _same_queries(runs: Sequence[Run], labels: Sequence[str]) -> None:
     """Raise DataError if two runs were tested on different queries."""
     tested: dict[object, str] = {}
+    counted: dict[int, str] = {}
     for run, label in zip(runs, labels, strict=True):
-        data = run.record["data"]
-        tested.setdefault((data["name"], data["test"], data.get("gallery")), f"{label} ({run.path})")
-    if len(tested) > 1:
-        one, other, *_ = tested.values()
-        raise DataError(f"{one} and {other} were tested on other queries; compare runs of one test set")
+        name, data = f"{label} ({run.path})", run.record["data"]
+        tested.setdefault((data["name"], data["test"], data.get("gallery")), name)
+        for values in (run.queries or {}).values():
+            counted.setdefault(len(values), name)
+    for fault, names in (("other queries", tested), ("another number of queries", counted)):
+        if len(names) > 1:
+            one, other, *_ = names.values()
+            raise DataError(f"{one} and {other} were tested on {fault}; compare runs of one test set")
 
 
 against = compare_paired  # its name in earlier notebooks

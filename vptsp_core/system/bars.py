@@ -19,17 +19,20 @@ def bar(
 
     With ``show=False`` it shows nothing.
     """
+    hidden = not show or sys.stderr is None
     if not is_log():
-        return auto(iterable, title, total, disable=not show, **options)
+        return auto(iterable, title, total, disable=hidden, **options)
     form = "{desc}: {n_fmt}/{total_fmt} {unit}, {elapsed} taken, {remaining} left{postfix}"
     return tqdm(
-        iterable, title, total, disable=not show, file=_Lines(), bar_format=form, mininterval=EVERY, miniters=1,
+        iterable, title, total, disable=hidden, file=_Lines(), bar_format=form, mininterval=EVERY, miniters=1,
         delay=EVERY, **{**options, "leave": False},
     )  # fmt: skip
 
 
 def is_log() -> bool:
     """Return whether stderr is a file or a pipe (nohup, Slurm, CI), not a terminal or a notebook's output."""
+    if sys.stderr is None:  # closed, for example by a daemon
+        return False
     return not sys.stderr.isatty() and "ipykernel.zmqshell" not in sys.modules
 
 

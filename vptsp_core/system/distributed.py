@@ -101,9 +101,10 @@ def check_batch(batch: int, samples_per_class: int) -> None:
     if classes % world:
         step = world * samples_per_class
         near = [size for size in (batch // step * step, (batch // step + 1) * step) if size]
+        fitting = ", ".join(str(n) for n in range(1, classes + 1) if classes % n == 0)
         raise ConfigError(
             f"batch = {batch} holds {classes} classes, which {world} processes cannot share evenly; "
-            f"choose batch = {' or '.join(map(str, near))}"
+            f"start {fitting} of them, or choose batch = {' or '.join(map(str, near))}"
         )
 
 
