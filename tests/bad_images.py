@@ -82,14 +82,6 @@ def truncated_jpeg(folder: Path) -> str:
     return _put(folder, "odd.jpg", _jpeg()[:1500])
 
 
-def empty(folder: Path) -> str:
-    return _put(folder, "odd.jpg", b"")
-
-
-def web_page(folder: Path) -> str:
-    return _put(folder, "odd.jpg", b"<html>no such page</html>")
-
-
 def _png(width: int, height: int, depth: int, colour: int, rows: bytes, header: bytes = b"") -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

@@ -139,12 +139,10 @@ class Case:
         self.changes = changes
         self.rounds, self.found, self.spoilt = 0, Counter(), b""
         place = self.folder / "whole"
-        started = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-m", "vptsp_core", *self.command(place)], cwd=ROOT, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        self.real_seconds = time.perf_counter() - started
         # Once more as a fork, which gives the time, the counts of file operations, and the last state.
         started = time.perf_counter()
         status = self.wait(self.start(self.folder / "counted", Aim()), FOREVER)

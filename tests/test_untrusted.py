@@ -1,14 +1,12 @@
 """Nothing executes the content of a file or a name: the source is searched for such calls, and pages escape text."""
 
 import ast
-import inspect
 import os
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
-from timm.models import _hub, load_state_dict
 
 from vptsp_core.data.folder import read_image
 from vptsp_core.errors import DataError
@@ -77,34 +75,6 @@ def test_nothing_in_the_source_executes_data():
         code = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "code")
         found |= {(path.name, what): 1 for what in refused(ast.parse(code))}
     assert found.keys() == AUDITED.keys()
-
-
-def test_a_finished_run_is_json_csv_and_tensors(tmp_path, monkeypatch):
-    """No file of a results folder starts like a pickle, alone or in an archive."""
-    import zipfile
-
-    from desk import Desk
-
-    desk = Desk(tmp_path, monkeypatch, None)
-    assert desk.command(*desk.train())[0] == 0
-    kinds = {path.name: path.read_bytes() for path in desk.run_folder().iterdir()}
-    assert kinds.keys() == {
-        "config.json",
-        "history.csv",
-        "metrics.json",
-        "model.safetensors",
-        "queries.npz",
-        "record.json",
-    }
-    assert not [name for name, content in kinds.items() if content[:1] == b"\x80"]
-    with zipfile.ZipFile(desk.run_folder() / "queries.npz") as archive:
-        assert all(archive.read(name)[:6] == b"\x93NUMPY" and b"'O'" not in archive.read(name)[:200]
-                   for name in archive.namelist())  # fmt: skip
-
-
-@pytest.mark.parametrize("loader", [load_state_dict, _hub.load_state_dict_from_hf])
-def test_timm_reads_downloaded_weights_without_executing_them(loader):
-    assert inspect.signature(loader).parameters["weights_only"].default is True
 
 
 # ---- pages ---------------------------------------------------------------------------------------

@@ -185,18 +185,13 @@ def test_the_number_of_models_that_are_compiled_is_not_limited(monkeypatch):
 
 def test_which_runs_are_compiled(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    have = {"triton": True, "g++": True}
+    have = {"triton": True}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: have.get(name) or None)
-    monkeypatch.setattr(shutil, "which", lambda name: name if have.get(name) else None)
     assert [compiles(word, gpu, 1000) for word in ("auto", "on", "off")] == [True, True, False]
     assert [compiles(word, gpu, 999) for word in ("auto", "on", "off")] == [False, True, False]
     assert [compiles(word, cpu, 1000) for word in ("auto", "on", "off")] == [False, True, False]
     have.clear()
     assert not compiles("auto", gpu, 1000) and not compiles("off", gpu, 1000)
-    with pytest.raises(VptspError, match="compile = 'on' needs the package triton"):
-        compiles("on", gpu, 1)
-    with pytest.raises(VptspError, match="compile = 'on' needs a C.. compiler"):
-        compiles("on", cpu, 1)
     with pytest.raises(ConfigError, match="compile = 'always' must be one of auto, on, off"):
         compiles("always", cpu, 1)
 

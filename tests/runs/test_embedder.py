@@ -17,7 +17,7 @@ from vptsp_core.errors import DataError, WeightsError
 from vptsp_core.method.backbone import load_backbone
 from vptsp_core.method.model import MetricModel
 from vptsp_core.runs.embedder import Embedder
-from vptsp_core.runs.embedder_file import HEADER, read_saved
+from vptsp_core.runs.embedder_file import HEADER
 
 METRICS = {"R@1": 0.5, "MAP@R": 0.25}
 
@@ -142,20 +142,6 @@ def test_a_run_accepts_a_moved_file_of_weights(tmp_path):
         vptsp_core.load(done.path, "cpu", weights=tmp_path / "other.safetensors")
 
 
-def test_changed_weights_on_the_hub_are_refused(tmp_path, monkeypatch):
-    path = learned(method="vpt").save(tmp_path / "bird.safetensors")
-
-    def changed(*args):
-        backbone = load_backbone(*args)
-        with torch.no_grad():
-            backbone.blocks[2].mlp.fc1.weight[0, 0] += 1e-6
-        return backbone
-
-    monkeypatch.setattr("vptsp_core.runs.embedder_file.load_backbone", changed)
-    with pytest.raises(WeightsError, match="not those it was trained on"):
-        vptsp_core.load(path, "cpu")
-
-
 def test_full_fine_tuning_needs_no_other_file(tmp_path, pictures, monkeypatch):
     before = learned(method="full", bitfit=False)
     path, asked = before.save(tmp_path / "bird.safetensors"), []
@@ -169,9 +155,7 @@ def test_full_fine_tuning_needs_no_other_file(tmp_path, pictures, monkeypatch):
 
 DAMAGE = {
     "format": (lambda h: h.update(format=99), "format 99 is not known here"),
-    "unknown key": (lambda h: h["config"].update(evil=1), "of another version .unknown key 'evil'"),
     "another backbone": (lambda h: h["config"].update(embed_dim=32), "does not fit"),
-    "weights": (lambda h: h["config"].update(weights="/no/such/file.pth"), "weights are not at .no.such.file.pth"),
     "normalisation": (lambda h: h["preprocessing"].update(mean=[0, 0, 0]), "prepares images otherwise"),
     "checksum": (lambda h: h.update(frozen="0" * 16), "not those it was trained on"),
 }
@@ -184,19 +168,6 @@ def test_a_header_that_does_not_fit_is_refused(tmp_path, capsys, change, message
     with pytest.raises(WeightsError, match=message) as caught:
         vptsp_core.load(path, "cpu")
     assert "bird.safetensors" in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_every_flipped_bit_is_noticed(tmp_path):
-    path = learned(method="vpt").save(tmp_path / "bird.safetensors")
-    whole, rng = path.read_bytes(), np.random.default_rng(0)
-    for at in [*rng.integers(0, len(whole), 60), *range(len(whole) - 3, len(whole))]:
-        content = bytearray(whole)
-        content[at] ^= 1 << int(rng.integers(8))
-        path.write_bytes(content)
-        with pytest.raises(WeightsError, match="bird.safetensors"):
-            read_saved(path)
-    path.write_bytes(whole)
-    assert read_saved(path).metrics == METRICS
 
 
 def test_damaged_and_foreign_files_are_named_in_one_line(tmp_path, capsys):

@@ -10,14 +10,9 @@ from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.method.step import TrainStep
 from vptsp_core.runs.checkpoints import CHECKPOINT, find_checkpoint, read_checkpoint
 from vptsp_core.runs.folder import run_folder
-from vptsp_core.runs.numerics import first_bad_loss, first_bad_tensor
+from vptsp_core.runs.numerics import first_bad_tensor
 
 BAD = (float("nan"), float("inf"), -float("inf"))
-
-
-def test_the_first_bad_loss():
-    losses = torch.tensor([1.0, 2.0, float("nan"), 1.0, float("inf")])
-    assert first_bad_loss(losses) == 2 and first_bad_loss(losses[:2]) is None
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -47,13 +42,13 @@ def test_the_error_of_a_loss_names_step_images_and_rates(tmp_path, monkeypatch):
         return loss * torch.nan if len(taken) == 4 else loss  # the second of the second epoch
 
     monkeypatch.setattr(TrainStep, "__call__", poisoned)
-    names = ", ".join(str(i) for i in dict.fromkeys(drawn(config, 1)[1]))
+    names = ", ".join(f"glyphs train image {i}" for i in dict.fromkeys(drawn(config, 1)[1]))
     with pytest.raises(TrainingError) as caught:
         run(config, results=tmp_path, progress=False)
     said = str(caught.value)
     assert said.startswith("the loss is not finite from step 2 of epoch 2 on (lr = ") and "\n" not in said
     cure = "lower the learning rates; the checkpoint of epoch 1 stays"
-    assert said.endswith(f", images glyphs train image {{{names}}}); {cure}")
+    assert said.endswith(f", images: {names}); {cure}")
     folder = run_folder(config, tmp_path)
     assert [path.name for path in folder.iterdir()] == [CHECKPOINT]
     saved = read_checkpoint(folder, find_checkpoint(folder), config.hash(), {})

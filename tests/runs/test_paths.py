@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from vptsp_core import load, preset
 from vptsp_core.__main__ import main
 from vptsp_core.method.backbone import load_backbone
-from vptsp_core.method.config import RunConfig, whole_path
 from vptsp_core.paper import search
 from vptsp_core.publish import runner
 from vptsp_core.runs.folder import read_run, run_folder
@@ -63,11 +62,6 @@ def test_errors_and_reports_name_absolute_paths(here, capsys):
         assert f"{here}/" in said, said
     assert main(["data", "info", "cub200", "--data", "own"]) == 0
     assert f"  in {here}/own: cub200: no folder {here}/own/cub200/images" in capsys.readouterr().out
-
-
-def test_other_values_of_weights_stay_as_they_are(here):
-    assert [whole_path(each) for each in ("pretrained", "random", "")] == ["pretrained", "random", ""]
-    assert RunConfig().with_whole_path() == RunConfig()
 
 
 def test_the_notebooks_get_absolute_paths(here, monkeypatch):

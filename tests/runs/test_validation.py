@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 import vptsp_core
 from tests.runs.test_run import Cut, assert_same_run
 from vptsp_core import preset, run
-from vptsp_core.__main__ import main
 from vptsp_core.data import Benchmark, ImageSet
 from vptsp_core.data.batches import decoded, eval_batches
 from vptsp_core.data.holdout import held_out_classes, hold_out
@@ -206,18 +205,8 @@ def test_a_run_cut_short_ends_as_if_it_had_not_been(tmp_path, monkeypatch, bench
     assert whole.metrics == resumed.metrics
 
 
-def test_the_command_line_evaluates_a_run_with_held_out_classes(tmp_path, capsys, benchmark):
-    done = run(config(), results=tmp_path, progress=False)
-    assert main(["evaluate", str(done.path)]) == 0
-    assert f"R@1 {done.metrics['R@1']:.4f}" in capsys.readouterr().out
-
-
 def test_a_frozen_run_holds_nothing_out(tmp_path, benchmark):
     frozen = config(method="frozen", bitfit=False)
     done = run(frozen, results=tmp_path, progress=False)
     assert frozen.hash() == frozen.replace(selection="released").hash()
     assert "held_out" not in done.record and "validation R@1" not in done.history and len(done.history) == 1
-
-
-def test_each_selection_has_its_own_hash():
-    assert len({config(selection=each).hash() for each in ("released", "last", "validation")}) == 3

@@ -165,7 +165,7 @@ def test_a_cluster_that_cannot_be_used_is_an_error_in_one_line(cluster, tmp_path
     with Client(cluster.address, timeout=LONG, set_as_default=False) as client:
         until(lambda: not client.nthreads(), "the scheduler to miss it")
     cluster.workers(1)
-    with pytest.raises(VptspError, match="lost one worker after another") as caught:
+    with pytest.raises(VptspError, match="lost one worker after another .*with fewer workers") as caught:
         run_in_workers(shared_work.work, runs, cluster.address, progress=False)
     assert "\n" not in str(caught.value)
     cluster.workers(1)
@@ -176,7 +176,7 @@ def test_a_cluster_that_cannot_be_used_is_an_error_in_one_line(cluster, tmp_path
 
     killer = threading.Thread(target=kill_the_scheduler)
     killer.start()
-    with pytest.raises(VptspError, match="the cluster at tcp://127.0.0.1:.* went away; start it again") as caught:
+    with pytest.raises(VptspError, match="the cluster at tcp://127.0.0.1:.* went away") as caught:
         run_in_workers(shared_work.work, {tmp_path / "run": ("sleep", str(tmp_path))}, cluster.address, progress=False)
     killer.join()
     assert "\n" not in str(caught.value)
@@ -306,7 +306,6 @@ def test_the_line_about_runs_that_are_training(tmp_path):
     assert training_line([bare, other, one]) == "frozen-0123, linear-77cd epoch 4/4, vptsp-1a2b epoch 3/4"
     (other / PROGRESS).write_text("{")
     assert training_line([bare, other, one]) == "frozen-0123, vptsp-1a2b epoch 3/4"
-    assert training_line([bare, *[one] * 5]).endswith(", 2 more")
 
 
 def test_a_second_process_waits_for_the_run_and_finds_it_finished(letters, tmp_path, monkeypatch):

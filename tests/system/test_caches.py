@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -37,19 +36,6 @@ def test_without_a_writable_home_every_library_has_a_folder(unset, tmp_path):
     assert found == [*kept, "/mine", str(own / "hub")] and own.stat().st_mode & 0o077 == 0
     unset.setattr("tempfile.tempdir", str(tmp_path))
     assert caches._private_folder() == own, "the same for every process"
-
-
-@pytest.mark.skipif(os.name == "nt", reason="needs a folder that even root cannot write")
-def test_numba_uses_the_folder(unset, tmp_path):
-    unset.setenv("HOME", NOWHERE)
-    unset.setenv("NUMBA_CACHE_LOCATOR_CLASSES", "UserProvidedCacheLocator,UserWideCacheLocator")  # no site-packages
-    code = "import numba\n\n\n@numba.njit(cache=True)\ndef one():\n    return 1\n\n\nassert one() == 1\n"
-    (tmp_path / "compiled.py").write_text(code)
-    for first, works in (("import vptsp_core; ", True), ("", False)):
-        command = [sys.executable, "-c", f"{first}import sys; sys.path.insert(0, {str(tmp_path)!r}); import compiled"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert (done.returncode == 0) is works, done.stderr
-    assert list(Path(tmp_path).glob("vptsp-cache-*/numba/**/*.nbi"))
 
 
 def test_with_a_writable_home_nothing_is_set(unset, tmp_path):

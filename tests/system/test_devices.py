@@ -45,13 +45,6 @@ def test_the_precision_is_decided_once_per_process(monkeypatch):
     assert autocast_dtype("auto", CPU) is torch.bfloat16
 
 
-def test_a_named_precision_is_kept(monkeypatch):
-    simulate(monkeypatch, ("amx_bf16",), 9.0)
-    assert precision_and_reason("fp32", CPU) == (None, "asked for")
-    simulate(monkeypatch, (), 1.0)
-    assert precision_and_reason("bf16", CPU) == (torch.bfloat16, "asked for")
-
-
 def test_the_product_is_timed():
     assert 0.01 < bf16_speedup(96) < 1000
 

@@ -140,34 +140,6 @@ def test_a_run_on_other_images_is_neither_returned_nor_resumed(tmp_path, monkeyp
             call(other)
 
 
-def test_a_run_with_other_weights_is_not_resumed(tmp_path, monkeypatch):
-    """For example if the hub has a new file. A file that the user names is identified by its content anyway."""
-    config, real = preset("smoke", weights="random", epochs=2), vptsp_core.runs.record.checksum
-
-    def stop(history):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(config, results=tmp_path, progress=False, on_epoch=stop)
-    monkeypatch.setattr("vptsp_core.runs.record.checksum", lambda backbone: real(backbone)[::-1])
-    with pytest.raises(WeightsError, match="checkpoint .*: begun with other weights of the backbone; give those"):
-        run(config, results=tmp_path, progress=False)
-    monkeypatch.setattr("vptsp_core.runs.record.checksum", real)
-    assert len(run(config, results=tmp_path, progress=False).history) == 2
-
-
-def test_a_run_folder_with_another_runs_name_is_refused(tmp_path):
-    """The folder of one run was copied to the name of a run on other images."""
-    config = preset("smoke", **{**CUB, "dataset": "own", "method": "frozen"})
-    options = dict(results=tmp_path / "out", progress=False)
-    one, other = put(tmp_path / "one", TWELVE), put(tmp_path / "other", TWELVE, side=30)
-    first, second = (run(config, data=data, **options).path for data in (one, other))
-    shutil.rmtree(second)
-    shutil.copytree(first, second)
-    with pytest.raises(WeightsError, match="made with other images of own than these"):
-        run(config, data=other, **options)
-
-
 def test_own_images_are_identified_by_their_content(tmp_path):
     put(tmp_path / "images", TWELVE)
     before = load_benchmark("own", tmp_path / "images")

@@ -21,6 +21,7 @@ from vptsp_core.data.folder import FileSet, refuse_inside_images
 from vptsp_core.errors import DataError
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.sampler import ClassBalancedSampler
+from vptsp_core.system.places import results_folder
 from vptsp_core.system.portable import cores
 
 
@@ -29,12 +30,11 @@ def cache_folder(
 ) -> Path:
     """Return the folder for decoded images: ``cache``, or else the environment's VPTSP_CACHE.
 
-    Without either, it is ``.vptsp-cache`` beside the data sets. For your own images, it is in ``results`` (default: the
-    environment's VPTSP_RESULTS, or else ./results).
+    Without either, it is ``.vptsp-cache`` beside the data sets. For your own images, it is in `results_folder`.
     Raises DataError: the place is in the folder of your own images.
     """
     own = dataset in OWN
-    beside = (results or os.environ.get("VPTSP_RESULTS") or "results") if own else (data or ".")
+    beside = results_folder(results) if own else (data or ".")
     place = Path(cache or os.environ.get("VPTSP_CACHE") or Path(beside) / ".vptsp-cache").expanduser().absolute()
     return refuse_inside_images(place, data, "--cache or VPTSP_CACHE") if own and data else place
 

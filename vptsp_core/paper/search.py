@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +37,7 @@ from vptsp_core.runs.workers import check_workers, run_in_workers
 from vptsp_core.system.bars import bar, is_log
 from vptsp_core.system.files import writable_folder, write_json
 from vptsp_core.system.locks import locked
+from vptsp_core.system.places import results_folder
 
 LOCK = ".search.lock"  # in the results folder
 POLL = 1.0  # seconds between two looks at the trials of other workers
@@ -126,11 +126,6 @@ def study_name(base: RunConfig, changes: Mapping[str, Any] | None = None) -> str
     if not changes:
         return name
     return f"{name}-{hashlib.sha256(json.dumps(changes, sort_keys=True, default=str).encode()).hexdigest()[:6]}"
-
-
-def results_folder(results: str | Path | None) -> Path:
-    """Return the results folder, chosen as in `runs.run.run`."""
-    return Path(results or os.environ.get("VPTSP_RESULTS") or "results").expanduser().absolute()
 
 
 def best_config(study: optuna.Study) -> RunConfig:

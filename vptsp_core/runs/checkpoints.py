@@ -12,13 +12,12 @@ The disk needs room for three. The checksum takes about 1 s per GB, when a check
 
 from __future__ import annotations
 
-import hashlib
-import mmap
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from vptsp_core.errors import VptspError, WeightsError
@@ -126,7 +125,6 @@ def _checked_line(path: Path) -> bytes | None:
     """Return a checkpoint's last line if it is the checksum of all bytes before it, otherwise None."""
     if not path.exists() or path.stat().st_size <= _LENGTH:
         return None
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        with memoryview(content)[:-_LENGTH] as rest:
-            line = _line(hashlib.sha256(rest).hexdigest())
+    content = np.memmap(path, np.uint8, "r")
+    line = _line(digest(content[:-_LENGTH].data))
     return line if _last_line(path) == line else None

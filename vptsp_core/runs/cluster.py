@@ -46,12 +46,11 @@ def connected(address: str, patience: float = 10) -> Iterator[Client]:
                 raise VptspError(f"worker {worker} has {threads} threads, runs need one; start it with: {start}")
         try:
             yield client
-        except CancelledError as error:
-            fault = "went away; start it again: the same command resumes the runs"
-            raise VptspError(f"the cluster at {address} {fault}") from error
-        except KilledWorker as error:
-            fault = "lost one worker after another (out of memory?); start fewer: the same command resumes the runs"
-            raise VptspError(f"the cluster at {address} {fault}") from error
+        except (CancelledError, KilledWorker) as error:
+            raise VptspError(
+                f"the cluster at {address} went away, or lost one worker after another (out of memory?); start it "
+                "again, with fewer workers if they die again: the same command resumes the runs"
+            ) from error
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -98,24 +97,13 @@ class CompiledStep(TrainStep):
 def compiles(wanted: str, device: torch.device, steps: int) -> bool:
     """Return whether steps run compiled, in a run of this many ``steps``.
 
-    ``"auto"`` compiles on a GPU with a compiler, if the run has `ENOUGH_STEPS`. On a CPU, compiled steps are not faster
-    (``bench step``).
-    Raises ConfigError: ``wanted`` is not "on", "off" or "auto". Raises VptspError: it is "on", and this machine has no
-    compiler for the device.
+    ``"auto"`` compiles on a GPU with the package triton, if the run has `ENOUGH_STEPS`. On a CPU, compiled steps are
+    not faster (``bench step``).
+    Raises ConfigError: ``wanted`` is not "on", "off" or "auto".
     """
     check_choice("compile", wanted, COMPILE)
-    missing = _missing_compiler(device)
-    if wanted == "on" and missing:
-        raise VptspError(f"compile = 'on' needs {missing}; install it, or leave --compile out")
-    pays = device.type == "cuda" and steps >= ENOUGH_STEPS
-    return wanted == "on" or (wanted == "auto" and pays and not missing)
-
-
-def _missing_compiler(device: torch.device) -> str:
-    if device.type == "cuda":
-        return "" if importlib.util.find_spec("triton") else "the package triton"
-    compilers = (os.environ.get("CXX", ""), "g++", "clang++", "c++")
-    return "" if any(shutil.which(name) for name in compilers if name) else "a C++ compiler (g++)"
+    pays = device.type == "cuda" and steps >= ENOUGH_STEPS and importlib.util.find_spec("triton") is not None
+    return wanted == "on" or (wanted == "auto" and pays)
 
 
 def compiled_loss(model: MetricModel) -> Callable[[Tensor, Tensor], Tensor]:

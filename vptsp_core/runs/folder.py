@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from vptsp_core.runs.checkpoints import remove_checkpoints
 from vptsp_core.runs.progress import LOCK, PROGRESS
 from vptsp_core.runs.selection import reported
 from vptsp_core.system.files import as_json, write_bytes, write_json
+from vptsp_core.system.places import results_folder
 from vptsp_core.system.seals import digest, sealed, unsealed
 
 CONFIG, METRICS, HISTORY, RECORD = "config.json", "metrics.json", "history.csv", "record.json"
@@ -77,11 +77,10 @@ def run_folder(config: RunConfig, results: str | Path | None = None, benchmark: 
 
     ``benchmark`` is needed for your own images and for incomplete data sets: their fingerprint is part of the name.
     """
-    root = Path(results or os.environ.get("VPTSP_RESULTS") or "results").expanduser().absolute()
     name = f"{config.dataset}-{config.method}-{identity(config)}"
     if benchmark is not None and (benchmark.differences or config.dataset in OWN):
         name += f"{'-partial' if benchmark.differences else ''}-{benchmark.fingerprint()[:8]}"
-    return root / "runs" / name
+    return results_folder(results) / "runs" / name
 
 
 def write_run(
@@ -118,8 +117,8 @@ def finished_run(path: Path, benchmark: Benchmark | None = None, light: bool = T
     """Return the run in a folder, or None if it is not finished, or if it is light and ``light`` is False.
 
     Files that a killed process left beside a finished run are deleted.
-    Raises WeightsError: a file is damaged or missing, the files are those of another run than the folder's name says,
-    or the run was made with other images than those of ``benchmark``.
+    Raises WeightsError: a file is damaged or missing, or the run was made with other images than those of
+    ``benchmark``.
     """
     if not (path / METRICS).exists():
         return None
@@ -127,8 +126,6 @@ def finished_run(path: Path, benchmark: Benchmark | None = None, light: bool = T
     if done.light and not light:
         return None
     verify(path, done.record, QUERIES, *([] if done.light else [WEIGHTS]))
-    if f"-{done.record['hash']}" not in path.name:
-        raise WeightsError(f"{path}: {CONFIG} and {RECORD} belong to another run than the folder's name says; {_AGAIN}")
     if benchmark is not None and done.record["data"] != benchmark.record():
         raise WeightsError(
             f"{path}: made with other images of {benchmark.name} than these; give those, or another results folder"

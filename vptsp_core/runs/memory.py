@@ -22,6 +22,8 @@ from vptsp_core.system.distributed import local_size
 from vptsp_core.system.host_rows import check_room
 from vptsp_core.system.portable import available_memory
 
+_HOST = "--class-table host for row-wise class prompts"
+
 
 def probe_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Run the towers forward and backward over zeros, with memory allocated for the optimisers' future state.
@@ -51,22 +53,25 @@ def fit_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) ->
     """If a step does not fit, turn gradient checkpointing on, with a warning.
     Raises TrainingError: it does not fit with gradient checkpointing either.
     """
-    if _fits(model, optimizers):
-        return
-    if not model.vit.checkpointing:
-        model.vit.checkpointing = True
-        if _fits(model, optimizers):
-            message = "a training step does not fit into the GPU's memory: gradient checkpointing is on (slower)"
-            warnings.warn(message, stacklevel=2)
+    while True:
+        try:
+            probe_step(model, optimizers)
             return
-    raise TrainingError(
-        f"a training step of batch = {model.config.batch} does not fit into the GPU's memory, even with gradient "
-        f"checkpointing; {_cure(model)}"
-    )
+        except torch.OutOfMemoryError:
+            pass  # the cache can be emptied only after this block, because the error refers to the tensors
+        torch.cuda.empty_cache()
+        if model.vit.checkpointing:
+            raise TrainingError(
+                f"a training step of batch = {model.config.batch} does not fit into the GPU's memory, even with "
+                f"gradient checkpointing; lower batch, or choose {_HOST}"
+            )
+        message = "a training step does not fit into the GPU's memory: gradient checkpointing is turned on (slower)"
+        warnings.warn(message, stacklevel=2)
+        model.vit.checkpointing = True
 
 
 @contextlib.contextmanager
-def memory_errors(model: MetricModel, when: str) -> Iterator[None]:
+def memory_errors(when: str) -> Iterator[None]:
     """Turn errors of full memory and of a failing GPU into one line, which says ``when`` they happened.
     Raises TrainingError: there was such an error. The run's folder still has the checkpoint of the epoch before.
     """
@@ -75,7 +80,10 @@ def memory_errors(model: MetricModel, when: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         reason = str(error).partition("\n")[0]
         if isinstance(error, torch.OutOfMemoryError) or reason.startswith("MPS backend out of memory"):
-            raise TrainingError(f"the GPU's memory is full in {when}; {_cure(model)}, or --device cpu") from error
+            raise TrainingError(
+                f"the GPU's memory is full in {when}; lower batch, or choose --checkpointing on, "
+                f"--device cpu, or {_HOST}"
+            ) from error
         if isinstance(error, MemoryError) or "can't allocate memory" in reason:  # of the CPU, by NumPy or by torch
             raise TrainingError(f"the memory of this machine is full in {when}; lower batch") from error
         if isinstance(error, torch.AcceleratorError) or reason.startswith("CUDA error"):
@@ -84,25 +92,6 @@ def memory_errors(model: MetricModel, when: str) -> Iterator[None]:
                 "it again, or with --device cpu"
             ) from error
         raise
-
-
-def _cure(model: MetricModel) -> str:
-    """Say what saves memory. What changes no numbers comes first."""
-    prompts = model.class_prompts
-    choices = [] if model.vit.checkpointing else ["--checkpointing on"]
-    if prompts is not None and prompts.rowwise and not isinstance(prompts, HostPrompts):
-        choices.append("--class-table host")
-    return f"choose {' or '.join(choices)}, or lower batch" if choices else "lower batch"
-
-
-def _fits(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> bool:
-    try:
-        probe_step(model, optimizers)
-        return True
-    except torch.OutOfMemoryError:
-        pass  # the cache can be emptied only after this block, because the error refers to the tensors
-    torch.cuda.empty_cache()
-    return False
 
 
 def place_class_prompts(model: MetricModel, device: torch.device, where: str = "auto") -> None:

@@ -1,4 +1,4 @@
-"""The check for numbers that are not finite, once per epoch: in the losses, and in all tensors of a checkpoint.
+"""The check for numbers that are not finite, in all tensors of a checkpoint.
 
 A weight or an optimiser's state can break without a trace in the losses: in the last step, or for a class that is not
 drawn again. The check is made once per epoch because a check in each step would make the GPU wait.
@@ -6,19 +6,12 @@ drawn again. The check is made once per epoch because a check in each step would
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from vptsp_core.method.model import MetricModel
-
-
-def first_bad_loss(losses: Tensor) -> int | None:
-    """Return the place of the first of the losses (steps,) that is not finite, or None."""
-    bad = (~losses.isfinite()).nonzero()
-    return int(bad[0]) if len(bad) else None
 
 
 def first_bad_tensor(tensors: Mapping[str, Tensor]) -> str | None:
@@ -37,19 +30,3 @@ def all_learned(model: MetricModel, optimizers: Iterable[torch.optim.Optimizer])
         for parameter, state in optimizer.state.items():
             tensors |= {f"{names[parameter]} ({k})": v for k, v in state.items() if isinstance(v, Tensor)}
     return tensors
-
-
-def listed(names: Sequence[str]) -> str:
-    """Join names in one line, with their common beginning written once, as in a shell.
-
-    >>> listed(["birds/1/a.png", "birds/1/b.png", "birds/2/a.png", "birds/1/a.png"])
-    'birds/{1/a.png, 1/b.png, 2/a.png}'
-    >>> listed(["glyphs train image 3", "glyphs train image 30"])
-    'glyphs train image {3, 30}'
-    >>> listed(["a.png"])
-    'a.png'
-    """
-    names = list(dict.fromkeys(names))
-    common = os.path.commonprefix(names)
-    start = max(common.rfind(mark) for mark in (" ", "/", os.sep)) + 1
-    return names[0] if len(names) == 1 else f"{common[:start]}{{{', '.join(name[start:] for name in names)}}}"

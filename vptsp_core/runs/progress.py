@@ -13,7 +13,6 @@ from vptsp_core.system.files import remove_temporaries, write_json
 from vptsp_core.system.locks import locked
 
 PROGRESS, LOCK = "progress.json", "lock"
-_SHOWN = 4  # runs that `training_line` names; it only counts the others
 
 
 def write_progress(folder: Path, done: int, epochs: int) -> None:
@@ -54,8 +53,7 @@ def training_line(folders: Iterable[Path]) -> str:
             method, digest = folder.name.split("-")[1:3]
             epoch = f" epoch {min(read['done'] + 1, read['epochs'])}/{read['epochs']}" if read["epochs"] else ""
             words.append(f"{method}-{digest[:4]}{epoch}")
-    more = [f"{len(words) - _SHOWN} more"] if len(words) > _SHOWN else []
-    return ", ".join(words[:_SHOWN] + more)
+    return ", ".join(words)
 
 
 @contextlib.contextmanager

@@ -167,7 +167,7 @@ def _train_and_evaluate(
     lines = bool(options["progress"]) and is_main() and is_log()  # in a terminal only the training has bars
 
     def test_scores() -> Scores:
-        with memory_errors(model, "the evaluation"):
+        with memory_errors("the evaluation"):
             return evaluate(model, benchmark, progress=lines)
 
     if config.method == "frozen":
@@ -213,7 +213,7 @@ def build_model(config: RunConfig, num_classes: int, device: torch.device, class
     check_table_memory(config, num_classes, backbone.embed_dim)
     model = MetricModel(config, backbone, num_classes, Processes())
     place_class_prompts(model, device, class_table)
-    with memory_errors(model, "moving the model to its device"):
+    with memory_errors("moving the model to its device"):
         return model.to(device)
 
 

@@ -36,7 +36,7 @@ from vptsp_core.method.step import TrainStep
 from vptsp_core.runs.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
 from vptsp_core.runs.compile import CompiledStep, compiles
 from vptsp_core.runs.memory import fit_step, memory_errors
-from vptsp_core.runs.numerics import all_learned, first_bad_loss, first_bad_tensor, listed
+from vptsp_core.runs.numerics import all_learned, first_bad_tensor
 from vptsp_core.runs.progress import write_progress
 from vptsp_core.runs.selection import HELD_OUT, keep_queries, score
 from vptsp_core.runs.start_from_data import start_from_data
@@ -130,7 +130,7 @@ class Trainer:
             fit_step(self.model, self.loop.optimizers)
         begun, rows = time.perf_counter(), self.loop.rows(epochs.start)
         for epoch in epochs:
-            with memory_errors(self.model, f"epoch {epoch + 1}"):
+            with memory_errors(f"epoch {epoch + 1}"):
                 row = next(rows)
                 self._check_finite(epoch, row)
                 self._finish(row, epoch >= self.config.eval_start or epoch == self.config.epochs - 1)
@@ -146,7 +146,7 @@ class Trainer:
         begun = time.perf_counter()
         if self.progress:
             say(f"{self.folder.name}: starting {self.config.method} from its {len(self.images.labels):,} images")
-        with memory_errors(self.model, "the start from the data"):
+        with memory_errors("the start from the data"):
             start_from_data(self.model, self.images)
             self._finish({"epoch": 0}, evaluated=True)
         if self.progress:
@@ -178,16 +178,19 @@ class Trainer:
 
     def _check_finite(self, epoch: int, row: Row) -> None:
         """Raise TrainingError if a loss of the epoch is not finite, or a tensor after it (`runs.numerics`)."""
-        step, rates = first_bad_loss(self.loop.losses), f"lr = {row['lr']:g}, lr_proxy = {row['lr_proxy']:g}"
-        if step is not None:
+        rates = f"lr = {row['lr']:g}, lr_proxy = {row['lr_proxy']:g}"
+        bad_steps = (~self.loop.losses.isfinite()).nonzero().flatten().tolist()
+        if bad_steps:
+            step = bad_steps[0]
             batch = next(itertools.islice(self.sampler.epoch(epoch), step, None))
-            images = listed([self.images.describe(int(i)) for i in batch])
-            fault = f"the loss is not finite from step {step + 1} of epoch {epoch + 1} on ({rates}, images {images})"
+            images = ", ".join(dict.fromkeys(self.images.describe(int(i)) for i in batch))
+            fault = f"the loss is not finite from step {step + 1} of epoch {epoch + 1} on ({rates}, images: {images})"
         elif name := first_bad_tensor(all_learned(self.model, self.loop.optimizers)):
             fault = f"{name} is not finite after epoch {epoch + 1}, though the losses are ({rates})"
         else:
             return
-        cure = "look at the images, loss_scale and loss_margin" if step == 0 == epoch else "lower the learning rates"
+        at_start = epoch == 0 and bad_steps[:1] == [0]
+        cure = "look at the images, loss_scale and loss_margin" if at_start else "lower the learning rates"
         raise TrainingError(f"{fault}; {cure}{f'; the checkpoint of epoch {epoch} stays' if epoch else ''}")
 
     def _save(self, row: Row) -> None:

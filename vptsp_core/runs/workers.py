@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -74,38 +74,32 @@ def run_in_workers(
     """
     workers = check_workers(workers)
     results: dict[Path, R | VptspError] = {}
-    bars = bar(None, "runs", already + len(items), initial=already, show=progress, unit="runs")
-    with bars as shown, contextlib.closing(_results(work, items, workers, shown)) as finished:
-        for folder, result in finished:
+    with bar(None, "runs", already + len(items), initial=already, show=progress, unit="runs") as shown:
+
+        def show_training() -> None:
+            line = training_line(items)
+            if line != shown.postfix:  # otherwise a log would repeat the same line
+                shown.set_postfix_str(line, refresh=not is_log())
+
+        def finish(folder: Path, result: R | VptspError) -> None:
             results[folder] = result
             shown.update()
             if progress and isinstance(result, VptspError):
                 shown.write(f"{folder.name}: {result}", file=sys.stderr)
+
+        if workers is None or not items:
+            for folder, item in items.items():
+                finish(folder, attempt(work, item))
+            return results
+        cluster = _cluster(workers)
+        pool = cluster.cluster_submit(workers, next(iter(items)).parent) if cluster else _processes(workers)
+        with pool as submit, every(1, show_training) if progress else contextlib.nullcontext():
+            with starting():
+                futures = {submit(attempt, work, item): folder for folder, item in items.items()}
+                submit(int)  # Python's pool notices the death of a new process only after one more call of submit
+            for future in as_completed(futures):
+                finish(futures[future], future.result())
     return results
-
-
-def _results(
-    work: Callable[[T], R], items: Mapping[Path, T], workers: Workers, shown: Any
-) -> Generator[tuple[Path, R | VptspError], None, None]:
-    """Yield each folder and its result as soon as it is finished, and update the bar ``shown``."""
-    if workers is None or not items:
-        for folder, item in items.items():
-            yield folder, attempt(work, item)
-        return
-
-    def show_training() -> None:
-        line = training_line(items)
-        if line != shown.postfix:  # otherwise a log would repeat the same line
-            shown.set_postfix_str(line, refresh=not is_log())
-
-    cluster = _cluster(workers)
-    pool = cluster.cluster_submit(workers, next(iter(items)).parent) if cluster else _processes(workers)
-    with pool as submit, contextlib.nullcontext() if shown.disable else every(1, show_training):
-        with starting():
-            futures = {submit(attempt, work, item): folder for folder, item in items.items()}
-            submit(int)  # Python's pool notices the death of a new process only after one more call of submit
-        for future in as_completed(futures):
-            yield futures[future], future.result()
 
 
 def attempt(work: Callable[[T], R], item: T) -> R | VptspError:

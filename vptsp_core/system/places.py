@@ -1,8 +1,14 @@
-"""Paths of this package, its data files and its checkout, and its version."""
+"""Paths of this package, its data files, its checkout and the results, and its version."""
 
+import os
 from pathlib import Path
 
 VERSION = "0.1.0"
 PACKAGE = Path(__file__).resolve().parents[1]
 ASSETS = PACKAGE / "assets"
 CHECKOUT = PACKAGE.parent  # has notebooks/ and results/; for an installed package it is site-packages
+
+
+def results_folder(results: str | Path | None = None) -> Path:
+    """Return the absolute results folder: ``results``, or else the environment's VPTSP_RESULTS, or else ./results."""
+    return Path(results or os.environ.get("VPTSP_RESULTS") or "results").expanduser().absolute()

@@ -18,9 +18,9 @@ from torch import Tensor
 SEAL, TENSORS = "checksum", "tensors"
 
 
-def digest(content: bytes | Path) -> str:
+def digest(content: bytes | memoryview | Path) -> str:
     """Return the SHA-256 of bytes, or of a file."""
-    if isinstance(content, bytes):
+    if not isinstance(content, Path):
         return hashlib.sha256(content).hexdigest()
     with content.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
