@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from vptsp_core.data.folder import refuse_inside_images
-from vptsp_core.deploy.index import ImageIndex, read_index, same_model
+from vptsp_core.deploy.index import read_index, same_model
 from vptsp_core.deploy.picture import found_images
 from vptsp_core.deploy.update import PLACE, embed_files, images_in, model_path
 from vptsp_core.errors import VptspError, printable
@@ -51,10 +51,17 @@ def main(argv: Sequence[str]) -> int:
     embeddings: dict[str, np.ndarray] = {}
     embed_files(embedder, Path(), list(asked), embeddings)
     queries = list(embeddings)
-    table = neighbours(index, queries, *index.search(np.stack(list(embeddings.values())), args.k))
-    for query, rows in table.groupby("query", sort=False):
+    scores, places = index.search(np.stack(list(embeddings.values())), args.k)
+    rows = [
+        (query, rank, index.names[place], score)
+        for query, cosines, found in zip(queries, scores.tolist(), places.tolist(), strict=True)
+        for rank, (score, place) in enumerate(zip(cosines, found, strict=True), 1)
+        if place >= 0
+    ]
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    for query, found in table.groupby("query", sort=False):
         print(printable(str(query)))
-        for row in rows.itertuples():
+        for row in found.itertuples():
             print(f"  {row.rank:3d}  {row.cosine:.4f}  {printable(str(row.path))}")
     drawn = table[table["query"].isin(queries[:DRAWN]) & (table["rank"] <= DRAWN_EACH)]
     write_bytes(png, file_of(found_images(drawn, Path(index.root)), dpi=120).getvalue())
@@ -63,20 +70,6 @@ def main(argv: Sequence[str]) -> int:
     part = "" if len(drawn) == len(table) else f" ({len(drawn)} of {len(table)} rows)"
     print(f"{printable(str(png))}{part}\n{printable(str(csv))}")
     return 0
-
-
-def neighbours(index: ImageIndex, queries: Sequence[str], scores: np.ndarray, places: np.ndarray) -> pd.DataFrame:
-    """Return one row per neighbour: ``query``, ``rank`` from 1, ``path`` under the indexed folder, ``cosine``.
-
-    scores and places, (queries, k), come from `ImageIndex.search`.
-    """
-    rows = [
-        (query, rank, index.names[place], float(score))
-        for query, cosines, found in zip(queries, scores, places, strict=True)
-        for rank, (score, place) in enumerate(zip(cosines, found, strict=True), 1)
-        if place >= 0
-    ]
-    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _images(path: Path) -> list[Path]:
