@@ -78,15 +78,12 @@ def test_a_folder_is_indexed_and_searched(folder, model, tmp_path, capsys, monke
     assert main(["search", "letters/a/00.png", "-k", "99", "--to", "out/all"]) == 0  # more than the index has
     assert pd.read_csv("out/all.csv").groupby("query").size().tolist() == [13]
     assert Path("out/all.csv").read_bytes().startswith("\ufeffquery,rank,".encode()), "Excel takes it for UTF-8"
-    for name in ("mine.png", "mine.csv"):  # no search wrote them, so they stay
-        shutil.copy("letters/a/04.png", name)
-        kept = Path(name).read_bytes()
-        assert main(["search", "letters/a/04.png", "--to", "mine"]) == 2
-        assert capsys.readouterr().err == (
-            f"error: {tmp_path / name} exists already and no search wrote it; name another place with --to\n"
-        )
-        assert Path(name).read_bytes() == kept
-        os.remove(name)
+    shutil.copy("letters/a/04.png", "mine.png")
+    assert main(["search", "letters/a/04.png", "--to", "mine"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/mine.png exists already and no search wrote it; name another place with --to\n"
+    )
+    assert Path("mine.png").read_bytes() == Path("letters/a/04.png").read_bytes()
     os.remove(folder / "b" / "03.png")  # removed since: a grey square, and still in the table
     assert main(["search", "letters/copy of 03 ü.PNG", "-k", "2"]) == 0, "a search may replace its own files"
 
@@ -185,7 +182,7 @@ def test_what_cannot_be_indexed_or_searched_is_one_line(tmp_path, model, capsys,
 def test_an_index_among_the_images_is_refused(folder, model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     before = sorted(folder.rglob("*"))
-    for directory, to in ((".", "."), (str(folder), "../letters"), ("a", "b/../a"), (".", "vptsp-index"), (".", "a/i")):
+    for directory, to in ((str(folder), "../letters"), (".", "a/index")):
         assert main(["index", directory, "--model", str(model), "--to", to]) == 2
         at = Path(directory).resolve()
         assert capsys.readouterr().err == (
