@@ -447,7 +447,7 @@ def test_the_plan_names_what_it_chose():
     def said(count=40, here=None, **changes):
         return "\n".join(plan(np.full(count, 10), 10, here or machine(), VIT_S, changes).reasons)
 
-    assert "preset cub200-vits16, optimizer=adamw, start=proxies, class_optimizer=dense\n" in said()
+    assert "preset cub200-vits16, optimizer=adamw, start=proxies, class_prompts=3, class_optimizer=dense\n" in said()
     assert "class_optimizer=rowwise" in said(2_000) and "class_optimizer=rowwise" in said(here=machine(memory=5e7))
     steps = said(epochs=3, steps_per_epoch=7, batch=32, samples_per_class=4)
     assert "epochs=3 of 7 step(s), batch=32: 4 image(s) of each of 8 classes" in steps

@@ -91,7 +91,8 @@ def plan(
     steps, samples = config.steps_per_epoch or int(trained.sum()) // config.batch, config.samples_per_class
     reasons = [
         f"{len(trained):,} classes to learn from, {held_out.sum():,} held out (selection={config.selection})",
-        f"preset {name}, optimizer={config.optimizer}, start={config.start}, class_optimizer={config.class_optimizer}",
+        f"preset {name}, optimizer={config.optimizer}, start={config.start}, class_prompts={config.class_prompts}, "
+        f"class_optimizer={config.class_optimizer}",
         f"epochs={config.epochs} of {steps:,} step(s), batch={config.batch}: {samples} image(s) of each of "
         f"{config.batch // samples} classes",
         f"pipeline={config.pipeline}: the decoded images take {amount(decoded)}, {amount(machine.disk)} of disk are "
