@@ -140,9 +140,12 @@ def embed_files(
         ThreadPoolExecutor(cores()) as pool,
         bar(title="embedding", total=len(names), unit="images", show=progress) as done,
     ):
-        for start in range(0, len(names), batch):
-            part = names[start : start + batch]
-            items = dict(zip(part, pool.map(read, part), strict=True))
+        parts = [names[start : start + batch] for start in range(0, len(names), batch)]
+        ahead = [pool.submit(read, name) for name in parts[0]] if parts else []
+        for part, following in zip(parts, [*parts[1:], []], strict=True):
+            # the next batch is decoded while this one is embedded
+            now, ahead = ahead, [pool.submit(read, name) for name in following]
+            items = {name: reading.result() for name, reading in zip(part, now, strict=True)}
             images = {name: item for name, item in items.items() if isinstance(item, Tensor)}
             unreadable += [item for item in items.values() if isinstance(item, str)]
             if images:
