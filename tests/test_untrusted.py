@@ -33,7 +33,6 @@ AUDITED = {
     ("vptsp_core/__main__.py", "import_module"): "of a fixed list of commands",
     ("vptsp_core/__init__.py", "import_module"): "of a fixed list of our own names",
     ("vptsp_core/method/faiss_index.py", "import_module"): "of one fixed name",
-    ("vptsp_core/deploy/export.py", "import_module"): "of fixed names",
     ("vptsp_core/paper/released.py", "import_module"): "the released code in a clone that the user names, to be timed",
     ("vptsp_core/runs/cluster.py", "Client"): "a Dask cluster that the user names and has to trust; no file is read so",
 }

@@ -1,6 +1,5 @@
 """The index of a folder: made, updated, stopped and resumed, and searched, by graph if it is large."""
 
-import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +12,6 @@ from PIL import Image
 
 import vptsp_core
 from tests.runs.test_embedder import learned
-from tests.runs.test_workers import until
 from vptsp_core.__main__ import main
 from vptsp_core.data.glyphs import GlyphSet
 from vptsp_core.deploy import index as image_index
@@ -54,14 +52,6 @@ def counted(monkeypatch) -> list[int]:
     return sizes
 
 
-def test_indexing_decodes_in_other_processes(folder, model, tmp_path, monkeypatch):
-    monkeypatch.setattr("vptsp_core.deploy.update.decoders", lambda batches: 1)
-    before = multiprocessing.active_children()  # other tests' loaders keep theirs
-    _, counts = update(folder, tmp_path / "index", vptsp_core.load(model, "cpu"), model=model)
-    assert counts.embedded == 13
-    until(lambda: not set(multiprocessing.active_children()) - set(before), "the processes to end")
-
-
 def test_a_folder_is_indexed_and_searched(folder, model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["index", "letters", "--model", str(model)]) == 0
@@ -88,15 +78,12 @@ def test_a_folder_is_indexed_and_searched(folder, model, tmp_path, capsys, monke
     assert main(["search", "letters/a/00.png", "-k", "99", "--to", "out/all"]) == 0  # more than the index has
     assert pd.read_csv("out/all.csv").groupby("query").size().tolist() == [13]
     assert Path("out/all.csv").read_bytes().startswith("\ufeffquery,rank,".encode()), "Excel takes it for UTF-8"
-    for name in ("mine.png", "mine.csv"):  # no search wrote them, so they stay
-        shutil.copy("letters/a/04.png", name)
-        kept = Path(name).read_bytes()
-        assert main(["search", "letters/a/04.png", "--to", "mine"]) == 2
-        assert capsys.readouterr().err == (
-            f"error: {tmp_path / name} exists already and no search wrote it; name another place with --to\n"
-        )
-        assert Path(name).read_bytes() == kept
-        os.remove(name)
+    shutil.copy("letters/a/04.png", "mine.png")
+    assert main(["search", "letters/a/04.png", "--to", "mine"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/mine.png exists already and no search wrote it; name another place with --to\n"
+    )
+    assert Path("mine.png").read_bytes() == Path("letters/a/04.png").read_bytes()
     os.remove(folder / "b" / "03.png")  # removed since: a grey square, and still in the table
     assert main(["search", "letters/copy of 03 ü.PNG", "-k", "2"]) == 0, "a search may replace its own files"
 
@@ -104,18 +91,17 @@ def test_a_folder_is_indexed_and_searched(folder, model, tmp_path, capsys, monke
 def test_only_what_changed_is_embedded_again(folder, model, tmp_path, monkeypatch):
     embedder, to = vptsp_core.load(model, "cpu"), tmp_path / "index"
     first, counts = update(folder, to, embedder, model=model)
-    assert (counts.embedded, counts.kept, counts.removed, len(counts.unreadable)) == (13, 0, 0, 1)
-    sizes, written = counted(monkeypatch), (to / image_index.FILE).stat().st_mtime_ns
+    assert counts == (13, 0, 0)
+    sizes = counted(monkeypatch)
     same, counts = update(folder, to, embedder, model=model)
-    assert (counts.embedded, counts.kept, sizes) == (0, 13, []) and same.names == first.names
-    assert (to / image_index.FILE).stat().st_mtime_ns == written
+    assert (counts, sizes) == ((0, 13, 0), []) and same.names == first.names
 
     os.remove(folder / "a" / "00.png")
     Image.open(folder / "b" / "01.png").rotate(90).save(folder / "b" / "03.png")
     Image.open(folder / "b" / "01.png").rotate(180).save(folder / "new.png")
     Image.open(folder / "b" / "05.png").save(folder / "broken.jpg")
     second, counts = update(folder, to, embedder, model=model)
-    assert (counts.embedded, counts.kept, counts.removed, counts.unreadable) == (3, 11, 1, {}) and sum(sizes) == 3
+    assert counts == (3, 11, 1) and sum(sizes) == 3
     fresh, _ = update(folder, tmp_path / "fresh", embedder, model=model)
     assert second.names == fresh.names and "a/00.png" not in second.names
     np.testing.assert_allclose(read_index(to).embeddings, fresh.embeddings, atol=1e-6)
@@ -176,7 +162,7 @@ def test_what_cannot_be_indexed_or_searched_is_one_line(tmp_path, model, capsys,
     cases = {
         "no folder": ["index", "nowhere", "--model", str(model)],
         "holds no images": ["index", "empty", "--model", str(model)],
-        "none of its 1 images can be read; the first: image": ["index", "bad", "--model", str(model)],
+        "none of the 1 images can be read; the first: image": ["index", "bad", "--model", str(model)],
         "vptsp-index holds no index; make one": ["search", "x.png"],
         "k: 0 is not a whole number": ["search", "x.png", "-k", "0"],
     }
@@ -187,7 +173,7 @@ def test_what_cannot_be_indexed_or_searched_is_one_line(tmp_path, model, capsys,
     place = tmp_path / "vptsp-index"
     assert not (place / image_index.FILE).exists()
     place.mkdir(exist_ok=True)
-    for content in (b"", b"\x80\x04pickle", b"\xff" * 999):
+    for content in (b"", b"\xff" * 999):
         (place / image_index.FILE).write_bytes(content)
         with pytest.raises(DataError, match=f"index {place}.*unreadable .*delete that file and call index again"):
             read_index(place)
@@ -196,7 +182,7 @@ def test_what_cannot_be_indexed_or_searched_is_one_line(tmp_path, model, capsys,
 def test_an_index_among_the_images_is_refused(folder, model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     before = sorted(folder.rglob("*"))
-    for directory, to in ((".", "."), (str(folder), "../letters"), ("a", "b/../a"), (".", "vptsp-index"), (".", "a/i")):
+    for directory, to in ((str(folder), "../letters"), (".", "a/index")):
         assert main(["index", directory, "--model", str(model), "--to", to]) == 2
         at = Path(directory).resolve()
         assert capsys.readouterr().err == (
@@ -210,53 +196,39 @@ def test_an_index_among_the_images_is_refused(folder, model, tmp_path, capsys, m
     assert sorted(folder.rglob("*")) == before
 
 
-def test_odd_names_reach_neither_the_terminal_nor_a_spreadsheet_as_commands(model, tmp_path, capsys, monkeypatch):
+def test_odd_names_do_not_reach_the_terminal(model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = ["=1+1.png", "+1.png", "-1.png", "@a.png", "\t=1.png", "a\nb.png", "red \x1b[31m.png", "plain.png"]
-    for i, name in enumerate(names):
+    for i, name in enumerate(("a\nb.png", "red \x1b[31m.png")):
         path = tmp_path / "odd" / name
         path.parent.mkdir(exist_ok=True)
         GlyphSet("test", images_per_class=1).image(i).save(path)
     assert main(["index", "odd", "--model", str(model)]) == 0
-    shutil.copy("odd/=1+1.png", "=1+1.png")
     capsys.readouterr()
-    assert main(["search", "=1+1.png", "odd/a\nb.png"]) == 0
+    assert main(["search", "odd/a\nb.png"]) == 0
     printed = capsys.readouterr().out
-    assert all(line.isprintable() for line in printed.split("\n")) and "\x1b[31m.png" not in printed
-    assert printed.count("  a\\nb.png\n") == 2 and "\nodd/a\\nb.png\n" in printed and "red \\x1b[31m.png" in printed
-    assert printed.startswith("=1+1.png\n") and len(printed.splitlines()) == 2 * (1 + len(names)) + 2
-    table = pd.read_csv("search.csv")
-    assert set(table["path"]) == {f"./{name}" if name[0] in "=+-@\t" else name for name in names}
-    assert set(table["query"]) == {"./=1+1.png", "odd/a\nb.png"}
-    assert all((tmp_path / "odd" / path).is_file() for path in table["path"])
+    assert all(line.isprintable() for line in printed.split("\n"))
+    assert printed.startswith("odd/a\\nb.png\n") and "red \\x1b[31m.png\n" in printed
+    assert set(pd.read_csv("search.csv")["path"]) == {"a\nb.png", "red \x1b[31m.png"}
 
 
-def test_unreadable_images_of_a_searched_folder_are_left_out(folder, model, tmp_path, capsys, monkeypatch):
+def test_unreadable_queries_are_left_out(folder, model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["index", "letters", "--model", str(model)]) == 0
     (folder / "a" / "03 cut.png").write_bytes((folder / "a" / "04.png").read_bytes()[:60])
-    (folder / "a" / "05.png").write_bytes(b"no image")
     capsys.readouterr()
-    assert main(["search", "letters/a", "-k", "2"]) == 0
+    assert main(["search", "letters/a", "nope.png", "-k", "2"]) == 0
     printed = capsys.readouterr().err
     assert printed.startswith("warning: 2 left out: image letters/a/03 cut.png: unreadable")
-    assert printed.count("\n") == 1
-    assert "; image letters/a/05.png: unreadable (not an image of a known kind)" in printed
+    assert printed.endswith("; image nope.png: no such file; check the path\n") and printed.count("\n") == 1
     whole = [f"letters/a/{i:02}.png" for i in range(0, 12, 2)]
     table = pd.read_csv("search.csv")
     assert list(dict.fromkeys(table["query"])) == whole and table["path"][0] == "a/00.png"
     wanted = vptsp_core.load(model, "cpu").embed(whole) @ read_index("vptsp-index").embeddings.T
     np.testing.assert_allclose(table["cosine"][::2], wanted.max(axis=1), atol=2e-6)
-    for given in (["letters/a", "letters/a/05.png"], ["letters/a/05.png", "letters/a"]):  # named itself
-        assert main(["search", *given]) == 2
-        assert "image letters/a/05.png: unreadable" in capsys.readouterr().err
     assert main(["search", "nope.png"]) == 2
-    assert capsys.readouterr().err == "error: image nope.png: no such file; check the path\n"
-    for path in whole:
-        os.remove(path)
-    assert main(["search", "letters/a"]) == 2
-    printed = capsys.readouterr().err
-    assert printed.startswith("error: search: none of its 2 images can be read; the first: image letters/a/03 cut.png")
+    assert capsys.readouterr().err == (
+        "error: none of the 1 images can be read; the first: image nope.png: no such file; check the path\n"
+    )
 
 
 # ---- large ---------------------------------------------------------------------------------------
@@ -277,7 +249,7 @@ def test_a_graph_finds_nearly_what_exact_search_does(tmp_path, monkeypatch):
     faiss = pytest.importorskip("faiss", reason="faiss is not installed")
     monkeypatch.setattr(image_index, "EXACT_UP_TO", 1000)
     rows, queries = clustered(3000), clustered(50, seed=1)
-    made = indexed(rows).write(tmp_path)
+    made = indexed(rows).write(tmp_path).write_graph()
     assert made.graph["recall"] >= 0.99 and made.graph["ef"] in image_index.WIDTHS
     kept = read_index(tmp_path)
     assert kept.graph == made.graph and faiss.read_index(str(tmp_path / image_index.GRAPH)).ntotal == 3000
@@ -285,8 +257,10 @@ def test_a_graph_finds_nearly_what_exact_search_does(tmp_path, monkeypatch):
     exact = nearest_neighbours(torch.from_numpy(queries), rows, 10)[1].numpy()
     assert np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(places, exact)]) >= 0.95
     np.testing.assert_allclose(scores, np.take_along_axis(queries @ rows.T, places, 1), atol=1e-5)
-    indexed(rows[:500]).write(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [image_index.FILE], "few images need no graph"
+    assert indexed(rows[:500]).write(tmp_path).write_graph().graph == {}, "few images need no graph"
+    monkeypatch.setattr(image_index, "_faiss", lambda: None)
+    assert indexed(rows).write(tmp_path).write_graph().graph == {}
+    assert (kept.search(queries, 10)[1] == exact).all(), "without faiss, search is exact"
 
 
 def test_a_graph_with_a_flipped_bit_is_refused_and_made_again(folder, model, tmp_path, monkeypatch):
@@ -300,14 +274,3 @@ def test_a_graph_with_a_flipped_bit_is_refused_and_made_again(folder, model, tmp
         read_index(place).search(queries, 3)
     _, counts = update(folder, place, embedder, model=model)
     assert counts.embedded == 0 and (read_index(place).search(queries, 3)[1][:, 0] >= 0).all()
-
-
-def test_without_faiss_search_is_exact_and_warns(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_index, "EXACT_UP_TO", 100)
-    monkeypatch.setattr(image_index, "_faiss", lambda: None)
-    rows, queries = clustered(300), clustered(5, seed=1)
-    index = indexed(rows).write(tmp_path)
-    assert index.graph == {} and not (tmp_path / image_index.GRAPH).exists()
-    with pytest.warns(UserWarning, match="faiss is not installed: all 300 images are compared"):
-        _, places = index.search(queries, 7)
-    assert (places == np.argsort(-(queries @ rows.T), axis=1, kind="stable")[:, :7]).all()

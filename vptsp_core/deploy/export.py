@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import importlib
+import importlib.util
 import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from vptsp_core.system.files import write_bytes
 from vptsp_core.system.places import VERSION
 
 INPUT, OUTPUT = "images", "embeddings"
-KINDS = (".safetensors", ".onnx", ".pt2")
 
 
 class SampleTower(nn.Module):
@@ -99,52 +98,35 @@ def write_pt2(path: Path, embedder: Embedder) -> None:
 
 def write_onnx(path: Path, embedder: Embedder) -> None:
     """Write the tower as ONNX with its metadata: ``images`` -> ``embeddings``, for batches of any size.
-    Raises VptspError: onnx or onnxscript is not installed, or the model exceeds the 2 GB of an ONNX file.
+    Raises VptspError: onnx or onnxscript is not installed.
     """
-    for package in ("onnx", "onnxscript"):
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            raise VptspError(f"ONNX needs {package}; pip install onnx onnxscript, or export to .pt2") from None
+    if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
+        raise VptspError(f"ONNX needs {missing[0]}; pip install onnx onnxscript, or export to .pt2")
     with _quiet():
         made: Any = torch.onnx.export(
             export_program(embedder), input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False,
             dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
         )  # fmt: skip
         made.model.metadata_props.update(about(embedder))
-        try:
-            content = made.model_proto.SerializeToString()
-        except ValueError as error:
-            raise VptspError(f"{path}: the model does not fit into one ONNX file of 2 GB; use .pt2") from error
-    write_bytes(path, content)
+        write_bytes(path, made.model_proto.SerializeToString())
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Hide what the exporters print and log about their own work."""
-    with contextlib.ExitStack() as quiet:
-        quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        quiet.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        for logger in map(logging.getLogger, ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")):
-            quiet.callback(logger.setLevel, logger.level)
-            logger.setLevel(logging.ERROR)
-        yield
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
-def export(source: str | Path, to: str | Path, weights: str | Path | None = None) -> Path:
-    """Export a run's folder or a saved embedder to the file ``to``, whose suffix names its kind (`KINDS`).
-    Raises VptspError: the suffix is another one, or ``to`` is inside the source.
-    """
-    to = Path(to).expanduser().absolute()
-    source = source if is_shared(source) else Path(source).expanduser()
-    if Path(source).resolve() in (to.resolve(), to.resolve().parent):
-        raise VptspError(f"{to} is inside the exported run, whose files must stay as they are; name another place")
-    if to.suffix not in KINDS:
-        raise VptspError(f"{to}: unknown kind {to.suffix!r}; give {', '.join(KINDS)}")
-    embedder = load(source, "cpu", weights=weights)
-    {".safetensors": lambda path, e: e.save(path), ".onnx": write_onnx, ".pt2": write_pt2}[to.suffix](to, embedder)
-    return to
+WRITERS: dict[str, Callable[[Path, Embedder], object]] = {
+    ".safetensors": lambda path, embedder: embedder.save(path),
+    ".onnx": write_onnx,
+    ".pt2": write_pt2,
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -162,6 +144,11 @@ def main(argv: Sequence[str]) -> int:
     if is_shared(args.to):
         print(load(args.run, "cpu", weights=args.weights).push_to_hub(*place(args.to)))
         return 0
-    path = export(args.run, args.to, args.weights)
+    path = Path(args.to).expanduser().absolute()
+    if Path(args.run).expanduser().resolve() in (path.resolve(), path.resolve().parent):
+        raise VptspError(f"{path} is inside the exported run, whose files must stay as they are; name another place")
+    if path.suffix not in WRITERS:
+        raise VptspError(f"{path}: unknown kind {path.suffix!r}; give {', '.join(WRITERS)}")
+    WRITERS[path.suffix](path, load(args.run, "cpu", weights=args.weights))
     print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
     return 0

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -29,11 +27,11 @@ from vptsp_core.system.files import write_bytes
 from vptsp_core.system.seals import digest, sealed, unsealed
 
 FORMAT, HEADER, FILE, GRAPH = 3, "vptsp_index", "index.safetensors", "index.faiss"
-# an exact search of this many images takes a busy core 2 s for one query, 41 ms per query for 64 (d = 192)
-EXACT_UP_TO = 200_000
+EXACT_UP_TO = 200_000  # images; an exact search of them takes a core half a second
 LINKS, BUILD_EF = 32, 200  # links per node, and the width of the search for them
 WIDTHS = (64, 128, 256, 512, 1024)  # the first with enough recall is taken, otherwise the last
 ENOUGH, ASKED, K = 0.99, 256, 10  # the recall to reach, measured on this many queries and neighbours
+AGAIN = "delete that file and call index again"
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class ImageIndex:
     embeddings: np.ndarray
     model: dict[str, Any]
     graph: dict[str, Any] = field(default_factory=dict)
-    place: Path | None = None
+    place: Path = Path()
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the k nearest images of each query (Q, d): cosines (Q, k) float32 and places (Q, k), best first.
@@ -64,50 +62,42 @@ class ImageIndex:
         If fewer than k are found, the last places are -1. The search is exact, unless the index has a graph and faiss
         is installed. Raises DataError if the graph is missing or damaged.
         """
-        faiss = _faiss()
-        if self.graph and faiss:
+        if self.graph and _faiss():
             return _search(self._read_graph, queries, k, self.graph["ef"])
-        if len(self.names) > EXACT_UP_TO and not faiss:
-            message = f"faiss is not installed: all {len(self.names):,} images are compared; pip install faiss-cpu"
-            warnings.warn(message, stacklevel=2)
-        backend = "faiss" if faiss else "torch"
-        scores, places = nearest_neighbours(torch.from_numpy(queries), self.embeddings, k, backend=backend)
+        scores, places = nearest_neighbours(torch.from_numpy(queries), self.embeddings, k)
         return scores.numpy(), places.numpy()
 
     @cached_property
     def _read_graph(self) -> Any:
-        assert self.place is not None
         path = self.place / GRAPH
         if not self.graph_is_whole():
-            raise DataError(f"graph {path}: missing or damaged; {_again(path)}")
+            raise DataError(f"graph {path}: missing or damaged; {AGAIN}")
         return _faiss().read_index(str(path))
 
     def graph_is_whole(self) -> bool:
-        """Return whether the graph exists and is undamaged; True if so few images need none."""
-        if len(self.names) <= EXACT_UP_TO or not _faiss():
-            return True
-        path = None if self.place is None else self.place / GRAPH
-        return bool(path and self.graph and path.is_file() and digest(path) == self.graph["digest"])
+        """Return whether the graph exists and is undamaged."""
+        path = self.place / GRAPH
+        return bool(self.graph) and path.is_file() and digest(path) == self.graph["digest"]
 
-    def write(self, place: Path, graph: bool = True) -> ImageIndex:
-        """Write the index, and its graph if it needs one, into the folder ``place``; return it as it is stored."""
-        about: dict[str, Any] = {}
-        faiss = _faiss()
-        if graph and len(self.names) > EXACT_UP_TO and faiss:
-            built, about = _build(faiss, self.embeddings)
-            content = faiss.serialize_index(built).tobytes()  # faiss.read_index reads this format
-            about["digest"] = digest(content)
-            write_bytes(place / GRAPH, content)
+    def write(self, place: Path) -> ImageIndex:
+        """Write the table and the embeddings into the folder ``place``; return the index as it is stored."""
         tensors: dict[str, np.ndarray] = {
             "embeddings": np.ascontiguousarray(self.embeddings, np.float32),
             "stats": np.ascontiguousarray(self.stats, np.int64),
             "names": np.frombuffer(b"\0".join(map(os.fsencode, self.names)), np.uint8),
         }
-        header = sealed({"format": FORMAT, "root": self.root, "model": self.model, "graph": about}, tensors)
+        header = sealed({"format": FORMAT, "root": self.root, "model": self.model, "graph": self.graph}, tensors)
         write_bytes(place / FILE, safetensors.numpy.save(tensors, {HEADER: json.dumps(header)}))
-        if not about:
-            (place / GRAPH).unlink(missing_ok=True)
-        return replace(self, graph=about, place=place)
+        return replace(self, place=place)
+
+    def write_graph(self) -> ImageIndex:
+        """Build the graph of a written index, if so many images need one and faiss is installed; return the index."""
+        faiss = _faiss()
+        if not faiss or len(self.names) <= EXACT_UP_TO or self.graph_is_whole():
+            return self
+        built, about = _build(faiss, self.embeddings)
+        faiss.write_index(built, str(self.place / GRAPH))
+        return replace(self, graph=about | {"digest": digest(self.place / GRAPH)}).write(self.place)
 
 
 def read_index(place: str | Path) -> ImageIndex:
@@ -126,8 +116,7 @@ def read_index(place: str | Path) -> ImageIndex:
             raise ValueError(f"format {header['format']!r} is unknown")
         header = unsealed(header, tensors)
     except Exception as error:  # safetensors and json raise errors of many kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"index {path}: unreadable ({reason}); {_again(path)}") from error
+        raise DataError(f"index {path}: unreadable ({error}); {AGAIN}") from error
     names = [os.fsdecode(name) for name in tensors["names"].tobytes().split(b"\0")]
     about = {key: header[key] for key in ("root", "model", "graph")}
     return ImageIndex(names=names, stats=tensors["stats"], embeddings=tensors["embeddings"], place=place, **about)
@@ -149,11 +138,6 @@ def _faiss() -> Any:
     except ImportError:
         return None
     return faiss
-
-
-def _again(path: Path) -> str:
-    place = shlex.quote(str(path.parent))
-    return f"delete that file and call index again: python -m vptsp_core index DIR --model RUN --to {place}"
 
 
 def _build(faiss: Any, embeddings: np.ndarray) -> tuple[Any, dict[str, Any]]:

@@ -19,7 +19,7 @@ from vptsp_core.data import Benchmark, load_benchmark
 from vptsp_core.data.batches import cache_folder
 from vptsp_core.data.folder import refuse_inside_images
 from vptsp_core.deploy.own_plan import Machine, Plan, candidates, plan
-from vptsp_core.errors import VptspError, WeightsError
+from vptsp_core.errors import VptspError
 from vptsp_core.method.backbone import shape
 from vptsp_core.method.config import RunConfig, whole_path
 from vptsp_core.method.presets import PRESETS
@@ -39,6 +39,11 @@ SUMMARY = "own_images.json"  # in the run's folder: the plan's reasons, the comp
 METRICS = ("R@1", "MAP@R")
 FEW_QUERIES = 30  # with fewer, the interval means little and the summary gives none
 UNCLEAR = "could be chance"  # the interval of a difference includes 0, or rests on few queries
+OUTCOMES = {
+    "better": "Training helped",
+    "worse": "Training HARMED, use the frozen backbone",
+    UNCLEAR: "Training made no clear difference",
+}
 EXPLAINED = """In percent. R@1: queries whose nearest neighbour is of their own class. MAP@R: 100 if all images of a
 query's class are ranked first. The 95 % interval says what other images of these classes could show."""
 
@@ -97,24 +102,20 @@ def train_folder(
     benchmark = load_benchmark("own", folder, allow_partial)
     planned = from_main(lambda: _read_or_make_plan(benchmark, folder, changes, results, cache, device))
     rivals = candidates(planned.config, changes)
-    lines = [f"{benchmark.test.num_classes:,} classes ({len(benchmark.test):,} images) are kept for testing"]
-    lines += planned.reasons
-    if len(rivals) > 1:
-        lines.append("BitFit and VPTSP are trained alike, and the held-out classes choose one")
-    say("\n".join(lines))
+    kept = f"{benchmark.test.num_classes:,} classes ({len(benchmark.test):,} images) are kept for testing"
+    say("\n".join([kept, *planned.reasons, f"trained: {' and '.join(rivals)}"]))
     planned.config.warn_unread(changes)
     options |= dict(data=folder, results=results, cache=cache, device=device, allow_partial=allow_partial)
     frozen = run(planned.config.replace(method="frozen", bitfit=False), **options)
     runs = {name: run(config, **options) for name, config in rivals.items()}
-    choice = compare_candidates(runs)
+    choice = compare_candidates(runs) if len(runs) > 1 else pd.DataFrame()
     chosen = str(choice["MAP@R"].idxmax()) if len(choice) else next(iter(runs))
     trained = runs[chosen]
     gain = compare(frozen, trained)
     text = summary(frozen, trained, gain, benchmark.test.num_classes)
     if len(choice):
+        ahead = f"its MAP@R is {np.ptp(choice['MAP@R']):.1f} above the other's"
         table = choice.to_string(float_format="{:.1f}".format)
-        second, first = sorted(choice["MAP@R"])
-        ahead = f"its MAP@R is {first - second:.1f} above the other's (epoch 0 is the start)"
         text = f"The held-out classes choose {chosen}: {ahead}:\n{table}\n\n{text}"
     record = {
         "reasons": planned.reasons, "frozen": frozen.path.name, "choice": choice.to_dict("index"),
@@ -127,8 +128,6 @@ def train_folder(
 
 def compare_candidates(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Return `Trained.choice` of these runs, by name."""
-    if len(runs) < 2:
-        return pd.DataFrame()
     rows = {}
     for name, each in runs.items():
         place = int(each.history[f"{HELD_OUT}R@1"].to_numpy().argmax())  # the first of equals, as the run chose
@@ -176,16 +175,11 @@ def machine(device: torch.device, cache: Path) -> Machine:
 
 
 def compare(frozen: Run, trained: Run) -> pd.DataFrame:
-    """Return `Trained.gain` of two runs on the same queries. Raises WeightsError if a run lacks a metric."""
-    for each in (frozen, trained):
-        if missing := [metric for metric in METRICS if metric not in each.metrics]:
-            fault = f"{missing[0]!r} is missing; delete the folder and run it again"
-            raise WeightsError(f"{each.path / 'metrics.json'}: {fault}")
+    """Return `Trained.gain` of two runs on the same queries."""
     paired = compare_paired([frozen, trained], ["frozen", "trained"], "frozen", METRICS)
     rows = {}
     for metric in METRICS:
-        columns = paired[metric][["difference", "low", "high"]]
-        difference, low, high = (columns.loc["trained"].to_numpy(np.float64).round(9) + 0.0).tolist()  # -0 becomes 0
+        difference, low, high = paired[metric][["difference", "low", "high"]].loc["trained"].tolist()
         queries = int(np.isfinite((trained.queries or {}).get(metric, ())).sum())
         clear = queries >= FEW_QUERIES and (low > 0 or high < 0)
         rows[metric] = {
@@ -204,11 +198,13 @@ def summary(frozen: Run, trained: Run, gain: pd.DataFrame, classes: int) -> str:
         for low, high, queries in zip(gain["low"], gain["high"], gain["queries"], strict=True)
     ])  # fmt: skip
     formats = {"frozen": "{:.1f}".format, "trained": "{:.1f}".format, "difference": "{:+.2f}".format}
+    decisive = gain.to_dict("index")["MAP@R"]
+    kept = f"epoch {round(trained.metrics['epoch'])} of {trained.config.epochs} is kept, epoch 0 is the start"
     lines = [
-        f"{len((trained.queries or {}).get('R@1', ())):,} queries of {classes:,} classes, none of them trained on:",
+        f"{gain['queries'].max():,} queries of {classes:,} classes, none of them trained on:",
         shown.to_string(formatters=formats),
         EXPLAINED,
-        _outcome(trained, set(gain["verdict"])),
+        f"{OUTCOMES[decisive['verdict']]}: MAP@R {decisive['difference']:+.2f} ({kept}).",
     ]
     if trained.config.selection == "released" and trained.config.epochs:
         lines.append("The epoch was chosen on these very queries, so the trained numbers are optimistic.")
@@ -219,21 +215,3 @@ def summary(frozen: Run, trained: Run, gain: pd.DataFrame, classes: int) -> str:
         f'  embeddings = load("{trained.path}").embed(["image.jpg"])',
     ]
     return "\n".join(lines)
-
-
-def _outcome(trained: Run, verdicts: set[str]) -> str:
-    epoch, epochs = round(trained.metrics["epoch"]), trained.config.epochs
-    if not epochs:
-        what = "Nothing was trained (epochs=0): the model is its start."
-    elif epoch == 0:
-        what = "Training did not help: no epoch was better than the start from your images, which is kept."
-    else:
-        does = {
-            (True, False): "helped",
-            (False, True): "HARMED",
-            (True, True): "helped by one metric and HARMED by the other",
-            (False, False): "made no clear difference",
-        }["better" in verdicts, "worse" in verdicts]
-        what = f"Training {does} (epoch {epoch} of {epochs} is kept)."
-    only_worse = "worse" in verdicts and "better" not in verdicts
-    return f"{what} Use the frozen backbone: it is better." if only_worse else what

@@ -88,16 +88,13 @@ def plan(
     plain = keys["augmentation"] in ("base", "gentle")
     keys |= {"pipeline": "cached" if plain and decoded <= 0.8 * machine.disk else "classic"} | given
     config = RunConfig(**keys)
-    if not config.epochs and config.start == "released":
-        raise ConfigError("epochs = 0 with start = 'released' makes no model; change one of them")
-    prompts = ""
-    if config.has_class_prompts:
-        size = len(trained) * config.class_layers * config.class_prompts * shape[1] * 4
-        prompts = f"; class prompts of {amount(size)} (class_optimizer={config.class_optimizer})"
+    steps, samples = config.steps_per_epoch or int(trained.sum()) // config.batch, config.samples_per_class
     reasons = [
         f"{len(trained):,} classes to learn from, {held_out.sum():,} held out (selection={config.selection})",
-        f"preset {name}, optimizer={config.optimizer}, start={config.start}{prompts}",
-        _describe_steps(config, trained),
+        f"preset {name}, optimizer={config.optimizer}, start={config.start}, class_prompts={config.class_prompts}, "
+        f"class_optimizer={config.class_optimizer}",
+        f"epochs={config.epochs} of {steps:,} step(s), batch={config.batch}: {samples} image(s) of each of "
+        f"{config.batch // samples} classes",
         f"pipeline={config.pipeline}: the decoded images take {amount(decoded)}, {amount(machine.disk)} of disk are "
         "free",
     ]
@@ -178,16 +175,3 @@ def _choose_steps(keys: dict[str, Any], trained: np.ndarray, machine: Machine) -
     wanted = -(-min(max(PASSES * images // batch, fewest), most) // EPOCHS)  # per epoch
     memorised = MOST_PASSES * images // batch // EPOCHS
     return {"epochs": EPOCHS, "steps_per_epoch": max(min(wanted, memorised), 1), "eval_start": 0}
-
-
-def _describe_steps(config: RunConfig, trained: np.ndarray) -> str:
-    if not config.epochs:
-        return "epochs=0: nothing is trained, the model is its start"
-    steps, samples = config.steps_per_epoch or int(trained.sum()) // config.batch, config.samples_per_class
-    per_class = config.epochs * steps * config.batch / len(trained)  # classes are drawn equally often
-    fewest, most = (f"{per_class / images:,.1f}" for images in (trained.max(), trained.min()))
-    times = fewest if fewest == most else f"{fewest} to {most}"
-    return (
-        f"epochs={config.epochs} of {steps:,} step(s), batch={config.batch}: {samples} image(s) of each of "
-        f"{config.batch // samples} classes; an image is seen {times} times"
-    )

@@ -8,28 +8,26 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from vptsp_core.data.folder import refuse_inside_images
-from vptsp_core.deploy.index import ImageIndex, read_index, same_model
+from vptsp_core.deploy.index import read_index, same_model
 from vptsp_core.deploy.picture import found_images
-from vptsp_core.deploy.update import PLACE, embed_files, images_in, model_path, refuse_none, warn_of_unreadable
-from vptsp_core.errors import DataError, VptspError, printable
+from vptsp_core.deploy.update import PLACE, embed_files, images_in, model_path
+from vptsp_core.errors import VptspError, printable
 from vptsp_core.figures.style import file_of
 from vptsp_core.method.neighbours import positive
-from vptsp_core.runs.embedder import Embedder, load
+from vptsp_core.runs.embedder import load
 from vptsp_core.system.files import write_bytes
 
 COLUMNS = ["query", "rank", "path", "cosine"]
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes a cell that starts with one of these
-MADE_BY = "vptsp_core search"  # in the picture's metadata, so that a later search may replace it
 DRAWN, DRAWN_EACH = 10, 30  # queries in the picture, and neighbours per query; the table has all
 
 
 def main(argv: Sequence[str]) -> int:
     """Search, print the neighbours, and write them as PNG and CSV. Return the exit status.
 
-    If an image that was named cannot be read, that is an error. In a folder, it is left out with a warning.
+    Images that cannot be read are left out with a warning. It is an error if none can be read.
     """
     parser = argparse.ArgumentParser(
         "python -m vptsp_core search", description="find the images of an index that are nearest to others"
@@ -45,84 +43,46 @@ def main(argv: Sequence[str]) -> int:
     positive("k", args.k)
     png, csv = (Path(f"{args.to}.{kind}").expanduser().absolute() for kind in ("png", "csv"))
     _refuse_to_replace(png, csv)
-    index, asked = read_index(args.index), _queries(args.images)
+    index = read_index(args.index)
+    asked = dict.fromkeys(str(image) for name in args.images for image in _images(Path(name).expanduser()))
     for path in (png, csv):
         refuse_inside_images(path, index.root, "--to")
     embedder = load(args.model or model_path(index), args.device, weights=args.weights or index.model["weights"])
     same_model(index, embedder.checksum())
-    queries, embeddings = _embed_readable(embedder, asked)
-    table = neighbours(index, queries, *index.search(embeddings, args.k))
-    for query, rows in table.groupby("query", sort=False):
+    embeddings: dict[str, np.ndarray] = {}
+    embed_files(embedder, Path(), list(asked), embeddings)
+    queries = list(embeddings)
+    scores, places = index.search(np.stack(list(embeddings.values())), args.k)
+    rows = [
+        (query, rank, index.names[place], score)
+        for query, cosines, found in zip(queries, scores.tolist(), places.tolist(), strict=True)
+        for rank, (score, place) in enumerate(zip(cosines, found, strict=True), 1)
+        if place >= 0
+    ]
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    for query, found in table.groupby("query", sort=False):
         print(printable(str(query)))
-        for row in rows.itertuples():
+        for row in found.itertuples():
             print(f"  {row.rank:3d}  {row.cosine:.4f}  {printable(str(row.path))}")
     drawn = table[table["query"].isin(queries[:DRAWN]) & (table["rank"] <= DRAWN_EACH)]
-    picture = file_of(found_images(drawn, Path(index.root)), dpi=120, metadata={"Software": MADE_BY})
-    write_bytes(png, picture.getvalue())
-    write_bytes(csv, _csv(table))
+    write_bytes(png, file_of(found_images(drawn, Path(index.root)), dpi=120).getvalue())
+    # =A1.jpg would be a formula, so the CSV has ./=A1.jpg
+    safe = {
+        key: [f"./{name}" if name.startswith(FORMULA) else name for name in table[key]] for key in ("query", "path")
+    }
+    text = table.assign(**safe).to_csv(index=False, float_format="%.6f")
+    write_bytes(csv, text.encode("utf-8-sig", errors="backslashreplace"))  # Excel needs the byte order mark
     part = "" if len(drawn) == len(table) else f" ({len(drawn)} of {len(table)} rows)"
     print(f"{printable(str(png))}{part}\n{printable(str(csv))}")
     return 0
 
 
-def neighbours(index: ImageIndex, queries: Sequence[str], scores: np.ndarray, places: np.ndarray) -> pd.DataFrame:
-    """Return one row per neighbour: ``query``, ``rank`` from 1, ``path`` under the indexed folder, ``cosine``.
-
-    scores and places, (queries, k), come from `ImageIndex.search`.
-    """
-    rows = [
-        (query, rank, index.names[place], float(score))
-        for query, cosines, found in zip(queries, scores, places, strict=True)
-        for rank, (score, place) in enumerate(zip(cosines, found, strict=True), 1)
-        if place >= 0
-    ]
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _csv(table: pd.DataFrame) -> bytes:
-    """Return the table as CSV that is safe in a spreadsheet: =A1.jpg would be a formula, so it becomes ./=A1.jpg."""
-    written = table.copy()
-    for key in ("query", "path"):
-        written[key] = [f"./{name}" if name.startswith(FORMULA) else name for name in table[key]]
-    # Excel needs the byte order mark to read it as UTF-8
-    return written.to_csv(index=False, float_format="%.6f").encode("utf-8-sig", errors="backslashreplace")
+def _images(path: Path) -> list[Path]:
+    return [path / name for name in images_in(path)] if path.is_dir() else [path]
 
 
 def _refuse_to_replace(png: Path, csv: Path) -> None:
     """Raise VptspError if a file exists that no search wrote, such as a photograph of that name."""
     existing = [path for path in (png, csv) if path.exists()]
-    try:
-        with Image.open(png) as picture:
-            ours = picture.info.get("Software") == MADE_BY
-    except (OSError, ValueError):
-        ours = False
-    if existing and not ours:
+    if existing and not (csv.is_file() and csv.read_bytes().startswith(",".join(COLUMNS).encode("utf-8-sig"))):
         raise VptspError(f"{existing[0]} exists already and no search wrote it; name another place with --to")
-
-
-def _queries(given: Sequence[str]) -> dict[str, bool]:
-    """Return the images, and those in the folders, each once: {path: whether it was named itself}."""
-    paths: dict[str, bool] = {}
-    for path in (Path(name).expanduser() for name in given):
-        named = not path.is_dir()
-        inside = [path] if named else [path / name for name in images_in(path)]
-        if not inside:
-            raise DataError(f"{path} holds no images; name another folder, or images")
-        paths |= {str(each): named or paths.get(str(each), False) for each in inside}
-    return paths
-
-
-def _embed_readable(embedder: Embedder, asked: dict[str, bool]) -> tuple[list[str], np.ndarray]:
-    """Return the paths of `_queries` that can be read, and their embeddings (N, d)."""
-    rows: dict[str, np.ndarray] = {}
-    unreadable: dict[str, str] = {}
-    for name, row in embed_files(embedder, Path(), list(asked)):
-        if not isinstance(row, str):
-            rows[name] = row
-        elif asked[name]:
-            raise DataError(row)
-        else:
-            unreadable[name] = row
-    refuse_none(len(rows), unreadable, "search")
-    warn_of_unreadable(unreadable)
-    return list(rows), np.stack(list(rows.values()))

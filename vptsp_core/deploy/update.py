@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from vptsp_core.data.folder import IMAGE_SUFFIXES, count_unread, read_image, refuse_inside_images
-from vptsp_core.data.loading import Transform, decoders
 from vptsp_core.deploy.index import FILE, ImageIndex, read_index, same_model
 from vptsp_core.errors import DataError, VptspError, printable
 from vptsp_core.method.torch_state import in_torch_defaults
@@ -25,38 +23,33 @@ from vptsp_core.runs.share import is_shared
 from vptsp_core.system.bars import bar
 from vptsp_core.system.files import writable_folder
 from vptsp_core.system.locks import locked
-from vptsp_core.system.processes import CONTEXT, end_with_parent, starting
+from vptsp_core.system.portable import cores
 
 PLACE = "vptsp-index"
-STORED_EVERY = 600  # seconds; the embeddings so far are also stored when the work is stopped
 LISTED = 20  # unreadable files that a warning names
 
-Stat = tuple[int, int]
+
+class Counts(NamedTuple):
+    """How many images an update embedded, kept and removed."""
+
+    embedded: int
+    kept: int
+    removed: int
 
 
-@dataclass
-class Counts:
-    """What an update did: images embedded, kept and removed, and the files that it could not read."""
-
-    embedded: int = 0
-    kept: int = 0
-    removed: int = 0
-    unreadable: dict[str, str] = field(default_factory=dict)  # the reason by name
-
-
-def images_in(folder: Path) -> dict[str, Stat]:
+def images_in(folder: Path) -> dict[str, tuple[int, int]]:
     """Return the image files under a folder, at any depth, in order: {path under it: (bytes, ns of modification)}.
 
     Hidden files and folders are left out, and links to folders are not followed. Raises DataError if the folder is
-    missing, or a folder in it cannot be read.
+    missing or holds no images, and OSError if a folder in it cannot be read.
     """
     if not folder.is_dir():
         raise DataError(f"no folder {folder}; give one that holds images")
 
     def refuse(error: OSError) -> None:
-        raise DataError(f"cannot read {error.filename} ({error.strerror}); fix or remove it") from error
+        raise error
 
-    images: dict[str, Stat] = {}
+    images: dict[str, tuple[int, int]] = {}
     others: list[str] = []
     for here, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -68,6 +61,8 @@ def images_in(folder: Path) -> dict[str, Stat]:
                 others.append(path.name)
     if left_out := count_unread(others):
         warnings.warn(f"{folder}: {left_out}", stacklevel=3)
+    if not images:
+        raise DataError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); name another folder")
     return dict(sorted(images.items()))
 
 
@@ -97,8 +92,6 @@ def update(
     directory, place = Path(directory).expanduser().resolve(), Path(to).expanduser().absolute()
     refuse_inside_images(place, directory, "--to")
     stats = images_in(directory)
-    if not stats:
-        raise DataError(f"{directory} holds no images ({', '.join(IMAGE_SUFFIXES)}); name another folder")
     made_by = {
         "path": str(model) if is_shared(model) else str(Path(model).expanduser().resolve()),
         "weights": None if weights is None else str(Path(weights).expanduser().resolve()),
@@ -107,93 +100,62 @@ def update(
     with locked(writable_folder(place) / ".lock", f"{place}: waiting for another process that updates it"):
         old = read_index(place) if (place / FILE).exists() else None
         rows: dict[str, np.ndarray] = {}
-        counts = Counts()
         if old is not None:
             same_model(old, embedder.checksum())
             if old.root != str(directory) and Path(old.root).is_dir():
                 raise VptspError(f"index {place} is that of {old.root}; give another place with --to")
             known = zip(old.names, old.stats.tolist(), old.embeddings, strict=True)
             rows = {name: row for name, stat, row in known if stats.get(name) == tuple(stat)}
-            counts = Counts(kept=len(rows), removed=len(set(old.names) - stats.keys()))
-
-        def index() -> ImageIndex:
-            names = [name for name in stats if name in rows]
-            own_stats = np.array([stats[name] for name in names], np.int64)
-            return ImageIndex(str(directory), names, own_stats, np.stack([rows[name] for name in names]), made_by)
-
-        new, stored = [name for name in stats if name not in rows], time.monotonic()
+        kept = len(rows)
         try:
-            with bar(title="embedding", total=len(new), unit="images", show=progress) as done:
-                for name, row in embed_files(embedder, directory, new):
-                    if isinstance(row, str):
-                        counts.unreadable[name] = row
-                    else:
-                        rows[name] = row
-                        counts.embedded += 1
-                    done.update()
-                    if counts.embedded and time.monotonic() - stored > STORED_EVERY:
-                        index().write(place, graph=False)
-                        stored = time.monotonic()
-        except (KeyboardInterrupt, Exception):
-            if counts.embedded:
-                index().write(place, graph=False)
-            raise
-        refuse_none(len(rows), counts.unreadable, directory)
-        made = index()
-        unchanged = old is not None and (old.root, old.names, old.model) == (made.root, made.names, made.model)
-        if old is not None and unchanged and not counts.embedded and old.graph_is_whole():
-            return old, counts
-        return made.write(place), counts
+            embed_files(embedder, directory, [name for name in stats if name not in rows], rows, progress)
+        finally:
+            if rows:
+                names = [name for name in stats if name in rows]
+                own_stats = np.array([stats[name] for name in names], np.int64)
+                graph = old.graph if old is not None and kept == len(names) == len(old.names) else {}
+                embeddings = np.stack([rows[name] for name in names])
+                index = ImageIndex(str(directory), names, own_stats, embeddings, made_by, graph).write(place)
+        removed = 0 if old is None else len(set(old.names) - stats.keys())
+        return index.write_graph(), Counts(len(rows) - kept, kept, removed)
 
 
-def embed_files(embedder: Embedder, root: Path, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray | str]]:
-    """Yield each name of a file under ``root`` with its embedding (d,), or with the reason why it cannot be read."""
-    if not names:
-        return
-    batch, workers = embedder.config.batch, decoders(len(names))
-    loader: Callable[..., DataLoader] = DataLoader
-    files = loader(
-        _Files([root / name for name in names], embedder.transform), batch_size=batch, collate_fn=list,
-        num_workers=workers, worker_init_fn=end_with_parent, multiprocessing_context=CONTEXT if workers else None,
-    )  # fmt: skip
-    with starting():
-        batches: Iterator[list[Tensor | str]] = iter(files)
-    for start, items in zip(range(0, len(names), batch), batches):
-        images = [item for item in items if isinstance(item, Tensor)]
-        rows = iter(embedder.embed(torch.stack(images)) if images else ())
-        for name, item in zip(names[start : start + batch], items, strict=True):
-            yield name, item if isinstance(item, str) else next(rows)
+def embed_files(
+    embedder: Embedder, root: Path, names: Sequence[str], rows: dict[str, np.ndarray], progress: bool = False
+) -> None:
+    """Add the embeddings (d,) of files under ``root`` to ``rows``, by name. Warn of the files that cannot be read.
 
+    Raises DataError if ``rows`` is still empty then.
+    """
+    transform, batch = embedder.transform, embedder.config.batch
+    unreadable: list[str] = []
 
-class _Files(Dataset):
-    """Each file as the model's input, or as the reason why it cannot be read."""
-
-    def __init__(self, paths: list[Path], transform: Transform) -> None:
-        self.paths, self.transform = paths, transform
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, at: int) -> Tensor | str:
+    def read(name: str) -> Tensor | str:
         try:
-            return self.transform(read_image(self.paths[at], as_shown=True))
+            return transform(read_image(root / name, as_shown=True))
         except DataError as error:
-            return " ".join(str(error).split())
+            return str(error)
 
-
-def refuse_none(readable: int, unreadable: dict[str, str], where: Path | str) -> None:
-    """Raise DataError, with the first reason, if no file is readable."""
-    if not readable:
-        first = next(iter(unreadable.values()))
-        raise DataError(f"{where}: none of its {len(unreadable)} images can be read; the first: {first}")
-
-
-def warn_of_unreadable(unreadable: dict[str, str]) -> None:
-    """Warn of files that are left out because they cannot be read, if there are any."""
+    with (
+        ThreadPoolExecutor(cores()) as pool,
+        bar(title="embedding", total=len(names), unit="images", show=progress) as done,
+    ):
+        parts = [names[start : start + batch] for start in range(0, len(names), batch)]
+        ahead = [pool.submit(read, name) for name in parts[0]] if parts else []
+        for part, following in zip(parts, [*parts[1:], []], strict=True):
+            # the next batch is decoded while this one is embedded
+            now, ahead = ahead, [pool.submit(read, name) for name in following]
+            items = {name: reading.result() for name, reading in zip(part, now, strict=True)}
+            images = {name: item for name, item in items.items() if isinstance(item, Tensor)}
+            unreadable += [item for item in items.values() if isinstance(item, str)]
+            if images:
+                rows.update(zip(images, embedder.embed(torch.stack(list(images.values()))), strict=True))
+            done.update(len(part))
+    if not rows:
+        raise DataError(f"none of the {len(names)} images can be read; the first: {unreadable[0]}")
     if unreadable:
-        reasons, more = list(unreadable.values()), len(unreadable) - LISTED
-        listed = "; ".join(reasons[:LISTED]) + (f"; and {more} more" if more > 0 else "")
-        warnings.warn(f"{len(reasons)} left out: {listed}", stacklevel=3)
+        more = f"; and {len(unreadable) - LISTED} more" if len(unreadable) > LISTED else ""
+        warnings.warn(f"{len(unreadable)} left out: {'; '.join(unreadable[:LISTED])}{more}", stacklevel=3)
 
 
 def model_path(index: ImageIndex) -> str:
@@ -223,11 +185,9 @@ def main(argv: Sequence[str]) -> int:
         model, weights = model_path(kept), weights or kept.model["weights"]
     embedder = load(model, args.device, weights=weights)
     index, counts = update(args.directory, args.to, embedder, model=model, weights=weights, progress=True)
-    warn_of_unreadable(counts.unreadable)
-    place = printable(str(Path(args.to).expanduser().absolute()))
     print(
-        f"{place}: {len(index.names):,} images, {counts.embedded:,} embedded now, {counts.kept:,} kept, "
-        f"{counts.removed:,} removed"
+        f"{printable(str(index.place))}: {len(index.names):,} images, {counts.embedded:,} embedded now, "
+        f"{counts.kept:,} kept, {counts.removed:,} removed"
     )
     if index.graph:
         print(f"searched by graph: recall@10 {index.graph['recall']:.4f} of exact search (ef {index.graph['ef']})")
