@@ -45,7 +45,7 @@ _PUBLISHED = (
         title="Caltech-UCSD Birds-200-2011",
         folder="cub200",
         reader=layouts.list_birds,
-        aliases=("CUB_200_2011", "CUB-200-2011", "CUB_200_2010", "CUB-200", "CUB_200"),
+        aliases=("CUB_200_2011", "CUB-200-2011"),
         counts={"train": (100, 5_864), "test": (100, 5_924)},
         parts=(
             Part(
