@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -73,13 +71,7 @@ def _get(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     data = None if args.name == "glyphs" else _data_folder(args)
-    try:
-        benchmark = load_benchmark(args.name, data, args.allow_partial)
-    except DataError:
-        with contextlib.suppress(DataError), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            _print_counts(load_benchmark(args.name, data, allow_partial=True))
-        raise
+    benchmark = load_benchmark(args.name, data, args.allow_partial)
     _print_counts(benchmark)
     if args.decode and (broken := _find_unreadable(benchmark)):
         print("\n".join(broken))
