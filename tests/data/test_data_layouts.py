@@ -342,7 +342,7 @@ BROKEN = {
     "short row": ("sop", "Info_Files/Ebay_train.txt", sop_lists()["Ebay_train.txt"] + "8 3\n",
                   "Ebay_train.txt, line 6: 2 fields instead of 4"),
     "not text": ("inshop", "list_eval_partition.txt", b"\xff\xfe\x00", "list_eval_partition.txt is unreadable"),
-    "no header": ("inshop", "list_eval_partition.txt", "image_name item_id\n", "must begin with the number of rows"),
+    "no header": ("inshop", "list_eval_partition.txt", "image_name item_id\n", "begin with the header .image_name"),
     "status": ("inshop", "list_eval_partition.txt", inshop_list([("img/a.jpg", "a", "val")]), "'val' must be one of"),
     "no path": ("inaturalist", "Inaturalist_test_set1.txt", "a.jpg\n", "line 1: 'a.jpg' must be kind/species/image"),
     "class in both": ("inaturalist", "Inaturalist_test_set1.txt", "train_val2018/Aves/3136/f.jpg\n",

@@ -165,9 +165,9 @@ def _miscounts(splits: dict[str, Rows], published: Counts) -> list[str]:
     wrong = []
     for split, expected in published.items():
         found = len({label for _, label in splits[split]}), len(splits[split])
-        for kind, count, wanted in zip(("classes", "images"), found, expected, strict=True):
-            if count != wanted:
-                wrong.append(f"{count} {'training' if split == 'train' else split} {kind} instead of {wanted}")
+        kinds = zip(("classes", "images"), found, expected, strict=True)
+        part = "training" if split == "train" else split
+        wrong += [f"{count} {part} {kind} instead of {wanted}" for kind, count, wanted in kinds if count != wanted]
     return wrong
 
 

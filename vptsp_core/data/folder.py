@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from vptsp_core.data.base import ImageSet
 from vptsp_core.errors import DataError
@@ -200,7 +201,7 @@ def to_rgb(image: Image.Image, name: str = "image", as_shown: bool = False) -> I
         raise DataError(f"{name}: {width} x {height} pixels, more than {LONGEST} times as long as wide; leave it out")
     if as_shown:
         image.load()  # also turns a TIFF
-        if _orientation(image) != 1:
+        with contextlib.suppress(Exception):  # viewers show an image with broken EXIF as it is stored
             image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         values = np.asarray(image)
@@ -218,12 +219,3 @@ def to_rgb(image: Image.Image, name: str = "image", as_shown: bool = False) -> I
     found = image.convert("RGB")
     found.info.clear()  # so that nobody turns it a second time
     return found
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8. It is 1, upright, if it is missing or cannot be read."""
-    try:
-        stored = int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # viewers show an image with broken EXIF as it is stored
-        return 1
-    return stored if 1 <= stored <= 8 else 1

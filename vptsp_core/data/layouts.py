@@ -45,15 +45,12 @@ def list_online_products(folder: Path, name: str) -> Listing:
     """List SOP: ``Info_Files/Ebay_{train,test}.txt`` and ``images/``, or all in the folder itself as in its archive.
     Raises DataError: a list is missing or has another format; the message names file and line.
     """
-    splits, header = {}, "image_id class_id super_class_id path"
+    splits = {}
     inside = "images/" if (folder / "images").is_dir() else ""
     for split in ("train", "test"):
         path = _find(folder, name, f"Info_Files/Ebay_{split}.txt", f"Ebay_{split}.txt")
-        lines = _read_lines(path, name)
-        if not lines or lines[0].split() != header.split():
-            raise DataError(f"{name}: {path} must begin with the header {header!r}; get it again")
-        rows = [_split_fields(line, 4, path, number, name) for number, line in enumerate(lines[1:], 2) if line.strip()]
-        splits[split] = [(inside + row[3], row[1]) for row in rows]
+        rows = _read_table(path, name, "image_id class_id super_class_id path")
+        splits[split] = [(inside + image, label) for _, (_, label, _, image) in rows]
     return Listing(path.parent, folder, splits)
 
 
@@ -63,13 +60,8 @@ def list_inshop(folder: Path, name: str) -> Listing:
     """
     path = _find(folder, name, "list_eval_partition.txt", "Eval/list_eval_partition.txt")
     folder = folder / "Img" if (folder / "Img" / "img").is_dir() else folder  # as published
-    lines = [line for line in _read_lines(path, name) if line.strip()]
-    header = "image_name item_id evaluation_status"
-    if len(lines) < 2 or lines[1].split() != header.split():
-        raise DataError(f"{name}: {path} must begin with the number of rows and the header {header!r}; get it again")
     splits: dict[str, Rows] = {"train": [], "query": [], "gallery": []}
-    for number, line in enumerate(lines[2:], 3):
-        image, item, status = _split_fields(line, 3, path, number, name)
+    for number, (image, item, status) in _read_table(path, name, "image_name item_id evaluation_status"):
         if status not in splits:
             raise DataError(f"{name}: {path}, line {number}: status {status!r} must be one of {', '.join(splits)}")
         splits[status].append((image, item))
@@ -77,21 +69,19 @@ def list_inshop(folder: Path, name: str) -> Listing:
 
 
 def list_inaturalist(folder: Path, name: str) -> Listing:
-    """List iNaturalist 2018: ``train_val2018/<kind>/<species>/<image>``; the lists may have a prefix before that.
+    """List iNaturalist 2018: ``train_val2018/<kind>/<species>/<image>``; the lists may have another prefix.
     Raises DataError: a list is missing or has another format; the message names file and line.
     """
-    splits, top = {}, "train_val2018/"
+    splits = {}
     for split in ("train", "test"):
         path = _find(folder, name, f"Inaturalist_{split}_set1.txt")
         rows = []
-        for number, line in enumerate(_read_lines(path, name), 1):
-            if not (image := line.strip()):
-                continue
-            parts = image.split("/")
+        for number, line in _read_lines(path, name):
+            parts = line.split("/")
             if len(parts) < 3:
-                raise DataError(f"{name}: {path}, line {number}: {image!r} must be kind/species/image; get it again")
-            start = image.find(top)
-            rows.append((image[start:] if start >= 0 else top + "/".join(parts[-3:]), f"{parts[-3]}/{parts[-2]}"))
+                raise DataError(f"{name}: {path}, line {number}: {line!r} must be kind/species/image; get it again")
+            kind, species, image = parts[-3:]
+            rows.append((f"train_val2018/{kind}/{species}/{image}", f"{kind}/{species}"))
         splits[split] = rows
     return Listing(path.parent, folder, splits)
 
@@ -110,18 +100,27 @@ def _find(folder: Path, name: str, *places: str) -> Path:
     )
 
 
-def _read_lines(path: Path, name: str) -> list[str]:
+def _read_lines(path: Path, name: str) -> list[tuple[int, str]]:
+    """Return number and text of each line that is not empty."""
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{name}: {path} is unreadable ({error}); get it again") from error
+    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _split_fields(line: str, count: int, path: Path, number: int, name: str) -> list[str]:
-    fields = line.split()
-    if len(fields) != count:
-        raise DataError(f"{name}: {path}, line {number}: {len(fields)} fields instead of {count}; get the list again")
-    return fields
+def _read_table(path: Path, name: str, header: str) -> list[tuple[int, list[str]]]:
+    """Return line number and fields of each row after the ``header``, which is one of the first two lines."""
+    rows = [(number, line.split()) for number, line in _read_lines(path, name)]
+    columns = header.split()
+    begin = next((place for place, (_, fields) in enumerate(rows[:2], 1) if fields == columns), 0)
+    if not begin:
+        raise DataError(f"{name}: {path} must begin with the header {header!r}; get it again")
+    for number, fields in rows[begin:]:
+        if len(fields) != len(columns):
+            fault = f"{len(fields)} fields instead of {len(columns)}"
+            raise DataError(f"{name}: {path}, line {number}: {fault}; get the list again")
+    return rows[begin:]
 
 
 # ---- class folders ------------------------------------------------------------------------------------
