@@ -12,9 +12,7 @@ import types
 import zipfile
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
 import pytest
-import scipy.io
 from PIL import Image
 
 from vptsp_core.__main__ import main
@@ -73,14 +71,13 @@ def published(tmp_path, monkeypatch):
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
     threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
 
-    def publish(name, counts, **changes):
+    def publish(name, counts):
         parts = []
         for part in CATALOG[name].parts:
             path = folder / part.file
             checksum = "md5:" + hashlib.md5(path.read_bytes()).hexdigest() if path.exists() else part.checksum
             sources = part.sources and (f"http://127.0.0.1:{httpd.server_port}/{part.file}",)
-            part = dataclasses.replace(part, sources=sources, checksum=checksum)
-            parts.append(dataclasses.replace(part, **changes.get(part.file, {})))
+            parts.append(dataclasses.replace(part, sources=sources, checksum=checksum))
         monkeypatch.setitem(CATALOG, name, dataclasses.replace(CATALOG[name], counts=counts, parts=tuple(parts)))
 
     yield types.SimpleNamespace(folder=folder, publish=publish, seen=seen)
@@ -134,15 +131,6 @@ def test_a_fetched_archive_is_not_fetched_again(published, data, capsys):
     status, out, err = run(capsys, "check", "cub200", "--data", data, "--allow-partial")
     assert status == 0 and out.splitlines()[2].split()[-2:] == ["NOT", "OK"]
     assert err.startswith("warning: cub200: ") and "1 test classes" in err.splitlines()[0]
-
-
-def test_a_wrong_checksum_unpacks_nothing(published, data, capsys):
-    tgz(published.folder / "CUB_200_2011.tgz", cub_files())
-    published.publish("cub200", BIRDS,
-                      **{"CUB_200_2011.tgz": {"checksum": "md5:" + "0" * 32}})  # fmt: skip
-    status, out, err = run(capsys, "get", "cub200", "--data", data)
-    assert status == 2 and f"instead of {'0' * 32}" in err
-    assert [path.name for path in data.iterdir()] == ["downloads"] and not list((data / "downloads").iterdir())
 
 
 def publish_sop(published):
@@ -227,34 +215,6 @@ def test_a_disk_that_becomes_full_while_unpacking_leaves_nothing(data, monkeypat
     with pytest.raises(DataError, match="the disk is full, img.zip was not unpacked; free some"):
         fetch._unpack(data / "img.zip", data, "img")
     assert [path.name for path in data.iterdir()] == ["img.zip"]
-
-
-def cars_annotations(path, images):
-    """Write a file with the structure of the published one: a 1 x N struct array, and a cell array of names."""
-    fields = ["relative_im_path", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "test"]
-    annotations = np.empty((1, len(images)), dtype=[(field, object) for field in fields])
-    for i, (name, number) in enumerate(images):
-        annotations[0, i] = (name, 1, 1, 9, 9, np.uint8(number), np.uint8(i % 2))
-    names = np.array([f"Car {c}" if c != 2 else "Ram C/V Cargo Van Minivan 2012" for c in range(1, 197)], dtype=object)
-    scipy.io.savemat(path, {"annotations": annotations, "class_names": names[None]})
-
-
-def test_cars_are_sorted_by_their_annotations(published, data, capsys):
-    numbers = (196, 99, 2, 1)  # not in the order of the classes
-    images = [(f"car_ims/{n + 1:06}.jpg", numbers[n // 2]) for n in range(8)]
-    cars_annotations(published.folder / "cars_annos.mat", images)
-    tgz(published.folder / "car_ims.tgz", {name: PICTURE for name, _ in images})
-    published.publish("cars196", {"train": (2, 4), "test": (2, 4)})
-    status, out, err = run(capsys, "get", "cars196", "--data", data)
-    assert status == 2 and one_line(err) and "cars_annos.mat and car_ims.tgz must be fetched by hand" in err
-    assert str(data / "downloads") in out and "train 4 images of 2 classes" in out and not data.exists()
-    data.mkdir()
-    published.folder.rename(data / "downloads")
-    assert run(capsys, "get", "cars196", "--data", data)[0] == 0
-    assert sorted(path.name for path in (data / "cars196").iterdir()) == ["car_ims", "cars_annos.mat"]
-    benchmark = load_benchmark("cars196", data)
-    assert benchmark.train.class_names[:2] == ("001.Car 1", "002.Ram C-V Cargo Van Minivan 2012")
-    assert [path.name for path in benchmark.train.paths[:2]] == ["000007.jpg", "000008.jpg"]
 
 
 def test_inaturalist_fetches_nothing_before_a_person_fetched_the_lists(published, data, capsys):

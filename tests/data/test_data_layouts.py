@@ -162,7 +162,7 @@ def test_cars_with_annotations(root, layout):
     for images, classes in ((benchmark.train, {1, 2, 98}), (benchmark.test, {99, 196})):
         found = names(images)
         assert len(found) == 2 * len(classes) and {of[file] for file, _ in found} == classes
-        assert all(int(label.split()[-1]) == of[file] for file, label in found)
+        assert all(label in (f"{of[file]:03}", f"{of[file]:03}.Car C-V {of[file]}") for file, label in found)
 
 
 def test_cars_with_class_folders_in_both_halves(root, monkeypatch):
@@ -266,18 +266,13 @@ def test_a_missing_class_and_a_stray_folder_move_no_other_class(root):
     assert benchmark.test.class_names == ("101.Class 101", "200.Class 200")
 
 
-def test_online_products_follows_its_lists(root):
-    make_sop()
-    put("online_products/images/sofa_final/unlisted.JPG")
+@pytest.mark.parametrize(("lists", "images"), [("/Info_Files", "/images"), ("", "/images"), ("", "")])
+def test_online_products_follows_its_lists(root, lists, images):
+    make_sop(f"online_products{lists}", f"online_products{images}")
+    put(f"online_products{images}/sofa_final/unlisted.JPG")
     benchmark = load_benchmark("sop", root)
     assert names(benchmark.train) == [("a_0.JPG", "1"), ("a_1.JPG", "1"), ("b_0.JPG", "2"), ("b_1.JPG", "2")]
     assert benchmark.test.labels.tolist() == [0, 0, 1], "the benchmark has classes of one image"
-
-
-@pytest.mark.parametrize("images", ["online_products/images", "online_products"])
-def test_online_products_in_the_folders_of_its_archive(root, images):
-    make_sop("online_products", images)
-    assert len(load_benchmark("sop", root).test) == 3
 
 
 def test_inshop_queries_and_gallery_share_their_classes(root):
@@ -382,12 +377,6 @@ def own_csv(root, lines, header="path,class,split"):
     (root / "split.csv").write_text("\n".join([header, *lines]) + "\n")
 
 
-def test_a_split_csv(root):
-    own_csv(root, ['images/0.jpg,"owl, barn",train', "images/1.jpg,x,test", "./images/2.jpg,y,test"])
-    benchmark = load_benchmark("folder", root)
-    assert benchmark.train.class_names == ("owl, barn",) and len(benchmark.test) == 2
-
-
 def test_a_split_csv_with_a_gallery(root):
     lines = ["images/0.jpg,a,train", "images/1.jpg,b,query", "images/2.jpg,c,gallery", "images/3.jpg,b,gallery"]
     own_csv(root, lines)
@@ -398,9 +387,7 @@ def test_a_split_csv_with_a_gallery(root):
 
 OWN = {
     "header": (["images/0.jpg,a,train"], "path,label,split", "header path,class,split"),
-    "colons": (["images/0.jpg:a:train"], "path:class:split", "not 'path:class:split'"),
     "split": (["images/0.jpg,a,training"], None, "line 2: each line is path,class,split"),
-    "short": (["images/0.jpg,a"], None, "line 2: each line is path,class,split"),
     "no test": (["images/0.jpg,a,train"], None, "has the splits train; it must have test, or"),
     "mixed": ([f"images/{i}.jpg,{i},{s}" for i, s in enumerate(["train", "test", "query", "gallery"])], None, "splits"),
     "shared": (["images/0.jpg,a,train", "images/1.jpg,a,test"], None, "the first a; testing needs unseen classes"),
@@ -408,7 +395,6 @@ OWN = {
                 r"1 of 2 listed images are missing, the first .*9.jpg \(line 3\)"),
     "all missing": (["data/images/0.jpg,a,train", "data/images/9.jpg,b,test"], None, "; paths are relative to "),
     "twice": (["images/0.jpg,a,train", "images/./0.jpg,b,test"], None, r"lists images/./0.jpg twice \(line 2, 3\)"),
-    "outside": (["images/0.jpg,a,train", "../9.jpg,b,test"], None, r"9.jpg \(line 3\), which is not inside"),
     "quote": (['images/0.jpg,"a,train', *["images/1.jpg,b,test"] * 9], None, "a quote that is not"),
     "NUL": (["ima\0ges/0.jpg,a,train", "images/1.jpg,b,test"], None, "not inside"),
 }  # fmt: skip
@@ -483,16 +469,6 @@ def test_runs_on_other_images_have_other_folders(root, tmp_path):
     put("two/b/2.jpg")
     other = run_folder(config, tmp_path, load_benchmark("folder", root / "two"))
     assert other != folders[0] and other.name.startswith(run_folder(config, tmp_path).name)
-
-
-def test_runs_on_partial_sets_have_other_folders(root, tmp_path):
-    config = preset("demo", dataset="sop")
-    make_sop()
-    assert run_folder(config, tmp_path, load_benchmark("sop", root)) == run_folder(config, tmp_path)
-    (root / "online_products/images/sofa_final/c_0.JPG").unlink()
-    with pytest.warns(UserWarning):
-        partial = load_benchmark("sop", root, allow_partial=True)
-    assert "-partial-" in run_folder(config, tmp_path, partial).name
 
 
 def test_train_and_evaluate_on_a_partial_set(root, capsys):
