@@ -145,11 +145,6 @@ def halves(folder, devkit="devkit/", nested=False, labels=True):
         annotations(put.root / folder / f"{devkit}{file}.mat", CARS[i::2], "fname", labels or not i)
 
 
-def class_halves(folder):
-    """Write a folder per class in each half, without numbers: this layout needs all 196 classes."""
-    put(*(f"{folder}/{half}/Car {c:03}/{c}.jpg" for c in range(1, 197) for half in ("cars_train", "cars_test")))
-
-
 @pytest.mark.parametrize("layout", [
     lambda: car_ims("cars196"), lambda: car_ims("stanford_cars"), lambda: halves("cars196"),
     lambda: halves("cars196", "", nested=True), lambda: halves("stanford_cars", "devkit/devkit/"),
@@ -163,15 +158,6 @@ def test_cars_with_annotations(root, layout):
         found = names(images)
         assert len(found) == 2 * len(classes) and {of[file] for file, _ in found} == classes
         assert all(label in (f"{of[file]:03}", f"{of[file]:03}.Car C-V {of[file]}") for file, label in found)
-
-
-def test_cars_with_class_folders_in_both_halves(root, monkeypatch):
-    counts = {"train": (98, 196), "test": (98, 196)}
-    monkeypatch.setitem(CATALOG, "cars196", dataclasses.replace(CATALOG["cars196"], counts=counts))
-    class_halves("cars196")
-    benchmark = load_benchmark("cars196", root)
-    assert names(benchmark.train) == [(f"{c}.jpg", f"Car {c:03}") for c in range(1, 99) for _ in range(2)]
-    assert names(benchmark.test) == [(f"{c}.jpg", f"Car {c:03}") for c in range(99, 197) for _ in range(2)]
 
 
 def test_cars_without_labels_or_annotations(root):

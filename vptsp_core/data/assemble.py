@@ -10,14 +10,16 @@ import unicodedata
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from vptsp_core.data.base import Benchmark
-from vptsp_core.data.folder import FileSet, hash_content, read_stamps
+from vptsp_core.data.folder import FileSet, hash_content
 from vptsp_core.data.layouts import Listing, Rows, fold
 from vptsp_core.errors import DataError
+from vptsp_core.system.portable import cores
 
 Counts = Mapping[str, tuple[int, int]]  # (classes, images) per split
 
@@ -100,7 +102,7 @@ def _make_set(name: str, split: str, listing: Listing, rows: Rows, both: Rows | 
     numbers = {label: number for number, label in enumerate(dict.fromkeys(label for _, label in both or rows))}
     paths = [listing.root / path for path, _ in rows]
     labels = np.array([numbers[label] for _, label in rows], dtype=np.int64)
-    return FileSet(f"{name} {split}", paths, labels, list(numbers), both is not None, as_shown=listing.as_shown)
+    return FileSet(f"{name} {split}", paths, labels, list(numbers), as_shown=listing.as_shown)
 
 
 def _find_missing(listing: Listing) -> list[str]:
@@ -146,13 +148,11 @@ def _find_on_disk(root: str, paths: Iterable[str]) -> dict[str, str]:
 
 def _warn_of_copies(name: str, root: Path, splits: dict[str, Rows]) -> None:
     """Warn of one image in two classes, because one of them is wrong. A gallery may hold its queries."""
-    by_size: dict[int, dict[Path, str]] = defaultdict(dict)
-    for path, label in (row for rows in splits.values() for row in rows):
-        by_size[read_stamps(root / path)[0]][root / path] = label
+    labels = {root / path: label for rows in splits.values() for path, label in rows}
     by_content: dict[str, dict[Path, str]] = defaultdict(dict)
-    for alike in by_size.values():
-        for file, label in alike.items() if len(set(alike.values())) > 1 else ():
-            by_content[hash_content(file)][file] = label
+    with ThreadPoolExecutor(cores()) as pool:
+        for file, content in zip(labels, pool.map(hash_content, labels), strict=True):
+            by_content[content][file] = labels[file]
     copies = [same for same in by_content.values() if len(set(same.values())) > 1]
     if copies:
         first, *rest = copies[0]

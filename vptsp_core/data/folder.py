@@ -55,11 +55,10 @@ class FileSet(ImageSet):
         paths: Sequence[Path],
         labels: np.ndarray,
         class_names: Sequence[str],
-        shared: bool = False,
         *,
         as_shown: bool = False,
     ) -> None:
-        super().__init__(name, labels, class_names, shared)
+        super().__init__(name, labels, class_names)
         self.paths, self.as_shown = list(paths), as_shown
 
     def reader(self, index: int) -> Callable[[], Image.Image]:

@@ -138,18 +138,13 @@ def split_by_class(folder: Path, name: str, train_classes: int) -> Listing:
              for label, files in class_folders(folder, name)[0].items()}  # fmt: skip
     numbers = {label: int(label[:3]) for label in found if re.match(r"[0-9]{3}(?!\d)", label)}
     if len(numbers) <= len(found) / 2:
-        return split_in_order(folder, found, train_classes)
-    splits: dict[str, Rows] = {"train": [], "test": []}
+        ordered = list(found.values())
+        splits = {"train": sum(ordered[:train_classes], []), "test": sum(ordered[train_classes:], [])}
+        return Listing(folder, folder, splits, uncertain=True)
+    splits = {"train": [], "test": []}
     for label, number in numbers.items():
         splits["train" if number <= train_classes else "test"] += found[label]
     return Listing(folder, folder, splits)
-
-
-def split_in_order(folder: Path, classes: dict[str, Rows], train_classes: int) -> Listing:
-    """List the first ``train_classes`` of ``classes`` for training, the others for testing."""
-    ordered = list(classes.values())
-    splits = {"train": sum(ordered[:train_classes], []), "test": sum(ordered[train_classes:], [])}
-    return Listing(folder, folder, splits, uncertain=True)
 
 
 def class_folders(folder: Path, name: str) -> tuple[dict[str, list[str]], list[str]]:
