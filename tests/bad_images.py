@@ -150,7 +150,8 @@ def odd_images() -> Iterator[tuple[str | bytes, bytes, np.ndarray, int]]:
     yield "cmyk.tif", saved(cmyk, "TIFF"), np.round((255 - inks[..., :3]) * (255 - inks[..., 3:]) / 255), 1
 
     values = (X * 1171 % 65536).astype(np.uint16)
-    yield "16 bits.png", saved(Image.fromarray(values)), (values // 256)[..., None].repeat(3, 2), 0
+    for name, kind in (("16 bits.png", "PNG"), ("16 bits.pgm", "PPM"), ("16 bits.tif", "TIFF")):
+        yield name, saved(Image.fromarray(values), kind), (values // 256)[..., None].repeat(3, 2), 0
     rows = b"".join(b"\0" + row.tobytes() for row in (PHOTO.astype(">u2") * 256 + picture(3)).astype(">u2"))
     yield "16 bits per channel.png", _png(*shape, 16, 2, rows), PHOTO, 0
 

@@ -67,22 +67,13 @@ def test_a_store_holds_the_pixels_that_torchvision_resizes(images, tmp_path, int
         assert np.array_equal(store.image(i), np.asarray(resize(read_image(path))))
 
 
-def test_images_are_decoded_once(images, tmp_path, decodings):
-    first = build(images, tmp_path / "cache")
-    assert sorted(decodings) == list(range(14))
-    again = build(images, tmp_path / "cache")
-    assert len(decodings) == 14 and np.array_equal(first.pixels, again.pixels)
+def test_images_are_decoded_once_for_the_same_options(images, tmp_path, decodings):
+    first, again = (build(images, tmp_path / "cache") for _ in "12")
+    assert sorted(decodings) == list(range(14)) and np.array_equal(first.pixels, again.pixels)
     assert suffixes(tmp_path / "cache") == [""]
-
-
-def test_other_options_or_files_need_another_store(images, tmp_path, decodings):
-    build(images, tmp_path / "cache")
     for i, change in enumerate((dict(side=33), dict(interpolation="bicubic"))):
         build(images, tmp_path / "cache", **change)
         assert len(decodings) == 14 * (i + 2)
-    decodings.clear()
-    fewer = FileSet("things train", images.paths[:-2], images.labels[:-2], ["a", "b"])
-    assert len(build(fewer, tmp_path / "cache")) == 12
 
 
 def write_reds(folder, colours):
@@ -98,6 +89,13 @@ def read_reds(paths, folder):
     return [int(store.image(i)[0, 0, 0]) for i in range(len(store))]
 
 
+def swap(one, other):
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
 def test_no_stale_pixels_are_read(tmp_path):
     """Files are edited, swapped, moved and dated back with equal names, lengths and times; folders share one cache."""
     paths, cache = write_reds(tmp_path / "v1", range(10, 50, 10)), tmp_path / "cache"
@@ -106,25 +104,17 @@ def test_no_stale_pixels_are_read(tmp_path):
     Image.new("RGB", (20, 30), (99, 0, 0)).save(paths[1])
     os.utime(paths[1], ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert read_reds(paths, cache) == [10, 99, 30, 40]
-    paths[2].rename(tmp_path / "aside")
-    paths[3].rename(paths[2])
-    (tmp_path / "aside").rename(paths[3])
+    swap(paths[2], paths[3])
     assert read_reds(paths, cache) == [10, 99, 40, 30]
     others = write_reds(tmp_path / "v2", range(1, 5))
     for path in (*paths, *others):  # as an archive does
         os.utime(path, (1, 1))
-    both = [tmp_path / "v1" / "0.bmp", tmp_path / "v2" / "0.bmp"]
+    both = [paths[0], others[0]]
     assert read_reds(both, cache) == [10, 1]
-    (tmp_path / "v1").rename(tmp_path / "aside")  # folders are renamed, no file is written
-    (tmp_path / "v2").rename(tmp_path / "v1")
-    (tmp_path / "aside").rename(tmp_path / "v2")
+    swap(tmp_path / "v1", tmp_path / "v2")  # no file is written
     assert read_reds(both, cache) == [1, 10]
-    (tmp_path / "v1").rename(tmp_path / "aside")
-    (tmp_path / "v2").rename(tmp_path / "v1")
-    (tmp_path / "aside").rename(tmp_path / "v2")
-    assert read_reds(others, cache) == [1, 2, 3, 4]
-    mixed = [paths[0], others[1], paths[2], others[3]]
-    assert read_reds(mixed, cache) == [10, 2, 40, 4]
+    swap(tmp_path / "v1", tmp_path / "v2")
+    assert read_reds([paths[0], others[1], paths[2], others[3]], cache) == [10, 2, 40, 4]
 
 
 def cut_after(monkeypatch, images, cache, count):
@@ -151,7 +141,7 @@ def holds_all(store, images):
     )
 
 
-@pytest.mark.parametrize("cut", [0, 1, 5, 13])
+@pytest.mark.parametrize("cut", [0, 5, 13])
 def test_an_interrupted_build_is_resumed(images, tmp_path, monkeypatch, decodings, cut):
     cut_after(monkeypatch, images, tmp_path / "cache", cut)
     decodings.clear()
@@ -160,19 +150,16 @@ def test_an_interrupted_build_is_resumed(images, tmp_path, monkeypatch, decoding
 
 
 @pytest.mark.parametrize("file", [module.PIXELS, module.DONE])
-@pytest.mark.parametrize("length", [None, 100])
-def test_a_partial_store_that_lost_bytes_is_resumed(images, tmp_path, monkeypatch, file, length):
-    """As after a power failure. Length None: the file is missing."""
-    path = cut_after(monkeypatch, images, tmp_path / "cache", 9) / file
-    path.unlink() if length is None else os.truncate(path, length)
+def test_a_partial_store_that_lost_bytes_is_resumed(images, tmp_path, monkeypatch, file):
+    """As after a power failure."""
+    os.truncate(cut_after(monkeypatch, images, tmp_path / "cache", 9) / file, 100)
     assert holds_all(build(images, tmp_path / "cache"), images)
 
 
 def test_an_unreadable_image_is_named(images, tmp_path):
     path = images.paths[8]
     good = path.read_bytes()
-    pixels = good.index(b"IDAT") + 8
-    path.write_bytes(good[:pixels] + bytes(len(good) - pixels))  # the header is whole
+    path.write_bytes(good[:100])
     with pytest.raises(DataError, match="08.png: unreadable .*; replace the file") as caught:
         build(images, tmp_path / "cache")
     assert "\n" not in str(caught.value) and suffixes(tmp_path / "cache") == [".partial"]
@@ -180,24 +167,14 @@ def test_an_unreadable_image_is_named(images, tmp_path):
     assert len(build(images, tmp_path / "cache")) == 14
 
 
-def test_sixteen_bits_are_reduced_to_eight(tmp_path):
-    ramp = np.tile(np.linspace(0, 65535, 64, dtype=np.uint16), (64, 1))
-    for name in ("ramp.png", "ramp.pgm", "ramp.tif"):
-        Image.fromarray(ramp).save(tmp_path / name)
-        found = np.asarray(read_image(tmp_path / name))[..., 0]
-        assert np.array_equal(found, ramp >> 8), name
-
-
 def test_the_disk_is_compared_with_all_sets_together(tmp_path, monkeypatch, decodings):
     sets = [make_images(tmp_path / name, 6) for name in "ab"]
-    usage = shutil.disk_usage(tmp_path)
-    sizes = [int(open_stores([each], tmp_path / "other", side=64, progress=False)[0].pixels.nbytes) for each in sets]
-    decodings.clear()
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage._replace(free=sum(sizes) - 1))
-    with pytest.raises(DataError, match="needs .*, .* are free; .* VPTSP_CACHE, or set pipeline=classic"):
+    usage, least = shutil.disk_usage(tmp_path), 3 * 12 * 64**2  # if all were squares
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage._replace(free=least - 1))
+    with pytest.raises(DataError, match="needs at least .*, .* are free; .* VPTSP_CACHE, or set pipeline=classic"):
         open_stores(sets, tmp_path / "cache", side=64, progress=False)
     assert not decodings, "the check comes before the decoding"
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage._replace(free=sum(sizes)))
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage._replace(free=least))
     open_stores(sets, tmp_path / "cache", side=64, progress=False)
 
 
@@ -207,7 +184,7 @@ def test_the_size_and_old_stores_are_printed(images, tmp_path, capsys):
     capsys.readouterr()
     build(images, tmp_path / "cache", progress=True)
     lines = capsys.readouterr().err.splitlines()
-    assert "things train 14 images; " in lines[0] and "MB to write in" in lines[0] and "free)" in lines[0]
+    assert lines[0].startswith("cache: things train 14 images; at least 0.0 MB to write in ")
     assert "is of an earlier state of that data set; delete it" in lines[1] and len(lines) == 2
 
 
@@ -226,9 +203,7 @@ def test_a_full_disk_is_one_line_and_the_build_is_resumed(images, tmp_path, monk
 def test_two_threads_decode_once(images, tmp_path, decodings):
     with ThreadPoolExecutor(2) as pool:
         stores = list(pool.map(lambda _: build(images, tmp_path / "cache"), range(2)))
-    assert sorted(decodings) == list(range(14))
-    assert np.array_equal(stores[0].pixels, stores[1].pixels)
-    assert suffixes(tmp_path / "cache") == [""]
+    assert sorted(decodings) == list(range(14)) and np.array_equal(stores[0].pixels, stores[1].pixels)
 
 
 def test_a_damaged_store_is_refused(images, tmp_path):
@@ -236,7 +211,6 @@ def test_a_damaged_store_is_refused(images, tmp_path):
     (store,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
     for damage in (
         lambda: os.truncate(store / module.PIXELS, 100),
-        lambda: (store / module.PIXELS).unlink(),
         lambda: (store / module.SIZES).write_bytes(b"garbage"),
     ):
         damage()
@@ -254,9 +228,8 @@ def test_the_command_makes_the_cache_that_a_run_reads(tmp_path, capsys, decoding
     out = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in out] == [["train", "8", "images"], ["test", "8", "images"]]
     decodings.clear()
-    settings = "dataset=folder pipeline=cached batch=4 samples_per_class=2 weights=random".split()
     run = ["train", "--preset", "smoke", "--data", str(tmp_path / "data"), "--results", str(tmp_path / "r"), *cache]
-    run += ["--set", *settings]
+    run += ["--set", "dataset=folder", "pipeline=cached", "batch=4", "samples_per_class=2", "weights=random"]
     assert main(run) == 0
     assert not decodings, "the run reads the cache"
     capsys.readouterr()

@@ -11,9 +11,8 @@ from vptsp_core import preset
 from vptsp_core.data import Benchmark
 from vptsp_core.data.base import ImageSet
 from vptsp_core.data.batches import decoded, eval_batches, train_batches
-from vptsp_core.data.cached import normalise, on_device
+from vptsp_core.data.cached import on_device
 from vptsp_core.data.crops import random_boxes
-from vptsp_core.data.folder import FileSet
 from vptsp_core.data.store import PixelStore
 from vptsp_core.errors import ConfigError, DataError
 from vptsp_core.method.sampler import ClassBalancedSampler
@@ -95,10 +94,7 @@ def test_an_epoch_depends_only_on_seed_and_epoch():
     first = epoch(0)
     torch.rand(3)
     again, other = epoch(0), epoch(1)
-    reseeded = list(
-        train_batches(benchmark().train, CONFIG, STATISTICS,
-                      ClassBalancedSampler(Pictures().labels, 6, 2, 1, 4), 0, CPU)
-    )  # fmt: skip
+    reseeded = epoch(0, CONFIG.replace(seed=1))
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, again, strict=True))
     assert not torch.equal(first[0][0], other[0][0]) and not torch.equal(first[0][0], reseeded[0][0])
     assert first[0][0].shape == (6, 3, 24, 24) and first[0][0].dtype == torch.float32
@@ -150,13 +146,6 @@ def test_gentle_is_never_mirrored():
     assert darker_left["gentle"].all() and not darker_left["base"].all()
 
 
-def test_normalisation_is_that_of_torchvision_to_the_bit():
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
-    expected = Normalize(*STATISTICS)(ToTensor()(picture))
-    found = normalise(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None], STATISTICS)
-    assert torch.equal(found[0], expected)
-
-
 def test_the_cached_pipeline_needs_a_store_and_its_own_augmentations():
     with pytest.raises(DataError, match="needs decoded images"):
         epoch(0, images=Pictures())
@@ -174,19 +163,6 @@ def test_decoding_does_not_change_the_benchmark(tmp_path):
     assert all(images.store for images in (with_stores.train, with_stores.test, with_stores.gallery))
     assert without_training.train.store is None and without_training.gallery.store is not None
     assert decoded(plain, CONFIG.replace(pipeline="classic"), tmp_path) is plain
-
-
-@pytest.mark.parametrize("pipeline", ["classic", "cached"])
-def test_a_strip_is_found_by_its_header_before_the_training(pipeline, tmp_path, monkeypatch):
-    for i, size in enumerate([(40, 30), (40, 30), (30, 40), (6_000, 1)]):
-        Image.new("RGB", size).save(tmp_path / f"{i}.png")
-    paths = [tmp_path / f"{i}.png" for i in range(4)]
-    images = FileSet("own train", paths, np.arange(4) % 2, ["a", "b"], as_shown=True)
-    image, decodings = FileSet.image, []
-    monkeypatch.setattr(FileSet, "image", lambda self, i: decodings.append(i) or image(self, i))
-    with pytest.raises(DataError, match="3.png: 6000 x 1 pixels, more than 256 times as long as wide; leave it out"):
-        decoded(Benchmark("own", images, images), CONFIG.replace(pipeline=pipeline), tmp_path, progress=False)
-    assert decodings == [3]
 
 
 def test_errors_of_the_host_are_raised_on_the_device_side():

@@ -37,7 +37,7 @@ BOXES = [(0, 0, 64, 64), (5, 11, 40, 60), (3, 1, 120, 20), (4, 2, 20, 27), (50, 
 FLIPS = [False, True, False, True, True, False]
 
 
-@pytest.mark.parametrize("size", [32, 50, 224])
+@pytest.mark.parametrize("size", [32, 64, 224])
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 def test_a_box_gives_the_pixels_of_torchvision(mode, size):
     pictures = photographs(SIZES)
@@ -60,18 +60,6 @@ def test_a_box_gives_the_pixels_of_torchvision(mode, size):
         if mode == "bilinear":
             assert apart.max() <= 2
         assert (apart > 1).float().mean() < 2e-3 and (apart > 0).float().mean() < 0.2
-
-
-def test_a_box_of_the_right_size_is_copied():
-    (picture,) = photographs([(40, 50)])
-    store = stored([picture])
-    pixels = torch.from_numpy(store.pixels)
-    expected = torch.from_numpy(picture[3:27, 10:34]).permute(2, 0, 1)
-    one = resize_one(pixels, 0, 50, (3, 10, 24, 24), False, 24, "bilinear")
-    args = (store.starts, store.sizes[:, 1], np.array([[3, 10, 24, 24]]), np.array([True]), 24)
-    for mode in ("bilinear", "bicubic"):
-        assert torch.equal(resize_together(pixels, *args, mode)[0], expected.flip(-1))
-    assert torch.equal(one, expected)
 
 
 def test_a_picture_shrunk_by_hand():
@@ -111,20 +99,8 @@ def test_boxes_are_distributed_as_those_of_torchvision(height, width, scale, rat
         assert ks_2samp(feature(ours), feature(theirs)).pvalue > 1e-3, name
 
 
-def test_the_comparison_finds_another_distribution():
-    sizes = np.tile([256, 300], (4000, 1))
-    draw = [random_boxes(sizes, (0.08, most), RATIO, np.random.default_rng(1)) for most in (1.0, 0.8)]
-    assert ks_2samp(*(boxes[:, 2] * boxes[:, 3] for boxes in draw)).pvalue < 1e-3
-
-
 def test_the_middle_is_taken_if_no_box_fits_as_torchvision_does():
     for height, width in ((10, 400), (400, 10), (1, 1), (3, 900)):
         ours = random_boxes(np.array([[height, width]] * 5), (0.9, 1.0), RATIO, np.random.default_rng(0))
         theirs = RandomResizedCrop.get_params(torch.empty(3, height, width), [0.9, 1.0], list(RATIO))
         assert (ours == np.array(theirs)).all()
-
-
-def test_boxes_depend_only_on_the_generator():
-    sizes = np.array([[256, 300], [400, 256]] * 8)
-    draw = [random_boxes(sizes, SCALE, RATIO, np.random.default_rng(seed)) for seed in (1, 1, 2)]
-    assert (draw[0] == draw[1]).all() and (draw[0] != draw[2]).any()

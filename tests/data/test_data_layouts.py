@@ -11,7 +11,7 @@ from PIL import Image
 
 from vptsp_core import preset
 from vptsp_core.__main__ import main
-from vptsp_core.data import DATASETS, load_benchmark
+from vptsp_core.data import load_benchmark
 from vptsp_core.data.catalog import CATALOG
 from vptsp_core.errors import DataError
 from vptsp_core.runs.folder import run_folder
@@ -87,8 +87,8 @@ def make_sop(lists="online_products/Info_Files", images="online_products/images"
     put(*(f"{images}/{row.split()[3]}" for rows in SOP.values() for row in rows))
 
 
-def inshop_list(rows=INSHOP, declared=None):
-    lines = [str(declared or len(rows)), "image_name item_id evaluation_status"]
+def inshop_list(rows=INSHOP):
+    lines = [str(len(rows)), "image_name item_id evaluation_status"]
     return "\n".join(lines + [f"{image:80} {item}  {status}  " for image, item, status in rows]) + "\n"
 
 
@@ -145,11 +145,6 @@ def halves(folder, devkit="devkit/", nested=False, labels=True):
         annotations(put.root / folder / f"{devkit}{file}.mat", CARS[i::2], "fname", labels or not i)
 
 
-def class_halves(folder):
-    """Write a folder per class in each half, without numbers: this layout needs all 196 classes."""
-    put(*(f"{folder}/{half}/Car {c:03}/{c}.jpg" for c in range(1, 197) for half in ("cars_train", "cars_test")))
-
-
 @pytest.mark.parametrize("layout", [
     lambda: car_ims("cars196"), lambda: car_ims("stanford_cars"), lambda: halves("cars196"),
     lambda: halves("cars196", "", nested=True), lambda: halves("stanford_cars", "devkit/devkit/"),
@@ -162,16 +157,7 @@ def test_cars_with_annotations(root, layout):
     for images, classes in ((benchmark.train, {1, 2, 98}), (benchmark.test, {99, 196})):
         found = names(images)
         assert len(found) == 2 * len(classes) and {of[file] for file, _ in found} == classes
-        assert all(int(label.split()[-1]) == of[file] for file, label in found)
-
-
-def test_cars_with_class_folders_in_both_halves(root, monkeypatch):
-    counts = {"train": (98, 196), "test": (98, 196)}
-    monkeypatch.setitem(CATALOG, "cars196", dataclasses.replace(CATALOG["cars196"], counts=counts))
-    class_halves("cars196")
-    benchmark = load_benchmark("cars196", root)
-    assert names(benchmark.train) == [(f"{c}.jpg", f"Car {c:03}") for c in range(1, 99) for _ in range(2)]
-    assert names(benchmark.test) == [(f"{c}.jpg", f"Car {c:03}") for c in range(99, 197) for _ in range(2)]
+        assert all(label in (f"{of[file]:03}", f"{of[file]:03}.Car C-V {of[file]}") for file, label in found)
 
 
 def test_cars_without_labels_or_annotations(root):
@@ -195,28 +181,13 @@ def test_folders_by_the_names_of_their_archives(root, name, folder):
     load_benchmark(name, root / folder)
 
 
-@pytest.mark.parametrize("folder", ["CUB_200_2010", "CUB_200"])
-def test_the_birds_of_2010_are_refused_by_their_file_names(root, folder):
-    put(*(f"{folder}/images/{c:03}.Bird_{c}/Bird_{c}_0001_{2950163169 + c}.jpg" for c in NUMBERS["cub200"]))
-    with pytest.raises(DataError, match=f"{folder} holds CUB-200 of 2010 .6,033 images.; the bench"):
-        load_benchmark("cub200", root, allow_partial=True)
-
-
-def test_the_birds_of_2010_are_refused_by_their_lists(root):
-    put(*(f"cub200/images/{c:03}.Bird_{c}/Bird_{c}_000{i}_{796111 + c}.jpg" for c in NUMBERS["cub200"] for i in "01"))
-    load_benchmark("cub200", root)
-    (root / "cub200" / "lists").mkdir()
-    with pytest.raises(DataError, match="holds CUB-200 of 2010"):
-        load_benchmark("cub200", root)
-
-
-def test_inshop_as_it_is_published(root):
+def test_inshop_as_it_is_published(root, capsys):
     make_inshop()
-    (root / "inshop" / "Img").mkdir()
-    (root / "inshop" / "img").rename(root / "inshop" / "Img" / "img")
-    (root / "inshop" / "Eval").mkdir()
-    (root / "inshop" / "list_eval_partition.txt").rename(root / "inshop" / "Eval" / "list_eval_partition.txt")
-    assert len(load_benchmark("inshop", root).train) == 3
+    for file, folder in (("img", "Img"), ("list_eval_partition.txt", "Eval")):
+        (root / "inshop" / folder).mkdir()
+        (root / "inshop" / file).rename(root / "inshop" / folder / file)
+    assert main(["data", "check", "inshop", "--data", str(root)]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["split", "train", "query", "gallery"]
 
 
 # ---- what is published ---------------------------------------------------------------------------
@@ -232,13 +203,8 @@ def test_the_counts_add_up_to_the_published_totals():
         images = sum(images for _, images in known.counts.values())
         classes = sum(classes for split, (classes, _) in known.counts.items() if split != "gallery")
         assert (images, classes) == totals[name]
-        assert known.name == name and all(part.makes for part in known.parts)
         assert bool(known.steps) == any(not part.sources for part in known.parts), "steps if a person must act"
-        for part in known.parts:
-            assert part.checksum or not part.sources
-            kind, _, digits = (part.checksum or "md5:" + "0" * 32).partition(":")
-            assert len(digits) == {"md5": 32, "sha256": 64}[kind]
-    assert DATASETS == ("glyphs", *CATALOG, "folder", "own")
+        assert all(part.checksum for part in known.parts if part.sources)
 
 
 # ---- the layouts ---------------------------------------------------------------------------------
@@ -272,12 +238,6 @@ def test_classes_without_numbers_must_all_be_there(root, monkeypatch):
     put(*(f"cars196/images/Car {c:03}/{i}.jpg" for c in range(196) for i in range(2)))
     assert load_benchmark("cars196", root).test.class_names[0] == "Car 098", "their order decides"
     (root / "cars196/images/Car 007").rename(root / "away")
-    for allow_partial in (False, True):
-        with pytest.raises(DataError, match="which classes are for training is unknown") as caught:
-            load_benchmark("cars196", root, allow_partial)
-        assert "\n" not in str(caught.value)
-    put(*(f"cars196/images/__MACOSX/{i}.jpg" for i in range(2)))  # the number of classes is right again
-    (root / "cars196/images/Car 100/0.jpg").unlink()
     with pytest.raises(DataError, match="which classes are for training is unknown"):
         load_benchmark("cars196", root, True)
 
@@ -286,25 +246,19 @@ def test_a_missing_class_and_a_stray_folder_move_no_other_class(root):
     MAKE["cub200"]()
     (root / "cub200/images/002.Class 2").rename(root / "cub200/images/Class2")
     (root / "cub200/images/002.Empty").mkdir()
-    with pytest.warns(UserWarning, match="2 training classes .* 1 folder.s. without a class number, the first Class2"):
+    with pytest.warns(UserWarning, match="2 training classes instead of 3"):
         benchmark = load_benchmark("cub200", root, allow_partial=True)
     assert benchmark.train.class_names == ("001.Class 1", "100.Class 100")
-    assert "1 class folder(s) without images, the first 002.Empty" in benchmark.differences
     assert benchmark.test.class_names == ("101.Class 101", "200.Class 200")
 
 
-def test_online_products_follows_its_lists(root):
-    make_sop()
-    put("online_products/images/sofa_final/unlisted.JPG")
+@pytest.mark.parametrize(("lists", "images"), [("/Info_Files", "/images"), ("", "/images"), ("", "")])
+def test_online_products_follows_its_lists(root, lists, images):
+    make_sop(f"online_products{lists}", f"online_products{images}")
+    put(f"online_products{images}/sofa_final/unlisted.JPG")
     benchmark = load_benchmark("sop", root)
     assert names(benchmark.train) == [("a_0.JPG", "1"), ("a_1.JPG", "1"), ("b_0.JPG", "2"), ("b_1.JPG", "2")]
     assert benchmark.test.labels.tolist() == [0, 0, 1], "the benchmark has classes of one image"
-
-
-@pytest.mark.parametrize("images", ["online_products/images", "online_products"])
-def test_online_products_in_the_folders_of_its_archive(root, images):
-    make_sop("online_products", images)
-    assert len(load_benchmark("sop", root).test) == 3
 
 
 def test_inshop_queries_and_gallery_share_their_classes(root):
@@ -333,43 +287,25 @@ def test_lists_from_windows(root):
 # ---- data sets that are not whole ---------------------------------------------------------------------------
 
 
-def test_all_differences_are_reported_in_one_line(root):
+def test_a_partial_data_set_is_refused_with_all_differences_unless_it_is_accepted(root):
     make_inshop()
-    for image in (INSHOP[2][0], INSHOP[4][0]):
+    for image in (INSHOP[2][0], INSHOP[3][0]):
         (root / "inshop" / image).unlink()
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError) as refused:
         load_benchmark("inshop", root)
     for part in (
         "1 training classes instead of 2", "2 training images instead of 3", "1 query classes instead of 2",
         "1 query images instead of 2", "2 of 8 listed images are missing, the first", INSHOP[2][0], "--allow-partial",
     ):  # fmt: skip
-        assert part in str(caught.value)
-    assert "gallery" not in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_partial_data_set_can_be_accepted(root):
-    make_inshop()
-    (root / "inshop" / INSHOP[3][0]).unlink()
+        assert part in str(refused.value)
+    assert "gallery" not in str(refused.value) and "\n" not in str(refused.value)
     with pytest.warns(UserWarning) as caught:
         benchmark = load_benchmark("inshop", root, allow_partial=True)
-    assert len(caught) == 1 and "1 query images instead of 2" in str(caught[0].message)
-    assert "\n" not in str(caught[0].message)
-    assert benchmark.record()["partial"] == list(benchmark.differences) and len(benchmark.differences) == 3
+    (message,) = [str(each.message) for each in caught]
+    assert "1 query images instead of 2" in message and "\n" not in message
+    assert benchmark.record()["partial"] == list(benchmark.differences) and len(benchmark.differences) == 5
     assert names(benchmark.test) == [("01_1_front.jpg", "id_00000003")]
     assert benchmark.gallery.class_names == ("id_00000003", "id_00000001")
-    (root / "inshop" / INSHOP[7][0]).unlink()  # now a query has no match, but still a class
-    put(f"inshop/{INSHOP[3][0]}")
-    with pytest.warns(UserWarning):
-        benchmark = load_benchmark("inshop", root, allow_partial=True)
-    assert benchmark.test.labels.tolist() == [0, 1] and benchmark.gallery.labels.tolist() == [1, 1]
-    assert benchmark.differences[-1] == "1 query class(es) without gallery images, the first id_00000001"
-
-
-def test_a_list_with_fewer_rows_than_declared(root):
-    make_inshop()
-    (root / "inshop" / "list_eval_partition.txt").write_text(inshop_list(declared=52712))
-    with pytest.raises(DataError, match="8 rows in list_eval_partition.txt instead of the 52712"):
-        load_benchmark("inshop", root)
 
 
 def test_a_split_without_images_is_refused_even_if_partial(root):
@@ -387,10 +323,9 @@ BROKEN = {
     "short row": ("sop", "Info_Files/Ebay_train.txt", sop_lists()["Ebay_train.txt"] + "8 3\n",
                   "Ebay_train.txt, line 6: 2 fields instead of 4"),
     "not text": ("inshop", "list_eval_partition.txt", b"\xff\xfe\x00", "list_eval_partition.txt is unreadable"),
-    "no number": ("inshop", "list_eval_partition.txt", "image_name item_id\n", "must begin with the number of rows"),
+    "no header": ("inshop", "list_eval_partition.txt", "image_name item_id\n", "begin with the header .image_name"),
     "status": ("inshop", "list_eval_partition.txt", inshop_list([("img/a.jpg", "a", "val")]), "'val' must be one of"),
     "no path": ("inaturalist", "Inaturalist_test_set1.txt", "a.jpg\n", "line 1: 'a.jpg' must be kind/species/image"),
-    "web page": ("inaturalist", "Inaturalist_test_set1.txt", "<html>\n", "line 1: '<html>' must be kind/species/image"),
     "class in both": ("inaturalist", "Inaturalist_test_set1.txt", "train_val2018/Aves/3136/f.jpg\n",
                       r"1 class\(es\) both for training and for testing, the first Aves/3136"),
     "image twice": ("inaturalist", "Inaturalist_test_set1.txt", "train_val2018/Plantae/3136/d.jpg\n" * 2,
@@ -428,12 +363,6 @@ def own_csv(root, lines, header="path,class,split"):
     (root / "split.csv").write_text("\n".join([header, *lines]) + "\n")
 
 
-def test_a_split_csv(root):
-    own_csv(root, ['images/0.jpg,"owl, barn",train', "images/1.jpg,x,test", "./images/2.jpg,y,test"])
-    benchmark = load_benchmark("folder", root)
-    assert benchmark.train.class_names == ("owl, barn",) and len(benchmark.test) == 2
-
-
 def test_a_split_csv_with_a_gallery(root):
     lines = ["images/0.jpg,a,train", "images/1.jpg,b,query", "images/2.jpg,c,gallery", "images/3.jpg,b,gallery"]
     own_csv(root, lines)
@@ -444,11 +373,7 @@ def test_a_split_csv_with_a_gallery(root):
 
 OWN = {
     "header": (["images/0.jpg,a,train"], "path,label,split", "header path,class,split"),
-    "spaces": (["images/0.jpg a train"], "path class split", r"\(separated by , ; | or tab\), not 'path class"),
-    "colons": (["images/0.jpg:a:train"], "path:class:split", "not 'path:class:split'"),
-    "two separators": (["images/0.jpg;a;train"], None, "line 2: ';' separates the columns, in the header ','"),
     "split": (["images/0.jpg,a,training"], None, "line 2: each line is path,class,split"),
-    "short": (["images/0.jpg,a"], None, "line 2: each line is path,class,split"),
     "no test": (["images/0.jpg,a,train"], None, "has the splits train; it must have test, or"),
     "mixed": ([f"images/{i}.jpg,{i},{s}" for i, s in enumerate(["train", "test", "query", "gallery"])], None, "splits"),
     "shared": (["images/0.jpg,a,train", "images/1.jpg,a,test"], None, "the first a; testing needs unseen classes"),
@@ -456,9 +381,7 @@ OWN = {
                 r"1 of 2 listed images are missing, the first .*9.jpg \(line 3\)"),
     "all missing": (["data/images/0.jpg,a,train", "data/images/9.jpg,b,test"], None, "; paths are relative to "),
     "twice": (["images/0.jpg,a,train", "images/./0.jpg,b,test"], None, r"lists images/./0.jpg twice \(line 2, 3\)"),
-    "outside": (["images/0.jpg,a,train", "../9.jpg,b,test"], None, r"9.jpg \(line 3\), which is not inside"),
     "quote": (['images/0.jpg,"a,train', *["images/1.jpg,b,test"] * 9], None, "a quote that is not"),
-    "backslashes": ([r"images\0.jpg,a,train"], None, r"line 2: write images.0\.jpg with / instead of"),
     "NUL": (["ima\0ges/0.jpg,a,train", "images/1.jpg,b,test"], None, "not inside"),
 }  # fmt: skip
 
@@ -483,60 +406,25 @@ def test_faults_of_class_folders_are_named(root):
     put("a/1.jpg", "a/2.jpg")
     with pytest.raises(DataError, match="leaves no images for test"):
         load_benchmark("folder", root)
-    put("b/1.jpg")
-    with pytest.raises(DataError, match="b has 1 image"):
-        load_benchmark("folder", root)
-    put("b/2.jpg")
-    (root / "loop").symlink_to("loop")
-    with pytest.raises(DataError, match="cannot read .*loop.* make it readable, or remove it"):
-        load_benchmark("folder", root)
-
-
-@pytest.mark.skipif(getattr(os, "geteuid", int)() == 0, reason="root reads everything, Windows has other rights")
-def test_a_class_folder_without_permission_is_named(root):
-    put("a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg")
-    (root / "b").chmod(0)
-    with pytest.raises(DataError, match="cannot read .*b .Permission denied.; make it readable, or remove it"):
-        load_benchmark("folder", root)
 
 
 def test_a_warning_counts_the_ignored_files(root):
-    put(*(f"{c}/{i}.jpg" for c in "abcd" for i in range(2)), "loose.jpg", "c/nested/1.jpg")
+    put(*(f"{c}/{i}.jpg" for c in "abcd" for i in range(2)), "loose.jpg")
     for name in ("aa", "lost+found", ".hidden"):
         (root / name).mkdir()
-    (root / "a" / "x.psd").write_bytes(b"")
     (root / "split.tsv").write_text("path\tclass\n")
     with pytest.warns(UserWarning) as caught:
         benchmark = load_benchmark("folder", root)
     (of_files,) = [each for each in caught if "in two classes" not in str(each.message)]  # all are one picture
-    message, end = str(of_files.message), "the first loose.jpg; 1 image(s) in sub-folders of class folders are not used"
-    end += "; 1 .psd are not read; convert them to JPEG or PNG"
-    end += "; split.tsv is not read: a table of the images has the name split.csv"
-    assert "5 thing(s) in" in message and message.endswith(end)
+    message, end = str(of_files.message), "; split.tsv is not read: a table of the images has the name split.csv"
+    assert "3 thing(s) in" in message and message.endswith("the first loose.jpg" + end)
     assert benchmark.train.class_names == ("a", "b"), "an empty folder moves no class"
-    assert benchmark.differences == ()
-
-
-@pytest.mark.parametrize("suffix", ["TIF", "gif"])
-def test_other_formats_are_read(root, suffix):
-    put(*(f"{c}/{i}.jpg" for c in "0abc" for i in range(2)))
-    frames = [Image.new("RGB", (8, 6), color) for color in ((200, 0, 0), (0, 0, 200))]
-    frames[0].save(root / "b" / f"x.{suffix}", save_all=True, append_images=frames[1:])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message=".*in two classes")  # all are one picture
-        benchmark = load_benchmark("folder", root)
-    assert benchmark.test.image(2).getpixel((3, 3)) == (200, 0, 0), "the first frame"
 
 
 def test_a_warning_names_classes_whose_queries_can_only_miss(root):
     own_csv(root, ["images/0.jpg,a,train", "images/1.jpg,b,test", "images/2.jpg,b,test", "images/3.jpg,c,test"])
     with pytest.warns(UserWarning, match="1 class.* have no other image to find, the first c; their queries can only"):
         load_benchmark("folder", root)
-    (root / "images/2.jpg").unlink()  # the same holds for a partial set
-    with pytest.warns(UserWarning) as caught:
-        load_benchmark("folder", root, allow_partial=True)
-    assert any("2 class(es) of" in str(each.message) for each in caught)
     rows = ["images/0.jpg,a,train", "images/1.jpg,b,query", "images/3.jpg,b,gallery", "images/4.jpg,c,query"]
     rows.append("images/5.jpg,d,gallery")
     (root / "split.csv").write_text("path,class,split\n" + "\n".join(rows))
@@ -544,15 +432,8 @@ def test_a_warning_names_classes_whose_queries_can_only_miss(root):
         load_benchmark("folder", root)
 
 
-def test_class_folders_of_one_image_are_refused_even_if_partial(root):
-    MAKE["cub200"]()
-    (root / "cub200/images/002.Class 2/2_0.jpg").unlink()
-    with pytest.warns(UserWarning), pytest.raises(DataError, match="002.Class 2 has 1 image"):
-        load_benchmark("cub200", root, allow_partial=True)
-
-
-@pytest.mark.parametrize("name", ["0\u2028.jpg", "0\n.jpg"])
-def test_a_split_csv_with_line_ends_in_names(root, name, capsys):
+def test_a_split_csv_with_line_ends_in_names(root, capsys):
+    name = "0\u2028\n.jpg"
     put(f"images/{name}", *(f"images/{i}.jpg" for i in (1, 2)))
     (root / "split.csv").write_text(
         f'path,class,split\n"images/{name}",a,train\nimages/1.jpg,b,test\nimages/2.jpg,c,test'
@@ -576,16 +457,6 @@ def test_runs_on_other_images_have_other_folders(root, tmp_path):
     assert other != folders[0] and other.name.startswith(run_folder(config, tmp_path).name)
 
 
-def test_runs_on_partial_sets_have_other_folders(root, tmp_path):
-    config = preset("demo", dataset="sop")
-    make_sop()
-    assert run_folder(config, tmp_path, load_benchmark("sop", root)) == run_folder(config, tmp_path)
-    (root / "online_products/images/sofa_final/c_0.JPG").unlink()
-    with pytest.warns(UserWarning):
-        partial = load_benchmark("sop", root, allow_partial=True)
-    assert "-partial-" in run_folder(config, tmp_path, partial).name
-
-
 def test_train_and_evaluate_on_a_partial_set(root, capsys):
     make_sop()
     (root / "online_products/images/sofa_final/d_0.JPG").unlink()
@@ -599,5 +470,4 @@ def test_train_and_evaluate_on_a_partial_set(root, capsys):
     path = out.splitlines()[-2]
     assert "-partial-" in path
     assert '"partial": [' in open(os.path.join(path, "record.json")).read()
-    assert main(["evaluate", path, "--data", str(root)]) == 2
     assert main(["evaluate", path, "--data", str(root), "--allow-partial"]) == 0

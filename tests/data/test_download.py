@@ -10,11 +10,9 @@ import pytest
 from vptsp_core.data import download as module
 from vptsp_core.data.download import download
 from vptsp_core.errors import DataError
-from vptsp_core.system.bars import amount
 
 CONTENT = os.urandom(3_000_000)
 MD5 = "md5:" + hashlib.md5(CONTENT).hexdigest()
-SHA256 = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server:
@@ -46,12 +44,9 @@ class Server:
                     start = int(asked.removeprefix("bytes=").rstrip("-"))
                 if start and start >= len(body):
                     self.send_response(416)
-                    self.send_header("Content-Range", f"bytes */{len(body)}")
                     self.end_headers()
                     return
                 self.send_response(206 if start else server.status)
-                if start:
-                    self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
                 if server.length:
                     self.send_header("Content-Length", str(len(body) - start))
                 self.send_header("Content-Type", server.type)
@@ -99,18 +94,16 @@ def complete(target):
     return target.read_bytes() == CONTENT and [path.name for path in target.parent.iterdir()] == ["file.zip"]
 
 
-@pytest.mark.parametrize("checksum", [MD5, SHA256], ids=["md5", "sha256"])
-def test_a_file_is_fetched_once(server, target, checksum):
-    assert download([server.url], target, checksum) == target
+def test_a_file_is_fetched_once(server, target):
+    assert download([server.url], target, MD5) == target
     assert complete(target) and len(server.seen) == 1
-    download([server.url], target, checksum)
+    download([server.url], target, MD5)
     assert len(server.seen) == 1, "the right file is not fetched again"
 
 
-@pytest.mark.parametrize("size", [len(CONTENT), None])
-def test_a_cut_connection_is_resumed(server, target, size):
+def test_a_cut_connection_is_resumed(server, target):
     server.cuts = [200_000] * 10
-    download([server.url], target, MD5, size)
+    download([server.url], target, MD5)
     assert complete(target) and len(server.seen) == 11, "a request that brings bytes resets the count of tries"
     assert [seen.get("Range") for seen in server.seen][:3] == [None, "bytes=200000-", "bytes=400000-"]
 
@@ -132,10 +125,12 @@ def test_a_server_without_ranges_starts_over_until_the_next_source_is_tried(serv
     assert second.seen[0]["Range"] == "bytes=2000000-", "the next source adds its bytes, since the checksum decides"
 
 
-def test_an_undeclared_length_is_verified_by_the_checksum(server, second, target):
+def test_an_undeclared_length_is_verified_by_the_checksum(server, target):
     server.length, server.cuts = False, [2_000_000]
-    download([server.url, second.url], target, MD5)
-    assert complete(target) and len(second.seen) == 1
+    with pytest.raises(DataError, match=r"no source gave it \(.* instead of "):
+        download([server.url], target, MD5)
+    download([server.url], target, MD5)
+    assert complete(target)
 
 
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (503, module.TRIES), (None, 0)])
@@ -149,7 +144,11 @@ def test_the_next_source_is_tried_after_a_failure(server, second, target, status
     assert complete(target) and (f"HTTP {status}" if status else "refused") in error and len(server.seen) == requests
 
 
-def test_a_file_with_a_wrong_checksum_is_deleted(server, second, target, capsys):
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_file_with_a_wrong_checksum_is_deleted(server, second, target, capsys, begun):
+    """Begun: an unfinished file is resumed."""
+    if begun:
+        part(target, bytes(1000))
     server.content = bytes(len(CONTENT))
     with pytest.raises(DataError) as caught:
         download([server.url], target, MD5)
@@ -160,24 +159,10 @@ def test_a_file_with_a_wrong_checksum_is_deleted(server, second, target, capsys)
     assert complete(target) and found in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [b"x" * 1000, CONTENT + b"more"])
-def test_a_part_of_another_file_is_fetched_again(server, target, content):
-    part(target, content)
-    download([server.url], target, MD5)
-    assert complete(target) and [seen.get("Range") for seen in server.seen] == [f"bytes={len(content)}-", None]
-
-
-@pytest.mark.parametrize(("size", "requests"), [(len(CONTENT), 0), (None, 1)])
-def test_a_finished_part_is_only_verified(server, target, size, requests):
+def test_a_finished_part_is_only_verified(server, target):
     part(target, CONTENT)
-    download([server.url], target, MD5, size)
-    assert complete(target) and len(server.seen) == requests
-
-
-def test_a_file_of_another_size_is_not_fetched(server, target):
-    with pytest.raises(DataError, match=f"offers {len(CONTENT)} bytes instead of 1000"):
-        download([server.url], target, MD5, 1000)
-    assert list(target.parent.iterdir()) == []
+    download([server.url], target, MD5)
+    assert complete(target) and len(server.seen) == 1
 
 
 def test_a_web_page_does_not_replace_an_unfinished_file(server, target):
@@ -214,8 +199,3 @@ def test_a_full_disk_is_not_a_failure_of_the_source(server, second, target):
     with pytest.raises(DataError, match="the disk is full; free some space, the same command resumes it"):
         download([server.url, second.url], target, MD5)
     assert not second.seen
-
-
-def test_amounts_have_a_readable_unit():
-    assert [amount(count) for count in (0, 1_250_000, 9_990_000_000, 10_000_000_000, 1.2e11)] == [
-        "0.0 MB", "1.2 MB", "9990.0 MB", "10.0 GB", "120.0 GB"]  # fmt: skip

@@ -9,7 +9,6 @@ from PIL import Image
 
 from vptsp_core.data import glyphs
 from vptsp_core.data.glyphs import drawing
-from vptsp_core.errors import DataError
 
 
 def test_splits_are_disjoint_and_have_their_sizes():
@@ -69,10 +68,3 @@ def test_benchmark():
     assert len(benchmark.test) == 200 and benchmark.test.num_classes == 100
     again = glyphs.GlyphSet("test", 2)
     assert benchmark.test.fingerprint() == again.fingerprint() != benchmark.train.fingerprint()
-
-
-def test_impossible_splits_and_counts_are_refused():
-    with pytest.raises(DataError, match="no split 'val'"):
-        glyphs.render("val")
-    with pytest.raises(DataError, match="images per class"):
-        glyphs.render("train", 0)

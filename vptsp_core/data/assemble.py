@@ -10,14 +10,16 @@ import unicodedata
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from vptsp_core.data.base import Benchmark
-from vptsp_core.data.folder import FileSet, hash_content, read_size
-from vptsp_core.data.layouts import Listing, Rows, fold, list_entries
+from vptsp_core.data.folder import FileSet, hash_content
+from vptsp_core.data.layouts import Listing, Rows, fold
 from vptsp_core.errors import DataError
+from vptsp_core.system.portable import cores
 
 Counts = Mapping[str, tuple[int, int]]  # (classes, images) per split
 
@@ -62,14 +64,12 @@ def _report_differences(
     name: str, listing: Listing, splits: dict[str, Rows], missing: list[str], published: Counts, allow_partial: bool
 ) -> tuple[str, ...]:
     """Return the differences from the published data set, after one warning. Raises DataError: they are refused."""
-    differences = [*_miscounts(splits, published), *listing.notes]
+    differences = _miscounts(splits, published)
     if missing:
         total = sum(map(len, listing.splits.values()))
         cure = f"; paths are relative to {listing.root}" if len(missing) == total else ""
         differences.append(f"{len(missing)} of {total} listed images are missing, the first "
                            f"{listing.root / missing[0]}{listing.where(missing[0])}{cure}")  # fmt: skip
-    if differences and "query" in splits and listing.classes_of_one == "fine" and (missed := _find_hopeless(splits)):
-        differences.append(f"{len(missed)} query class(es) without gallery images, the first {missed[0]}")
     if differences:
         found = f"{name}: {listing.source}: {', '.join(differences)}"
         if listing.uncertain:
@@ -85,13 +85,7 @@ def _report_differences(
 
 def _check_classes(name: str, listing: Listing, splits: dict[str, Rows]) -> None:
     """Check that every split has images, and that a query can be found and can be confused with another class."""
-    if listing.classes_of_one == "refused":
-        for label, count in Counter(label for rows in splits.values() for _, label in rows).items():
-            if count < 2:
-                raise DataError(
-                    f"class {listing.root / label} has {count} image(s), at least 2 are needed; add or remove it"
-                )
-    elif listing.classes_of_one == "warned of" and (missed := _find_hopeless(splits)):
+    if listing.as_shown and (missed := _find_hopeless(splits)):
         warnings.warn(f"{name}: {len(missed)} class(es) of {listing.source} have no other image to find, the first "
                       f"{missed[0]}; their queries can only miss", stacklevel=4)  # fmt: skip
     if empty := [split for split, rows in splits.items() if not rows and (split != "train" or listing.splits[split])]:
@@ -108,19 +102,18 @@ def _make_set(name: str, split: str, listing: Listing, rows: Rows, both: Rows | 
     numbers = {label: number for number, label in enumerate(dict.fromkeys(label for _, label in both or rows))}
     paths = [listing.root / path for path, _ in rows]
     labels = np.array([numbers[label] for _, label in rows], dtype=np.int64)
-    return FileSet(f"{name} {split}", paths, labels, list(numbers), both is not None, as_shown=listing.as_shown)
+    return FileSet(f"{name} {split}", paths, labels, list(numbers), as_shown=listing.as_shown)
 
 
 def _find_missing(listing: Listing) -> list[str]:
-    """Return the listed paths that are not files. To look for each file would take minutes, so folders are read."""
+    """Return the listed paths that do not exist. To look for each file would take minutes, so folders are read."""
     files: dict[str, set[str]] = {}
     missing = []
     for path, _ in (row for rows in listing.splits.values() for row in rows):
         folder, _, file = path.rpartition("/")
         if folder not in files:
             place = listing.root / folder
-            exists = os.path.isdir(place)
-            files[folder] = set(list_entries(place, os.DirEntry.is_file, hidden=True)[0]) if exists else set()
+            files[folder] = set(os.listdir(place) if os.path.isdir(place) else ())
         if file not in files[folder]:
             missing.append(path)
     return missing
@@ -155,13 +148,11 @@ def _find_on_disk(root: str, paths: Iterable[str]) -> dict[str, str]:
 
 def _warn_of_copies(name: str, root: Path, splits: dict[str, Rows]) -> None:
     """Warn of one image in two classes, because one of them is wrong. A gallery may hold its queries."""
-    by_size: dict[int, dict[Path, str]] = defaultdict(dict)
-    for path, label in (row for rows in splits.values() for row in rows):
-        by_size[read_size(root / path)][root / path] = label
+    labels = {root / path: label for rows in splits.values() for path, label in rows}
     by_content: dict[str, dict[Path, str]] = defaultdict(dict)
-    for alike in by_size.values():
-        for file, label in alike.items() if len(set(alike.values())) > 1 else ():
-            by_content[hash_content(file)][file] = label
+    with ThreadPoolExecutor(cores()) as pool:
+        for file, content in zip(labels, pool.map(hash_content, labels), strict=True):
+            by_content[content][file] = labels[file]
     copies = [same for same in by_content.values() if len(set(same.values())) > 1]
     if copies:
         first, *rest = copies[0]
@@ -174,9 +165,9 @@ def _miscounts(splits: dict[str, Rows], published: Counts) -> list[str]:
     wrong = []
     for split, expected in published.items():
         found = len({label for _, label in splits[split]}), len(splits[split])
-        for kind, count, wanted in zip(("classes", "images"), found, expected, strict=True):
-            if count != wanted:
-                wrong.append(f"{count} {'training' if split == 'train' else split} {kind} instead of {wanted}")
+        kinds = zip(("classes", "images"), found, expected, strict=True)
+        part = "training" if split == "train" else split
+        wrong += [f"{count} {part} {kind} instead of {wanted}" for kind, count, wanted in kinds if count != wanted]
     return wrong
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 
 from vptsp_core.data.store import PixelStore
-from vptsp_core.errors import DataError
 
 OWN = ("folder", "own")  # the data sets of your own images: their names do not say which images they are
 
@@ -22,28 +21,18 @@ class ImageSet(ABC):
 
     Attributes:
         name: for messages, e.g. ``"cub200 test"``.
-        labels: (N,) int64, contiguous from 0 to C - 1.
+        labels: (N,) int64, from 0 to C - 1. Each class has an image, but query and gallery share their class names, so
+            there it may have one in the other.
         class_names: C names, in the order of the labels.
-        shared: query and gallery share their class names, so a class may have no image in one of them.
         store: the same images, decoded and resized, for the cached pipeline (`batches.decoded`).
-
-    Raises:
-        DataError: labels outside of 0 to C - 1, or, unless shared, with gaps.
     """
 
     store: PixelStore | None = None
 
-    def __init__(self, name: str, labels: np.ndarray, class_names: Sequence[str], shared: bool = False) -> None:
-        self.name, self.shared = name, shared
+    def __init__(self, name: str, labels: np.ndarray, class_names: Sequence[str]) -> None:
+        self.name = name
         self.labels = np.array(labels, dtype=np.int64)
         self.class_names = tuple(class_names)
-        found = np.unique(self.labels)
-        whole = np.arange(len(self.class_names))
-        if not (np.isin(found, whole).all() if shared else np.array_equal(found, whole)):
-            raise DataError(
-                f"{name}: labels must run from 0 to {len(self.class_names) - 1} without gaps; "
-                f"found {len(found)} different ones; give every class at least one image"
-            )
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,11 @@ from vptsp_core.data import OWN, cached, loading
 from vptsp_core.data.base import Benchmark, ImageSet
 from vptsp_core.data.cache import open_stores
 from vptsp_core.data.cached import Statistics
-from vptsp_core.data.folder import FileSet, refuse_inside_images
+from vptsp_core.data.folder import refuse_inside_images
 from vptsp_core.errors import DataError
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.system.places import results_folder
-from vptsp_core.system.portable import cores
 
 
 def cache_folder(
@@ -40,23 +38,16 @@ def cache_folder(
 
 
 def decoded(benchmark: Benchmark, config: RunConfig, folder: Path, *, progress: bool = True) -> Benchmark:
-    """Return a copy of the benchmark with decoded images (`cache.open_stores`), if the config's pipeline is the cached
-    one.
-
-    For the classic pipeline, read the headers of your own images, so that an image that cannot be used is found before
-    the training.
+    """Return a copy of the benchmark with decoded images (`cache.open_stores`) for the cached pipeline. The classic one
+    needs none: return the benchmark itself.
     """
+    if config.pipeline == "classic":
+        return benchmark
     splits = {"test": benchmark.test}
     if config.method != "frozen":
         splits["train"] = benchmark.train
     if benchmark.gallery is not None:
         splits["gallery"] = benchmark.gallery
-    if config.pipeline == "classic":
-        for images in splits.values():
-            if isinstance(images, FileSet) and images.as_shown:
-                with ThreadPoolExecutor(cores()) as pool:
-                    list(pool.map(images.size, range(len(images))))
-        return benchmark
     interpolation = loading.interpolation_name(config)
     sets = list(splits.values())
     stores = open_stores(sets, folder, side=config.resize, interpolation=interpolation, progress=progress)

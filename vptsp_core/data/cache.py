@@ -8,15 +8,13 @@ store is whole if its folder has its final name, and its pixel file has the leng
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -31,7 +29,6 @@ from vptsp_core.system.bars import amount, bar
 from vptsp_core.system.locks import locked
 from vptsp_core.system.portable import cores, replace
 
-Work = Callable[[Callable[[int], Any], range, str], Iterator[list[Any]]]  # `_run_in_threads`
 FORMAT = 3  # version of the files and the key; stores of another version are not found
 PIXELS, SIZES = "pixels.u8", "sizes.npy"
 DONE = "sizes.i64"  # the sizes of the images that are appended so far
@@ -56,7 +53,7 @@ def open_stores(
         folder: the cache, which holds all stores.
         side: the shorter side of every image, in pixels; smaller images are enlarged, as in the classic pipeline.
         workers: threads that decode, None for one per core (Pillow decodes and resizes outside of Python's lock).
-        progress: print the disk space that is needed to stderr, and show bars, or lines in a log.
+        progress: print the least disk space that is needed to stderr, and show bars, or lines in a log.
 
     Raises:
         DataError: an image cannot be read, or the disk has too little room; the next call resumes the build.
@@ -68,11 +65,11 @@ def open_stores(
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder / ".lock", f"cache: another process is decoding images into {folder}; waiting"):
                 missing = {images: place for images, place in places.items() if not place.exists()}
-                work = functools.partial(_run_in_threads, workers=workers or cores(), progress=progress)
-                _check_room(missing, folder, side, work, progress)
+                if missing:
+                    _check_room(missing, folder, side, progress)
                 for images, place in missing.items():
-                    partial = _partial_of(place)
-                    _fill(images, partial, side, interpolation, work)
+                    partial = place.with_name(f"{place.name}.partial")
+                    _fill(images, partial, side, interpolation, workers or cores(), progress)
                     replace(partial, place)
         except OSError as error:
             raise DataError(f"cache {folder}: {error.strerror or error}; {CURE}") from error
@@ -84,49 +81,26 @@ def open_stores(
     ]
 
 
-def _run_in_threads(
-    task: Callable[[int], Any], numbers: range, title: str, *, workers: int, progress: bool
-) -> Iterator[list[Any]]:
-    """Call ``task`` with each number, and yield the results in order, `CHUNK` at a time; the first error stops all."""
-    shown = bar(None, title, numbers.stop, show=progress, initial=numbers.start, unit="images")
-    with ThreadPoolExecutor(workers) as pool, shown:
-        ahead = pool.map(task, numbers[:CHUNK])
-        for start in range(CHUNK, len(numbers) + CHUNK, CHUNK):
-            done, ahead = list(ahead), pool.map(task, numbers[start : start + CHUNK])
-            yield done
-            shown.update(len(done))
-
-
-def _check_room(missing: dict[FileSet, Path], folder: Path, side: int, work: Work, progress: bool) -> None:
-    """Print how much the missing stores will take. Raises DataError: the disk has less room."""
-    if not missing:
-        return
-    total = 0
-    for images, place in missing.items():
-        pixels = _partial_of(place) / PIXELS
-        task = functools.partial(_count_bytes, images, side=side)
-        counts = work(task, range(len(images)), f"{images.name}: reading sizes")
-        total += sum(map(sum, counts)) - (pixels.stat().st_size if pixels.exists() else 0)
-    free = shutil.disk_usage(folder).free
+def _check_room(missing: dict[FileSet, Path], folder: Path, side: int, progress: bool) -> None:
+    """Print the least room that the missing stores take, as if all images were squares, and name their earlier states.
+    Raises DataError: the disk has less room.
+    """
+    least, free = 3 * side**2 * sum(map(len, missing)), shutil.disk_usage(folder).free
+    written = sum(pixels.stat().st_size for pixels in folder.glob(f"*.partial/{PIXELS}"))
     if progress:
         names = ", ".join(f"{images.name} {len(images):,} images" for images in missing)
-        print(f"cache: {names}; {amount(total)} to write in {folder} ({amount(free)} free)", file=sys.stderr)
-        for path in sorted(folder.iterdir()):
-            if any(_is_earlier(path, place) for place in missing.values()):
-                print(f"cache: {path} is of an earlier state of that data set; delete it if nothing uses it",
-                      file=sys.stderr)  # fmt: skip
-    if total > free:
-        raise DataError(f"cache {folder}: needs {amount(total)}, {amount(free)} are free; {CURE}")
+        print(f"cache: {names}; at least {amount(least)} to write in {folder} ({amount(free)} free)", file=sys.stderr)
+        for place in missing.values():
+            for path in sorted(folder.glob(f"{place.name.rpartition('-')[0]}-*")):
+                if path.name.removesuffix(".partial") != place.name:
+                    print(f"cache: {path} is of an earlier state of that data set; delete it if nothing uses it",
+                          file=sys.stderr)  # fmt: skip
+    if least > free + written:
+        raise DataError(f"cache {folder}: needs at least {amount(least)}, {amount(free)} are free; {CURE}")
 
 
-def _count_bytes(images: FileSet, index: int, side: int) -> int:
-    """Return the bytes of an image after resizing, by its header. Its orientation does not change them."""
-    short, long = sorted(images.size(index))
-    return 3 * side * (side * long // short)
-
-
-def _fill(images: FileSet, folder: Path, side: int, interpolation: str, work: Work) -> None:
-    """Append the images that are not yet in ``folder``."""
+def _fill(images: FileSet, folder: Path, side: int, interpolation: str, workers: int, progress: bool) -> None:
+    """Append the images that are not yet in ``folder``; the first error stops all threads."""
     folder.mkdir(exist_ok=True)
     with open(folder / PIXELS, "ab") as pixels, open(folder / DONE, "ab") as done:
         sizes = np.fromfile(folder / DONE, np.int64)
@@ -139,12 +113,18 @@ def _fill(images: FileSet, folder: Path, side: int, interpolation: str, work: Wo
         def decode(i: int) -> np.ndarray:
             return _decode(images.image(i), side, interpolation)
 
-        for arrays in work(decode, range(count, len(images)), f"{images.name}: decoding"):
-            for array in arrays:
-                pixels.write(array.tobytes())
-            pixels.flush()
-            done.write(np.array([array.shape[:2] for array in arrays], np.int64).tobytes())
-            done.flush()
+        title, numbers = f"{images.name}: decoding", range(count, len(images))
+        shown = bar(None, title, len(images), show=progress, initial=count, unit="images")
+        with ThreadPoolExecutor(workers) as pool, shown:
+            ahead = pool.map(decode, numbers[:CHUNK])
+            for start in range(CHUNK, len(numbers) + CHUNK, CHUNK):
+                arrays, ahead = list(ahead), pool.map(decode, numbers[start : start + CHUNK])
+                for array in arrays:
+                    pixels.write(array.tobytes())
+                pixels.flush()
+                done.write(np.array([array.shape[:2] for array in arrays], np.int64).tobytes())
+                done.flush()
+                shown.update(len(arrays))
         os.fsync(pixels.fileno())
     np.save(folder / SIZES, np.fromfile(folder / DONE, np.int64).reshape(-1, 2))
     (folder / DONE).unlink()
@@ -179,13 +159,3 @@ def _name_store(images: FileSet, side: int, interpolation: str) -> str:
     for path, name in zip(images.paths, images.relative_names(), strict=True):
         digest.update(os.fsencode(name) + f" {read_stamps(path)}\n".encode())
     return f"{images.name.replace(' ', '-')}-{side}-{interpolation}-{digest.hexdigest()[:12]}"
-
-
-def _partial_of(place: Path) -> Path:
-    return place.with_name(f"{place.name}.partial")
-
-
-def _is_earlier(path: Path, place: Path) -> bool:
-    """Return whether ``path`` is a store, finished or not, of an earlier state of the set that ``place`` is for."""
-    name = path.name.removesuffix(".partial")
-    return name != place.name and name.rpartition("-")[0] == place.name.rpartition("-")[0] and path.is_dir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vptsp_core.data.layouts import Listing, Rows, class_folders, split_by_class, split_in_order
+from vptsp_core.data.layouts import Listing, Rows, split_by_class
 from vptsp_core.errors import DataError
 
 TRAIN_CLASSES = 98
@@ -22,9 +22,9 @@ HALVES = {
 def list_cars(folder: Path, name: str) -> Listing:
     """List Cars196 in one of the layouts that people have: the first 98 of 196 classes are for training.
 
-    The layouts are ``images/<class>/``; ``car_ims/`` with ``cars_annos.mat``; and ``cars_train/`` with ``cars_test/``.
-    The last one has annotation files (for the test images, "with labels") or a folder per class. Unpacking may have
-    added a folder of the same name around each folder, and a folder like ``devkit/`` around the .mat files.
+    The layouts are ``images/<class>/``; ``car_ims/`` with ``cars_annos.mat``; and ``cars_train/``, ``cars_test/`` with
+    their annotation files (for the test images, "with labels"). Unpacking may have added a folder of the same name
+    around each folder, and a folder like ``devkit/`` around the .mat files.
     Raises DataError: annotations are missing or unreadable.
     """
     layouts = (WHOLE, HALVES)
@@ -32,12 +32,6 @@ def list_cars(folder: Path, name: str) -> Listing:
     if (folder / "images").is_dir() or parts is None:
         return split_by_class(folder, name, TRAIN_CLASSES)
     places = {part: f"{part}/{part}" if (folder / part / part).is_dir() else part for part in parts}
-    if parts is HALVES and any(each.is_dir() for place in places.values() for each in (folder / place).iterdir()):
-        classes: dict[str, Rows] = {}
-        for place in places.values():
-            for label, files in class_folders(folder / place, name)[0].items():
-                classes.setdefault(label, []).extend((f"{place}/{label}/{file}", label) for file in files)
-        return split_in_order(folder, dict(sorted(classes.items())), TRAIN_CLASSES)
     numbers: dict[str, int] = {}
     names: list[str] = []
     for part, (key, *files) in parts.items():

@@ -18,7 +18,6 @@ class Part:
     makes: str  # the folder in an archive, or the name of the file itself
     sources: tuple[str, ...] = ()  # addresses, tried in this order; if empty, a person must fetch the file
     checksum: str = ""  # "md5:..." or "sha256:..." as published; a part with sources has one
-    size: int | None = None  # bytes, as published
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ _PUBLISHED = (
         title="Caltech-UCSD Birds-200-2011",
         folder="cub200",
         reader=layouts.list_birds,
-        aliases=("CUB_200_2011", "CUB-200-2011", "CUB_200_2010", "CUB-200", "CUB_200"),
+        aliases=("CUB_200_2011", "CUB-200-2011"),
         counts={"train": (100, 5_864), "test": (100, 5_924)},
         parts=(
             Part(
@@ -56,7 +55,6 @@ _PUBLISHED = (
                     "http://www.vision.caltech.edu/visipedia-data/CUB-200-2011/CUB_200_2011.tgz",
                 ),
                 checksum="md5:97eceeb196236b17998738112f37df78",
-                size=1_150_585_339,
             ),
         ),
         home="https://www.vision.caltech.edu/datasets/cub_200_2011/",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -73,13 +71,7 @@ def _get(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     data = None if args.name == "glyphs" else _data_folder(args)
-    try:
-        benchmark = load_benchmark(args.name, data, args.allow_partial)
-    except DataError:
-        with contextlib.suppress(DataError), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            _print_counts(load_benchmark(args.name, data, allow_partial=True))
-        raise
+    benchmark = load_benchmark(args.name, data, args.allow_partial)
     _print_counts(benchmark)
     if args.decode and (broken := _find_unreadable(benchmark)):
         print("\n".join(broken))
@@ -146,17 +138,10 @@ def _describe(known: DataSet, args: argparse.Namespace) -> None:
     for split, (classes, images) in known.counts.items():
         print(f"  {split}: {images:,} images of {classes:,} classes")
     for part in known.parts:
-        size = f"{part.size:,} bytes" if part.size else ""
         by_hand = "" if part.sources else "by hand"
-        print("  file:", ", ".join(each for each in (part.file, size, part.checksum, by_hand) if each))
+        print("  file:", ", ".join(each for each in (part.file, part.checksum, by_hand) if each))
         for source in part.sources:
             print(f"    from {source}")
-    if args.data:
-        try:
-            load_benchmark(known.name, _data_folder(args))
-            print(f"  in {_data_folder(args)}: complete")
-        except DataError as error:
-            print(f"  in {_data_folder(args)}: {error}")
     if known.steps:
         print("\n".join(list_steps(known, _data_folder(args) if args.data else Path("DIR"))[3:]))
 

@@ -28,16 +28,15 @@ class _SourceFailed(Exception):
     """This source cannot give the file, but the next one may."""
 
 
-def download(sources: Sequence[str], target: Path, checksum: str, size: int | None = None) -> Path:
+def download(sources: Sequence[str], target: Path, checksum: str) -> Path:
     """Download a file to ``target``, unless the right file is there already.
 
-    Until it is verified, its name is ``<target>.part``. The same or a later call resumes it. If a resumed file has a
-    wrong checksum, it is fetched once more from the start. A caller must keep other processes out.
+    Until it is verified, its name is ``<target>.part``. The same or a later call resumes it. A file with a wrong
+    checksum is deleted. A caller must keep other processes out.
 
     Args:
         sources: addresses of the same file; if one fails, the next one is tried.
         checksum: ``"md5:..."`` or ``"sha256:..."``, as published; empty if a file without sources has none.
-        size: bytes, as published; None if unknown.
 
     Raises:
         DataError: every source failed (with each reason), the disk is full, or ``target`` is another file.
@@ -50,7 +49,10 @@ def download(sources: Sequence[str], target: Path, checksum: str, size: int | No
     target.parent.mkdir(parents=True, exist_ok=True)
     for source in sources:
         try:
-            _fetch_verified(source, part, checksum, size)
+            _fetch(source, part)
+            if wrong := _mismatch(part, checksum):
+                part.unlink()
+                raise _SourceFailed(wrong)
         except _SourceFailed as failure:
             reasons.append(f"{source}: {' '.join(str(failure).split())}")
             print(f"{target.name}: {reasons[-1]}", file=sys.stderr)
@@ -72,32 +74,19 @@ def _mismatch(path: Path, checksum: str) -> str:
     return "" if found == expected else f"{kind} {found} instead of {expected}"
 
 
-def _fetch_verified(source: str, part: Path, checksum: str, size: int | None) -> None:
-    while True:
-        resumed = _length(part) > 0
-        _fetch(source, part, size)
-        wrong = _mismatch(part, checksum)
-        if not wrong:
-            return
-        part.unlink()
-        if not resumed:
-            raise _SourceFailed(wrong)
-        print(f"{part.stem}: {wrong}, after a partial file was resumed; starting over", file=sys.stderr)
-
-
-def _fetch(source: str, part: Path, size: int | None) -> None:
+def _fetch(source: str, part: Path) -> None:
     """Append the source's further bytes to ``part``. If the connection breaks, try again."""
     tries, most = 0, _length(part)
-    while size is None or _length(part) < size:
+    while True:
         try:
-            if _receive(source, part, size):
+            if _receive(source, part):
                 return
             reason = f"the connection ended after {_length(part)} bytes"
         except urllib.error.HTTPError as error:
             if error.code == 416:  # the source has no further bytes
                 return
             reason = f"HTTP {error.code} {error.reason}"
-            if error.code < 500 and error.code not in (408, 429):
+            if error.code < 500:
                 raise _SourceFailed(reason) from error
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, OSError) and error.errno in FULL:
@@ -110,7 +99,7 @@ def _fetch(source: str, part: Path, size: int | None) -> None:
         time.sleep(PAUSE * tries)
 
 
-def _receive(source: str, part: Path, size: int | None) -> bool:
+def _receive(source: str, part: Path) -> bool:
     """Make one request and append its bytes to ``part``. Return whether the file is complete."""
     start = _length(part)
     ranges = {"Range": f"bytes={start}-"} if start else {}
@@ -121,9 +110,7 @@ def _receive(source: str, part: Path, size: int | None) -> bool:
         if response.status != 206:  # the whole file, from its start
             start = 0
         length = response.headers.get("Content-Length")
-        total = start + int(length) if length else size
-        if size is not None and total != size:
-            raise _SourceFailed(f"offers {total} bytes instead of {size}")
+        total = start + int(length) if length else None
         needed, free = (total or 0) - _length(part), shutil.disk_usage(part.parent).free
         if needed > free:
             raise DataError(f"{part.with_suffix('')}: needs {amount(needed)} more, the disk has {amount(free)} free; "

@@ -44,7 +44,7 @@ def get(known: DataSet, data: Path) -> None:
         if missing:
             print(f"{known.title}: {known.terms}\n{known.home}")
         for part in missing:
-            archive = download(part.sources, downloads / part.file, part.checksum, part.size)
+            archive = download(part.sources, downloads / part.file, part.checksum)
             print(f"{archive} -> {folder}")
             folder.mkdir(parents=True, exist_ok=True)
             if part.makes == part.file:
@@ -83,8 +83,6 @@ def _unpack(archive: Path, folder: Path, makes: str) -> None:
             if not (made := Path(temporary, makes)).is_dir():
                 raise DataError(f"{archive}: has no folder {makes}; get the right archive")
             replace(made, folder / makes)
-    except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"stopped; the same command unpacks {archive.name} again") from error
     except DataError:
         raise
     except Exception as error:  # tarfile and zipfile also raise EOFError, zlib.error, struct.error, ...

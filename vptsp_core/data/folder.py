@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from vptsp_core.data.base import ImageSet
 from vptsp_core.errors import DataError
@@ -40,14 +41,8 @@ _CONTENTS = (
     (rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", "HEIC", _CONVERT),
     (rb"....ftypavi[fs]", "AVIF", _CONVERT),
     (rb"\xff\x0a|....JXL ", "JPEG XL", _CONVERT),
-    (rb"....jP  |\xff\x4f\xff\x51", "JPEG 2000", _CONVERT),
-    (rb"8BPS", "a Photoshop file", _CONVERT),
-    (rb"%PDF", "a PDF", _CONVERT),
     (rb"\s*<(!doctype html|html)", "a web page, a failed download?", _REPLACE),
-    (rb"\s*<(\?xml|svg)", "SVG or other XML", _CONVERT),
     (rb"version https://git-lfs", "a pointer of Git LFS, which git lfs pull follows", _REPLACE),
-    (rb"II\*\0.{4}CR|FUJIFILM", "a raw file", _CONVERT),
-    (rb"PK\x03\x04", "a ZIP archive", _REPLACE),
 )
 
 
@@ -60,11 +55,10 @@ class FileSet(ImageSet):
         paths: Sequence[Path],
         labels: np.ndarray,
         class_names: Sequence[str],
-        shared: bool = False,
         *,
         as_shown: bool = False,
     ) -> None:
-        super().__init__(name, labels, class_names, shared)
+        super().__init__(name, labels, class_names)
         self.paths, self.as_shown = list(paths), as_shown
 
     def reader(self, index: int) -> Callable[[], Image.Image]:
@@ -72,15 +66,6 @@ class FileSet(ImageSet):
 
     def image(self, index: int) -> Image.Image:
         return self.reader(index)()
-
-    def size(self, index: int) -> tuple[int, int]:
-        """Return width and height of image ``index`` by its header. Raises DataError: it cannot be used."""
-        try:
-            with Image.open(self.paths[index], formats=FORMATS) as image:
-                _check_shape(*image.size)
-                return image.size
-        except Exception:  # Pillow's plugins raise errors of many types
-            return self.image(index).size  # raises a DataError with the reason
 
     def describe(self, index: int) -> str:
         return str(self.paths[index])
@@ -95,19 +80,15 @@ class FileSet(ImageSet):
     def fingerprint(self) -> str:
         """Hash labels, paths and file sizes: that is quick, but does not see an edit of equal length. Your own images
         (``as_shown``) may be edited, so the contents of their files are hashed.
-        Raises DataError: a file, which is named, is missing or cannot be read.
+        Raises DataError: a file is missing. Raises OSError: it cannot be read.
         """
         found = hashlib.sha256(b"as shown\n" if self.as_shown else b"")
         with ThreadPoolExecutor(cores()) as pool:
-            contents = pool.map(hash_content, self.paths) if self.as_shown else map(read_size, self.paths)
+            sizes = (read_stamps(path)[0] for path in self.paths)
+            contents = pool.map(hash_content, self.paths) if self.as_shown else sizes
             for name, label, each in zip(self.relative_names(), self.labels, contents, strict=True):
                 found.update(f"{label} ".encode() + os.fsencode(name) + f" {each}\n".encode())
         return found.hexdigest()[:16]
-
-
-def read_size(path: Path) -> int:
-    """Return a file's length in bytes."""
-    return read_stamps(path)[0]
 
 
 def read_stamps(path: Path) -> tuple[int, ...]:
@@ -128,10 +109,7 @@ def hash_content(path: Path) -> str:
 
 @functools.cache
 def _hash_content(path: Path, stamps: tuple[int, ...]) -> str:
-    try:
-        return digest(path)
-    except OSError as error:
-        raise DataError(f"image {path}: {error.strerror}; make it readable, or remove it") from error
+    return digest(path)
 
 
 def _read_of_set(name: str, path: Path, as_shown: bool) -> Image.Image:
@@ -195,14 +173,6 @@ def count_unread(names: Iterable[str]) -> str:
     return f"{' and '.join(kinds)} are not read; convert them to JPEG or PNG" if kinds else ""
 
 
-def _check_shape(width: int, height: int, name: str = "image") -> None:
-    """Refuse a strip: resized by its shorter side, it would take gigabytes, and a crop would show hardly anything.
-    Raises DataError: the image is a strip; the message begins with ``name``.
-    """
-    if max(width, height) > LONGEST * min(width, height):
-        raise DataError(f"{name}: {width} x {height} pixels, more than {LONGEST} times as long as wide; leave it out")
-
-
 def refuse_inside_images(place: Path, images: str | Path, option: str) -> Path:
     """Return ``place``, which will be written, unless it is in the folder of your own ``images``: the next reader of
     that folder would take it for a class or an image.
@@ -222,12 +192,15 @@ def to_rgb(image: Image.Image, name: str = "image", as_shown: bool = False) -> I
 
     ``as_shown`` turns the image by its EXIF orientation and puts transparent pixels over white. Otherwise the pixels
     are as stored.
-    Raises DataError: the range of the pixels' values is not known; the message begins with ``name``.
+    Raises DataError: the range of the pixels' values is not known, or the image is a strip: resized by its shorter
+    side, it would take gigabytes. The message begins with ``name``.
     """
-    _check_shape(*image.size, name)
+    width, height = image.size
+    if max(width, height) > LONGEST * min(width, height):
+        raise DataError(f"{name}: {width} x {height} pixels, more than {LONGEST} times as long as wide; leave it out")
     if as_shown:
         image.load()  # also turns a TIFF
-        if _orientation(image) != 1:
+        with contextlib.suppress(Exception):  # viewers show an image with broken EXIF as it is stored
             image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         values = np.asarray(image)
@@ -245,12 +218,3 @@ def to_rgb(image: Image.Image, name: str = "image", as_shown: bool = False) -> I
     found = image.convert("RGB")
     found.info.clear()  # so that nobody turns it a second time
     return found
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8. It is 1, upright, if it is missing or cannot be read."""
-    try:
-        stored = int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # viewers show an image with broken EXIF as it is stored
-        return 1
-    return stored if 1 <= stored <= 8 else 1

@@ -23,10 +23,7 @@ class Listing:
     source: Path  # the list or folder that names the images, for messages
     root: Path  # the paths are relative to it
     splits: dict[str, Rows]  # train, and test or query and gallery
-    notes: list[str] = field(default_factory=list)  # faults of the lists themselves
     uncertain: bool = False  # the split depends on the order of the classes, so nothing may be missing
-    # What to do about a class of one image. "fine": the benchmark itself has some, and their queries can only miss.
-    classes_of_one: str = "fine"  # or "warned of", or "refused"
     as_shown: bool = False  # read the images as a viewer shows them (`folder.read_image`)
     lines: dict[str, list[int]] = field(default_factory=dict)  # per path, the lines of split.csv that name it
 
@@ -40,17 +37,7 @@ Reader = Callable[[Path, str], Listing]  # (the data set's folder, the name that
 
 
 def list_birds(folder: Path, name: str) -> Listing:
-    """List CUB-200-2011: its first 100 classes are for training.
-    Raises DataError: the folder holds the images of 2010, which have the same classes; or see `split_by_class`.
-    """
-    files = [file for label in class_folders(folder / "images", name)[0].values() for file in label]
-    flickr = sum(re.search(r"_[0-9]{7,}\.", file) is not None for file in files)  # in 2011 they are shorter
-    lists = any((folder / each).is_dir() for each in ("annotations-mat", "lists"))
-    if flickr > len(files) / 2 or len(files) == 6_033 or lists:
-        raise DataError(
-            f"{name}: {folder} holds CUB-200 of 2010 (6,033 images); the benchmark is CUB-200-2011 (11,788 images), "
-            f"get it with python -m vptsp_core data get {name}"
-        )
+    """List CUB-200-2011: its first 100 classes are for training. See `split_by_class`."""
     return split_by_class(folder, name, 100)
 
 
@@ -58,15 +45,12 @@ def list_online_products(folder: Path, name: str) -> Listing:
     """List SOP: ``Info_Files/Ebay_{train,test}.txt`` and ``images/``, or all in the folder itself as in its archive.
     Raises DataError: a list is missing or has another format; the message names file and line.
     """
-    splits, header = {}, "image_id class_id super_class_id path"
+    splits = {}
     inside = "images/" if (folder / "images").is_dir() else ""
     for split in ("train", "test"):
         path = _find(folder, name, f"Info_Files/Ebay_{split}.txt", f"Ebay_{split}.txt")
-        lines = _read_lines(path, name)
-        if not lines or lines[0].split() != header.split():
-            raise DataError(f"{name}: {path} must begin with the header {header!r}; get it again")
-        rows = [_split_fields(line, 4, path, number, name) for number, line in enumerate(lines[1:], 2) if line.strip()]
-        splits[split] = [(inside + row[3], row[1]) for row in rows]
+        rows = _read_table(path, name, "image_id class_id super_class_id path")
+        splits[split] = [(inside + image, label) for _, (_, label, _, image) in rows]
     return Listing(path.parent, folder, splits)
 
 
@@ -76,37 +60,28 @@ def list_inshop(folder: Path, name: str) -> Listing:
     """
     path = _find(folder, name, "list_eval_partition.txt", "Eval/list_eval_partition.txt")
     folder = folder / "Img" if (folder / "Img" / "img").is_dir() else folder  # as published
-    lines = [line for line in _read_lines(path, name) if line.strip()]
-    header = "image_name item_id evaluation_status"
-    if len(lines) < 2 or not re.fullmatch(r"[0-9]{1,9}", lines[0].strip()) or lines[1].split() != header.split():
-        raise DataError(f"{name}: {path} must begin with the number of rows and the header {header!r}; get it again")
     splits: dict[str, Rows] = {"train": [], "query": [], "gallery": []}
-    for number, line in enumerate(lines[2:], 3):
-        image, item, status = _split_fields(line, 3, path, number, name)
+    for number, (image, item, status) in _read_table(path, name, "image_name item_id evaluation_status"):
         if status not in splits:
             raise DataError(f"{name}: {path}, line {number}: status {status!r} must be one of {', '.join(splits)}")
         splits[status].append((image, item))
-    declared, rows = int(lines[0]), len(lines) - 2
-    notes = [] if rows == declared else [f"{rows} rows in {path.name} instead of the {declared} of its first line"]
-    return Listing(path, folder, splits, notes)
+    return Listing(path, folder, splits)
 
 
 def list_inaturalist(folder: Path, name: str) -> Listing:
-    """List iNaturalist 2018: ``train_val2018/<kind>/<species>/<image>``; the lists may have a prefix before that.
+    """List iNaturalist 2018: ``train_val2018/<kind>/<species>/<image>``; the lists may have another prefix.
     Raises DataError: a list is missing or has another format; the message names file and line.
     """
-    splits, top = {}, "train_val2018/"
+    splits = {}
     for split in ("train", "test"):
         path = _find(folder, name, f"Inaturalist_{split}_set1.txt")
         rows = []
-        for number, line in enumerate(_read_lines(path, name), 1):
-            if not (image := line.strip()):
-                continue
-            parts = image.split("/")
+        for number, line in _read_lines(path, name):
+            parts = line.split("/")
             if len(parts) < 3:
-                raise DataError(f"{name}: {path}, line {number}: {image!r} must be kind/species/image; get it again")
-            start = image.find(top)
-            rows.append((image[start:] if start >= 0 else top + "/".join(parts[-3:]), f"{parts[-3]}/{parts[-2]}"))
+                raise DataError(f"{name}: {path}, line {number}: {line!r} must be kind/species/image; get it again")
+            kind, species, image = parts[-3:]
+            rows.append((f"train_val2018/{kind}/{species}/{image}", f"{kind}/{species}"))
         splits[split] = rows
     return Listing(path.parent, folder, splits)
 
@@ -125,18 +100,27 @@ def _find(folder: Path, name: str, *places: str) -> Path:
     )
 
 
-def _read_lines(path: Path, name: str) -> list[str]:
+def _read_lines(path: Path, name: str) -> list[tuple[int, str]]:
+    """Return number and text of each line that is not empty."""
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{name}: {path} is unreadable ({error}); get it again") from error
+    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _split_fields(line: str, count: int, path: Path, number: int, name: str) -> list[str]:
-    fields = line.split()
-    if len(fields) != count:
-        raise DataError(f"{name}: {path}, line {number}: {len(fields)} fields instead of {count}; get the list again")
-    return fields
+def _read_table(path: Path, name: str, header: str) -> list[tuple[int, list[str]]]:
+    """Return line number and fields of each row after the ``header``, which is one of the first two lines."""
+    rows = [(number, line.split()) for number, line in _read_lines(path, name)]
+    columns = header.split()
+    begin = next((place for place, (_, fields) in enumerate(rows[:2], 1) if fields == columns), 0)
+    if not begin:
+        raise DataError(f"{name}: {path} must begin with the header {header!r}; get it again")
+    for number, fields in rows[begin:]:
+        if len(fields) != len(columns):
+            fault = f"{len(fields)} fields instead of {len(columns)}"
+            raise DataError(f"{name}: {path}, line {number}: {fault}; get the list again")
+    return rows[begin:]
 
 
 # ---- class folders ------------------------------------------------------------------------------------
@@ -154,23 +138,13 @@ def split_by_class(folder: Path, name: str, train_classes: int) -> Listing:
              for label, files in class_folders(folder, name)[0].items()}  # fmt: skip
     numbers = {label: int(label[:3]) for label in found if re.match(r"[0-9]{3}(?!\d)", label)}
     if len(numbers) <= len(found) / 2:
-        return split_in_order(folder, found, train_classes)
-    notes = []
-    if empty := [label for label in numbers if not found[label]]:
-        notes.append(f"{len(empty)} class folder(s) without images, the first {empty[0]}")
-    if strays := [label for label in found if label not in numbers]:
-        notes.append(f"{len(strays)} folder(s) without a class number, the first {strays[0]}")
-    splits: dict[str, Rows] = {"train": [], "test": []}
+        ordered = list(found.values())
+        splits = {"train": sum(ordered[:train_classes], []), "test": sum(ordered[train_classes:], [])}
+        return Listing(folder, folder, splits, uncertain=True)
+    splits = {"train": [], "test": []}
     for label, number in numbers.items():
         splits["train" if number <= train_classes else "test"] += found[label]
-    return Listing(folder, folder, splits, notes, classes_of_one="refused")
-
-
-def split_in_order(folder: Path, classes: dict[str, Rows], train_classes: int) -> Listing:
-    """List the first ``train_classes`` of ``classes`` for training, the others for testing."""
-    ordered = list(classes.values())
-    splits = {"train": sum(ordered[:train_classes], []), "test": sum(ordered[train_classes:], [])}
-    return Listing(folder, folder, splits, uncertain=True, classes_of_one="refused")
+    return Listing(folder, folder, splits)
 
 
 def class_folders(folder: Path, name: str) -> tuple[dict[str, list[str]], list[str]]:
@@ -178,16 +152,16 @@ def class_folders(folder: Path, name: str) -> tuple[dict[str, list[str]], list[s
 
     The second list holds other files, folders in class folders, and files in ``folder`` itself. Hidden names and
     ``lost+found`` are skipped.
-    Raises DataError: a folder is missing or unreadable, or no sub-folder holds images.
+    Raises DataError: the folder is missing, or no sub-folder holds images. Raises OSError: a folder is unreadable.
     """
     if not folder.is_dir():
         fault = f"{folder} is not a folder" if folder.exists() else f"no folder {folder}"
         cure = "unpack the data set there, or name its parent with --data"
         raise DataError(f"{name}: {fault}; {'name the folder that holds your images' if name in OWN else cure}")
-    labels, ignored = list_entries(folder, os.DirEntry.is_dir)
+    labels, ignored = _list_entries(folder, os.DirEntry.is_dir)
     classes = {}
     for label in labels:
-        classes[label], others = list_entries(folder / label, _is_image)
+        classes[label], others = _list_entries(folder / label, _is_image)
         ignored += [f"{label}/{other}" for other in others]
     if not any(classes.values()):
         raise DataError(f"{name}: {_explain_no_classes(folder, name, labels, ignored)}")
@@ -210,31 +184,23 @@ def _explain_no_classes(folder: Path, name: str, labels: list[str], ignored: lis
 
 
 def _holds_classes(folder: Path) -> bool:
-    labels, _ = list_entries(folder, os.DirEntry.is_dir)
-    return any(list_entries(folder / label, _is_image)[0] for label in labels)
+    labels, _ = _list_entries(folder, os.DirEntry.is_dir)
+    return any(_list_entries(folder / label, _is_image)[0] for label in labels)
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
     return entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
 
 
-def list_entries(
-    folder: str | Path, wanted: Callable[[os.DirEntry[str]], bool], hidden: bool = False
-) -> tuple[list[str], list[str]]:
-    """Return the names that are wanted and the other names, both sorted.
-
-    Without ``hidden``, names that begin with a dot and ``lost+found`` are in neither list.
-    Raises DataError: the folder, or an entry, is unreadable.
+def _list_entries(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> tuple[list[str], list[str]]:
+    """Return the names that are wanted and the other names, both sorted. Hidden names and ``lost+found`` are in neither
+    list.
     """
     names: tuple[list[str], list[str]] = ([], [])
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if hidden or not (entry.name.startswith(".") or entry.name == "lost+found"):
-                    names[not wanted(entry)].append(entry.name)
-    except OSError as error:
-        place = error.filename or folder
-        raise DataError(f"cannot read {place} ({error.strerror or error}); make it readable, or remove it") from error
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not (entry.name.startswith(".") or entry.name == "lost+found"):
+                names[not wanted(entry)].append(entry.name)
     return sorted(names[0]), sorted(names[1])
 
 

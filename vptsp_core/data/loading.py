@@ -106,8 +106,21 @@ def eval_batches(
 
 def _load(images: ImageSet, transform: Transform, items: list[Any], device: torch.device) -> Iterator[Tensor]:
     torch.empty((), dtype=torch.int64).random_()  # a new DataLoader draws this number: results must stay
-    key = _workers(images, sum(map(len, items))), device.type == "cuda"
-    loader, batches = _idle.pop(key) if key in _idle else _make_loader(*key)
+    key = workers, pinned = _workers(images, sum(map(len, items))), device.type == "cuda"
+    if key not in _idle:
+        batches = _Batches()
+        loader: DataLoader = DataLoader(
+            _Read(),
+            batch_sampler=batches,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            multiprocessing_context=CONTEXT if workers else None,
+            pin_memory=pinned,
+            worker_init_fn=end_with_parent,
+            generator=torch.Generator(),
+        )
+        _idle[key] = loader, batches
+    loader, batches = _idle.pop(key)
     batches.left = ([(seed, images.reader(i), transform) for seed, i in batch] for batch in items)
     try:
         with worker_errors():
@@ -129,21 +142,6 @@ class _Batches:
 
     def __iter__(self) -> Iterator[Any]:
         return self.left
-
-
-def _make_loader(workers: int, pinned: bool) -> tuple[DataLoader, _Batches]:
-    batches = _Batches()
-    loader: DataLoader = DataLoader(
-        _Read(),
-        batch_sampler=batches,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        multiprocessing_context=CONTEXT if workers else None,
-        pin_memory=pinned,
-        worker_init_fn=end_with_parent,
-        generator=torch.Generator(),
-    )
-    return loader, batches
 
 
 _MANY = 100  # to decode fewer files takes less time than to start a process

@@ -57,8 +57,7 @@ def list_own_images(folder: Path, name: str) -> Listing:
         rows, has_split = _list_folders(folder, name), False
     splits = _read_splits(rows, table, name) if has_split else _choose_splits(rows, folder, name)
     _warn_of_similar(name, source, rows)
-    classes_of_one = "warned of" if has_split else "refused" if name == "folder" else "fine"
-    return Listing(source, folder, splits, classes_of_one=classes_of_one, as_shown=True, lines=lines)
+    return Listing(source, folder, splits, as_shown=True, lines=lines)
 
 
 def _choose_splits(rows: list[Row], folder: Path, name: str) -> dict[str, Rows]:
@@ -185,12 +184,7 @@ def _read_table(table: Path, name: str) -> tuple[list[Row], bool]:
             if not (path or label or split):  # a spreadsheet's empty row
                 continue
             if not path or not label:
-                fault = f"each line is {','.join(each for each in COLUMNS if each in header)}"
-                if other := [each for each in DELIMITERS if not label and path.count(each) >= len(header) - 1]:
-                    fault = f"{other[0]!r} separates the columns, in the header {delimiter!r} does; use one of them"
-                raise DataError(f"{where}: {fault}")
-            if "\\" in path and not (table.parent / path).is_file():
-                raise DataError(f"{where}: write {path} with / instead of \\")
+                raise DataError(f"{where}: each line is {','.join(each for each in COLUMNS if each in header)}")
             label = unicodedata.normalize("NFC", label)  # one class, in whichever form its accents are stored
             rows.append(Row(before + reader.line_num, _inside(table.parent, path), label, split.lower()))
     except UnicodeDecodeError as error:

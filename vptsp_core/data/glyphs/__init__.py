@@ -21,7 +21,6 @@ from PIL import Image
 
 from vptsp_core.data.base import Benchmark, ImageSet
 from vptsp_core.data.glyphs.drawing import MILD, WILD, compose, stencils
-from vptsp_core.errors import DataError
 from vptsp_core.system.places import ASSETS
 
 SPLITS = ("base", "train", "test")
@@ -36,7 +35,7 @@ def classes() -> dict[str, str]:
 
 def class_names(split: str) -> tuple[str, ...]:
     """Return a name like 'U+00E5 LATIN SMALL LETTER A WITH RING ABOVE' for each class of the split."""
-    return tuple(f"U+{ord(c):04X} {unicodedata.name(c)}" for c in _letters(split))
+    return tuple(f"U+{ord(c):04X} {unicodedata.name(c)}" for c in classes()[split])
 
 
 @lru_cache(maxsize=8)
@@ -46,11 +45,9 @@ def render(
     """Draw a split: images uint8 (N, size, size, 3), labels int64 (N,) and class names.
 
     N = classes x images_per_class, in the order of the classes. The arrays are cached and read-only.
-    Raises DataError: no such split, too few images or pixels, or a font is missing.
+    Raises DataError: a font is missing.
     """
-    letters = _letters(split)
-    if images_per_class < 1 or size < 8:
-        raise DataError(f"glyphs: {images_per_class} images per class, {size} pixels; choose at least 1 and 8")
+    letters = classes()[split]
     images = np.empty((len(letters) * images_per_class, size, size, 3), np.uint8)
     labels = np.repeat(np.arange(len(letters), dtype=np.int64), images_per_class)
     shapes, how = stencils(letters), MILD if split == "base" else WILD
@@ -83,9 +80,3 @@ def load_glyphs(images_per_class: int = 20, size: int = 40, seed: int = 0) -> Be
     """Return the benchmark: 100 classes to tune on, and 100 unseen classes to search among."""
     train, test = (GlyphSet(split, images_per_class, size, seed) for split in ("train", "test"))
     return Benchmark(name="glyphs", train=train, test=test, gallery=None)
-
-
-def _letters(split: str) -> str:
-    if split not in SPLITS:
-        raise DataError(f"glyphs: no split {split!r}; choose one of {', '.join(SPLITS)}")
-    return classes()[split]
