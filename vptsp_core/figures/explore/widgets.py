@@ -149,7 +149,7 @@ class QueryExplorer:
     def _uploaded(self, files: Sequence[Mapping[str, Any]]) -> None:
         for file in files[-1:]:
             with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, file["name"])
+                path = Path(folder, Path(file["name"]).name)
                 path.write_bytes(file["content"])
                 self.ask(path)
 
