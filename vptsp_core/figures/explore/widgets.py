@@ -116,10 +116,14 @@ class QueryExplorer:
         self.of_class.observe(lambda change: self._show_class(change["new"]), "value")
         self.number.observe(lambda change: self.ask(change["new"]), "value")
         self.upload.observe(lambda change: self._uploaded(change["new"]), "value")
-        self.file.observe(lambda change: change["new"] and self.ask(from_root(change["new"].strip())), "value")
+        self.file.observe(lambda change: self._named(change["new"].strip()), "value")
         controls = ipywidgets.Box([self.of_class, self.number, self.upload, self.file], layout=wrapped)
         self.view = ipywidgets.VBox([controls, self.of_class_shown, self.said, self.found_shown])
         self._show_class(self.of_class.value)
+
+    def _named(self, path: str) -> None:
+        if path:
+            self.ask(from_root(path))
 
     def ask(self, query: int | Path) -> None:
         """Show the neighbours of ``query`` (see `retrieval.neighbours`), or the message of an error."""
