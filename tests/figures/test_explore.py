@@ -45,11 +45,7 @@ def opened():
 
 # ---- attention -----------------------------------------------------------------------------------------------------
 
-KINDS = {
-    "plain": {},
-    "registers": dict(reg_tokens=3, no_embed_class=True),
-    "query and key norms": dict(qk_norm=True, init_values=0.1),
-}
+KINDS = {"plain": {}, "registers": dict(reg_tokens=3, no_embed_class=True, qk_norm=True, init_values=0.1)}
 
 
 def prompted(prompts: list[int], **options) -> PromptedViT:
@@ -80,7 +76,7 @@ def by_timm(vit: PromptedViT, images: torch.Tensor) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("prompts", [[5, 3], [4, 4, 4], []], ids=str)
+@pytest.mark.parametrize("prompts", [[5, 3], []], ids=str)
 def test_attention_is_the_textbook_softmax(kind, prompts):
     vit = prompted(prompts, **KINDS[kind])
     images = torch.randn(2, 3, 32, 32)
@@ -139,9 +135,7 @@ def test_neighbours_agree_with_a_full_sort_and_no_image_finds_itself(opened):
         assert found.places.tolist() == places[query].tolist() == order
         np.testing.assert_allclose(found.cosines, cosines[query, order], atol=1e-6)
         np.testing.assert_array_equal(found.right, labels[order] == labels[query])
-    assert retrieval.neighbours(opened, 7, 1).places.tolist() == [1]  # its duplicate, not itself
-    assert len(retrieval.neighbours(opened, 0, 99).places) == 11
-    np.testing.assert_allclose(every[7, 0], 1, atol=1e-6)
+    assert places[7, 0] == 1 and len(retrieval.neighbours(opened, 0, 99).places) == 11  # 1 is a duplicate of 7
     few = dataclasses.replace(opened, queries=opened.queries[:4], gallery=opened.queries[:4])
     every, places = retrieval.all_neighbours(few, 8)
     assert every.shape == (4, 3) and np.isfinite(every).all(), "no neighbour is invented"
@@ -162,11 +156,7 @@ def test_an_image_of_your_own_finds_every_image(opened, tmp_path):
     for query in (picture, tmp_path / "own.png"):
         found = retrieval.neighbours(opened, query, 3)
         assert found.right is None and found.places.tolist() == order.tolist()
-    with pytest.raises(DataError, match="absent.png"):
-        retrieval.neighbours(opened, tmp_path / "absent.png", 3)
     own = retrieval.OwnImages({"my_bird.png": picture})
-    other = retrieval.OwnImages({"my_bird.png": opened.searched.image(5)})
-    assert own.fingerprint() == retrieval.OwnImages({"a": picture}).fingerprint() != other.fingerprint()
     where = {"near": found.places[None]}
     fig = gallery.retrieval_grid(own, opened.searched, {"own": [0]}, where, cosines={"near": found.cosines[None]},
                                  marked=False, asking="mine")  # fmt: skip
@@ -366,13 +356,16 @@ def test_an_image_of_your_own_is_asked_by_path_and_by_upload(opened, explorer, t
     expected = [f"{cosine:.3f}" for cosine in retrieval.neighbours(opened, picture, 3).cosines]
     explorer.file.value = str(tmp_path / "own.png")
     said, cards = shown(explorer)
-    assert "own.png, of no known class" in said and [c.strip() for c in cards[1:]] == expected and "✗" not in said
+    assert (
+        "your image own.png, of no known class" in said
+        and [c.strip() for c in cards[1:]] == expected
+        and "✗" not in said
+    )
     explorer.number.value = 5
     explorer._uploaded(({"name": "own.png", "content": memoryview((tmp_path / "own.png").read_bytes())},))
-    said, cards = shown(explorer)
-    assert "your image" in said and [c.strip() for c in cards[1:]] == expected
+    assert [card.strip() for card in shown(explorer)[1][1:]] == expected
     explorer._uploaded(({"name": "<b>.png", "content": memoryview(b"no image")},))
-    assert "<b>.png is not a readable image" in shown(explorer)[0] and "<b>.png" not in explorer.said.value
+    assert "<b>.png: unreadable" in shown(explorer)[0] and "<b>.png" not in explorer.said.value
     explorer.file.value = str(tmp_path / "absent.png")
     assert "absent.png" in shown(explorer)[0]
 
@@ -381,7 +374,6 @@ def test_without_a_watcher_or_ipywidgets_there_are_no_controls(opened, monkeypat
     displayed = []
     monkeypatch.setattr("IPython.display.display", lambda *shown, **options: displayed.extend(shown))
     widgets.choose("classes", {"a": 1, "b": 2}, lambda value: f"picture {value}")
-    widgets.explore_queries(opened, pd.DataFrame())
     choice = widgets.Choice([tmp_path], tmp_path / "run", "glyphs")
     assert displayed == ["picture 1"] and (choice.path, choice.dataset) == (tmp_path / "run", "glyphs")
     monkeypatch.setattr(widgets, "watched", lambda: True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -21,8 +19,6 @@ from vptsp_core.method.metrics import nearest_neighbours, retrieval_metrics
 from vptsp_core.runs.evaluate import evaluate
 
 pytest.importorskip("faiss")
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def long_tailed(n, d, seed=0):
@@ -51,7 +47,7 @@ def cosines(queries, gallery):
 
 
 @pytest.mark.parametrize("separate", [False, True])
-@pytest.mark.parametrize("k", [1, 10, 250, 299, 300, 400])
+@pytest.mark.parametrize("k", [1, 250, 300, 400])
 def test_lists_equal_an_argsort_up_to_swaps_within_rounding(separate, k):
     x, _ = long_tailed(400 if separate else 300, 24)
     queries, gallery = (x[:100], x[100:]) if separate else (x, x)
@@ -85,33 +81,16 @@ def test_ties_within_a_list_are_ordered_by_index(separate):
     assert (found.diff(dim=1)[scores.diff(dim=1) == 0] > 0).all()
 
 
-def test_a_query_with_more_duplicates_than_its_list_is_long():
-    x = torch.ones(40, 3)
-    for k in (1, 5, 39):
-        found = nearest_neighbours(x, x, k, exclude_self=True, backend="faiss")[1]
-        assert not (found == torch.arange(40)[:, None]).any() and (found.diff(dim=1) > 0).all()
-
-
 @pytest.mark.parametrize("separate", [False, True])
-def test_metrics_with_long_tailed_classes_and_duplicates(separate):
-    x, labels = long_tailed(330, 24)
-    args, ks = (x, labels), (1, 4, 32, 1000)
-    if separate:
-        args = (x[:80], labels[:80], x[80:], labels[80:])
-    names = ("gallery", "gallery_labels")
-    ours = retrieval_metrics(*args[:2], **dict(zip(names, args[2:])), ks=ks, backend="faiss")
-    assert ours == pytest.approx(reference(*args, ks=ks), abs=1e-4)
-    assert ours == pytest.approx(retrieval_metrics(*args[:2], **dict(zip(names, args[2:])), ks=ks), abs=1e-4)
-
-
-@pytest.mark.parametrize("separate", [False, True])
-def test_metrics_of_tied_scores_are_exact(separate):
-    x, labels = exact_grid(160)
-    args, ks = (x, labels), (1, 2, 160)  # lists of all items: no tie across their end
-    if separate:
-        args = (x[:60], labels[:60], x[60:], labels[60:])
+@pytest.mark.parametrize(("made", "ks", "bound"), [
+    (long_tailed(330, 24), (1, 4, 32, 1000), 1e-4),
+    (exact_grid(160), (1, 2, 160), 1e-12),  # ties in lists of all items: none across their end
+], ids=["long-tailed classes and duplicates", "tied scores"])  # fmt: skip
+def test_metrics_equal_those_written_out(separate, made, ks, bound):
+    x, labels = made
+    args = (x[:60], labels[:60], x[60:], labels[60:]) if separate else (x, labels)
     ours = retrieval_metrics(*args[:2], **dict(zip(("gallery", "gallery_labels"), args[2:])), ks=ks, backend="faiss")
-    assert ours == pytest.approx(reference(*args, ks=ks), abs=1e-12)
+    assert ours == pytest.approx(reference(*args, ks=ks), abs=bound)
 
 
 @pytest.mark.parametrize("backend", ["torch", "faiss"])
@@ -165,20 +144,6 @@ def test_if_the_index_fails_torch_continues(answered):
         with mock.patch("vptsp_core.method.faiss_index._warn_once") as warned:
             assert retrieval_metrics(x, labels, ks=(1, 300), backend="faiss") == expected
     assert warned.call_count == 1 and "searching with torch" in warned.call_args.args[0]
-
-
-@pytest.mark.parametrize("imports", ["faiss, torch", "torch, faiss"])
-def test_two_openmp_runtimes_in_one_process(imports):
-    """torch and faiss each have their own OpenMP. Used alternately, with several threads, they must not crash."""
-    code = (
-        f"import {imports}\nfrom vptsp_core.method.metrics import retrieval_metrics as metrics\n"
-        "torch.set_num_threads(2); faiss.omp_set_num_threads(2); torch.manual_seed(0)\n"
-        "x, labels = torch.randn(2000, 64), torch.arange(2000) // 4\n"
-        "a, b = ([metrics(x, labels, backend=name) for name in ('torch', 'faiss') * 3][i::2] for i in (0, 1))\n"
-        "print(all(abs(p[k] - q[k]) < 1e-3 for p, q in zip(a, b) for k in p))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
-    assert done.returncode == 0 and done.stdout.strip() == "True", done.stderr
 
 
 def test_a_missing_faiss_is_an_error_before_anything_is_embedded():

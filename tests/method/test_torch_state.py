@@ -16,40 +16,22 @@ from vptsp_core.runs.evaluate import evaluate
 
 
 @contextlib.contextmanager
-def default_dtype():
-    torch.set_default_dtype(torch.float64)
+def setting(change, value, default):
+    change(value)
     try:
         yield
     finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@contextlib.contextmanager
-def default_device():
-    torch.set_default_device("meta")
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-
-
-@contextlib.contextmanager
-def coarse_products():
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision("highest")
+        change(default)
 
 
 STATES = {
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-    "float64": default_dtype,
+    "float64": lambda: setting(torch.set_default_dtype, torch.float64, torch.float32),
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
-    "set_default_device": default_device,
+    "set_default_device": lambda: setting(torch.set_default_device, "meta", None),
     "with device": lambda: torch.device("meta"),
-    "matmul precision": coarse_products,
+    "matmul precision": lambda: setting(torch.set_float32_matmul_precision, "medium", "highest"),
 }
 
 
@@ -70,7 +52,7 @@ def test_a_run_is_the_same_under_all_settings(tmp_path):
     before = random_state()
     plain = run(config, results=tmp_path / "plain", progress=False)
     assert random_state() == before
-    for names in (["autocast", "no_grad"], ["float64", "inference_mode"], ["set_default_device"]):
+    for names in (["autocast", "no_grad"], ["float64", "inference_mode", "set_default_device"]):
         with contextlib.ExitStack() as stack:
             for name in names:
                 stack.enter_context(STATES[name]())
@@ -108,7 +90,7 @@ def test_embeddings_and_metrics_are_the_same(frozen, name):
 def test_an_evaluation_is_the_same(frozen):
     embedder, benchmark = load(frozen, "cpu"), load_benchmark("glyphs")
     plain = evaluate(embedder.model, benchmark)
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad(), coarse_products():
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad(), STATES["matmul precision"]():
         assert evaluate(embedder.model, benchmark) == plain
 
 

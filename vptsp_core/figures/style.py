@@ -7,7 +7,6 @@ are lighter than ours. pyplot's open figures and the user's global style are not
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import wraps
@@ -19,12 +18,12 @@ import pandas as pd
 import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.font_manager import get_font_names
 from matplotlib.legend import Legend
 from matplotlib.style import context
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from PIL.PngImagePlugin import PngInfo
 
-from vptsp_core.figures.fonts import show_letters
 from vptsp_core.figures.umap import short_name
 from vptsp_core.paper.methods import CLOSED, FULL, LORA, METHODS
 from vptsp_core.system.files import write_bytes
@@ -47,6 +46,8 @@ FORM_COLOURS = {  # of the forms of a training step in table 10
     "compiled": BLUE, "eager": SKY, "textbook": GREEN, "released": VERMILION, "released, no checkpointing": ORANGE,
 }  # fmt: skip
 PROXIES = {"O": ("v", "original proxy O"), "P": ("s", "semantic proxy P"), "Q": ("*", "composed proxy Q")}
+# Fonts of class names in scripts that DejaVu Sans lacks, if they are installed: of Linux, Windows and macOS.
+OTHER_FONTS = ("Noto Sans CJK JP", "Noto Sans Devanagari", "Microsoft YaHei", "Malgun Gothic", "Arial Unicode MS")
 LIGHT = 0.5  # opacity of the paper's series
 RANGE: Any = {"estimator": "median", "errorbar": ("pi", 100)}  # seaborn draws low, middle, high as a range
 RING: Any = {
@@ -54,7 +55,8 @@ RING: Any = {
     "markerfacecolor": "none", "markeredgecolor": BLACK, "markeredgewidth": 1.2,
 }  # fmt: skip
 STYLE: Any = {
-    "font.family": "DejaVu Sans", "font.size": 11, "axes.titlesize": 12, "legend.fontsize": 10, "legend.frameon": False,
+    "font.family": ["DejaVu Sans", *sorted({*OTHER_FONTS} & {*get_font_names()})], "font.size": 11,
+    "axes.titlesize": 12, "legend.fontsize": 10, "legend.frameon": False,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6",
     "axes.axisbelow": True, "lines.linewidth": 1.8, "lines.markersize": 8, "pdf.fonttype": 42,
 }  # fmt: skip
@@ -72,11 +74,7 @@ def in_house_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     def styled(*args: Any, **kwargs: Any) -> Figure:
         with house_style():
             fig = draw(*args, **kwargs)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Glyph .* missing")
-                fig.draw_without_rendering()
-            if show_letters(fig):
-                fig.draw_without_rendering()
+            fig.draw_without_rendering()
         return fig
 
     return styled

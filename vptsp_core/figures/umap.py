@@ -7,18 +7,15 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from vptsp_core.errors import VptspError
-from vptsp_core.method.neighbours import numbered, positive
+from vptsp_core.method.neighbours import positive
 
 
 def umap_plane(vectors: np.ndarray, *, seed: int = 0) -> np.ndarray:
     """Map vectors (N, d) to the plane by UMAP (McInnes et al., 2018) with the cosine distance: (N, 2) float32.
 
     The same vectors and seed give the same map. UMAP compiles for about twenty seconds in the first call of a process.
-    Up to three vectors are too few for UMAP and are put on a line. Raises VptspError for NaN and infinity.
+    Up to three vectors are too few for UMAP and are put on a line.
     """
-    if bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
-        raise VptspError(f"a map of embeddings: NaN or infinity in {numbered(bad, vectors)}; leave them out")
     if len(vectors) <= 3:
         return np.stack([np.arange(len(vectors)), np.zeros(len(vectors))], axis=1).astype(np.float32)
     import umap  # slow to import

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,11 +43,8 @@ class OwnImages(ImageSet):
         return self._images[index]
 
     def fingerprint(self) -> str:
-        """Return a hash of sizes and pixels."""
-        digest = hashlib.sha256()
-        for image in self._images:
-            digest.update(repr(image.size).encode() + image.tobytes())
-        return digest.hexdigest()[:16]
+        """Return nothing: no record names these images."""
+        return ""
 
 
 def neighbours(opened: Opened, query: int | Path | Image.Image, k: int) -> Found:

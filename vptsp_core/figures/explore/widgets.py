@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -16,7 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from vptsp_core.data import DATASETS
-from vptsp_core.data.folder import FORMATS, read_image, to_rgb
+from vptsp_core.data.folder import read_image
 from vptsp_core.errors import VptspError
 from vptsp_core.figures.explore import Opened, finished_runs
 from vptsp_core.figures.explore.retrieval import neighbours
@@ -124,7 +125,7 @@ class QueryExplorer:
         if path:
             self.ask(from_root(path))
 
-    def ask(self, query: int | Path | Image.Image) -> None:
+    def ask(self, query: int | Path) -> None:
         """Show the neighbours of ``query`` (see `retrieval.neighbours`), or the message of an error."""
         images = self.opened.searched
         try:
@@ -132,10 +133,8 @@ class QueryExplorer:
             if isinstance(query, int):
                 picture, name = images.image(query), f"image {query}, {self._class_of(query)}"
                 self.number.value = query
-            elif isinstance(query, Path):
-                picture, name = read_image(query, as_shown=True), f"{query.name}, of no known class"
             else:
-                picture, name = to_rgb(query, as_shown=True), "your image, of no known class"
+                picture, name = read_image(query, as_shown=True), f"your image {query.name}, of no known class"
         except VptspError as error:
             self.said.value = f"<b>{escape(str(error))}</b>"
             return
@@ -152,15 +151,11 @@ class QueryExplorer:
         return short_name(images.class_names[images.labels[place]])
 
     def _uploaded(self, files: Sequence[Mapping[str, Any]]) -> None:
-        if not files:
-            return
-        try:
-            picture = Image.open(io.BytesIO(bytes(files[-1]["content"])), formats=FORMATS)
-            picture.load()
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            self.said.value = f"<b>{escape(files[-1]['name'])} is not a readable image ({escape(str(error))})</b>"
-            return
-        self.ask(picture)
+        for file in files[-1:]:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, Path(file["name"]).name)
+                path.write_bytes(file["content"])
+                self.ask(path)
 
     def _show_class(self, label: int) -> None:
         images = self.opened.searched
