@@ -57,16 +57,17 @@ class Column:
 def read_table(path: Path) -> list[Column]:
     """Read the columns of a CSV file, with the cells as text. Raises VptspError if the file holds no valid table."""
     try:
-        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8")), strict=True))
+        rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")), strict=True)
+        cells_of = list(zip(*rows, strict=True))
+        if not cells_of:
+            raise ValueError("it is empty")
     except (OSError, ValueError, csv.Error) as error:
-        raise VptspError(f"{path.name} cannot be read ({error}); run its notebook again") from None
-    if not rows or not rows[0] or any(len(row) != len(rows[0]) for row in rows):
-        raise VptspError(f"{path.name} is an invalid table: rows of unequal length, or none; run its notebook again")
+        raise VptspError(f"{path.name} is an invalid table ({error}); run its notebook again") from None
     columns, before = [], ""
-    for name, *cells in zip(*rows):
+    for name, *cells in cells_of:
         sided = _SIDED.fullmatch(name)
         group, side = (sided[1], sided[2]) if sided else (name, "")
-        columns.append(Column(group, side, list(cells), first=group != before))
+        columns.append(Column(group, side, cells, first=group != before))
         before = group
     return columns
 
