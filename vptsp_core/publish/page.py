@@ -13,7 +13,7 @@ from typing import Any
 from vptsp_core.errors import VptspError, check_choice
 from vptsp_core.publish.html import TEMPLATES, figure, opening
 from vptsp_core.publish.manifest import RECORD, Manifest
-from vptsp_core.publish.parameters import FOLDER, discover, read
+from vptsp_core.publish.parameters import FOLDER, discover, from_root, read
 from vptsp_core.publish.tables import OURS, PAPER, Column, read_table, table_html
 from vptsp_core.system.files import write_bytes
 from vptsp_core.system.places import CHECKOUT
@@ -129,7 +129,7 @@ def _chapter(folder: Path, source: Path) -> Chapter:
     """Return the chapter of one notebook. ``folder`` holds the profile's results."""
     name, made = source.stem, Manifest.read(folder, source.stem)
     page = f"{name}.html" if (folder / "notebooks" / f"{name}.html").is_file() else ""
-    title, *rest = opening(read(source), name)
+    opened = opening(read(source), name)
     shown: list[dict[str, Any]] = []
     for path in [
         *(folder / "figures" / file for file in made.figures),
@@ -137,11 +137,11 @@ def _chapter(folder: Path, source: Path) -> Chapter:
     ]:
         words = path.stem.removeprefix(name).strip("_").replace("_", " ")
         try:
-            result = _table(path, words) if path.parent.name == "tables" else figure(path, words or title)
+            result = _table(path, words) if path.parent.name == "tables" else figure(path, words or opened[0])
             shown.append({"file": path.name, **result})
         except VptspError as error:
             shown.append({"wrong": str(error)})
-    return Chapter(name, title, *rest, page, made, shown)
+    return Chapter(name, *opened, page, made, shown)
 
 
 def _table(path: Path, words: str) -> dict[str, str]:
@@ -168,5 +168,5 @@ def _options(results: Path, profile: str) -> str:
     """Return the options with which `run_all.sh` writes to the same place."""
     text = "" if profile == "demo" else f" --profile {profile}"
     text += " --data DIR" if profile in ("tiny", "paper") else ""
-    where = results.relative_to(CHECKOUT) if results.is_relative_to(CHECKOUT) else results
-    return text if str(where) == "results" else f"{text} --results {shlex.quote(str(where))}"
+    where = from_root(results)
+    return text if where == "results" else f"{text} --results {shlex.quote(where)}"

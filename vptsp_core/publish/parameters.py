@@ -1,15 +1,11 @@
-"""The notebook sources and their parameters.
-
-papermill only warns of a parameter that a notebook does not have, and runs the notebook with its defaults. So names are
-checked here: by the runner before anything runs, and by each notebook itself.
-"""
+"""The notebook sources and their parameters."""
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vptsp_core.errors import ConfigError, VptspError
+from vptsp_core.errors import VptspError
 from vptsp_core.paper.figure3 import SWEEPS
 from vptsp_core.system.places import CHECKOUT
 
@@ -79,7 +75,8 @@ def taken_parameters(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises VptspError if the notebook has no parameter `profile` or `results`.
     """
-    declared = [name for cell in with_tag(read(path), "parameters") for name in _assigned(cell.source)]
+    cells = with_tag(read(path), "parameters")
+    declared = [name for cell in cells for name in re.findall(r"^(\w+) *=(?!=)", cell.source, re.MULTILINE)]
     for name in ("profile", "results"):
         if name not in declared:
             known = ", ".join(declared) or "none"
@@ -87,23 +84,7 @@ def taken_parameters(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in declared}
 
 
-def check_given() -> None:
-    """In a notebook, check the names of the parameters that papermill gave.
-
-    Raises ConfigError if no cell above them has a line NAME = VALUE for each.
-    """
-    from IPython.core.getipython import get_ipython
-
-    shell = get_ipython()
-    cells: list[str] = [] if shell is None else shell.user_ns["In"]
-    injected = [at for at, cell in enumerate(cells) if cell.startswith("# Parameters")]  # papermill's first line
-    if injected:
-        declared = [name for cell in cells[: injected[0]] for name in _assigned(cell)]
-        for name in _assigned(cells[injected[-1]]):
-            if name not in declared:
-                raise ConfigError(f"unknown parameter {name!r}; this notebook has: {', '.join(declared)}")
-
-
-def _assigned(cell: str) -> list[str]:
-    """Return the names of a cell's lines NAME = VALUE."""
-    return re.findall(r"^(\w+) *=(?!=)", cell, re.MULTILINE)
+def from_root(path: str | Path) -> str:
+    """Return the path relative to the repository if it is inside (executed copies show it), otherwise absolute."""
+    full = Path(path).resolve()
+    return str(full.relative_to(CHECKOUT) if full.is_relative_to(CHECKOUT) else full)

@@ -7,7 +7,6 @@ others still run. A half-executed copy has another name, so nobody mistakes it f
 import argparse
 import contextlib
 import logging
-import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from vptsp_core.publish.html import notebook_html
 from vptsp_core.publish.kernel import OneKernel
 from vptsp_core.publish.manifest import Manifest, is_finished, made_from
 from vptsp_core.publish.page import PROFILES, build
-from vptsp_core.publish.parameters import FOLDER, discover, panels_of, taken_parameters
+from vptsp_core.publish.parameters import FOLDER, discover, from_root, panels_of, taken_parameters
 from vptsp_core.publish.plan import show
 from vptsp_core.runs.progress import every, training_line
 from vptsp_core.runs.workers import Workers, check_cluster, check_workers
@@ -77,9 +76,9 @@ def run_notebooks(
     changes = dict(changes or {})
     if isinstance(weights := changes.get("weights"), str):
         changes["weights"] = whole_path(weights)  # kernels have another working directory
-    values: dict[str, Any] = {"profile": profile, "results": _from_root(results)}
+    values: dict[str, Any] = {"profile": profile, "results": from_root(results)}
     options = {
-        "data": data and _from_root(data),
+        "data": data and from_root(data),
         "seeds": seeds and list(seeds),
         "workers": workers,
         "changes": changes,
@@ -234,18 +233,9 @@ def _execute(path: Path, out: Path, values: dict[str, Any], made: str, kernel: O
 
 
 def _describe(error: Exception) -> str:
-    """Describe an error in one line. For a failed cell, add the line of code, which IPython's traceback marks."""
+    """Describe an error in one line, and for a failed cell its number."""
     from papermill.exceptions import PapermillExecutionError
 
-    if not isinstance(error, PapermillExecutionError):
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
-    marked = re.search(r"^-+> *(\d+) +(.*)$", plain, re.MULTILINE)
-    where = f", line {marked[1]}: {marked[2].strip()}" if marked else ""
-    return f"In [{error.exec_count}]{where} -> {error.ename}: {' '.join(error.evalue.split())}"[:300]
-
-
-def _from_root(path: str | Path) -> str:
-    """Return the path relative to the repository if it is inside (executed copies show it), otherwise absolute."""
-    full = Path(path).resolve()
-    return str(full.relative_to(CHECKOUT) if full.is_relative_to(CHECKOUT) else full)
+    if isinstance(error, PapermillExecutionError):
+        return f"In [{error.exec_count}] -> {error.ename}: {' '.join(error.evalue.split())}"[:300]
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
