@@ -260,6 +260,8 @@ def test_our_notebooks_keep_the_rules():
         code = [cell for cell in cells if cell.cell_type == "code"]
         assert not any(cell.get("outputs") or cell.get("execution_count") for cell in code), path.name
         assert len(code) <= 15 and not any(re.search(r"^\s*class\s", cell.source, re.M) for cell in code), path.name
+        words = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        assert not re.search(r"\$[^$\n]+\$|\\\(|\\\[|\\begin", words), "a page without a script shows LaTeX as source"
         tags = [cell.metadata.get("tags") for cell in cells]
         assert tags.count(["parameters"]) == tags.count(["compared"]) == 1, path.name
         assert "**The paper's claim**" in cells[0].source, path.name

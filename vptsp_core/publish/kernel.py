@@ -29,22 +29,7 @@ class OneKernel:
         Raises PapermillExecutionError if a cell fails. Close the kernel after any error.
         """
         import papermill  # slow to import, and only needed here
-        from papermill.clientwrap import PapermillNotebookClient
-        from papermill.engines import Engine, papermill_engines
 
-        class KeepsKernel(Engine):
-            """papermill's own engine, except that it does not stop the kernel."""
-
-            @classmethod
-            def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **_: Any) -> None:
-                client = PapermillNotebookClient(nb_man, km=self._manager, kernel_name=kernel_name)
-                try:
-                    client.execute()
-                finally:
-                    if client.kc is not None:
-                        client.kc.stop_channels()
-
-        papermill_engines.register("keeps kernel", KeepsKernel)
         if self._manager is None:
             self._start()
         else:
@@ -52,8 +37,8 @@ class OneKernel:
         # papermill fills in names in braces, so braces in a path are doubled
         paths = (str(path).replace("{", "{{").replace("}", "}}") for path in (source, target))
         papermill.execute_notebook(
-            *paths, parameters, engine_name="keeps kernel", kernel_name="python3", language="python",
-            cwd=CHECKOUT, progress_bar=False,
+            *paths, parameters, kernel_name="python3", language="python", cwd=CHECKOUT, progress_bar=False,
+            km=self._manager,  # papermill does not stop a kernel that it did not start
         )  # fmt: skip
 
     def close(self) -> None:

@@ -85,15 +85,14 @@ def run_notebooks(
     }
     values |= {name: value for name, value in options.items() if value}
     only, panels = panels_of(only)
-    work = [(path, taken_parameters(path, values)) for path in discover(only, folder, profile)]
-    _check_use(work, values, profile)
+    more: dict[str, Any] = {"panels": panels} if panels else {}
     # On a CPU, each process of the demo has one thread: two are no faster with its small model, and one gives the same
     # rounding on machines with few and with many cores.
     one_thread = profile == "demo" and not torch.cuda.is_available()
-    more: dict[str, Any] = {"panels": panels} if panels else {}
     if workers is None and one_thread:
         more["workers"] = min(cores(), _MOST)
-    work = [(path, given | taken_parameters(path, more)) for path, given in work]
+    work = [(path, taken_parameters(path, values | more)) for path in discover(only, folder, profile)]
+    _check_use(work, values, profile)
     if dry:
         show(work, data, Path(results).resolve() / profile)
         return 0
