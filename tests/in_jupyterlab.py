@@ -31,8 +31,8 @@ import nbformat
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vptsp_core.data.glyphs import GlyphSet  # noqa: E402
-from vptsp_core.publish.kernel import own_kernel  # noqa: E402
 from vptsp_core.publish.parameters import discover  # noqa: E402
+from vptsp_core.system.places import CHECKOUT  # noqa: E402
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = (
@@ -83,9 +83,10 @@ def server(folder: Path):
         f"--IdentityProvider.token={token}", "--ServerApp.terminals_enabled=False",
         "--LabApp.expose_app_in_browser=True",  # so that `_idle` can ask whether the kernel is connected
     ]  # fmt: skip
-    with own_kernel(), (folder / "server.log").open("w") as log:
+    with (folder / "server.log").open("w") as log:
         place = {"JUPYTER_CONFIG_DIR": str(home), "JUPYTERLAB_SETTINGS_DIR": str(home / "lab" / "user-settings"),
-                 "JUPYTERLAB_WORKSPACES_DIR": str(home / "lab" / "workspaces")}  # fmt: skip
+                 "JUPYTERLAB_WORKSPACES_DIR": str(home / "lab" / "workspaces"), "IPYTHONDIR": str(home / "ipython"),
+                 "JUPYTER_RUNTIME_DIR": str(home / "runtime"), "PYTHONPATH": str(CHECKOUT)}  # fmt: skip
         process = subprocess.Popen(command, env={**os.environ, **place}, stdout=log, stderr=log, cwd=folder)
         try:
             until = time.monotonic() + 120

@@ -14,7 +14,7 @@ from vptsp_core.method.lora import has_peft
 from vptsp_core.paper import beyond
 from vptsp_core.paper.figure3 import SWEEPS
 from vptsp_core.paper.methods import BEST, CLOSED, FROZEN, UNTRAINED, method_rows
-from vptsp_core.paper.tables import DEMO_PRETRAINED, DEMO_RANDOM, GLYPHS, TABLES, paper_rows
+from vptsp_core.paper.tables import DEMO_PRETRAINED, TABLES, paper_rows
 from vptsp_core.publish.manifest import Manifest
 from vptsp_core.publish.parameters import FOLDER
 from vptsp_core.publish.plan import asked_runs
@@ -72,8 +72,9 @@ class Executed:
         notebook = nbformat.read(self.folder / "notebooks" / f"{name}.ipynb", as_version=4)
         found = [output for cell in notebook.cells for output in cell.get("outputs", [])]
         assert not [output for output in found if output.output_type == "error" or output.get("name") == "stderr"]
-        assert not [o for o in found if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
-        assert (self.folder / "notebooks" / f"{name}.html").stat().st_size > 10_000
+        assert {kind for output in found for kind in output.get("data", {})} <= {"image/png", "text/html", "text/plain"}
+        shown = (self.folder / "notebooks" / f"{name}.html").read_text("utf-8")
+        assert len(shown) > 10_000 and not re.search(r"<(script|iframe)\b", shown)
         return found
 
     def figures(self, name: str) -> list[str]:
@@ -131,13 +132,6 @@ def test_ours_is_filled_only_for_the_data_set_that_the_glyphs_replace(smoke, num
         assert column.replace(" released", "") in found  # both definitions
 
 
-def test_rows_that_only_we_have(smoke):
-    assert list(smoke.table(NAMES[3]).index)[3:] == [GLYPHS]
-    assert list(smoke.table(NAMES[8]).index)[4:] == [DEMO_PRETRAINED, DEMO_RANDOM]
-    six = smoke.table(NAMES[6])
-    assert (six.loc[["VPTSP, ViT-S/16"], ["parameters, M, ours", "learning, M, ours"]] > 0).all(axis=None)
-
-
 @pytest.mark.parametrize(("number", "reference"), [(2, "VPTSP-G, ViT-S/16"), (4, "VPTSP (GRU) + BitFit"),
     (5, "VPTSP-G"), (6, "VPTSP, ViT-S/16"), (7, "GRU with ReLU"), (8, DEMO_PRETRAINED)])  # fmt: skip
 def test_differences_have_intervals(smoke, number, reference):
@@ -189,14 +183,6 @@ def test_table1_has_values_for_every_method(smoke):
     assert found["R@1, paper"].notna().sum() == 11
     np.testing.assert_allclose(found["R@1, difference"], found["R@1, ours"] - found["R@1, paper"])
     assert found.loc["Full fine-tuning (PA)", "tunable, %, ours"] == 100
-    for metric in ("R@1", "MAP@R released"):
-        text = found[f"{metric}, vs {BEST}"].drop(BEST)
-        numbers = text.str.extract(r"^(≈ )?([+-][\d.]+) \[([+-][\d.]+), ([+-][\d.]+)\]$")
-        clear, numbers = numbers[0].isna(), numbers[[1, 2, 3]].astype(float)
-        far = found[f"{metric}, ours"] - found.loc[BEST, f"{metric}, ours"]
-        np.testing.assert_allclose(numbers[1], far.drop(BEST), atol=0.051)
-        assert (numbers[2] <= numbers[1]).all() and (numbers[1] <= numbers[3]).all()
-        assert ((numbers[2] >= 0) | (numbers[3] <= 0))[clear].all(), "rounded to one decimal"
     order = found["tunable, M, ours"]
     assert order["Linear probing"] < order["VPT"] < order["VPTSP-M"] < order["VPTSP-G"] < order["Full fine-tuning (PA)"]
 
@@ -276,13 +262,6 @@ def test_the_tour_compares_its_best_row_with_the_paper(smoke):
     assert list(found.index) == [FROZEN, CLOSED, BEST] and found["R@1, ours"].notna().all()
     assert found.loc[BEST, "R@1, paper"] == 86.6 and pd.isna(found.loc[FROZEN, "R@1, paper"])
     assert found.loc[BEST, "R@1, ours"] == smoke.table("tour_selection")["R@1"].iloc[0]
-
-
-def test_the_executed_copy_has_no_controls(smoke):
-    kinds = {kind for output in smoke.outputs("explore") for kind in output.get("data", {})}
-    assert kinds == {"image/png", "text/html", "text/plain"}
-    shown = (smoke.folder / "notebooks" / "explore.html").read_text()
-    assert not re.search(r"<(script|iframe)\b", shown) and "widget-view" not in shown
 
 
 def test_classes_and_confusions_add_up_to_the_recorded_recall(smoke):

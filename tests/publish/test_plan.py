@@ -10,7 +10,7 @@ from vptsp_core.publish.parameters import discover
 from vptsp_core.publish.plan import asked_runs
 from vptsp_core.runs.folder import run_folder
 
-SETUP = 'from vptsp_core import preset\nfrom vptsp_core.publish.session import Session\n'
+SETUP = "from vptsp_core import preset\nfrom vptsp_core.publish.session import Session\n"
 SETUP += 'session = Session("a_runs", profile, results, data)'
 
 
@@ -51,7 +51,8 @@ def test_finished_and_missing_runs_are_listed_with_their_time(tmp_path, monkeypa
     assert capsys.readouterr().out.splitlines() == [
         "a_runs: 2 runs, 1 finished, 1 missing",
         f"    {second}, seed 1: about 90 s",
-        "b_runs: 2 runs, 0 finished, 1 missing, 1 listed above",
+        "b_runs: 2 runs, 0 finished, 2 missing",
+        f"    {second}, seed 1: about 90 s",
         f"    {third}, seed 2: no run of this kind on cpu yet",
         "c_runs: 1 runs, 0 finished, 1 missing",
         f"    {light.name}, seed 0: about 90 s",

@@ -1,22 +1,26 @@
 """The kernel that executes all notebooks. Libraries are imported and code is compiled once for all of them."""
 
-import contextlib
-import json
 import os
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from vptsp_core.system.places import CHECKOUT
 
 
 class OneKernel:
-    """Executes notebooks with papermill, one after another, in one kernel. Each starts in an empty namespace."""
+    """Executes notebooks with papermill, one after another, in one kernel. Each starts in an empty namespace.
 
-    def __init__(self) -> None:
+    The kernel is this interpreter, and it can import this package. Its files are in a temporary folder, so a user's
+    own kernels and start-up files have no effect.
+
+    Args:
+        threads: the number of threads of torch in the kernel. If None, torch chooses.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._threads = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
         self._manager: Any = None
 
     def execute(self, source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
@@ -25,42 +29,42 @@ class OneKernel:
         Raises PapermillExecutionError if a cell fails. Close the kernel after any error.
         """
         import papermill  # slow to import, and only needed here
-        from jupyter_client import AsyncKernelManager
-        from jupyter_client.utils import run_sync
-        from papermill.clientwrap import PapermillNotebookClient
-        from papermill.engines import Engine, papermill_engines
 
-        class KeepsKernel(Engine):
-            """papermill's own engine, except that it does not stop the kernel."""
-
-            @classmethod
-            def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **_: Any) -> None:
-                client = PapermillNotebookClient(nb_man, km=self._manager, kernel_name=kernel_name)
-                try:
-                    client.execute()
-                finally:
-                    if client.kc is not None:
-                        client.kc.stop_channels()
-
-        papermill_engines.register("keeps kernel", KeepsKernel)
-        if self._manager is not None and run_sync(self._manager.is_alive)():
-            self._empty()
+        if self._manager is None:
+            self._start()
         else:
-            self._manager = AsyncKernelManager(kernel_name="python3")
+            self._empty()
         # papermill fills in names in braces, so braces in a path are doubled
         paths = (str(path).replace("{", "{{").replace("}", "}}") for path in (source, target))
         papermill.execute_notebook(
-            *paths, parameters, engine_name="keeps kernel", kernel_name="python3", language="python",
-            cwd=CHECKOUT, progress_bar=False,
+            *paths, parameters, kernel_name="python3", language="python", cwd=CHECKOUT, progress_bar=False,
+            km=self._manager,  # papermill does not stop a kernel that it did not start
         )  # fmt: skip
 
     def close(self) -> None:
         """Interrupt the kernel, so that it releases its locks, and stop it. It is killed if it still runs after 5 s."""
         from jupyter_client.utils import run_sync
 
-        manager, self._manager = self._manager, None
-        if manager is not None and manager.has_kernel:
-            run_sync(manager.shutdown_kernel)()
+        if self._manager is not None:
+            run_sync(self._manager.shutdown_kernel)()
+            self._folder.cleanup()
+            self._manager = None
+
+    def _start(self) -> None:
+        from jupyter_client import AsyncKernelManager
+        from jupyter_client.kernelspec import KernelSpecManager
+        from jupyter_client.utils import run_sync
+
+        self._folder = tempfile.TemporaryDirectory(prefix="vptsp-jupyter-", ignore_cleanup_errors=True)
+        search = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
+        # no warning that loopback is not encrypted, and no traceback of a kernel that was stopped
+        options = ["--log-level=CRITICAL", "--HistoryManager.hist_file=:memory:"]
+        self._manager = AsyncKernelManager(
+            kernel_spec_manager=KernelSpecManager(kernel_dirs=[]),
+            connection_file=f"{self._folder.name}/connection.json",
+        )
+        environment = {**os.environ, "PYTHONPATH": search, "IPYTHONDIR": self._folder.name, **self._threads}
+        run_sync(self._manager.start_kernel)(extra_arguments=options, cwd=CHECKOUT, env=environment)
 
     def _empty(self) -> None:
         """Delete the last notebook's names and history. Imported modules stay loaded."""
@@ -71,28 +75,3 @@ class OneKernel:
         code = "get_ipython().reset()\n__import__('gc').collect()"
         run_sync(client.execute_interactive)(code, silent=True, store_history=False)
         client.stop_channels()
-
-
-@contextlib.contextmanager
-def own_kernel(threads: int | None = None) -> Iterator[None]:
-    """Inside, the kernel `python3` is this interpreter, and it can import this package.
-
-    Jupyter and IPython keep their files in a temporary folder. So no kernel needs to be registered, and a user's
-    start-up files have no effect.
-
-    Args:
-        threads: the number of threads of torch in the kernel. If None, torch chooses.
-    """
-    with tempfile.TemporaryDirectory(prefix="vptsp-jupyter-", ignore_cleanup_errors=True) as folder:
-        search = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        # no warning that loopback is not encrypted, and no traceback of a kernel that was stopped
-        argv.append("--log-level=CRITICAL")
-        environment = {"PYTHONPATH": search} | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
-        spec = {"argv": argv, "display_name": "Python 3", "language": "python", "env": environment}
-        kernel = Path(folder, "kernels", "python3")
-        kernel.mkdir(parents=True)
-        (kernel / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
-        places = {"JUPYTER_PATH": ".", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython"}
-        with mock.patch.dict(os.environ, {name: str(Path(folder, place)) for name, place in places.items()}):
-            yield

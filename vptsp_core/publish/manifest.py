@@ -77,7 +77,7 @@ class Manifest:
             manifest.runs = [MadeRun(**each) for each in manifest.runs]  # type: ignore[arg-type]
             manifest.missing = [Missing(**each) for each in manifest.missing]  # type: ignore[arg-type]
         except (OSError, ValueError, TypeError) as error:
-            raise VptspError(f"{path} cannot be read ({error}); run its notebook again") from None
+            raise VptspError(f"{path} cannot be read ({error}); delete it and run its notebook again") from None
         return manifest
 
     def write(self, folder: Path, notebook: str) -> None:
@@ -91,7 +91,7 @@ class Manifest:
         names += [f"tables/{name}" for name in tables]
         names += [f"figures/{Path(name).with_suffix(kind)}" for name in self.figures for kind in (".png", ".pdf")]
         names += [f"{run.folder}/metrics.json" for run in self.runs]
-        self.seconds, self.made_from = round(seconds, 1), made
+        self.seconds, self.made_from, self.failure = round(seconds, 1), made, ""
         self.files = {name: digest(folder / name) for name in names}
         self.write(folder, notebook)
 

@@ -6,15 +6,14 @@ import argparse
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vptsp_core.errors import VptspError
+from vptsp_core.errors import VptspError, check_choice
 from vptsp_core.publish.html import TEMPLATES, figure, opening
 from vptsp_core.publish.manifest import RECORD, Manifest
-from vptsp_core.publish.parameters import FOLDER, discover, read
+from vptsp_core.publish.parameters import FOLDER, discover, from_root, read
 from vptsp_core.publish.tables import OURS, PAPER, Column, read_table, table_html
 from vptsp_core.system.files import write_bytes
 from vptsp_core.system.places import CHECKOUT
@@ -27,42 +26,31 @@ PROFILES = {
 }
 
 
-class State(StrEnum):
-    """How the last execution of a notebook ended, in the words of the page."""
-
-    RUN = "run"
-    RUN_IN_PART = "run in part"
-    WITHOUT_DATA = "ran without data"
-    WITHOUT_RUNS = "ran without runs"
-    NOT_RUN = "not run"
-    FAILED = "failed"
-    FAILED_LATER = "failed; the results shown are from an earlier execution"
-
-
 @dataclass
 class Chapter:
     """A notebook and its results.
 
     Attributes:
         name: the notebook's name, with which the names of its results begin.
-        only: selects the notebook with ``--only``.
         title, claim, compared, more: its `opening`.
         page: the file name of its executed copy as HTML, or "".
         made: its manifest, which is empty if the notebook has not run.
         shown: its figures and tables; for a broken file, what is wrong with it.
-        broken: everything that is wrong with its files.
     """
 
     name: str
-    only: str
     title: str
     claim: str
     compared: str
     more: str
     page: str
-    made: Manifest = field(default_factory=Manifest)
-    shown: list[dict[str, Any]] = field(default_factory=list)
-    broken: list[str] = field(default_factory=list)
+    made: Manifest
+    shown: list[dict[str, Any]]
+
+    @property
+    def only(self) -> str:
+        """The word that selects the notebook with ``--only``."""
+        return self.name.split("_")[0]
 
     @property
     def there(self) -> bool:
@@ -70,15 +58,15 @@ class Chapter:
         return bool(self.made.tables or self.made.figures or self.made.record or self.page)
 
     @property
-    def state(self) -> State:
-        """How its last execution ended."""
+    def state(self) -> str:
+        """How its last execution ended, in words."""
         if self.made.failure:
-            return State.FAILED_LATER if self.there else State.FAILED
+            return "failed; the results shown are from an earlier execution" if self.there else "failed"
         if not self.there:
-            return State.NOT_RUN
+            return "not run"
         if self.made.missing and not self.made.runs:
-            return State.WITHOUT_DATA if any(each.dataset for each in self.made.missing) else State.WITHOUT_RUNS
-        return State.RUN_IN_PART if self.made.missing else State.RUN
+            return "ran without data" if any(each.dataset for each in self.made.missing) else "ran without runs"
+        return "run in part" if self.made.missing else "run"
 
     def values(self, fact: str) -> str:
         """Return a fact of its record, with all its values."""
@@ -88,10 +76,9 @@ class Chapter:
 def build(results: str | Path = CHECKOUT / "results", profile: str = "demo", notebooks: Path = FOLDER) -> Path:
     """Write ``results/<profile>/index.html`` from the notebooks' results, any of which may be missing. Return its path.
 
-    Raises VptspError for an unknown profile.
+    Raises VptspError for an unknown profile, and if a manifest cannot be read.
     """
-    if profile not in PROFILES:
-        raise VptspError(f"unknown profile {profile!r}; one of: {', '.join(PROFILES)}")
+    check_choice("profile", profile, tuple(PROFILES))
     folder = Path(results).expanduser().resolve() / profile
     chapters = [_chapter(folder, source) for source in sorted(discover((), notebooks, profile), key=_order)]
     facts: dict[str, list[str]] = {}
@@ -120,7 +107,6 @@ def build(results: str | Path = CHECKOUT / "results", profile: str = "demo", not
         facts=_facts({fact: values for fact, values in facts.items() if fact != "run"}, "all notebooks"),
         record=lambda chapter: _facts(chapter.made.record, f"record of {chapter.name}"),
         RECORD=RECORD,
-        State=State,
     )
     path = folder / "index.html"
     write_bytes(path, page.encode())
@@ -141,38 +127,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _chapter(folder: Path, source: Path) -> Chapter:
     """Return the chapter of one notebook. ``folder`` holds the profile's results."""
-    name = source.stem
+    name, made = source.stem, Manifest.read(folder, source.stem)
     page = f"{name}.html" if (folder / "notebooks" / f"{name}.html").is_file() else ""
-    chapter = Chapter(name, name.split("_")[0], *opening(read(source), name), page=page)
-    try:
-        chapter.made = Manifest.read(folder, name)
-    except VptspError as error:
-        chapter.broken.append(str(error))
-    for kind, files, shown in (
-        ("figures", chapter.made.figures, lambda path: figure(path, _ending(path, name) or chapter.title)),
-        ("tables", chapter.made.tables, lambda path: _table(path, name)),
-    ):
-        for file in files:
-            try:
-                chapter.shown.append({"file": file, **shown(folder / kind / file)})
-            except VptspError as error:
-                chapter.shown.append({"wrong": str(error)})
-                chapter.broken.append(str(error))
-    return chapter
+    opened = opening(read(source), name)
+    shown: list[dict[str, Any]] = []
+    for path in [
+        *(folder / "figures" / file for file in made.figures),
+        *(folder / "tables" / file for file in made.tables),
+    ]:
+        words = path.stem.removeprefix(name).strip("_").replace("_", " ")
+        try:
+            result = _table(path, words) if path.parent.name == "tables" else figure(path, words or opened[0])
+            shown.append({"file": path.name, **result})
+        except VptspError as error:
+            shown.append({"wrong": str(error)})
+    return Chapter(name, *opened, page, made, shown)
 
 
-def _table(path: Path, name: str) -> dict[str, str]:
-    """Return the title and the HTML of a notebook's table."""
+def _table(path: Path, words: str) -> dict[str, str]:
+    """Return the HTML of a notebook's table, and its title, which ends with ``words``."""
     columns = read_table(path)
     title = "Paper | ours | difference" if {PAPER, OURS} <= {column.side for column in columns} else "Numbers"
-    if ending := _ending(path, name):
-        title += f": {ending}"
+    title += f": {words}" if words else ""
     return {"title": title, "html": table_html(columns, title)}
-
-
-def _ending(path: Path, name: str) -> str:
-    """Return the part of a file's name that follows the notebook's name, in words."""
-    return path.stem.removeprefix(name).strip("_").replace("_", " ")
 
 
 def _order(source: Path) -> tuple[int, int, str]:
@@ -191,5 +168,5 @@ def _options(results: Path, profile: str) -> str:
     """Return the options with which `run_all.sh` writes to the same place."""
     text = "" if profile == "demo" else f" --profile {profile}"
     text += " --data DIR" if profile in ("tiny", "paper") else ""
-    where = results.relative_to(CHECKOUT) if results.is_relative_to(CHECKOUT) else results
-    return text if str(where) == "results" else f"{text} --results {shlex.quote(str(where))}"
+    where = from_root(results)
+    return text if where == "results" else f"{text} --results {shlex.quote(where)}"

@@ -62,18 +62,15 @@ def show(work: Sequence[tuple[Path, Mapping[str, Any]]], data: str | Path | None
         folders = {run_folder(config, folder): config for config in runs}
         done = {place for place, config in folders.items() if (place / METRICS).exists()
                 and (runs[config] or not read_run(place).light)}  # fmt: skip
-        new = [place for place in folders if place not in done and place not in missing]
-        above = len(folders) - len(done) - len(new)
-        line = f"{path.stem}: {len(folders)} runs, {len(done)} finished, {len(new)} missing"
-        if above:
-            line += f", {above} listed above"
+        line = f"{path.stem}: {len(folders)} runs, {len(done)} finished, {len(folders) - len(done)} missing"
         if trials:
             line += f"; a search of {trials} trials, finished ones included"
         if is_finished(folder, path.stem, made_from(path, given)):
             line += "; the notebook is finished"
         print(line)
-        for place in new:
-            config = folders[place]
+        for place, config in folders.items():
+            if place in done:
+                continue
             seconds = measured.get(_kind(config))
             missing[place] = statistics.median(seconds) if seconds else None
             time = f"about {missing[place]:.0f} s" if seconds else f"no run of this kind on {here} yet"

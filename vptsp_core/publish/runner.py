@@ -7,8 +7,6 @@ others still run. A half-executed copy has another name, so nobody mistakes it f
 import argparse
 import contextlib
 import logging
-import re
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,20 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
-from vptsp_core.errors import VptspError
+from vptsp_core.errors import VptspError, check_choice
 from vptsp_core.method.config import whole_path
 from vptsp_core.method.presets import parse_change
 from vptsp_core.paper.methods import base_config, configured, integration_rows, method_rows, proxy_source_rows
 from vptsp_core.publish.html import notebook_html
-from vptsp_core.publish.kernel import OneKernel, own_kernel
+from vptsp_core.publish.kernel import OneKernel
 from vptsp_core.publish.manifest import Manifest, is_finished, made_from
 from vptsp_core.publish.page import PROFILES, build
-from vptsp_core.publish.parameters import FOLDER, discover, panels_of, read, taken_parameters
+from vptsp_core.publish.parameters import FOLDER, discover, from_root, panels_of, taken_parameters
 from vptsp_core.publish.plan import show
 from vptsp_core.runs.progress import every, training_line
 from vptsp_core.runs.workers import Workers, check_cluster, check_workers
-from vptsp_core.system.bars import EVERY, is_log, say
+from vptsp_core.system.bars import EVERY, duration, is_log, say
 from vptsp_core.system.files import writable_folder, write_bytes
 from vptsp_core.system.locks import locked
 from vptsp_core.system.places import CHECKOUT
@@ -67,8 +66,7 @@ def run_notebooks(
     Raises:
         VptspError: an option, a notebook's parameters or a folder cannot be used. No notebook has run then.
     """
-    if profile not in PROFILES:
-        raise VptspError(f"unknown profile {profile!r}; one of: {', '.join(PROFILES)}")
+    check_choice("profile", profile, tuple(PROFILES))
     configured(profile, {}, changes or {})  # refuses an unknown key or a wrong type
     if seeds is not None and len(set(seeds)) < len(seeds):
         raise VptspError(f"seeds = {list(seeds)} contain a seed twice; give each seed once")
@@ -78,28 +76,29 @@ def run_notebooks(
     changes = dict(changes or {})
     if isinstance(weights := changes.get("weights"), str):
         changes["weights"] = whole_path(weights)  # kernels have another working directory
+    values: dict[str, Any] = {"profile": profile, "results": from_root(results)}
     options = {
-        "data": None if data is None else _from_root(data), "seeds": None if seeds is None else list(seeds),
-        "workers": workers, "changes": changes or None,
-    }  # fmt: skip
-    values: dict[str, Any] = {"profile": profile, "results": _from_root(results)}
-    values |= {name: value for name, value in options.items() if value is not None}
+        "data": data and from_root(data),
+        "seeds": seeds and list(seeds),
+        "workers": workers,
+        "changes": changes,
+    }
+    values |= {name: value for name, value in options.items() if value}
     only, panels = panels_of(only)
-    work = [(path, taken_parameters(path, values)) for path in discover(only, folder, profile)]
-    _check_use(work, values, profile)
+    more: dict[str, Any] = {"panels": panels} if panels else {}
     # On a CPU, each process of the demo has one thread: two are no faster with its small model, and one gives the same
     # rounding on machines with few and with many cores.
     one_thread = profile == "demo" and not torch.cuda.is_available()
-    more: dict[str, Any] = {"panels": panels} if panels else {}
     if workers is None and one_thread:
         more["workers"] = min(cores(), _MOST)
-    work = [(path, given | taken_parameters(path, more)) for path, given in work]
+    work = [(path, taken_parameters(path, values | more)) for path in discover(only, folder, profile)]
+    _check_use(work, values, profile)
     if dry:
         show(work, data, Path(results).resolve() / profile)
         return 0
     out = writable_folder(Path(results).resolve() / profile / "notebooks")
     table, failures = [], 0
-    with own_kernel(1 if one_thread else None), contextlib.closing(OneKernel()) as kernel:
+    with contextlib.closing(OneKernel(1 if one_thread else None)) as kernel:
         for number, (path, given) in enumerate(work, start=1):
             print(f"[{number}/{len(work)}] {path.stem}", flush=True)
             start = time.perf_counter()
@@ -150,45 +149,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", choices=PROFILES, default="demo", help="default: demo")
     parser.add_argument("--data", metavar="DIR", help="folder with the real data sets")
     parser.add_argument("--results", metavar="DIR", default=CHECKOUT / "results", help="default: results")
-    parser.add_argument("--only", metavar="A,B", help="beginnings of notebook names; fig3d is panel d of figure 3")
-    parser.add_argument("--seeds", metavar="N,N", help="for example 0,1,2; default: each notebook's own")
+    parser.add_argument(
+        "--only", metavar="A,B", default="", help="beginnings of notebook names; fig3d is panel d of figure 3"
+    )
+    parser.add_argument("--seeds", metavar="N,N", type=_numbers, help="for example 0,1,2; default: each notebook's own")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--workers", metavar="N|gpus",
+    where.add_argument("--workers", metavar="N|gpus", type=_number_or_text,
                        help="train runs in parallel in N processes, or one per GPU; default: one run after another, "
                        "but the demo on a CPU uses one process per core")  # fmt: skip
-    where.add_argument("--cluster", metavar="tcp://HOST:PORT", help="train runs in parallel on this Dask cluster")
+    where.add_argument("--cluster", metavar="tcp://HOST:PORT", dest="workers",
+                       help="train runs in parallel on this Dask cluster")  # fmt: skip
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
                         help="change a key of every run, for example epochs=2; may be repeated")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="list finished and missing runs; execute nothing")
     options = parser.parse_args(argv)
-    if options.seeds is not None and not re.fullmatch(r"[0-9]{1,18}(,[0-9]{1,18})*", options.seeds):
-        raise VptspError(f"--seeds: expected numbers such as 0,1,2, not {options.seeds!r}")
-    seeds = None if options.seeds is None else [int(seed) for seed in options.seeds.split(",")]
-    only = [] if options.only is None else options.only.split(",")
-    changes = dict(parse_change(change) for change in options.changes)
-    workers = _workers(options.workers, options.cluster)
     status = run_notebooks(
-        options.profile, options.data, options.results, only, seeds, workers=workers, changes=changes,
-        dry=options.dry_run,
+        options.profile, options.data, options.results, options.only.split(",") if options.only else (), options.seeds,
+        workers=options.workers, changes=dict(map(parse_change, options.changes)), dry=options.dry_run,
     )  # fmt: skip
-    if options.dry_run:
-        return status
-    try:
+    if not options.dry_run:
         print(build(options.results, options.profile))
-    except VptspError as error:  # the notebooks' results are written, so the status stays
-        print(f"the page was not made: {error}", file=sys.stderr)
     return status
 
 
-def _workers(workers: str | None, cluster: str | None) -> Workers:
-    """Return the two options as one parameter."""
-    if cluster is not None and not cluster.startswith("tcp://"):
-        raise VptspError(f"--cluster: expected tcp://HOST:PORT, not {cluster!r}")
-    if workers is None or workers == "gpus":
-        return workers or cluster
-    if not re.fullmatch(r"[1-9][0-9]*", workers):
-        raise VptspError(f"--workers: expected a number from 1 or gpus, not {workers!r}")
-    return int(workers)
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _number_or_text(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
 
 
 @contextlib.contextmanager
@@ -197,26 +186,19 @@ def _progress(name: str, runs: Path) -> Iterator[None]:
 
     On a terminal this is one line that is overwritten. In a log it is a new line for every epoch and every other run.
     """
-    start, log, last = time.perf_counter(), is_log(), ""
+    start, last = time.perf_counter(), ""
+    shown = tqdm(desc=name, bar_format="{desc} {elapsed}{postfix}", disable=is_log(), leave=False, dynamic_ncols=True)
 
     def show_line() -> None:
         nonlocal last
         training = training_line(runs.glob("*"))
-        minutes, seconds = divmod(int(time.perf_counter() - start), 60)
-        line = f"{name} {minutes}:{seconds:02d}  {training}".rstrip()
-        if not log:
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r{line[:width]:<{width}}", end="", file=sys.stderr, flush=True)
-        elif training not in ("", last):
+        shown.set_postfix_str(training)
+        if training not in ("", last):
             last = training
-            say(line)
+            say(f"{name} {duration(time.perf_counter() - start)}, {training}")
 
-    try:
-        with every(EVERY if log else 1, show_line):
-            yield
-    finally:
-        if not log:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    with shown, every(EVERY if is_log() else 1, show_line):
+        yield
 
 
 def _execute(path: Path, out: Path, values: dict[str, Any], made: str, kernel: OneKernel) -> tuple[Path, str]:
@@ -224,59 +206,35 @@ def _execute(path: Path, out: Path, values: dict[str, Any], made: str, kernel: O
 
     During the execution the copy has another name, so that <name>.ipynb is always a finished one.
     """
-    start, name = time.perf_counter(), path.stem
+    start, name, folder = time.perf_counter(), path.stem, out.parent
     begun, failed = out / f".{name}.partial.ipynb", out / f"{name}.failed.ipynb"
     try:
         kernel.execute(path, begun, values)
         write_bytes(out / f"{name}.html", notebook_html(begun, name).encode())
         replace(begun, out / path.name)
-        manifest = Manifest.read(out.parent, name)
-        manifest.failure = ""
-        manifest.close(out.parent, name, made, time.perf_counter() - start)
+        Manifest.read(folder, name).close(folder, name, made, time.perf_counter() - start)
         failed.unlink(missing_ok=True)
         return out / path.name, ""
     except Exception as error:  # any error of a notebook is its own failure, and the others still run
-        with contextlib.suppress(Exception):  # report the first error
-            kernel.close()
-        return _keep_failed(begun, failed, _describe(error)), _describe(error)
+        kernel.close()
+        failed.unlink(missing_ok=True)  # the copy of an earlier failure
+        if begun.exists():
+            replace(begun, failed)
+        manifest = Manifest.read(folder, name)
+        manifest.failure = _describe(error)
+        manifest.write(folder, name)
+        return failed, manifest.failure
     except KeyboardInterrupt:
         logging.getLogger("asyncio").disabled = True  # it would complain about the cell that was stopped
         raise
     finally:
-        with contextlib.suppress(OSError):
-            begun.unlink(missing_ok=True)
-
-
-def _keep_failed(begun: Path, failed: Path, problem: str) -> Path:
-    """Keep the copy of a failed notebook if it is readable, note the failure, and return where the copy is.
-
-    Raises nothing, even on a full disk, so that the error of the notebook itself is reported.
-    """
-    folder, name = failed.parents[1], failed.name.removesuffix(".failed.ipynb")
-    with contextlib.suppress(VptspError, OSError):
-        failed.unlink(missing_ok=True)  # the copy of an earlier failure
-        manifest = Manifest.read(folder, name)
-        manifest.failure = problem
-        manifest.write(folder, name)
-    with contextlib.suppress(VptspError, OSError):
-        read(begun)
-        replace(begun, failed)
-    return failed if failed.exists() else failed.parent
+        begun.unlink(missing_ok=True)
 
 
 def _describe(error: Exception) -> str:
-    """Describe an error in one line. For a failed cell, add the line of code, which IPython's traceback marks."""
+    """Describe an error in one line, and for a failed cell its number."""
     from papermill.exceptions import PapermillExecutionError
 
-    if not isinstance(error, PapermillExecutionError):
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
-    marked = re.search(r"^-+> *(\d+) +(.*)$", plain, re.MULTILINE)
-    where = f", line {marked[1]}: {marked[2].strip()}" if marked else ""
-    return f"In [{error.exec_count}]{where} -> {error.ename}: {' '.join(error.evalue.split())}"[:300]
-
-
-def _from_root(path: str | Path) -> str:
-    """Return the path relative to the repository if it is inside (executed copies show it), otherwise absolute."""
-    full = Path(path).resolve()
-    return str(full.relative_to(CHECKOUT) if full.is_relative_to(CHECKOUT) else full)
+    if isinstance(error, PapermillExecutionError):
+        return f"In [{error.exec_count}] -> {error.ename}: {' '.join(error.evalue.split())}"[:300]
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

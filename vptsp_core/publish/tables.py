@@ -6,11 +6,10 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from vptsp_core.errors import VptspError
 from vptsp_core.paper.report import CHANCE, DIFFERENCE, ORDER, OURS, PAPER
@@ -33,13 +32,13 @@ class Column:
 
     group: str
     side: str
-    cells: list[str]
+    cells: Sequence[str]
     first: bool = False
 
     @property
     def numeric(self) -> bool:
-        """Whether every cell that is not empty is a number."""
-        return all(_number(cell) is not None for cell in self.cells if cell)
+        """Whether every cell that is not empty is a finite number."""
+        return all(math.isfinite(_number(cell)) for cell in self.cells if cell)
 
     def classes(self, cell: str | None = None) -> str:
         """Return the CSS classes of a cell; without a cell, those of the head."""
@@ -57,16 +56,17 @@ class Column:
 def read_table(path: Path) -> list[Column]:
     """Read the columns of a CSV file, with the cells as text. Raises VptspError if the file holds no valid table."""
     try:
-        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8")), strict=True))
+        rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")), strict=True)
+        cells_of = list(zip(*rows, strict=True))
+        if not cells_of:
+            raise ValueError("it is empty")
     except (OSError, ValueError, csv.Error) as error:
-        raise VptspError(f"{path.name} cannot be read ({error}); run its notebook again") from None
-    if not rows or not rows[0] or any(len(row) != len(rows[0]) for row in rows):
-        raise VptspError(f"{path.name} is an invalid table: rows of unequal length, or none; run its notebook again")
+        raise VptspError(f"{path.name} is an invalid table ({error}); run its notebook again") from None
     columns, before = [], ""
-    for name, *cells in zip(*rows):
+    for name, *cells in cells_of:
         sided = _SIDED.fullmatch(name)
         group, side = (sided[1], sided[2]) if sided else (name, "")
-        columns.append(Column(group, side, list(cells), first=group != before))
+        columns.append(Column(group, side, cells, first=group != before))
         before = group
     return columns
 
@@ -85,27 +85,16 @@ def table_html(columns: Sequence[Column], label: str) -> str:
             if parts[-1] and sum(map(len, parts[-1] + piece)) > WIDE:
                 parts.append([])
             parts[-1] += piece
-    shown = [_part(columns[0], part) for part in parts]
-    return TEMPLATES.get_template("table.html").render(parts=shown, label=label)
+    return TEMPLATES.get_template("table.html").render(
+        name="" if columns[0].group in ("", "label", "row", "fact") else columns[0].group,
+        labels=[_trimmed(label) for label in columns[0].cells] if columns[0].numeric else columns[0].cells,
+        parts=[[(group, _formatted(group)) for group in part] for part in parts],
+        label=label,
+    )
 
 
-def _part(index: Column, groups: list[list[Column]]) -> dict[str, Any]:
-    """Return what the template needs of some columns. ``two``: whether the head has two lines."""
-    texts = [pair for group in groups for pair in zip(group, _formatted(group), strict=True)]
-    labels = [_trimmed(label) if index.numeric else label for label in index.cells]
-    return {
-        "name": "" if index.group in ("", "label", "row", "fact") else index.group,
-        "groups": groups,
-        "two": any(column.side for group in groups for column in group),
-        "rows": [
-            (label, [(shown[at], column.classes(column.cells[at])) for column, shown in texts])
-            for at, label in enumerate(labels)
-        ],
-    }
-
-
-def _formatted(group: Sequence[Column]) -> Iterator[list[str]]:
-    """Yield the cells of each column of a group as text.
+def _formatted(group: Sequence[Column]) -> list[list[str]]:
+    """Return the cells of each column of a group as text.
 
     Percent has the paper's decimals (one or two), quantities have three significant digits, differences have a sign.
     """
@@ -114,39 +103,33 @@ def _formatted(group: Sequence[Column]) -> Iterator[list[str]]:
     decimals: int | None = min(2, max([1, *(len(text.partition(".")[2]) for text in printed)]))
     if not _METRIC.search(group[0].group) and (_UNIT.search(group[0].group) or not compared):
         decimals = None
-    for column in group:
-        whole = all(float(cell) == round(float(cell)) for cell in column.cells if cell) if column.numeric else False
-        yield [_shown(cell, column, decimals, whole) if column.numeric else cell for cell in column.cells]
+    return [[_shown(cell, column, decimals) if column.numeric else cell for cell in column.cells] for column in group]
 
 
-def _shown(cell: str, column: Column, decimals: int | None, whole: bool) -> str:
+def _shown(cell: str, column: Column, decimals: int | None) -> str:
     """Return a number as text. Whole quantities and short quantities of the paper stay as they are."""
-    value = _number(cell)
-    if value is None:
-        return cell
-    if decimals is None and abs(value) < 1e-9:
-        return "0"
-    if decimals is None and (whole or column.side == PAPER and len(_trimmed(cell)) < 6):
-        return _trimmed(cell)
-    sign = "+" if column.side == DIFFERENCE else ""
+    value, sign = _number(cell), "+" if column.side == DIFFERENCE else ""
+    if not cell:
+        return ""
     if decimals is not None:
         text = f"{value:{sign}z.{decimals}f}"
+    elif abs(value) < 1e-9:
+        return "0"
+    elif column.side == PAPER and len(_trimmed(cell)) < 6 or all(_number(c).is_integer() for c in column.cells if c):
+        return _trimmed(cell)
     else:
         text = f"{value:{sign}.0f}" if abs(value) >= 100 else f"{value:{sign}#.3g}"
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def _number(cell: str) -> float | None:
+def _number(cell: str) -> float:
+    """Return the number in a cell, or NaN."""
     try:
-        value = float(cell)
+        return float(cell)
     except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+        return math.nan
 
 
 def _trimmed(cell: str) -> str:
-    """Return a number without the file's trailing zeros (100.0), and a large one with separators. Text is unchanged."""
-    value = _number(cell)
-    if value is None:
-        return cell
-    return f"{value:.6g}" if abs(value) < 1e3 else f"{value:,.0f}"
+    """Return a number without the file's trailing zeros (100.0), and a large one with separators."""
+    return "" if not cell else f"{float(cell):.6g}" if abs(float(cell)) < 1e3 else f"{float(cell):,.0f}"
