@@ -6,16 +6,18 @@ import io
 import os
 import re
 import sys
+import types
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from vptsp_core.errors import VptspError
+from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.publish import manifest, runner
+from vptsp_core.publish.kernel import OneKernel
 from vptsp_core.publish.manifest import MadeRun, Manifest, Missing, is_finished, made_from
-from vptsp_core.publish.parameters import discover, panels_of, read, taken_parameters
+from vptsp_core.publish.parameters import check_given, discover, panels_of, read, taken_parameters
 from vptsp_core.runs.progress import write_progress
 
 PARAMETERS = 'profile = "demo"\ndata = None\nresults = "results"\nseeds = [0]'
@@ -250,6 +252,20 @@ def test_a_notebook_is_made_from_every_file_of_the_package(tmp_path, monkeypatch
     assert len(set(hashes)) == 3
 
 
+def test_a_notebook_refuses_a_parameter_that_papermill_only_warns_of(tmp_path):
+    from papermill.exceptions import PapermillExecutionError
+
+    source = write(tmp_path, "a", "from vptsp_core.publish.parameters import check_given\n\ncheck_given()")
+    kernel = OneKernel()
+    try:
+        with pytest.raises(PapermillExecutionError) as caught:
+            kernel.execute(source, tmp_path / "out.ipynb", {"sedes": [1]})
+    finally:
+        kernel.close()
+    assert caught.value.ename == "ConfigError"
+    assert caught.value.evalue == "unknown parameter 'sedes'; did you mean seeds?"
+
+
 def test_our_notebooks_keep_the_rules():
     """No outputs, no classes, at most 15 code cells, the tagged cells, and the same opening and end for all."""
     paths = discover()
@@ -272,6 +288,37 @@ def test_our_notebooks_keep_the_rules():
         if any("carry_out(" in cell.source or " many(" in cell.source for cell in code):
             assert {"data", "workers", "changes"} <= set(taken), path.name
     assert len(openings) == 1
+
+
+INJECTED = '# Parameters\nseeds = list(range(2))\nchanges = {"lr": float("nan")}'
+DECLARED = PARAMETERS + "\nchanges = {}"
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ([DECLARED, INJECTED], None),
+        (["%load_ext autoreload", "import os", DECLARED, INJECTED], None),
+        (["print(1)", "# Parameters\na = 1"], "no cell above the one with the given parameters has a line"),
+        ([DECLARED, "# Parameters\nchanges = [\n    0,\n]"], r"'changes' must be of type dict, not \[0\]"),
+        ([DECLARED + "\nurl = None  # a=b", "x = (", "# Parameters\nurl = 'x?a=b'\ndata = 1"],
+         r"'data' must be of type str \| None, not 1"),
+        (["%load_ext autoreload", DECLARED, "# Parameters\nsedes = list(range(2))"], "unknown parameter 'sedes'"),
+        ([DECLARED, "# Parameters\nseeds = [1]", "# Parameters\nseeds = range(2)"], r"'seeds' must be .*range\(0, 2\)"),
+        ([DECLARED.replace("[0]", "list(range(1))"), INJECTED], None),
+        ([DECLARED, "seeds = list(range(3))"], None),
+    ],
+)
+def test_values_of_given_parameters_are_checked_in_the_kernel(monkeypatch, cells, message):
+    """Histories of JupyterLab: a cell above, a cell edited and executed again, what papermill writes for NaN."""
+    values = {}
+    for cell in cells:
+        with contextlib.suppress(SyntaxError):
+            exec("\n".join(line for line in cell.splitlines() if not line.startswith(("%", "!"))), values)
+    shell = types.SimpleNamespace(user_ns={**values, "In": ["", *cells, "check_given()"]})
+    monkeypatch.setattr("IPython.core.getipython.get_ipython", lambda: shell)
+    with pytest.raises(ConfigError, match=message) if message else contextlib.nullcontext():
+        check_given()
 
 
 def test_the_demo_computes_with_one_thread_per_process(tmp_path, monkeypatch):

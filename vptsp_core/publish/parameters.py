@@ -1,11 +1,18 @@
-"""The notebook sources and their parameters."""
+"""The notebook sources and their parameters.
 
+papermill only warns of a parameter that a notebook does not have, and runs the notebook with its defaults. So names and
+types are checked here: by the runner before anything runs, and by each notebook itself.
+"""
+
+import ast
+import contextlib
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vptsp_core.errors import VptspError
+from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.paper.figure3 import SWEEPS
 from vptsp_core.system.places import CHECKOUT
 
@@ -18,6 +25,12 @@ TINY = (
 # In the profile tiny these show photographs of CUB-200, which must not be passed on. They run only if --only names
 # them.
 WITH_PHOTOGRAPHS = ("tour", "explore")
+
+# The types of the parameters that the runner sets.
+KINDS: dict[str, Any] = {
+    "profile": str, "results": str, "data": str | None, "seeds": list, "workers": int | str | None, "changes": dict,
+    "panels": list,
+}  # fmt: skip
 
 
 def discover(only: Sequence[str] = (), folder: Path = FOLDER, profile: str = "demo") -> list[Path]:
@@ -75,13 +88,54 @@ def taken_parameters(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises VptspError if the notebook has no parameter `profile` or `results`.
     """
-    cells = with_tag(read(path), "parameters")
-    declared = [name for cell in cells for name in re.findall(r"^(\w+) *=(?!=)", cell.source, re.MULTILINE)]
+    declared: dict[str, Any] = {}
+    for cell in with_tag(read(path), "parameters"):
+        declared |= _assigned(cell.source)
     for name in ("profile", "results"):
         if name not in declared:
             known = ", ".join(declared) or "none"
             raise VptspError(f"{path.name}: the cell tagged 'parameters' has no {name!r}; its parameters: {known}")
     return {name: value for name, value in values.items() if name in declared}
+
+
+def check_given() -> None:
+    """In a notebook, check the parameters that papermill gave.
+
+    Raises ConfigError if the notebook does not have such a parameter, or has it with another type.
+    """
+    from IPython.core.getipython import get_ipython
+
+    shell = get_ipython()
+    cells: list[str] = [] if shell is None else shell.user_ns["In"]
+    injected = [at for at, cell in enumerate(cells) if "# Parameters" in cell.splitlines()]  # papermill's first line
+    if shell is None or not injected:
+        return
+    declared: dict[str, Any] = {}
+    for cell in cells[: injected[0]]:
+        declared |= _assigned(cell)
+    if not declared:
+        raise ConfigError("no cell above the one with the given parameters has a line NAME = VALUE; declare them there")
+    for name in _assigned(cells[injected[-1]]):
+        if name not in declared:
+            near = difflib.get_close_matches(name, declared, n=3) or declared
+            raise ConfigError(f"unknown parameter {name!r}; did you mean {', '.join(near)}?")
+        kind = KINDS.get(name, object if declared[name] is None else type(declared[name]))
+        value = shell.user_ns[name]
+        if not isinstance(value, kind):
+            raise ConfigError(f"parameter {name!r} must be of type {getattr(kind, '__name__', kind)}, not {value!r}")
+
+
+def _assigned(cell: str) -> dict[str, Any]:
+    """Return the names that a cell's lines NAME = VALUE assign, with their values; None unless a value is a literal."""
+    assigned: dict[str, Any] = {}
+    with contextlib.suppress(SyntaxError):  # a cell of magics assigns nothing
+        for statement in ast.parse(cell).body:
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                    assigned[name] = None
+                    with contextlib.suppress(ValueError):
+                        assigned[name] = ast.literal_eval(value)
+    return assigned
 
 
 def from_root(path: str | Path) -> str:

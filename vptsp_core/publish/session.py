@@ -1,6 +1,6 @@
 """What every notebook does at its beginning and its end.
 
-    session = Session("table1_peft_methods", profile, results, data)
+    session = Session("table1_peft_methods", profile, results, data)   # checks the parameters
     session.plan(cells, seeds)                                         # says which runs the notebook needs
     done = session.carry_out(workers)                                  # makes these runs
     session.save_table(table)                                          # tables/table1_peft_methods.csv
@@ -26,6 +26,7 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.paper import compare, report
 from vptsp_core.paper.absent import AbsentData, absent_data
 from vptsp_core.publish.manifest import RECORD, MadeRun, Manifest, Missing
+from vptsp_core.publish.parameters import check_given
 from vptsp_core.runs.folder import Run
 
 
@@ -42,9 +43,13 @@ class Session:
         watched: whether a person watches the notebook, so that progress bars help.
         asked: the runs that the notebook needs. The value is True if a light run, without weights, is enough.
         trials: the number of trials of its search.
+
+    Raises:
+        ConfigError: papermill gave a parameter that the notebook does not have, or one of the wrong type.
     """
 
     def __init__(self, notebook: str, profile: str, results: str, data: str | None = None) -> None:
+        check_given()
         self.folder = report.place(results) / profile
         self.data = None if data is None else report.place(data)
         self.watched = report.watched()
