@@ -559,10 +559,10 @@ ZEROS, ONES, MIXED = np.zeros(40), np.ones(40), np.arange(40) % 2
 
 @pytest.mark.parametrize(
     ("before", "after", "verdict", "sentence"),
-    [(ZEROS, ONES, "better", "Training helped: MAP@R +100.00 (epoch 3 of 10 is kept, epoch 0 is the start).\n"),
-     (ONES, ZEROS, "worse", "Training HARMED, use the frozen backbone: MAP@R -100.00 (epoch 3"),
-     (MIXED, 1 - MIXED, own_images.UNCLEAR, "Training made no clear difference: MAP@R -2.56 (epoch 3"),
-     (ZEROS[:30], ONES[:30], own_images.UNCLEAR, "Training made no clear difference: MAP@R +100.00")],
+    [(ZEROS, ONES, "better", "is better than the frozen backbone: MAP@R +100.00 (epoch 3 of 10 is kept, "),
+     (ONES, ZEROS, "worse", "is WORSE than the frozen backbone, so use the frozen backbone: MAP@R -100.00 (epoch 3"),
+     (MIXED, 1 - MIXED, own_images.UNCLEAR, "does not clearly differ from the frozen backbone: MAP@R -2.56 (epoch 3"),
+     (ZEROS[:30], ONES[:30], own_images.UNCLEAR, "does not clearly differ from the frozen backbone: MAP@R +100")],
 )  # fmt: skip
 def test_one_sentence_says_whether_training_helped(before, after, verdict, sentence, tmp_path):
     gain = own_images.compare(one_run(tmp_path, before), one_run(tmp_path, after))

@@ -96,8 +96,9 @@ class ImageIndex:
         if not faiss or len(self.names) <= EXACT_UP_TO or self.graph_is_whole():
             return self
         built, about = _build(faiss, self.embeddings)
-        faiss.write_index(built, str(self.place / GRAPH))
-        return replace(self, graph=about | {"digest": digest(self.place / GRAPH)}).write(self.place)
+        content = faiss.serialize_index(built).tobytes()  # faiss.read_index reads this format
+        write_bytes(self.place / GRAPH, content)
+        return replace(self, graph=about | {"digest": digest(content)}).write(self.place)
 
 
 def read_index(place: str | Path) -> ImageIndex:

@@ -40,9 +40,9 @@ METRICS = ("R@1", "MAP@R")
 FEW_QUERIES = 30  # with fewer, the interval means little and the summary gives none
 UNCLEAR = "could be chance"  # the interval of a difference includes 0, or rests on few queries
 OUTCOMES = {
-    "better": "Training helped",
-    "worse": "Training HARMED, use the frozen backbone",
-    UNCLEAR: "Training made no clear difference",
+    "better": "The model is better than the frozen backbone",
+    "worse": "The model is WORSE than the frozen backbone, so use the frozen backbone",
+    UNCLEAR: "The model does not clearly differ from the frozen backbone",
 }
 EXPLAINED = """In percent. R@1: queries whose nearest neighbour is of their own class. MAP@R: 100 if all images of a
 query's class are ranked first. The 95 % interval says what other images of these classes could show."""
@@ -191,7 +191,7 @@ def compare(frozen: Run, trained: Run) -> pd.DataFrame:
 
 
 def summary(frozen: Run, trained: Run, gain: pd.DataFrame, classes: int) -> str:
-    """Return the comparison as a table, a sentence that says whether training helped, and how to use the model."""
+    """Return the comparison as a table, a sentence that says whether the model is better, and how to use the model."""
     shown = gain[["frozen", "trained", "difference", "verdict"]].copy()
     shown.insert(3, "95 % interval", [
         f"[{low:+.2f}, {high:+.2f}]" if queries >= FEW_QUERIES else f"none: under {FEW_QUERIES} queries"
