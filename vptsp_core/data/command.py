@@ -142,6 +142,12 @@ def _describe(known: DataSet, args: argparse.Namespace) -> None:
         print("  file:", ", ".join(each for each in (part.file, part.checksum, by_hand) if each))
         for source in part.sources:
             print(f"    from {source}")
+    if args.data:
+        try:
+            load_benchmark(known.name, _data_folder(args))
+            print(f"  in {_data_folder(args)}: complete")
+        except DataError as error:
+            print(f"  in {_data_folder(args)}: {error}")
     if known.steps:
         print("\n".join(list_steps(known, _data_folder(args) if args.data else Path("DIR"))[3:]))
 

@@ -130,7 +130,10 @@ WRITERS: dict[str, Callable[[Path, Embedder], object]] = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """python -m vptsp_core export: a run as one file."""
+    """python -m vptsp_core export: write a run as one file. Return the exit status.
+
+    Raises VptspError if the file would be among the run's files, or its kind is unknown.
+    """
     parser = argparse.ArgumentParser("python -m vptsp_core export", description="export a trained model as one file")
     parser.add_argument("run", help="folder of a finished run, a saved embedder, or hf://ORG/NAME")
     parser.add_argument(

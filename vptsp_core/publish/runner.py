@@ -149,9 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", choices=PROFILES, default="demo", help="default: demo")
     parser.add_argument("--data", metavar="DIR", help="folder with the real data sets")
     parser.add_argument("--results", metavar="DIR", default=CHECKOUT / "results", help="default: results")
-    parser.add_argument(
-        "--only", metavar="A,B", default="", help="beginnings of notebook names; fig3d is panel d of figure 3"
-    )
+    parser.add_argument("--only", metavar="A,B", help="beginnings of notebook names; fig3d is panel d of figure 3")
     parser.add_argument("--seeds", metavar="N,N", type=_numbers, help="for example 0,1,2; default: each notebook's own")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workers", metavar="N|gpus", type=_number_or_text,
@@ -164,8 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="list finished and missing runs; execute nothing")
     options = parser.parse_args(argv)
     status = run_notebooks(
-        options.profile, options.data, options.results, options.only.split(",") if options.only else (), options.seeds,
-        workers=options.workers, changes=dict(map(parse_change, options.changes)), dry=options.dry_run,
+        options.profile, options.data, options.results, () if options.only is None else options.only.split(","),
+        options.seeds, workers=options.workers, changes=dict(map(parse_change, options.changes)), dry=options.dry_run,
     )  # fmt: skip
     if not options.dry_run:
         print(build(options.results, options.profile))
