@@ -11,8 +11,14 @@ import torch
 
 from vptsp_core import load, preset, retrieval_metrics, run
 from vptsp_core.data import load_benchmark
+from vptsp_core.data.batches import decoded, train_batches
+from vptsp_core.method.backbone import normalisation
+from vptsp_core.method.loop import Loop
+from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.runs.embedder import Embedder
 from vptsp_core.runs.evaluate import evaluate
+from vptsp_core.runs.folder import learned_weights
+from vptsp_core.runs.run import build_model
 
 
 @contextlib.contextmanager
@@ -61,6 +67,23 @@ def test_a_run_is_the_same_under_all_settings(tmp_path):
             assert state() == before
         assert made.metrics == plain.metrics
         assert made.history["loss"].tolist() == plain.history["loss"].tolist(), names
+
+
+def test_mixed_precision_takes_the_steps_of_a_plain_loop(tmp_path):
+    """Autocast caches the casts of weights. Inside a guarded function every step must still cast the weights it has."""
+    config = preset("smoke", method="linear", precision="bf16", steps_per_epoch=5, lr=0.05)
+    done = run(config, results=tmp_path, progress=False)
+    images = decoded(load_benchmark("glyphs"), config, tmp_path).train
+    model = build_model(config, images.num_classes, torch.device("cpu"))
+    model.vit.autocast = torch.bfloat16
+    sampler = ClassBalancedSampler(images.labels, config.batch, config.samples_per_class, config.seed, 5)
+    given = (images, config, normalisation(model.vit.backbone), sampler, 0, torch.device("cpu"), slice(0, config.batch))
+    loop = Loop(model, sampler, images.labels, lambda epoch: train_batches(*given))
+    assert done.history["loss"].tolist() == [row["loss"] for row in loop.rows()]
+    learned = learned_weights(done.path, done.record)
+    assert any("mlp.fc1.bias" in name for name in learned)
+    for name, value in model.learned_state(for_retrieval=True).items():
+        assert torch.equal(learned[name], value), name
 
 
 @pytest.fixture(scope="module")

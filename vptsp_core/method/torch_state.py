@@ -32,7 +32,9 @@ def torch_defaults() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         gpu = torch.accelerator.current_accelerator()
         for kind in {"cpu"} if gpu is None else {"cpu", gpu.type}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
+            # Without the cache: torch empties it when the outermost autocast ends, and that is this one. So each step
+            # would compute with the casts of the first step's weights.
+            stack.enter_context(torch.autocast(kind, enabled=False, cache_enabled=False))
         if not _IN_PUBLIC_CALL.get():  # a nested call continues the random numbers of the outer call
             stack.callback(_IN_PUBLIC_CALL.reset, _IN_PUBLIC_CALL.set(True))
             stack.enter_context(_random_states_kept())
