@@ -9,15 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vptsp_core.data import Benchmark, ImageSet
-from vptsp_core.data.batches import eval_batches
+from vptsp_core.data import Benchmark
 from vptsp_core.data.holdout import first_of_each
-from vptsp_core.method.backbone import normalisation
 from vptsp_core.method.metrics import retrieval_metrics
 from vptsp_core.method.model import MetricModel
-from vptsp_core.runs.evaluate import embed_batch
+from vptsp_core.runs.closed_form import PER_CLASS, discriminant, pooled_tokens
 from vptsp_core.runs.significance import bootstrap
-from vptsp_core.runs.start_from_data import PER_CLASS, discriminant
 
 
 @torch.no_grad()
@@ -35,13 +32,14 @@ def compare_heads(model: MetricModel, benchmark: Benchmark, per_class: int = PER
     """
     train, labels = first_of_each(benchmark.train, per_class), torch.from_numpy(benchmark.test.labels)
     embeddings: dict[str, Tensor] = {}
+    device = next(model.parameters()).device
     for prompted in (True, False) if model.vit.prompts is not None else (True,):
-        tokens, of_train = (_pooled(model, images, prompted) for images in (benchmark.test, train))
+        tokens, of_train = (pooled_tokens(model, images, prompted=prompted) for images in (benchmark.test, train))
         normed, normed_train = (F.layer_norm(each, each.shape[-1:]) for each in (tokens, of_train))
         weight, bias = discriminant(normed_train, torch.from_numpy(train.labels), model.config.embed_dim)
         assert model.vit.sample_head is not None
         heads = {
-            "trained head": model.vit.sample_head(tokens),
+            "trained head": model.vit.sample_head(tokens.to(device)).cpu(),
             "no head": tokens.mean(1),
             "head in closed form": (normed @ weight.T + bias).mean(1),
         }
@@ -58,14 +56,3 @@ def compare_heads(model: MetricModel, benchmark: Benchmark, per_class: int = PER
             rows[name][f"{metric} difference"] = [float(differences.mean()), float(low[0]), float(high[0])]
     return rows
 
-
-def _pooled(model: MetricModel, images: ImageSet, prompted: bool) -> Tensor:
-    """Return the pooled tokens of the sample tower, (N, 1, D) float32, with or without its prompts."""
-    vit, device = model.vit.eval(), next(model.parameters()).device
-    none: list[Tensor | None] = [None] * len(vit.backbone.blocks)
-    found = []
-    for pixels in eval_batches(images, model.config, normalisation(vit.backbone), embed_batch(model), device):
-        with torch.autocast(device.type, dtype=vit.autocast, enabled=vit.autocast is not None):
-            prompts = vit.prompt_kvs(vit.prompts, vit.prompt_counts) if prompted else none
-            found.append(vit.pooled(pixels, [prompts]).float())
-    return torch.cat(found)

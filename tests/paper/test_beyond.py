@@ -35,6 +35,7 @@ def test_the_recipe_is_its_preset_and_its_other_rows_lack_one_part_each():
         recipe = configs[beyond.RECIPE]
         assert recipe == preset(name, **{key: recipe[key] for key in ("epochs", "steps_per_epoch")}).to_dict()
         parts = {
+            "... with the final head in closed form": {"final_head": "closed_form"},
             "... with a GRU": {"accumulator": "gru"},
             "... with prompts from the data": {"start": "all"},
             "... without proxies from the data": {"start": "heads"},
@@ -72,6 +73,6 @@ def test_newer_backbones_are_supported_with_their_pooling_and_normalisation():
         config: RunConfig = preset(name)
         with torch.device("meta"):  # their kind and shape, without the memory
             model = load_backbone(config.backbone, "random", config.image_size)
-        config.check_depth(len(model.blocks))
+        config.check_backbone(len(model.blocks), model.embed_dim)
         assert (pooling(model, config.pool), model.num_prefix_tokens, normalisation(model)[0][0]) == expected
         assert config.embed_dim <= model.embed_dim

@@ -1,11 +1,10 @@
-"""The start from the data (`runs.start_from_data`), against scikit-learn, timm's own forward pass and plain loops."""
+"""The start from the data (`runs.start_from_data`), against timm's own forward pass and plain loops."""
 
 import determinism
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from vptsp_core import load, preset, retrieval_metrics, run
 from vptsp_core.data import load_benchmark
@@ -16,8 +15,9 @@ from vptsp_core.method.backbone import load_backbone, normalisation
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.loop import Loop
 from vptsp_core.method.model import MetricModel
+from vptsp_core.runs.closed_form import class_means, discriminant
 from vptsp_core.runs.host_prompts import HostPrompts
-from vptsp_core.runs.start_from_data import KEEP, PER_CLASS, class_means, discriminant, start_from_data
+from vptsp_core.runs.start_from_data import KEEP, start_from_data
 
 CLASSES = 12
 
@@ -51,35 +51,6 @@ def trunk(model: MetricModel, images) -> tuple[torch.Tensor, list[torch.Tensor]]
     for hook in hooks:
         hook.remove()
     return F.layer_norm(pooled, pooled.shape[-1:]), inputs
-
-
-def test_without_shrinkage_the_discriminant_is_that_of_scikit_learn(monkeypatch):
-    """All directions are kept, so distances are those in scikit-learn's projection."""
-    monkeypatch.setattr("vptsp_core.runs.start_from_data.SHRINK", 0.0)
-    draw = torch.Generator().manual_seed(0)
-    labels = torch.arange(9).repeat(40)
-    features = (torch.randn(9, 6, generator=draw)[labels] + torch.randn(360, 6, generator=draw)) @ torch.randn(
-        6, 6, generator=draw
-    )
-    weight, bias = discriminant(features[:, None], labels, 6)
-    ours = features @ weight.T + bias
-    theirs = LinearDiscriminantAnalysis(solver="svd").fit_transform(features.numpy(), labels.numpy())
-    ours, theirs = torch.cdist(ours, ours), torch.cdist(*[torch.from_numpy(theirs).float()] * 2)
-    scale = ours.norm() / theirs.norm()
-    torch.testing.assert_close(ours, theirs * scale, rtol=1e-3, atol=1e-3 * float(ours.max()))
-    assert weight.square().mean().sqrt().item() == pytest.approx((2 / 12) ** 0.5)
-    assert torch.cat([features @ weight.T + bias]).mean(0).abs().max() < 1e-4
-
-
-def test_a_narrow_discriminant_keeps_the_directions_that_tell_classes_apart():
-    draw = torch.Generator().manual_seed(1)
-    labels = torch.arange(20).repeat(30)
-    apart = torch.randn(20, 2, generator=draw)[labels]
-    noise = torch.randn(600, 8, generator=draw) * torch.tensor([0.2, 0.2, 2, 2, 2, 2, 2, 2])
-    noise[:, :2] += apart
-    weight, _ = discriminant(noise[:, None], labels, 2)
-    share = weight.square() / weight.square().sum(1, keepdim=True)
-    assert share[:, :2].sum(1).min() > 0.8  # the six others vary four times as much
 
 
 def test_heads_proxies_and_gate(images):
@@ -199,15 +170,3 @@ def test_a_run_cut_before_its_first_step_starts_from_the_data_once(letters, tmp_
     assert again.metrics == whole.metrics and [s["after_epochs"] for s in again.record["stretches"]] == [0, 0]
     timeless = [history.drop(columns="seconds") for history in (again.history, whole.history)]
     assert timeless[0].equals(timeless[1])
-
-
-def test_the_first_images_of_each_class():
-    labels = np.array([2, 0, 1, 0, 2, 0, 2])
-
-    class Labelled:
-        name, class_names, store = "some", ("a", "b", "c"), None
-
-    Labelled.labels = labels
-    found = first_of_each(Labelled(), 2)
-    assert found.rows.tolist() == [1, 3, 2, 0, 4] and found.labels.tolist() == [0, 0, 1, 2, 2]
-    assert PER_CLASS >= 2

@@ -33,7 +33,7 @@ _SEMANTIC_KEYS = (*_CLASS_PROMPT_KEYS, "accumulator", "ema_keep", "gru_dropout",
 _TRAINING_KEYS = (
     "embed_dim", "loss_scale", "loss_margin", "optimizer", "lr", "lr_proxy", "weight_decay", "momentum", "epochs",
     "eval_start", "cosine_T", "cosine_min", "steps_per_epoch", "batch", "samples_per_class", "augmentation",
-    "pipeline", "selection", "start",
+    "pipeline", "selection", "start", "final_head",
 )  # fmt: skip
 
 
@@ -107,6 +107,9 @@ class RunConfig:
     # Beyond the paper: which parts start from the training images. Each value includes the one before it
     # (`vptsp_core.runs.start_from_data`).
     start: Literal["released", "heads", "proxies", "all"] = "released"
+    # Beyond the paper: closed_form replaces the trained head in evaluations and in the result
+    # (`vptsp_core.runs.closed_form`).
+    final_head: Literal["trained", "closed_form"] = "trained"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -154,14 +157,19 @@ class RunConfig:
         """Whether the run learns prompts for every class, and so has a proxy tower."""
         return self.method == "vptsp" and self.proxy_source == "class_prompts"
 
-    def check_depth(self, depth: int) -> None:
-        """Check the numbers of layers against ``depth``, the number of blocks of the loaded backbone.
-        Raises ConfigError if the run needs prompts or adapters in more blocks than the backbone has.
+    def check_backbone(self, depth: int, width: int) -> None:
+        """Check the run against the loaded backbone: ``depth`` blocks with tokens of ``width``.
+        Raises ConfigError if the run needs prompts or adapters in more blocks than the backbone has, or a head in
+        closed form that is wider than its tokens.
         """
         keys = {"vpt": ("prompt_layers",), "vptsp": ("prompt_layers",), "adapter": ("adapter_layers",)}
         class_keys = ("class_layers",) if self.has_class_prompts else ()
         for key in (*keys.get(self.method, ()), *class_keys):
             self._require(key, getattr(self, key) <= depth, f"must be at most {depth}, the blocks of {self.backbone}")
+        for key, plain in {"start": "released", "final_head": "trained"}.items():
+            if key not in self.unread() and getattr(self, key) != plain:
+                self._require("embed_dim", self.embed_dim <= width, f"must be at most {width}, the width of "
+                              f"{self.backbone}, for {key} = {getattr(self, key)!r}")  # fmt: skip
 
     def replace(self, /, **changes: Any) -> RunConfig:
         """Return a copy with ``changes``.
@@ -202,7 +210,7 @@ class RunConfig:
     def hash(self) -> str:
         """Return twelve hex digits. They are the same for two configs that must give the same numbers.
 
-        Keys that the run does not read are left out, so that tables share runs. Three keys are left out at the value
+        Keys that the run does not read are left out, so that tables share runs. Four keys are left out at the value
         that older runs imply, so that these runs keep their hashes.
         """
         left_out = set(self.unread())
@@ -212,6 +220,8 @@ class RunConfig:
             left_out.add("pipeline")
         if self.start == "released":
             left_out.add("start")
+        if self.final_head == "trained":
+            left_out.add("final_head")
         kept = {key: value for key, value in self.to_dict().items() if key not in left_out}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 

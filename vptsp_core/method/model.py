@@ -92,7 +92,7 @@ class MetricModel(nn.Module):
         self, config: RunConfig, backbone: VisionTransformer, num_classes: int, group: Group | None = None
     ) -> None:
         super().__init__()
-        config.check_depth(len(backbone.blocks))
+        config.check_backbone(len(backbone.blocks), backbone.embed_dim)
         self.config, self.group = config, group or OneProcess()
         semantic, frozen = config.method == "vptsp", config.method == "frozen"
         counts: list[int] = []

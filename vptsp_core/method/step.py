@@ -1,9 +1,8 @@
 """One training step, the same for every method.
 
 The host does not wait for the device in a step: no ``.item()``, no boolean indexing, no copy from pageable memory. Only
-the gradient scaler of fp16 waits. All
-shapes are the same in every step, so that a step can be compiled and replayed as a CUDA graph
-(`vptsp_core.runs.compile`).
+the gradient scaler of fp16 waits. All shapes are the same in every step, so that a step can be compiled and replayed as
+a CUDA graph (`vptsp_core.runs.compile`).
 """
 
 from __future__ import annotations

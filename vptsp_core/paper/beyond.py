@@ -30,7 +30,9 @@ def rows(profile: str) -> dict[str, dict[str, Any]]:
     recipe = {**known["VPTSP-M + BitFit"], **RATES, "start": "proxies"}
     out = {
         REFERENCE: known[BEST],
+        f"{BEST}, final head in closed form": {**known[BEST], "final_head": "closed_form"},
         RECIPE: recipe,
+        "... with the final head in closed form": {**recipe, "final_head": "closed_form"},
         "... with a GRU": {**recipe, "accumulator": "gru"},
         "... with prompts from the data": {**recipe, "start": "all"},
         "... without proxies from the data": {**recipe, "start": "heads"},

@@ -23,7 +23,7 @@ BASE = {"demo": "demo", "smoke": "smoke", "tiny": "cub200-vitti16", "paper": "cu
 # Keys by which rows differ. ``changes`` of all runs must not set them, because two rows could become the same run.
 ROW_KEYS = (
     "dataset", "method", "bitfit", "accumulator", "proxy_source", "adapter_dim", "adapter_layers", "adapter_position",
-    "adapter_norm", "adapter_init", "lora_rank", "lora_alpha", "start",
+    "adapter_norm", "adapter_init", "lora_rank", "lora_alpha", "start", "final_head",
 )  # fmt: skip
 
 FROZEN, FULL, BEST = "Frozen backbone", "Full fine-tuning (PA)", "VPTSP-G + BitFit"

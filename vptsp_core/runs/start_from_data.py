@@ -2,18 +2,13 @@
 
 This is beyond the paper, where all of them start at random. It takes one pass over some training images, without
 prompts and without a step of an optimiser:
-- heads: discriminant analysis (Fisher 1936; Rao 1948; "within-class covariance normalisation" in Hatch et al.,
-  Interspeech 2006). Centred features are divided by their variation WITHIN classes. The head then keeps the d
-  directions in which they vary most. Its weights are scaled to the size of the random start, so that learning rates
-  keep their meaning;
+- heads: in closed form (`vptsp_core.runs.closed_form`);
 - proxies: P and O of a class are the mean of its embeddings by that head, of length 1. A GRU starts by keeping them,
   because its candidate weights are still random (Gers et al. 2000 and Jozefowicz et al. 2015, for the LSTM's gate);
 - prompts: tokens of real patches at the input of their block. Class prompts use images of their class.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -22,15 +17,14 @@ from torch import Tensor
 from vptsp_core.data import ImageSet
 from vptsp_core.data.batches import eval_batches
 from vptsp_core.data.holdout import first_of_each
-from vptsp_core.errors import ConfigError, DataError
+from vptsp_core.errors import DataError
 from vptsp_core.method.accumulators import GRUAccumulator
 from vptsp_core.method.backbone import normalisation
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.vit import run_block
+from vptsp_core.runs.closed_form import PER_CLASS, class_means, discriminant, set_head
 from vptsp_core.system.distributed import from_first
 
-PER_CLASS = 32  # images per class, at most: more are not needed, and iNaturalist has up to 659
-SHRINK = 0.3  # of the covariance within classes towards a multiple of the identity (Friedman 1989)
 KEEP = 3.0  # bias of a GRU's gate between old and new: at first it keeps 95 % of P
 STAGES = ("released", "heads", "proxies", "all")  # each includes the ones before it
 
@@ -45,19 +39,12 @@ def start_from_data(model: MetricModel, images: ImageSet) -> None:
         model: on its device, before its first step.
         images: the training set.
 
-    Raises:
-        ConfigError: the embeddings are wider than the backbone's tokens.
-        DataError: all images are alike.
+    Raises DataError: all images are alike.
     """
     config, vit = model.config, model.vit
     stage = STAGES.index(config.start)
     if not stage:
         return
-    if config.embed_dim > vit.backbone.embed_dim:
-        raise ConfigError(
-            f"embed_dim = {config.embed_dim} must be at most {vit.backbone.embed_dim}, the width of {config.backbone}, "
-            f"for start = {config.start!r}"
-        )
     some = first_of_each(images, PER_CLASS)
     labels = torch.from_numpy(some.labels)
     features = _features(model, some, _Tokens(model, labels) if stage == 3 else None)
@@ -70,9 +57,7 @@ def start_from_data(model: MetricModel, images: ImageSet) -> None:
     weight, bias = discriminant(normed, labels, config.embed_dim)
     for head in (vit.sample_head, vit.proxy_head):
         if head is not None:
-            for linear in (head.fc, head.dist_fc) if head.tokens == 2 else (head.fc,):
-                linear.weight.copy_(weight)
-                linear.bias.copy_(bias)
+            set_head(head, weight, bias)
     if stage >= 2 and model.proxies is not None:
         embeddings = F.normalize((normed @ weight.T + bias).mean(1), dim=-1)
         means = F.normalize(class_means(embeddings, labels), dim=-1)
@@ -81,37 +66,6 @@ def start_from_data(model: MetricModel, images: ImageSet) -> None:
             model.proxies.state.copy_(means)
         if isinstance(gru := model.proxies.accumulator, GRUAccumulator):
             gru.b_z.fill_(KEEP if gru.released else -KEEP)
-
-
-def class_means(rows: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean row of each class: rows (N, D), labels (N,) int64 from 0 to C - 1 -> (C, D)."""
-    count = torch.bincount(labels).to(rows.dtype)
-    return torch.zeros(len(count), rows.shape[1], dtype=rows.dtype).index_add_(0, labels, rows) / count[:, None]
-
-
-def discriminant(features: Tensor, labels: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Return the head's linear map (see the module): weight (d, D) and bias (d,), float32, computed in float64.
-
-    The weight's root mean square is that of Xavier's initialisation, sqrt(2 / (D + d)).
-
-    Args:
-        features: (N, tokens, D) on the CPU. Each token counts as a feature of its image's class.
-        labels: (N,) int64, contiguous from 0.
-        width: d, at most D.
-    """
-    rows = features.flatten(0, 1).double()
-    of_rows = labels.repeat_interleave(features.shape[1])
-    mean, size = rows.mean(0), rows.shape[1]
-    within = rows - class_means(rows, of_rows)[of_rows]
-    within = within.T @ within / len(rows)
-    within += SHRINK * within.diagonal().mean().clamp(min=1e-12) * torch.eye(size, dtype=within.dtype)
-    values, vectors = torch.linalg.eigh(within)
-    whiten = vectors * values**-0.5 @ vectors.T
-    centred = (rows - mean) @ whiten
-    _, directions = torch.linalg.eigh(centred.T @ centred)
-    weight = directions[:, -width:].T @ whiten
-    weight *= math.sqrt(2 / (size + width)) / weight.square().mean().sqrt()
-    return weight.float(), (-weight @ mean).float()
 
 
 class _Tokens:

@@ -13,6 +13,7 @@ the checkpoint, and all read it. It must be in a folder that all machines see.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
@@ -34,6 +35,7 @@ from vptsp_core.method.model import MetricModel
 from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.method.step import TrainStep
 from vptsp_core.runs.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
+from vptsp_core.runs.closed_form import closed_form_head
 from vptsp_core.runs.compile import CompiledStep, compiles
 from vptsp_core.runs.memory import fit_step, memory_errors
 from vptsp_core.runs.numerics import all_learned, first_bad_tensor
@@ -155,12 +157,16 @@ class Trainer:
 
     def _finish(self, row: Row, evaluated: bool) -> None:
         """Add an epoch's row to the history, with metrics if it is to be ``evaluated``, and save a checkpoint."""
-        if evaluated:
-            metrics = self.evaluate(self.model)
-            keep_queries(self.queries, metrics, self.history, self.config.selection)
-            row |= metrics
+        closed = evaluated and self.config.final_head == "closed_form"
+        with closed_form_head(self.model, self.images) if closed else contextlib.nullcontext():
+            if evaluated:
+                metrics = self.evaluate(self.model)
+                keep_queries(self.queries, metrics, self.history, self.config.selection)
+                row |= metrics
+            self._keep_weights(row)
         self.history.append(row)
-        self._save(row)
+        self.parts[-1] |= {**self.part(), **self.compiled()}
+        from_main(self._write)
 
     def _batches(self, epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
         """Return this process's share of an epoch's batches, with a bar."""
@@ -193,15 +199,13 @@ class Trainer:
         cure = "look at the images, loss_scale and loss_margin" if at_start else "lower the learning rates"
         raise TrainingError(f"{fault}; {cure}{f'; the checkpoint of epoch {epoch} stays' if epoch else ''}")
 
-    def _save(self, row: Row) -> None:
-        """Keep the weights if the epoch of ``row`` is the best one, and save a checkpoint."""
-        self.parts[-1] |= {**self.part(), **self.compiled()}
+    def _keep_weights(self, row: Row) -> None:
+        """Keep a copy of the weights if the epoch of ``row`` is the best one."""
         reached = score(row, self.config.selection)
         if self.config.selection == "last" or reached > self.best or not self.weights:
             state = self.model.learned_state(for_retrieval=True)
             self.weights = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
         self.best = max(self.best, reached)
-        from_main(self._write)
 
     def _write(self) -> None:
         values = {
