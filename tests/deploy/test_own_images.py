@@ -391,8 +391,8 @@ def test_plans_fit_classes_and_memory(count, memory, gpu):
     remaining = count - count // 5
     found = plan(np.full(remaining, 6), 2, machine(gpu, memory * GB, memory * GB), VIT_S, {})
     config = found.config
-    trained = remaining - remaining // 5 if config.selection == "validation" else remaining
-    assert config.selection == ("validation" if count > 10 else "last")
+    trained = remaining - remaining // 5 if config.holds_out else remaining
+    assert config.selection == ("validation_map" if count > 10 else "last")
     assert f"{trained:,} classes to learn from, {remaining - trained:,} held out" in found.reasons[0]
     assert config.class_optimizer == ("rowwise" if count == 100_000 else "dense")
     table = trained * config.class_layers * config.class_prompts * 384 * 4
@@ -423,7 +423,7 @@ def test_batches_can_be_drawn_for_classes_of_any_sizes():
         assert found == plan(classes.copy(), 10, here, (6, 96, 8) if small else VIT_S, changes)
         config = found.config
         config.check_backbone(6 if small else 12, config.embed_dim)
-        kept = classes[~held_out_classes(classes)] if config.selection == "validation" else classes
+        kept = classes[~held_out_classes(classes)] if config.holds_out else classes
         labels = np.repeat(np.arange(len(kept)), kept)
         sampler = ClassBalancedSampler(labels, config.batch, config.samples_per_class, 0, 1)
         assert len(next(sampler.epoch(0))) == config.batch
@@ -494,7 +494,7 @@ def test_a_folder_is_trained_compared_and_used(tmp_path, capsys, monkeypatch):
     taken = max(record["choice"], key=lambda name: record["choice"][name]["MAP@R"])
     assert trained.config.method == {"BitFit": "linear", "VPTSP": "vptsp"}[taken]
     assert f"The held-out classes choose {taken}: its MAP@R is " in said
-    assert frozen.config.method == "frozen" and trained.config.selection == "validation"
+    assert frozen.config.method == "frozen" and trained.config.selection == "validation_map"
     assert "validation R@1" in trained.history and trained.record["held_out"]["classes"] == 2
     for metric, row in record["gain"].items():
         ours, theirs = trained.queries[metric], frozen.queries[metric]
@@ -533,10 +533,10 @@ def test_held_out_classes_choose_between_bitfit_and_vptsp():
 
     def of(*epochs):
         history = pd.DataFrame([{"epoch": i, "validation R@1": r, "validation MAP@R": m} for i, r, m in epochs])
-        return SimpleNamespace(history=history, record={"seconds": 90})
+        return SimpleNamespace(history=history, record={"seconds": 90}, config=planned)
 
-    choice = own_images.compare_candidates({"BitFit": of((0, 0.5, 0.2), (1, 0.75, 0.3)), "VPTSP": of((0, 0.8, 0.25))})
-    assert choice.to_numpy().tolist() == [[75, 30, 1, 1.5], [80, 25, 0, 1.5]]
+    choice = own_images.compare_candidates({"BitFit": of((0, 0.75, 0.2), (1, 0.5, 0.3)), "VPTSP": of((0, 0.8, 0.25))})
+    assert choice.to_numpy().tolist() == [[50, 30, 1, 1.5], [80, 25, 0, 1.5]]
 
 
 def one_run(folder, values, **changes):

@@ -161,13 +161,13 @@ def learned(model):
 
 def test_the_first_of_the_best_epochs_on_held_out_classes_is_chosen(tmp_path, monkeypatch, benchmark):
     weights = []
-    real = Trainer._save
+    real = Trainer._keep_weights
 
-    def save(self, row):
+    def keep(self, row):
         real(self, row)
         weights.append(learned(self.model))
 
-    monkeypatch.setattr(Trainer, "_save", save)
+    monkeypatch.setattr(Trainer, "_keep_weights", keep)
     tested = scripted(monkeypatch, [0.2, 0.6, 0.6, 0.1], 0.3)
     done = run(config(epochs=4), results=tmp_path, progress=False)
     assert done.metrics == {"validation R@1": 0.6, "R@1": 0.3, "epoch": 2} and done.queries["R@1"] == np.float32(0.3)
@@ -177,6 +177,19 @@ def test_the_first_of_the_best_epochs_on_held_out_classes_is_chosen(tmp_path, mo
     assert len(tested) == 1 and any(not torch.equal(kept[name], weights[2][name]) for name in kept)
 
 
+def test_the_best_epoch_by_map_at_r(tmp_path, monkeypatch, benchmark):
+    found = iter([(0.9, 0.2), (0.7, 0.5), (0.9, 0.4), (0.3, 0.1)])  # the last one is of the test set
+
+    def evaluate(*_, **__):
+        r_at_1, map_at_r = next(found)
+        return Scores({"R@1": r_at_1, "MAP@R": map_at_r}, {"R@1": np.array([r_at_1], np.float32)})
+
+    monkeypatch.setattr("vptsp_core.runs.run.evaluate", evaluate)
+    done = run(config(selection="validation_map"), results=tmp_path, progress=False)
+    assert done.metrics["epoch"] == 2 and done.metrics["validation MAP@R"] == 0.5 and done.metrics["R@1"] == 0.3
+    assert "the best MAP@R on held-out" in selection_note([done])
+
+
 @pytest.mark.parametrize("when", ["after the second epoch", "while the test set is searched"])
 @pytest.mark.parametrize("changes", [dict(), dict(pipeline="cached", class_optimizer="rowwise")], ids=str)
 def test_a_run_cut_short_ends_as_if_it_had_not_been(tmp_path, monkeypatch, benchmark, when, changes):
@@ -184,8 +197,8 @@ def test_a_run_cut_short_ends_as_if_it_had_not_been(tmp_path, monkeypatch, bench
     save, evaluate = Trainer._save, vptsp_core.runs.run.evaluate
     with monkeypatch.context() as patch, pytest.raises(Cut):
 
-        def save_then_cut(self, row):
-            save(self, row)
+        def save_then_cut(self):
+            save(self)
             if len(self.history) == 2:
                 raise Cut
 

@@ -1,4 +1,4 @@
-"""Views of image sets, and the training classes that are held out to choose an epoch (selection = "validation")."""
+"""Views of image sets, and the training classes that are held out to choose an epoch (`RunConfig.holds_out`)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def first_of_each(whole: ImageSet, count: int) -> Rows:
 
 def for_selection(benchmark: Benchmark, config: RunConfig) -> tuple[Benchmark, Benchmark | None]:
     """Return the benchmark to train and test on, and the benchmark to choose the epoch on, if the config has one."""
-    if config.selection != "validation" or config.method == "frozen":
+    if not config.holds_out or config.method == "frozen":
         return benchmark, None
     return hold_out(benchmark)
 

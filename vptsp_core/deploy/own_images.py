@@ -27,7 +27,7 @@ from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.folder import Run, run_folder
 from vptsp_core.runs.progress import LOCK
 from vptsp_core.runs.run import run
-from vptsp_core.runs.selection import HELD_OUT
+from vptsp_core.runs.selection import HELD_OUT, SCORES
 from vptsp_core.runs.significance import compare_paired
 from vptsp_core.system.devices import pick_device
 from vptsp_core.system.distributed import from_main, launched, local_size, start, world_size
@@ -130,7 +130,8 @@ def compare_candidates(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Return `Trained.choice` of these runs, by name."""
     rows = {}
     for name, each in runs.items():
-        place = int(each.history[f"{HELD_OUT}R@1"].to_numpy().argmax())  # the first of equals, as the run chose
+        chosen_by = SCORES[each.config.selection]
+        place = int(each.history[chosen_by].to_numpy().argmax())  # the first of equals, as the run chose
         best = each.history.iloc[place]
         metrics = {metric: 100 * best[HELD_OUT + metric] for metric in METRICS}
         rows[name] = metrics | {"epoch": round(best["epoch"]), "minutes": each.record["seconds"] / 60}

@@ -76,8 +76,8 @@ def plan(
     if len(classes) < 2:
         raise ConfigError(f"own images: {len(classes)} class(es) to train on, at least 2 are needed; add classes")
     held_out = held_out_classes(classes)
-    fixed = {"dataset": "own", "selection": "validation" if held_out.any() else "last"} | given
-    if fixed["selection"] != "validation":
+    fixed = {"dataset": "own", "selection": "validation_map" if held_out.any() else "last"} | given
+    if not fixed["selection"].startswith("validation"):
         held_out[:] = False
     trained = classes[~held_out]
     name, keys = _choose_preset(fixed, len(trained), machine, shape)
@@ -111,7 +111,7 @@ def candidates(config: RunConfig, changes: Mapping[str, Any]) -> dict[str, RunCo
     """
     bitfit = config.replace(method="linear", bitfit=True)
     settled = changes.keys() & {"method", "bitfit", *bitfit.unread()}
-    if config.method != "vptsp" or config.selection != "validation" or settled:
+    if config.method != "vptsp" or not config.holds_out or settled:
         return {config.method: config}
     return {"BitFit": bitfit, "VPTSP": config}
 

@@ -102,8 +102,9 @@ class RunConfig:
     # and augmented on the CPU in every epoch.
     pipeline: Literal["cached", "classic"] = "cached"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 if the device computes faster with it
-    # released: the best epoch ON THE TEST SET. validation: the best on every fifth training class, which is held out.
-    selection: Literal["released", "last", "validation"] = "released"
+    # released: the best epoch ON THE TEST SET. validation: the best R@1 on every fifth training class, which is held
+    # out. validation_map: the best MAP@R on these classes, for data whose R@1 is near 100 %.
+    selection: Literal["released", "last", "validation", "validation_map"] = "released"
     # Beyond the paper: which parts start from the training images. Each value includes the one before it
     # (`vptsp_core.runs.start_from_data`).
     start: Literal["released", "heads", "proxies", "all"] = "released"
@@ -151,6 +152,11 @@ class RunConfig:
     def _require(self, key: str, ok: bool, rule: str) -> None:
         if not ok:
             raise ConfigError(f"{key} = {_short_repr(getattr(self, key))} {rule}")
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether held-out training classes choose the epoch."""
+        return self.selection.startswith("validation")
 
     @property
     def has_class_prompts(self) -> bool:

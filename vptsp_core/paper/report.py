@@ -179,6 +179,7 @@ SELECTED = {
     "released": "the best epoch of each metric on the test set, as published",
     "last": "the last epoch",
     "validation": "the best R@1 on held-out training classes; only this epoch was searched on the test set",
+    "validation_map": "the best MAP@R on held-out training classes; only this epoch was searched on the test set",
     "frozen": "none, because nothing is trained",
 }
 

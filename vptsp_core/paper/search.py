@@ -68,7 +68,7 @@ def tune(
     """Search table 9's space for the highest R@1 of `base`. Return the study when all its trials are finished.
 
     Args:
-        base: the first trial; the other trials change it. With ``selection="validation"`` trials are judged by
+        base: the first trial; the other trials change it. If its selection holds classes out, trials are judged by
             held-out training classes, otherwise by the test classes, as in the paper. Its seed is also the search's.
         trials: the number of trials of the whole study, including those of other workers and earlier calls. The latest
             call decides. If None, the number stays as it was, or is 50 for a new study.
@@ -95,7 +95,7 @@ def tune(
     name = name or study_name(base)
     data = data_folder(base.dataset, data)
     benchmark = load_benchmark(base.dataset, data, options.get("allow_partial", False))
-    classes = (hold_out(benchmark)[0] if base.selection == "validation" else benchmark).train.num_classes
+    classes = (hold_out(benchmark)[0] if base.holds_out else benchmark).train.num_classes
     space = {key: values for key, values in fitting_space(base, classes).items() if key not in keep}
     if not space:
         raise ConfigError(f"keep leaves no key of table 9 for method = {base.method!r}; keep fewer keys")
@@ -147,10 +147,10 @@ def write_preset(study: optuna.Study, path: Path) -> Path:
 def judged(done: Run) -> float:
     """Return the R@1 by which a trial is judged.
 
-    With ``selection="validation"`` it is the best epoch's on held-out training classes. Otherwise it is the R@1 on the
-    test classes that the run reports.
+    If the selection holds classes out, it is the best epoch's on these. Otherwise it is the one that the run reports,
+    on the test classes.
     """
-    if done.config.selection == "validation":
+    if done.config.holds_out:
         return float(done.history[f"{HELD_OUT}R@1"].max())
     return done.metrics["R@1"]
 

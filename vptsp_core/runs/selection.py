@@ -3,6 +3,7 @@
 - released: each metric at its own best epoch ON THE TEST SET, like the published numbers
 - last: the last epoch
 - validation: the epoch with the best R@1 on held-out training classes; only that epoch is evaluated on the test set
+- validation_map: the same with the best MAP@R
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import pandas as pd
 from vptsp_core.method.metrics import Scores
 
 HELD_OUT = "validation "  # a run's history has this prefix before the metrics on held-out training classes
+SCORES = {"validation": f"{HELD_OUT}R@1", "validation_map": f"{HELD_OUT}MAP@R"}  # what chooses an epoch, else R@1
 NOT_METRICS = ("epoch", "loss", "lr", "lr_proxy", "seconds")
 Row = dict[str, float]
 
 
 def score(row: Row, selection: str) -> float:
     """Return the metric by which an epoch is chosen, or minus infinity if the epoch was not evaluated."""
-    return row.get(f"{HELD_OUT}R@1" if selection == "validation" else "R@1", -math.inf)
+    return row.get(SCORES.get(selection, "R@1"), -math.inf)
 
 
 def keep_queries(

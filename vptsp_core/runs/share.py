@@ -32,6 +32,7 @@ CHOSEN = {
     "of the epoch with the best R@1",
     "last": "the last epoch",
     "validation": "the epoch with the best R@1 on classes held out from training",
+    "validation_map": "the epoch with the best MAP@R on classes held out from training",
 }
 
 

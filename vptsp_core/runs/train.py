@@ -165,8 +165,7 @@ class Trainer:
                 row |= metrics
             self._keep_weights(row)
         self.history.append(row)
-        self.parts[-1] |= {**self.part(), **self.compiled()}
-        from_main(self._write)
+        self._save()
 
     def _batches(self, epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
         """Return this process's share of an epoch's batches, with a bar."""
@@ -206,6 +205,11 @@ class Trainer:
             state = self.model.learned_state(for_retrieval=True)
             self.weights = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
         self.best = max(self.best, reached)
+
+    def _save(self) -> None:
+        """Save a checkpoint."""
+        self.parts[-1] |= {**self.part(), **self.compiled()}
+        from_main(self._write)
 
     def _write(self) -> None:
         values = {
