@@ -447,21 +447,18 @@ def test_the_plan_names_what_it_chose():
     def said(count=40, here=None, **changes):
         return "\n".join(plan(np.full(count, 10), 10, here or machine(), VIT_S, changes).reasons)
 
-    heads = "start=proxies, final_head=closed_form"
-    assert f"preset cub200-vits16, optimizer=adamw, {heads}, class_prompts=3, class_optimizer=dense\n" in said()
+    assert "preset cub200-vits16, optimizer=adamw, start=proxies, class_prompts=3, class_optimizer=dense\n" in said()
     assert "class_optimizer=rowwise" in said(2_000) and "class_optimizer=rowwise" in said(here=machine(memory=5e7))
     steps = said(epochs=3, steps_per_epoch=7, batch=32, samples_per_class=4)
     assert "epochs=3 of 7 step(s), batch=32: 4 image(s) of each of 8 classes" in steps
 
 
-def test_heads_are_made_from_the_images_if_they_are_no_wider_than_the_backbone():
-    def heads(**changes):
-        config = plan(np.full(40, 10), 10, machine(), VIT_S, changes).config
-        return config.start, config.final_head
+def test_a_run_starts_from_the_images_if_the_head_is_no_wider_than_the_backbone():
+    def start(**changes):
+        return plan(np.full(40, 10), 10, machine(), VIT_S, changes).config.start
 
-    assert heads() == heads(selection="last") == ("proxies", "closed_form")
-    assert heads(embed_dim=385) == ("released", "trained")
-    assert heads(start="released", final_head="trained") == ("released", "trained")
+    assert start() == start(selection="last") == "proxies"
+    assert start(embed_dim=385) == start(start="released") == "released"
 
 
 @pytest.mark.parametrize(

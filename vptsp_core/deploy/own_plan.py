@@ -91,8 +91,8 @@ def plan(
     steps, samples = config.steps_per_epoch or int(trained.sum()) // config.batch, config.samples_per_class
     reasons = [
         f"{len(trained):,} classes to learn from, {held_out.sum():,} held out (selection={config.selection})",
-        f"preset {name}, optimizer={config.optimizer}, start={config.start}, final_head={config.final_head}, "
-        f"class_prompts={config.class_prompts}, class_optimizer={config.class_optimizer}",
+        f"preset {name}, optimizer={config.optimizer}, start={config.start}, class_prompts={config.class_prompts}, "
+        f"class_optimizer={config.class_optimizer}",
         f"epochs={config.epochs} of {steps:,} step(s), batch={config.batch}: {samples} image(s) of each of "
         f"{config.batch // samples} classes",
         f"pipeline={config.pipeline}: the decoded images take {amount(decoded)}, {amount(machine.disk)} of disk are "
@@ -134,8 +134,7 @@ def _choose_preset(
     layers = {key: min(depth, keys[key]) for key in ("prompt_layers", "class_layers", "adapter_layers")}
     resize = keys["image_size"] if small else round(keys["image_size"] * 8 / 7)
     keys |= layers | dict(embed_dim=min(width, 512), resize=resize, bitfit=keys["method"] != "full") | fixed
-    if keys["embed_dim"] <= width:  # otherwise there is no head in closed form
-        keys |= {"start": "proxies", "final_head": "closed_form"} | fixed
+    keys |= {"start": "proxies" if keys["embed_dim"] <= width else "released"} | fixed
     if has_table and keys["class_optimizer"] == "rowwise":
         # fewer class prompts, then fewer blocks that have them, until half the memory holds them
         most = max(machine.memory, machine.host) / 2 / machine.processes
