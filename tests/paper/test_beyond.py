@@ -25,7 +25,7 @@ def test_rows_have_one_budget_and_are_distinct_and_chosen_by_validation(profile)
         assert len({getattr(config, key) for label, config in configs.items() if label != UNTRAINED}) == 1, key
     assert len({config.hash() for config in configs.values()}) == len(configs)
     assert (LORA in rows) == has_peft()
-    assert {config.selection for config in beyond.cells(profile).values()} == {"validation"}
+    assert {config.selection for config in beyond.cells(profile).values()} == {"validation_map"}
     assert configs[beyond.REFERENCE] == base_config(profile, **method_rows(profile)[BEST])
 
 

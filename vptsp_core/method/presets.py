@@ -74,7 +74,9 @@ PRESETS |= {
 }
 # Beyond the paper, the recipe (docs/beyond.md): VPTSP-M with BitFit. Its heads and proxies start from the data
 # (`vptsp_core.runs.start_from_data`), and held-out classes choose the epoch. Epoch 0, before any step, can be chosen.
-RECIPE: dict[str, Any] = dict(method="vptsp", bitfit=True, accumulator="ema", start="proxies", selection="validation")
+RECIPE: dict[str, Any] = dict(
+    method="vptsp", bitfit=True, accumulator="ema", start="proxies", selection="validation_map"
+)  # fmt: skip
 RECIPE_RATES: dict[str, Any] = dict(optimizer="adamw", lr=1e-3, lr_proxy=0.05)
 PRESETS |= {f"{name}-best": PRESETS[name] | RECIPE | RECIPE_RATES for name in ("cub200-vits16", "demo")}
 PRESETS["smoke"] = dict(PRESETS["demo"], epochs=1, steps_per_epoch=3)
