@@ -77,7 +77,7 @@ def plan(
         raise ConfigError(f"own images: {len(classes)} class(es) to train on, at least 2 are needed; add classes")
     held_out = held_out_classes(classes)
     fixed = {"dataset": "own", "selection": "validation_map" if held_out.any() else "last"} | given
-    if not fixed["selection"].startswith("validation"):
+    if not RunConfig(selection=fixed["selection"]).holds_out:
         held_out[:] = False
     trained = classes[~held_out]
     name, keys = _choose_preset(fixed, len(trained), machine, shape)

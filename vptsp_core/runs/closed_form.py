@@ -4,8 +4,8 @@ Discriminant analysis (Fisher 1936; Rao 1948; "within-class covariance normalisa
 centres the features and divides them by their variation WITHIN classes. The head then keeps the d directions in which
 they vary most. This is beyond the paper. It serves before training (`runs.start_from_data`), and after it: with
 ``final_head=closed_form`` a run trains its head as usual, but is evaluated and saved with the closed form of the
-features that it has learned. For classes that were not trained, that head was the better one everywhere it was tried
-(docs/beyond.md).
+features that it has learned. With 100 training classes that head was better for new classes than the trained one, with
+16 or fewer it was not (docs/beyond.md).
 """
 
 from __future__ import annotations
