@@ -9,6 +9,7 @@ Read the modules in this order; it takes about an hour. Modules in brackets serv
 
 ==========================  ==========================================================================
 config, presets             the settings of a run, and the released sets of settings
+  (value_types)             the check of a setting's type
 backbone                    the frozen vision transformer
   (hub)                     whether pretrained weights can be downloaded
   (weights, weights_file)   files of weights: their layouts of keys, and their file formats

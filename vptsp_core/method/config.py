@@ -9,8 +9,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
-import types
 import typing
 import warnings
 from collections.abc import Iterable
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vptsp_core.errors import ConfigError, WeightsError
+from vptsp_core.method.value_types import check_type, short_repr
 
 Method = Literal["frozen", "full", "linear", "adapter", "lora", "vpt", "vptsp"]
 Accumulator = Literal["gru", "gru_tanh", "ema", "rnn", "lstm", "attention"]
@@ -116,7 +115,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            value = _check_type(field.name, getattr(self, field.name), hints[field.name])
+            value = check_type(field.name, getattr(self, field.name), hints[field.name])
             object.__setattr__(self, field.name, value)
         for key in (
             "embed_dim", "batch", "samples_per_class", "image_size", "resize", "cosine_T", "adapter_dim", "lora_rank",
@@ -151,7 +150,7 @@ class RunConfig:
 
     def _require(self, key: str, ok: bool, rule: str) -> None:
         if not ok:
-            raise ConfigError(f"{key} = {_short_repr(getattr(self, key))} {rule}")
+            raise ConfigError(f"{key} = {short_repr(getattr(self, key))} {rule}")
 
     @property
     def holds_out(self) -> bool:
@@ -275,7 +274,7 @@ def checked_changes(changes: dict[str, Any]) -> dict[str, Any]:
     """
     _refuse_unknown(changes)
     hints = typing.get_type_hints(RunConfig)
-    return {key: _check_type(key, value, hints[key]) for key, value in changes.items()}
+    return {key: check_type(key, value, hints[key]) for key, value in changes.items()}
 
 
 def _refuse_unknown(values: dict[str, Any]) -> None:
@@ -284,32 +283,3 @@ def _refuse_unknown(values: dict[str, Any]) -> None:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=3) or known
             raise ConfigError(f"unknown key {key!r}; did you mean {', '.join(near)}?")
-
-
-def _check_type(key: str, value: Any, hint: Any) -> Any:
-    """Return ``value`` if it has the type of a field's annotation. An int is turned into a float if the field is one.
-
-    Raises ConfigError: another type (bool is not int here), a word that is not allowed, NaN or infinity.
-    """
-    if typing.get_origin(hint) is Literal:
-        allowed = typing.get_args(hint)
-        if value not in allowed:
-            raise ConfigError(f"{key} = {_short_repr(value)} must be one of {', '.join(map(repr, allowed))}")
-        return value
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
-        return None
-    wanted = next(option for option in options if option is not type(None))
-    if wanted is float and type(value) is int:
-        value = float(value) if abs(value) < 2**1023 else math.inf  # float() raises OverflowError above
-    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        raise ConfigError(f"{key} = {_short_repr(value)} must be of type {wanted.__name__}, not {type(value).__name__}")
-    if wanted is float and not math.isfinite(value):
-        raise ConfigError(f"{key} = {_short_repr(value)} must be a finite number")
-    return value
-
-
-def _short_repr(value: Any) -> str:
-    """Return the repr of a value, cut to 80 characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
