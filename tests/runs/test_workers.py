@@ -117,6 +117,9 @@ def test_if_a_worker_dies_another_resumes_its_run(cluster, letters, reference, t
     """Also: the same numbers as in one process, equal configs once, progress, and finished runs without a cluster."""
     two = cluster.workers(2)
     monkeypatch.chdir(tmp_path)  # the folder is relative, and the workers have another working directory
+    often = workers.every
+    monkeypatch.setattr(workers, "every", lambda seconds, show: often(0.02, show))  # a fast machine needs no second
+    monkeypatch.setattr(workers, "is_log", lambda: False)  # a log has a line every ten seconds only
     configs = [config(0), config(1), config(0)]
     options = dict(workers=cluster.address, data=letters, results="results")
     shown, runs = [], []
