@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vptsp_core.method.lora import project
 
-KEYS_AT_ONCE = 32  # bf16 numbers in a row of an AMX tile, or in an AVX-512 register
+KEYS_AT_ONCE = 32  # bf16 numbers in a row of an AMX tile, or in an AVX-512 register: computed at once
 
 
 def keys_and_values(attention: Attention, normed: Tensor) -> Tensor:
@@ -39,16 +39,14 @@ def attend(attention: Attention, q: Tensor, kv: Tensor, prompt_kv: Tensor | None
     """
     q = attention.q_norm(q.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2))
     by_matmul = uses_matmul_attention(q)
-    keys, padded = (0 if prompt_kv is None else prompt_kv.shape[-2]) + kv.shape[1], None
-    if by_matmul:  # rows that fill whole vector registers: softmax and products take a third less time
-        padded = -(-keys // KEYS_AT_ONCE) * KEYS_AT_ONCE
-    k, v = keys_values_by_head(attention, kv, prompt_kv, padded)
+    k, v = keys_values_by_head(attention, kv, prompt_kv, padded=by_matmul)
     k = attention.k_norm(k)
-    if q.device.type == "mps":  # torch 2.11 gives wrong numbers there for other strides (pytorch issue 181133)
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     if by_matmul:
+        keys = kv.shape[1] + (0 if prompt_kv is None else prompt_kv.shape[-2])
         out = _matmul_attention(q, k, v, attention.scale, keys)
     else:
+        if q.device.type == "mps":  # torch 2.11 gives wrong numbers there for other strides (pytorch issue 181133)
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         out = F.scaled_dot_product_attention(q, k, v, scale=attention.scale)
     out = out.transpose(1, 2).flatten(2)
     return attention.norm(out) if hasattr(attention, "norm") else out
@@ -64,21 +62,21 @@ def uses_matmul_attention(q: Tensor) -> bool:
 
 
 def keys_values_by_head(
-    attention: Attention, kv: Tensor, prompt_kv: Tensor | None = None, padded: int | None = None
+    attention: Attention, kv: Tensor, prompt_kv: Tensor | None = None, *, padded: bool = False
 ) -> Tensor:  # fmt: skip
     """Return the keys, then the values, of prompts and tokens, split into heads: (2, B, heads, keys, A / heads).
 
-    The arguments are those of `attend`. If ``padded`` is given, zeros fill the keys up to this number.
+    The arguments are those of `attend`. If ``padded``, zeros follow, up to a multiple of `KEYS_AT_ONCE` keys: softmax
+    and products of whole vector registers take a third less time.
     """
     parts = [kv]
     if prompt_kv is not None:
-        shared = prompt_kv
         if prompt_kv.dim() == 3:
-            shared = prompt_kv.repeat_interleave(kv.shape[0] // prompt_kv.shape[0], 0)
-        parts.insert(0, shared.expand(kv.shape[0], -1, -1))
+            prompt_kv = prompt_kv.repeat_interleave(kv.shape[0] // prompt_kv.shape[0], 0)
+        parts.insert(0, prompt_kv.expand(kv.shape[0], -1, -1))
     parts = [part.unflatten(-1, (2, attention.num_heads, -1)).permute(2, 0, 3, 1, 4) for part in parts]
-    if padded is not None:
-        missing = padded - sum(part.shape[3] for part in parts)
+    if padded:
+        missing = -sum(part.shape[3] for part in parts) % KEYS_AT_ONCE
         parts.append(parts[-1].new_zeros(()).expand(*parts[-1].shape[:3], missing, parts[-1].shape[-1]))
     return torch.cat(parts, dim=3) if len(parts) > 1 else parts[0]
 
