@@ -8,9 +8,10 @@ import torch
 from vptsp_core import load, preset, run
 from vptsp_core.errors import VptspError
 from vptsp_core.method import textbook
-from vptsp_core.method.backbone import checksum, load_backbone
+from vptsp_core.method.backbone import load_backbone
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel, count_parameters
+from vptsp_core.runs.record import checksum
 
 
 def lora(**changes) -> RunConfig:

@@ -21,10 +21,10 @@ from vptsp_core.data.folder import refuse_inside_images
 from vptsp_core.deploy.own_plan import Machine, Plan, candidates, plan
 from vptsp_core.errors import VptspError
 from vptsp_core.method.backbone import shape
-from vptsp_core.method.config import RunConfig, whole_path
+from vptsp_core.method.config import RunConfig
 from vptsp_core.method.presets import PRESETS
 from vptsp_core.method.torch_state import in_torch_defaults
-from vptsp_core.runs.folder import Run, run_folder
+from vptsp_core.runs.folder import Run, run_folder, whole_path
 from vptsp_core.runs.progress import LOCK
 from vptsp_core.runs.run import run
 from vptsp_core.runs.selection import HELD_OUT, SCORES

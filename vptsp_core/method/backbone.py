@@ -7,10 +7,8 @@ LayerScale, q/k norm, ``fc_norm``, and average pooling.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import warnings
-from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,11 +19,8 @@ from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import nn
 
 from vptsp_core.errors import ConfigError, WeightsError
-from vptsp_core.method.config import RunConfig
 from vptsp_core.method.hub import reachable_hub
-from vptsp_core.method.lora import is_lora, plain_name
 from vptsp_core.method.weights import load_weights
-from vptsp_core.method.weights_file import check_file
 
 # The ViT in this package, small enough to train with prompts in seconds on two cores (tests/bench/pretrain.py).
 DEMO_VIT: dict[str, Any] = dict(img_size=40, patch_size=8, embed_dim=96, depth=6, num_heads=3, num_classes=0)
@@ -141,30 +136,3 @@ def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...
     if not config.get("mean"):
         return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # demo_vit, and timm's own default for ViTs
     return tuple(config["mean"]), tuple(config["std"])
-
-
-def checksum(model: nn.Module, names: Collection[str] | None = None) -> str:
-    """Return the first sixteen hex digits of a SHA-256 over names and values of the tensors called ``names``.
-
-    If None, of all tensors but LoRA's factors, by their names without LoRA.
-    """
-    if names is None:
-        state = {plain_name(name): value for name, value in model.state_dict().items() if not is_lora(name)}
-    else:
-        state = {name: value for name, value in model.state_dict().items() if name in names}
-    digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def identity(config: RunConfig) -> str:
-    """Return the run's hash. A file of weights is part of it by its content, not by its path.
-    Raises WeightsError if the file does not exist.
-    """
-    if config.weights in ("pretrained", "random"):
-        return config.hash()
-    file = Path(config.weights).expanduser()
-    check_file(file, config.weights)
-    return config.replace(weights="sha256:" + hashlib.sha256(file.read_bytes()).hexdigest()[:16]).hash()

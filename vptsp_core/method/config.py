@@ -13,10 +13,9 @@ import typing
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from vptsp_core.errors import ConfigError, WeightsError
+from vptsp_core.errors import ConfigError
 from vptsp_core.method.value_types import check_type, short_repr
 
 Method = Literal["frozen", "full", "linear", "adapter", "lora", "vpt", "vptsp"]
@@ -183,10 +182,6 @@ class RunConfig:
         _refuse_unknown(changes)
         return dataclasses.replace(self, **changes)
 
-    def with_whole_path(self) -> RunConfig:
-        """Return the same run with an absolute path of the weights, which is valid in every working directory."""
-        return self.replace(weights=whole_path(self.weights))
-
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as plain values, ready for JSON."""
         return dataclasses.asdict(self)
@@ -199,34 +194,16 @@ class RunConfig:
         _refuse_unknown(values)
         return cls(**values)
 
-    @classmethod
-    def from_file(cls, path: Path) -> RunConfig:
-        """Return the run that a config.json describes.
-        Raises WeightsError if the file is unreadable, or another version of this project wrote it.
-        """
-        again = "delete the folder and run it again"
-        try:
-            return cls.from_dict(dict(json.loads(path.read_text(encoding="utf-8"))))
-        except ConfigError as error:
-            raise WeightsError(f"{path}: {error} (of another version?); use that one, or {again}") from error
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise WeightsError(f"{path}: unreadable (cut short or damaged); {again}") from error
-
     def hash(self) -> str:
         """Return twelve hex digits. They are the same for two configs that must give the same numbers.
 
-        Keys that the run does not read are left out, so that tables share runs. Four keys are left out at the value
-        that older runs imply, so that these runs keep their hashes.
+        Keys that the run does not read are left out, so that tables share runs. Keys that are newer than finished runs
+        are left out at the value that these runs imply, so that they keep their hashes.
         """
-        left_out = set(self.unread())
+        implied = {"pipeline": "classic", "start": "released", "final_head": "trained"}
+        left_out = {*self.unread(), *(key for key, value in implied.items() if getattr(self, key) == value)}
         if self.has_class_prompts:
             left_out.add("proxy_source")
-        if self.pipeline == "classic":
-            left_out.add("pipeline")
-        if self.start == "released":
-            left_out.add("start")
-        if self.final_head == "trained":
-            left_out.add("final_head")
         kept = {key: value for key, value in self.to_dict().items() if key not in left_out}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -259,13 +236,6 @@ class RunConfig:
         if by_decider:
             parts = [f"{', '.join(keys)} with {one} = {getattr(self, one)!r}" for one, keys in by_decider.items()]
             warnings.warn(f"set, but this run does not read it: {'; '.join(parts)}", stacklevel=3)
-
-
-def whole_path(weights: str) -> str:
-    """Return a value of the key ``weights``, with an absolute path if it is a file."""
-    if weights in ("pretrained", "random") or not weights.strip():
-        return weights
-    return str(Path(weights).expanduser().absolute())
 
 
 def checked_changes(changes: dict[str, Any]) -> dict[str, Any]:

@@ -41,11 +41,6 @@ def is_lora(name: str) -> bool:
     return ".lora_" in name
 
 
-def plain_name(name: str) -> str:
-    """Return the name that a parameter of the backbone has without LoRA."""
-    return name.replace(".base_layer.", ".")
-
-
 def project(projection: Any, x: Tensor, rows: slice) -> Tensor:
     """Return a part of a Linear's output, computed with these rows of its weight: (..., n, D) -> (..., n, rows).
 

@@ -30,7 +30,7 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.method.presets import PRESETS, parse_change, preset
 from vptsp_core.paper.search_space import Space, fitting_space
 from vptsp_core.paper.search_study import STATES, choose, counts, open_study, quiet, tried
-from vptsp_core.runs.folder import Run
+from vptsp_core.runs.folder import Run, whole_path
 from vptsp_core.runs.run import run
 from vptsp_core.runs.selection import HELD_OUT
 from vptsp_core.runs.workers import check_workers, run_in_workers
@@ -87,7 +87,7 @@ def tune(
     if str(workers).startswith("tcp://"):
         raise ConfigError(f"workers = {workers!r} must be a number or 'gpus'; call `tune` on each machine instead")
     workers = check_workers(workers)
-    base = base.with_whole_path()
+    base = base.replace(weights=whole_path(base.weights))
     folder = writable_folder(results_folder(results))
     if storage is None:  # a path may hold any character
         file = sqlalchemy.URL.create("sqlite", database=str(folder.resolve() / "search.db"))

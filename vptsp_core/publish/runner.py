@@ -17,7 +17,6 @@ import torch
 from tqdm.auto import tqdm
 
 from vptsp_core.errors import VptspError, check_choice
-from vptsp_core.method.config import whole_path
 from vptsp_core.method.presets import parse_change
 from vptsp_core.paper.methods import base_config, configured, integration_rows, method_rows, proxy_source_rows
 from vptsp_core.publish.html import notebook_html
@@ -26,6 +25,7 @@ from vptsp_core.publish.manifest import Manifest, is_finished, made_from
 from vptsp_core.publish.page import PROFILES, build
 from vptsp_core.publish.parameters import FOLDER, discover, from_root, panels_of, taken_parameters
 from vptsp_core.publish.plan import show
+from vptsp_core.runs.folder import whole_path
 from vptsp_core.runs.progress import every, training_line
 from vptsp_core.runs.workers import Workers, check_cluster, check_workers
 from vptsp_core.system.bars import EVERY, duration, is_log, say

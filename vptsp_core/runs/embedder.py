@@ -17,13 +17,14 @@ from vptsp_core.data import ImageSet
 from vptsp_core.data.folder import read_image, to_rgb
 from vptsp_core.data.loading import Transform, eval_transform
 from vptsp_core.errors import DataError, VptspError
-from vptsp_core.method.backbone import checksum, normalisation
+from vptsp_core.method.backbone import normalisation
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.neighbours import nearest_neighbours
 from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.embedder_file import TrainedModel, exact_names, preprocessing, read_saved, rebuild, write_embedder
 from vptsp_core.runs.evaluate import embed, embed_batch
+from vptsp_core.runs.record import checksum
 from vptsp_core.runs.share import is_shared, push, read_shared
 from vptsp_core.system.devices import autocast_dtype, pick_device
 

@@ -22,11 +22,12 @@ from torch import Tensor
 
 from vptsp_core.data.loading import interpolation_name
 from vptsp_core.errors import ConfigError, VptspError, WeightsError
-from vptsp_core.method.backbone import checksum, identity, load_backbone, normalisation
-from vptsp_core.method.config import RunConfig, whole_path
+from vptsp_core.method.backbone import load_backbone, normalisation
+from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.weights_file import read_weights
-from vptsp_core.runs.folder import WEIGHTS, learned_weights, read_run
+from vptsp_core.runs.folder import WEIGHTS, identity, learned_weights, read_run, whole_path
+from vptsp_core.runs.record import checksum
 from vptsp_core.system.files import write_bytes
 from vptsp_core.system.places import VERSION
 from vptsp_core.system.seals import sealed, unsealed

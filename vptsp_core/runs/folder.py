@@ -21,10 +21,9 @@ import safetensors.torch
 from torch import Tensor
 
 from vptsp_core.data import OWN, Benchmark
-from vptsp_core.errors import WeightsError
-from vptsp_core.method.backbone import identity
+from vptsp_core.errors import ConfigError, WeightsError
 from vptsp_core.method.config import RunConfig
-from vptsp_core.method.weights_file import read_weights
+from vptsp_core.method.weights_file import check_file, read_weights
 from vptsp_core.runs.checkpoints import remove_checkpoints
 from vptsp_core.runs.progress import LOCK, PROGRESS
 from vptsp_core.runs.selection import reported
@@ -70,6 +69,24 @@ class Run:
                 return {name: file[name] for name in file.files}
         except Exception as error:  # numpy and zipfile raise errors of many kinds
             raise WeightsError(f"{path}: unreadable ({error}); {_AGAIN}") from error
+
+
+def identity(config: RunConfig) -> str:
+    """Return the run's hash. A file of weights is part of it by its content, not by its path.
+    Raises WeightsError if the file does not exist.
+    """
+    if config.weights in ("pretrained", "random"):
+        return config.hash()
+    file = Path(config.weights).expanduser()
+    check_file(file, config.weights)
+    return config.replace(weights=f"sha256:{digest(file)[:16]}").hash()
+
+
+def whole_path(weights: str) -> str:
+    """Return a value of the key ``weights``. The path of a file becomes absolute: valid in every working directory."""
+    if weights in ("pretrained", "random") or not weights.strip():
+        return weights
+    return str(Path(weights).expanduser().absolute())
 
 
 def run_folder(config: RunConfig, results: str | Path | None = None, benchmark: Benchmark | None = None) -> Path:
@@ -147,7 +164,7 @@ def read_run(path: str | Path) -> Run:
     for name in (CONFIG, METRICS, RECORD, HISTORY):
         if not (path / name).is_file():
             raise WeightsError(f"{path} holds no finished run ({name} is missing); give the folder of one")
-    config = RunConfig.from_file(path / CONFIG)
+    config = _read_config(path / CONFIG)
     try:
         record = unsealed(json.loads((path / RECORD).read_text("utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -155,6 +172,16 @@ def read_run(path: str | Path) -> Run:
     verify(path, record, CONFIG, METRICS, HISTORY)
     metrics = json.loads((path / METRICS).read_text("utf-8"))
     return Run(config, path, metrics, pd.read_csv(path / HISTORY), record)
+
+
+def _read_config(path: Path) -> RunConfig:
+    """Read a config.json. Raises WeightsError if it is unreadable, or another version of this project wrote it."""
+    try:
+        return RunConfig.from_dict(dict(json.loads(path.read_text(encoding="utf-8"))))
+    except ConfigError as error:
+        raise WeightsError(f"{path}: {error} (of another version?); use that one, or {_AGAIN}") from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise WeightsError(f"{path}: unreadable (cut short or damaged); {_AGAIN}") from error
 
 
 def learned_weights(path: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:

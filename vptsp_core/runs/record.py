@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 import time
+from collections.abc import Collection
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from torch import nn
 
 from vptsp_core.data import Benchmark
-from vptsp_core.method.backbone import checksum, identity
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.faiss_index import installed
+from vptsp_core.method.lora import is_lora
 from vptsp_core.method.model import MetricModel, count_parameters
+from vptsp_core.runs.folder import identity
 from vptsp_core.runs.host_prompts import HostPrompts
 from vptsp_core.system.devices import device_name, precision_and_reason
 from vptsp_core.system.distributed import world_size
@@ -72,6 +76,23 @@ def close_record(record: dict[str, Any], parts: list[dict[str, Any]]) -> dict[st
     seconds = round(sum(part["seconds"] for part in parts), 2)
     ends = {"started": parts[0]["started"], "checkpointing": parts[-1]["checkpointing"]}
     return {**record, **ends, "seconds": seconds, "stretches": parts}
+
+
+def checksum(model: nn.Module, names: Collection[str] | None = None) -> str:
+    """Return the first sixteen hex digits of a SHA-256 over names and values of the tensors called ``names``.
+
+    If None, of all tensors but LoRA's factors, by their names without LoRA.
+    """
+    state = model.state_dict()
+    if names is None:
+        state = {name.replace(".base_layer.", "."): value for name, value in state.items() if not is_lora(name)}
+    else:
+        state = {name: value for name, value in state.items() if name in names}
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _version(package: str) -> str:

@@ -30,7 +30,7 @@ from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.runs.compile import COMPILE
 from vptsp_core.runs.curves import Curves
 from vptsp_core.runs.evaluate import evaluate
-from vptsp_core.runs.folder import METRICS, Run, finished_run, run_folder, write_run
+from vptsp_core.runs.folder import METRICS, Run, finished_run, run_folder, whole_path, write_run
 from vptsp_core.runs.memory import check_table_memory, memory_errors, place_class_prompts
 from vptsp_core.runs.progress import locked_run
 from vptsp_core.runs.record import close_record, make_record, part_of_run
@@ -96,7 +96,7 @@ def run(
     check_choice("compile", compile, COMPILE)
     if launched():
         start(pick_device(device))
-    config = config.with_whole_path()
+    config = config.replace(weights=whole_path(config.weights))
     folder = data_folder(config.dataset, data)
     if data and not Path(data).expanduser().is_dir():
         raise DataError(f"--data: there is no folder {Path(data).expanduser().absolute()}; check the path")
@@ -253,7 +253,7 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
         root = paths[0].parents[1]
         options |= {"results": root, "cache": cache_folder(configs[0].dataset, folder, options.get("cache"), root)}
         options |= {"data": Path(folder).expanduser().absolute()} if folder else {}
-        todo = {path: config.with_whole_path() for path, config in todo.items()}
+        todo = {path: config.replace(weights=whole_path(config.weights)) for path, config in todo.items()}
     of_each = progress and (workers is None or is_log())  # bars of several processes would overwrite each other
     work = functools.partial(_one_of_many, progress=of_each, **options)
     done |= run_in_workers(work, todo, workers, progress, already=len(done))

@@ -29,7 +29,7 @@ from torch import Tensor
 from vptsp_core.data import OWN, ImageSet
 from vptsp_core.data.batches import train_batches
 from vptsp_core.errors import TrainingError
-from vptsp_core.method.backbone import identity, normalisation
+from vptsp_core.method.backbone import normalisation
 from vptsp_core.method.loop import Loop, Row
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.sampler import ClassBalancedSampler
@@ -37,6 +37,7 @@ from vptsp_core.method.step import TrainStep
 from vptsp_core.runs.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
 from vptsp_core.runs.closed_form import closed_form_head
 from vptsp_core.runs.compile import CompiledStep, compiles
+from vptsp_core.runs.folder import identity
 from vptsp_core.runs.memory import fit_step, memory_errors
 from vptsp_core.runs.numerics import all_learned, first_bad_tensor
 from vptsp_core.runs.progress import write_progress
