@@ -22,8 +22,8 @@ from torch import Tensor
 
 from vptsp_core.errors import VptspError
 from vptsp_core.method.faiss_index import check_backend
+from vptsp_core.method.inputs import positive, unit_rows
 from vptsp_core.method.metrics import retrieval_metrics
-from vptsp_core.method.neighbours import positive, unit_rows
 from vptsp_core.paper.released import clone_folder
 from vptsp_core.runs.evaluate import RECALL_AT
 from vptsp_core.system.devices import pick_device

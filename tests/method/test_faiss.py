@@ -15,7 +15,8 @@ from vptsp_core import __main__
 from vptsp_core.errors import VptspError
 from vptsp_core.method import neighbours
 from vptsp_core.method.faiss_index import FlatIndex, installed
-from vptsp_core.method.metrics import nearest_neighbours, retrieval_metrics
+from vptsp_core.method.metrics import retrieval_metrics
+from vptsp_core.method.neighbours import nearest_neighbours
 from vptsp_core.runs.evaluate import evaluate
 
 pytest.importorskip("faiss")

@@ -15,7 +15,8 @@ import torch
 
 from vptsp_core.errors import VptspError
 from vptsp_core.method import metrics, neighbours
-from vptsp_core.method.metrics import nearest_neighbours, retrieval_metrics
+from vptsp_core.method.metrics import retrieval_metrics
+from vptsp_core.method.neighbours import nearest_neighbours
 
 
 def make(n, d, classes, seed=0, spread=1.0):

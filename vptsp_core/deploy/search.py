@@ -15,7 +15,7 @@ from vptsp_core.deploy.picture import found_images
 from vptsp_core.deploy.update import PLACE, embed_files, images_in, model_path
 from vptsp_core.errors import VptspError, printable
 from vptsp_core.figures.style import file_of
-from vptsp_core.method.neighbours import positive
+from vptsp_core.method.inputs import positive
 from vptsp_core.runs.embedder import load
 from vptsp_core.system.files import write_bytes
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from vptsp_core.method.neighbours import positive
+from vptsp_core.method.inputs import positive
 
 
 def umap_plane(vectors: np.ndarray, *, seed: int = 0) -> np.ndarray:

@@ -1,11 +1,9 @@
 """The method of VPTSP, and nothing else: how a model is built, trained, and tested.
 
-The modules of this folder import nothing else of the package but `vptsp_core.errors`. To import one of them, Python
-also runs ``vptsp_core/__init__.py``. That file runs two small modules, `vptsp_core.system._torchvision` and
-`vptsp_core.system.caches`, so that timm can be imported on every machine, and registers the old name
-``vptsp_core.chance``. They import torch, and can set the variables of cache folders. The method does not use them.
+The modules of this folder import nothing else of the package but `vptsp_core.errors`. (Python runs the package's own
+``__init__`` before them. It prepares the import of timm.)
 
-Read the modules in this order; it takes about an hour. Modules in brackets serve the module before them.
+Read the modules in this order; it takes about an hour. Skip the modules in brackets: they serve the module before them.
 
 ==========================  ==========================================================================
 config, presets             the settings of a run, and the released sets of settings
@@ -22,9 +20,10 @@ model                       all parts together; the optimisers; what learns
 sampler                     which images are in a batch
 step, loop                  one optimiser step; epochs of steps
 metrics                     R@K, MAP@R and R-precision
+  (inputs)                  embeddings and labels of many kinds, read as tensors
+  (torch_state)             protection of the results from a caller's settings of torch
 neighbours                  the exact search behind the metrics
   (faiss_index)             the same search by faiss
-  (torch_state)             protection of the results from a caller's settings of torch
 textbook                    the plain form of the two towers, which the tests compare with
 ==========================  ==========================================================================
 

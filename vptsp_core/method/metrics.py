@@ -15,10 +15,9 @@ from torch import Tensor
 
 from vptsp_core.errors import VptspError
 from vptsp_core.method.faiss_index import check_backend
-from vptsp_core.method.neighbours import as_tensor, nearest_neighbours, numbered, positive, search, unit_rows
+from vptsp_core.method.inputs import class_ids, positive, unit_rows
+from vptsp_core.method.neighbours import search
 from vptsp_core.method.torch_state import in_torch_defaults
-
-__all__ = ["Scores", "nearest_neighbours", "retrieval_metrics"]
 
 INSHOP_RANKS = 50  # ranks that the released In-Shop MAP reads: the largest K of that benchmark
 OF_R = ("MAP@R", "MAP@R released", "R-precision")  # the metrics that are undefined for a query with R = 0
@@ -99,11 +98,11 @@ def retrieval_metrics(
     several: Any = ks if isinstance(ks, Iterable) and getattr(ks, "ndim", None) != 0 else [ks]
     ks = [positive("ks", k) for k in several]
     queries = unit_rows("embeddings", embeddings)
-    query_classes = _class_ids("labels", labels, queries)
+    query_classes = class_ids("labels", labels, queries)
     items, item_classes = queries, query_classes
     if not alone:
         items = unit_rows("gallery", gallery, like=queries)
-        item_classes = _class_ids("gallery_labels", gallery_labels, items)
+        item_classes = class_ids("gallery_labels", gallery_labels, items)
 
     classes, sizes = item_classes.unique(return_counts=True)
     place = torch.searchsorted(classes, query_classes).clamp_(max=len(classes) - 1)
@@ -151,21 +150,3 @@ def _score(hits: Tensor, relevant: Tensor, ks: Sequence[int]) -> Tensor:
             summed(INSHOP_RANKS) / found[:, min(INSHOP_RANKS - 1, last)].clamp(min=1),
         ]
     )
-
-
-def _class_ids(name: str, data: Any, rows: Tensor) -> Tensor:
-    """Return the classes of ``rows`` as int64, (n,), on their device. Raises VptspError if ``data`` is invalid."""
-    try:
-        ids = as_tensor(name, data)
-    except VptspError:
-        if isinstance(data, Iterable) and any(isinstance(each, str) for each in data):
-            cure = "number the classes, as numpy.unique(..., return_inverse=True)[1] does"
-            raise VptspError(f"{name} are text; {cure}") from None
-        raise
-    if ids.is_floating_point() and ids.dim() == 1 and (gaps := ids.isnan().nonzero().flatten().tolist()):
-        raise VptspError(f"{name}: no class is given for {numbered(gaps, ids)}; leave them and their embeddings out")
-    if ids.dim() != 1 or ids.is_floating_point() or ids.is_complex() or ids.is_meta or ids.is_quantized:
-        raise VptspError(f"{name}: {ids.dtype} of shape {tuple(ids.shape)}; give one whole number per item")
-    if len(ids) != len(rows):
-        raise VptspError(f"{name}: {len(ids)} labels for {len(rows)} embeddings; give one for each")
-    return ids.to(rows.device, torch.int64)
