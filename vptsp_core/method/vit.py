@@ -3,8 +3,9 @@
 Deep visual prompts are put before the tokens at the input of a block, and their outputs are dropped after it. So only
 a prompt's LayerNorm, key and value matter. Its query, output projection and MLP are never computed here.
 
-Both towers run the same weights over the same images, so they are equal until the first block with prompts. Everything
-before that block is computed once, and so are its LayerNorm, queries, keys and values. There the towers fork.
+Both towers run the same weights over the same images, and differ only by their prompts. So the input of the first block
+is computed once, and so are that block's LayerNorm, queries, keys and values. There the towers fork: class prompts
+begin in the first block.
 
 The result is exact: loss and gradients equal those of the textbook form (`vptsp_core.method.textbook`) up to rounding.
 """
@@ -50,16 +51,15 @@ def run_block(
     """Run one transformer block for one or two towers.
 
     Args:
-        x: (B, T, D) tokens, of one tower or of two that are still equal; (2B, T, D) of two towers that ``forked``.
-            Two equal towers fork here if one has prompts in this block.
+        x: (B, T, D) tokens of one tower, or of two that fork in this block; (2B, T, D) of two that ``forked`` before.
         prompt_kvs: for each tower, the keys and values of its prompts in this block (see `attend`), or None.
         adapter: the adapter of this block, or None.
-        forked: whether ``x`` has the rows of two towers.
+        forked: whether ``x`` already has the rows of two towers.
         rows: compute only the first ``rows`` tokens of the output; None for all T. For the last block, of which only
             the pooled tokens are read.
 
     Returns:
-        (B, T, D), or (2B, T, D) if the towers have forked; with ``rows`` in place of T if it is given.
+        (B, T, D), or (2B, T, D) for two towers; with ``rows`` in place of T if it is given.
     """
     attention, normed = block.attn, in_autocast(block.norm1(x))  # cast once, not for each projection
     # Two projections, not one joint QKV: keys and values are copied behind those of the prompts, and the backward pass
@@ -213,7 +213,8 @@ class PromptedViT(nn.Module):
 
         Args:
             images: (B, 3, H, W), normalised.
-            towers: one or two towers, each with the keys and values of its prompts in every block (`prompt_kvs`).
+            towers: one or two towers, each with the keys and values of its prompts in every block (`prompt_kvs`). If
+                there are two, the second one has prompts in the first block.
 
         Returns:
             (towers * B, tokens, D), tower by tower.
@@ -222,23 +223,18 @@ class PromptedViT(nn.Module):
         run = run_block
         if self.checkpointing and torch.is_grad_enabled():  # blocks draw no random numbers: no state to restore
             run = partial(checkpoint, run_block, use_reentrant=False, preserve_rng_state=False)
-        blocks = self.backbone.blocks
-        batches, forked = [(self.stem(images), towers)], False  # the tokens of each batch, and the towers in it
+        blocks, first_adapter = self.backbone.blocks, len(self.backbone.blocks) - len(self.adapters)
+        batches = [(self.stem(images), towers)]  # the tokens of each batch, and the towers in it
         for i, block in enumerate(blocks):
-            first_adapter = len(blocks) - len(self.adapters)
             adapter = self.adapters[i - first_adapter] if i >= first_adapter else None
             rows = self.pooled_count if self.pool == "cls" and i == len(blocks) - 1 else None
             batches = [
-                (run(block, x, [tower[i] for tower in inside], adapter=adapter, forked=forked, rows=rows), inside)
+                (run(block, x, [tower[i] for tower in inside], adapter=adapter, forked=i > 0, rows=rows), inside)
                 for x, inside in batches
             ]
-            if not forked and len(towers) == 2 and any(tower[i] is not None for tower in towers):
-                forked = True
-                if not one_batch:
-                    batches = [(half, [tower]) for half, tower in zip(batches[0][0].chunk(2), towers, strict=True)]
+            if i == 0 and len(towers) == 2 and not one_batch:
+                batches = [(half, [tower]) for half, tower in zip(batches[0][0].chunk(2), towers, strict=True)]
         tokens = [x for x, _ in batches]
-        if len(towers) == 2 and not forked:  # no block has prompts
-            tokens *= 2
         return self.pool_tokens(tokens[0] if len(tokens) == 1 else torch.cat(tokens))
 
     def stem(self, images: Tensor) -> Tensor:
