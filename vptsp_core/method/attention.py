@@ -48,8 +48,7 @@ def attend(attention: Attention, q: Tensor, kv: Tensor, prompt_kv: Tensor | None
         if q.device.type == "mps":  # torch 2.11 gives wrong numbers there for other strides (pytorch issue 181133)
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         out = F.scaled_dot_product_attention(q, k, v, scale=attention.scale)
-    out = out.transpose(1, 2).flatten(2)
-    return attention.norm(out) if hasattr(attention, "norm") else out
+    return attention.norm(out.transpose(1, 2).flatten(2))
 
 
 def uses_matmul_attention(q: Tensor) -> bool:
