@@ -91,12 +91,12 @@ def shape(name: str) -> tuple[int, int, int]:
     """Return the number of blocks, the width D, and the side of a patch in pixels. No weights are loaded.
     Raises ConfigError if the name or its tag is unknown, or the model is not supported.
     """
-    if name != "demo_vit":
-        with contextlib.redirect_stdout(io.StringIO()), torch.device("meta"):
-            model = _create(name, pretrained=False, image_size=None)
-        check_supported(model, name)
-        return len(model.blocks), model.embed_dim, model.patch_embed.patch_size[0]
-    return DEMO_VIT["depth"], DEMO_VIT["embed_dim"], DEMO_VIT["patch_size"]
+    if name == "demo_vit":
+        return DEMO_VIT["depth"], DEMO_VIT["embed_dim"], DEMO_VIT["patch_size"]
+    with contextlib.redirect_stdout(io.StringIO()), torch.device("meta"):
+        model = _create(name, pretrained=False, image_size=None)
+    check_supported(model, name)
+    return len(model.blocks), model.embed_dim, model.patch_embed.patch_size[0]
 
 
 def check_supported(model: nn.Module, name: str) -> None:
