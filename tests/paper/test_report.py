@@ -137,17 +137,17 @@ def test_save_table_flattens_columns(tmp_path):
 
 def test_missing_data_are_reported_in_one_line(tmp_path):
     cub = preset("cub200-vits16")
-    assert absent_data(preset("demo"), None, "table1") is None
-    absent = absent_data(cub, None, "table1")
+    usual = report.place("results") / "paper"
+    assert absent_data(preset("demo"), None, "table1", usual) is None
+    absent = absent_data(cub, None, "table1", usual)
     line = str(absent)
     assert absent.get == "python -m vptsp_core data get cub200 --data DIR" and absent.get in line
     assert "--profile paper --data DIR --only table1" in line and "\n" not in line
-    assert absent == absent_data(cub, None, "table1", report.place("results") / "paper")
     elsewhere = absent_data(cub, None, "table1", report.place("some where") / "paper")
     assert str(elsewhere) == f"{line} --results 'some where'"
-    assert "there is no cub200/" in str(absent_data(cub, tmp_path, "table1"))
+    assert "there is no cub200/" in str(absent_data(cub, tmp_path, "table1", usual))
     (tmp_path / "cub200").mkdir()
-    assert absent_data(cub, tmp_path, "table1") is None  # its content is checked when it is loaded
+    assert absent_data(cub, tmp_path, "table1", usual) is None  # its content is checked when it is loaded
 
 
 def test_place_is_the_repository_from_either_folder(tmp_path, monkeypatch):

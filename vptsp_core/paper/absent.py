@@ -14,30 +14,24 @@ from vptsp_core.paper.report import place
 
 @dataclasses.dataclass(frozen=True)
 class AbsentData:
-    """A data set whose folder is missing: why, the command that gets it, and the command that then makes the runs."""
+    """A data set whose folder is missing.
+
+    Attributes:
+        get: the command that gets it.
+        problem: which data set is missing, why, and ``get``.
+        reason: ``problem``, with the command that then makes the runs.
+    """
 
     dataset: str
-    why: str
     get: str
-    run: str
-
-    @property
-    def problem(self) -> str:
-        """Which data set is missing, why, and the command that gets it."""
-        return f"{self.dataset} is not here ({self.why}). To get it: {self.get}"
-
-    @property
-    def reason(self) -> str:
-        """`problem`, with the command that then makes the runs."""
-        return f"{self.problem}, and then: {self.run}"
+    problem: str
+    reason: str
 
     def __str__(self) -> str:
         return f"No runs: {self.reason}"
 
 
-def absent_data(
-    config: RunConfig, data: str | Path | None, notebook: str, folder: Path = Path("results/paper")
-) -> AbsentData | None:
+def absent_data(config: RunConfig, data: str | Path | None, notebook: str, folder: Path) -> AbsentData | None:
     """Return what is known of the run's data set if its folder is missing, otherwise None.
 
     Args:
@@ -52,4 +46,6 @@ def absent_data(
     profile = "tiny" if folder.name == "tiny" else "paper"
     run = f"./run_all.sh --profile {profile} --data DIR --only {notebook}"
     run += f" --results {shlex.quote(where)}" if where != "results" else ""
-    return AbsentData(config.dataset, why, f"python -m vptsp_core data get {config.dataset} --data DIR", run)
+    get = f"python -m vptsp_core data get {config.dataset} --data DIR"
+    problem = f"{config.dataset} is not here ({why}). To get it: {get}"
+    return AbsentData(config.dataset, get, problem, f"{problem}, and then: {run}")
