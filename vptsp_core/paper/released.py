@@ -67,7 +67,10 @@ class ReleasedBench:
         self.bank = opt.prompt_memory_bank
         opt.checkpoint = self.bank if checkpointing is None else checkpointing
         opt.device = self.device
-        with on_device(self.device, _bare_backbone(ours)):
+        backbone = copy.deepcopy(ours.vit.backbone)
+        # The clone's constructor reads these from a timm model.
+        backbone.default_cfg = backbone.pretrained_cfg = {"input_size": (3, *backbone.patch_embed.img_size)}
+        with on_device(self.device, backbone):
             self.model = architecture.Network(opt).to(self.device).train()
             self.criterion = criterion.Criterion(opt).to(self.device)
         if self.bank:
@@ -265,13 +268,6 @@ def put_weights(ours: MetricModel, released: Any) -> None:
     if isinstance(proxies.accumulator, GRUAccumulator):
         for own, name in GATES.items():
             getattr(released.rnn_update, name).copy_(getattr(proxies.accumulator, own))
-
-
-def _bare_backbone(ours: MetricModel) -> nn.Module:
-    """Return a copy of our backbone with the attributes that the clone's constructor reads from a timm model."""
-    trunk = copy.deepcopy(ours.vit.backbone)
-    trunk.default_cfg = trunk.pretrained_cfg = {"input_size": (3, *trunk.patch_embed.img_size)}
-    return trunk
 
 
 def _optimizer(config: RunConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
