@@ -11,16 +11,21 @@ its own process, so if one fails, the others still run. When the time is up, the
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
+import multiprocessing
 import signal
 import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from PIL import Image
 
@@ -36,12 +41,13 @@ from vptsp_core.system.deterministic import deterministic_algorithms, fix_cublas
 from vptsp_core.system.devices import pick_device
 from vptsp_core.system.files import write_json
 
-from .apart import Found, Part, apart
 from .epoch import measure_epoch
 from .metrics import SIZES, Size, benchmark_metrics
 from .product import product_rate
 
 Args = argparse.Namespace
+Found = dict[str, Any]
+Part = Callable[[Args], Found]
 
 TINY = dict(backbone="vit_tiny_patch16_224.augreg_in21k_ft_in1k", embed_dim=192)
 SMALL = dict(
@@ -154,6 +160,29 @@ def here(args: Args) -> Found:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise VptspError("there is no GPU here; --small rehearses on the CPU")
     return made_with(pick_device(args.device))
+
+
+def apart(part: Part, args: Args, seconds: float) -> Found:
+    """Run ``part`` in a fork and return its result. CUDA must not start in the calling process.
+
+    Raises VptspError, one line, if the part fails or is not finished after ``seconds``.
+    """
+    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))
+    try:
+        return pool.submit(part, args).result(seconds)
+    except TimeoutError:
+        message = f"stopped after {seconds:.0f} s, because the time was up; call again with the same file"
+        raise VptspError(message) from None
+    except VptspError:
+        raise
+    except Exception as error:  # GPUs and drivers that nobody has tried may fail in any way
+        traceback.print_exc()
+        raise VptspError(f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+    finally:
+        for process in psutil.Process().children(recursive=True):  # also those that the part started
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        pool.shutdown()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
