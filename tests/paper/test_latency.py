@@ -32,8 +32,8 @@ def test_every_cell_of_the_paper_has_a_run():
 
 
 def test_every_cell_is_measured_in_every_form():
-    configs = latency_configs("smoke", batches=[32])
-    chosen = {key: configs[key] for key in [("Linear probing", 32), ("VPT", 32)]}
+    configs = latency_configs("smoke")
+    chosen = {key: configs[key] for key in [("Linear probing", 32), ("VPT", 64)]}
     assert [key[2] for key in latency_benches(chosen)] == ["eager", "textbook"] * 2
     assert [key[2] for key in latency_benches(chosen, compiled=True)] == ["eager", "compiled", "textbook"] * 2
 
@@ -49,8 +49,8 @@ class Counted:
 def test_steps_take_turns_and_ratios_are_taken_within_each(monkeypatch):
     order: list[str] = []
     made = {
-        "eager": Counted("eager", order, [50, 10, 20, 10]),
-        "slow": Counted("slow", order, [90, 20, 60, 40], precision="float32"),
+        "eager": Counted("eager", order, [50, 50, 10, 20, 10]),
+        "slow": Counted("slow", order, [90, 90, 20, 60, 40], precision="float32"),
         "compiled": Counted("compiled", order, [], compile_s=None),  # could not be compiled
     }
 
@@ -61,8 +61,8 @@ def test_steps_take_turns_and_ratios_are_taken_within_each(monkeypatch):
 
     monkeypatch.setattr(cost, "take_turn", take_turn)
     makers = {name: (lambda bench=bench: bench) for name, bench in made.items()}
-    found = cost.measure_steps(makers, device="cpu", steps=3, warmup=1, progress=False, base="eager")
-    assert order == ["eager", "slow", "compiled"] + ["eager", "slow"] * 4, "each one takes a step for its memory first"
+    found = cost.measure_steps(makers, device="cpu", steps=3, progress=False, base="eager")
+    assert order == ["eager", "slow", "compiled"] + ["eager", "slow"] * 5, "each one takes a step for its memory first"
     assert list(found) == ["eager", "slow"], "a step that could not be compiled is left out"
     slow = found["slow"]
     assert (slow["ms"], slow["ms 25 %"], slow["ms 75 %"], slow["steps"]) == (40, 30, 50, 3)

@@ -162,7 +162,7 @@ def test_its_forms_are_those_of_its_configuration_files(clone):
     assert list(make_forms(preset("smoke"), forms, clone)) == [*forms, "released"]
     rowwise = make_forms(preset("smoke", class_optimizer="rowwise"), forms, clone)
     assert list(rowwise)[2:] == ["released", "released, no checkpointing"]
-    cells = latency_benches(latency_configs("smoke", batches=[32]), reference=clone)
+    cells = latency_benches(latency_configs("smoke"), reference=clone)
     assert ("VPTSP", 32, "released") in cells and ("Adapter", 32, "released") not in cells
 
 
@@ -204,7 +204,7 @@ def test_its_loss_is_ours(changes):
 @with_clone
 def test_its_step_is_measured_beside_ours():
     config = preset("smoke", class_optimizer="rowwise")
-    found = compare_forms(config, device="cpu", steps=1, warmup=0, forms=("eager", "textbook"), reference=REFERENCE)
+    found = compare_forms(config, device="cpu", steps=1, forms=("eager", "textbook"), reference=REFERENCE)
     own = found["forms"]["released"], found["forms"]["released, no checkpointing"]
     assert all(cost["loss_difference"] < 1e-5 and cost["ratio"] > 0 for cost in own)
     assert own[0]["memory_MB"] is None and own[1]["memory_MB"] > found["forms"]["eager"]["memory_MB"]

@@ -64,8 +64,6 @@ def carry_out(
 
     Args:
         seeds: for all cells, or {cell: its seeds} (`paper.methods.seeds_by_row`).
-        data: folder of the data sets.
-        results: folder of the profile's results.
         notebook: its short name, for the command that makes missing runs.
         options: of `runs.run.many`, such as ``workers`` and ``progress``.
 

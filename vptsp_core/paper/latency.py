@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,7 @@ ROWS = {
 }  # fmt: skip
 
 
-def latency_configs(
-    profile: str, batches: Sequence[int] = (32, 64), **changes: Any
-) -> dict[tuple[str, int], RunConfig]:
+def latency_configs(profile: str, **changes: Any) -> dict[tuple[str, int], RunConfig]:
     """Return the runs whose steps are measured, {(method as the paper names it, batch): run}, with random weights.
 
     ``changes`` apply to every run, except that the batch is the table's. Raises ConfigError for an unknown profile.
@@ -41,7 +39,7 @@ def latency_configs(
     return {
         (name, batch): table_preset(BASE[profile], **{**rows[label], **changes, "batch": batch, "weights": "random"})
         for name, label in ROWS.items()
-        for batch in batches
+        for batch in (32, 64)
     }
 
 

@@ -38,19 +38,16 @@ def rows() -> dict[str, dict[str, Any]]:
     return {name: {key: row[key] for key in row if key not in ("lr", "lr_proxy")} for name, row in found.items()}
 
 
-def trial(row: Mapping[str, Any], lr: float, **changes: Any) -> RunConfig:
+def trial(row: Mapping[str, Any], lr: float) -> RunConfig:
     """Return the run that tries the rate ``lr`` for a row of `rows`."""
     short = {"epochs": 3, "eval_start": 2, "selection": "validation"}
-    return base_config("tiny", **{**row, "lr": lr, **short, **changes})
+    return base_config("tiny", **{**row, "lr": lr, **short})
 
 
 def search(name: str, *, results: str | Path, **options: Any) -> float:
-    """Run the missing trials of a row and return the best rate. Raises ConfigError for an unknown row.
+    """Run the missing trials of a row of `rows` and return the best rate. Raises ConfigError for an unknown row.
 
-    Args:
-        name: one of `rows`.
-        results: the folder of the profile's results.
-        options: of `runs.run.many`, such as ``data``.
+    ``options`` are those of `runs.run.many`, such as ``data``.
     """
     check_choice("row", name, tuple(rows()))
     row = rows()[name]

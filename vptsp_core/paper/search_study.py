@@ -47,7 +47,7 @@ def quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def open_study(url: str, name: str, base: RunConfig, space: Space, trials: int | None = None) -> optuna.Study:
+def open_study(url: str, name: str, base: RunConfig, space: Space, trials: int | None) -> optuna.Study:
     """Open the study ``name`` in the database, or create it with ``base`` as its first trial.
 
     Raises:

@@ -49,16 +49,15 @@ class StepBench:
 
     Args:
         form: one of `FORMS`; ``"eager"`` is our step as it is written.
-        classes, class_table: passed to `random_model`.
+        classes: passed to `random_model`.
     """
 
     def __init__(
-        self, config: RunConfig, form: str = "eager", device: str | None = None,
-        *, classes: int | None = None, class_table: str = "auto",
-    ) -> None:  # fmt: skip
+        self, config: RunConfig, form: str = "eager", device: str | None = None, *, classes: int | None = None
+    ) -> None:
         check_choice("form", form, tuple(FORMS))
         self.form, self.device = form, pick_device(device)
-        self.model = random_model(config, self.device, classes, class_table)
+        self.model = random_model(config, self.device, classes)
         self.images, self.labels = random_batch(config, self.device)
         self.classes = self.upcoming = torch.arange(config.batch // config.samples_per_class)  # on the CPU
         dtype = autocast_dtype(config.precision, self.device, self.model.vit.backbone.embed_dim)
@@ -91,19 +90,16 @@ class StepBench:
 Bench = StepBench | ReleasedBench
 
 
-def random_model(
-    config: RunConfig, device: torch.device, classes: int | None = None, class_table: str = "auto"
-) -> MetricModel:
+def random_model(config: RunConfig, device: torch.device, classes: int | None = None) -> MetricModel:
     """Return the run's model with random weights, in train mode. Raises ConfigError for a method that trains nothing.
 
     Args:
         classes: the number of training classes (default: `training_classes`).
-        class_table: where the class prompts are stored: ``"device"``, ``"host"`` or ``"auto"``.
     """
     if config.method == "frozen":
         raise ConfigError("method = 'frozen' trains nothing, so there is no step to measure; choose another method")
     classes = classes or training_classes(config, device)
-    return build_model(config.replace(weights="random"), classes, device, class_table).train()
+    return build_model(config.replace(weights="random"), classes, device).train()
 
 
 def random_batch(config: RunConfig, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,7 @@ from vptsp_core.system.bars import bar
 from vptsp_core.system.devices import device_name, pick_device
 from vptsp_core.system.files import write_json
 
+WARMUP = 2  # untimed turns
 GPU_STEPS = 5  # per turn, so that the host runs ahead as it does in training
 EXPLAINED = """\
 memory: on a GPU the allocator's peak; on a CPU weights, gradients, optimisers and tensors saved for backward
@@ -37,14 +38,14 @@ K = TypeVar("K", bound=Hashable)
 
 
 def measure_steps(
-    benches: Mapping[K, Callable[[], Bench]], *, device: str | None = None, steps: int = 100, warmup: int = 2,
-    progress: bool = True, base: K | None = None,
+    benches: Mapping[K, Callable[[], Bench]], *, device: str | None = None, steps: int = 100, progress: bool = True,
+    base: K | None = None,
 ) -> dict[K, dict[str, Any]]:  # fmt: skip
     """Measure training steps. They take turns in one process, so a busy machine slows all of them alike.
 
     Args:
         benches: a function per name that makes the bench.
-        steps: the timed steps of each bench, after ``warmup`` untimed turns. On a GPU they are rounded up to whole
+        steps: the timed steps of each bench, after `WARMUP` untimed turns. On a GPU they are rounded up to whole
             turns of `GPU_STEPS`.
         base: the name of the bench that the others are compared with.
 
@@ -63,24 +64,23 @@ def measure_steps(
     made = {name: found for name, found in made.items() if found[0].facts().get("compile_s", 0) is not None}
     turns: dict[K, list[Turn]] = {name: [] for name in made}
     count = math.ceil(steps / GPU_STEPS) if target.type == "cuda" else steps
-    for _ in bar(range(warmup + count), "measuring", show=progress, unit="turns"):
+    for _ in bar(range(WARMUP + count), "measuring", show=progress, unit="turns"):
         for name, (bench, _) in made.items():
             turns[name].append(take_turn(bench.step, target))
     costs: dict[K, dict[str, Any]] = {}
     for name, (bench, memory) in made.items():
-        ms = [each for turn in turns[name][warmup:] for each in turn.ms]
+        ms = [each for turn in turns[name][WARMUP:] for each in turn.ms]
         speed = 1000 * len(bench.images) / statistics.median(ms)
         costs[name] = {**spread(ms, "ms"), "steps": len(ms), "images/s": speed, "memory_MB": memory, **bench.facts()}
         if base is not None:
-            pairs = zip(turns[name][warmup:], turns[base][warmup:], strict=True)
+            pairs = zip(turns[name][WARMUP:], turns[base][WARMUP:], strict=True)
             costs[name] |= spread([one.cost / other.cost for one, other in pairs], "ratio")
     return costs
 
 
-def measure_step(config: RunConfig, *, device: str | None = None, steps: int = 5) -> dict[str, Any]:
+def measure_step(config: RunConfig, *, steps: int) -> dict[str, Any]:
     """Measure our step of one run, as `measure_steps` does."""
-    make = partial(StepBench, config, device=device)
-    return measure_steps({"step": make}, device=device, steps=steps, progress=False)["step"]
+    return measure_steps({"step": partial(StepBench, config)}, steps=steps, progress=False)["step"]
 
 
 class Turn(NamedTuple):
@@ -163,8 +163,8 @@ def kept_bytes(loss: Callable[[], Tensor], tensors: list[Tensor], optimizers: Se
 
 
 def compare_forms(
-    config: RunConfig, *, device: str | None = None, steps: int = 100, warmup: int = 2,
-    forms: Sequence[str] = tuple(FORMS), reference: str | Path | None = None, progress: bool = False,
+    config: RunConfig, *, device: str | None = None, steps: int = 100, forms: Sequence[str] = tuple(FORMS),
+    reference: str | Path | None = None, progress: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the steps of `make_forms`, with ratios to ``eager``.
 
@@ -181,7 +181,7 @@ def compare_forms(
     target = pick_device(device)
     made = make_forms(config, forms, reference, device)
     return {
-        "forms": measure_steps(made, device=device, steps=steps, warmup=warmup, progress=progress, base="eager"),
+        "forms": measure_steps(made, device=device, steps=steps, progress=progress, base="eager"),
         "batch": config.batch, "classes": training_classes(config, target), "device": device_name(target),
         "threads": torch.get_num_threads(), "torch": torch.__version__,
     }  # fmt: skip
