@@ -30,12 +30,12 @@ from torch.nn import functional as F
 
 from vptsp_core.data.glyphs import classes, render
 from vptsp_core.data.glyphs.drawing import CELL, stencils
-from vptsp_core.errors import VptspError
 from vptsp_core.method.backbone import DEMO_VIT, DEMO_WEIGHTS
 from vptsp_core.system.files import writable_folder, write_bytes
 from vptsp_core.system.places import ASSETS
 
 LEARNING_RATE, WEIGHT_DECAY, WARM_UP, SCALE, SHIFT = 1e-3, 0.05, 0.05, 20.0, 2
+LOG_EVERY = 100  # steps
 LOOK, LOOK_SHARE, LOOK_WEIGHT, MOST_PROMPTS = 12, 0.45, 5.0, 4
 RECORD = {"R@1": 0.509, "pool accuracy": 0.718, "minutes": 12.0}  # frozen, unseen classes, 20 images each
 SHIPPED = ASSETS / DEMO_WEIGHTS
@@ -43,27 +43,18 @@ log = logging.getLogger(__name__)
 
 
 def pretrain(
-    out: str | Path = DEMO_WEIGHTS,
-    *,
-    steps: int = 2200,
-    batch_size: int = 128,
-    images_per_class: int = 48,
-    seed: int = 0,
-    log_every: int = 100,
+    out: str | Path, *, steps: int = 2200, batch_size: int = 128, images_per_class: int = 48, seed: int = 0
 ) -> Path:
     """Train the demo ViT on the base glyphs and write `out`: safetensors, float16, timm's keys, no classifier.
 
-    Raises:
-        VptspError: `out` cannot be written (checked before training), or a number is out of its range.
+    Raises VptspError if `out` cannot be written, before training.
     """
-    if min(steps, batch_size, images_per_class, log_every) < 1:
-        raise VptspError("pretrain: steps, batch size, images per class and log interval must be at least 1")
     out = Path(out)
     writable_folder(out.parent)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in one order on every machine
     try:
-        model = _fit(steps, batch_size, images_per_class, seed, log_every)
+        model = _fit(steps, batch_size, images_per_class, seed)
     finally:
         torch.set_num_threads(threads)
     state = {key: value.detach().half().contiguous() for key, value in sorted(model.state_dict().items())}
@@ -72,7 +63,7 @@ def pretrain(
     return out
 
 
-def _fit(steps: int, batch_size: int, images_per_class: int, seed: int, log_every: int) -> VisionTransformer:
+def _fit(steps: int, batch_size: int, images_per_class: int, seed: int) -> VisionTransformer:
     """Train with AdamW and half a cosine. Every image of the pool is seen once before any is repeated."""
     size = int(DEMO_VIT["img_size"])
     images, labels, _ = render("base", images_per_class, size)
@@ -108,8 +99,8 @@ def _fit(steps: int, batch_size: int, images_per_class: int, seed: int, log_ever
         schedule.step()
         losses += loss.item()
         hits += (logits.argmax(1) == target).float().mean().item()
-        if step % log_every == 0 or step == steps:
-            since = (step - 1) % log_every + 1
+        if step % LOG_EVERY == 0 or step == steps:
+            since = (step - 1) % LOG_EVERY + 1
             speed = step * batch_size / (time.perf_counter() - began)
             means = losses / since, hits / since
             log.info("step %d/%d  loss %.3f  accuracy %.3f  %.0f images/s", step, steps, *means, speed)
@@ -179,8 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    pool = args.images_per_class
-    print(pretrain(args.out, steps=args.steps, batch_size=args.batch_size, images_per_class=pool, seed=args.seed))
+    print(pretrain(**vars(args)))
     return 0
 
 

@@ -27,8 +27,6 @@ def test_every_cell_of_the_paper_has_a_run():
     assert configs["VPTSP", 64].prompts == 80 and configs["VPTSP", 64].accumulator == "gru"
     assert configs["Adapter", 32].method == "adapter" and not configs["VPT", 32].bitfit
     assert latency_configs("smoke", precision="bf16")["VPT", 32].precision == "bf16"
-    with pytest.raises(ConfigError, match="profile = 'x'"):
-        latency_configs("x")
 
 
 def test_every_cell_is_measured_in_every_form():
@@ -100,7 +98,6 @@ def test_classes_are_those_of_the_training_set_but_fewer_on_a_cpu():
     [
         (["--forms", "textbook"], "--forms textbook must name eager"),
         (["--forms", "eager,fast"], "--forms = 'fast' must be one of eager, compiled, textbook"),
-        (["--reference", "nowhere"], "reference nowhere: the folder is missing"),
     ],
 )
 def test_errors_name_the_option(options, message):
