@@ -33,8 +33,8 @@ def markdown(document: Found) -> str:
 
 
 def shown(value: Any) -> str:
-    """Format a number with three digits, a large one with all its digits. Other values are shown as they are."""
-    if not isinstance(value, int | float):
+    """Format a number with three digits, a large one with all its digits."""
+    if isinstance(value, str | bool):
         return str(value)
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
