@@ -2,14 +2,13 @@
 
 - Each has a docstring, also methods and properties. A method can inherit it from a base class of the package. Special
   methods except ``__call__`` and functions inside functions need none.
-- A function that raises an error of this project in its own body says so ("Raises:", or in words).
+- A function that raises an error of this project says so ("Raises:", or in words).
 - If an argument or the result is an array, a tensor or a tuple of them, the docstring gives a shape: "(N, d)", "(B,)",
   "of any shape", "a scalar". Mappings and iterables of tensors have no single shape.
 """
 
 import ast
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,18 +36,8 @@ def array(annotation: ast.expr | None) -> bool:
     return False
 
 
-def own_nodes(function: Function) -> Iterator[ast.AST]:
-    """Yield the nodes of a function, without those of functions that it defines."""
-    left: list[ast.AST] = list(function.body)
-    while left:
-        node = left.pop()
-        yield node
-        if not isinstance(node, Function | ast.ClassDef | ast.Lambda):
-            left += ast.iter_child_nodes(node)
-
-
 def raises(function: Function) -> bool:
-    thrown = [node.exc for node in own_nodes(function) if isinstance(node, ast.Raise)]
+    thrown = [node.exc for node in ast.walk(function) if isinstance(node, ast.Raise)]
     return any(isinstance(e, ast.Call) and isinstance(e.func, ast.Name) and e.func.id in ERRORS for e in thrown)
 
 
