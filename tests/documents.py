@@ -8,10 +8,10 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import torch.distributed.run
-from documents_stub import write_stubs
 
 from vptsp_core import __main__ as command_line
 from vptsp_core.data import DATASETS
@@ -22,6 +22,21 @@ from vptsp_core.publish.parameters import discover, panels_of
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = {"conda", "jupyter", "srun", "scontrol", "hostname", "sleep", "pip"}  # programs whose options are not checked
+STUBS = ("python", "python3", "torchrun", "dask", "conda", "jupyter", "srun", "scontrol", "hostname", "sleep", "pip")
+# Python code that stands in for a program: it notes its call, and answers like Slurm.
+STUB = """
+import json, os, sys
+name, *words = sys.argv[1:]
+with open(os.environ["CALLS"], "a") as calls:
+    calls.write(json.dumps([name, *words]) + "\\n")
+if name == "hostname":
+    print("n1")
+elif name == "scontrol" and "hostnames" in words:
+    print("n1\\nn2")
+elif name == "srun":
+    command = [at for at, word in enumerate(words) if not word.startswith("--")][0]
+    os.execvp(words[command], words[command:])
+"""
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
@@ -126,10 +141,15 @@ def calls_of(script: str, folder: Path) -> list[list[str]]:
     for place in ("DIR", "SHARED/data", "SHARED/results"):
         (checkout / place).mkdir(parents=True)
     (folder / "data").mkdir()
-    write_stubs(folder / "stubs" / "bin")
+    stubs = folder / "stubs" / "bin"
+    stubs.mkdir(parents=True)
+    for name in STUBS:
+        command = shlex.join([sys.executable, "-IS", "-c", STUB, name])
+        (stubs / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        (stubs / name).chmod(0o755)
     record.touch()
     environment = {
-        "PATH": f"{folder / 'stubs' / 'bin'}{os.pathsep}{os.environ['PATH']}", "HOME": str(folder),
+        "PATH": f"{stubs}{os.pathsep}{os.environ['PATH']}", "HOME": str(folder),
         "VIRTUAL_ENV": str(folder / "stubs"), "CALLS": str(record), "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2",
         "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_CPUS_PER_TASK": "8",
     }  # fmt: skip
