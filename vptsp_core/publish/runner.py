@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from vptsp_core.errors import VptspError, check_choice
+from vptsp_core.errors import VptspError
 from vptsp_core.method.presets import parse_change
 from vptsp_core.paper.methods import base_config, configured, integration_rows, method_rows, proxy_source_rows
 from vptsp_core.publish.html import notebook_html
@@ -66,8 +66,7 @@ def run_notebooks(
     Raises:
         VptspError: an option, a notebook's parameters or a folder cannot be used. No notebook has run then.
     """
-    check_choice("profile", profile, tuple(PROFILES))
-    configured(profile, {}, changes or {})  # refuses an unknown key or a wrong type
+    configured(profile, {}, changes or {})  # refuses an unknown profile or key, or a wrong type
     if seeds is not None and len(set(seeds)) < len(seeds):
         raise VptspError(f"seeds = {list(seeds)} contain a seed twice; give each seed once")
     check_cluster(check_workers(workers))
