@@ -23,11 +23,10 @@ from vptsp_core.runs.progress import write_progress
 PARAMETERS = 'profile = "demo"\ndata = None\nresults = "results"\nseeds = [0]'
 
 
-def write(folder: Path, name: str, *cells: str, parameters: str | None = PARAMETERS) -> Path:
-    tagged = [] if parameters is None else [new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+def write(folder: Path, name: str, *cells: str, parameters: str = PARAMETERS) -> Path:
     path = folder / f"{name}.ipynb"
-    cells = [new_markdown_cell("# A"), *tagged, *map(new_code_cell, cells)]
-    nbformat.write(new_notebook(cells=cells), path)
+    tagged = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# A"), tagged, *map(new_code_cell, cells)]), path)
     return path
 
 
@@ -67,16 +66,9 @@ def test_one_kernel_runs_all_and_the_others_run_after_a_failure(tmp_path, capfd)
     assert Manifest.read(out.parent, "c_fails").failure == ""
 
 
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        ('profil = "demo"\nresults = "r"', r"a.ipynb: .*no 'profile'; its parameters: profil, results"),
-        (None, "no 'profile'; its parameters: none"),
-    ],
-)
-def test_a_notebook_without_the_necessary_parameters_is_refused_before_anything_runs(tmp_path, parameters, message):
-    write(tmp_path, "a", "open('x')", parameters=parameters)
-    with pytest.raises(VptspError, match=message):
+def test_a_notebook_without_the_necessary_parameters_is_refused_before_anything_runs(tmp_path):
+    write(tmp_path, "a", "open('x')", parameters='profil = "demo"\nresults = "r"')
+    with pytest.raises(VptspError, match=r"a.ipynb: .*no 'profile'; its parameters: profil, results"):
         runner.run_notebooks("demo", None, tmp_path / "results", (), [0], tmp_path)
     assert not (tmp_path / "results").exists()
 
@@ -113,7 +105,6 @@ def test_the_options_reach_the_notebooks(monkeypatch):
     ("options", "message"),
     [
         (["--workers", "0"], "workers = 0 must be a number from 1"),
-        (["--cluster", "h:1"], "workers = 'h:1' must be"),
         (["--cluster", "tcp://127.0.0.1:9"], "no Dask scheduler answers at tcp://127.0.0.1:9"),
         (["--set", "epochs"], "--set epochs: write KEY=VALUE"),
         (["--set", "epoch=2"], "epoch"),
@@ -126,19 +117,6 @@ def test_wrong_options_are_refused_before_anything_starts(tmp_path, options, mes
     with pytest.raises(VptspError, match=message):
         runner.main(["--results", str(tmp_path / "out"), *options])
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--workers", "2", "--cluster", "tcp://h:1"], "not allowed with argument --workers"),
-        (["--seeds", "1,two"], "argument --seeds: invalid"),
-    ],
-)
-def test_options_that_the_parser_refuses(options, message, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        runner.main(options)
-    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "log"])
@@ -303,9 +281,7 @@ DECLARED = PARAMETERS + "\nchanges = {}"
         ([DECLARED, "# Parameters\nchanges = [\n    0,\n]"], r"'changes' must be of type dict, not \[0\]"),
         ([DECLARED + "\nurl = None  # a=b", "x = (", "# Parameters\nurl = 'x?a=b'\ndata = 1"],
          r"'data' must be of type str \| None, not 1"),
-        (["%load_ext autoreload", DECLARED, "# Parameters\nsedes = list(range(2))"], "unknown parameter 'sedes'"),
         ([DECLARED, "# Parameters\nseeds = [1]", "# Parameters\nseeds = range(2)"], r"'seeds' must be .*range\(0, 2\)"),
-        ([DECLARED.replace("[0]", "list(range(1))"), INJECTED], None),
         ([DECLARED, "seeds = list(range(3))"], None),
     ],
 )

@@ -61,14 +61,3 @@ def test_finished_and_missing_runs_are_listed_with_their_time(tmp_path, monkeypa
         "searches and timings are not included",
     ]
     assert [path.name for path in out.iterdir()] == ["runs"]
-
-
-def test_a_dry_run_of_the_demo_has_the_parameters_of_a_real_one(tmp_path, monkeypatch):
-    """Its workers too. Otherwise the dry run would not recognise a finished page."""
-    given = []
-    monkeypatch.setattr(runner, "show", lambda work, data, folder: given.extend(values for _, values in work))
-    monkeypatch.setattr(runner, "cores", lambda: 3)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    write(tmp_path, "a_runs", parameters='profile = "demo"\nresults = "results"\nworkers = None')
-    assert runner.run_notebooks("demo", None, tmp_path / "results", folder=tmp_path, dry=True) == 0
-    assert [each["workers"] for each in given] == [3]
