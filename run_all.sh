@@ -93,22 +93,21 @@ done
 [[ $mode != test || -z ${given:-} ]] || fail "test takes no options, but there is $given"
 
 # ---- environment -----------------------------------------------------------------------------------------------
-# fits PYTHON: whether it is 3.11 to 3.14 and has every package that pyproject.toml asks for, at an accepted version
-# (for `test` also those of the extra `dev`). Reads metadata only, so it takes a fraction of a second. It prints a line
-# only if an installed torch has another version.
+supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; }
+
+# fits PYTHON: whether it is supported and has every package that pyproject.toml asks for, at an accepted version (for
+# `test` also those of the extra `dev`). Reads metadata only, so it takes a fraction of a second. It prints a line only
+# if an installed torch has another version.
 fits() {
-  [[ -x $1 ]] || return 1
+  supported "$1" || return 1
   "$1" - "$root/pyproject.toml" "$mode" 3>&2 2>/dev/null >&3 <<'PYTHON' # its stdout becomes stderr
+import importlib.metadata as metadata
 import sys
-if not (3, 11) <= sys.version_info[:2] <= (3, 14):
-    sys.exit(1)
-try:
-    import importlib.metadata as metadata
-    import tomllib
-    from packaging.requirements import Requirement
-    from packaging.version import Version
-except ImportError:
-    sys.exit(1)
+import tomllib
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
 with open(sys.argv[1], "rb") as file:
     project = tomllib.load(file)["project"]
 wanted = project["dependencies"] + (project["optional-dependencies"]["dev"] if sys.argv[2] == "test" else [])
@@ -128,23 +127,21 @@ PYTHON
 }
 
 has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
-supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; }
 
-# Sets `python` to that of .venv, after making or updating .venv if necessary. The stamp says what was installed and is
-# written last. A .venv that was begun here and not finished is made again.
+# Sets `python` to that of .venv, after making or updating .venv if necessary. The stamp says what was installed. While
+# it says "unfinished", .venv is made again.
 own_environment() {
-  local venv=$root/.venv stamp=$root/.venv/.vptsp-stamp begun=$root/.venv/.vptsp-begun
+  local venv=$root/.venv stamp=$root/.venv/.vptsp-stamp
   local pins=requirements.txt wanted have='' candidate
   [[ $mode != test ]] || pins=requirements-dev.txt
   wanted="$(cat -- "$root"/requirements*.txt | cksum)"
   python=$venv/bin/python
   [[ ! -f $stamp ]] || have=$(<"$stamp")
-  if [[ ! -e $begun && ! -f $stamp ]] && fits "$python"; then return; fi  # a .venv that somebody else made
-  if [[ ! -e $begun && ($have == "$wanted requirements-dev.txt" || $have == "$wanted $pins") ]] &&
-    supported "$python"; then return; fi
+  if [[ -z $have ]] && fits "$python"; then return; fi  # a .venv that somebody else made
+  if [[ $have == "$wanted requirements-dev.txt" || $have == "$wanted $pins" ]] && supported "$python"; then return; fi
   [[ -z $dry ]] || fail "--dry-run needs an environment, and none is here; run the command without it to install one"
 
-  if [[ -e $begun ]] || ! supported "$python" || ! "$python" -m pip --version >/dev/null 2>&1; then
+  if [[ $have == unfinished ]] || ! supported "$python" || ! "$python" -m pip --version >/dev/null 2>&1; then
     PATH=${PATH//"$venv/bin:"/} # if .venv is active, its own python cannot make it again
     for candidate in python3 python python3.14 python3.13 python3.12 python3.11 uv ''; do
       [[ -n $candidate ]] ||
@@ -160,8 +157,7 @@ own_environment() {
       "$candidate" -m venv --clear "$venv" || fail "could not make $venv (is the package python3-venv installed?)"
     fi
   fi
-  : >"$begun"
-  rm -f -- "$stamp"
+  echo unfinished >"$stamp"
   note "installing $pins into $venv (once; a few minutes)"
   for candidate in requirements.txt requirements-dev.txt; do
     have=$(<"$root/$candidate")
@@ -177,7 +173,6 @@ import pathlib, sys, sysconfig
 pathlib.Path(sysconfig.get_path("purelib"), "vptsp_checkout.pth").write_text(sys.argv[1] + "\n", encoding="utf-8")
 PYTHON
   printf '%s\n' "$wanted $pins" >"$stamp"
-  rm -f -- "$begun"
 }
 
 if [[ -n ${VIRTUAL_ENV:-} ]]; then python=$VIRTUAL_ENV/bin/python

@@ -160,4 +160,5 @@ def calls_of(script: str, folder: Path) -> list[list[str]]:
     )  # fmt: skip
     assert done.returncode == 0, f"status {done.returncode}: {done.stdout}{done.stderr}"
     lines = record.read_text().splitlines()
-    return [words for words in map(json.loads, lines) if words[1:2] != ["-"]]  # without run_all.sh's own checks
+    own = (["-"], ["-c"])  # run_all.sh's own checks
+    return [words for words in map(json.loads, lines) if words[1:2] not in own]

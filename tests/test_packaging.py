@@ -210,11 +210,8 @@ def test_a_fresh_python_imports_the_old_name_of_significance_lazily_and_timm_aft
 needs_bash = pytest.mark.skipif(BASH is None, reason="no bash")
 
 
-@needs_bash
-@pytest.mark.parametrize("script", ["run_all.sh", ".ci/run"])
-def test_scripts_parse_and_are_executable(script):
-    subprocess.run([BASH, "-n", ROOT / script], check=True)
-    assert (ROOT / script).stat().st_mode & 0o111
+def test_scripts_are_executable():
+    assert all((ROOT / script).stat().st_mode & 0o111 for script in ("run_all.sh", ".ci/run"))
 
 
 @needs_bash
@@ -249,7 +246,7 @@ def checkout(tmp_path) -> Path:
         shutil.copy(ROOT / name, root)
     (root / "vptsp_core" / "__init__.py").write_text("")
     (root / "vptsp_core" / "__main__.py").write_text(
-        "import os, sys\nprint(os.getcwd(), sys.argv[1:], sep='\\n')\nsys.exit(int(os.environ.get('STATUS', 0)))"
+        "import os, sys\nprint(os.getcwd(), sys.argv[1:], sep='\\n')\nsys.exit(int(os.environ['STATUS']))"
     )
     return root
 
@@ -267,28 +264,19 @@ needs_fitting_python = pytest.mark.skipif(not fits_this_python(), reason="run_al
 
 @needs_bash
 @needs_fitting_python
-def test_run_all_uses_the_active_environment_and_passes_options_on(checkout, tmp_path, monkeypatch):
+def test_run_all_uses_the_active_environment_and_passes_options_and_the_status_on(checkout, tmp_path, monkeypatch):
     (tmp_path / "my data").mkdir()
     monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
+    monkeypatch.setenv("STATUS", "130")
     options = ["--profile", "smoke", "--data=my data", "--results", "out", "--only", "table1,fig3d", "--seeds=0,1"]
     options += ["--workers=2", "--set=weights=my weights.pth", "--set", "epochs=2", "--dry-run"]
     done = subprocess.run([BASH, checkout / "run_all.sh", *options], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 130, done.stderr
     folders = ["--results", str(tmp_path / "out"), "--data", str(tmp_path / "my data")]
     passed = ["notebooks", "--profile", "smoke", *folders, "--only", "table1,fig3d", "--seeds", "0,1"]
     passed += ["--workers", "2", "--dry-run", "--set", "weights=my weights.pth", "--set", "epochs=2"]
     assert done.stdout.splitlines() == [str(checkout), str(passed)]
     assert not (checkout / ".venv").exists()
-
-
-@needs_bash
-@needs_fitting_python
-@pytest.mark.parametrize("status", [0, 130])
-def test_run_all_ends_with_the_status_of_the_notebooks(checkout, monkeypatch, status):
-    monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
-    monkeypatch.setenv("STATUS", str(status))
-    done = subprocess.run([BASH, checkout / "run_all.sh"], capture_output=True, text=True)
-    assert done.returncode == status and "['notebooks'" in done.stdout
 
 
 @pytest.fixture
@@ -350,5 +338,5 @@ def test_all_files_name_the_same_range_of_pythons():
     named = [line.rpartition(":: ")[2] for line in project()["classifiers"] if ":: Python ::" in line]
     assert named == versions
     script = (ROOT / "run_all.sh").read_text()
-    assert script.count("(3, 11) <= sys.version_info[:2] <= (3, 14)") == 2
+    assert script.count("(3, 11) <= sys.version_info[:2] <= (3, 14)") == 1
     assert "3.11 to 3.14" in script and "3.11 to 3.14" in (ROOT / "README.md").read_text()
