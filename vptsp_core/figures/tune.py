@@ -14,13 +14,13 @@ from vptsp_core.paper.search_study import LEFT_OUT
 
 
 @in_house_style
-def history(trials: pd.DataFrame, judge: str, reference: float | None = None, label: str = "start") -> Figure:
+def history(trials: pd.DataFrame, judge: str, reference: float | None = None) -> Figure:
     """Draw R@1 of all trials in order, the best so far, and a tick for every trial that was left out.
 
     Args:
         trials: from `paper.search_study.trials_frame`.
         judge: the classes whose R@1 this is, for the axis: "test classes".
-        reference: R@1 in percent for a dashed line, called ``label``.
+        reference: R@1 in percent of the start, for a dashed line.
     """
     fig = Figure(figsize=(7.0, 3.6), layout="constrained")
     ax = fig.subplots()
@@ -29,7 +29,7 @@ def history(trials: pd.DataFrame, judge: str, reference: float | None = None, la
     scatterplot(trials, y="R@1", color=BLUE, alpha=LIGHT, s=64, linewidth=0, label="trial", **look)
     lineplot(trials, color=VERMILION, **best, **look)
     if reference is not None:
-        ax.axhline(reference, color=GREY, linestyle="--", label=label)
+        ax.axhline(reference, color=GREY, linestyle="--", label="start")
     out = trials[trials["state"] == LEFT_OUT]
     if len(out):
         rugplot(out, height=0.04, color=GREY, linewidth=1.8, label=LEFT_OUT, **look)

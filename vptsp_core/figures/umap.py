@@ -10,10 +10,10 @@ import torch
 from vptsp_core.method.inputs import positive
 
 
-def umap_plane(vectors: np.ndarray, *, seed: int = 0) -> np.ndarray:
+def umap_plane(vectors: np.ndarray) -> np.ndarray:
     """Map vectors (N, d) to the plane by UMAP (McInnes et al., 2018) with the cosine distance: (N, 2) float32.
 
-    The same vectors and seed give the same map. UMAP compiles for about twenty seconds in the first call of a process.
+    The same vectors give the same map. UMAP compiles for about twenty seconds in the first call of a process.
     Up to three vectors are too few for UMAP and are put on a line.
     """
     if len(vectors) <= 3:
@@ -23,7 +23,7 @@ def umap_plane(vectors: np.ndarray, *, seed: int = 0) -> np.ndarray:
     threads = torch.get_num_threads()
     neighbours = min(15, len(vectors) - 1)
     # With a seed, UMAP runs in one thread. n_jobs=1 avoids its warning about that.
-    reducer = umap.UMAP(metric="cosine", random_state=seed, n_neighbors=neighbours, n_jobs=1)
+    reducer = umap.UMAP(metric="cosine", random_state=0, n_neighbors=neighbours, n_jobs=1)
     try:
         return np.asarray(reducer.fit_transform(vectors), dtype=np.float32)
     finally:

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.utils import run_sync
+
 from vptsp_core.system.places import CHECKOUT
 
 
@@ -43,18 +47,12 @@ class OneKernel:
 
     def close(self) -> None:
         """Interrupt the kernel, so that it releases its locks, and stop it. It is killed if it still runs after 5 s."""
-        from jupyter_client.utils import run_sync
-
         if self._manager is not None:
             run_sync(self._manager.shutdown_kernel)()
             self._folder.cleanup()
             self._manager = None
 
     def _start(self) -> None:
-        from jupyter_client import AsyncKernelManager
-        from jupyter_client.kernelspec import KernelSpecManager
-        from jupyter_client.utils import run_sync
-
         self._folder = tempfile.TemporaryDirectory(prefix="vptsp-jupyter-", ignore_cleanup_errors=True)
         search = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
         # no warning that loopback is not encrypted, and no traceback of a kernel that was stopped
@@ -68,8 +66,6 @@ class OneKernel:
 
     def _empty(self) -> None:
         """Delete the last notebook's names and history. Imported modules stay loaded."""
-        from jupyter_client.utils import run_sync
-
         client = self._manager.client()
         client.start_channels()
         code = "get_ipython().reset()\n__import__('gc').collect()"
