@@ -46,44 +46,36 @@ def shaped(function: Function) -> bool:
     return any(map(array, [*(each.annotation for each in arguments), function.returns]))
 
 
+def documented(owner: ast.ClassDef, name: str, bases: dict[str, ast.ClassDef]) -> str:
+    """Return the docstring of a method, or that of the same method in a base class of the package."""
+    for each in owner.body:
+        if isinstance(each, Function) and each.name == name and ast.get_docstring(each):
+            return ast.get_docstring(each) or ""
+    inherited = [documented(bases[base.id], name, bases)
+                 for base in owner.bases if isinstance(base, ast.Name) and base.id in bases]  # fmt: skip
+    return next(filter(None, inherited), "")
+
+
 def complaints(source: str, bases: dict[str, ast.ClassDef]) -> list[str]:
     """Return every name in a module that breaks a rule, with the rule."""
-    module, found = ast.parse(source), []
-    if not ast.get_docstring(module):
-        found.append("the module: no docstring")
-
-    def inherited(node: ast.ClassDef, name: str) -> str:
-        """Return the docstring of a method, or that of the same method in a base class of the package."""
-        for each in node.body:
-            if isinstance(each, Function) and each.name == name and ast.get_docstring(each):
-                return ast.get_docstring(each) or ""
-        for base in node.bases:
-            if isinstance(base, ast.Name) and base.id in bases and (text := inherited(bases[base.id], name)):
-                return text
-        return ""
-
-    def look(body: list[ast.stmt], owner: ast.ClassDef | None) -> None:
-        for node in body:
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                if not ast.get_docstring(node):
-                    found.append(f"{node.name}: no docstring")
-                look(node.body, node)
-            private = isinstance(node, Function) and node.name.startswith("_")
-            if not isinstance(node, Function) or (private and node.name not in ("__init__", "__call__")):
-                continue
-            text = ast.get_docstring(node) or (inherited(owner, node.name) if owner else "")
-            if node.name == "__init__":
-                assert owner is not None
-                text = ast.get_docstring(owner) or ""
-            name = f"{owner.name}.{node.name}" if owner else node.name
-            if not text:
-                found.append(f"{name}: no docstring")
-            if raises(node) and not re.search(r"\b[Rr]aises?\b", text):
-                found.append(f"{name}: does not say what it raises")
-            if shaped(node) and not SHAPE.search(text):
-                found.append(f"{name}: gives no shape")
-
-    look(module.body, None)
+    module = ast.parse(source)
+    found = [] if ast.get_docstring(module) else ["the module: no docstring"]
+    texts = [(node, node.name, ast.get_docstring(node)) for node in module.body if isinstance(node, Function)]
+    for owner in module.body:
+        if isinstance(owner, ast.ClassDef) and not owner.name.startswith("_"):
+            texts.append((owner, owner.name, ast.get_docstring(owner)))
+            for node in filter(lambda each: isinstance(each, Function), owner.body):
+                text = ast.get_docstring(owner) if node.name == "__init__" else documented(owner, node.name, bases)
+                texts.append((node, f"{owner.name}.{node.name}", text))
+    for node, name, text in texts:
+        if node.name.startswith("_") and node.name not in ("__init__", "__call__"):
+            continue
+        if not text:
+            found.append(f"{name}: no docstring")
+        elif isinstance(node, Function) and raises(node) and not re.search(r"\b[Rr]aises?\b", text):
+            found.append(f"{name}: does not say what it raises")
+        elif isinstance(node, Function) and shaped(node) and not SHAPE.search(text):
+            found.append(f"{name}: gives no shape")
     return found
 
 
