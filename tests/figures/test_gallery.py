@@ -1,14 +1,12 @@
 """Thumbnails are in their places, signs agree with hand-made labels, and no image finds itself."""
 
 import io
-import sys
 import types
 
 import matplotlib.colors as colours
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from matplotlib.patches import Rectangle
 from PIL import Image
 
@@ -160,28 +158,6 @@ def test_a_watched_figure_is_redrawn_in_place_and_an_unwatched_one_is_shown_once
     assert [how for how, _ in shown] == (["displayed", "updated", "updated"] if someone_watches else ["displayed"])
     assert shown[-1][1] == "final" and seen == ([1, 2] if someone_watches else [])
     assert not someone_watches or shown[0][1].data[:4] == b"\x89PNG"
-
-
-def test_a_map_does_not_change_the_number_of_torch_threads(monkeypatch):
-    """UMAP is replaced because it compiles for twenty seconds. The test of the notebooks runs the real one."""
-
-    class Umap:
-        def __init__(self, **options):
-            assert options["random_state"] == 0 and options["metric"] == "cosine"
-
-        def fit_transform(self, vectors):
-            torch.set_num_threads(7)  # as numba does
-            return vectors[:, :2]
-
-    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Umap))
-    vectors = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        np.testing.assert_array_equal(umap.umap_plane(vectors), vectors[:, :2])
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_a_map_of_three_images_is_a_line_and_zero_images_are_refused():

@@ -8,6 +8,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from vptsp_core.figures.umap import umap_plane
 from vptsp_core.method.lora import has_peft
@@ -39,7 +40,7 @@ FIGURES = {
 FEW = 3  # images per class
 SMALL = {"image_size": 24, "resize": 24}  # pixels: 10 tokens in place of 26
 # A cell after the parameters. Without it, most of the time goes into images, pictures (a PDF takes half a second) and
-# maps (UMAP compiles for 20 s). `test_umap_places_vectors_in_the_plane` calls the real UMAP.
+# maps (UMAP compiles for 20 s). The last test of this file calls the real UMAP.
 LESS_WORK = f"""import numpy as np
 from matplotlib.figure import Figure
 
@@ -284,14 +285,20 @@ def test_proxies_and_attention_have_numbers(smoke):
     assert smoke.table("explore_record")["value"]["runs"] == "1"
 
 
-def test_umap_places_vectors_in_the_plane(monkeypatch):
+def test_umap_places_vectors_in_the_plane_and_keeps_the_threads_of_torch(monkeypatch):
     """Without numba's compilation, which takes 20 s, and with few epochs."""
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
     import umap
 
+    def fit_transform(self, vectors, fit=umap.UMAP.fit_transform):
+        torch.set_num_threads(3)  # as compiled code of numba does
+        return fit(self, vectors)
+
+    monkeypatch.setattr(umap.UMAP, "fit_transform", fit_transform)
     monkeypatch.setattr(umap, "UMAP", functools.partial(umap.UMAP, n_epochs=10))
     vectors = np.repeat(np.eye(2, 8, dtype=np.float32), 10, axis=0)  # two groups
     vectors += 0.01 * np.random.default_rng(0).normal(size=vectors.shape).astype(np.float32)
     plane = umap_plane(vectors)
     assert plane.shape == (20, 2) and plane.dtype == np.float32 and np.isfinite(plane).all()
     np.testing.assert_array_equal(plane, umap_plane(vectors))
+    assert torch.get_num_threads() == 1  # as in conftest.py
