@@ -45,10 +45,10 @@ sys.path.insert(0, str(ROOT))
 import vptsp_core  # noqa: E402  (first: it lets timm import torchvision)
 
 # isort: split
+import determinism  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
-from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from vptsp_core.__main__ import main as command_line  # noqa: E402
@@ -65,7 +65,6 @@ CASES = {
     "cached": ("pipeline=cached", "cosine_T=2"),
     "validation": ("selection=validation", "class_optimizer=rowwise", "optimizer=sgd", "lr=0.01"),
 }
-CLASSES, EACH, SIDE = 24, 4, 40
 KINDS = ("write", "replace", "unlink", "fsync")
 FOREVER = 180.0  # seconds after which a process that still runs has hung
 
@@ -274,7 +273,8 @@ class Case:
         """Compare the run in ``place`` with the one that was left alone."""
         ours = outcome(place)
         for key, value in self.whole.items():
-            assert same(ours[key], value), f"{self.name}: {key} differs from the run that was left alone ({place})"
+            same = determinism.same(ours[key], value)
+            assert same, f"{self.name}: {key} differs from the run that was left alone ({place})"
         self.found["equal"] += 1
 
 
@@ -330,17 +330,6 @@ def outcome(place: Path) -> dict[str, Any]:
     }
 
 
-def same(a: Any, b: Any) -> bool:
-    """Return whether two values are equal to the last bit. NaN equals the same NaN."""
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
 def check_files(place: Path, spoilt: bytes) -> None:
     """Check after a kill that every file with its final name is whole, and that a finished run has all its files.
 
@@ -384,18 +373,6 @@ def spoil(path: Path, rng: random.Random) -> bytes:
     return bytes(content)
 
 
-def draw_images(folder: Path) -> None:
-    """Draw images of noise around a colour per class, in a folder per class."""
-    rng = np.random.default_rng(0)
-    for label in range(CLASSES):
-        place = folder / f"class{label:02}"
-        place.mkdir(parents=True)
-        colour = rng.integers(0, 256, 3)
-        for number in range(EACH):
-            pixels = (0.5 * colour + 0.5 * rng.integers(0, 256, (SIDE, SIDE, 3))).astype(np.uint8)
-            Image.fromarray(pixels).save(place / f"{number}.png")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
@@ -405,9 +382,8 @@ def main() -> int:
     torch.set_num_threads(1)
     rng, started = random.Random(args.seed), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        draw_images(Path(folder) / "images")
-        names = args.cases.split(",")
-        cases = [Case(name, CASES[name], Path(folder), Path(folder) / "images") for name in names]
+        images = determinism.write_images(Path(folder) / "images")
+        cases = [Case(name, CASES[name], Path(folder), images) for name in args.cases.split(",")]
         left = args.kills
         try:
             while left > 0:
