@@ -26,7 +26,9 @@ from vptsp_core.system.distributed import world_size
 from vptsp_core.system.places import PACKAGE
 
 
-def make_record(config: RunConfig, benchmark: Benchmark, model: MetricModel, device: torch.device) -> dict[str, Any]:
+def make_record(
+    config: RunConfig, benchmark: Benchmark, model: MetricModel, device: torch.device, deterministic: bool
+) -> dict[str, Any]:
     """Return a record with all that is known before training."""
     prompts = model.class_prompts
     dtype, why = precision_and_reason(config.precision, device, model.vit.backbone.embed_dim)
@@ -35,7 +37,7 @@ def make_record(config: RunConfig, benchmark: Benchmark, model: MetricModel, dev
         **made_with(device),
         "processes": world_size(),
         "precision": {"trunk": str(dtype or torch.float32).removeprefix("torch."), "why": why},
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "deterministic": deterministic or torch.are_deterministic_algorithms_enabled(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "data": benchmark.record(),
         "weights": checksum(model.vit.backbone),

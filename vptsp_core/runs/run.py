@@ -38,14 +38,13 @@ from vptsp_core.runs.selection import HELD_OUT, Row, score
 from vptsp_core.runs.train import Trainer
 from vptsp_core.runs.workers import Workers, check_workers, run_in_workers
 from vptsp_core.system.bars import bar, is_log, say
-from vptsp_core.system.deterministic import deterministic_if_asked
+from vptsp_core.system.deterministic import deterministic_algorithms, fix_cublas
 from vptsp_core.system.devices import autocast_dtype, pick_device
 from vptsp_core.system.distributed import Processes, from_main, is_main, launched, rank, start
 from vptsp_core.system.files import writable_folder
 
 
 @in_torch_defaults
-@deterministic_if_asked
 def run(
     config: RunConfig,
     *,
@@ -94,6 +93,8 @@ def run(
     check_choice("class_table", class_table, ("auto", "device", "host"))
     check_choice("checkpointing", checkpointing, ("auto", "on", "off"))
     check_choice("compile", compile, COMPILE)
+    if deterministic:
+        fix_cublas(device)  # before CUDA starts
     if launched():
         start(pick_device(device))
     config = config.replace(weights=whole_path(config.weights))
@@ -112,15 +113,16 @@ def run(
     target = pick_device(device)
     training, held_out = for_selection(benchmark, config)
     model = build_model(config, training.train.num_classes, target, class_table)
-    record = make_record(config, benchmark, model, target)
+    record = make_record(config, benchmark, model, target, deterministic)
     if held_out is not None:
         record["held_out"] = {"classes": held_out.test.num_classes, "images": len(held_out.test)}
     first = from_main(lambda: record)
     if (first["data"], first["weights"]) != (record["data"], record["weights"]):
         raise VptspError(f"process {rank()} has other images or weights than the first; give all machines the same")
     from_main(lambda: writable_folder(path))
+    settings = deterministic_algorithms(device) if deterministic else contextlib.nullcontext()
     try:
-        with locked_run(path), worker_errors():
+        with settings, locked_run(path), worker_errors():
             if finished := from_main(lambda: finished_run(path, benchmark, light)):  # by another process meanwhile
                 return finished
             # After all checks, because decoding takes minutes.

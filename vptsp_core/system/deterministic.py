@@ -7,18 +7,14 @@ This was not measured on a GPU.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
+from collections.abc import Iterator
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vptsp_core.errors import VptspError
 
-P = ParamSpec("P")
-R = TypeVar("R")
 _VARIABLE, _FIXED = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")  # the two that cuBLAS documents
 # Their backward passes have a fixed order; PyTorch does not say so of the others.
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
@@ -67,17 +63,3 @@ def fix_cublas(device: str | None = None) -> None:
             "starts, or call this first"
         )
     os.environ[_VARIABLE] = _FIXED[0]
-
-
-def deterministic_if_asked(function: Callable[P, R]) -> Callable[P, R]:
-    """Wrap ``function``: if its keyword ``deterministic`` is true, it runs inside `deterministic_algorithms`."""
-
-    @functools.wraps(function)
-    def wrapped(*args: P.args, **options: P.kwargs) -> R:
-        if not options.get("deterministic"):
-            return function(*args, **options)
-        device = options.get("device")
-        with deterministic_algorithms(None if device is None else str(device)):
-            return function(*args, **options)
-
-    return wrapped
