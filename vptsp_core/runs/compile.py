@@ -50,7 +50,6 @@ class CompiledStep(TrainStep):
         self._loss = compiled_loss(model)
 
     def forward_backward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Do what `TrainStep.forward_backward` does: images (b, 3, H, W), labels (B,)."""
         if not self.compiled:
             return super().forward_backward(images, labels)
         loss = self._guarded(images, labels) if self.taken < GUARDED else self._replay(images, labels)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vptsp_core.errors import VptspError
-from vptsp_core.runs.selection import HELD_OUT, NOT_METRICS, Row
+from vptsp_core.method.loop import Row
+from vptsp_core.runs.selection import HELD_OUT, NOT_METRICS
 
 
 class Curves:

@@ -24,6 +24,7 @@ from vptsp_core.data.loading import end_workers, worker_errors
 from vptsp_core.errors import ConfigError, DataError, VptspError, check_choice
 from vptsp_core.method.backbone import load_backbone
 from vptsp_core.method.config import RunConfig
+from vptsp_core.method.loop import Row
 from vptsp_core.method.metrics import Scores
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.torch_state import in_torch_defaults
@@ -34,7 +35,7 @@ from vptsp_core.runs.folder import METRICS, Run, finished_run, run_folder, whole
 from vptsp_core.runs.memory import check_table_memory, memory_errors, place_class_prompts
 from vptsp_core.runs.progress import locked_run
 from vptsp_core.runs.record import close_record, make_record, part_of_run
-from vptsp_core.runs.selection import HELD_OUT, Row, score
+from vptsp_core.runs.selection import HELD_OUT, score
 from vptsp_core.runs.train import Trainer
 from vptsp_core.runs.workers import Workers, check_workers, run_in_workers
 from vptsp_core.system.bars import bar, is_log, say

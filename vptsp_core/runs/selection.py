@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from vptsp_core.method.loop import Row
 from vptsp_core.method.metrics import Scores
 
 HELD_OUT = "validation "  # a run's history has this prefix before the metrics on held-out training classes
 SCORES = {"validation": f"{HELD_OUT}R@1", "validation_map": f"{HELD_OUT}MAP@R"}  # what chooses an epoch, else R@1
 NOT_METRICS = ("epoch", "loss", "lr", "lr_proxy", "seconds")
-Row = dict[str, float]
 
 
 def score(row: Row, selection: str) -> float:

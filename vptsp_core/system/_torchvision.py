@@ -19,31 +19,27 @@ _SCHEMAS = (
 _library: torch.library.Library | None = None  # when a Library is collected, its operators disappear
 
 
-def prepare() -> bool:
+def prepare() -> None:
     """Define the two schemas if torchvision's own library cannot; call it before torchvision is imported.
 
-    Return True if this or an earlier call defined them. A GPU build of torch, or a torchvision that fits its torch,
-    needs nothing.
+    A GPU build of torch, or a torchvision that fits its torch, needs nothing.
     """
     global _library
-    if _library is not None:
-        return True
     if torch.version.cuda or torch.version.hip or _defined():
-        return False
+        return
     spec = importlib.util.find_spec("torchvision")
     if spec is None or not spec.submodule_search_locations:
-        return False
+        return
     # The compiled library is loaded first, as in torchvision: it cannot load after our schemas.
     for path in sorted(Path(spec.submodule_search_locations[0]).glob("_C*")):
         if path.suffix in {".so", ".pyd"}:
             with contextlib.suppress(OSError):
                 torch.ops.load_library(str(path))
     if _defined():
-        return False
+        return
     _library = torch.library.Library("torchvision", "FRAGMENT")
     for schema in _SCHEMAS:
         _library.define(schema)
-    return True
 
 
 def _defined() -> bool:
