@@ -79,9 +79,11 @@ def test_a_run_trains_as_usual_and_ends_with_the_closed_form(letters, tmp_path, 
     assert found["R@1"] == pytest.approx(closed.metrics["R@1"], abs=1e-6)
 
 
-def test_a_head_wider_than_the_tokens_is_refused_before_training(tmp_path):
-    config = preset("smoke", final_head="closed_form", embed_dim=97)
-    with pytest.raises(ConfigError, match="embed_dim = 97 must be at most 96, the width of demo_vit, for final_head"):
+@pytest.mark.parametrize("changes", [dict(final_head="closed_form"), dict(start="heads")], ids=str)
+def test_a_head_wider_than_the_tokens_is_refused_before_training(tmp_path, changes):
+    config = preset("smoke", embed_dim=97, **changes)
+    (key,) = changes
+    with pytest.raises(ConfigError, match=f"embed_dim = 97 must be at most 96, the width of demo_vit, for {key}"):
         run(config, results=tmp_path, progress=False)
 
 

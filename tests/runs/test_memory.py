@@ -11,6 +11,7 @@ import torch
 from vptsp_core import preset
 from vptsp_core.errors import VptspError
 from vptsp_core.method.model import make_optimizers
+from vptsp_core.method.step import TrainStep
 from vptsp_core.runs.memory import fit_step, probe_step
 from vptsp_core.runs.run import build_model
 from vptsp_core.runs.train import Trainer
@@ -29,17 +30,8 @@ def step(model, optimizers):
     torch.manual_seed(1)
     classes = torch.arange(model.config.batch // model.config.samples_per_class)
     images = torch.randn(model.config.batch, 3, model.config.image_size, model.config.image_size)
-    if model.class_prompts is not None:
-        model.class_prompts.swap_in(classes, optimizers[0])
-    for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
-    loss = model.train().loss(images, classes.repeat_interleave(model.config.samples_per_class))
-    loss.backward()
-    for optimizer in optimizers:
-        optimizer.step()
-    if model.class_prompts is not None:
-        model.class_prompts.swap_out(classes, optimizers[0])
-    return loss.item()
+    labels = classes.repeat_interleave(model.config.samples_per_class)
+    return TrainStep(model.train(), optimizers)(images, labels, classes).item()
 
 
 def snapshot(model, optimizers):

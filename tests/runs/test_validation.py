@@ -7,7 +7,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import vptsp_core
-from tests.runs.test_run import Cut, assert_same_run
+from tests.runs.test_run import Cut, assert_same_run, cut
 from vptsp_core import preset, run
 from vptsp_core.data import Benchmark, ImageSet
 from vptsp_core.data.batches import decoded, eval_batches
@@ -15,8 +15,6 @@ from vptsp_core.data.holdout import held_out_classes, hold_out
 from vptsp_core.errors import DataError
 from vptsp_core.method.metrics import Scores
 from vptsp_core.paper.report import record_table, selection_note
-from vptsp_core.runs.checkpoints import CHECKPOINT
-from vptsp_core.runs.folder import run_folder
 from vptsp_core.runs.train import Trainer
 
 CLASSES, EACH, SIDE = 21, 4, 40
@@ -194,24 +192,19 @@ def test_the_best_epoch_by_map_at_r(tmp_path, monkeypatch, benchmark):
 @pytest.mark.parametrize("changes", [dict(), dict(pipeline="cached", class_optimizer="rowwise")], ids=str)
 def test_a_run_cut_short_ends_as_if_it_had_not_been(tmp_path, monkeypatch, benchmark, when, changes):
     whole = run(config(**changes), results=tmp_path / "whole", progress=False)
-    save, evaluate = Trainer._save, vptsp_core.runs.run.evaluate
-    with monkeypatch.context() as patch, pytest.raises(Cut):
+    evaluate = vptsp_core.runs.run.evaluate
 
-        def save_then_cut(self):
-            save(self)
-            if len(self.history) == 2:
-                raise Cut
+    def cut_in_test(model, benchmark, **options):
+        if benchmark.test.name == "test":
+            raise Cut
+        return evaluate(model, benchmark, **options)
 
-        def cut_in_test(model, benchmark, **options):
-            if benchmark.test.name == "test":
-                raise Cut
-            return evaluate(model, benchmark, **options)
-
-        if when == "after the second epoch":
-            patch.setattr(Trainer, "_save", save_then_cut)
-        patch.setattr("vptsp_core.runs.run.evaluate", cut_in_test)
-        run(config(**changes), results=tmp_path / "cut", progress=False)
-    assert (run_folder(config(**changes), tmp_path / "cut") / CHECKPOINT).exists()
+    if when == "after the second epoch":
+        cut(config(**changes), tmp_path, monkeypatch)
+    else:
+        with monkeypatch.context() as patch, pytest.raises(Cut):
+            patch.setattr("vptsp_core.runs.run.evaluate", cut_in_test)
+            run(config(**changes), results=tmp_path / "cut", progress=False)
     torch.rand(7)
     resumed = run(config(**changes), results=tmp_path / "cut", progress=False)
     assert_same_run(whole, resumed)

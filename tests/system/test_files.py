@@ -21,14 +21,6 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_replaced_file_can_be_kept(tmp_path):
-    for content in (b"1", b"2", b"3"):
-        with replacing(tmp_path / "new" / "file", earlier=tmp_path / "new" / "before") as file:
-            file.write(content)
-    found = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
-    assert found == {"file": b"3", "before": b"2"}
-
-
 def test_only_the_temporary_files_of_killed_writers_are_deleted(tmp_path):
     for name in (temporary_name(tmp_path / "file").name, "file", "file.tmp", ".file"):
         (tmp_path / name).touch()
