@@ -134,12 +134,6 @@ def test_the_notebooks_refuse_a_key_that_no_run_reads(tmp_path):
     runner._check_use(work, {"changes": {"ema_keep": 0.5, "prompts": 2}}, "smoke")  # some rows read these
 
 
-def test_the_shipped_notebooks_refuse_options_that_they_do_not_use(tmp_path):
-    for only, given in [("table9", dict(seeds=[3])), ("explore", dict(workers=2)), ("table10", dict(data=tmp_path))]:
-        with pytest.raises(VptspError, match=f"not a parameter of {only}"):
-            runner.run_notebooks("smoke", results=tmp_path / "results", only=[only], **given)
-
-
 def test_the_home_of_an_unknown_user_is_one_line(capsys):
     assert main(["data", "check", "cub200", "--data", "~no_such_user_here/data"]) == 2
     assert capsys.readouterr().err == "error: a path begins with ~ and an unknown user name; write the path in full\n"

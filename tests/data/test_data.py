@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 from vptsp_core import preset
-from vptsp_core.data import load_benchmark
+from vptsp_core.data import load_benchmark, loading
 from vptsp_core.data.base import ImageSet
 from vptsp_core.data.folder import FileSet
 from vptsp_core.data.loading import eval_batches, eval_transform, train_batches, train_transform
@@ -17,13 +17,9 @@ from vptsp_core.errors import DataError
 from vptsp_core.method.sampler import ClassBalancedSampler
 
 
-def test_missing_data_is_refused_with_a_cure(tmp_path):
-    with pytest.raises(DataError, match="--data"):
+def test_missing_data_is_refused_with_a_cure():
+    with pytest.raises(DataError, match="cub200: where are the images.*with --data DIR"):
         load_benchmark("cub200")
-    with pytest.raises(DataError, match="no folder .*cub200"):
-        load_benchmark("cub200", tmp_path)
-    with pytest.raises(DataError, match="is not known; known: glyphs, cub200"):
-        load_benchmark("cars")
 
 
 class Plain(ImageSet):
@@ -125,9 +121,10 @@ def test_files_and_images_in_memory_give_the_same_pixels(tmp_path):
         assert torch.equal(a, b) and torch.equal(la, lb)
 
 
-def test_a_broken_image_stops_the_batch_with_its_name(tmp_path):
+def test_the_error_of_a_worker_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "_workers", lambda images, count: 1)
     (tmp_path / "bad.jpg").write_bytes(b"nothing")
-    files = FileSet("files", [tmp_path / "bad.jpg"] * 40, np.arange(40) % 2, ["a", "b"])
+    files = FileSet("files", [tmp_path / "bad.jpg"], np.array([0]), ["a"])
     with pytest.raises(DataError) as caught:
         list(eval_batches(files, eval_transform(CONFIG, MEAN, STD), 4, torch.device("cpu")))
     assert str(caught.value).startswith(f"image {tmp_path / 'bad.jpg'}: unreadable") and "\n" not in str(caught.value)
