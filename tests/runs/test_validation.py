@@ -15,6 +15,8 @@ from vptsp_core.data.holdout import held_out_classes, hold_out
 from vptsp_core.errors import DataError
 from vptsp_core.method.metrics import Scores
 from vptsp_core.paper.report import record_table, selection_note
+from vptsp_core.runs.checkpoints import CHECKPOINT
+from vptsp_core.runs.folder import run_folder
 from vptsp_core.runs.train import Trainer
 
 CLASSES, EACH, SIDE = 21, 4, 40
@@ -205,6 +207,7 @@ def test_a_run_cut_short_ends_as_if_it_had_not_been(tmp_path, monkeypatch, bench
         with monkeypatch.context() as patch, pytest.raises(Cut):
             patch.setattr("vptsp_core.runs.run.evaluate", cut_in_test)
             run(config(**changes), results=tmp_path / "cut", progress=False)
+    assert (run_folder(config(**changes), tmp_path / "cut") / CHECKPOINT).exists()
     torch.rand(7)
     resumed = run(config(**changes), results=tmp_path / "cut", progress=False)
     assert_same_run(whole, resumed)
