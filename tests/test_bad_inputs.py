@@ -6,6 +6,7 @@ Data sets are in tests/data/test_data_layouts.py and tests/deploy/test_own_image
 import errno
 import os
 import shutil
+from pathlib import Path
 
 import bad_images as images
 import numpy as np
@@ -13,12 +14,15 @@ import pytest
 import torch
 from desk import Desk, picture
 from PIL import Image
+from reseal import reseal_run
 from safetensors.torch import save_file
 
 from vptsp_core import preset
 from vptsp_core.data.folder import FileSet
 from vptsp_core.method.backbone import load_backbone
+from vptsp_core.method.loop import Loop
 from vptsp_core.method.step import TrainStep
+from vptsp_core.runs.checkpoints import write_checkpoint
 from vptsp_core.runs.embedder import Embedder
 from vptsp_core.runs.folder import read_run
 from vptsp_core.runs.run import build_model
@@ -36,6 +40,16 @@ def desk(tmp_path, monkeypatch, embedder):
     yield made
     after = made.untouched()
     assert all(after.get(path) == content for path, content in before.items()), "a user's file was changed"
+
+
+class Bomb:
+    """Code that touches a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return open, (str(self.mark), "w")
 
 
 # ---- images: by both pipelines, by `data check --decode` and by `embed` --------------------------
@@ -106,18 +120,76 @@ def test_files_that_are_not_weights(desk):
         assert not desk.results.exists()
 
 
-# ---- files of runs --------------------------------------------------------------------------------
+# ---- files of runs that contain code, or are missing ---------------------------------------------
 
 
-def test_a_run_without_its_record_is_not_finished(desk):
+def test_pickled_code_in_a_checkpoint_is_not_run(desk):
+    """Its checksum fits. The file is not changed."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(self, epoch, train=Loop.train_epoch):
+        if epoch == 1:
+            raise Stop
+        return train(self, epoch)
+
+    with desk.patch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Loop, "train_epoch", stop)
+        desk.command(*desk.train("epochs=2"))
+    path = desk.run_folder() / "checkpoint.pt"
+    saved = torch.load(path, weights_only=True)
+    path.unlink()
+    write_checkpoint(path.parent, saved.pop("config"), {**saved, "best": Bomb(desk.root / "ran")})
+    before = path.read_bytes()
+    assert desk.refused(*desk.train("epochs=2")) == (
+        "checkpoint DIR/results/runs/RUN/checkpoint.pt: unreadable; delete it to start this run again"
+    )
+    assert path.read_bytes() == before and not (desk.root / "ran").exists()
+
+
+def test_pickled_code_in_a_finished_run_is_not_run_and_a_run_without_its_record_is_not_finished(desk):
     assert desk.command(*desk.train())[0] == 0
-    (desk.run_folder() / "record.json").unlink()
+    path, content = desk.run_folder(), np.array([Bomb(desk.root / "ran")], dtype=object)
+    np.savez(path / "queries.npz", **{"R@1": content})
+    reseal_run(path)  # on purpose
+    assert desk.told(lambda: read_run(path).queries) == (
+        "DIR/results/runs/RUN/queries.npz: unreadable (Object arrays cannot be loaded when allow_pickle=False); delete "
+        "the folder and run it again"
+    )
+    assert not (desk.root / "ran").exists()
+    (path / "record.json").unlink()
     assert desk.refused(*desk.train()) == (
         "DIR/results/runs/RUN holds no finished run (record.json is missing); give the folder of one"
     )
 
 
+def test_pickled_code_in_the_cache_of_decoded_images_is_not_run(desk):
+    assert desk.command(*desk.train("pipeline=cached"))[0] == 0
+    for path in desk.cache.glob("folder-test-*/sizes.npy"):
+        np.save(path, np.array([Bomb(desk.root / "ran")], dtype=object), allow_pickle=True)
+    assert desk.refused(*desk.train("pipeline=cached", "seed=1")) == (
+        "cache DIR/cache/STORE: not whole; delete the folder, then it is made again"
+    )
+    assert not (desk.root / "ran").exists()
+
+
 # ---- devices and disks that fail in the second of three epochs -----------------------------------
+
+FAILURES = {
+    "GPU memory full": (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation"),
+        "the GPU's memory is full in epoch 2; lower batch, or choose --checkpointing on, --device cpu, or "
+        "--class-table host for row-wise class prompts"),
+    "GPU gone": (
+        torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later"),
+        "the GPU failed in epoch 2 (CUDA error: unspecified launch failure); the same command resumes after the last "
+        "finished epoch: start it again, or with --device cpu"),
+    "memory of the machine full": (
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
+        "the memory of this machine is full in epoch 2; lower batch"),
+}  # fmt: skip
+
 
 def resumes_to_the_same_numbers(desk):
     """Check that the first epoch is kept, and that the same command gives the numbers of an uninterrupted run."""
@@ -132,21 +204,19 @@ def resumes_to_the_same_numbers(desk):
     assert whole.metrics == resumed.metrics and whole.history["loss"].equals(resumed.history["loss"])
 
 
-def test_a_gpu_that_fails_is_one_line_and_the_run_resumes(desk):
+@pytest.mark.parametrize(("error", "message"), FAILURES.values(), ids=FAILURES.keys())
+def test_a_step_that_fails_is_one_line_and_the_run_resumes(desk, error, message):
     good, calls = TrainStep.__call__, []
 
     def bad(*arguments):
         calls.append(1)
         if len(calls) == 2:
-            raise torch.AcceleratorError("CUDA error: unspecified launch failure\nerrors might be reported later")
+            raise error
         return good(*arguments)
 
     with desk.patch.context() as patch:
         patch.setattr(TrainStep, "__call__", bad)
-        assert desk.refused(*desk.train("epochs=3")) == (
-            "the GPU failed in epoch 2 (CUDA error: unspecified launch failure); the same command resumes after the "
-            "last finished epoch: start it again, or with --device cpu"
-        )
+        assert desk.refused(*desk.train("epochs=3")) == message
     resumes_to_the_same_numbers(desk)
 
 

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -131,6 +132,8 @@ def read_image(path: Path, as_shown: bool = False) -> Image.Image:
     """
     name = f"image {path}"
     try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():  # to open a pipe would block
+            raise DataError(f"{name}: not a regular file; replace it")
         with Image.open(path, formats=FORMATS) as image:
             return to_rgb(image, name, as_shown)
     except FileNotFoundError as error:
