@@ -24,7 +24,7 @@ all results: index.html.
   --cluster   train runs in parallel on a running Dask cluster; every machine must see the folders of results and data
   --set       change a key of RunConfig for every run, for example epochs=2; may be repeated
   --dry-run   list each notebook's finished and missing runs, and estimate the time of the missing runs from finished
-              ones; nothing is trained, executed or installed
+              ones; nothing is trained or installed
   test        run the linter, the type checker and the tests
 
 A second call does only what is missing. A finished run is found by the hash of its settings. A notebook is not executed
@@ -32,8 +32,8 @@ again if its source, its parameters, the package and its results are unchanged; 
 <results>/<profile>/notebooks/. Ctrl-C and SIGTERM stop the call within seconds, and the same command resumes it. Two
 calls at the same time share the work.
 
-Exit status: 0: everything is finished; 1: a notebook failed, and the end of the output names it and its copy; 2: an
-option is wrong; 130 or 143: stopped.
+Exit status: 0: everything is finished; 1: a notebook or the installation failed, and the end of the output says which;
+2: an option is wrong, or no Python fits; 130 or 143: stopped.
 
 Uses the active environment (virtualenv, conda or the python on PATH) if it has the packages that pyproject.toml asks
 for. Otherwise makes .venv in this checkout, with Python 3.11 to 3.14, and installs the pinned requirements once. If no
@@ -50,7 +50,7 @@ absolute() { case $1 in /*) printf '%s' "$1" ;; *) printf '%s' "$here/$1" ;; esa
 
 # ---- options ---------------------------------------------------------------------------------------------------
 mode=notebooks dry='' profile=demo data='' results=$root/results only='' seeds='' workers='' cluster=''
-changes=() seen=' '
+changes=() seen=' ' given=''
 while (($#)); do
   option=$1 value=''
   shift
@@ -86,11 +86,13 @@ while (($#)); do
     --cluster) [[ $value =~ ^tcp://.+:[0-9]+$ ]] || fail "--cluster takes tcp://HOST:PORT, not '$value'"
       cluster=$value ;;
     --set) [[ $value == ?*=* ]] || fail "--set takes KEY=VALUE, not '$value'"
+      # the call changes to the checkout, so a file of weights is named by its whole path
+      [[ $value != weights=* || ! -f $here/${value#*=} ]] || value=weights=$(absolute "${value#*=}")
       changes+=("$value") ;;
   esac
 done
 [[ -z $workers || -z $cluster ]] || fail "--workers and --cluster exclude each other"
-[[ $mode != test || -z ${given:-} ]] || fail "test takes no options, but there is $given"
+[[ $mode != test || -z $given ]] || fail "test takes no options, but there is $given"
 
 # ---- environment -----------------------------------------------------------------------------------------------
 supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vptsp_core.errors import VptspError
+from vptsp_core.errors import VptspError, check_choice
 from vptsp_core.publish.html import TEMPLATES, figure, opening
 from vptsp_core.publish.manifest import RECORD, Manifest
 from vptsp_core.publish.parameters import FOLDER, discover, from_root, read
@@ -76,8 +76,9 @@ class Chapter:
 def build(results: str | Path = CHECKOUT / "results", profile: str = "demo", notebooks: Path = FOLDER) -> Path:
     """Write ``results/<profile>/index.html`` from the notebooks' results, any of which may be missing. Return its path.
 
-    Raises VptspError if a manifest cannot be read.
+    Raises VptspError: an unknown profile, or a manifest that cannot be read.
     """
+    check_choice("profile", profile, tuple(PROFILES))
     folder = Path(results).expanduser().resolve() / profile
     chapters = [_chapter(folder, source) for source in sorted(discover((), notebooks, profile), key=_order)]
     facts: dict[str, list[str]] = {}
