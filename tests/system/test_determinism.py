@@ -114,7 +114,7 @@ def test_a_killed_data_worker_is_reported_at_once_and_the_run_resumes(letters, t
             os.kill(children[0].pid, signal.SIGKILL)
         return step(self, *batch)
 
-    words = "(is killed by signal: Killed|exited unexpectedly).*resumes"  # torch's handler or its queue may see it first
+    words = "(is killed by signal: Killed|exited unexpectedly).*resumes"  # its handler or its queue sees it first
     with monkeypatch.context() as patch, pytest.raises(DataError, match=words) as told:
         patch.setattr(TrainStep, "__call__", killing)
         run(config, on_epoch=lambda history: second.touch(), **options)
