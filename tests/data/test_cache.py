@@ -156,6 +156,17 @@ def test_a_partial_store_that_lost_bytes_is_resumed(images, tmp_path, monkeypatc
     assert holds_all(build(images, tmp_path / "cache"), images)
 
 
+def test_an_unreadable_image_is_named(images, tmp_path):
+    path = images.paths[8]
+    good = path.read_bytes()
+    path.write_bytes(good[:100])
+    with pytest.raises(DataError, match="08.png: unreadable .*; replace the file") as caught:
+        build(images, tmp_path / "cache")
+    assert "\n" not in str(caught.value) and suffixes(tmp_path / "cache") == [".partial"]
+    path.write_bytes(good)
+    assert len(build(images, tmp_path / "cache")) == 14
+
+
 def test_the_disk_is_compared_with_all_sets_together(tmp_path, monkeypatch, decodings):
     sets = [make_images(tmp_path / name, 6) for name in "ab"]
     usage, least = shutil.disk_usage(tmp_path), 3 * 12 * 64**2  # if all were squares

@@ -10,7 +10,6 @@ import tarfile
 import threading
 import types
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -21,6 +20,7 @@ from vptsp_core.data import DATASETS, fetch, load_benchmark
 from vptsp_core.data.catalog import CATALOG
 from vptsp_core.data.glyphs import load_glyphs
 from vptsp_core.errors import DataError
+from vptsp_core.system import locks
 
 
 def picture():
@@ -148,11 +148,31 @@ def test_the_remains_of_a_killed_unpacking_are_deleted(published, data, capsys):
     assert [path.name for path in (data / "online_products").iterdir()] == ["Stanford_Online_Products"]
 
 
-def test_two_calls_at_a_time_get_a_data_set_once(published, data):
+def test_two_processes_get_a_data_set_once(published, data, capsys, monkeypatch):
     publish_sop(published)
-    with ThreadPoolExecutor(2) as pool:
-        status = list(pool.map(lambda _: main(["data", "get", "sop", "--data", str(data)]), range(2)))
-    assert status == [0, 0] and len(published.seen) == 1 and not list(data.rglob("*.lock"))
+    begun, go, waits, unpack, status = threading.Event(), threading.Event(), threading.Event(), fetch._unpack, []
+    said = []
+    monkeypatch.setattr(locks, "print", lambda text, file: (said.append(text), waits.set()), raising=False)
+
+    def slow(*args, **kwargs):
+        begun.set()
+        assert go.wait(20)
+        unpack(*args, **kwargs)
+
+    monkeypatch.setattr(fetch, "_unpack", slow)
+    command = ["data", "get", "sop", "--data", str(data)]
+    threads = [threading.Thread(target=lambda: status.append(main(command))) for _ in "12"]
+    threads[0].start()
+    assert begun.wait(20)
+    threads[1].start()
+    waits.wait(10)
+    go.set()
+    for thread in threads:
+        thread.join(20)
+    out, err = capsys.readouterr()
+    assert status == [0, 0] and err == ""
+    assert len(said) == 1 and said[0].startswith("sop: another process is getting it; waiting")
+    assert out.count(" -> ") == 1 and out.count("sop: complete, in") == 2 and not list(data.rglob("*.lock"))
 
 
 EVIL = {

@@ -400,7 +400,9 @@ def test_a_split_csv_in_another_encoding_is_refused(root):
         load_benchmark("folder", root)
 
 
-def test_one_class_leaves_none_for_testing(root):
+def test_faults_of_class_folders_are_named(root):
+    with pytest.raises(DataError, match="no class folders with images"):
+        load_benchmark("folder", root)
     put("a/1.jpg", "a/2.jpg")
     with pytest.raises(DataError, match="leaves no images for test"):
         load_benchmark("folder", root)
@@ -428,6 +430,18 @@ def test_a_warning_names_classes_whose_queries_can_only_miss(root):
     (root / "split.csv").write_text("path,class,split\n" + "\n".join(rows))
     with pytest.warns(UserWarning, match="1 class.* the first c"):
         load_benchmark("folder", root)
+
+
+def test_a_split_csv_with_line_ends_in_names(root, capsys):
+    name = "0\u2028\n.jpg"
+    put(f"images/{name}", *(f"images/{i}.jpg" for i in (1, 2)))
+    (root / "split.csv").write_text(
+        f'path,class,split\n"images/{name}",a,train\nimages/1.jpg,b,test\nimages/2.jpg,c,test'
+    )
+    assert load_benchmark("folder", root).train.paths == [root / "images" / name]
+    (root / "images" / name).unlink()
+    assert main(["data", "check", "folder", "--data", str(root)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: folder: "), "one line"
 
 
 # ---- runs ----------------------------------------------------------------------------------------
