@@ -298,6 +298,8 @@ def test_an_empty_folder_and_profile_paper_say_what_to_run(tmp_path, capsys):
     command = f"./run_all.sh --profile paper --data DIR --results {(tmp_path / 'none').resolve()}"
     assert f"Nothing has run yet. To run everything: {command}" in shown.words
     assert f"{command} --only table1" in shown.words and "glyphs" not in shown.words
+    with pytest.raises(VptspError, match="profile = 'big' must be one of"):
+        page.build(tmp_path, "big", tmp_path)
     other = ["report", "--results", str(tmp_path / "other"), "--profile", "smoke"]
     assert main(other) == 2 and not (tmp_path / "other").exists()
     assert f"--results: there is no folder {tmp_path / 'other'}; name" in capsys.readouterr().err
