@@ -266,6 +266,8 @@ needs_fitting_python = pytest.mark.skipif(not fits_this_python(), reason="run_al
 @needs_fitting_python
 def test_run_all_uses_the_active_environment_and_passes_options_and_the_status_on(checkout, tmp_path, monkeypatch):
     (tmp_path / "my data").mkdir()
+    weights = tmp_path / "my weights.pth"
+    weights.write_bytes(b"")
     monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
     monkeypatch.setenv("STATUS", "130")
     options = ["--profile", "smoke", "--data=my data", "--results", "out", "--only", "table1,fig3d", "--seeds=0,1"]
@@ -274,7 +276,7 @@ def test_run_all_uses_the_active_environment_and_passes_options_and_the_status_o
     assert done.returncode == 130, done.stderr
     folders = ["--results", str(tmp_path / "out"), "--data", str(tmp_path / "my data")]
     passed = ["notebooks", "--profile", "smoke", *folders, "--only", "table1,fig3d", "--seeds", "0,1"]
-    passed += ["--workers", "2", "--dry-run", "--set", "weights=my weights.pth", "--set", "epochs=2"]
+    passed += ["--workers", "2", "--dry-run", "--set", f"weights={weights}", "--set", "epochs=2"]
     assert done.stdout.splitlines() == [str(checkout), str(passed)]
     assert not (checkout / ".venv").exists()
 
