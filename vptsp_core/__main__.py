@@ -159,7 +159,12 @@ def _train(argv: Sequence[str]) -> int:
     which.add_argument("--data-folder", metavar="DIR", help="your own images, <class>/<image> or split.csv: plan a "
                        "run for them, and compare it with the frozen backbone")  # fmt: skip
     what.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="changes",
         help="keys of RunConfig, such as alpha=0.2 seed=1; the last value of a key is used",
     )
     files = parser.add_argument_group("files")

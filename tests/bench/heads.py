@@ -55,4 +55,3 @@ def compare_heads(model: MetricModel, benchmark: Benchmark, per_class: int = PER
             rows[name][metric] = 100 * found[metric]
             rows[name][f"{metric} difference"] = [float(differences.mean()), float(low[0]), float(high[0])]
     return rows
-

@@ -279,8 +279,10 @@ DECLARED = PARAMETERS + "\nchanges = {}"
         (["%load_ext autoreload", "import os", DECLARED, INJECTED], None),
         (["print(1)", "# Parameters\na = 1"], "no cell above the one with the given parameters has a line"),
         ([DECLARED, "# Parameters\nchanges = [\n    0,\n]"], r"'changes' must be of type dict, not \[0\]"),
-        ([DECLARED + "\nurl = None  # a=b", "x = (", "# Parameters\nurl = 'x?a=b'\ndata = 1"],
-         r"'data' must be of type str \| None, not 1"),
+        (
+            [DECLARED + "\nurl = None  # a=b", "x = (", "# Parameters\nurl = 'x?a=b'\ndata = 1"],
+            r"'data' must be of type str \| None, not 1",
+        ),
         ([DECLARED, "# Parameters\nseeds = [1]", "# Parameters\nseeds = range(2)"], r"'seeds' must be .*range\(0, 2\)"),
         ([DECLARED, "seeds = list(range(3))"], None),
     ],

@@ -110,6 +110,7 @@ def test_runs_without_epochs_are_in_the_log_too(tmp_path, capfd, monkeypatch, ch
 def test_a_terminal_has_bars_and_none_of_these_lines(tmp_path, capsys, monkeypatch):
     ours, terminal = os.openpty()
     import termios
+
     termios.tcsetwinsize(terminal, (24, 80))  # without columns tqdm draws nothing
     os.set_blocking(ours, False)  # without bars the test fails instead of waiting
     with os.fdopen(terminal, "w") as stderr:
