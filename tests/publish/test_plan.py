@@ -57,7 +57,8 @@ def test_finished_and_missing_runs_are_listed_with_their_time(tmp_path, monkeypa
         "c_runs: 1 runs, 0 finished, 1 missing",
         f"    {light.name}, seed 0: about 90 s",
         "3 runs, 0 finished, 3 missing",
-        "One after another on cpu, 2 of the missing runs take about 3 minutes; the time of 1 is not known; pictures, "
-        "searches and timings are not included",
+        "One after another on cpu, 2 of the missing runs take about 3 minutes",
+        "The time of 1 of them is not known, because no such run has finished on cpu",
+        "Pictures, searches and timings are not included",
     ]
     assert [path.name for path in out.iterdir()] == ["runs"]

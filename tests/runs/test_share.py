@@ -208,7 +208,7 @@ def finished(results, **changes):
     config = preset("smoke", **changes)
     model = learned(**changes).model
     record = {
-        "hash": config.hash(), "commit": "0123456789ab", "device": "cpu, 1 threads", "weights": "abcf8fc070c7a630",
+        "hash": config.hash(), "commit": "0123456789ab", "device": "cpu, 1 thread", "weights": "abcf8fc070c7a630",
         "versions": {"torch": "2.13.0"}, "data": {"name": "glyphs", "train": "01", "test": "02"},
         "parameters": {"tunable": 1234, "total": 5678}, "seconds": 90.0,
     }  # fmt: skip

@@ -82,10 +82,11 @@ def show(work: Sequence[tuple[Path, Mapping[str, Any]]], data: str | Path | None
     known = [seconds for seconds in missing.values() if seconds is not None]
     finished -= missing.keys()  # light runs, if one notebook needs the weights
     print(f"{len(finished) + len(missing)} runs, {len(finished)} finished, {len(missing)} missing")
-    print(
-        f"One after another on {here}, {len(known)} of the missing runs take about {sum(known) / 60:.0f} minutes; "
-        f"the time of {len(missing) - len(known)} is not known; pictures, searches and timings are not included"
-    )
+    if known:
+        print(f"One after another on {here}, {len(known)} of the missing runs take about {sum(known) / 60:.0f} minutes")
+    if unknown := len(missing) - len(known):
+        print(f"The time of {unknown} of them is not known, because no such run has finished on {here}")
+    print("Pictures, searches and timings are not included")
 
 
 def _device(made: Mapping[str, Any]) -> str:

@@ -50,7 +50,8 @@ def make_record(
 
 def made_with(device: torch.device) -> dict[str, Any]:
     """Return the ``commit``, the ``versions`` of the packages that numbers depend on, and the ``device``."""
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' * (count > 1)}" if device.type == "cpu" else ""
     packages = ("torchvision", "timm", "numpy", "vptsp-core")
     return {
         "commit": _commit(),
