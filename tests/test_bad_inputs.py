@@ -93,7 +93,7 @@ def test_folders_and_missing_files_in_place_of_images(desk):
         assert desk.told(lambda given=given: desk.embedder.embed(given)) == message
     status, _, err = desk.command(*desk.train())
     assert status == 0 and set(err.splitlines()) == {
-        "warning: folder: 1 thing(s) in DIR/data are ignored, the first b/odd.jpg; "
+        "warning: folder: 1 file(s) or folder(s) in DIR/data are ignored, the first b/odd.jpg; "
         "1 image(s) in sub-folders of class folders are not used"
     }  # fmt: skip
 
@@ -111,8 +111,8 @@ def test_files_that_are_not_weights(desk):
         "": "weights is empty; give a .safetensors or .pth file, or leave it out",
         desk.root / "w.onnx": "weights DIR/w.onnx: unreadable (damaged, or not a .safetensors, .pth, "
         ".pt, .bin or .npz file); get the file again",
-        desk.root / "whole.safetensors": "weights DIR/whole.safetensors: norm.bias is not a table of floating-point "
-        "numbers; save model.state_dict()",
+        desk.root / "whole.safetensors": "weights DIR/whole.safetensors: norm.bias is not a floating-point tensor; "
+        "save model.state_dict()",
         desk.root / "infinite.safetensors": "weights DIR/infinite.safetensors: norm.bias holds values that are not "
         "finite numbers; get the file again",
     }.items():
@@ -169,7 +169,7 @@ def test_pickled_code_in_the_cache_of_decoded_images_is_not_run(desk):
     for path in desk.cache.glob("folder-test-*/sizes.npy"):
         np.save(path, np.array([Bomb(desk.root / "ran")], dtype=object), allow_pickle=True)
     assert desk.refused(*desk.train("pipeline=cached", "seed=1")) == (
-        "cache DIR/cache/STORE: not whole; delete the folder, then it is made again"
+        "cache DIR/cache/STORE: incomplete; delete the folder, and it is made again"
     )
     assert not (desk.root / "ran").exists()
 

@@ -69,7 +69,7 @@ def test_keys_that_a_run_does_not_read_are_named_in_one_line(name):
     changes, words = UNREAD[name]
     with pytest.warns(UserWarning) as told:
         config = preset("cub200-vits16", **changes)
-    assert [str(each.message) for each in told] == [f"set, but this run does not read it: {words}"]
+    assert [str(each.message) for each in told] == [f"set, but this run does not read {words}"]
     unread = [key for key in changes if key in config.unread()]
     default = RunConfig().to_dict()
     assert config.hash() == config.replace(**{key: default[key] for key in unread}).hash(), "nothing reads them"
@@ -77,7 +77,7 @@ def test_keys_that_a_run_does_not_read_are_named_in_one_line(name):
 
 def test_unread_keys_of_a_file_are_named_too(tmp_path):
     (tmp_path / "mine.json").write_text('{"method": "linear", "prompts": 77}')
-    with pytest.warns(UserWarning, match="set, but this run does not read it: prompts, alpha with method = 'linear'"):
+    with pytest.warns(UserWarning, match="set, but this run does not read prompts, alpha with method = 'linear'"):
         preset(str(tmp_path / "mine.json"), alpha=0.1)
 
 
@@ -87,7 +87,7 @@ def test_the_command_warns_once_and_trains(tmp_path, capsys):
     assert main([*command, "--class-table", "device", "--set", *changes]) == 0
     first, second, *lines = capsys.readouterr().err.splitlines()
     assert all("smoke" not in line and "warning" not in line for line in lines), "the rest is the log"
-    assert first == "warning: set, but this run does not read it: prompts with method = 'frozen'"
+    assert first == "warning: set, but this run does not read prompts with method = 'frozen'"
     assert second.startswith("warning: --cache, --allow-partial, --class-table: this run does not use it")
     path = next((tmp_path / "runs").iterdir())
     assert main(["evaluate", str(path), "--data", str(tmp_path)]) == 2

@@ -51,7 +51,7 @@ ALLOW_PARTIAL = "accept, with a warning, a data set that is not the whole publis
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status. Errors that the user can fix are one line, with status 2."""
+    """Run the command and return its exit status. For an error that the user can fix, print one line and return 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["--version"]:
         print(f"vptsp-core {vptsp_core.__version__}")
@@ -60,10 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         listing = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
         print(f"usage: python -m vptsp_core COMMAND [--help], or --version\n\n{listing}")
         return 0 if argv and argv[0] in ("-h", "--help") else 2
-    with contextlib.suppress(AttributeError):  # file names may not be valid text; a captured stream lacks it
+    with contextlib.suppress(AttributeError):  # a file name can hold invalid text; some streams cannot reconfigure
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        # torchrun ends its processes itself; they may wait for each other and not handle a signal
+        # torchrun ends its processes itself; one that waits for the others would not handle the signal
         stop = contextlib.nullcontext() if "LOCAL_RANK" in os.environ else sigterm_as_ctrl_c()
         with stop, warnings.catch_warnings():
             warnings.showwarning = _warning_printer()  # type: ignore[assignment]  # ignores the other arguments
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _together(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """Run a command under torchrun: only the first process prints, and only one that fails reports the error."""
+    """Run a command under torchrun. Only rank 0 prints. If processes fail, only the first to fail reports its error."""
     from vptsp_core.system import distributed
 
     if not distributed.launched():
@@ -111,13 +111,13 @@ def _together(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> i
             if not distributed.another_failed():
                 raise
             return 2
-    if not joined_before:  # after a failure torchrun does this: the others may still wait for this process
+    if not joined_before:  # not after a failure: the others may still wait for this process, so torchrun ends them all
         distributed.stop()
     return status
 
 
 def _join(device: str | None) -> None:
-    """Join the group under torchrun. Do it before anything can fail, because errors are sent through the group."""
+    """Under torchrun, join the process group. Do it before anything can fail: the group tells which process failed."""
     if "LOCAL_RANK" in os.environ:
         from vptsp_core.system.devices import pick_device
         from vptsp_core.system.distributed import start
@@ -257,7 +257,7 @@ def _evaluate(argv: Sequence[str]) -> int:
 
 
 def _warn_of_other_images(of_run: Mapping[str, object], now: Mapping[str, object]) -> None:
-    """Warn if these are not the images that the run was tested on: it may have been trained on their classes."""
+    """Warn if these are not the images that the run was tested on: the run may have been trained on their classes."""
     other = [split for split in ("test", "gallery") if of_run.get(split) != now.get(split)]
     if other:
         warnings.warn(

@@ -13,14 +13,15 @@ class ConfigError(VptspError):
 
 
 class TrainingError(VptspError):
-    """A training that stopped: its loss is not finite, or the memory is too small. Other settings may work here."""
+    """Training stopped: its loss is not finite, or the memory is too small. Other settings may work on this machine."""
 
 
 class DataError(VptspError):
     """A data set or an image that is missing, incomplete or unreadable.
 
     Args:
-        fault: the message, or the message without its ``cure``. The attribute of this name never has the cure.
+        fault: what is wrong. The attribute ``fault`` keeps it, so that a caller can give another cure.
+        cure: what the user can do about it. If it is empty, ``fault`` is the whole message.
     """
 
     def __init__(self, fault: str, cure: str = "") -> None:
@@ -41,7 +42,7 @@ def printable(text: str) -> str:
 
 
 def check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Check the value of an option that is not a key of `RunConfig`, which checks its own.
+    """Check the value of an option that is not a key of `RunConfig` (`RunConfig` checks the values of its keys).
 
     Raises:
         ConfigError: ``value`` is not in ``allowed``. The message names ``option``.

@@ -18,7 +18,7 @@ from vptsp_core.method.sampler import ClassBalancedSampler
 
 
 def test_missing_data_is_refused_with_a_cure():
-    with pytest.raises(DataError, match="cub200: where are the images.*with --data DIR"):
+    with pytest.raises(DataError, match="cub200: no folder is given.*with --data DIR"):
         load_benchmark("cub200")
 
 

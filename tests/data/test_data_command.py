@@ -212,7 +212,7 @@ def test_a_disk_that_becomes_full_while_unpacking_leaves_nothing(data, monkeypat
     data.mkdir()
     zipped(data / "img.zip", {"img/a": b"x"})
     monkeypatch.setattr(zipfile.ZipFile, "extract", full)
-    with pytest.raises(DataError, match="the disk is full, img.zip was not unpacked; free some"):
+    with pytest.raises(DataError, match="the disk is too full to unpack img.zip; free some"):
         fetch._unpack(data / "img.zip", data, "img")
     assert [path.name for path in data.iterdir()] == ["img.zip"]
 
@@ -248,7 +248,7 @@ def test_decode_lists_the_images_that_cannot_be_read(tmp_path, capsys):
 
 
 WRONG = {
-    "no data": (["check", "sop"], "which folder? give --data DIR, or set VPTSP_DATA"),
+    "no data": (["check", "sop"], "no folder is given; give --data DIR, or set VPTSP_DATA"),
     "no such set": (["get", "cub", "--data", "."], "no data set 'cub'; there are glyphs, cub200"),
     "unknown to check": (["check", "cub", "--data", "."], "data set 'cub' is not known"),
     "own": (["get", "folder", "--data", "."], "there is nothing to get"),

@@ -238,7 +238,7 @@ def test_classes_without_numbers_must_all_be_there(root, monkeypatch):
     put(*(f"cars196/images/Car {c:03}/{i}.jpg" for c in range(196) for i in range(2)))
     assert load_benchmark("cars196", root).test.class_names[0] == "Car 098", "their order decides"
     (root / "cars196/images/Car 007").rename(root / "away")
-    with pytest.raises(DataError, match="which classes are for training is unknown"):
+    with pytest.raises(DataError, match="the training classes are unknown"):
         load_benchmark("cars196", root, True)
 
 
@@ -373,8 +373,8 @@ def test_a_split_csv_with_a_gallery(root):
 
 OWN = {
     "header": (["images/0.jpg,a,train"], "path,label,split", "header path,class,split"),
-    "split": (["images/0.jpg,a,training"], None, "line 2: each line is path,class,split"),
-    "no test": (["images/0.jpg,a,train"], None, "has the splits train; it must have test, or"),
+    "split": (["images/0.jpg,a,training"], None, "line 2: split 'training' is not one of train, "),
+    "no test": (["images/0.jpg,a,train"], None, "has the splits train; it needs test, or"),
     "mixed": ([f"images/{i}.jpg,{i},{s}" for i, s in enumerate(["train", "test", "query", "gallery"])], None, "splits"),
     "shared": (["images/0.jpg,a,train", "images/1.jpg,a,test"], None, "the first a; testing needs unseen classes"),
     "missing": (["images/0.jpg,a,train", "images/9.jpg,b,test"], None,
@@ -417,7 +417,7 @@ def test_a_warning_counts_the_ignored_files(root):
         benchmark = load_benchmark("folder", root)
     (of_files,) = [each for each in caught if "in two classes" not in str(each.message)]  # all are one picture
     message, end = str(of_files.message), "; split.tsv is not read: a table of the images has the name split.csv"
-    assert "3 thing(s) in" in message and message.endswith("the first loose.jpg" + end)
+    assert "3 file(s) or folder(s) in" in message and message.endswith("the first loose.jpg" + end)
     assert benchmark.train.class_names == ("a", "b"), "an empty folder moves no class"
 
 

@@ -196,6 +196,6 @@ def test_too_little_room_is_reported_before_the_download(server, target, monkeyp
 def test_a_full_disk_is_not_a_failure_of_the_source(server, second, target):
     target.parent.mkdir()
     part(target).symlink_to("/dev/full")
-    with pytest.raises(DataError, match="the disk is full; free some space, the same command resumes it"):
+    with pytest.raises(DataError, match="the disk is full; free some space, and the same command resumes it"):
         download([server.url, second.url], target, MD5)
     assert not second.seen

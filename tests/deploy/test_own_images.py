@@ -112,7 +112,7 @@ def test_ignored_files_and_folders_are_named(tmp_path):
     with pytest.warns(UserWarning) as caught:
         assert load_benchmark("own", tmp_path).test.class_names == ("class 04", "class 09")
     (said,) = [str(each.message) for each in caught]
-    assert f"6 thing(s) in {tmp_path} are ignored, the first class 00/" in said
+    assert f"6 file(s) or folder(s) in {tmp_path} are ignored, the first class 00/" in said
     assert "; 6 image(s) in sub-folders of class folders are not used" in said
     assert said.endswith("; 3 .heic and 1 .dng are not read; convert them to JPEG or PNG")
 
@@ -242,8 +242,8 @@ MISTAKES = {
     "deeper": (lambda root: [put(root / each, TWELVE) for each in ("train", "val")],
                "no class folders with images in {0}, but in {0}/train and {0}/val; name the folder that holds the "
                "classes, or write split.csv"),
-    "validation": (table("path,class,split\na.png,a,Val\n"), "line 2: there is no split 'val', classes that choose the "
-                   "epoch are held out of train; write train or test"),
+    "validation": (table("path,class,split\na.png,a,Val\n"), "line 2: split 'val' is not allowed, "
+                   "because the classes that choose the epoch are held out of train; write train or test"),
     "column twice": (table("path,class,Class\n"), "has the column 'class' twice; keep one"),
     "unknown column": (table("path,class,Splits\n"),  # its classes would be trained on
                        "has an unknown column 'splits'; it holds path, class, split"),

@@ -235,7 +235,7 @@ def test_a_run_is_opened_with_the_numbers_of_its_record(finished):
     (results / "runs" / "broken" / "metrics.json").write_text("{}")
     ((name, path),) = finished_runs(results).items()
     assert path == done.path and f"R@1 {100 * done.metrics['R@1']:.1f}" in name and done.path.name in name
-    with pytest.raises(VptspError, match="where are the images"):
+    with pytest.raises(VptspError, match="no folder is given"):
         open_run(done.path, dataset="cub200")
 
     kept = proxies.kept_proxies(done)

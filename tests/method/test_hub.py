@@ -34,7 +34,7 @@ def closed() -> str:
 def test_without_a_network_the_error_comes_at_once(monkeypatch, caplog):
     monkeypatch.setattr(constants, "ENDPOINT", closed())
     start = time.monotonic()
-    with pytest.raises(WeightsError, match=r"cannot be had \(no connection to 127.0.0.1\); give the file"):
+    with pytest.raises(WeightsError, match=r"downloaded or read \(no connection to 127.0.0.1\); give the file"):
         load_backbone(NAME)
     assert time.monotonic() - start < 5 and not caplog.records
 

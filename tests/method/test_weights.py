@@ -230,7 +230,7 @@ def test_npz_files_of_google(tmp_path):
             lambda s: {"vit.embeddings.patch_embeddings.projection.weight": s["patch_embed.proj.weight"]},
             "lacks blocks.0",
         ),
-        "nothing": (lambda s: {"epoch": 3}, "holds no table of tensors"),
+        "nothing": (lambda s: {"epoch": 3}, "holds no dict of tensors"),
     }.values(),
 )  # fmt: skip
 def test_an_unclear_or_wrong_file_is_refused_with_the_reason(make, message, tmp_path):

@@ -84,7 +84,7 @@ def test_a_panel_whose_own_key_is_changed_is_left_out_and_named(panel):
     change = {key: getattr(base_config("demo"), key)}
     assert figure3.points(panel, "demo", **change) == []
     line = figure3.left_out(panel, "demo", **change)
-    assert line.startswith(f"No runs: changes (--set) hold {key}, ") and f"panel {panel} " in line
+    assert line.startswith(f"No runs: changes (--set) contain {key}, ") and f"panel {panel} " in line
     for other in figure3.SWEEPS.keys() - {panel}:
         assert len(figure3.points(other, "demo", **change)) > 1
         assert not figure3.left_out(other, "demo", **change).startswith("No runs")

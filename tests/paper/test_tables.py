@@ -87,7 +87,7 @@ def test_another_backbone_leaves_out_the_tables_whose_rows_have_their_own(profil
             assert all(getattr(config, key) == value for config in cells.values() for key, value in small.items())
             assert [*cells] == [*TABLES[number](profile)]
         else:
-            assert line.startswith("No runs: changes (--set) hold backbone") and f"table {number} " in line
+            assert line.startswith("No runs: changes (--set) contain backbone") and f"table {number} " in line
             assert cells == {} and compare.listing(cells, ["lr", "epochs"]).empty
             table = compare.beside(paper_rows(number), compare.Done([], [], []), extra=compare.parameters({}))
             assert list(table.index) == list(paper_rows(number)["row"])
@@ -298,7 +298,7 @@ def test_dots_draw_both_sides_and_mark_chance():
     draw = functools.partial(dots.dots, table, columns, unclear={"CUB R@1": {"b"}}, reference="a")
     together, apart = draw(together=True), draw(together=False)
     assert [ax.get_title() for ax in together.axes] == ["CUB", "CUB"]  # nothing of ours on Cars
-    assert [ax.get_title() for ax in apart.axes] == ["ours, glyphs"] * 2 + ["paper, CUB"] * 2
+    assert [ax.get_title() for ax in apart.axes] == ["ours"] * 2 + ["paper, CUB"] * 2
     assert [ax.get_xlabel() for ax in apart.axes] == ["R@1, %", "MAP@R released, %"] * 2
     paler = {line.get_alpha() for fig in (together, apart) for ax in fig.axes for line in ax.lines
              if line.get_marker() == "D"}  # fmt: skip

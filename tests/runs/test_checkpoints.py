@@ -70,10 +70,10 @@ def test_if_none_is_whole_the_error_says_what_to_do(two):
 def test_another_file_than_the_first_process_found_is_refused(two):
     found = find_checkpoint(two)
     shutil.copyfile(two / PREVIOUS, two / CHECKPOINT)  # a whole file, but not the one that was found
-    with pytest.raises(VptspError, match="another file here than for the first process; choose a results folder"):
+    with pytest.raises(VptspError, match="not the file that the first process sees; choose a results folder"):
         read_checkpoint(two, found, "mine", {})
     (two / CHECKPOINT).unlink()
-    with pytest.raises(VptspError, match="another file here"):
+    with pytest.raises(VptspError, match="not the file that the first process"):
         read_checkpoint(two, found, "mine", {})
 
 

@@ -152,7 +152,7 @@ def test_full_fine_tuning_needs_no_other_file(tmp_path, pictures):
 DAMAGE = {
     "format": (lambda h: h.update(format=99), "format 99 is not known here"),
     "another backbone": (lambda h: h["config"].update(embed_dim=32), "does not fit"),
-    "normalisation": (lambda h: h["preprocessing"].update(mean=[0, 0, 0]), "prepares images otherwise"),
+    "normalisation": (lambda h: h["preprocessing"].update(mean=[0, 0, 0]), "prepares images differently"),
     "checksum": (lambda h: h.update(frozen="0" * 16), "not those it was trained on"),
 }
 

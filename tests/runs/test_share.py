@@ -133,7 +133,7 @@ def test_what_is_pushed_is_loaded_by_branch_and_by_commit(server, monkeypatch):
         np.testing.assert_array_equal(found.embed(images), made.embed(images))
     second.push_to_hub("hf://org/letters@third")
     assert "third" in server.repos["org/letters"] and server.repos["org/letters"]["main"][0] == commit.partition("@")[2]
-    with pytest.raises(ConfigError, match="names another revision than revision='other'; give one of them"):
+    with pytest.raises(ConfigError, match="revision='other' name different revisions; give one of them"):
         second.push_to_hub("org/letters@third", revision="other")
     second.push_to_hub("org/letters")  # an existing repository gets another commit
     assert vptsp_core.load("hf://org/letters", "cpu").checksum() == second.checksum()

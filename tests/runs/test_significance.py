@@ -117,9 +117,9 @@ def test_runs_without_per_query_values_stay_empty(tmp_path):
 def test_the_error_names_both_runs_that_cannot_be_compared(tmp_path):
     a, b = run_with(tmp_path, "a", R_1=[1, 0]), run_with(tmp_path, "b", R_1=[1, 0, 1])
     other = run_with(tmp_path, "c", data="t3", R_1=[1, 0])
-    with pytest.raises(DataError, match="ours .*a.* and theirs .*b.* were tested on another number of queries"):
+    with pytest.raises(DataError, match="ours .*a.* and theirs .*b.* were tested on different numbers of queries"):
         significance.compare_paired([a, b], ["ours", "theirs"], "ours")
-    with pytest.raises(DataError, match="ours .*a.* and theirs .*c.* were tested on other queries"):
+    with pytest.raises(DataError, match="ours .*a.* and theirs .*c.* were tested on different queries"):
         significance.compare_paired([a, other], ["ours", "theirs"], "ours")
     with pytest.raises(ConfigError, match="reference 'mine' is not one of the rows: ours"):
         significance.compare_paired([a], ["ours"], "mine")

@@ -27,7 +27,7 @@ Counts = Mapping[str, tuple[int, int]]  # (classes, images) per split
 def make_benchmark(name: str, listing: Listing, published: Counts, allow_partial: bool = False) -> Benchmark:
     """Return the benchmark that a listing describes. ``published`` is empty for your own images. ``allow_partial``
     turns the refusal of differences from the published data set into one warning.
-    Raises DataError: the differences, in one line; or the images cannot be a benchmark.
+    Raises DataError: there are such differences (the message lists them), or the images cannot be a benchmark.
     """
     _check_listing(name, listing)
     missing = _find_missing(listing)
@@ -74,7 +74,7 @@ def _report_differences(
         found = f"{name}: {listing.source}: {', '.join(differences)}"
         if listing.uncertain:
             raise DataError(
-                f"{found}; which classes are for training is unknown, because their names do not begin with a number "
+                f"{found}; the training classes are unknown, because most class names do not begin with a number "
                 "as in 001.Name; complete it"
             )
         if not allow_partial:
@@ -84,7 +84,7 @@ def _report_differences(
 
 
 def _check_classes(name: str, listing: Listing, splits: dict[str, Rows]) -> None:
-    """Check that every split has images, and that a query can be found and can be confused with another class."""
+    """Check that every split has images, and that a query has images of its class and of other classes to find."""
     if listing.as_shown and (missed := _find_hopeless(splits)):
         warnings.warn(f"{name}: {len(missed)} class(es) of {listing.source} have no other image to find, the first "
                       f"{missed[0]}; their queries can only miss", stacklevel=4)  # fmt: skip
@@ -98,7 +98,7 @@ def _check_classes(name: str, listing: Listing, splits: dict[str, Rows]) -> None
 
 
 def _make_set(name: str, split: str, listing: Listing, rows: Rows, both: Rows | None = None) -> FileSet:
-    """Return one split. Classes are numbered by their first image, in the split or in ``both`` query and gallery."""
+    """Return one split. Classes are numbered in the order of their first images in it or in ``both``, query first."""
     numbers = {label: number for number, label in enumerate(dict.fromkeys(label for _, label in both or rows))}
     paths = [listing.root / path for path, _ in rows]
     labels = np.array([numbers[label] for _, label in rows], dtype=np.int64)

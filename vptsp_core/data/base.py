@@ -21,8 +21,8 @@ class ImageSet(ABC):
 
     Attributes:
         name: for messages, e.g. ``"cub200 test"``.
-        labels: (N,) int64, from 0 to C - 1. Each class has an image, but query and gallery share their class names, so
-            there it may have one in the other.
+        labels: (N,) int64, from 0 to C - 1. Every class has an image. But query and gallery share their C classes, so
+            there a class may have images in only one of the two.
         class_names: C names, in the order of the labels.
         store: the same images, decoded and resized, for the cached pipeline (`batches.decoded`).
     """

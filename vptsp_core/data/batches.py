@@ -66,7 +66,7 @@ def train_batches(
     device: torch.device,
     part: slice = slice(None),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches of one epoch: ((b, 3, S, S) float32, (B,) int64), on the device.
+    """Yield the batches of one epoch: ((b, 3, S, S) float32, (B,) int64), on the device; S is ``config.image_size``.
 
     Args:
         images: the training set, from `decoded` for the cached pipeline.
@@ -92,7 +92,7 @@ def eval_batches(
     device: torch.device,
     part: slice = slice(None),
 ) -> Iterator[Tensor]:
-    """Yield all images, or a ``part``, in order: (<= batch, 3, S, S) float32, on the device.
+    """Yield all images, or a ``part``, in order: (<= batch, 3, S, S) float32 on the device; S is ``config.image_size``.
 
     Both pipelines give the same bits, so images that are not decoded for this config are read the classic way.
     """

@@ -52,7 +52,7 @@ def open_stores(
     Args:
         folder: the cache, which holds all stores.
         side: the shorter side of every image, in pixels; smaller images are enlarged, as in the classic pipeline.
-        workers: threads that decode, None for one per core (Pillow decodes and resizes outside of Python's lock).
+        workers: threads that decode, None for one per core (Pillow releases the GIL while it decodes and resizes).
         progress: print the least disk space that is needed to stderr, and show bars, or lines in a log.
 
     Raises:
@@ -138,7 +138,7 @@ def _open_store(place: Path, count: int, side: int, interpolation: str) -> Pixel
     except (OSError, ValueError, EOFError):
         whole = False
     if not whole:
-        raise DataError(f"cache {place}: not whole; delete the folder, then it is made again")
+        raise DataError(f"cache {place}: incomplete; delete the folder, and it is made again")
     return PixelStore(pixels, sizes, side, interpolation, place)
 
 

@@ -181,5 +181,5 @@ def _find_known(name: str) -> DataSet:
 
 def _data_folder(args: argparse.Namespace) -> Path:
     if not args.data:
-        raise DataError(f"{args.name}: which folder? give --data DIR, or set VPTSP_DATA")
+        raise DataError(f"{args.name}: no folder is given; give --data DIR, or set VPTSP_DATA")
     return Path(args.data).expanduser().absolute()

@@ -17,7 +17,7 @@ from vptsp_core.errors import DataError
 from vptsp_core.system.bars import amount, bar
 from vptsp_core.system.portable import replace
 
-TRIES = 4  # requests to one source in a row that bring no new byte
+TRIES = 4  # after so many requests in a row without a new byte, a source has failed
 PAUSE = 1.0  # seconds before the second try; each further pause is one second longer
 TIMEOUT = 60.0  # seconds to wait for the next byte
 CHUNK = 1 << 18
@@ -59,7 +59,7 @@ def download(sources: Sequence[str], target: Path, checksum: str) -> Path:
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            raise DataError(f"{target}: the disk is full; free some space, the same command resumes it") from error
+            raise DataError(f"{target}: the disk is full; free some space, and the same command resumes it") from error
         else:
             replace(part, target)
             return target

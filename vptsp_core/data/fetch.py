@@ -87,7 +87,7 @@ def _unpack(archive: Path, folder: Path, makes: str) -> None:
         raise
     except Exception as error:  # tarfile and zipfile also raise EOFError, zlib.error, struct.error, ...
         if isinstance(error, OSError) and error.errno in FULL:
-            raise DataError(f"{folder}: the disk is full, {archive.name} was not unpacked; free some space") from error
+            raise DataError(f"{folder}: the disk is too full to unpack {archive.name}; free some space") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{archive}: cannot be unpacked ({reason}); get it again, or unpack it yourself") from error
 

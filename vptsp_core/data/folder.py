@@ -31,10 +31,10 @@ OTHER_SUFFIXES = (
     ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".psd", ".svg", ".ico", ".tga", ".exr", ".hdr",
     ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pdf", ".eps",
 )  # fmt: skip
-DARK = 4096  # 16-bit pixels that all are below this hold 12-bit or 8-bit values
+DARK = 4096  # if all pixels of a 16-bit image are below this, they hold 12-bit or 8-bit values
 # No other format of Pillow is read, whatever a file's name: an EPS file, for example, is a program for Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", *(["AVIF"] if _AVIF else []))
-LONGEST = 256  # largest ratio of the sides: 50 MB with a shorter side of 256 pixels
+LONGEST = 256  # largest ratio of the sides; resized to a shorter side of 256 pixels, such an image takes 50 MB
 _REPLACE, _CONVERT = "replace the file", "convert it to JPEG or PNG"
 # The first bytes of files that have the name of an image and another content.
 _CONTENTS = (
@@ -128,7 +128,7 @@ def read_image(path: Path, as_shown: bool = False) -> Image.Image:
 
     Your own photographs are read ``as_shown`` by a viewer (see `to_rgb`). The images of benchmarks are read as the
     paper's loaders read them, without regard to orientation and transparency.
-    Raises DataError: the file, which is named, is missing, truncated, not an image, or too large for one.
+    Raises DataError: the file, which is named, is missing, truncated, not an image, too large, or refused by `to_rgb`.
     """
     name = f"image {path}"
     try:
@@ -192,8 +192,8 @@ def to_rgb(image: Image.Image, name: str = "image", as_shown: bool = False) -> I
 
     ``as_shown`` turns the image by its EXIF orientation and puts transparent pixels over white. Otherwise the pixels
     are as stored.
-    Raises DataError: the range of the pixels' values is not known, or the image is a strip: resized by its shorter
-    side, it would take gigabytes. The message begins with ``name``.
+    Raises DataError: the range of the pixels' values is not known, or the image is more than `LONGEST` times as long as
+    wide, which could take gigabytes after resizing by the shorter side. The message begins with ``name``.
     """
     width, height = image.size
     if max(width, height) > LONGEST * min(width, height):

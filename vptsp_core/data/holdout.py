@@ -67,7 +67,7 @@ def for_selection(benchmark: Benchmark, config: RunConfig) -> tuple[Benchmark, B
 
 
 def held_out_classes(images: np.ndarray) -> np.ndarray:
-    """Choose the classes to hold out by the numbers of ``images`` (C,): return (C,) bool, the same for every seed.
+    """Choose classes to hold out by the number of ``images`` of each class (C,). Return (C,) bool, equal for all seeds.
 
     They are the 5th, 10th, 15th, ... class of two or more images, in the order of the labels; none if that gives fewer
     than two. In the order of names, similar classes are neighbours, so a fifth of each kind is held out.

@@ -42,7 +42,7 @@ def list_birds(folder: Path, name: str) -> Listing:
 
 
 def list_online_products(folder: Path, name: str) -> Listing:
-    """List SOP: ``Info_Files/Ebay_{train,test}.txt`` and ``images/``, or all in the folder itself as in its archive.
+    """List SOP: ``Info_Files/Ebay_{train,test}.txt`` and ``images/``, or all directly in the folder, as in the archive.
     Raises DataError: a list is missing or has another format; the message names file and line.
     """
     splits = {}

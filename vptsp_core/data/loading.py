@@ -80,7 +80,7 @@ def train_batches(
     device: torch.device,
     part: slice = slice(None),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Do what `batches.train_batches` does, classically: yield ((b, 3, H, W) float32, (B,) int64).
+    """Do what `batches.train_batches` does, in the classic pipeline: yield ((b, 3, H, W) float32, (B,) int64).
 
     The random numbers of an image's augmentation depend on its place in the whole batch.
     """
@@ -98,14 +98,14 @@ def train_batches(
 def eval_batches(
     images: ImageSet, transform: Transform, batch: int, device: torch.device, part: slice = slice(None)
 ) -> Iterator[Tensor]:
-    """Do what `batches.eval_batches` does, classically: yield (<= batch, 3, H, W) float32."""
+    """Do what `batches.eval_batches` does, in the classic pipeline: yield (<= batch, 3, H, W) float32."""
     places = range(len(images))[part]
     items = [[(None, i) for i in places[s : s + batch]] for s in range(0, len(places), batch)]
     yield from _load(images, transform, items, device)
 
 
 def _load(images: ImageSet, transform: Transform, items: list[Any], device: torch.device) -> Iterator[Tensor]:
-    torch.empty((), dtype=torch.int64).random_()  # a new DataLoader draws this number: results must stay
+    torch.empty((), dtype=torch.int64).random_()  # drawn as by a new DataLoader: earlier runs keep their numbers
     key = workers, pinned = _workers(images, sum(map(len, items))), device.type == "cuda"
     if key not in _idle:
         batches = _Batches()
@@ -156,7 +156,7 @@ def end_workers() -> None:
 
 @contextlib.contextmanager
 def worker_errors() -> Iterator[None]:
-    """Turn the death of a data worker during the body into one line. Raises DataError: a worker died."""
+    """Within the context, replace torch's error for a dead data worker by one line. Raises DataError: a worker died."""
     try:
         yield
     except RuntimeError as error:
@@ -173,7 +173,7 @@ def _workers(images: ImageSet, count: int) -> int:
 
 
 def decoders(count: int) -> int:
-    """Return the number of processes to decode ``count`` files: one per core, at most eight; none for few files."""
+    """Return how many workers decode ``count`` files: one per core of this process's share, at most 8; none for few."""
     if count < _MANY:
         return 0
     return max(1, min(8, cores() // local_size()))

@@ -93,13 +93,13 @@ def _list_folders(folder: Path, name: str) -> list[Row]:
     classes, ignored = class_folders(folder, name)
     ignored += [f"{label}/ without images" for label, images in classes.items() if not images]
     if ignored:
-        warnings.warn(f"{name}: {len(ignored)} thing(s) in {folder} are ignored, the first {ignored[0]}"
+        warnings.warn(f"{name}: {len(ignored)} file(s) or folder(s) in {folder} are ignored, the first {ignored[0]}"
                       f"{_describe_lost(folder, ignored)}", stacklevel=2)  # fmt: skip
     return [Row(0, f"{label}/{file}", label, "") for label, images in classes.items() for file in images]
 
 
 def _describe_lost(folder: Path, ignored: Sequence[str]) -> str:
-    """Name what a user may miss of the ``ignored``: images in sub-folders or of other formats, and a table."""
+    """Name those ``ignored`` that a user may have wanted: images in sub-folders or of other formats, and a table."""
     names = [*ignored]
     for inside in ignored:
         for _, folders, files in os.walk(folder / inside) if "/" in inside else ():
@@ -117,18 +117,16 @@ def _read_splits(rows: Sequence[Row], table: Path, name: str) -> dict[str, Rows]
     for row in rows:
         if row.split in VALIDATION:
             raise DataError(
-                f"{name}: {table}, line {row.line}: there is no split {row.split!r}, classes that choose the epoch are "
-                "held out of train; write train or test"
+                f"{name}: {table}, line {row.line}: split {row.split!r} is not allowed, because the classes that "
+                "choose the epoch are held out of train; write train or test"
             )
         if row.split not in SPLITS:
-            raise DataError(
-                f"{name}: {table}, line {row.line}: each line is path,class,split, split one of {', '.join(SPLITS)}"
-            )
+            raise DataError(f"{name}: {table}, line {row.line}: split {row.split!r} is not one of {', '.join(SPLITS)}")
         splits.setdefault(row.split, []).append((row.path, row.label))
     if set(splits) - {"train"} not in ({"test"}, {"query", "gallery"}):
         found = ", ".join(split for split in splits if splits[split]) or "none"
         raise DataError(
-            f"{name}: {table} has the splits {found}; it must have test, or query and gallery; to train, also train"
+            f"{name}: {table} has the splits {found}; it needs test, or query and gallery, and for training also train"
         )
     return splits
 

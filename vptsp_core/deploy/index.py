@@ -27,7 +27,7 @@ from vptsp_core.system.files import write_bytes
 from vptsp_core.system.seals import digest, sealed, unsealed
 
 FORMAT, HEADER, FILE, GRAPH = 3, "vptsp_index", "index.safetensors", "index.faiss"
-EXACT_UP_TO = 200_000  # images; an exact search of them takes a core half a second
+EXACT_UP_TO = 200_000  # images; an exact search of them takes half a second on one core
 LINKS, BUILD_EF = 32, 200  # links per node, and the width of the search for them
 WIDTHS = (64, 128, 256, 512, 1024)  # the first with enough recall is taken, otherwise the last
 ENOUGH, ASKED, K = 0.99, 256, 10  # the recall to reach, measured on this many queries and neighbours
@@ -40,7 +40,7 @@ class ImageIndex:
 
     Attributes:
         root: the indexed folder.
-        names: N paths under it, with ``/``, in order.
+        names: N paths under it, with ``/`` between folders, sorted.
         stats: (N, 2) int64: size and time of modification (ns) of each file when it was embedded.
         embeddings: (N, d) float32, L2-normalised.
         model: ``path`` and ``weights`` to load it from, and the ``checksum`` of the embedder.
@@ -91,7 +91,11 @@ class ImageIndex:
         return replace(self, place=place)
 
     def write_graph(self) -> ImageIndex:
-        """Build the graph of a written index, if so many images need one and faiss is installed; return the index."""
+        """Build the graph of a written index, and return the index with it.
+
+        The index is returned unchanged if it has at most `EXACT_UP_TO` images, if faiss is not installed, or if its
+        graph is whole already.
+        """
         faiss = _faiss()
         if not faiss or len(self.names) <= EXACT_UP_TO or self.graph_is_whole():
             return self
@@ -124,7 +128,7 @@ def read_index(place: str | Path) -> ImageIndex:
 
 
 def same_model(index: ImageIndex, checksum: str) -> None:
-    """Raise VptspError if a model with this checksum did not make the embeddings of the index."""
+    """Raise VptspError if the embeddings of the index were made by a model with another checksum."""
     if index.model["checksum"] != checksum:
         raise VptspError(
             f"index {index.place}: its embeddings are of another model ({index.model['path']}); give that one with "

@@ -57,9 +57,9 @@ class Trained:
         frozen: the run of the same backbone, untrained.
         choice: one row per candidate (`own_plan.candidates`): ``R@1`` and ``MAP@R`` of the held-out classes in percent,
             at the best ``epoch``, and ``minutes``. Empty if there was one candidate.
-        gain: one row per metric, in percent points: ``frozen``, ``trained``, ``difference``, ``low`` and ``high`` of
-            its 95 % interval over the queries, ``queries`` whose class has other images, and ``verdict``: "better",
-            "worse" or "could be chance".
+        gain: one row per metric: ``frozen`` and ``trained`` in percent, ``difference`` in percentage points, ``low``
+            and ``high`` of its 95 % interval over the queries, ``queries`` (the number of queries whose class has other
+            images), and ``verdict``: "better", "worse" or "could be chance".
         summary: the comparison as text.
     """
 
@@ -84,9 +84,9 @@ def train_folder(
 ) -> Trained:
     """Train on the images of a folder, and measure how much that improves on the frozen backbone.
 
-    BitFit and VPTSP are both trained, and the MAP@R of held-out classes chooses one of them (`own_plan.candidates`).
-    The first call stores its plan in ``results/plans``. The same call then resumes the same run, even if the free
-    memory has changed.
+    BitFit and VPTSP are both trained, and the MAP@R of held-out classes chooses one of them. `own_plan.candidates` says
+    when only one run is trained. The first call stores its plan in ``results/plans``. The same call then resumes the
+    same run, even if the free memory has changed.
 
     Args:
         folder: holds ``<class>/<image>`` or ``split.csv`` (see `data.own.list_own_images`).
@@ -139,7 +139,7 @@ def compare_candidates(runs: Mapping[str, Run]) -> pd.DataFrame:
 
 
 def _write_summary(path: Path, record: dict[str, Any]) -> None:
-    """Write it under the run's lock: a process that takes the lock deletes all temporary files."""
+    """Write the summary under the run's lock, because a process that takes this lock deletes all temporary files."""
     with locked(path / LOCK):
         write_json(path / SUMMARY, record)
 

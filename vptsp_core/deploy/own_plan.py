@@ -18,13 +18,15 @@ from vptsp_core.method.config import RunConfig, checked_changes
 from vptsp_core.method.presets import PRESETS
 from vptsp_core.system.bars import amount
 
-DENSE_CLASSES = 1_000  # at most; the released presets are dense up to 100 classes, row-wise from 3,997 on
-# These replace the CUB preset's SGD and GRU, which start slowly: they are ahead after one epoch of CUB at 112 px.
+# With more classes, class prompts are row-wise. The released presets are dense up to 100, row-wise from 3,997 on.
+DENSE_CLASSES = 1_000
+# These replace the CUB preset's SGD and GRU, which learn slowly at first. After one epoch of CUB at 112 px, a run with
+# these settings is ahead.
 QUICK: dict[str, Any] = dict(optimizer="adamw", lr=1e-3, lr_proxy=0.05, accumulator="ema")
 EPOCHS = 10  # each is evaluated and saved, so their number does not depend on the number of images
 PASSES = 15  # over the training images, as in the CUB preset, within these bounds:
 STEPS = {True: (600, 20_000), False: (200, 600)}  # fewest and most, with a GPU and without
-MOST_PASSES = 100  # this limit comes before the fewest steps: more passes only memorise a handful of images
+MOST_PASSES = 100  # this limit overrides the fewest steps: more passes only memorise a handful of images
 MOST_SAMPLES = 8  # images of one class in a batch, if there are too few classes to fill it
 STEP_BYTES = 100  # per image, token, channel and block, both towers in float32 (99 measured: ViT-Ti/16, 224 px)
 

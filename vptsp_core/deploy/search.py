@@ -20,7 +20,7 @@ from vptsp_core.runs.embedder import load
 from vptsp_core.system.files import write_bytes
 
 COLUMNS = ["query", "rank", "path", "cosine"]
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes a cell that starts with one of these
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet evaluates a cell that starts with one of these
 DRAWN, DRAWN_EACH = 10, 30  # queries in the picture, and neighbours per query; the table has all
 
 

@@ -76,7 +76,7 @@ def update(
     weights: str | Path | None = None,
     progress: bool = False,
 ) -> tuple[ImageIndex, Counts]:
-    """Make the index of a folder at ``to``, or update it.
+    """Make the index of the images in ``directory``, in the folder ``to``, or update it.
 
     A file has changed if its size or its time of modification differs. Files that cannot be read are left out, and the
     next call tries them again. A call that is stopped stores what it has embedded, and the next one embeds the rest.
@@ -86,7 +86,7 @@ def update(
         weights: the file of the backbone's weights, if ``embedder`` was loaded with one.
 
     Raises:
-        DataError: the folder is missing, has no readable image, or the index at ``to`` is damaged.
+        DataError: ``directory`` is missing or has no readable image, or the index at ``to`` is damaged.
         VptspError: ``to`` is among the images, or its index is of another model or of another folder that exists.
     """
     directory, place = Path(directory).expanduser().resolve(), Path(to).expanduser().absolute()

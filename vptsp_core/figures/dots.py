@@ -27,11 +27,11 @@ def dots(
     Args:
         table: from `paper.compare.beside`.
         columns: the columns to draw, "<set> <metric>".
-        together: draw both sides in one panel, with a line between them, because both are of the same data. If False,
-            ours is of the glyphs, and each side has its own panels and scales.
+        together: draw both sides in one panel, with a line between them, because data and backbone are the same. If
+            False, each side has its own panels and scales.
         unclear: {column: rows} from `runs.significance.unclear`: the difference to ``reference`` could be chance. These
             rows are ringed.
-        reference: the row whose value is a dotted line through the panel.
+        reference: the row whose value of ours is drawn as a dotted line through the panel.
     """
     ours = [column for column in columns if table[column, OURS].notna().any()]
     if not ours:
@@ -47,7 +47,7 @@ def dots(
     for ax, (column, sides) in zip(axes, panels, strict=True):
         title, metric = column.split(" ", 1)
         if ours and not together:
-            title = "ours, glyphs" if sides == [OURS] else f"paper, {title}"
+            title = "ours" if sides == [OURS] else f"paper, {title}"
         ax.set(title=title, xlabel=f"{metric}, %")
         _panel(ax, table.loc[rows, column], sides, (unclear or {}).get(column, ()), reference)
     axes[0].set_yticks(range(len(rows)), rows)

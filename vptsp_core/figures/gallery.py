@@ -102,7 +102,9 @@ def thumbnail_map(points: np.ndarray, images: ImageSet, places: Sequence[int], *
     """Draw a map of images with thumbnails at their points, as many as do not overlap, and grey dots for the others.
 
     Args:
-        points: (N, 2), the points of the images ``places`` (N) of the set.
+        points: (N, 2), the points of N images.
+        images: the set that contains these images.
+        places: (N,), the index of each image in ``images``.
         limit: the largest number of thumbnails.
     """
     unit, side = in_unit_square(points), 0.022

@@ -12,11 +12,13 @@ from vptsp_core.figures.style import BLUE, PROXIES, VERMILION, in_house_style, l
 
 @in_house_style
 def gap(table: pd.DataFrame, epochs: Sequence[int]) -> Figure:
-    """Draw mean cosines to the own centroid and to the nearest other, one panel per kind of proxy, and the margin.
+    """Draw the mean cosine of proxies to their own class's centroid and to the nearest other centroid.
+
+    There is one panel per kind of proxy. The margin between the two lines is shaded where the own class is nearer.
 
     Args:
         table: one row per moment, columns (proxy, "own centroid" | "nearest other") from `umap.proxy_cosines`.
-        epochs: the epochs trained until each moment.
+        epochs: the number of epochs trained until each moment.
     """
     kinds = list(dict.fromkeys(table.columns.get_level_values(0)))
     fig = Figure(figsize=(3.3 * len(kinds) + 0.4, 3.9), layout="constrained")

@@ -17,12 +17,12 @@ MARKERS = ("o", "s", "^", "D")  # one per batch size
 
 @in_house_style
 def latency(ours: pd.DataFrame, paper: pd.DataFrame, where: str) -> Figure:
-    """Draw three panels, one line per method: our milliseconds, the paper's, and percent of full fine-tuning.
+    """Draw three panels, one row per method: our milliseconds, the paper's, and percent of full fine-tuning.
 
     Args:
         ours: columns ``method``, ``batch``, ``ms``, ``ms 25 %``, ``ms 75 %`` and ``%``.
         paper: the same without quartiles.
-        where: our machine.
+        where: our model and machine, for the title of our panel.
     """
     methods, batches = list(dict.fromkeys(ours["method"])), sorted(set(ours["batch"]) | set(paper["batch"]))
     table = pd.concat([_with_quartiles(ours).assign(side="ours"), paper.assign(side="paper")])
@@ -56,10 +56,12 @@ def latency(ours: pd.DataFrame, paper: pd.DataFrame, where: str) -> Figure:
 def forms(measured: pd.DataFrame, where: str) -> Figure:
     """Draw milliseconds and memory of every method, one bar per form, one row of panels per batch size.
 
+    A form is an implementation of the training step, such as "eager", "compiled" or "released".
+
     Args:
         measured: columns ``method``, ``batch``, ``form``, ``ms``, ``ms 25 %``, ``ms 75 %`` and ``memory_MB``. If the
             memory is NaN, its bar is missing.
-        where: the machine.
+        where: the model and the machine, for the titles.
     """
     methods, kinds, batches = (list(dict.fromkeys(measured[name])) for name in ("method", "form", "batch"))
     height = 0.24 + 0.2 * len(kinds)
@@ -82,5 +84,5 @@ def forms(measured: pd.DataFrame, where: str) -> Figure:
 
 
 def _with_quartiles(table: pd.DataFrame) -> pd.DataFrame:
-    """Return each row three times: with ``ms`` at its quartile of 25 %, at its median and at its quartile of 75 %."""
+    """Return each row three times: with ``ms`` at its lower quartile, at its median and at its upper quartile."""
     return pd.concat([table.assign(ms=table[name]) for name in ("ms 25 %", "ms", "ms 75 %")], ignore_index=True)

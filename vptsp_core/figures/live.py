@@ -21,7 +21,7 @@ def training(history: pd.DataFrame, *, epochs: int, frozen: float | None = None)
     Args:
         history: columns ``epoch``, ``loss`` and, if the run is evaluated on the test set, ``R@1``, a fraction.
         epochs: the epochs of the whole run. The axis has this length from the start.
-        frozen: R@1 of the frozen backbone, for a dashed line.
+        frozen: R@1 of the frozen backbone, a fraction, for a dashed line.
     """
     fig = Figure(figsize=(8.4, 3.2), layout="constrained")
     loss, recall = fig.subplots(1, 2)

@@ -46,10 +46,11 @@ FORM_COLOURS = {  # of the forms of a training step in table 10
     "compiled": BLUE, "eager": SKY, "textbook": GREEN, "released": VERMILION, "released, no checkpointing": ORANGE,
 }  # fmt: skip
 PROXIES = {"O": ("v", "original proxy O"), "P": ("s", "semantic proxy P"), "Q": ("*", "composed proxy Q")}
-# Fonts of class names in scripts that DejaVu Sans lacks, if they are installed: of Linux, Windows and macOS.
+# Fonts of Linux, Windows and macOS for class names in scripts that DejaVu Sans lacks. The installed ones are used.
 OTHER_FONTS = ("Noto Sans CJK JP", "Noto Sans Devanagari", "Microsoft YaHei", "Malgun Gothic", "Arial Unicode MS")
 LIGHT = 0.5  # opacity of the paper's series
-RANGE: Any = {"estimator": "median", "errorbar": ("pi", 100)}  # seaborn draws low, middle, high as a range
+# For tables with three rows per point (low, middle, high): seaborn draws the middle, and a range from low to high.
+RANGE: Any = {"estimator": "median", "errorbar": ("pi", 100)}
 RING: Any = {
     "linestyle": "", "marker": "o", "markersize": 19, "zorder": 3,
     "markerfacecolor": "none", "markeredgecolor": BLACK, "markeredgewidth": 1.2,
@@ -112,8 +113,11 @@ def labelled(fig: Figure) -> dict[str, Any]:
 
 
 def legend(fig: Figure, on: SubFigure | None = None, **options: Any) -> Legend:
-    """Draw one legend for all panels: a row below them, or placed by ``options`` of matplotlib, or ``on`` a part of the
-    figure.
+    """Draw one legend for all panels, by default as a row below them.
+
+    Args:
+        on: the part of the figure that the legend belongs to. If None, the whole figure.
+        options: keyword arguments of matplotlib's ``legend``, which replace the row below the panels.
     """
     entries = labelled(fig)
     options = options or {"loc": "outside lower center", "ncols": len(entries)}
@@ -130,12 +134,12 @@ def methods(
     ours: pd.DataFrame, paper: pd.DataFrame, *, x: str, ys: Sequence[str],
     unclear: Mapping[str, Collection[str]] | None = None, reference: str = "the reference",
 ) -> Figure:  # fmt: skip
-    """Draw retrieval against tunable parameters, one point per method: ours in the left panels, the paper's right.
+    """Draw retrieval against tunable parameters, one point per method: our panels left, the paper's right.
 
     Args:
-        ours, paper: columns ``label`` (see `methods.METHODS`), ``x`` in millions, ``ys`` in percent. ``ours`` can also
-            have intervals, ``<y> ±``. If ``x`` is NaN or 0 (nothing is trained), the row becomes a dashed line.
-            If ``ours`` is empty, the left panels are missing.
+        ours, paper: columns ``label`` (see `paper.methods.METHODS`), ``x`` in millions, ``ys`` in percent. ``ours`` can
+            also have intervals, ``<y> ±``. If ``x`` is NaN or 0 (nothing is trained), or `FAMILIES` has no mark for
+            the method, the row becomes a dashed line. If ``ours`` is empty, the left panels are missing.
         unclear: {y: labels} from `runs.significance.unclear`: the difference to the ``reference`` could be chance.
             These points are ringed, and the legend explains the ring.
     """
@@ -162,7 +166,7 @@ def methods(
 
 
 def _method(ax: Axes, row: Mapping[Any, Any], x: str, y: str, opacity: float) -> None:
-    """Draw one method of table 1: a point, or a dashed line if nothing is trained."""
+    """Draw one method of table 1: a point, or a dashed line if nothing is trained or the method has no mark."""
     family = row["label"].removesuffix(" + BitFit")
     if family not in FAMILIES or not row[x] > 0:
         ax.axhline(row[y], color=GREY, linestyle="--", alpha=opacity, label=row["label"])

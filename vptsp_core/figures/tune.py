@@ -19,8 +19,8 @@ def history(trials: pd.DataFrame, judge: str, reference: float | None = None) ->
 
     Args:
         trials: from `paper.search_study.trials_frame`.
-        judge: the classes whose R@1 this is, for the axis: "test classes".
-        reference: R@1 in percent of the start, for a dashed line.
+        judge: the name of the classes on which R@1 is measured, for the axis, such as "test classes".
+        reference: the R@1 of the start (the first trial), in percent, for a dashed line.
     """
     fig = Figure(figsize=(7.0, 3.6), layout="constrained")
     ax = fig.subplots()
@@ -41,10 +41,11 @@ def history(trials: pd.DataFrame, judge: str, reference: float | None = None) ->
 
 @in_house_style
 def importance(shares: pd.Series, trials: int) -> Figure:
-    """Draw bars of `paper.search_study.importance`, the most important key on top, or say that there is none.
+    """Draw the importance of each key as a bar, the most important key on top.
 
     Args:
-        trials: the number of trials from which it was computed.
+        shares: from `paper.search_study.importance`. If empty, the figure says that the results differ too little.
+        trials: the number of trials from which the shares were computed.
     """
     fig = Figure(figsize=(7.0, 0.9 + 0.32 * max(len(shares), 3)), layout="constrained")
     ax = fig.subplots()

@@ -33,7 +33,7 @@ def umap_plane(vectors: np.ndarray) -> np.ndarray:
 def plane_with_proxies(
     embeddings: np.ndarray, proxies: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Map embeddings (N, d) and proxies {name: (C, d)} together. Return their points in the same form."""
+    """Map embeddings (N, d) and proxies {name: (C, d)} together. Return their points: (N, 2) and {name: (C, 2)}."""
     together = [embeddings, *proxies.values()]
     plane = umap_plane(np.concatenate(together))
     points, *marks = np.split(plane, np.cumsum([len(vectors) for vectors in together[:-1]]))
@@ -80,8 +80,8 @@ def proxy_cosines(
 
     Args:
         embeddings: (N, d), L2-normalised.
-        labels: (N,), with each of 0..C-1.
-        proxies: {name: (C, d)}, of any length.
+        labels: (N,) int. Each of the labels 0 to C-1 occurs.
+        proxies: {name: (C, d)}, with rows of any length.
 
     Returns:
         {name: mean cosine to the ``own centroid``, to the ``nearest other``, and their difference, the ``margin``}.

@@ -22,10 +22,15 @@ SIDE = 56  # pixels of a thumbnail
 
 
 def document(points: np.ndarray, images: ImageSet, places: Sequence[int]) -> str:
-    """Return the map of points (N, 2) of the images ``places`` (N) as a page.
+    """Return the map as an HTML page.
 
     Thumbnails fill the free places, and zooming in shows more of them. The image under the pointer is shown large, with
     its class and number, and all images of its class are ringed.
+
+    Args:
+        points: (N, 2), the points of N images.
+        images: the set that contains these images.
+        places: (N,), the index of each image in ``images``.
     """
     order = np.random.default_rng(0).permutation(len(points))
     chosen, unit = np.asarray(places)[order], in_unit_square(points)[order].round(5)

@@ -12,7 +12,7 @@ backbone                    the frozen vision transformer
   (hub)                     whether pretrained weights can be downloaded
   (weights, weights_file)   files of weights: their layouts of keys, and their file formats
 vit, attention              two towers over one backbone; attention is where prompts enter
-adapters, lora              what the paper compares prompts with
+adapters, lora              other ways to tune a backbone, for comparison with prompts
 proxies, accumulators       semantic proxies, and the units that update them
 class_prompts               the learnable prompts of every class
 losses                      Proxy-Anchor

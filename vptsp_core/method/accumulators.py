@@ -1,11 +1,11 @@
 """Accumulators: how the class embeddings p of a batch update the semantic proxies P of its classes (eq. 3-7, table 7).
 
-An accumulator takes p, (C', k, d): the k class embeddings of each of the batch's C' classes. It takes P, (C', d), whose
-rows have length 1, and returns the new P, (C', d). `SemanticProxies` normalises the result. The LSTM also takes and
-returns its cells.
+An accumulator takes p, (C', k, d): the k class embeddings of each of the batch's C' classes. It also takes the P of
+these classes, (C', d), whose rows have length 1, and returns their new P, (C', d). `SemanticProxies` normalises the
+result. The LSTM also takes and returns its cells.
 
 With ``semantics="paper"``, the k class embeddings are fed one after another, and P is normalised after each. With
-``"released"``, P is normalised only after all k, and the EMA takes their mean at once.
+``"released"``, P is normalised only after all k, and the EMA is updated once, with their mean.
 """
 
 from __future__ import annotations

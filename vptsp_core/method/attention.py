@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vptsp_core.method.lora import project
 
-KEYS_AT_ONCE = 32  # bf16 numbers in a row of an AMX tile, or in an AVX-512 register: computed at once
+KEYS_AT_ONCE = 32  # bf16 numbers in a row of an AMX tile or in an AVX-512 register, which are computed together
 
 
 def keys_and_values(attention: Attention, normed: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The frozen vision transformer: which models fit, where their weights come from, and how images are normalised.
 
-Every timm ``VisionTransformer`` of plain blocks fits: with class, register and distillation tokens, ``norm_pre``,
-LayerScale, q/k norm, ``fc_norm``, and average pooling.
+Every timm ``VisionTransformer`` of plain blocks fits. It may have class, register and distillation tokens,
+``norm_pre``, LayerScale, q/k norm, ``fc_norm``, and average pooling.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vptsp_core.errors import ConfigError, WeightsError
 from vptsp_core.method.hub import reachable_hub
 from vptsp_core.method.weights import load_weights
 
-# The ViT in this package, small enough to train with prompts in seconds on two cores (tests/bench/pretrain.py).
+# The ViT in this package, pretrained by tests/bench/pretrain.py. Prompts for it train in seconds on two cores.
 DEMO_VIT: dict[str, Any] = dict(img_size=40, patch_size=8, embed_dim=96, depth=6, num_heads=3, num_classes=0)
 DEMO_WEIGHTS = "demo_vit.safetensors"
 
@@ -82,8 +82,8 @@ def _create(name: str, *, pretrained: bool, image_size: int | None) -> VisionTra
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
-            f"pretrained weights of {name} cannot be had ({reason}); give the file with weights=FILE, allow the "
-            "download, or take the one in the package, backbone=demo_vit"
+            f"pretrained weights of {name} cannot be downloaded or read ({reason}); give the file with "
+            "weights=FILE, allow the download, or take the one in the package, backbone=demo_vit"
         ) from error
 
 
@@ -117,8 +117,8 @@ def check_supported(model: nn.Module, name: str) -> None:
 
 
 def pooling(model: VisionTransformer, wanted: str = "auto") -> str:
-    """Return ``wanted``, which is ``"cls"`` or ``"avg"``. For ``"auto"``, return the pooling of the model's training.
-    Raises ConfigError if the result is "cls" without a class token, or for "auto" if the model pools in another way.
+    """Return the pooling, ``"cls"`` or ``"avg"``: ``wanted``, or for ``"auto"`` the one the model was trained with.
+    Raises ConfigError if the result is "cls" and the model has no class token, or if "auto" finds neither of the two.
     """
     own = {"token": "cls", "avg": "avg"}.get(model.global_pool)
     if wanted == "auto" and own is None:

@@ -17,9 +17,9 @@ class ClassPrompts(nn.Module):
     The released code has two ways to optimise them, and so has this class:
 
     - dense: the table is one parameter. Momentum and Adam's state also move classes that are absent from the batch.
-    - rowwise: before each step, the batch's rows and their optimiser state are copied into a small parameter, and after
-      it back into the table. Absent classes do not move. All rows share the optimiser's step count. (The released code
-      calls this a memory bank.)
+    - rowwise: before each step, the batch's rows are copied into a small parameter, and their optimiser state into the
+      state of this parameter. After the step, both are copied back. Absent classes do not move. All rows share the
+      optimiser's step count. (The released code calls this a memory bank.)
 
     A row-wise table that is too large for a GPU can stay in host memory (`vptsp_core.runs.host_prompts`).
 
@@ -55,8 +55,8 @@ class ClassPrompts(nn.Module):
         """Fetch the rows of ``classes`` and their optimiser state, before the forward pass. Dense: do nothing.
 
         Args:
-            classes: (C',) int64 without repetition, in pinned memory or on the table's device. Then the host does not
-                wait for the GPU.
+            classes: (C',) int64 without repetition, in pinned memory or on the table's device, so that the host does
+                not wait for the GPU.
             optimizer: the one that trains the prompts.
             upcoming: (C',) int64, the classes of the next batch, if known. A table in host memory sends them early.
         """

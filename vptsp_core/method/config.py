@@ -37,7 +37,7 @@ _TRAINING_KEYS = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """The settings of one run: everything that decides its numbers. Folders and devices do not, and are not here.
+    """The settings of one run: everything that decides its numbers. Folders and devices do not decide them.
 
     The defaults are the paper's protocol for CUB-200 with a ViT-S/16; `preset` has the other protocols. Letters in
     square brackets are the paper's symbols (arXiv 2402.02340, section 3).
@@ -52,7 +52,7 @@ class RunConfig:
     # method
     method: Method = "vptsp"  # decides what learns: see `MetricModel`
     bitfit: bool = True  # also train every bias of the backbone
-    semantics: Literal["released", "paper"] = "released"  # of loss, accumulators and resizing
+    semantics: Literal["released", "paper"] = "released"  # form of loss, accumulators and interpolation
     embed_dim: int = 384  # [d] width of embeddings and proxies
     prompts: int = 10  # [N] prompts per block of the sample tower
     prompt_layers: int = 12  # [L] how many blocks have prompts, counted from the first
@@ -163,8 +163,8 @@ class RunConfig:
 
     def check_backbone(self, depth: int, width: int) -> None:
         """Check the run against the loaded backbone: ``depth`` blocks with tokens of ``width``.
-        Raises ConfigError if the run needs prompts or adapters in more blocks than the backbone has, or a head in
-        closed form that is wider than its tokens.
+        Raises ConfigError if the run needs prompts or adapters in more blocks than the backbone has, or if
+        ``embed_dim`` is larger than ``width`` for a head in closed form.
         """
         keys = {"vpt": ("prompt_layers",), "vptsp": ("prompt_layers",), "adapter": ("adapter_layers",)}
         class_keys = ("class_layers",) if self.has_class_prompts else ()
@@ -197,8 +197,8 @@ class RunConfig:
     def hash(self) -> str:
         """Return twelve hex digits. They are the same for two configs that must give the same numbers.
 
-        Keys that the run does not read are left out, so that tables share runs. Keys that are newer than finished runs
-        are left out at the value that these runs imply, so that they keep their hashes.
+        Keys that the run does not read are left out, so that tables share runs. Some keys are newer than finished runs.
+        Such a key is left out if it has the value that those runs used, so that their hashes stay the same.
         """
         implied = {"pipeline": "classic", "start": "released", "final_head": "trained"}
         left_out = {*self.unread(), *(key for key, value in implied.items() if getattr(self, key) == value)}
@@ -235,7 +235,7 @@ class RunConfig:
                 by_decider.setdefault(unread[key], []).append(key)
         if by_decider:
             parts = [f"{', '.join(keys)} with {one} = {getattr(self, one)!r}" for one, keys in by_decider.items()]
-            warnings.warn(f"set, but this run does not read it: {'; '.join(parts)}", stacklevel=3)
+            warnings.warn(f"set, but this run does not read {'; '.join(parts)}", stacklevel=3)
 
 
 def checked_changes(changes: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The hub of pretrained weights: whether it can be reached, and downloads without its log messages.
+"""Check that the hub of pretrained weights (Hugging Face) can be reached, and silence its log messages.
 
-Without this check, huggingface_hub would try to connect six times, and log each attempt.
+Without the check, huggingface_hub would try to connect six times, and log each attempt.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """LoRA (Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022) by the package peft.
 
 peft wraps the QKV projection of every block, initialises the factors A and B, and scales their product. `attention`
-needs queries apart from keys and values, so `project` computes a part of this projection, in the order of peft.
+needs queries apart from keys and values. So `project` computes a part of this projection, by the same steps as peft.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ OF_R = ("MAP@R", "MAP@R released", "R-precision")  # the metrics that are undefi
 
 
 class Scores(dict[str, float]):
-    """The metrics of an evaluation by name, a plain dict, with the values of each query.
+    """The metrics of an evaluation by name: a dict, which also has the values of each query as an attribute.
 
     Attributes:
         queries: (N,) float32 for "R@1", if 1 is in ks, and for each metric of `OF_R`, in the order of the queries. A
@@ -65,7 +65,7 @@ def retrieval_metrics(
     Queries with R = 0 are left out of the three metrics that use R. If all are left out, these metrics are 0.
 
     Args:
-        embeddings: (N, d), of any precision and length: a tensor on any device, an array, or a table. In a pandas
+        embeddings: (N, d), of any precision and L2 norm: a tensor on any device, an array, or a table. In a pandas
             table, the order of the rows counts, not the index.
         labels: (N,), the classes as whole numbers of any value.
         gallery, gallery_labels: (M, d) and (M,), or None.

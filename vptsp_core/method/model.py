@@ -65,8 +65,8 @@ class MetricModel(nn.Module):
 
     With ``bitfit``, every bias of the backbone learns too (Ben Zaken et al., "BitFit", ACL 2022).
 
-    Table 5 compares vptsp with other class embeddings p for the accumulator (``proxy_source``). Neither the paper nor
-    the released code says how they are computed. Ours, with z the pooled tokens of the sample tower:
+    Table 5 compares VPTSP's class embeddings p with others for the accumulator (``proxy_source``). Neither the paper
+    nor the released code says how the others are computed. In our forms, z are the pooled tokens of the sample tower:
 
     =============  ===============================================================================
     proxy_source   p
@@ -84,7 +84,7 @@ class MetricModel(nn.Module):
         group: the processes that share a batch; None for one process.
 
     Raises:
-        ConfigError: more blocks should have prompts or adapters than exist, or the backbone cannot pool this way.
+        ConfigError: config and backbone do not fit (`RunConfig.check_backbone`), or the backbone cannot pool this way.
         VptspError: the method is lora, and peft is not installed.
     """
 
@@ -135,9 +135,9 @@ class MetricModel(nn.Module):
         return self.vit(images)[0]
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the training loss of one batch, a scalar, and update P. Method frozen has no loss.
+        """Return the training loss of one batch, a scalar. For vptsp, also update the proxies P. Frozen has no loss.
 
-        Each of several processes embeds its share of the images. All of them compute the loss of the whole batch.
+        If there are several processes, each embeds its share of the images. All compute the loss of the whole batch.
 
         Args:
             images: (b, 3, H, W), normalised: the images of this process's classes; all B of them if there is one
@@ -192,8 +192,8 @@ def _make_adapters(config: RunConfig, width: int) -> list[Adapter]:
 def make_optimizers(model: MetricModel) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """Make two optimisers of the same kind: one for everything but O, at ``lr``, and one for O, at ``lr_proxy``.
 
-    On a GPU they are fused, so the model must already be there. Not with fp16: if the first gradients overflow, torch's
-    fused SGD starts its momentum from uninitialised memory.
+    On an NVIDIA GPU they are fused, so the model must already be there. With fp16 they are not fused: if the first
+    gradients overflow, torch's fused SGD starts its momentum from uninitialised memory.
     """
     assert model.proxies is not None
     config = model.config

@@ -2,7 +2,7 @@
 
 The cosine is the inner product of L2-normalised rows in float32. The precision of the input and the caller's settings
 of TF32, bfloat16 and autocast do not matter. A row of zeros has cosine 0 with every row. Equal cosines are ranked by
-index, lowest first. `torch.topk` leaves their order open, so rows with equal cosines are ranked once more.
+index, lowest first. `torch.topk` leaves their order open, so lists with equal cosines are sorted once more.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def nearest_neighbours(
     """Return the k gallery items with the highest cosine for each query.
 
     Args:
-        queries: (N, d), of any precision and length: a tensor on any device, an array, or a table.
+        queries: (N, d), of any precision and L2 norm: a tensor on any device, an array, or a table.
         gallery: (M, d), the same.
         k: length of the lists. If the gallery has fewer items, score -inf and index -1 fill the rest.
         exclude_self: leave gallery item i out of the list of query i, because they are the same item.
@@ -126,7 +126,7 @@ def search(
 def _search_exactly(
     queries: Tensor, items: Tensor, rows: Tensor, k: int, exclude_self: bool, buffer: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return scores (c, k) and indices (c, k) for the queries of ``rows`` (c,): a product, in ``buffer``, and topk."""
+    """Return scores (c, k) and indices (c, k) for the queries ``rows`` (c,), by a product into ``buffer`` and topk."""
     padded = rows if len(rows) >= MIN_ROWS else rows.repeat(MIN_ROWS)[:MIN_ROWS]
     scores = _cosines(queries[padded], items, buffer[: len(padded)])[: len(rows)]
     if exclude_self:
@@ -142,9 +142,10 @@ def _search_exactly(
 
 
 def _order_faiss_lists(best: Tensor, found: Tensor, without: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return scores and indices (c, k) by faiss with equal scores ordered by index.
+    """Return the scores and indices (c, k) that faiss found, with equal scores ordered by index.
 
-    ``without`` (c,) is an item that is dropped from each list. If a list does not have it, its last item is dropped.
+    ``without`` (c,) names one item per list, which is dropped from the list. If the list does not have this item, the
+    list's last item is dropped.
     """
     tied = (best[:, 1:] == best[:, :-1]).any(dim=1).nonzero().squeeze(1)
     found[tied] = _order_ties(best[tied], found[tied])

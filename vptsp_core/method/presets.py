@@ -61,9 +61,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 # Beyond the paper: newer backbones, with the settings of the released CUB preset of their size. The settings were not
-# searched again, and no result is measured, because the weights were not available. Each pools as it was trained
-# ("auto": the class token). SigLIP 2 is the exception: the mean of its tokens, because its attention pooling would not
-# be trained here.
+# searched again, and no result is measured, because the weights were not available. Each backbone pools as it was
+# trained ("auto": the class token), except SigLIP 2: its attention pooling would not be trained here, so it pools by
+# the mean of its tokens.
 _CUB_B = PRESETS["cub200-vitb16"]
 PRESETS |= {
     "cub200-dinov2-vits14": dict(_S, dataset="cub200") | dict(backbone="vit_small_patch14_dinov2.lvd142m"),

@@ -70,7 +70,7 @@ class ClassBalancedSampler:
             yield rng.choice(len(self.members), self.classes, replace=False)
 
     def _turn(self, c: int, start: int) -> np.ndarray:
-        """Return k images (k,) of class ``c``, from position ``start`` of its order: one shuffle after another."""
+        """Return k images (k,) of class ``c`` from position ``start`` on in the sequence of the class's shuffles."""
         members = self.members[c]
         rounds = range(start // len(members), (start + self.k - 1) // len(members) + 1)
         order = np.concatenate([np.random.default_rng([self.seed, c, i, 1]).permutation(members) for i in rounds])

@@ -81,7 +81,7 @@ def cast_frozen_weights(vit: PromptedViT) -> None:
 
     Autocast would round these weights in every tower and every step, and keep both copies in memory. Norms, position
     embeddings, and every parameter that learns stay in float32. Afterwards, use the model only for training and
-    evaluation: the original weights are gone. A run that is loaded has them.
+    evaluation: the original weights are gone. `vptsp_core.load` loads a run with them.
     """
     if vit.autocast is None:
         return

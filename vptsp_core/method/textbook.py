@@ -44,7 +44,7 @@ def pooled_tokens(
 
 
 def embedding(head: Head | None, pooled: list[Tensor]) -> Tensor:
-    """Return the embeddings (B, d), L2-normalised, that ``head`` computes from `pooled_tokens`. None: their mean."""
+    """Return the L2-normalised embeddings (B, d) that ``head`` makes of `pooled_tokens`; without a head, their mean."""
     if head is not None:
         layers = [(head.norm, head.fc), *([(head.dist_norm, head.dist_fc)] if head.tokens == 2 else [])]
         pooled = [linear(norm(token)) for token, (norm, linear) in zip(pooled, layers, strict=True)]

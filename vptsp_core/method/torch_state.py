@@ -1,4 +1,4 @@
-"""Protection of public functions from their caller's settings of torch, and of the caller's random numbers.
+"""Keep the caller's settings of torch out of public functions, and leave the caller's random state unchanged.
 
 A public function runs under torch's default settings, so its numbers do not depend on the caller's. Afterwards the
 caller's random numbers continue as if the function had drawn none.
@@ -32,8 +32,8 @@ def torch_defaults() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         gpu = torch.accelerator.current_accelerator()
         for kind in {"cpu"} if gpu is None else {"cpu", gpu.type}:
-            # Without the cache: torch empties it when the outermost autocast ends, and that is this one. So each step
-            # would compute with the casts of the first step's weights.
+            # No cache of cast weights: torch empties it only when the outermost autocast ends, and this one is the
+            # outermost. With the cache, every step would compute with the casts of the first step's weights.
             stack.enter_context(torch.autocast(kind, enabled=False, cache_enabled=False))
         if not _IN_PUBLIC_CALL.get():  # a nested call continues the random numbers of the outer call
             stack.callback(_IN_PUBLIC_CALL.reset, _IN_PUBLIC_CALL.set(True))

@@ -3,9 +3,9 @@
 Deep visual prompts are put before the tokens at the input of a block, and their outputs are dropped after it. So only
 a prompt's LayerNorm, key and value matter. Its query, output projection and MLP are never computed here.
 
-Both towers run the same weights over the same images, and differ only by their prompts. So the input of the first block
-is computed once, and so are that block's LayerNorm, queries, keys and values. There the towers fork: class prompts
-begin in the first block.
+Both towers run the same weights over the same images, and differ only by their prompts. So the first block's input,
+LayerNorm, queries, keys and values are computed once. The towers fork in the attention of that block, because
+the class prompts add their own keys and values there.
 
 The result is exact: loss and gradients equal those of the textbook form (`vptsp_core.method.textbook`) up to rounding.
 """
@@ -84,8 +84,8 @@ def run_block(
 class Head(nn.Module):
     """The head of a tower: LayerNorm, then Linear(D, d).
 
-    A distilled ViT has one for the class token and one for the distillation token. Their outputs are averaged, as in
-    the released code.
+    For a distilled ViT, the class token and the distillation token each have a LayerNorm and a Linear. The two outputs
+    are averaged, as in the released code.
 
     Args:
         width, embed_dim: D and d.
@@ -243,7 +243,7 @@ class PromptedViT(nn.Module):
         return trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
 
     def pool_tokens(self, x: Tensor) -> Tensor:
-        """Pool the output of the last block, or its first rows: (B, T, D) -> (B, tokens, D)."""
+        """Normalise and pool the last block's output, or only its first tokens: (B, T, D) -> (B, tokens, D)."""
         trunk, x = self.backbone, self.backbone.norm(x)
         if self.pool == "avg":
             x = x[:, 0 if trunk.pool_include_prefix else trunk.num_prefix_tokens :].mean(1, keepdim=True)

@@ -42,8 +42,8 @@ def load_weights(model: VisionTransformer, path: Path) -> None:
     with the weights that it downloads.
 
     Raises:
-        WeightsError: the file is missing or unreadable, or has two backbones. Or a key is missing or unknown. Or a
-            tensor has another shape, or values that are not finite.
+        WeightsError: the file is missing or unreadable, or has two backbones; a key is missing or unknown; or a tensor
+            has another shape, or values that are not finite.
     """
     content = _from_npz(path, model) if path.suffix.lower() == ".npz" else read_content(path)
     stored = {WRAPPERS.sub("", key): value for key, value in _tensors(content)}
@@ -87,7 +87,7 @@ def _find_backbone(path: Path, stored: dict[str, Tensor]) -> str:
     Raises WeightsError for a file with several backbones, without tensors, or of a run of this project.
     """
     if not stored:
-        raise WeightsError(f"weights {path}: holds no table of tensors; save model.state_dict()")
+        raise WeightsError(f"weights {path}: holds no dict of tensors; save model.state_dict()")
     if any(key.startswith(RUN_KEYS) for key in stored):
         raise WeightsError(f"weights {path}: written by a run of this project, not a backbone; load it with "
                            "vptsp_core.load, or give the weights that the run started from")  # fmt: skip

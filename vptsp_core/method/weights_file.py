@@ -37,7 +37,7 @@ def check_file(path: Path, given: str) -> None:
 
 
 def read_content(path: Path) -> Any:
-    """Return the content of a .safetensors or torch file. The content of the file decides, except for .safetensors.
+    """Return the content of a .safetensors or torch file. The first bytes or the suffix .safetensors tell the format.
     Raises WeightsError if the file is missing or unreadable, or contains code.
     """
     check_file(path, str(path))
@@ -65,6 +65,6 @@ def check_tensor(path: Path, key: str, value: Any) -> None:
     Raises WeightsError if not. The message has the tensor's ``key``.
     """
     if not isinstance(value, Tensor) or value.dtype not in (torch.half, torch.bfloat16, torch.float, torch.double):
-        raise WeightsError(f"weights {path}: {key} is not a table of floating-point numbers; save model.state_dict()")
+        raise WeightsError(f"weights {path}: {key} is not a floating-point tensor; save model.state_dict()")
     if not value.isfinite().all():
         raise WeightsError(f"weights {path}: {key} holds values that are not finite numbers; get the file again")

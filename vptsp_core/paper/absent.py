@@ -32,7 +32,7 @@ class AbsentData:
 
 
 def absent_data(config: RunConfig, data: str | Path | None, notebook: str, folder: Path) -> AbsentData | None:
-    """Return what is known of the run's data set if its folder is missing, otherwise None.
+    """Describe the run's data set if its folder is missing, otherwise return None.
 
     Args:
         notebook: the name for ``--only``.

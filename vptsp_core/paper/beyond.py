@@ -49,8 +49,9 @@ def rows(profile: str) -> dict[str, dict[str, Any]]:
 def cells(profile: str, **changes: Any) -> dict[tuple[str, str], RunConfig]:
     """Return the runs of the rows, {(row, set): run}, with ``changes`` for every run.
 
-    In the profile paper, each newer backbone is added twice: with its preset and with the recipe. Raises ConfigError
-    for an unknown profile and for changes that `check_changes` refuses.
+    In the profile paper, each newer backbone is added twice: with its preset and with the recipe. Newer backbones
+    are left out if ``changes`` set ``backbone``, ``weights`` or ``embed_dim``. Raises ConfigError for an unknown
+    profile and for changes that `check_changes` refuses.
     """
     judged = {"selection": "validation_map", **changes}
     found = {(label, "CUB"): configured(profile, row, judged) for label, row in rows(profile).items()}

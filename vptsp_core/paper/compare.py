@@ -1,4 +1,4 @@
-"""Run the cells of a table (`tables`, `beyond`), show them beside the paper's rows, and mark differences by chance.
+"""Run a table's cells (`tables`, `beyond`), show them beside the paper's rows, and mark differences that may be chance.
 
 A missing data set, an unsupported backbone or missing weights leave out only their own rows, and a line names them.
 """
@@ -64,7 +64,7 @@ def carry_out(
 
     Args:
         seeds: for all cells, or {cell: its seeds} (`paper.methods.seeds_by_row`).
-        notebook: its short name, for the command that makes missing runs.
+        notebook: the notebook's short name, for the command that makes missing runs.
         options: of `runs.run.many`, such as ``workers`` and ``progress``.
 
     Raises:
@@ -120,7 +120,7 @@ def _finished(config: RunConfig, results: Path) -> bool:
 
 
 def _refusal(backbone: str, weights: str, image_size: int) -> str:
-    """Return why a backbone cannot be used, or "". Check its class before its weights are downloaded."""
+    """Return why a backbone cannot be used, or "". Its class is checked first, before its weights are downloaded."""
     try:
         if backbone != "demo_vit":
             with torch.device("meta"):
@@ -132,7 +132,10 @@ def _refusal(backbone: str, weights: str, image_size: int) -> str:
 
 
 def listing(configs: Cells, keys: Sequence[str]) -> pd.DataFrame:
-    """Return the settings of the cells: one row per cell, one column per key of `RunConfig`, empty if unread."""
+    """Return the settings of the cells: one row per cell, one column per key of `RunConfig`.
+
+    For methods other than vptsp, ``accumulator``, ``proxy_source`` and ``class_prompts`` are empty.
+    """
     semantic = {"accumulator", "proxy_source", "class_prompts"}
     table = pd.DataFrame({
         f"{row}, {config.dataset}": {
@@ -184,7 +187,8 @@ def beside(
     """Return paper | ours | difference of every column that the paper prints, in percent, one row per row of the table.
 
     The paper's rows come first, in its order. The paper's MAP@R comes from the released code, so it is compared with
-    our "MAP@R released", which has the same formula. Our "MAP@R" as Musgrave et al. (2020) define it follows.
+    our "MAP@R released", which has the same formula. The next columns are our "MAP@R", as defined by
+    Musgrave et al. (2020).
 
     Args:
         paper: from `paper.tables.paper_rows`.
@@ -227,8 +231,8 @@ def by_set(table: pd.DataFrame, sets: Sequence[str]) -> Iterator[pd.DataFrame]:
 def agreement(table: pd.DataFrame) -> str:
     """Return one line per column that says how well the order of our rows agrees with the paper's.
 
-    It has Spearman's rank correlation and, if rows are compared with a reference (`report.marked`), the counts of the
-    verdicts. A column in which fewer than three rows have both numbers has no line.
+    The line has Spearman's rank correlation and, if rows are compared with a reference (`report.marked`), the counts of
+    the verdicts. A column in which fewer than three rows have both numbers has no line.
     """
     lines = []
     for column in map(str, table.columns.unique(0)):

@@ -69,7 +69,7 @@ SWEEPS: dict[str, Sweep] = {
         "nearly flat: CUB 85.0 at 0, highest at 1,500 K (85.5), 84.5 from 2,500 K on",
         {
             # Our choice: m class prompts per class. 100 classes, 12 blocks and width 384 make 461 K parameters for each
-            # m. The released m = 3 is then at 1,382 K, near the paper's maximum, and its seven points are m = 0 to 6.
+            # m. The released m = 3 is at 1,382 K, near the paper's maximum. The paper's seven points become m = 0 to 6.
             "paper": {m: 500 * m for m in range(7)},
             "tiny": {m: 500 * m for m in range(7)},  # width 192: half the parameters for each m
             "demo": {0: 0, 1: None, 2: None, 4: None},
@@ -180,7 +180,7 @@ def left_out(panel: str, profile: str, **changes: Any) -> str:
     """Return one line that says which runs `points` left out and why, or "" if it left out none."""
     sweep, row = SWEEPS[panel], method_rows(profile)[SWEEPS[panel].row]
     if sweep.key in changes:
-        return f"No runs: changes (--set) hold {sweep.key}, which panel {panel} varies; leave it out"
+        return f"No runs: changes (--set) contain {sweep.key}, which panel {panel} varies; leave it out"
     config = configured(profile, row, changes)
     classes = TRAIN_CLASSES[config.dataset]
     most = classes * config.samples_per_class

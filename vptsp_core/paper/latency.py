@@ -72,7 +72,7 @@ def paper_latency() -> pd.DataFrame:
 def measured_latency(measured: Mapping[tuple[str, int, str], dict[str, float]]) -> pd.DataFrame:
     """Return the result of `measure_steps`, one row per cell: ``row``, ``method``, ``batch``, ``form``, costs, ``%``.
 
-    ``%`` is the share of full fine-tuning in the same form.
+    ``%`` is the time in percent of full fine-tuning's, in the same form and with the same batch.
     """
     rows = [{"method": name, "batch": batch, "form": form, **costs} for (name, batch, form), costs in measured.items()]
     by_form = pd.DataFrame(rows).groupby("form", sort=False)
@@ -80,7 +80,7 @@ def measured_latency(measured: Mapping[tuple[str, int, str], dict[str, float]]) 
 
 
 def _with_shares(table: pd.DataFrame) -> pd.DataFrame:
-    """Add ``row``, the method with its batch, and ``%``, the share of full fine-tuning at the same batch."""
+    """Add ``row``, the method with its batch, and ``%``, the time in percent of full fine-tuning's with this batch."""
     full = table[table["method"] == FULL].set_index("batch")["ms"]
     row = table["method"] + ", " + table["batch"].astype(str)
     return table.assign(row=row, **{"%": 100 * table["ms"] / table["batch"].map(full)})

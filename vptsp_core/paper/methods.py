@@ -51,8 +51,8 @@ METHODS: dict[str, dict[str, Any]] = {
     BEST: dict(method="vptsp", accumulator="gru", bitfit=True),
 }
 
-# The adapters that table 1 prints: in 7 of 12 blocks without BitFit, in one with it. The demo ViT has 6 blocks of
-# width 96. The profile tiny has the same blocks and the same share of a narrower ViT.
+# The adapters that table 1 prints: in 7 of 12 blocks without BitFit, in one with it. Their width is 2/3 of the ViT's
+# in every profile. The demo ViT has 6 blocks of width 96. The ViT of the profile tiny has 12 of width 192.
 ADAPTERS = {
     profile: {
         "Adapter": dict(adapter_layers=layers, adapter_dim=dim),
@@ -84,9 +84,9 @@ INTEGRATIONS = {
 #   0.0003 and 0.001). While the best rate was the lowest or highest, the next one by a factor of 2 was tried too. The
 #   preset has 0.004.
 # tiny: for the results of `paper.rate_search`, the same search for every row (docs/tiny.md). `search_name` names the
-#   rows of tables 5 and 7. A rate that the search has found is entered here with its run of all epochs, such as
-#   0.02 of BitFit. For VPTSP-G + BitFit the search also found 0.02, but that run ended with a higher loss than the
-#   preset's 0.005, so the row keeps 0.005.
+#   rows of tables 5 and 7. A rate that the search has found is entered here if its run of all epochs passes the
+#   check of docs/tiny.md, such as 0.02 for BitFit. For VPTSP-G + BitFit the search also found 0.02, but the run with
+#   it ended with a higher loss than the run with the preset's 0.005, so the row keeps 0.005.
 #   Full fine-tuning is not searched yet. It has a quarter of the preset's rate, because the whole backbone learns.
 RATES: dict[str, dict[str, dict[str, float]]] = {
     "tiny": {FULL: dict(lr=0.00125), "BitFit": dict(lr=0.02), "VPTSP-G + BitFit": dict(lr=0.005)},
@@ -119,11 +119,11 @@ def check_changes(changes: Mapping[str, Any]) -> None:
     Raises ConfigError for a key of `ROW_KEYS`, and for the seed, because ``seeds`` is a separate parameter.
     """
     if "seed" in changes:
-        raise ConfigError("changes (--set) hold seed; give seeds (--seeds) instead")
+        raise ConfigError("changes (--set) contain seed; give seeds (--seeds) instead")
     if found := [key for key in ROW_KEYS if key in changes]:
         raise ConfigError(
-            f"changes (--set) hold {', '.join(found)}, by which the rows of tables differ; leave it out, or train one "
-            "run with it: python -m vptsp_core train --set"
+            f"changes (--set) contain {', '.join(found)}, by which the rows of tables differ; leave it out, or train "
+            "one run with it: python -m vptsp_core train --set"
         )
 
 

@@ -3,7 +3,7 @@
 Neighbouring rates differ by a factor of 4. A trial is a run of three epochs with every fifth training class held out.
 It is judged by the validation MAP@R of its last epoch. R@1 decides only between equal ones, because good rates hardly
 differ in it. While the best rate is the lowest or highest that was tried, the next rate is tried too. Test classes
-decide nothing. The best rates are entered in `methods.RATES`.
+decide nothing. A best rate that passes the check of docs/tiny.md is entered in `methods.RATES`.
 """
 
 from __future__ import annotations

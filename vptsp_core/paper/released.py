@@ -48,8 +48,8 @@ class ReleasedBench:
             configuration files (SOP, In-Shop, iNaturalist).
 
     Attributes:
-        precision: of its trunk. It is float16 on a GPU unless the run is in float32, and float32 on a CPU.
-        difference: the relative difference of its loss and ours before the first step, in float32 without dropout.
+        precision: of the clone's trunk. It is float16 on a GPU unless the run is in float32, and float32 on a CPU.
+        difference: relative difference of the clone's loss and ours before the first step, in float32 without dropout.
 
     Raises:
         VptspError: the run was not released, the clone cannot be used, or its loss differs from ours.
@@ -82,17 +82,17 @@ class ReleasedBench:
         self.precision = "float16" if half else "float32"
         self.autocast = torch.autocast(self.device.type, torch.float16, enabled=half)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.device.type == "cuda")
-        self.images, self.labels = images, labels.cpu()  # its loader leaves the labels in host memory
+        self.images, self.labels = images, labels.cpu()  # the clone's loader leaves the labels in host memory
         self.difference = self._compare(ours)
 
     def step(self) -> None:
-        """Run one step of its training loop."""
+        """Run one step of the clone's training loop."""
         model = self.model
         model.optimizer.zero_grad(set_to_none=True)
         model.p_optimizer.zero_grad(set_to_none=True)
         with self.autocast:
             loss = self.loss()
-        loss.item()  # for its progress bar
+        loss.item()  # the clone reads it for its progress bar
         self.scaler.scale(loss).backward()
         self.scaler.step(model.optimizer)
         self.scaler.step(model.p_optimizer)
@@ -102,9 +102,9 @@ class ReleasedBench:
             model.bank_prompt_p_save()
 
     def loss(self) -> Tensor:
-        """Run its forward pass and return its loss, a scalar ()."""
+        """Run the clone's forward pass and return its loss, a scalar ()."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it calls torch's checkpointing without arguments that are now required
+            warnings.simplefilter("ignore")  # the clone calls checkpoint() without arguments that are now required
             out = self.model(x=self.images, labels=self.labels.to(self.device), anchor=None)
         return self.criterion(batch=out["embeds"], labels=self.labels, proxies=out["proxies"])
 
@@ -118,12 +118,12 @@ class ReleasedBench:
         return self.loss, list(self.model.state_dict().values()), (self.model.optimizer, self.model.p_optimizer)
 
     def facts(self) -> dict[str, Any]:
-        """Return the facts to report beside its time."""
+        """Return the facts to report beside the step's time."""
         return {"loss_difference": self.difference, "precision": self.precision}
 
     @torch.no_grad()
     def _compare(self, ours: MetricModel) -> float:
-        """Return the relative difference of its loss and ours. Raises VptspError if it is above `BOUND`."""
+        """Return the relative difference of the clone's loss and ours. Raises VptspError if it is above `BOUND`."""
         dropouts = [each for model in (ours, self.model) for each in model.modules() if isinstance(each, nn.Dropout)]
         rates = [each.p for each in dropouts]
         for each in dropouts:
@@ -152,7 +152,7 @@ def check_released(config: RunConfig) -> None:
     semantic = config.method == "vptsp"
     wrong = {
         "semantics": config.semantics != "released",
-        "method": config.method == "adapter",  # its block has always 12 heads and no QKV bias
+        "method": config.method == "adapter",  # the clone's block with an adapter always has 12 heads and no QKV bias
         "optimizer": config.class_optimizer == "rowwise" and config.optimizer == "adam",
         "accumulator": semantic and config.accumulator not in ACCUMULATORS,
         "proxy_source": semantic and config.proxy_source != "class_prompts",
@@ -190,7 +190,7 @@ def clone_modules(folder: str | Path, names: Sequence[str]) -> list[ModuleType]:
             mock.patch.object(sys, "dont_write_bytecode", True),
             warnings.catch_warnings(),
         ):
-            warnings.simplefilter("ignore")  # it imports deprecated names of timm
+            warnings.simplefilter("ignore")  # the clone imports deprecated names of timm
             return [importlib.import_module(name) for name in names]
     except ImportError as error:
         raise VptspError(
@@ -223,7 +223,7 @@ def on_device(device: torch.device, backbone: nn.Module | None = None) -> Iterat
 
 
 def _options(params: ModuleType, config: RunConfig, classes: int) -> argparse.Namespace:
-    """Return a run as options of the released implementation. Others have the defaults of its module ``params``."""
+    """Return a run as options of the released implementation. Other options have the clone's defaults (``params``)."""
     parser = argparse.ArgumentParser()
     for name in ("basic_training", "scale_optimizing", "batch_creation", "batchmining_specific", "loss_specific"):
         parser = getattr(params, f"{name}_parameters")(parser)

@@ -143,8 +143,8 @@ def marked(table: pd.DataFrame, paired: pd.DataFrame, reference: str) -> pd.Data
 
     Returns:
         ``table`` with a column (metric, "vs <reference>") after each metric: text such as "-1.2 [-2.0, -0.4]", the
-        difference in percent points and its 95 % interval. `CHANCE` before it marks an interval that contains 0. If the
-        paper has numbers, a column (metric, `ORDER`) follows. It says whether the paper's order of the row and the
+        difference in percentage points and its 95 % interval. `CHANCE` before it marks an interval that contains 0. If
+        the paper has numbers, a column (metric, `ORDER`) follows. It says whether the paper's order of the row and the
         reference "holds", "does not hold", or is "undecided" because the interval contains 0.
     """
     out: dict[tuple[str, str], pd.Series] = {}
@@ -228,7 +228,7 @@ def machine_facts(made: Mapping[str, Any]) -> dict[str, str]:
 
 
 def record_facts(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Return {fact: its values over all runs}, such as commit, device and seed. Comparable runs have one value each."""
+    """Return {fact: its values over all runs}, such as commit and seed. A fact that differs has several values."""
     facts: dict[str, dict[str, None]] = {}  # the inner dicts are sets that keep their order
     for run in runs:
         record = run.record

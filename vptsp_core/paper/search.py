@@ -147,8 +147,8 @@ def write_preset(study: optuna.Study, path: Path) -> Path:
 def judged(done: Run) -> float:
     """Return the R@1 by which a trial is judged.
 
-    If the selection holds classes out, it is the best epoch's on these. Otherwise it is the one that the run reports,
-    on the test classes.
+    If the selection holds classes out, this is the best R@1 of any epoch on the held-out classes. Otherwise it is the
+    R@1 that the run reports on the test classes.
     """
     if done.config.holds_out:
         return float(done.history[f"{HELD_OUT}R@1"].max())
@@ -220,7 +220,7 @@ def _work(
     study: optuna.Study, train: Callable[[optuna.Trial], float], lock: Path, tell: Callable[[str], None] | None,
     show: bool,
 ) -> None:  # fmt: skip
-    """Make trials until the study has all its trials and none is running. Only then is the best one known.
+    """Make trials until the study has all its trials and none is running. Before that, the best trial is not known.
 
     A worker holds the lock from counting the trials until its own trial has begun. Machines that share the database
     but not the results folder may begin a few trials too many, which count like the others.

@@ -112,7 +112,8 @@ def tried(trial: FrozenTrial) -> dict[str, Any]:
 class _Seeded(optuna.samplers.TPESampler):
     """TPE with a new seed per trial, from the search's seed and the number of earlier trials, repeats not counted.
 
-    So several workers do not repeat each other. One worker makes the same trials whether it was interrupted or not.
+    Several workers therefore do not repeat each other. One worker makes the same trials with or without an
+    interruption.
     """
 
     def __init__(self, seed: int) -> None:

@@ -26,7 +26,7 @@ from vptsp_core.system.devices import autocast_dtype, pick_device
 
 
 class TextbookStep(TrainStep):
-    """The training step with the textbook form of the loss: concatenate, run the block and drop."""
+    """The training step with the textbook form of the loss: concatenate prompts, run the block, drop prompts."""
 
     def forward_backward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Do what `TrainStep.forward_backward` does: images (B, 3, H, W), labels (B,)."""

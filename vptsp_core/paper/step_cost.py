@@ -84,7 +84,7 @@ def measure_step(config: RunConfig, *, steps: int) -> dict[str, Any]:
 
 
 class Turn(NamedTuple):
-    """Milliseconds of each timed step of a turn, and the turn's cost, from which ratios are computed.
+    """Milliseconds of each timed step of a turn, and the turn's cost in milliseconds, for the ratios.
 
     On a CPU the cost is the processor time of this process, because other processes do not change it.
     """

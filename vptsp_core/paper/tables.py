@@ -80,7 +80,7 @@ def sota(profile: str, **changes: Any) -> Cells:
 
 
 def inaturalist(profile: str, **changes: Any) -> Cells:
-    """Return the cells of table 3, {(row, set): run}. The other profiles have one stand-in row."""
+    """Return the cells of table 3, {(row, set): run}. Profiles other than paper have one stand-in row."""
     if left_out(3, changes):
         return {}
     if profile != "paper":
@@ -149,7 +149,7 @@ OWN_KEYS = {
 def left_out(number: int, changes: Mapping[str, Any]) -> str:
     """Return one line that says why a table has no runs with these changes, or "" if it has runs."""
     found = ", ".join(key for key in OWN_KEYS.get(number, ()) if key in changes)
-    why = f"No runs: changes (--set) hold {found}, which the rows of table {number} set themselves; leave it out"
+    why = f"No runs: changes (--set) contain {found}, which the rows of table {number} set themselves; leave it out"
     return why if found else ""
 
 

@@ -20,7 +20,7 @@ TEMPLATES = Environment(
     loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
 
-# nbconvert's basic template, without widgets and JavaScript, which need a script.
+# nbconvert's basic template, without outputs that are widgets or JavaScript, because the pages run no scripts.
 _NOTEBOOK = """{%- extends 'index.html.j2' -%}
 {%- block input_group -%}
 <details><summary>code</summary>{{ super() }}</details>
@@ -73,7 +73,7 @@ def opening(notebook: Any, name: str) -> tuple[str, str, str, str]:
 
 
 def figure(path: Path, caption: str) -> dict[str, Any]:
-    """Return a figure for the page: ``src`` (its file as a data URI), ``width``, ``height``, and ``words``.
+    """Return a figure for the page: ``src`` (its file as a data URI), ``width``, ``height`` (CSS pixels) and ``words``.
 
     ``words`` is the description in the file, or ``caption``. Raises VptspError if the file is not a readable picture.
     """

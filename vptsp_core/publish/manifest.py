@@ -49,7 +49,7 @@ class Manifest:
         record: {fact: all its values}: commit, versions, device, seeds, checksums of data and weights, hashes of runs.
         seconds: the notebook's duration; None unless the runner executed it.
         failure: the error that ended the last execution. The other attributes then belong to an earlier execution.
-        made_from: `made_from` of the notebook when it was executed.
+        made_from: the hash that the function `made_from` returned when the notebook was executed.
         files: {file: its checksum}, for every file that the notebook wrote.
     """
 

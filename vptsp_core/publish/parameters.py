@@ -22,8 +22,8 @@ TINY = (
     "table1_peft_methods", "table4_components", "table5_proxy_source", "table7_integration", "fig3_ablations",
     "fig4_embedding_space",
 )  # fmt: skip
-# In the profile tiny these show photographs of CUB-200, which must not be passed on. They run only if --only names
-# them.
+# In the profile tiny these notebooks show photographs of CUB-200, which must not be passed on. So these notebooks run
+# only if --only names them.
 WITH_PHOTOGRAPHS = ("tour", "explore")
 
 # The types of the parameters that the runner sets.
@@ -126,7 +126,7 @@ def check_given() -> None:
 
 
 def _assigned(cell: str) -> dict[str, Any]:
-    """Return the names that a cell's lines NAME = VALUE assign, with their values; None unless a value is a literal."""
+    """Return {name: value} of a cell's lines NAME = VALUE. A value that is not a literal is returned as None."""
     assigned: dict[str, Any] = {}
     with contextlib.suppress(SyntaxError):  # a cell of magics assigns nothing
         for statement in ast.parse(cell).body:

@@ -80,7 +80,7 @@ def show(work: Sequence[tuple[Path, Mapping[str, Any]]], data: str | Path | None
     for each in filter(None, absent.values()):
         print(f"No runs: {each.problem}")
     known = [seconds for seconds in missing.values() if seconds is not None]
-    finished -= missing.keys()  # light runs, if one notebook needs the weights
+    finished -= missing.keys()  # a light run is finished for one notebook and missing for one that needs its weights
     print(f"{len(finished) + len(missing)} runs, {len(finished)} finished, {len(missing)} missing")
     if known:
         print(f"One after another on {here}, {len(known)} of the missing runs take about {sum(known) / 60:.0f} minutes")

@@ -55,12 +55,12 @@ def run_notebooks(
     """Execute notebooks one after another, in the repository's root. Return 0, or 1 if any failed.
 
     Writes results/<profile>/notebooks/<name>.ipynb and .html; the copy of a notebook that fails is <name>.failed.ipynb.
-    A finished notebook (`manifest.is_finished`) is not executed again. If two calls run at once, one waits while the
-    other executes a notebook.
+    A finished notebook (`manifest.is_finished`) is not executed again. Two calls never execute the same notebook at
+    once: the second call waits for the first.
 
     Args:
         data, seeds, workers, changes: for the notebooks that have such a parameter. If None, the notebooks' defaults
-            apply. On a CPU, the demo then uses one process per core.
+            apply, except that the demo without a GPU then uses one process per core, at most 8.
         dry: execute nothing; print the finished and the missing runs (`plan.show`).
 
     Raises:
@@ -229,7 +229,7 @@ def _execute(path: Path, out: Path, values: dict[str, Any], made: str, kernel: O
 
 
 def _describe(error: Exception) -> str:
-    """Describe an error in one line, and for a failed cell its number."""
+    """Describe an error in one line. If a cell failed, the line begins with the number of the cell."""
     from papermill.exceptions import PapermillExecutionError
 
     if isinstance(error, PapermillExecutionError):

@@ -5,7 +5,7 @@ ignores. At least one whole checkpoint exists at any time, even if the process i
 
 1. the new one is written to the disk under a temporary name, with its checksum;
 2. checkpoint.pt becomes checkpoint.previous.pt;
-3. the new one becomes checkpoint.pt (killed between the two, a run resumes from checkpoint.previous.pt).
+3. the new one becomes checkpoint.pt (a run that is killed between 2 and 3 resumes from checkpoint.previous.pt).
 
 The disk needs room for three. The checksum takes about 1 s per GB, when a checkpoint is written and when a run resumes.
 """
@@ -36,7 +36,7 @@ class Found(NamedTuple):
 
 
 def write_checkpoint(folder: Path, run: str, values: Mapping[str, Any]) -> None:
-    """Write a new checkpoint. The last one becomes the one before it. Tensors are not copied.
+    """Write a new checkpoint. The last one becomes the previous one. Tensors are not copied in memory.
 
     ``run`` is the run's identity. ``torch.load(..., weights_only=True)`` must be able to read the ``values``.
     Raises VptspError: the folder cannot be written. Both earlier checkpoints still exist.
@@ -55,8 +55,8 @@ def write_checkpoint(folder: Path, run: str, values: Mapping[str, Any]) -> None:
 def find_checkpoint(folder: Path) -> Found | None:
     """Return the last whole checkpoint of a folder, or None if the folder has no checkpoint.
 
-    If the last one is damaged or missing, a warning says that the one before it is used. A damaged one is deleted, so
-    that it does not become the one before the next.
+    If the last one is damaged or missing, a warning says that the one before it is used. A damaged last one is
+    deleted, so that the next write does not keep it as the previous one.
     Raises WeightsError: there are checkpoints, but none is whole.
     """
     last, before = folder / CHECKPOINT, folder / PREVIOUS
@@ -86,7 +86,7 @@ def read_checkpoint(folder: Path, found: Found, run: str, made_with: Mapping[str
     path = folder / found.name
     if not path.is_file() or _last_line(path) != found.line:
         raise VptspError(
-            f"checkpoint {path}: another file here than for the first process; "
+            f"checkpoint {path}: not the file that the first process sees; "
             "choose a results folder that all machines see"
         )
     try:

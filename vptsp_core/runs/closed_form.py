@@ -2,9 +2,9 @@
 
 Discriminant analysis (Fisher 1936; Rao 1948; "within-class covariance normalisation" in Hatch et al., Interspeech 2006)
 centres the features and divides them by their variation WITHIN classes. The head then keeps the d directions in which
-they vary most. This is beyond the paper. It serves before training (`runs.start_from_data`), and after it: with
+they vary most. This is beyond the paper. A run can start from this head (`runs.start_from_data`), or end with it: with
 ``final_head=closed_form`` a run trains its head as usual, but is evaluated and saved with the closed form of the
-features that it has learned. With 100 training classes that head was better for new classes than the trained one, with
+features that it has learned. With 100 training classes that head was better for new classes than the trained one. With
 16 or fewer it was not (docs/beyond.md).
 """
 
@@ -29,7 +29,7 @@ from vptsp_core.runs.evaluate import embed_batch
 from vptsp_core.system.distributed import from_first
 
 PER_CLASS = 32  # images per class, at most: more are not needed, and iNaturalist has up to 659
-SHRINK = 0.3  # of the covariance within classes towards a multiple of the identity (Friedman 1989)
+SHRINK = 0.3  # the diagonal of the covariance within classes gets this share of its mean added (after Friedman 1989)
 
 
 @contextlib.contextmanager
@@ -67,7 +67,7 @@ def pooled_tokens(model: MetricModel, images: ImageSet, *, prompted: bool = True
 
 @torch.no_grad()
 def set_head(head: Head, weight: Tensor, bias: Tensor) -> None:
-    """Copy weight (d, D) and bias (d,) into a head, for both of its tokens if it has two. Its LayerNorms only norm."""
+    """Copy weight (d, D) and bias (d,) into a head, for each of its tokens. Its LayerNorms get weight 1 and bias 0."""
     parts = [(head.norm, head.fc), (head.dist_norm, head.dist_fc)] if head.tokens == 2 else [(head.norm, head.fc)]
     for norm, linear in parts:
         norm.weight.fill_(1)

@@ -30,7 +30,7 @@ class CompiledStep(TrainStep):
     """`TrainStep` with a compiled loss.
 
     If the loss cannot be compiled, a warning says so, and the steps run uncompiled. With several processes, or if
-    ``must`` is True, it is an error: one process cannot continue uncompiled alone.
+    ``must`` is True, the step raises an error instead: one process of several cannot continue uncompiled alone.
     Raises VptspError: at a step, because the loss cannot be compiled.
     """
 
@@ -111,7 +111,7 @@ def compiled_loss(model: MetricModel) -> Callable[[Tensor, Tensor], Tensor]:
     Several processes exchange embeddings in the middle of the loss. The parts before and after are then compiled
     separately, and are not replayed as CUDA graphs.
     """
-    # The compiled code is executed, so it is kept in the user's folder, not in the folder for temporary files of all.
+    # The compiled code is executed, so it is kept in the user's folder, not in the temporary folder of all users.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_folder() / "vptsp" / "compiled"))
     alone = world_size() == 1
     # With this option dropout draws the same masks as in an uncompiled step.

@@ -34,8 +34,8 @@ class Curves:
     def __call__(self, history: list[Any]) -> None:
         """Write the values of a history (rows, by name) that are new. NaN is skipped.
 
-        TensorBoard shows when each epoch ended. The last epoch ends now, and the seconds of the later epochs give the
-        end of an earlier one.
+        Each value gets the time at which its epoch ended. For the last epoch this is now. For an earlier one it is now
+        minus the ``seconds`` of all epochs after it.
         """
         if self.writer is None:
             self.writer = self._open(self.folder, purge_step=0)
@@ -52,7 +52,7 @@ class Curves:
 
 
 def tag(name: str) -> str:
-    """Return the group and name of the curve of a history's column."""
+    """Return TensorBoard's name, "<group>/<name>", for a column of the history."""
     if name in NOT_METRICS:
         return f"training/{name}"
     return f"validation/{name.removeprefix(HELD_OUT)}" if name.startswith(HELD_OUT) else f"test/{name}"

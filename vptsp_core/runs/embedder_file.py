@@ -41,7 +41,8 @@ class TrainedModel:
     """A trained model, and the facts about its run that are saved with it.
 
     Attributes:
-        model: in eval mode. A model from `load` has no proxy tower, and its config's ``method`` can differ for this.
+        model: in eval mode. A model from `load` has no proxy tower, so ``model.config.method`` can differ from
+            ``config.method``.
         config: of the run that made the model.
         run: the hash of that run, or None if no run made the model.
         metrics: of that run, fractions in [0, 1].
@@ -95,7 +96,7 @@ def exact_names(model: MetricModel) -> set[str]:
 
 
 def write_embedder(path: Path, trained: TrainedModel, config: RunConfig) -> None:
-    """Write the learned tensors of ``embedder``, with ``config`` in the header.
+    """Write the learned tensors of ``trained``, with ``config`` in the header.
     Raises VptspError: the suffix is not .safetensors, or the file cannot be written.
     """
     if path.suffix != ".safetensors":
@@ -178,8 +179,8 @@ def rebuild(saved: Saved, weights: str | Path | None = None) -> MetricModel:
         )
     if saved.preprocessing is not None and saved.preprocessing != preprocessing(model):
         raise WeightsError(
-            f"{saved.path}: this version of timm or vptsp_core prepares images otherwise ({preprocessing(model)}) than "
-            f"the version that saved it ({saved.preprocessing}); use that version"
+            f"{saved.path}: this version of timm or vptsp_core prepares images differently ({preprocessing(model)}) "
+            f"than the version that saved it ({saved.preprocessing}); use that version"
         )
     model.load_state_dict(saved.learned, strict=False)
     return model.eval()
@@ -194,7 +195,7 @@ def _check_tensors(saved: Saved, model: MetricModel) -> None:
     wrong += [key for key in sorted(wanted.keys() & learned.keys()) if wanted[key].shape != learned[key].shape]
     if wrong:
         where = saved.path / WEIGHTS if saved.frozen is None else saved.path
-        raise WeightsError(f"{where}: {wrong[0]} does not fit the config beside it; run it again, or get it again")
+        raise WeightsError(f"{where}: {wrong[0]} does not fit the config; get the file again, or train the run again")
 
 
 def _weights_file(saved: Saved, weights: str | Path | None) -> Path:

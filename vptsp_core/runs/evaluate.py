@@ -29,7 +29,7 @@ TOKENS_AT_ONCE = 3200  # on a CPU: few enough for its cache
 
 
 def embed_batch(model: MetricModel) -> int:
-    """Return how many images are embedded at once: on a GPU a training batch, on a CPU `TOKENS_AT_ONCE`.
+    """Return how many images are embedded at once: a training batch on a GPU, `TOKENS_AT_ONCE` patches on a CPU.
 
     On a CPU, batches of 16 images of 224 px are 1.2 times as fast as batches of 64 (in float32).
     """

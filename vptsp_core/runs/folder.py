@@ -56,7 +56,7 @@ class Run:
 
     @cached_property
     def queries(self) -> dict[str, np.ndarray] | None:
-        """The metrics of each test query, (N,) float32, at the epoch that the metric is reported from (see `Scores`).
+        """The values of each metric for all test queries, (N,) float32, at the metric's reported epoch (see `Scores`).
 
         None if an older version made the run and did not keep them. Raises WeightsError: the file is damaged.
         """
@@ -83,7 +83,7 @@ def identity(config: RunConfig) -> str:
 
 
 def whole_path(weights: str) -> str:
-    """Return a value of the key ``weights``. The path of a file becomes absolute: valid in every working directory."""
+    """Return a config's ``weights``. A file's path is made absolute, so that it is valid in every working directory."""
     if weights in ("pretrained", "random") or not weights.strip():
         return weights
     return str(Path(weights).expanduser().absolute())
@@ -179,7 +179,7 @@ def _read_config(path: Path) -> RunConfig:
     try:
         return RunConfig.from_dict(dict(json.loads(path.read_text(encoding="utf-8"))))
     except ConfigError as error:
-        raise WeightsError(f"{path}: {error} (of another version?); use that one, or {_AGAIN}") from error
+        raise WeightsError(f"{path}: {error} (of another version?); use that version, or {_AGAIN}") from error
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise WeightsError(f"{path}: unreadable (cut short or damaged); {_AGAIN}") from error
 

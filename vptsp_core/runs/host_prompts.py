@@ -14,7 +14,7 @@ from vptsp_core.system.host_rows import HostRows, own_pages
 
 
 class HostPrompts(ClassPrompts):
-    """Row-wise `ClassPrompts` whose table and moments stay in host memory. They give the same numbers.
+    """Row-wise `ClassPrompts` whose table and moments stay in host memory. This changes no numbers.
 
     The tables of ``prompts`` are copied into memory pages of their own, which can be pinned.
     Raises VptspError: there is not enough host memory.
@@ -34,10 +34,10 @@ class HostPrompts(ClassPrompts):
 
     @torch.no_grad()
     def swap_in(self, classes: Tensor, optimizer: torch.optim.Optimizer, upcoming: Tensor | None = None) -> None:
-        """Do what `ClassPrompts.swap_in` does, and send the rows of ``upcoming`` while this batch computes.
+        """Do what `ClassPrompts.swap_in` does, and start to fetch the rows of ``upcoming``, the next batch's classes.
 
-        Both arguments are (C',) on the CPU, so that nothing waits for the GPU. If ``classes`` are not the last
-        ``upcoming``, their rows are fetched now.
+        ``classes`` and ``upcoming`` are (C',) on the CPU, so that nothing waits for the GPU. If ``classes`` are not the
+        ``upcoming`` of the call before, their rows are fetched now.
         """
         self.host_rows().take(classes, self.slots(optimizer))
         if upcoming is not None:

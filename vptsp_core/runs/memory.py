@@ -1,8 +1,9 @@
 """Memory: where the table of class prompts is kept, and whether a training step fits into the GPU's memory.
 
-A trial step before training measures the memory of the towers and the optimiser's state, which is nearly all. It leaves
-out the proxies and the loss, the augmentation on the GPU, a decoded training set on the GPU (`data.store`), the copy of
-all gradients that several processes send, and the evaluation. If these do not fit, `memory_errors` names the cure.
+A trial step before training allocates the memory of the towers and of the optimisers' state, nearly all that training
+needs. It leaves out the proxies and the loss, the augmentation on the GPU, a decoded training set on the GPU
+(`data.store`), the copy of all gradients that several processes send, and the evaluation. If these do not fit,
+`memory_errors` names the cure.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ _HOST = "--class-table host for row-wise class prompts"
 
 
 def probe_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Run the towers forward and backward over zeros, with memory allocated for the optimisers' future state.
+    """Run the towers forward and backward on images of zeros, with memory allocated for the optimisers' future state.
 
-    Random numbers, mode and gradients are then as before. With several processes, each one tries its own share.
+    Afterwards, random numbers and mode are as before, and there are no gradients. With several processes, each one
+    tries its own share.
     Raises torch.OutOfMemoryError: the step does not fit.
     """
     config, device = model.config, next(model.parameters()).device

@@ -1,7 +1,7 @@
 """The check for numbers that are not finite, in all tensors of a checkpoint.
 
-A weight or an optimiser's state can break without a trace in the losses: in the last step, or for a class that is not
-drawn again. The check is made once per epoch because a check in each step would make the GPU wait.
+A weight or an optimiser's state can become NaN or infinite without a trace in the losses: in the last step, or for a
+class that is not drawn again. The check is made once per epoch because a check in each step would make the GPU wait.
 """
 
 from __future__ import annotations

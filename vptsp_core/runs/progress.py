@@ -25,7 +25,7 @@ def locked_run(folder: Path) -> Iterator[None]:
     """Lock a run's folder, so that only this process (or group of processes) trains the run.
 
     A second process waits, and then finds what the first one wrote. If the first one was killed, the system releases
-    its lock, and the second one deletes its temporary files.
+    its lock, and the second one deletes the temporary files that are left.
     """
     if is_main():
         with locked(folder / LOCK, f"{folder.name}: another process trains it; waiting"):

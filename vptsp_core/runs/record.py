@@ -84,7 +84,7 @@ def close_record(record: dict[str, Any], parts: list[dict[str, Any]]) -> dict[st
 def checksum(model: nn.Module, names: Collection[str] | None = None) -> str:
     """Return the first sixteen hex digits of a SHA-256 over names and values of the tensors called ``names``.
 
-    If None, of all tensors but LoRA's factors, by their names without LoRA.
+    If ``names`` is None, all tensors count except LoRA's factors, by the names that they have without LoRA.
     """
     state = model.state_dict()
     if names is None:

@@ -86,7 +86,7 @@ def run(
         allow_partial: accept an incomplete data set. The run then has another folder, and its record says so.
         light: accept a finished run without weights. Otherwise it is trained again.
         on_epoch: called after every epoch with the history so far. If the run is finished already, it is not called.
-        tensorboard: write the history for TensorBoard after every epoch, to a folder in this one.
+        tensorboard: a folder. After every epoch the history is written for TensorBoard, to the run's subfolder.
 
     Raises:
         VptspError: something that the user can fix, in one line. No half-written files stay.
@@ -182,7 +182,7 @@ def _train_and_evaluate(
         metrics = test_scores()
         return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["part"]()}], metrics.queries, {}
     if config.epochs == 0 and config.start == "released":
-        raise ConfigError("epochs = 0 trains nothing; use method = 'frozen' for the backbone as it is, or a start")
+        raise ConfigError("epochs = 0 trains nothing; take method = 'frozen', or start = 'heads', 'proxies' or 'all'")
     training, held_out = for_selection(benchmark, config)
     if held_out is None:
         trainer = Trainer(model, training.train, path, lambda m: evaluate(m, benchmark), **options)

@@ -18,7 +18,7 @@ from vptsp_core.method.loop import Row
 from vptsp_core.method.metrics import Scores
 
 HELD_OUT = "validation "  # a run's history has this prefix before the metrics on held-out training classes
-SCORES = {"validation": f"{HELD_OUT}R@1", "validation_map": f"{HELD_OUT}MAP@R"}  # what chooses an epoch, else R@1
+SCORES = {"validation": f"{HELD_OUT}R@1", "validation_map": f"{HELD_OUT}MAP@R"}  # chooses the epoch; otherwise R@1 does
 NOT_METRICS = ("epoch", "loss", "lr", "lr_proxy", "seconds")
 
 
@@ -31,6 +31,8 @@ def keep_queries(
     kept: dict[str, np.ndarray], metrics: Mapping[str, float], history: Sequence[Row], selection: str
 ) -> None:
     """Update ``kept``, {metric: (N,) float32}, with the per-query values of the metrics that are best in this epoch.
+
+    With selection "last" the values of all metrics are kept.
 
     Args:
         metrics: this epoch's evaluation. Only `Scores` have per-query values.

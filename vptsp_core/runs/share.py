@@ -78,7 +78,7 @@ def push(trained: TrainedModel, repo: str, revision: str | None = None, private:
     uri = f"{SCHEME}{repo.removeprefix(SCHEME)}"
     repo, named = place(uri)
     if named is not None and revision not in (None, named):
-        raise ConfigError(f"{uri}: it names another revision than revision={revision!r}; give one of them")
+        raise ConfigError(f"{uri}: the address and revision={revision!r} name different revisions; give one of them")
     revision = revision or named
     if huggingface_hub.get_token() is None:
         raise VptspError(f"{uri}: this machine has no token of the Hub; {LOGIN}")
@@ -182,7 +182,7 @@ def _data_set(config: RunConfig, data: dict[str, Any]) -> tuple[str, str]:
 
 
 def _same_images(run: Run) -> list[Run]:
-    """Return the finished runs beside a run that have its images, backbone and image preparation, itself included."""
+    """Return the finished runs beside a run that have its images, backbone, image size and pooling, itself included."""
     finished = [read_run(path.parent) for path in sorted(run.path.parent.glob(f"{run.config.dataset}-*/{METRICS}"))]
 
     def key(each: Run) -> tuple[object, ...]:

@@ -2,8 +2,8 @@
 
 Each query gives one difference. Queries are drawn with replacement, as many as there are, 10,000 times. The interval is
 the middle 95 % of the 10,000 mean differences (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter
-13). It shows how much the choice of queries matters. Seeds are averaged first, query by query; how much they matter is
-shown by the ± of `report.averaged`.
+13). It shows how much the choice of queries matters. Seeds are averaged first, query by query. The ± of
+`report.averaged` shows how much the seeds matter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CHUNK = 2**22  # counts in memory at a time: 32 MB
 def compare_paired(
     runs: Sequence[Run], labels: Sequence[str], reference: str, metrics: Sequence[str] = ("R@1", "MAP@R")
 ) -> pd.DataFrame:
-    """Return how far each method is from the reference, in percent points, with the 95 % interval over queries.
+    """Return how far each method is from the reference, in percentage points, with the 95 % interval over queries.
 
     Args:
         runs: of one test set.
@@ -74,7 +74,7 @@ def unclear(comparison: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def bootstrap(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the percentile interval of the mean of each column of (N, K): low and high, (K,) each.
+    """Return the percentile interval of the mean of each column of ``differences`` (N, K): low and high, (K,) each.
 
     All columns share the resamples. A resample is stored as the number of times that each row was drawn.
     """
@@ -106,7 +106,7 @@ def _same_queries(runs: Sequence[Run], labels: Sequence[str]) -> None:
         tested.setdefault((data["name"], data["test"], data.get("gallery")), name)
         for values in (run.queries or {}).values():
             counted.setdefault(len(values), name)
-    for fault, names in (("other queries", tested), ("another number of queries", counted)):
+    for fault, names in (("different queries", tested), ("different numbers of queries", counted)):
         if len(names) > 1:
             one, other, *_ = names.values()
             raise DataError(f"{one} and {other} were tested on {fault}; compare runs of one test set")

@@ -3,8 +3,9 @@
 This is beyond the paper, where all of them start at random. It takes one pass over some training images, without
 prompts and without a step of an optimiser:
 - heads: in closed form (`vptsp_core.runs.closed_form`);
-- proxies: P and O of a class are the mean of its embeddings by that head, of length 1. A GRU starts by keeping them,
-  because its candidate weights are still random (Gers et al. 2000 and Jozefowicz et al. 2015, for the LSTM's gate);
+- proxies: P and O of a class are the mean of its embeddings by that head, normalised. A GRU's gate starts with a bias
+  that keeps P, because the candidate's weights are still random (Gers et al. 2000 and Jozefowicz et al. 2015 do so for
+  the LSTM's forget gate);
 - prompts: tokens of real patches at the input of their block. Class prompts use images of their class.
 """
 
@@ -71,8 +72,8 @@ def start_from_data(model: MetricModel, images: ImageSet) -> None:
 class _Tokens:
     """Fills a model's prompts with patch tokens, batch by batch. The images' ``labels`` (N,) ascend.
 
-    A generator of its own, with the run's seed, draws the images and patches. A prompt has the same patch in all
-    blocks. The tables are filled in place, row by row, because In-Shop's table is far larger than a GPU's memory.
+    A generator of its own, with the run's seed, draws the patches, and the images for the sample tower's prompts. A
+    prompt has the same patch in all blocks. The tables are filled in place: a copy of In-Shop's takes up to 8.8 GB.
     """
 
     def __init__(self, model: MetricModel, labels: Tensor) -> None:

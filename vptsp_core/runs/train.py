@@ -117,7 +117,7 @@ class Trainer:
         A run that starts from the data is also evaluated before its first step, as epoch 0. That epoch can be the best.
 
         Raises:
-            WeightsError: no checkpoint is whole, or it is of another run.
+            WeightsError: no checkpoint is whole, or the one found is of another run or of other images or weights.
             TrainingError: the loss, a weight or an optimiser's state is not finite, or the GPU's memory is full. The
                 checkpoint of the epoch before still exists.
             VptspError: the folder cannot be written.
@@ -197,7 +197,7 @@ class Trainer:
             return
         at_start = epoch == 0 and bad_steps[:1] == [0]
         cure = "look at the images, loss_scale and loss_margin" if at_start else "lower the learning rates"
-        raise TrainingError(f"{fault}; {cure}{f'; the checkpoint of epoch {epoch} stays' if epoch else ''}")
+        raise TrainingError(f"{fault}; {cure}{f'; the checkpoint of epoch {epoch} is kept' if epoch else ''}")
 
     def _keep_weights(self, row: Row) -> None:
         """Keep a copy of the weights if the epoch of ``row`` is the best one."""
@@ -230,7 +230,7 @@ class Trainer:
         if found is not None:
             saved = read_checkpoint(self.folder, found, self.identity, self.parts[-1])
             self.loop.load_state_dict(saved)
-            # The file is replaced later, so no tensor may stay mapped to it: torch does not copy a CPU's state.
+            # The file is replaced later, so no tensor may stay mapped to it. torch copies no optimiser state on a CPU.
             for optimizer in self.loop.optimizers:
                 for state in optimizer.state.values():
                     on_cpu = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.device.type == "cpu"}

@@ -32,7 +32,7 @@ Workers = int | str | None
 
 def check_workers(workers: Workers) -> Workers:
     """Check ``workers`` and return it, or None if all work would run in this process anyway.
-    Raises ConfigError: it has another form, torch sees no GPU, or torchrun already shares out the work.
+    Raises ConfigError: `runs.run.many` takes no such value, torch sees no GPU, or torchrun already shares out the work.
     """
     a_number = type(workers) is int and workers >= 1
     address = r"gpus|tcp://[^\s:/]+:\d+|tcp://\[[0-9a-fA-F:]+\]:\d+"

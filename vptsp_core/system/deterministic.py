@@ -1,4 +1,4 @@
-"""Compute the same numbers twice on a GPU, which otherwise adds in any order. On a CPU they are the same anyway.
+"""Make a GPU compute the same numbers in every run: by default it adds in any order. A CPU needs no such settings.
 
 The settings are those of PyTorch's note on reproducibility. An operation without a deterministic form raises an error.
 This was not measured on a GPU.
@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vptsp_core.errors import VptspError
 
 _VARIABLE, _FIXED = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")  # the two that cuBLAS documents
-# Their backward passes have a fixed order; PyTorch does not say so of the others.
+# The backward passes of these two add in a fixed order; PyTorch does not say so of the other backends.
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
 
 

@@ -16,10 +16,10 @@ PAYS = 1.5  # on a CPU, a bf16 product must be this many times as fast as a floa
 
 
 def autocast_dtype(precision: str, device: torch.device, width: int = 384) -> torch.dtype | None:
-    """Return the trunk's dtype; None is float32.
+    """Return the dtype in which the backbone computes; None is float32.
 
-    ``"auto"`` is bf16 if the device has it natively and it is faster. On a CPU, a product of the backbone's ``width``
-    is timed.
+    ``"auto"`` is bf16 on a GPU that has it natively. On a CPU that has it, a product of the backbone's ``width`` is
+    timed, and ``"auto"`` is bf16 if bf16 is at least `PAYS` times as fast as float32.
     Raises VptspError: ``"fp16"`` on a device without it.
     """
     return precision_and_reason(precision, device, width)[0]

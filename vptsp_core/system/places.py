@@ -1,4 +1,4 @@
-"""Paths of this package, its data files, its checkout and the results, and its version."""
+"""The version of this package, and the paths of the package, its data files, its checkout and the results."""
 
 import os
 from pathlib import Path

@@ -27,7 +27,7 @@ def digest(content: bytes | memoryview | Path) -> str:
 
 
 def sealed(values: Mapping[str, Any], tensors: Mapping[str, Tensor | np.ndarray] | None = None) -> dict[str, Any]:
-    """Return JSON values with their checksum. If they are the header of tensors, it has the tensors' checksum too."""
+    """Return JSON values with their checksum. If ``tensors`` are given, include the tensors' checksum too."""
     values = values if tensors is None else {**values, TENSORS: _of_tensors(tensors)}
     return {**values, SEAL: _of_json(values)}
 

@@ -1,4 +1,4 @@
-"""Draw letters: one glyph of a font each, with pose, warp, stroke, colour, clutter, light and noise.
+"""Draw images of letters: each is one glyph of a font, with pose, warp, stroke, colour, clutter, light and noise.
 
 A letter of a style is rasterised once, as a blurred stencil. Every image samples stencils through its own affine map
 and warp, all images of a chunk together. After the font rasteriser, every step is plain IEEE arithmetic: no sin, exp or
@@ -105,7 +105,7 @@ def _wave(t: np.ndarray) -> np.ndarray:
 
 
 def _sample(cells: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Look cells (n, CELL * CELL), which span [-1, 1], up at x, y (n, pixels), bilinearly: return ink in [0, 1]."""
+    """Sample cells (n, CELL * CELL), which span [-1, 1], bilinearly at x, y (n, pixels). Return ink in [0, 1]."""
     px = np.clip((x + 1) * (CELL / 2) - 0.5, 0, CELL - 1.001)
     py = np.clip((y + 1) * (CELL / 2) - 0.5, 0, CELL - 1.001)
     left, top = px.astype(np.int32), py.astype(np.int32)
@@ -173,7 +173,7 @@ def compose(
     for _ in range(2):
         cells = near[pick(len(near)), pick(len(STYLES))]
         dx, dy, far = around(1), around(1), between(0.85, 1.15)
-        reach = far / np.maximum(np.maximum(np.abs(dx), np.abs(dy)), 0.01)  # a square frame
+        reach = far / np.maximum(np.maximum(np.abs(dx), np.abs(dy)), 0.01)  # onto a square around the letter
         side = between(*how.scale) * unit
         there = (next(draws) < how.clutter) * between(0.4, 1.0)
         ink = placed(cells, side, side, dx * reach, dy * reach) * there[..., None]

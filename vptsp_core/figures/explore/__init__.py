@@ -26,8 +26,9 @@ class Opened:
     Attributes:
         run, embedder: the run and its model.
         benchmark: the data set, either the run's own or another.
-        queries: (N, d) float32, L2-normalised, the test images.
-        gallery: (M, d), the images that are searched. The same array if the data set has no separate gallery.
+        queries: (N, d) float32, L2-normalised, the embeddings of the test images.
+        gallery: (M, d), the embeddings of the images that are searched. If the data set has no separate gallery, this
+            is the same array as ``queries``.
     """
 
     run: Run
@@ -58,7 +59,7 @@ class Opened:
 
 
 def finished_runs(*results: Path) -> dict[str, Path]:
-    """Return {name: folder} of the finished runs in results folders, by name. Unreadable runs are left out.
+    """Return {name: folder} of the finished runs in results folders, sorted by name. Unreadable runs are left out.
 
     A name has the folder's name (data set, method and hash), the backbone, the seed and R@1 in percent.
     """
@@ -77,7 +78,8 @@ def open_run(path: str | Path, data: str | Path | None = None, dataset: str | No
     Args:
         path: the run's folder.
         data: the folder of the data sets (see `load_benchmark`). Ignored for the glyphs, which need none.
-        dataset: another data set than the run's own. If None, the run's own is loaded, partial if it was partial.
+        dataset: another data set than the run's own. If None, the run's own is loaded. If the run was trained on a
+            partial data set, a partial one is accepted here too.
     """
     run, embedder = read_run(path), load(path)
     name = dataset or run.config.dataset

@@ -1,4 +1,4 @@
-"""The neighbours of queries with their cosines, R@1 of every class, and classes taken for each other."""
+"""The neighbours of queries with their cosines, R@1 of every class, and pairs of classes that are confused."""
 
 from __future__ import annotations
 
@@ -104,15 +104,16 @@ def by_class(labels: np.ndarray, first: np.ndarray, names: tuple[str, ...]) -> p
 
 
 def confusions(labels: np.ndarray, first: np.ndarray, names: tuple[str, ...]) -> pd.DataFrame:
-    """Count, for each pair of classes, the first neighbours of one that are of the other, most first.
+    """Count, for each pair of classes, the queries of one class whose first neighbour is of the other.
 
     Args:
         labels, first: (N,), as for `by_class`.
         names: the names of all classes.
 
     Returns:
-        One row per pair with at least one: ``a`` and ``b`` (labels, a < b), their names ``class`` and ``other class``,
-        ``wrong`` (both directions together), ``there`` (queries of a that found b) and ``back``.
+        One row per pair with at least one such query, the largest count first: ``a`` and ``b`` (labels, a < b), their
+        names ``class`` and ``other class``, ``wrong`` (the count, both directions together), ``there`` (queries of a
+        that found b) and ``back`` (queries of b that found a).
     """
     wrong = labels != first
     low, high = np.minimum(labels, first)[wrong], np.maximum(labels, first)[wrong]
