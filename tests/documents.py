@@ -17,7 +17,8 @@ from vptsp_core import __main__ as command_line
 from vptsp_core.data import DATASETS
 from vptsp_core.method.presets import parse_change, preset
 from vptsp_core.paper.methods import configured
-from vptsp_core.publish.parameters import discover, panels_of
+from vptsp_core.publish.parameters import discover, panels_of, taken_parameters
+from vptsp_core.publish.runner import check_use
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -85,8 +86,12 @@ def check(command: str, options: argparse.Namespace) -> None:
     """Check the values that argparse does not check."""
     changes = dict(map(parse_change, getattr(options, "changes", [])))
     if command == "notebooks":
+        only = [] if options.only is None else panels_of(options.only.split(","))[0]
+        given = {name: value for name in ("data", "seeds", "workers") if (value := getattr(options, name))}
+        values = {"profile": options.profile, "results": "results", "changes": changes, **given}
         configured(options.profile, {}, changes)
-        assert options.only is None or discover(panels_of(options.only.split(","))[0])
+        notebooks = discover(only, profile=options.profile)
+        check_use([(path, taken_parameters(path, values)) for path in notebooks], values, options.profile)
     elif hasattr(options, "preset"):
         if getattr(options, "method", None):
             changes["method"] = options.method

@@ -19,6 +19,8 @@ def imported(module: str) -> Iterator[str]:
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}: a relative import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
+            if node.module == "vptsp_core" and module != "vptsp_core.__main__":  # other names are in its `__init__`
+                assert set(names) <= set(MODULES), f"{module}: the package's `__init__` is above all rooms"
             names = [name if name in MODULES else node.module or "" for name in names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

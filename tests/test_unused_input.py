@@ -123,15 +123,15 @@ def test_an_option_for_no_notebook_is_refused_and_one_for_some_is_reported(tmp_p
         with pytest.raises(VptspError, match=f"{option}: not a parameter of {only}"):
             runner.run_notebooks("smoke", results=out, only=[only], folder=tmp_path, **given)
     work = [(tmp_path / f"{name}.ipynb", given) for name, given in [("alone", {}), ("declares", {"seeds": [3]})]]
-    runner._check_use(work, {"profile": "smoke", "seeds": [3]}, "smoke")
+    runner.check_use(work, {"profile": "smoke", "seeds": [3]}, "smoke")
     assert capsys.readouterr().err == "--seeds: not a parameter of alone; the others get it\n"
 
 
 def test_the_notebooks_refuse_a_key_that_no_run_reads(tmp_path):
     work = [(tmp_path / "a.ipynb", {"changes": {}})]
     with pytest.raises(VptspError, match="--set: no run of profile 'smoke' reads momentum"):
-        runner._check_use(work, {"changes": {"momentum": 0.5, "epochs": 2}}, "smoke")
-    runner._check_use(work, {"changes": {"ema_keep": 0.5, "prompts": 2}}, "smoke")  # some rows read these
+        runner.check_use(work, {"changes": {"momentum": 0.5, "epochs": 2}}, "smoke")
+    runner.check_use(work, {"changes": {"ema_keep": 0.5, "prompts": 2}}, "smoke")  # some rows read these
 
 
 def test_the_home_of_an_unknown_user_is_one_line(capsys):

@@ -57,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vptsp-core {vptsp_core.__version__}")
         return 0
     if not argv or argv[0] in ("-h", "--help") or argv[0] not in COMMANDS:
+        if argv and argv[0] not in ("-h", "--help"):
+            print(f"error: unknown command {printable(argv[0])!r}; the commands are listed here", file=sys.stderr)
         listing = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
         print(f"usage: python -m vptsp_core COMMAND [--help], or --version\n\n{listing}")
         return 0 if argv and argv[0] in ("-h", "--help") else 2

@@ -214,7 +214,7 @@ def test_a_damaged_store_is_refused(images, tmp_path):
         lambda: (store / module.SIZES).write_bytes(b"garbage"),
     ):
         damage()
-        with pytest.raises(DataError, match="not whole; delete the folder"):
+        with pytest.raises(DataError, match="incomplete; delete the folder"):
             build(images, tmp_path / "cache")
     shutil.rmtree(store)
     assert len(build(images, tmp_path / "cache")) == 14

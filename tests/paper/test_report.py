@@ -137,12 +137,13 @@ def test_missing_data_are_reported_in_one_line(tmp_path):
     usual = report.place("results") / "paper"
     assert absent_data(preset("demo"), None, "table1", usual) is None
     absent = absent_data(cub, None, "table1", usual)
-    line = str(absent)
+    line = absent.cure
+    assert absent.fault == "cub200 is not here (no folder was given)"
     assert absent.get == "python -m vptsp_core data get cub200 --data DIR" and absent.get in line
     assert "--profile paper --data DIR --only table1" in line and "\n" not in line
     elsewhere = absent_data(cub, None, "table1", report.place("some where") / "paper")
-    assert str(elsewhere) == f"{line} --results 'some where'"
-    assert "there is no cub200/" in str(absent_data(cub, tmp_path, "table1", usual))
+    assert elsewhere.cure == f"{line} --results 'some where'"
+    assert "there is no cub200/" in absent_data(cub, tmp_path, "table1", usual).fault
     (tmp_path / "cub200").mkdir()
     assert absent_data(cub, tmp_path, "table1", usual) is None  # its content is checked when it is loaded
 

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import io
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -75,7 +76,8 @@ def source(folder: Path, name: str, *markdown: str) -> None:
     cells = [new_markdown_cell(text) for text in markdown]
     for cell in cells:
         cell.metadata["tags"] = ["compared"] * cell.source.startswith("**What can be compared")
-    code = new_code_cell('profile = "demo"\nresults = "results"', metadata={"tags": ["parameters"]})
+    reads = 'profile = "demo"\nresults = "results"\ndata = None\nseeds = [0]'
+    code = new_code_cell(reads, metadata={"tags": ["parameters"]})
     nbformat.write(new_notebook(cells=[*cells, code]), folder / f"{name}.ipynb")
 
 
@@ -208,8 +210,15 @@ def test_what_is_missing_is_listed_with_its_command(folders):
     assert f"table10_latency has not run: {command} table10" in shown.words
     failed = f"fig3_ablations failed (ValueError: first line {EVIL}); see notebooks/fig3_ablations.failed.ipynb"
     assert f"{failed}. Again: {command} fig3" in shown.words
-    get = "cars is not here. To get it: python -m vptsp_core data get cars --data DIR. Then run:"
+    get = "To get it: python -m vptsp_core data get cars --data DIR. Then run:"
     assert shown.words.count(f"{get} {command.replace('--only', '--data DIR --only')} table2") == 2
+    assert shown.words.count(f"cars is not here. {get}") == 1  # the list; table 2 adds why
+    assert shown.words.count(f"No runs: cars is not here (no folder was given). {get}") == 1
+    noted = json.loads((results / "demo" / "manifests" / "table2_sota.json").read_text())["missing"]
+    assert noted[0] == {
+        "text": "No runs: cars is not here (no folder was given)", "dataset": "cars",
+        "command": "python -m vptsp_core data get cars --data DIR",
+    }  # fmt: skip
     listed = shown.words[shown.words.index("What is missing") : shown.words.index("How to read this")]
     assert f"table2_sota: Not run: DINO & co: no weights. Again: {command} table2" in listed
     assert "table4_components: table4_components.csv is an invalid table" in listed and f"{command} table4)" in listed
@@ -298,6 +307,9 @@ def test_an_empty_folder_and_profile_paper_say_what_to_run(tmp_path, capsys):
     command = f"./run_all.sh --profile paper --data DIR --results {(tmp_path / 'none').resolve()}"
     assert f"Nothing has run yet. To run everything: {command}" in shown.words
     assert f"{command} --only table1" in shown.words and "glyphs" not in shown.words
+    page.build(tmp_path / "none", "paper")
+    shown = (tmp_path / "none" / "paper" / "index.html").read_text()
+    assert f"--profile paper --results {(tmp_path / 'none').resolve()} --only table10" in shown  # reads no data
     with pytest.raises(VptspError, match="profile = 'big' must be one of"):
         page.build(tmp_path, "big", tmp_path)
     other = ["report", "--results", str(tmp_path / "other"), "--profile", "smoke"]

@@ -46,8 +46,8 @@ def refuse_unread(name: str, data: str | Path | None) -> None:
     """
     if data and name == "glyphs":
         raise DataError(
-            f"--data {data}: {_EMBEDDED}; train your own images with --data-folder DIR, name a benchmark with --preset "
-            "or --set dataset=NAME, or leave --data out"
+            f"--data {data}: {_EMBEDDED}; train your own images with --data-folder DIR, name a benchmark with "
+            "--preset, or leave --data out"
         )
 
 

@@ -139,7 +139,7 @@ def _open_store(place: Path, count: int, side: int, interpolation: str) -> Pixel
         whole = False
     if not whole:
         raise DataError(f"cache {place}: incomplete; delete the folder, and it is made again")
-    return PixelStore(pixels, sizes, side, interpolation, place)
+    return PixelStore(pixels, sizes, side, interpolation)
 
 
 def _resize_in_memory(images: ImageSet, side: int, interpolation: str) -> PixelStore:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,14 +19,11 @@ class PixelStore:
         sizes: (N, 2) int64, height and width of each image.
         side: the shorter side of every image, in pixels.
         interpolation: ``"bilinear"`` or ``"bicubic"``, by which the images were resized.
-        place: the folder of the pixels, None for pixels in memory.
     """
 
-    def __init__(
-        self, pixels: np.ndarray, sizes: np.ndarray, side: int, interpolation: str, place: Path | None = None
-    ) -> None:
+    def __init__(self, pixels: np.ndarray, sizes: np.ndarray, side: int, interpolation: str) -> None:
         self.pixels, self.sizes, self.side, self.interpolation = pixels, sizes, side, interpolation
-        self.place, self.starts = place, image_starts(sizes)[:-1]
+        self.starts = image_starts(sizes)[:-1]
         self._resident: dict[torch.device, Tensor] = {}
 
     def __len__(self) -> int:

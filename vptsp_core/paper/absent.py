@@ -17,18 +17,20 @@ class AbsentData:
     """A data set whose folder is missing.
 
     Attributes:
+        fault: that it is missing, and why.
         get: the command that gets it.
-        problem: which data set is missing, why, and ``get``.
-        reason: ``problem``, with the command that then makes the runs.
+        run: the command that then makes the notebook's runs.
     """
 
     dataset: str
+    fault: str
     get: str
-    problem: str
-    reason: str
+    run: str
 
-    def __str__(self) -> str:
-        return f"No runs: {self.reason}"
+    @property
+    def cure(self) -> str:
+        """Both commands, in words."""
+        return f"To get it: {self.get}, and then: {self.run}"
 
 
 def absent_data(config: RunConfig, data: str | Path | None, notebook: str, folder: Path) -> AbsentData | None:
@@ -47,5 +49,4 @@ def absent_data(config: RunConfig, data: str | Path | None, notebook: str, folde
     run = f"./run_all.sh --profile {profile} --data DIR --only {notebook}"
     run += f" --results {shlex.quote(where)}" if where != "results" else ""
     get = f"python -m vptsp_core data get {config.dataset} --data DIR"
-    problem = f"{config.dataset} is not here ({why}). To get it: {get}"
-    return AbsentData(config.dataset, get, problem, f"{problem}, and then: {run}")
+    return AbsentData(config.dataset, f"{config.dataset} is not here ({why})", get, run)

@@ -5,9 +5,10 @@ A missing data set, an unsupported backbone or missing weights leave out only th
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +34,18 @@ class Done:
     """The runs of a table, each with its cell (row, set), and what could not be run.
 
     Attributes:
-        not_run: the rows that could not be run and why, one line per reason.
-        absent: the data sets that are missing and of which there is no run.
+        missing: for each reason, a line with the rows that could not be run and why, and the data set that is missing,
+            if that is the reason.
     """
 
     runs: list[Run]
     cells: list[tuple[str, str]]
-    not_run: list[str]
-    absent: list[AbsentData] = field(default_factory=list)
+    missing: list[tuple[str, AbsentData | None]]
 
     @property
     def left_out(self) -> list[str]:
-        """One line per reason why something could not be run."""
-        return [*map(str, self.absent), *self.not_run]
+        """The lines of ``missing``, with the commands that make the runs."""
+        return [text if absent is None else f"{text}. {absent.cure}" for text, absent in self.missing]
 
     def summary(self) -> str:
         """Return a line about the runs and the lines about missing runs, for a notebook to print."""
@@ -91,15 +91,14 @@ def carry_out(
     every = sorted({seed for each in of.values() for seed in each})
     asked = f" --seeds {','.join(map(str, every))}" if every != [0] else ""
     datasets = {run.dataset for _, run in pairs}
-    not_run, absent_sets = [], []
+    not_run: list[tuple[str, AbsentData | None]] = []
     for reason, labels in missing.items():
         rows = f"Not run: {'; '.join(dict.fromkeys(labels))}"
         if isinstance(reason, str):
-            not_run.append(f"{rows}: {reason}")
-        elif reason.dataset in datasets:
-            not_run.append(f"{rows}: {reason.reason}{asked}")
-        else:
-            absent_sets.append(reason)
+            not_run.append((f"{rows}: {reason}", None))
+            continue
+        what = rows if reason.dataset in datasets else "No runs"
+        not_run.append((f"{what}: {reason.fault}", dataclasses.replace(reason, run=reason.run + asked)))
     try:
         finished = many([run for _, run in pairs], data=data, results=results, **options) if pairs else []
     except VptspError as error:  # the other runs are finished, and the second call returns them
@@ -107,9 +106,9 @@ def carry_out(
         pairs = [(cell, run) for cell, run in pairs if _finished(run, results)]
         if not pairs:
             raise
-        not_run.append(f"Not run: {'; '.join(lost)}: {error}")
+        not_run.append((f"Not run: {'; '.join(lost)}: {error}", None))
         finished = many([run for _, run in pairs], data=data, results=results, **options)
-    return Done(finished, [cell for cell, _ in pairs], not_run, absent_sets)
+    return Done(finished, [cell for cell, _ in pairs], not_run)
 
 
 def _finished(config: RunConfig, results: Path) -> bool:

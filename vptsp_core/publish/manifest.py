@@ -24,7 +24,13 @@ RECORD = "_record"  # the end of the name of the table that holds the record
 
 @dataclass(frozen=True)
 class Missing:
-    """A result that a notebook could not make, in one line; for a missing data set also its name and how to get it."""
+    """A result that a notebook could not make.
+
+    Attributes:
+        text: what is missing and why, in one line.
+        dataset: the data set that is missing, if that is the reason.
+        command: gets this data set.
+    """
 
     text: str
     dataset: str = ""

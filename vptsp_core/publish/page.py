@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from vptsp_core.errors import VptspError, check_choice
 from vptsp_core.publish.html import TEMPLATES, figure, opening
 from vptsp_core.publish.manifest import RECORD, Manifest
-from vptsp_core.publish.parameters import FOLDER, discover, from_root, read
+from vptsp_core.publish.parameters import FOLDER, declared, discover, from_root, read
 from vptsp_core.publish.tables import OURS, PAPER, Column, read_table, table_html
 from vptsp_core.system.files import write_bytes
 from vptsp_core.system.places import CHECKOUT
@@ -33,6 +33,7 @@ class Chapter:
     Attributes:
         name: the notebook's name, with which the names of its results begin.
         title, claim, compared, more: its `opening`.
+        command: executes all notebooks, with the options that this one reads.
         page: the file name of its executed copy as HTML, or "".
         made: its manifest, which is empty if the notebook has not run.
         shown: its figures and tables; for a broken file, what is wrong with it.
@@ -43,6 +44,7 @@ class Chapter:
     claim: str
     compared: str
     more: str
+    command: str
     page: str
     made: Manifest
     shown: list[dict[str, Any]]
@@ -51,6 +53,11 @@ class Chapter:
     def only(self) -> str:
         """The word that selects the notebook with ``--only``."""
         return self.name.split("_")[0]
+
+    @property
+    def again(self) -> str:
+        """The command that executes the notebook again."""
+        return f"{self.command} --only {self.only}"
 
     @property
     def there(self) -> bool:
@@ -80,7 +87,9 @@ def build(results: str | Path = CHECKOUT / "results", profile: str = "demo", not
     """
     check_choice("profile", profile, tuple(PROFILES))
     folder = Path(results).expanduser().resolve() / profile
-    chapters = [_chapter(folder, source) for source in sorted(discover((), notebooks, profile), key=_order)]
+    made = {source: Manifest.read(folder, source.stem) for source in discover((), notebooks, profile)}
+    seeds = list(dict.fromkeys(seed for each in made.values() for seed in each.record.get("seed", [])))
+    chapters = [_chapter(folder, source, made[source], seeds) for source in sorted(made, key=_order)]
     facts: dict[str, list[str]] = {}
     absent: dict[tuple[str, str], list[str]] = {}  # {(data set, command to get it): the notebooks that need it}
     for chapter in chapters:
@@ -89,9 +98,7 @@ def build(results: str | Path = CHECKOUT / "results", profile: str = "demo", not
         for each in chapter.made.missing:
             if each.dataset:
                 absent.setdefault((each.dataset, each.command), []).append(chapter.only)
-    command = "./run_all.sh" + _options(folder.parent, profile)
-    if facts.get("seed", ["0"]) != ["0"]:
-        command += f" --seeds {','.join(facts['seed'])}"
+    command = _command(folder, ("data", "seeds"), seeds)
     page = TEMPLATES.get_template("results.html").render(
         title=f"VPTSP: the paper's tables and figures, profile {profile}",
         profile=profile,
@@ -125,9 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _chapter(folder: Path, source: Path) -> Chapter:
-    """Return the chapter of one notebook. ``folder`` holds the profile's results."""
-    name, made = source.stem, Manifest.read(folder, source.stem)
+def _chapter(folder: Path, source: Path, made: Manifest, seeds: Sequence[str]) -> Chapter:
+    """Return the chapter of one notebook. ``folder`` holds the profile's results, for which ``seeds`` were given."""
+    name = source.stem
     page = f"{name}.html" if (folder / "notebooks" / f"{name}.html").is_file() else ""
     opened = opening(read(source), name)
     shown: list[dict[str, Any]] = []
@@ -141,7 +148,7 @@ def _chapter(folder: Path, source: Path) -> Chapter:
             shown.append({"file": path.name, **result})
         except VptspError as error:
             shown.append({"wrong": str(error)})
-    return Chapter(name, *opened, page, made, shown)
+    return Chapter(name, *opened, _command(folder, declared(source), seeds), page, made, shown)
 
 
 def _table(path: Path, words: str) -> dict[str, str]:
@@ -164,9 +171,11 @@ def _facts(facts: dict[str, list[str]], label: str) -> str:
     return table_html([names, Column(label, "", [", ".join(values) for values in facts.values()], True)], label)
 
 
-def _options(results: Path, profile: str) -> str:
-    """Return the options with which `run_all.sh` writes to the same place."""
-    text = "" if profile == "demo" else f" --profile {profile}"
-    text += " --data DIR" if profile in ("tiny", "paper") else ""
-    where = from_root(results)
-    return text if where == "results" else f"{text} --results {shlex.quote(where)}"
+def _command(folder: Path, reads: Collection[str], seeds: Sequence[str]) -> str:
+    """Return the call of `run_all.sh` that writes to ``folder`` again, for notebooks that read these parameters."""
+    results, profile = from_root(folder.parent), folder.name
+    command = "./run_all.sh" if profile == "demo" else f"./run_all.sh --profile {profile}"
+    command += " --data DIR" if profile in ("tiny", "paper") and "data" in reads else ""
+    command += f" --results {shlex.quote(results)}" if results != "results" else ""
+    several = "seeds" in reads and seeds and list(seeds) != ["0"]
+    return f"{command} --seeds {','.join(seeds)}" if several else command

@@ -83,19 +83,23 @@ def with_tag(notebook: Any, tag: str) -> list[Any]:
     return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
 
 
+def declared(path: Path) -> dict[str, Any]:
+    """Return the parameters of a notebook with their defaults; a default that is not a literal is None."""
+    cells = with_tag(read(path), "parameters")
+    return {name: value for cell in cells for name, value in _assigned(cell.source).items()}
+
+
 def taken_parameters(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of the values whose names are parameters of this notebook.
 
     Raises VptspError if the notebook has no parameter `profile` or `results`.
     """
-    declared: dict[str, Any] = {}
-    for cell in with_tag(read(path), "parameters"):
-        declared |= _assigned(cell.source)
+    parameters = declared(path)
     for name in ("profile", "results"):
-        if name not in declared:
-            known = ", ".join(declared) or "none"
+        if name not in parameters:
+            known = ", ".join(parameters) or "none"
             raise VptspError(f"{path.name}: the cell tagged 'parameters' has no {name!r}; its parameters: {known}")
-    return {name: value for name, value in values.items() if name in declared}
+    return {name: value for name, value in values.items() if name in parameters}
 
 
 def check_given() -> None:
@@ -110,16 +114,16 @@ def check_given() -> None:
     injected = [at for at, cell in enumerate(cells) if "# Parameters" in cell.splitlines()]  # papermill's first line
     if shell is None or not injected:
         return
-    declared: dict[str, Any] = {}
+    own: dict[str, Any] = {}
     for cell in cells[: injected[0]]:
-        declared |= _assigned(cell)
-    if not declared:
+        own |= _assigned(cell)
+    if not own:
         raise ConfigError("no cell above the one with the given parameters has a line NAME = VALUE; declare them there")
     for name in _assigned(cells[injected[-1]]):
-        if name not in declared:
-            near = difflib.get_close_matches(name, declared, n=3) or declared
+        if name not in own:
+            near = difflib.get_close_matches(name, own, n=3) or own
             raise ConfigError(f"unknown parameter {name!r}; did you mean {', '.join(near)}?")
-        kind = KINDS.get(name, object if declared[name] is None else type(declared[name]))
+        kind = KINDS.get(name, object if own[name] is None else type(own[name]))
         value = shell.user_ns[name]
         if not isinstance(value, kind):
             raise ConfigError(f"parameter {name!r} must be of type {getattr(kind, '__name__', kind)}, not {value!r}")

@@ -78,7 +78,7 @@ def show(work: Sequence[tuple[Path, Mapping[str, Any]]], data: str | Path | None
             absent[config.dataset] = absent_data(config, data, path.stem.split("_")[0], folder)
         finished |= done
     for each in filter(None, absent.values()):
-        print(f"No runs: {each.problem}")
+        print(f"{each.fault}. To get it: {each.get}")
     known = [seconds for seconds in missing.values() if seconds is not None]
     finished -= missing.keys()  # a light run is finished for one notebook and missing for one that needs its weights
     print(f"{len(finished) + len(missing)} runs, {len(finished)} finished, {len(missing)} missing")

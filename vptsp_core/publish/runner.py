@@ -91,7 +91,7 @@ def run_notebooks(
     if workers is None and one_thread:
         more["workers"] = min(cores(), _MOST)
     work = [(path, taken_parameters(path, values | more)) for path in discover(only, folder, profile)]
-    _check_use(work, values, profile)
+    check_use(work, values, profile)
     if dry:
         show(work, data, Path(results).resolve() / profile)
         return 0
@@ -120,7 +120,7 @@ def run_notebooks(
     return int(failures > 0)
 
 
-def _check_use(work: Sequence[tuple[Path, Mapping[str, Any]]], values: Mapping[str, Any], profile: str) -> None:
+def check_use(work: Sequence[tuple[Path, Mapping[str, Any]]], values: Mapping[str, Any], profile: str) -> None:
     """Refuse an option that no notebook reads. Print a line about an option that only some of them read."""
     for name in values.keys() - {"profile", "results"}:
         option = "--set" if name == "changes" else f"--{name}"

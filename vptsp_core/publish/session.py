@@ -70,15 +70,17 @@ class Session:
         absent = absent_data(config, self.data, self._only, self.folder)
         if absent is None:
             return ""
-        print(absent)
-        self._note(absent)
-        return str(absent)
+        self.missing(f"No runs: {absent.fault}", absent=absent)
+        return f"No runs: {absent.fault}. {absent.cure}"
 
-    def missing(self, *lines: str) -> None:
-        """Print and note results that could not be made, one line each. Empty lines are ignored."""
+    def missing(self, *lines: str, absent: AbsentData | None = None) -> None:
+        """Print and note results that could not be made, one line each. Empty lines are ignored.
+
+        ``absent`` is the data set that is missing, if that is the reason.
+        """
         for line in filter(None, lines):
-            print(line)
-            self._note(line)
+            print(line if absent is None else f"{line}. {absent.cure}")
+            self._note(line, absent)
 
     def asks(self, *configs: RunConfig, light: bool = True, trials: int = 0) -> None:
         """Note runs and trials that the notebook needs, for a dry run (`publish.plan`).
@@ -101,9 +103,8 @@ class Session:
     def carry_out(self, workers: Any = None) -> compare.Done:
         """Make the planned runs whose data and weights exist, and note the others (`paper.compare.carry_out`)."""
         done = compare.carry_out(**self._planned, notebook=self._only, workers=workers, **self.options)
-        reasons: list[AbsentData | str] = [*done.absent, *done.not_run]
-        for reason in reasons:
-            self._note(reason)
+        for text, absent in done.missing:
+            self._note(text, absent)
         return done
 
     def save_table(self, table: pd.DataFrame, name: str = "") -> Path:
@@ -132,10 +133,9 @@ class Session:
         self._manifest.write(self.folder, self._notebook)
         return report.styled(record)
 
-    def _note(self, reason: AbsentData | str) -> None:
+    def _note(self, text: str, absent: AbsentData | None) -> None:
         """Note in the manifest why something is missing."""
-        dataset, command = ("", "") if isinstance(reason, str) else (reason.dataset, reason.get)
-        entry = Missing(str(reason), dataset, command)
+        entry = Missing(text) if absent is None else Missing(text, absent.dataset, absent.get)
         if entry not in self._manifest.missing:
             self._manifest.missing.append(entry)
 

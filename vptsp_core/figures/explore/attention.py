@@ -58,12 +58,9 @@ def class_token(vit: PromptedViT, images: Tensor) -> Looked:
     x = vit.stem(images)
     counts = [*vit.prompt_counts, *[0] * (len(trunk.blocks) - len(vit.prompt_counts))]
     weights, plain = [], len(trunk.blocks) - len(vit.adapters)
-    for i, (block, count) in enumerate(zip(trunk.blocks, counts, strict=True)):
+    prompt_kvs = vit.prompt_kvs(vit.prompts, vit.prompt_counts)
+    for i, (block, prompt_kv) in enumerate(zip(trunk.blocks, prompt_kvs, strict=True)):
         attention, normed = block.attn, block.norm1(x)
-        prompt_kv = None
-        if count:
-            assert vit.prompts is not None
-            prompt_kv = keys_and_values(attention, block.norm1(vit.prompts[i, :count]))
         q = project(attention.qkv, normed[:, :1], slice(attention.num_heads * attention.head_dim))
         q = q.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
         k, _ = keys_values_by_head(attention, keys_and_values(attention, normed), prompt_kv)
