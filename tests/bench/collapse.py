@@ -1,4 +1,4 @@
-"""Record what embeddings and proxies do in the first steps of a run of VPTSP (docs/measured.md):
+"""Record what embeddings and proxies do in the first steps of a run (docs/measured.md):
 python -m tests.bench.collapse --data DIR --results DIR --out FILE.csv --epochs 2 --set seed=2
 
 The run itself is an ordinary one in the folder of its hash, stopped after some epochs. With --warm-up N, both learning
@@ -66,13 +66,13 @@ def measured(model: MetricModel, embeddings: Tensor, labels: Tensor) -> dict[str
     cosines, same = embeddings @ embeddings.T, labels[:, None] == labels
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     nearest = cosines.masked_fill(itself, -2).argmax(1)
-    return {
+    found = {
         "same class": float(cosines[same & ~itself].mean()),
         "other classes": float(cosines[~same].mean()),
         "R@1 in the batch": float((labels[nearest] == labels).float().mean()),
-        "P": _mean_cosine(proxies.state),
         "O": _mean_cosine(proxies.bias.detach()),
     }
+    return found if proxies.accumulator is None else {**found, "P": _mean_cosine(proxies.state)}
 
 
 def _mean_cosine(rows: Tensor) -> float:

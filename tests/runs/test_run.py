@@ -278,13 +278,14 @@ def test_set_may_be_given_several_times(tmp_path):
 
 FROZEN = ("--preset", "smoke", "--set", "method=frozen", "bitfit=false")
 BAD_COMMANDS = {
+    "unknown command": (["pretrain"], "unknown command 'pretrain'"),
     "unknown preset": (["train", "--preset", "cub"], "unknown preset 'cub'"),
     "not key=value": (["train", "--set", "alpha"], "write KEY=VALUE"),
     "no data folder": (["train", "--preset", "cub200-vits16"], "--data DIR"),
     "unknown backbone": (["train", "--set", "backbone=vit_smal"], "backbone 'vit_smal' is not a timm model"),
     "no such weights": (["train", "--set", "weights=nowhere.pth"], "nowhere.pth: no such file"),
     "no run": (["evaluate", "nowhere"], "holds no finished run"),
-    "no epochs": (["train", "--set", "epochs=0"], "use method = 'frozen'"),
+    "no epochs": (["train", "--set", "epochs=0"], "take method = 'frozen'"),
     "more classes than there are": (["train", "--set", "batch=128", "samples_per_class=1"], "lower batch"),
     "dense table on the host": (["train", "--class-table", "host"], "needs method = 'vptsp' with class_optimizer"),
     "no such place": (["train", "--class-table", "disk"], "class_table = 'disk' must be one of auto, device, host"),
