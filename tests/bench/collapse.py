@@ -37,6 +37,8 @@ class Recorder:
     def step(self, step: TrainStep, images: Tensor, labels: Tensor, *more: Any) -> Tensor:
         """Take a step, and measure what its forward pass computed."""
         embedded: list[Tensor] = []
+        assert step.model.proxies is not None
+        ordinary = step.model.proxies.bias.detach().clone()  # as this step's loss sees them
 
         def towers(model: MetricModel, images: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor | None]:
             found = self.towers(model, images, classes)
@@ -52,30 +54,29 @@ class Recorder:
             loss = self.take(step, images, labels, *more)
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate
-        self.rows.append({"step": len(self.rows) + 1, "loss": loss.item(), **measured(step.model, embedded[0], labels)})
+        self.rows.append({"step": len(self.rows) + 1, "loss": loss.item(), **measured(embedded[0], labels, ordinary)})
+        if step.model.proxies.accumulator is not None:
+            self.rows[-1]["P"] = mean_cosine(step.model.proxies.state)
         return loss
 
 
-def measured(model: MetricModel, embeddings: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return mean cosines in a batch of embeddings (B, d) with ``labels`` (B,), and among the proxies of all classes.
+def measured(embeddings: Tensor, labels: Tensor, ordinary: Tensor) -> dict[str, float]:
+    """Return mean cosines in a batch of embeddings (B, d) with ``labels`` (B,), and among the proxies O (C, d).
 
     ``R@1 in the batch`` is the share of images whose nearest other image has their class.
     """
-    proxies = model.proxies
-    assert proxies is not None
     cosines, same = embeddings @ embeddings.T, labels[:, None] == labels
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     nearest = cosines.masked_fill(itself, -2).argmax(1)
-    found = {
+    return {
         "same class": float(cosines[same & ~itself].mean()),
         "other classes": float(cosines[~same].mean()),
         "R@1 in the batch": float((labels[nearest] == labels).float().mean()),
-        "O": _mean_cosine(proxies.bias.detach()),
+        "O": mean_cosine(ordinary),
     }
-    return found if proxies.accumulator is None else {**found, "P": _mean_cosine(proxies.state)}
 
 
-def _mean_cosine(rows: Tensor) -> float:
+def mean_cosine(rows: Tensor) -> float:
     """Return the mean cosine of two different rows of (C, d)."""
     total, count = F.normalize(rows, dim=-1).sum(0).square().sum(), len(rows)
     return float((total - count) / (count * (count - 1)))
