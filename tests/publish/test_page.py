@@ -22,6 +22,7 @@ from vptsp_core.__main__ import main
 from vptsp_core.errors import VptspError
 from vptsp_core.method.presets import preset
 from vptsp_core.paper import report
+from vptsp_core.paper.absent import absent_data
 from vptsp_core.publish import page
 from vptsp_core.publish.html import notebook_html
 from vptsp_core.publish.manifest import Manifest
@@ -235,6 +236,7 @@ def test_notebooks_that_lack_the_same_data_set_are_named_together(tmp_path, caps
         session.save_table(pd.DataFrame({"R@1, paper": [86.6]}))
         if name in ("table1_a", "table3_e"):
             assert session.absent(preset("cars196-vits16")).startswith("No runs: cars196 is not here")
+            session.missing("No maps", absent=absent_data(preset("cars196-vits16"), None, name, tmp_path / "out"))
         session.missing("Not run: all of it" if name == "table2_d" else "")
         session.finish()
     shown = Page(page.build(tmp_path / "out", "paper", tmp_path))
@@ -244,6 +246,7 @@ def test_notebooks_that_lack_the_same_data_set_are_named_together(tmp_path, caps
     assert list(states.values()) == ["ran without data", "ran without runs", "ran without data", "run"]
     assert shown.words.count(f"--data DIR --results {(tmp_path / 'out').resolve()} --only table1,table3") == 1
     assert shown.words.count("cars196 is not here") == 3  # once in the list, and in the two sections
+    assert shown.words.count("No maps. To get it: python -m vptsp_core data get cars196 --data DIR.") == 2
 
 
 def test_tables_hold_the_numbers_of_the_files(folders):

@@ -91,13 +91,13 @@ def build(results: str | Path = CHECKOUT / "results", profile: str = "demo", not
     seeds = list(dict.fromkeys(seed for each in made.values() for seed in each.record.get("seed", [])))
     chapters = [_chapter(folder, source, made[source], seeds) for source in sorted(made, key=_order)]
     facts: dict[str, list[str]] = {}
-    absent: dict[tuple[str, str], list[str]] = {}  # {(data set, command to get it): the notebooks that need it}
+    absent: dict[tuple[str, str], dict[str, None]] = {}  # {(data set, command to get it): the notebooks that need it}
     for chapter in chapters:
         for fact, values in chapter.made.record.items():
             facts.setdefault(fact, []).extend(value for value in values if value not in facts[fact])
         for each in chapter.made.missing:
             if each.dataset:
-                absent.setdefault((each.dataset, each.command), []).append(chapter.only)
+                absent.setdefault((each.dataset, each.command), {})[chapter.only] = None
     command = _command(folder, ("data", "seeds"), seeds)
     page = TEMPLATES.get_template("results.html").render(
         title=f"VPTSP: the paper's tables and figures, profile {profile}",
