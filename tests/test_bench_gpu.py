@@ -29,7 +29,7 @@ EARLIER = {
 
 def test_a_rehearsal_measures_what_is_missing(tmp_path):
     file = tmp_path / "small.json"
-    machine = {"device": "cpu, 1 threads", "versions": {"torch": "2", "python": "3"}}
+    machine = {"device": "cpu, 1 thread", "versions": {"torch": "2", "python": "3"}}
     file.write_text(json.dumps({"machine": machine, "parts": EARLIER, "missing": {}}))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.bench.gpu", "--small", "--json", file, "--work", tmp_path / "work"]
@@ -44,7 +44,7 @@ def test_a_rehearsal_measures_what_is_missing(tmp_path):
     assert found["parts"]["deterministic"]["forms"].keys() == {"eager", "eager, deterministic"}
     assert found["parts"]["epoch"]["steps"] == 2 and len(found["parts"]["train"]["history"]) == 1
     text = table.markdown(found)
-    assert text.startswith("A rehearsal with small sizes on cpu, 1 threads")
+    assert text.startswith("A rehearsal with small sizes on cpu, 1 thread")
     assert text.count(" | eager | ") == text.count(" | textbook | ") + 1 == 5
     assert "| sop-vits16 | eager | 40 | 39 to 41.5 | 1,600 | 1.00 | 1,234 | 50 % |" in text
     assert "| sop-vits16 | textbook | 50 | 49 to 52 | 1,280 | 1.25 | - | 40 % |" in text

@@ -222,4 +222,6 @@ def main(folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     run.load_benchmark = noise_benchmark
-    sys.exit(fail(Path(sys.argv[1])) if sys.argv[2:] == ["fail"] else main(Path(sys.argv[1])))
+    if sys.argv[2:] == ["fail"]:
+        __main__.leave(fail(Path(sys.argv[1])))
+    main(Path(sys.argv[1]))

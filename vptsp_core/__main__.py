@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import vptsp_core
 from vptsp_core.errors import ConfigError, VptspError, printable
@@ -269,5 +269,16 @@ def _warn_of_other_images(of_run: Mapping[str, object], now: Mapping[str, object
         )
 
 
+def leave(status: int) -> NoReturn:
+    """End the process. After a failure under torchrun, skip Python's clean-up: the group of processes still exists
+    then (`_together`), and torch sometimes aborts while it is cleaned up.
+    """
+    if status and "LOCAL_RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

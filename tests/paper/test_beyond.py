@@ -51,7 +51,7 @@ def test_the_profile_paper_has_newer_backbones_unless_changes_set_the_backbone()
     assert all(name in labels and f"{name}, the recipe" in labels for name in beyond.NEWER)
     assert not any(name in row for row, _ in beyond.cells("paper", backbone="demo_vit") for name in beyond.NEWER)
     assert not any(name in row for row, _ in beyond.cells("demo") for name in beyond.NEWER)
-    with pytest.raises(ConfigError, match="hold start"):
+    with pytest.raises(ConfigError, match="contain start"):
         beyond.cells("demo", start="all")
 
 

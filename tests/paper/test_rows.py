@@ -123,7 +123,7 @@ def test_keys_by_which_rows_differ_are_refused_everywhere(key):
         *(functools.partial(cells, "demo", **change) for cells in TABLES.values()),
     ]  # fmt: skip
     for ask in asked:
-        with pytest.raises(ConfigError, match=rf"changes \(--set\) hold {key}\b.*; (leave it out|give seeds)"):
+        with pytest.raises(ConfigError, match=rf"changes \(--set\) contain {key}\b.*; (leave it out|give seeds)"):
             ask()
 
 

@@ -108,7 +108,7 @@ def test_the_options_reach_the_notebooks(monkeypatch):
         (["--cluster", "tcp://127.0.0.1:9"], "no Dask scheduler answers at tcp://127.0.0.1:9"),
         (["--set", "epochs"], "--set epochs: write KEY=VALUE"),
         (["--set", "epoch=2"], "epoch"),
-        (["--set", "accumulator=ema"], r"changes \(--set\) hold accumulator, by which the rows of tables differ"),
+        (["--set", "accumulator=ema"], r"changes \(--set\) contain accumulator, by which the rows of tables differ"),
         (["--seeds", "0,1,0"], r"seeds = \[0, 1, 0\] contain a seed twice"),
         (["--data", "absent"], "--data: there is no folder absent"),
     ],

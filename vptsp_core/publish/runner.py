@@ -121,7 +121,10 @@ def run_notebooks(
 
 
 def check_use(work: Sequence[tuple[Path, Mapping[str, Any]]], values: Mapping[str, Any], profile: str) -> None:
-    """Refuse an option that no notebook reads. Print a line about an option that only some of them read."""
+    """Print a line about an option that only some of the notebooks read.
+
+    Raises VptspError for an option that none of them reads.
+    """
     for name in values.keys() - {"profile", "results"}:
         option = "--set" if name == "changes" else f"--{name}"
         without = [path.stem for path, given in work if name not in given]
