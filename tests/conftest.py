@@ -24,7 +24,7 @@ def letters(tmp_path_factory) -> Path:
 
 # The longest files, up to two minutes each. They run first, so that no process ends with one of them alone.
 LONG = (
-    "test_notebooks", "test_workers", "test_run_all", "test_train_step", "test_run", "test_distributed", "test_tune",
+    "test_notebooks", "test_workers", "test_run_all", "test_train_step", "test_run", "test_distributed", "test_search",
     "test_determinism", "test_kill_resume", "test_notebooks_runner",
 )  # fmt: skip
 
