@@ -88,7 +88,7 @@ def build(results: str | Path = CHECKOUT / "results", profile: str = "demo", not
     check_choice("profile", profile, tuple(PROFILES))
     folder = Path(results).expanduser().resolve() / profile
     made = {source: Manifest.read(folder, source.stem) for source in discover((), notebooks, profile)}
-    seeds = list(dict.fromkeys(seed for each in made.values() for seed in each.record.get("seed", [])))
+    seeds = sorted({seed for each in made.values() for seed in each.record.get("seed", [])}, key=int)
     chapters = [_chapter(folder, source, made[source], seeds) for source in sorted(made, key=_order)]
     facts: dict[str, list[str]] = {}
     absent: dict[tuple[str, str], dict[str, None]] = {}  # {(data set, command to get it): the notebooks that need it}
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _chapter(folder: Path, source: Path, made: Manifest, seeds: Sequence[str]) -> Chapter:
+def _chapter(folder: Path, source: Path, made: Manifest, seeds: list[str]) -> Chapter:
     """Return the chapter of one notebook. ``folder`` holds the profile's results, for which ``seeds`` were given."""
     name = source.stem
     page = f"{name}.html" if (folder / "notebooks" / f"{name}.html").is_file() else ""
@@ -171,11 +171,10 @@ def _facts(facts: dict[str, list[str]], label: str) -> str:
     return table_html([names, Column(label, "", [", ".join(values) for values in facts.values()], True)], label)
 
 
-def _command(folder: Path, reads: Collection[str], seeds: Sequence[str]) -> str:
+def _command(folder: Path, reads: Collection[str], seeds: list[str]) -> str:
     """Return the call of `run_all.sh` that writes to ``folder`` again, for notebooks that read these parameters."""
     results, profile = from_root(folder.parent), folder.name
     command = "./run_all.sh" if profile == "demo" else f"./run_all.sh --profile {profile}"
     command += " --data DIR" if profile in ("tiny", "paper") and "data" in reads else ""
     command += f" --results {shlex.quote(results)}" if results != "results" else ""
-    several = "seeds" in reads and seeds and list(seeds) != ["0"]
-    return f"{command} --seeds {','.join(seeds)}" if several else command
+    return f"{command} --seeds {','.join(seeds)}" if "seeds" in reads and seeds not in ([], ["0"]) else command
