@@ -4,6 +4,7 @@ import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -24,6 +25,7 @@ from vptsp_core.data import load_benchmark
 from vptsp_core.data.holdout import first_of_each
 from vptsp_core.errors import ConfigError
 from vptsp_core.method.metrics import retrieval_metrics
+from vptsp_core.method.model import MetricModel
 from vptsp_core.method.presets import preset
 from vptsp_core.method.step import TrainStep
 from vptsp_core.paper.step_bench import StepBench
@@ -165,3 +167,23 @@ def test_what_is_recorded_by_hand():
     found = measured(embeddings, torch.tensor([0, 0, 1, 1]), torch.tensor([[1.0, 0], [0, 2], [-3, 0]]))
     # pairs of one class: 0.6 and -1; of two classes: 0, 0, 0.8 and -0.8; only the first image's nearest has its class
     assert found == pytest.approx({"same class": -0.2, "other classes": 0.0, "R@1 in the batch": 0.25, "O": -1 / 3})
+
+
+def test_learning_rates_rise_over_the_warm_up_and_are_restored():
+    seen, embeddings, labels = [], torch.eye(4), torch.tensor([0, 0, 1, 1])
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    proxies = SimpleNamespace(bias=torch.eye(2), accumulator=None)
+    step = SimpleNamespace(optimizers=[optimizer], model=SimpleNamespace(proxies=proxies))
+    recorder = Recorder(warm_up=4)
+    recorder.towers = lambda *given: (embeddings, None)
+
+    def take(step, images, labels):
+        seen.append(optimizer.param_groups[0]["lr"])
+        MetricModel.towers(step.model, images, None)
+        return torch.tensor(1.0)
+
+    recorder.take = take
+    for _ in range(5):
+        recorder.step(step, embeddings, labels)
+        assert optimizer.param_groups[0]["lr"] == 0.1
+    assert seen == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
