@@ -76,14 +76,45 @@ def test_pairing_sees_what_two_separate_intervals_would_not(tmp_path):
     assert paired["chance"] is False and paired["difference"] < alone
 
 
-def test_seeds_are_averaged_query_by_query(tmp_path):
-    runs = [
-        run_with(tmp_path, "a0", R_1=[1, 0, 0, 0]), run_with(tmp_path, "a1", R_1=[1, 1, 0, 0]),
-        run_with(tmp_path, "b0", R_1=[1, 1, 1, 0]), run_with(tmp_path, "b1", R_1=[1, 0, 1, 0]),
-    ]  # fmt: skip
-    found = significance.compare_paired(runs, ["a", "a", "b", "b"], "a", metrics=["R@1"])["R@1"].loc["b"]
-    # differences 0, 0, 1, 0: of four draws at least one hits the third query in 1 - 0.75^4 = 68 %
-    assert found["difference"] == 25 and found["low"] == 0 and found["high"] == 75 and found["chance"] is True
+def test_seeds_are_averaged_and_drawn(tmp_path):
+    """No query differs from another, so the interval is that of the seeds alone."""
+    seeds = {"a0": 0.5, "a1": 0.5, "b0": 0.5, "b1": 0.625, "b2": 0.75, "c0": 0.25}
+    runs = [run_with(tmp_path, name, MAP_R=np.full(9, value)) for name, value in seeds.items()]
+    labels = [name[0] for name in seeds]
+    found = significance.compare_paired(runs, labels, "a", metrics=["MAP@R"])["MAP@R"]
+    # the means of two of three: 0, 6.25, 12.5, 18.75, 25, of which the first and the last come with one ninth each
+    assert found.loc["b"].tolist() == [12.5, 0, 25, True]
+    assert found.loc["c"].tolist() == [-25, -25, -25, False]
+    theirs = significance.compare_paired(runs, labels, "b", metrics=["MAP@R"])["MAP@R"].loc["a"]
+    assert theirs.tolist() == [-12.5, -25, 0, True]
+
+
+def test_drawn_seeds_vary_as_much_as_a_mean_over_seeds_does():
+    rng = np.random.default_rng(6)
+    for count in (2, 3, 5):
+        means = rng.random(count)
+        drawn = significance._drawn_seeds(np.tile(means, (significance.RESAMPLES, 1)), seed=0)
+        assert drawn.var() == pytest.approx(means.var(ddof=1) / count, rel=0.05)
+
+
+def test_the_interval_covers_the_truth_with_seeds_too(tmp_path):
+    """300 experiments of 100 queries and 5 seeds, whose means vary alike; the true mean difference is 2 points."""
+    rng = np.random.default_rng(7)
+    base, runs, labels = rng.random(100).astype(np.float32), [], []
+    runs.append(run_with(tmp_path, "base", R_1=base))
+    for trial in range(300):
+        shared = base + rng.normal(0.02, 0.4, 100)
+        for seed in range(5):
+            runs.append(run_with(tmp_path, f"{trial}_{seed}", R_1=shared + rng.normal(0, 0.09)))
+            labels.append(str(trial))
+    found = significance.compare_paired(runs, ["base", *labels], "base", metrics=["R@1"])["R@1"].drop("base")
+    covered = ((found["low"] <= 2) & (found["high"] >= 2)).mean()
+    assert 0.9 < covered < 0.98
+    first = [labels.index(str(trial)) for trial in range(300)]
+    alone = [runs[0], *(runs[1 + place] for place in first)]
+    found = significance.compare_paired(alone, ["base", *map(str, range(300))], "base", metrics=["R@1"])["R@1"]
+    covered = ((found["low"] <= 2) & (found["high"] >= 2)).mean()
+    assert covered < 0.7, "one seed: the interval covers queries only"
 
 
 def test_queries_without_an_answer_are_left_out(tmp_path):

@@ -1,9 +1,10 @@
 """Could the difference between two methods be chance? A paired bootstrap over the queries they share.
 
-Each query gives one difference. Queries are drawn with replacement, as many as there are, 10,000 times. The interval is
+Queries are drawn with replacement, as many as there are, 10,000 times; all methods get the same ones. The interval is
 the middle 95 % of the 10,000 mean differences (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter
-13). It shows how much the choice of queries matters. Seeds are averaged first, query by query. The ± of
-`report.averaged` shows how much the seeds matter.
+13). If a method has S > 1 seeds, S - 1 of them are drawn with replacement each time, independently of other methods.
+The variance of the drawn means is then that of a mean over S seeds (Rao & Wu, "Resampling inference with complex survey
+data", 1988). So the interval covers the choice of queries and of seeds. With one seed, it covers queries only.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ _CHUNK = 2**22  # counts in memory at a time: 32 MB
 def compare_paired(
     runs: Sequence[Run], labels: Sequence[str], reference: str, metrics: Sequence[str] = ("R@1", "MAP@R")
 ) -> pd.DataFrame:
-    """Return how far each method is from the reference, in percentage points, with the 95 % interval over queries.
+    """Return how far each method is from the reference, in percentage points, with the 95 % interval.
 
     Args:
         runs: of one test set.
-        labels: the method of each run. Runs with the same label are seeds, and are averaged query by query.
+        labels: the method of each run. Runs with the same label are its seeds.
         reference: one of the labels.
         metrics: names of per-query values (see `Run.queries`).
 
@@ -49,19 +50,22 @@ def compare_paired(
     out = pd.DataFrame(np.nan, index=pd.Index(order, name="label"), columns=columns)
     for metric in metrics:
         out[metric, "chance"] = out[metric, "chance"].astype(object)
-        values = {label: _mean(runs, labels, label, metric) for label in order}
+        values = {label: _by_query(runs, labels, label, metric) for label in order}
         base = values.pop(reference, None)
         others = {label: each for label, each in values.items() if each is not None}
         if base is None or not others:
             continue
-        differences = 100 * (np.stack(list(others.values()), 1) - base[:, None])
-        differences = differences[~np.isnan(differences).any(1)]  # NaN: the gallery has no image of the query's class
-        if not len(differences):
+        compared = [base, *others.values()]
+        table = np.hstack([each - base.mean(1, keepdims=True) for each in compared])  # equal methods: exactly 0
+        table = table[~np.isnan(table).any(1)]  # NaN: the gallery has no image of the query's class
+        if not len(table):
             continue
-        low, high = bootstrap(differences)
-        chance = ((low <= 0) & (high >= 0)).astype(object)
-        for column, values_of_column in zip(COLUMNS, (differences.mean(0), low, high, chance)):
-            out.loc[list(others), (metric, column)] = values_of_column
+        ends = np.cumsum([each.shape[1] for each in compared])[:-1]
+        base_means, *means = np.split(_resampled_means(table), ends, axis=1)
+        base_mean = _drawn_seeds(base_means, seed=0)
+        for label, drawn, values_of_label in zip(others, means, np.split(table, ends, axis=1)[1:], strict=True):
+            low, high = _interval(_drawn_seeds(drawn, seed=1) - base_mean)
+            out.loc[label, metric] = [values_of_label.mean(), low, high, bool(low <= 0 <= high)]
     return out
 
 
@@ -74,27 +78,52 @@ def unclear(comparison: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def bootstrap(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the percentile interval of the mean of each column of ``differences`` (N, K): low and high, (K,) each.
+    """Return the 95 % interval of the mean of each column of ``differences`` (N, K): low and high, (K,) each.
 
-    All columns share the resamples. A resample is stored as the number of times that each row was drawn.
+    All columns share the resamples.
     """
-    rng, count = np.random.default_rng(0), len(differences)
+    return _interval(_resampled_means(differences))
+
+
+def _interval(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return low, high
+
+
+def _resampled_means(values: np.ndarray) -> np.ndarray:
+    """Return the mean of each column of ``values`` (N, K) in each resample of its rows: (RESAMPLES, K).
+
+    A resample is stored as the number of times that each row was drawn.
+    """
+    rng, count = np.random.default_rng(0), len(values)
     means, step = [], max(1, _CHUNK // count)
     for start in range(0, RESAMPLES, step):
         size = min(step, RESAMPLES - start)
         drawn = rng.integers(0, count, (size, count)) + count * np.arange(size)[:, None]
         times = np.bincount(drawn.reshape(-1), minlength=size * count).reshape(size, count)
-        means.append(times.astype(np.float64) @ differences / count)
-    low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return low, high
+        means.append(times.astype(np.float64) @ values / count)
+    return np.concatenate(means)
 
 
-def _mean(runs: Sequence[Run], labels: Sequence[str], label: str, metric: str) -> np.ndarray | None:
-    """Return the mean over a label's runs, query by query, (N,) float64. None if one of them has no such values."""
+def _drawn_seeds(means: np.ndarray, seed: int) -> np.ndarray:
+    """Return the mean over drawn seeds, (RESAMPLES,), of one method's ``means`` (RESAMPLES, S).
+
+    Args:
+        seed: of the draws. The reference has another one than the rest, so that its draws do not depend on theirs.
+    """
+    count = means.shape[1]
+    if count == 1:
+        return means[:, 0]
+    drawn = np.random.default_rng(seed).integers(0, count, (len(means), count - 1))
+    return np.take_along_axis(means, drawn, 1).mean(1)
+
+
+def _by_query(runs: Sequence[Run], labels: Sequence[str], label: str, metric: str) -> np.ndarray | None:
+    """Return a label's values in percent, a row per query and a column per run. None if a run has no such values."""
     queries = [run.queries or {} for run, each in zip(runs, labels, strict=True) if each == label]
     if not all(metric in each for each in queries):
         return None
-    return np.stack([each[metric] for each in queries]).mean(axis=0, dtype=np.float64)
+    return 100 * np.stack([each[metric] for each in queries], 1).astype(np.float64)
 
 
 def _same_queries(runs: Sequence[Run], labels: Sequence[str]) -> None:
