@@ -32,10 +32,10 @@ def make_benchmark(name: str, listing: Listing, published: Counts, allow_partial
     _check_listing(name, listing)
     missing = _find_missing(listing)
     if names := _find_on_disk(str(listing.root), missing):
-        path, found = min(names.items())
+        path, actual = min(names.items())
         warnings.warn(
             f"{name}: {len(names)} path(s) in {listing.source} are written in another case than on the disk, or their "
-            f"accents are stored differently; the first is {path}{listing.where(path)}, which is read from {found}",
+            f"accents are stored differently; the first is {path}{listing.where(path)}, which is read from {actual}",
             stacklevel=3,
         )
         renamed = {split: [(names.get(path, path), label) for path, label in rows]
@@ -71,15 +71,15 @@ def _report_differences(
         differences.append(f"{len(missing)} of {total} listed images are missing, the first "
                            f"{listing.root / missing[0]}{listing.where(missing[0])}{cure}")  # fmt: skip
     if differences:
-        found = f"{name}: {listing.source}: {', '.join(differences)}"
+        fault = f"{name}: {listing.source}: {', '.join(differences)}"
         if listing.uncertain:
             raise DataError(
-                f"{found}; the training classes are unknown, because most class names do not begin with a number "
+                f"{fault}; the training classes are unknown, because most class names do not begin with a number "
                 "as in 001.Name; complete it"
             )
         if not allow_partial:
-            raise DataError(found, "complete it, or accept this with --allow-partial")
-        warnings.warn(f"{found}; continuing with the images that exist", stacklevel=4)
+            raise DataError(fault, "complete it, or accept this with --allow-partial")
+        warnings.warn(f"{fault}; continuing with the images that exist", stacklevel=4)
     return tuple(differences)
 
 
@@ -132,18 +132,18 @@ def _find_on_disk(root: str, paths: Iterable[str]) -> dict[str, str]:
         return alike
 
     def on_disk(path: str) -> str:
-        found = ""
+        actual = ""
         for part in path.split("/"):
-            place = os.path.join(root, found)
+            place = os.path.join(root, actual)
             alike = [part] if os.path.lexists(os.path.join(place, part)) else names(place).get(fold(part), [])
             composed = unicodedata.normalize("NFC", part)
             same = [name for name in alike if unicodedata.normalize("NFC", name) == composed] or alike
             if len(same) != 1:
                 return ""
-            found = os.path.join(found, same[0])
-        return found if os.path.isfile(os.path.join(root, found)) else ""
+            actual = os.path.join(actual, same[0])
+        return actual if os.path.isfile(os.path.join(root, actual)) else ""
 
-    return {path: found for path in paths if (found := on_disk(path))}
+    return {path: actual for path in paths if (actual := on_disk(path))}
 
 
 def _warn_of_copies(name: str, root: Path, splits: dict[str, Rows]) -> None:
@@ -164,8 +164,8 @@ def _warn_of_copies(name: str, root: Path, splits: dict[str, Rows]) -> None:
 def _miscounts(splits: dict[str, Rows], published: Counts) -> list[str]:
     wrong = []
     for split, expected in published.items():
-        found = len({label for _, label in splits[split]}), len(splits[split])
-        kinds = zip(("classes", "images"), found, expected, strict=True)
+        counted = len({label for _, label in splits[split]}), len(splits[split])
+        kinds = zip(("classes", "images"), counted, expected, strict=True)
         part = "training" if split == "train" else split
         wrong += [f"{count} {part} {kind} instead of {wanted}" for kind, count, wanted in kinds if count != wanted]
     return wrong

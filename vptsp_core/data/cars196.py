@@ -36,8 +36,8 @@ def list_cars(folder: Path, name: str) -> Listing:
     names: list[str] = []
     for part, (key, *files) in parts.items():
         path = _find_annotations(folder, name, part, files)
-        found, names = _read_annotations(path, key)
-        numbers |= {f"{places[part]}/{Path(image).name}": number for image, number in found.items()}
+        annotated, names = _read_annotations(path, key)
+        numbers |= {f"{places[part]}/{Path(image).name}": number for image, number in annotated.items()}
     labels = {number: ".".join([f"{number:03}", *names[number - 1 : number]]) for number in numbers.values()}
     rows = sorted((number, image) for image, number in numbers.items())
     train: Rows = [(image, labels[number]) for number, image in rows if number <= TRAIN_CLASSES]
@@ -48,8 +48,8 @@ def list_cars(folder: Path, name: str) -> Listing:
 def _find_annotations(folder: Path, name: str, images: str, files: list[str]) -> Path:
     for file in files:
         for pattern in (file, f"*/{file}", f"*/*/{file}"):
-            if found := next(folder.glob(pattern), None):
-                return found
+            if path := next(folder.glob(pattern), None):
+                return path
     raise DataError(f"{name}: {folder / images} needs {files[0]}, which holds the class of each image; put it into "
                     f"{folder}")  # fmt: skip
 

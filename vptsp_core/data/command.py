@@ -82,11 +82,11 @@ def _print_counts(benchmark: Benchmark) -> None:
     known = CATALOG.get(benchmark.name)
     print(f"{'split':8} {'classes':>8} {'images':>8}   {'published':>17}")
     for split, images in _list_splits(benchmark).items():
-        found, text = (len(set(images.labels.tolist())), len(images)), ""
+        counted, text = (len(set(images.labels.tolist())), len(images)), ""
         if known:
             published = known.counts[split]
-            text = f"{published[0]:8} {published[1]:8}   {'ok' if published == found else 'NOT OK'}"
-        print(f"{split:8} {found[0]:8} {found[1]:8}   {text}".rstrip(), flush=True)
+            text = f"{published[0]:8} {published[1]:8}   {'ok' if published == counted else 'NOT OK'}"
+        print(f"{split:8} {counted[0]:8} {counted[1]:8}   {text}".rstrip(), flush=True)
 
 
 def _list_splits(benchmark: Benchmark) -> dict[str, ImageSet]:

@@ -70,8 +70,8 @@ def _mismatch(path: Path, checksum: str) -> str:
     """Compare a file with its checksum: return the difference for a message, or "" if there is none."""
     kind, _, expected = checksum.partition(":")
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
-    return "" if found == expected else f"{kind} {found} instead of {expected}"
+        actual = hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
+    return "" if actual == expected else f"{kind} {actual} instead of {expected}"
 
 
 def _fetch(source: str, part: Path) -> None:

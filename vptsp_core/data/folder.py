@@ -82,13 +82,13 @@ class FileSet(ImageSet):
         (``as_shown``) may be edited, so the contents of their files are hashed.
         Raises DataError: a file is missing. Raises OSError: it cannot be read.
         """
-        found = hashlib.sha256(b"as shown\n" if self.as_shown else b"")
+        checksum = hashlib.sha256(b"as shown\n" if self.as_shown else b"")
         with ThreadPoolExecutor(cores()) as pool:
             sizes = (read_stamps(path)[0] for path in self.paths)
             contents = pool.map(hash_content, self.paths) if self.as_shown else sizes
             for name, label, each in zip(self.relative_names(), self.labels, contents, strict=True):
-                found.update(f"{label} ".encode() + os.fsencode(name) + f" {each}\n".encode())
-        return found.hexdigest()[:16]
+                checksum.update(f"{label} ".encode() + os.fsencode(name) + f" {each}\n".encode())
+        return checksum.hexdigest()[:16]
 
 
 def read_stamps(path: Path) -> tuple[int, ...]:
@@ -215,6 +215,6 @@ def to_rgb(image: Image.Image, name: str = "image", as_shown: bool = False) -> I
     elif as_shown and image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    found = image.convert("RGB")
-    found.info.clear()  # so that nobody turns it a second time
-    return found
+    rgb = image.convert("RGB")
+    rgb.info.clear()  # so that nobody turns it a second time
+    return rgb

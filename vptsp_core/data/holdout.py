@@ -73,10 +73,10 @@ def held_out_classes(images: np.ndarray) -> np.ndarray:
     than two. In the order of names, similar classes are neighbours, so a fifth of each kind is held out.
     """
     several = np.flatnonzero(images > 1)
-    found = np.zeros(len(images), dtype=bool)
+    held_out = np.zeros(len(images), dtype=bool)
     if len(several) >= FEWEST:
-        found[several[EVERY - 1 :: EVERY]] = True
-    return found
+        held_out[several[EVERY - 1 :: EVERY]] = True
+    return held_out
 
 
 def hold_out(benchmark: Benchmark) -> tuple[Benchmark, Benchmark]:

@@ -134,16 +134,16 @@ def split_by_class(folder: Path, name: str, train_classes: int) -> Listing:
     may be missing.
     """
     folder = folder / "images"
-    found = {label: [(f"{label}/{file}", label) for file in files]
+    listed = {label: [(f"{label}/{file}", label) for file in files]
              for label, files in class_folders(folder, name)[0].items()}  # fmt: skip
-    numbers = {label: int(label[:3]) for label in found if re.match(r"[0-9]{3}(?!\d)", label)}
-    if len(numbers) <= len(found) / 2:
-        ordered = list(found.values())
+    numbers = {label: int(label[:3]) for label in listed if re.match(r"[0-9]{3}(?!\d)", label)}
+    if len(numbers) <= len(listed) / 2:
+        ordered = list(listed.values())
         splits = {"train": sum(ordered[:train_classes], []), "test": sum(ordered[train_classes:], [])}
         return Listing(folder, folder, splits, uncertain=True)
     splits = {"train": [], "test": []}
     for label, number in numbers.items():
-        splits["train" if number <= train_classes else "test"] += found[label]
+        splits["train" if number <= train_classes else "test"] += listed[label]
     return Listing(folder, folder, splits)
 
 

@@ -124,9 +124,9 @@ def _read_splits(rows: Sequence[Row], table: Path, name: str) -> dict[str, Rows]
             raise DataError(f"{name}: {table}, line {row.line}: split {row.split!r} is not one of {', '.join(SPLITS)}")
         splits.setdefault(row.split, []).append((row.path, row.label))
     if set(splits) - {"train"} not in ({"test"}, {"query", "gallery"}):
-        found = ", ".join(split for split in splits if splits[split]) or "none"
+        given = ", ".join(split for split in splits if splits[split]) or "none"
         raise DataError(
-            f"{name}: {table} has the splits {found}; it needs test, or query and gallery, and for training also train"
+            f"{name}: {table} has the splits {given}; it needs test, or query and gallery, and for training also train"
         )
     return splits
 
@@ -206,8 +206,8 @@ def _read_lines(table: Path) -> tuple[list[str], str, int]:
         lines = list(file)
     delimiter = ""
     for before, line in enumerate(lines):
-        if found := re.fullmatch(rf'"?sep=([{DELIMITERS}])[{DELIMITERS}"\s]*', line, re.IGNORECASE):
-            delimiter = found[1]
+        if marked := re.fullmatch(rf'"?sep=([{DELIMITERS}])[{DELIMITERS}"\s]*', line, re.IGNORECASE):
+            delimiter = marked[1]
         elif line.strip(f"{DELIMITERS} \r\n"):
             return lines, delimiter or max(DELIMITERS, key=line.count), before
     return [], ",", 0

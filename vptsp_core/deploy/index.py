@@ -155,8 +155,8 @@ def _build(faiss: Any, embeddings: np.ndarray) -> tuple[Any, dict[str, Any]]:
     others = [np.setdiff1d(row, own) for row, own in zip(exact, chosen)]
     ef, recall = WIDTHS[0], 0.0
     for ef in WIDTHS:
-        found = _search(built, embeddings[chosen], K + 1, ef)[1]
-        recall = float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(found, others, strict=True)]))
+        nearest = _search(built, embeddings[chosen], K + 1, ef)[1]
+        recall = float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(nearest, others, strict=True)]))
         if recall >= ENOUGH:
             break
     return built, {"ef": ef, "recall": recall}

@@ -55,14 +55,14 @@ def main(argv: Sequence[str]) -> int:
     scores, places = index.search(np.stack(list(embeddings.values())), args.k)
     rows = [
         (query, rank, index.names[place], score)
-        for query, cosines, found in zip(queries, scores.tolist(), places.tolist(), strict=True)
-        for rank, (score, place) in enumerate(zip(cosines, found, strict=True), 1)
+        for query, cosines, nearest in zip(queries, scores.tolist(), places.tolist(), strict=True)
+        for rank, (score, place) in enumerate(zip(cosines, nearest, strict=True), 1)
         if place >= 0
     ]
     table = pd.DataFrame(rows, columns=COLUMNS)
-    for query, found in table.groupby("query", sort=False):
+    for query, neighbours in table.groupby("query", sort=False):
         print(printable(str(query)))
-        for row in found.itertuples():
+        for row in neighbours.itertuples():
             print(f"  {row.rank:3d}  {row.cosine:.4f}  {printable(str(row.path))}")
     drawn = table[table["query"].isin(queries[:DRAWN]) & (table["rank"] <= DRAWN_EACH)]
     write_bytes(png, file_of(found_images(drawn, Path(index.root)), dpi=120).getvalue())

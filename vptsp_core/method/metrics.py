@@ -111,8 +111,8 @@ def retrieval_metrics(
 
     names = [*(f"R@{k}" for k in ks), *OF_R, "MAP released"]
     values = torch.empty(len(names), len(queries), dtype=torch.float64, device=queries.device)
-    for rows, _, found in search(queries, items, depth, exclude_self=alone, backend=backend):
-        hits = item_classes[found] == query_classes[rows, None]
+    for rows, _, nearest in search(queries, items, depth, exclude_self=alone, backend=backend):
+        hits = item_classes[nearest] == query_classes[rows, None]
         values[:, rows] = _score(hits, relevant[rows], ks)
 
     over_all = values.mean(dim=1).tolist()
@@ -134,8 +134,8 @@ def _score(hits: Tensor, relevant: Tensor, ks: Sequence[int]) -> Tensor:
         hits = hits.new_zeros(len(hits), 1)
     last = hits.shape[1] - 1
     ranks = torch.arange(1, last + 2, device=hits.device)
-    found = hits.cumsum(dim=1, dtype=torch.int32)
-    precision = found.double().div_(ranks).mul_(hits)  # P@i rel_i
+    hits_so_far = hits.cumsum(dim=1, dtype=torch.int32)
+    precision = hits_so_far.double().div_(ranks).mul_(hits)  # P@i rel_i
 
     def summed(limit: Tensor | int) -> Tensor:
         return torch.where(ranks <= limit, precision, 0.0).sum(dim=1)
@@ -143,10 +143,10 @@ def _score(hits: Tensor, relevant: Tensor, ks: Sequence[int]) -> Tensor:
     r, at_least_1 = relevant[:, None], relevant.clamp(min=1)
     return torch.stack(
         [
-            *((found[:, min(k - 1, last)] > 0).double() for k in ks),
+            *((hits_so_far[:, min(k - 1, last)] > 0).double() for k in ks),
             summed(r) / at_least_1,
             summed(r + 1) / (relevant + 1),
-            found.gather(1, at_least_1[:, None] - 1).squeeze(1).double() / at_least_1,
-            summed(INSHOP_RANKS) / found[:, min(INSHOP_RANKS - 1, last)].clamp(min=1),
+            hits_so_far.gather(1, at_least_1[:, None] - 1).squeeze(1).double() / at_least_1,
+            summed(INSHOP_RANKS) / hits_so_far[:, min(INSHOP_RANKS - 1, last)].clamp(min=1),
         ]
     )

@@ -70,8 +70,8 @@ def nearest_neighbours(
     scores = torch.full((len(q), k), -torch.inf, device=q.device)
     indices = torch.full((len(q), k), -1, device=q.device)
     depth = torch.full((len(q),), k, device=q.device)
-    for rows, best, found in search(q, items, depth, exclude_self=exclude_self, chunk=chunk, backend=backend):
-        scores[rows, : best.shape[1]], indices[rows, : best.shape[1]] = best, found
+    for rows, best, nearest in search(q, items, depth, exclude_self=exclude_self, chunk=chunk, backend=backend):
+        scores[rows, : best.shape[1]], indices[rows, : best.shape[1]] = best, nearest
     return scores, indices
 
 
@@ -113,14 +113,14 @@ def search(
             rows = order[start : start + (chunk or max(1, budget // (64 * k + 4 * d)))]
             lists = index.search(queries[rows], k + exclude_self)
         if lists is not None:
-            best, found = _order_faiss_lists(*lists, without=rows if exclude_self else None)
+            best, nearest = _order_faiss_lists(*lists, without=rows if exclude_self else None)
         else:  # torch needs memory for the lists and all scores
             rows = order[start : start + min(most, chunk or max(1, budget // (64 * k + 4 * m)))]
             if buffer is None:  # allocated once: new memory for each chunk would take a quarter more time
                 buffer = torch.empty(most, m, device=queries.device)
-            best, found = _search_exactly(queries, items, rows, k, exclude_self, buffer)
+            best, nearest = _search_exactly(queries, items, rows, k, exclude_self, buffer)
         start += len(rows)
-        yield rows, best, found
+        yield rows, best, nearest
 
 
 def _search_exactly(
@@ -131,29 +131,29 @@ def _search_exactly(
     scores = _cosines(queries[padded], items, buffer[: len(padded)])[: len(rows)]
     if exclude_self:
         scores.scatter_(1, rows[:, None], -torch.inf)
-    best, found = scores.topk(min(k + 1, len(items)))  # one more, to see ties across the end of a list
+    best, nearest = scores.topk(min(k + 1, len(items)))  # one more, to see ties across the end of a list
     equal = best[:, 1:] == best[:, :-1]
     # rows with equal scores anywhere, and rows with equal scores in the last list place and the one after it
     tied, across = (e.any(dim=1).nonzero().squeeze(1) for e in (equal, equal[:, -1:]))
-    found[tied] = _order_ties(best[tied], found[tied])
+    nearest[tied] = _order_ties(best[tied], nearest[tied])
     for part in across.split(max(1, len(rows) // 16)):  # in parts, which need less memory
-        found[part] = _complete_ties(scores[part], best[part], found[part])
-    return best[:, :k], found[:, :k]
+        nearest[part] = _complete_ties(scores[part], best[part], nearest[part])
+    return best[:, :k], nearest[:, :k]
 
 
-def _order_faiss_lists(best: Tensor, found: Tensor, without: Tensor | None) -> tuple[Tensor, Tensor]:
+def _order_faiss_lists(best: Tensor, nearest: Tensor, without: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the scores and indices (c, k) that faiss found, with equal scores ordered by index.
 
     ``without`` (c,) names one item per list, which is dropped from the list. If the list does not have this item, the
     list's last item is dropped.
     """
     tied = (best[:, 1:] == best[:, :-1]).any(dim=1).nonzero().squeeze(1)
-    found[tied] = _order_ties(best[tied], found[tied])
+    nearest[tied] = _order_ties(best[tied], nearest[tied])
     if without is None:
-        return best, found
-    others = found != without[:, None]
+        return best, nearest
+    others = nearest != without[:, None]
     others[:, -1] &= ~others.all(dim=1)
-    return best[others].view(len(best), -1), found[others].view(len(best), -1)
+    return best[others].view(len(best), -1), nearest[others].view(len(best), -1)
 
 
 def _cosines(queries: Tensor, items: Tensor, out: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def _order_ties(scores: Tensor, indices: Tensor) -> Tensor:
     return indices.gather(1, order)
 
 
-def _complete_ties(scores: Tensor, best: Tensor, found: Tensor) -> Tensor:
+def _complete_ties(scores: Tensor, best: Tensor, nearest: Tensor) -> Tensor:
     """Return the indices that topk found, (n, k), with the right items in the last places.
 
     If items tie for the last places of a list, topk takes any of them. Those with the lowest indices belong there.
@@ -188,4 +188,4 @@ def _complete_ties(scores: Tensor, best: Tensor, found: Tensor) -> Tensor:
     low_index_high = torch.arange(m, 0, -1, dtype=torch.int32, device=scores.device)  # so topk prefers low indices
     equal = torch.where(scores == last, low_index_high, 0).topk(best.shape[1]).indices
     place = torch.arange(best.shape[1], device=scores.device) - (best > last).sum(dim=1, keepdim=True)
-    return torch.where(place < 0, found, equal.gather(1, place.clamp(min=0)))
+    return torch.where(place < 0, nearest, equal.gather(1, place.clamp(min=0)))

@@ -54,9 +54,9 @@ def cells(profile: str, **changes: Any) -> dict[tuple[str, str], RunConfig]:
     profile and for changes that `check_changes` refuses.
     """
     judged = {"selection": "validation_map", **changes}
-    found = {(label, "CUB"): configured(profile, row, judged) for label, row in rows(profile).items()}
+    configs = {(label, "CUB"): configured(profile, row, judged) for label, row in rows(profile).items()}
     if profile == "paper" and not {"backbone", "weights", "embed_dim"} & changes.keys():
         for name in NEWER:
-            found[name, "CUB"] = table_preset(name, **judged)
-            found[f"{name}, the recipe", "CUB"] = table_preset(name, **{**SETTINGS, **RATES, **judged})
-    return found
+            configs[name, "CUB"] = table_preset(name, **judged)
+            configs[f"{name}, the recipe", "CUB"] = table_preset(name, **{**SETTINGS, **RATES, **judged})
+    return configs

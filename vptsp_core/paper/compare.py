@@ -174,8 +174,8 @@ def differences(done: Done, reference: str) -> pd.DataFrame:
     for name in dict.fromkeys(name for _, name in done.cells):
         runs, rows = _of_set(done, name)
         if reference in rows:
-            found = significance.compare_paired(runs, rows, reference, TESTED)
-            parts.append(found.rename(columns={metric: f"{name} {metric}" for metric in TESTED}, level=0))
+            paired = significance.compare_paired(runs, rows, reference, TESTED)
+            parts.append(paired.rename(columns={metric: f"{name} {metric}" for metric in TESTED}, level=0))
     return pd.concat(parts, axis=1) if parts else pd.DataFrame()
 
 
@@ -214,9 +214,9 @@ def beside(
 
 def ours(done: Done, columns: Sequence[str], reference: str) -> pd.DataFrame:
     """Return `scores` indexed by row, without the paper, and for tested columns the distance from ``reference``."""
-    found, clear = scores(done, columns).set_index("row"), differences(done, reference)
-    sides = {column: "±" if column.endswith(" ±") else report.OURS for column in map(str, found)}
-    table = pd.DataFrame({(column.removesuffix(" ±"), side): found[column] for column, side in sides.items()})
+    scored, clear = scores(done, columns).set_index("row"), differences(done, reference)
+    sides = {column: "±" if column.endswith(" ±") else report.OURS for column in map(str, scored)}
+    table = pd.DataFrame({(column.removesuffix(" ±"), side): scored[column] for column, side in sides.items()})
     return report.marked(table.dropna(axis=1, how="all"), clear, reference) if len(clear.columns) else table
 
 
@@ -250,12 +250,12 @@ def agreement(table: pd.DataFrame) -> str:
 
 def parameters(configs: Mapping[str, RunConfig]) -> pd.DataFrame:
     """Count parameters for 100 classes: "parameters, M" as the paper does, and "learning, M", those that learn."""
-    found = []
+    counted = []
     for row, config in configs.items():
         counts = count_parameters(build_model(config.replace(weights="random"), 100, torch.device("cpu")))
         millions = {"parameters, M": counts["tunable released"] / 1e6, "learning, M": counts["tunable"] / 1e6}
-        found.append({"row": row, **millions})
-    return pd.DataFrame(found, columns=["row", "parameters, M", "learning, M"])
+        counted.append({"row": row, **millions})
+    return pd.DataFrame(counted, columns=["row", "parameters, M", "learning, M"])
 
 
 def _of_set(done: Done, name: str) -> tuple[list[Run], list[str]]:

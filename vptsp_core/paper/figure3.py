@@ -161,7 +161,7 @@ def points(panel: str, profile: str, **changes: Any) -> list[Point]:
     sweep, rows = SWEEPS[panel], method_rows(profile)
     if sweep.key in changes:
         return []
-    found, scale = [], 1.0
+    swept, scale = [], 1.0
     if panel == "a":
         scale = _class_prompt_parameters(configured(profile, {**rows[BEST], "class_prompts": 1}, changes)) / 1e3
     for value, paper_x in sweep.values[profile].items():
@@ -172,8 +172,8 @@ def points(panel: str, profile: str, **changes: Any) -> list[Point]:
             continue
         x = 0.0 if without else scale * getattr(config, sweep.key)
         beside = "" if paper_x is None or abs(paper_x - x) < 1e-9 else f" (paper: {paper_x:g})"
-        found.append(Point(f"{x:g}{beside}", x, paper_x, config))
-    return found
+        swept.append(Point(f"{x:g}{beside}", x, paper_x, config))
+    return swept
 
 
 def left_out(panel: str, profile: str, **changes: Any) -> str:
@@ -257,12 +257,12 @@ def table(panel: Panel) -> pd.DataFrame:
     because the paper has no curve of it. The paper's R@1 on Cars196 has its own column.
     """
     paper = panel.paper.rename(columns={"CUB": "R@1"})
-    found = report.compare(paper, panel.ours, on="label", columns=["R@1"], only_ours=METRICS[1:])
+    compared = report.compare(paper, panel.ours, on="label", columns=["R@1"], only_ours=METRICS[1:])
     if panel.best is not None and panel.paired is not None:
-        found = report.marked(found, panel.paired, panel.best)
-    found["R@1 on Cars196", "paper"] = panel.paper.set_index("label")["Cars"].reindex(found.index)
+        compared = report.marked(compared, panel.paired, panel.best)
+    compared["R@1 on Cars196", "paper"] = panel.paper.set_index("label")["Cars"].reindex(compared.index)
     order = pd.concat([panel.ours, panel.paper]).drop_duplicates("label", keep="last").sort_values("x", kind="stable")
-    return found.reindex(order["label"]).rename_axis(panel.sweep.axis)
+    return compared.reindex(order["label"]).rename_axis(panel.sweep.axis)
 
 
 def maxima(panels: Sequence[Panel]) -> pd.DataFrame:

@@ -120,9 +120,9 @@ def check_changes(changes: Mapping[str, Any]) -> None:
     """
     if "seed" in changes:
         raise ConfigError("changes (--set) contain seed; give seeds (--seeds) instead")
-    if found := [key for key in ROW_KEYS if key in changes]:
+    if refused := [key for key in ROW_KEYS if key in changes]:
         raise ConfigError(
-            f"changes (--set) contain {', '.join(found)}, by which the rows of tables differ; leave it out, or train "
+            f"changes (--set) contain {', '.join(refused)}, by which the rows of tables differ; leave it out, or train "
             "one run with it: python -m vptsp_core train --set"
         )
 

@@ -32,10 +32,10 @@ def rows() -> dict[str, dict[str, Any]]:
 
     These are the rows of table 1 that train, and the rows of tables 5 and 7 except the last ones, which are in table 1.
     """
-    found = {label: row for label, row in methods.method_rows("tiny").items() if label not in methods.UNTRAINED}
+    searched = {label: row for label, row in methods.method_rows("tiny").items() if label not in methods.UNTRAINED}
     for number, table_rows in ((5, methods.proxy_source_rows("tiny")), (7, methods.integration_rows("tiny"))):
-        found |= {methods.search_name(number, label): table_rows[label] for label in list(table_rows)[:-1]}
-    return {name: {key: row[key] for key in row if key not in ("lr", "lr_proxy")} for name, row in found.items()}
+        searched |= {methods.search_name(number, label): table_rows[label] for label in list(table_rows)[:-1]}
+    return {name: {key: row[key] for key in row if key not in ("lr", "lr_proxy")} for name, row in searched.items()}
 
 
 def trial(row: Mapping[str, Any], lr: float) -> RunConfig:
@@ -61,22 +61,22 @@ def table(results: Path) -> pd.DataFrame:
 
     ``taken`` is "yes" for the best rate of a row whose search is complete.
     """
-    found = []
+    trial_rows = []
     for name, row in rows().items():
         trials = _trials(row, results)
         best = None if _still_to_try(trials) else best_rate(trials)
         for lr in sorted(trials, key=lambda lr: _score(trials[lr]), reverse=True):
             judged = dict(zip(JUDGED, _score(trials[lr]), strict=True))
-            found.append({"row": name, "lr": lr, **judged, "taken": "yes" if lr == best else ""})
-    return percent(pd.DataFrame(found, columns=["row", "lr", *JUDGED, "taken"]), JUDGED).set_index("row")
+            trial_rows.append({"row": name, "lr": lr, **judged, "taken": "yes" if lr == best else ""})
+    return percent(pd.DataFrame(trial_rows, columns=["row", "lr", *JUDGED, "taken"]), JUDGED).set_index("row")
 
 
 def summary(results: Path) -> str:
     """Return a few lines: how many searches are complete, and which rows still use a rate that was not searched."""
-    found, preset_rate = table(results), base_config("tiny").lr
-    best = found[found["taken"] == "yes"]["lr"]
+    tried, preset_rate = table(results), base_config("tiny").lr
+    best = tried[tried["taken"] == "yes"]["lr"]
     rates = {name: RATES["tiny"].get(name, {}).get("lr", preset_rate) for name in rows()}
-    lines = [f"{len(found)} trials; the search is complete for {len(best)} of {len(rates)} rows."]
+    lines = [f"{len(tried)} trials; the search is complete for {len(best)} of {len(rates)} rows."]
     if missing := [name for name in rates if name not in best]:
         listed = "; ".join(f"{name} ({rates[name]:g})" for name in missing)
         lines.append(f"The search is not complete for these rows (rate used now): {listed}.")
@@ -97,12 +97,12 @@ def best_rate(trials: Mapping[float, Run]) -> float:
 
 def _trials(row: Mapping[str, Any], results: Path) -> dict[float, Run]:
     """Return the finished trials of a row, by rate."""
-    found = {}
+    finished = {}
     for lr in RATES_TO_TRY:
         folder = run_folder(trial(row, lr), results)
         if (folder / METRICS).exists() and (run := finished_run(folder)):
-            found[lr] = run
-    return found
+            finished[lr] = run
+    return finished
 
 
 def _still_to_try(trials: Mapping[float, Run]) -> list[float]:

@@ -68,8 +68,8 @@ def paper_table(name: str) -> pd.DataFrame:
 
 def percent(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Return ``table`` with ``columns`` and their intervals ``<column> ±`` converted from fractions to percent."""
-    found = [c for column in columns for c in (column, f"{column} ±") if c in table]
-    return table.assign(**{column: 100 * table[column] for column in found})
+    shown = [c for column in columns for c in (column, f"{column} ±") if c in table]
+    return table.assign(**{column: 100 * table[column] for column in shown})
 
 
 def averaged(runs: Sequence[Run], by: Mapping[str, Sequence[Any]], metrics: Sequence[str]) -> pd.DataFrame:
@@ -151,11 +151,11 @@ def marked(table: pd.DataFrame, paired: pd.DataFrame, reference: str) -> pd.Data
     for metric in table.columns.unique(0):
         out |= {(metric, side): table[metric, side] for side in table[metric]}
         if metric in paired:
-            found = paired[metric].reindex(table.index)
-            out[metric, f"vs {reference}"] = pd.Series(map(_distance, found.itertuples()), table.index, dtype=object)
+            gaps = paired[metric].reindex(table.index)
+            out[metric, f"vs {reference}"] = pd.Series(map(_distance, gaps.itertuples()), table.index, dtype=object)
             if (metric, PAPER) in table and reference in table.index:
                 theirs = table[metric, PAPER].sub(table[metric, PAPER][reference])
-                verdicts = [_verdict(*pair) for pair in zip(theirs, found.itertuples(), strict=True)]
+                verdicts = [_verdict(*pair) for pair in zip(theirs, gaps.itertuples(), strict=True)]
                 if any(verdicts):
                     out[metric, ORDER] = pd.Series(verdicts, table.index, dtype=object)
     return pd.DataFrame(out, index=table.index)
@@ -187,10 +187,10 @@ SELECTED = {
 def selection_note(runs: Sequence[Run]) -> str:
     """Return one sentence that says which epoch the runs report. If they differ, it counts the runs of each kind."""
     kinds = ["frozen" if run.config.method == "frozen" else run.config.selection for run in runs]
-    found = [kind for kind in SELECTED if kind in kinds]
-    found = [kind for kind in found if kind != "frozen"] or found  # "frozen" adds nothing to the others
-    counted = [f"{SELECTED[kind]} ({kinds.count(kind)} run(s))" if found[1:] else SELECTED[kind] for kind in found]
-    return f"Epoch reported: {'; '.join(counted)}." if found else ""
+    used = [kind for kind in SELECTED if kind in kinds]
+    used = [kind for kind in used if kind != "frozen"] or used  # "frozen" adds nothing to the others
+    counted = [f"{SELECTED[kind]} ({kinds.count(kind)} run(s))" if used[1:] else SELECTED[kind] for kind in used]
+    return f"Epoch reported: {'; '.join(counted)}." if used else ""
 
 
 def styled(table: pd.DataFrame, formats: Mapping[Any, str] | None = None) -> Styler:

@@ -61,7 +61,7 @@ def measure_steps(
         raise ConfigError(f"steps = {steps} must be at least 1")
     target = pick_device(device)
     made = {name: with_memory(make, target) for name, make in benches.items()}
-    made = {name: found for name, found in made.items() if found[0].facts().get("compile_s", 0) is not None}
+    made = {name: pair for name, pair in made.items() if pair[0].facts().get("compile_s", 0) is not None}
     turns: dict[K, list[Turn]] = {name: [] for name in made}
     count = math.ceil(steps / GPU_STEPS) if target.type == "cuda" else steps
     for _ in bar(range(WARMUP + count), "measuring", show=progress, unit="turns"):
@@ -204,13 +204,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     step.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
     args = parser.parse_args(argv)
     config = preset(args.preset, **dict(parse_change(change) for change in args.changes))
-    found = compare_forms(
+    measured = compare_forms(
         config, device=args.device, steps=args.steps, forms=args.forms.split(","), reference=args.reference,
         progress=True,
     )  # fmt: skip
-    print("batches of {batch}, {classes} classes, {device}, {threads} threads, torch {torch}".format_map(found))
-    print(pd.DataFrame(found["forms"]).T.to_string(float_format="{:,.4g}".format, na_rep="-"))
+    print("batches of {batch}, {classes} classes, {device}, {threads} threads, torch {torch}".format_map(measured))
+    print(pd.DataFrame(measured["forms"]).T.to_string(float_format="{:,.4g}".format, na_rep="-"))
     print(EXPLAINED)
     if args.json:
-        write_json(args.json, found)
+        write_json(args.json, measured)
     return 0

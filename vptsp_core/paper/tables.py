@@ -148,9 +148,9 @@ OWN_KEYS = {
 
 def left_out(number: int, changes: Mapping[str, Any]) -> str:
     """Return one line that says why a table has no runs with these changes, or "" if it has runs."""
-    found = ", ".join(key for key in OWN_KEYS.get(number, ()) if key in changes)
-    why = f"No runs: changes (--set) contain {found}, which the rows of table {number} set themselves; leave it out"
-    return why if found else ""
+    own = ", ".join(key for key in OWN_KEYS.get(number, ()) if key in changes)
+    why = f"No runs: changes (--set) contain {own}, which the rows of table {number} set themselves; leave it out"
+    return why if own else ""
 
 
 # The CSV file of each table, and the data set of columns whose names do not contain it.

@@ -28,7 +28,7 @@ CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 _LENGTH = len("sha256 ") + 64 + 1  # of the last line
 
 
-class Found(NamedTuple):
+class Checkpoint(NamedTuple):
     """A whole checkpoint: the name of the file, and its last line, which identifies the content."""
 
     name: str
@@ -52,7 +52,7 @@ def write_checkpoint(folder: Path, run: str, values: Mapping[str, Any]) -> None:
         file.write(_line(digest(Path(file.name))))
 
 
-def find_checkpoint(folder: Path) -> Found | None:
+def find_checkpoint(folder: Path) -> Checkpoint | None:
     """Return the last whole checkpoint of a folder, or None if the folder has no checkpoint.
 
     If the last one is damaged or missing, a warning says that the one before it is used. A damaged last one is
@@ -61,11 +61,11 @@ def find_checkpoint(folder: Path) -> Found | None:
     """
     last, before = folder / CHECKPOINT, folder / PREVIOUS
     if line := _checked_line(last):
-        return Found(CHECKPOINT, line)
+        return Checkpoint(CHECKPOINT, line)
     if line := _checked_line(before):
         warnings.warn(f"checkpoint {last}: missing or damaged; {PREVIOUS} beside it is used instead", stacklevel=2)
         last.unlink(missing_ok=True)
-        return Found(PREVIOUS, line)
+        return Checkpoint(PREVIOUS, line)
     damaged = [str(path) for path in (last, before) if path.exists()]
     if damaged:
         them = "them" if len(damaged) > 1 else "it"
@@ -75,7 +75,7 @@ def find_checkpoint(folder: Path) -> Found | None:
     return None
 
 
-def read_checkpoint(folder: Path, found: Found, run: str, made_with: Mapping[str, Any]) -> dict[str, Any]:
+def read_checkpoint(folder: Path, checkpoint: Checkpoint, run: str, made_with: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a checkpoint that this process, or the first one of its group, has found.
 
     Tensors are mapped, not read, so that a large table of class prompts is in memory only once. ``run`` is the run's
@@ -83,8 +83,8 @@ def read_checkpoint(folder: Path, found: Found, run: str, made_with: Mapping[str
     Raises WeightsError: it is of another run, was begun with other images or weights, or torch cannot read it. Raises
     VptspError: the file is not the one that the first process found.
     """
-    path = folder / found.name
-    if not path.is_file() or _last_line(path) != found.line:
+    path = folder / checkpoint.name
+    if not path.is_file() or _last_line(path) != checkpoint.line:
         raise VptspError(
             f"checkpoint {path}: not the file that the first process sees; "
             "choose a results folder that all machines see"

@@ -57,12 +57,12 @@ def pooled_tokens(model: MetricModel, images: ImageSet, *, prompted: bool = True
     """Return the pooled tokens of the sample tower, (N, tokens, D) float32 on the CPU, with or without its prompts."""
     vit, device = model.vit.eval(), next(model.parameters()).device
     none: list[Tensor | None] = [None] * len(vit.backbone.blocks)
-    found = []
+    pooled = []
     for pixels in eval_batches(images, model.config, normalisation(vit.backbone), embed_batch(model), device):
         with torch.autocast(device.type, dtype=vit.autocast, enabled=vit.autocast is not None):
             prompts = vit.prompt_kvs(vit.prompts, vit.prompt_counts) if prompted else none
-            found.append(from_first(vit.pooled(pixels, [prompts]).float()).cpu())
-    return torch.cat(found)
+            pooled.append(from_first(vit.pooled(pixels, [prompts]).float()).cpu())
+    return torch.cat(pooled)
 
 
 @torch.no_grad()

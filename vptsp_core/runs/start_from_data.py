@@ -100,14 +100,14 @@ class _Tokens:
             here = (image >= begin) & (image < begin + len(tokens))
             if block < prompts.shape[1] and here.any():
                 which = torch.nonzero(here)[:, 0]
-                found = from_first(tokens[image[which] - begin, place[which]].float())
-                prompts[row[which], block, which % prompts.shape[2]] = found.to(prompts)
+                taken = from_first(tokens[image[which] - begin, place[which]].float())
+                prompts[row[which], block, which % prompts.shape[2]] = taken.to(prompts)
 
 
 def _features(model: MetricModel, images: ImageSet, tokens: _Tokens | None) -> Tensor:
     """Return the frozen backbone's features, without prompts, (N, pooled tokens, D) float32 on the CPU."""
     vit, config = model.vit, model.config
-    device, found, begin = next(model.parameters()).device, [], 0
+    device, features, begin = next(model.parameters()).device, [], 0
     for pixels in eval_batches(images, config, normalisation(vit.backbone), config.batch, device):
         with torch.autocast(device.type, dtype=vit.autocast, enabled=vit.autocast is not None):
             x = vit.stem(pixels)
@@ -115,6 +115,6 @@ def _features(model: MetricModel, images: ImageSet, tokens: _Tokens | None) -> T
                 if tokens is not None:
                     tokens.take(i, x, begin)
                 x = run_block(block, x, [None])
-            found.append(from_first(vit.pool_tokens(x).float()).cpu())
+            features.append(from_first(vit.pool_tokens(x).float()).cpu())
         begin += len(pixels)
-    return torch.cat(found)
+    return torch.cat(features)

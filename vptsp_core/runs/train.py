@@ -226,9 +226,9 @@ class Trainer:
 
     def _resume(self) -> None:
         """Restore the state of the last checkpoint, if there is one."""
-        found = from_main(lambda: find_checkpoint(self.folder))
-        if found is not None:
-            saved = read_checkpoint(self.folder, found, self.identity, self.parts[-1])
+        checkpoint = from_main(lambda: find_checkpoint(self.folder))
+        if checkpoint is not None:
+            saved = read_checkpoint(self.folder, checkpoint, self.identity, self.parts[-1])
             self.loop.load_state_dict(saved)
             # The file is replaced later, so no tensor may stay mapped to it. torch copies no optimiser state on a CPU.
             for optimizer in self.loop.optimizers:

@@ -58,8 +58,8 @@ def _private_folder() -> Path:
         place = Path(tempfile.gettempdir(), f"vptsp-cache-{os.getuid()}")
         with contextlib.suppress(FileExistsError):
             place.mkdir(mode=0o700)
-        found = place.lstat()
-        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
+        status = place.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022:
             return place
     place = Path(tempfile.mkdtemp(prefix="vptsp-cache-"))
     atexit.register(shutil.rmtree, place, ignore_errors=True)

@@ -49,8 +49,8 @@ def _cpu_precision(width: int) -> tuple[torch.dtype | None, str]:
     if not units:
         return None, "this CPU has no bf16 units (AMX, AVX512-BF16)"
     quicker = bf16_speedup(width)
-    found = f"this CPU has {' and '.join(units)}; a bf16 product takes 1/{quicker:.1f} of float32's time"
-    return (torch.bfloat16 if quicker >= PAYS else None), found
+    reason = f"this CPU has {' and '.join(units)}; a bf16 product takes 1/{quicker:.1f} of float32's time"
+    return (torch.bfloat16 if quicker >= PAYS else None), reason
 
 
 def bf16_speedup(width: int) -> float:

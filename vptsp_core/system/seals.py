@@ -52,10 +52,10 @@ def _of_json(values: Mapping[str, Any]) -> str:
 
 def _of_tensors(tensors: Mapping[str, Tensor | np.ndarray]) -> str:
     """Return the checksum of names, types, shapes and bytes."""
-    found = hashlib.sha256()
+    checksum = hashlib.sha256()
     for name, values in sorted(tensors.items()):
-        found.update(json.dumps([name, str(values.dtype).removeprefix("torch."), list(values.shape)]).encode())
+        checksum.update(json.dumps([name, str(values.dtype).removeprefix("torch."), list(values.shape)]).encode())
         flat = values.reshape(-1)
         of_bytes = flat.view(torch.uint8).numpy() if isinstance(flat, Tensor) else flat.view(np.uint8)
-        found.update(of_bytes)  # type: ignore[arg-type]  # a buffer
-    return found.hexdigest()
+        checksum.update(of_bytes)  # type: ignore[arg-type]  # a buffer
+    return checksum.hexdigest()

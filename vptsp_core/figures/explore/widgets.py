@@ -129,7 +129,7 @@ class QueryExplorer:
         """Show the neighbours of ``query`` (see `retrieval.neighbours`), or the message of an error."""
         images = self.opened.searched
         try:
-            found = neighbours(self.opened, query, self.k)
+            nearest = neighbours(self.opened, query, self.k)
             if isinstance(query, int):
                 picture, name = images.image(query), f"image {query}, {self._class_of(query)}"
                 self.number.value = query
@@ -138,11 +138,11 @@ class QueryExplorer:
         except VptspError as error:
             self.said.value = f"<b>{escape(str(error))}</b>"
             return
-        marks = "" if found.right is None else ": ✓ on blue is of its class, ✗ on vermilion is not"
+        marks = "" if nearest.right is None else ": ✓ on blue is of its class, ✗ on vermilion is not"
         self.said.value = f"<b>Query (black frame): {escape(name)}.</b> Neighbours, best first, with cosines{marks}."
         cards = [self._card("found", picture, 96, BLACK, "query")]
-        for rank, (place, cosine) in enumerate(zip(found.places.tolist(), found.cosines, strict=True)):
-            sign, colour = ("", GREY) if found.right is None else RIGHT if found.right[rank] else WRONG
+        for rank, (place, cosine) in enumerate(zip(nearest.places.tolist(), nearest.cosines, strict=True)):
+            sign, colour = ("", GREY) if nearest.right is None else RIGHT if nearest.right[rank] else WRONG
             cards.append(self._card("found", images.image(place), 72, colour, f"{sign} {cosine:.3f}", place))
         self.found_shown.children = cards
 
