@@ -2,9 +2,10 @@
 
 Queries are drawn with replacement, as many as there are, 10,000 times; all methods get the same ones. The interval is
 the middle 95 % of the 10,000 mean differences (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter
-13). If a method has S > 1 seeds, S - 1 of them are drawn with replacement each time, independently of other methods.
-The variance of the drawn means is then that of a mean over S seeds (Rao & Wu, "Resampling inference with complex survey
-data", 1988). So the interval covers the choice of queries and of seeds. With one seed, it covers queries only.
+13). If a method has S > 1 seeds, S - 1 of them are drawn with replacement each time, independently of the reference.
+For fixed queries, the drawn means then vary like a mean over S seeds (Rao & Wu, "Resampling inference with complex
+survey data", 1988). With two or three seeds the interval can be too narrow or too wide (docs/statistics.md). With one
+seed, it covers queries only.
 """
 
 from __future__ import annotations
