@@ -76,51 +76,69 @@ def test_pairing_sees_what_two_separate_intervals_would_not(tmp_path):
     assert paired["chance"] is False and paired["difference"] < alone
 
 
-def test_seeds_are_averaged_and_drawn(tmp_path):
-    """No query differs from another, so the interval is that of the seeds alone."""
-    seeds = {"a0": 0.5, "a1": 0.5, "b0": 0.5, "b1": 0.625, "b2": 0.75, "c0": 0.25}
+def test_seeds_alone_give_welchs_interval(tmp_path):
+    """No query differs from another, so what is left is Welch's interval over the seeds, as scipy computes it."""
+    seeds = {"a0": 0.5, "a1": 0.5625, "a2": 0.75, "b0": 0.5, "b1": 0.625, "c0": 0.25}
     runs = [run_with(tmp_path, name, MAP_R=np.full(9, value)) for name, value in seeds.items()]
     labels = [name[0] for name in seeds]
     found = significance.compare_paired(runs, labels, "a", metrics=["MAP@R"])["MAP@R"]
-    # the means of two of three: 0, 6.25, 12.5, 18.75, 25, of which the first and the last come with one ninth each
-    assert found.loc["b"].tolist() == [12.5, 0, 25, True]
-    assert found.loc["c"].tolist() == [-25, -25, -25, False]
-    theirs = significance.compare_paired(runs, labels, "b", metrics=["MAP@R"])["MAP@R"].loc["a"]
-    assert theirs.tolist() == [-12.5, -25, 0, True]
+    a, b = ([100 * value for name, value in seeds.items() if name[0] == label] for label in "ab")
+    theirs = stats.ttest_ind(b, a, equal_var=False).confidence_interval()
+    np.testing.assert_allclose(found.loc["b", ["low", "high"]].astype(float), theirs, rtol=1e-9)
+    alone = stats.ttest_1samp(a, 25).confidence_interval()  # c has one seed, so only the reference's seeds matter
+    np.testing.assert_allclose(-found.loc["c", ["high", "low"]].astype(float), np.array(alone) - 25, rtol=1e-9)
 
 
-def test_drawn_seeds_vary_as_much_as_a_mean_over_seeds_does():
+def test_the_order_of_seeds_and_of_the_two_methods_changes_nothing(tmp_path):
     rng = np.random.default_rng(6)
-    for count in (2, 3, 5):
-        means = rng.random(count)
-        drawn = significance._drawn_seeds(np.tile(means, (significance.RESAMPLES, 1)), seed=0)
-        assert drawn.var() == pytest.approx(means.var(ddof=1) / count, rel=0.05)
+    runs = [run_with(tmp_path, f"{name}{seed}", R_1=rng.random(40)) for name in "ab" for seed in range(3)]
+    found = significance.compare_paired(runs, "aaabbb", "a", metrics=["R@1"])["R@1"].loc["b"]
+    turned = significance.compare_paired(runs[::-1], "bbbaaa", "b", metrics=["R@1"])["R@1"].loc["a"]
+    expected = [-turned["difference"], -turned["high"], -turned["low"]]
+    np.testing.assert_allclose(found[["difference", "low", "high"]].astype(float), expected, rtol=1e-9)
 
 
-def test_the_interval_covers_the_truth_with_seeds_too(tmp_path):
-    """300 experiments of 100 queries and 5 seeds, whose means vary alike; the true mean difference is 2 points."""
-    rng = np.random.default_rng(7)
-    base, runs, labels = rng.random(100).astype(np.float32), [], []
-    runs.append(run_with(tmp_path, "base", R_1=base))
-    for trial in range(300):
-        shared = base + rng.normal(0.02, 0.4, 100)
-        for seed in range(5):
-            runs.append(run_with(tmp_path, f"{trial}_{seed}", R_1=shared + rng.normal(0, 0.09)))
-            labels.append(str(trial))
-    found = significance.compare_paired(runs, ["base", *labels], "base", metrics=["R@1"])["R@1"].drop("base")
-    covered = ((found["low"] <= 2) & (found["high"] >= 2)).mean()
-    assert 0.9 < covered < 0.98
-    first = [labels.index(str(trial)) for trial in range(300)]
-    alone = [runs[0], *(runs[1 + place] for place in first)]
-    found = significance.compare_paired(alone, ["base", *map(str, range(300))], "base", metrics=["R@1"])["R@1"]
-    covered = ((found["low"] <= 2) & (found["high"] >= 2)).mean()
-    assert covered < 0.7, "one seed: the interval covers queries only"
+@pytest.mark.parametrize("interaction", [0.0, 0.4])
+@pytest.mark.parametrize(
+    ("seeds", "ratio", "least"), [(2, 1, 0.91), (2, 6, 0.83), (3, 1, 0.92), (3, 6, 0.88), (5, 6, 0.91)]
+)
+def test_how_often_an_interval_with_seeds_covers_the_truth(seeds, ratio, least, interaction):
+    """500 experiments of 100 queries. The seeds of one method vary ``ratio`` times as much as the mean over queries.
+
+    Those of the other hardly vary. Both also err on different queries with each seed (``interaction``).
+    """
+    rng, covered = np.random.default_rng(7), 0
+    for _ in range(500):
+        query = rng.normal(0.02, 0.4, (100, 1))
+        means = ratio * 0.04 * rng.normal(0, (1, 0.1), (seeds, 2))
+        value, other = (means[:, side] + rng.normal(0, interaction, (100, seeds)) for side in (0, 1))
+        low, high = significance._with_seeds(query + value, other)
+        covered += low <= 0.02 <= high
+    assert least < covered / 500 < 0.98
+
+
+def test_seeds_that_differ_only_by_query_do_not_widen_the_interval():
+    """The means of the seeds vary because queries do, which the variance over queries already contains."""
+    rng = np.random.default_rng(8)
+    widths = []
+    for _ in range(200):
+        values = rng.normal(0, 0.4, (100, 5))
+        low, high = significance._with_seeds(values, np.zeros((100, 1)))
+        widths.append((high - low) / (2 * 1.984 * values.mean(1).std(ddof=1) / 10))  # 1.984: Student's t, 99 degrees
+    assert 1 <= np.median(widths) < 1.2
 
 
 def test_queries_without_an_answer_are_left_out(tmp_path):
     nan = np.nan
     runs = [run_with(tmp_path, "a", MAP_R=[0.5, nan, 0.25, nan]), run_with(tmp_path, "b", MAP_R=[0.75, nan, 0.5, nan])]
     found = significance.compare_paired(runs, ["a", "b"], "a", metrics=["MAP@R"])["MAP@R"].loc["b"]
+    assert found["difference"] == found["low"] == found["high"] == 25
+
+
+def test_a_query_that_one_seed_lacks_is_left_out(tmp_path):
+    values = {"a0": [0.5, 0.25, 0.125], "a1": [0.5, np.nan, 0.125], "b0": [0.75, 1, 0.375], "b1": [0.75, 0, 0.375]}
+    runs = [run_with(tmp_path, name, MAP_R=each) for name, each in values.items()]
+    found = significance.compare_paired(runs, "aabb", "a", metrics=["MAP@R"])["MAP@R"].loc["b"]
     assert found["difference"] == found["low"] == found["high"] == 25
 
 

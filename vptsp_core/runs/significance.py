@@ -1,11 +1,11 @@
-"""Could the difference between two methods be chance? A paired bootstrap over the queries they share.
+"""Could the difference between two methods be chance? Intervals of the difference on the queries that they share.
 
-Queries are drawn with replacement, as many as there are, 10,000 times; all methods get the same ones. The interval is
-the middle 95 % of the 10,000 mean differences (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter
-13). If a method has S > 1 seeds, S - 1 of them are drawn with replacement each time, independently of the reference.
-For fixed queries, the drawn means then vary like a mean over S seeds (Rao & Wu, "Resampling inference with complex
-survey data", 1988). With two or three seeds the interval can be too narrow or too wide (docs/statistics.md). With one
-seed, it covers queries only.
+With one run per method: a paired bootstrap. Each query gives one difference. Queries are drawn with replacement, as
+many as there are, 10,000 times. The interval is the middle 95 % of the 10,000 mean differences (Efron & Tibshirani, "An
+Introduction to the Bootstrap", 1993, chapter 13). It covers the choice of queries.
+
+With several seeds of a method: Student's t with the variances of the queries and of the seeds (`_with_seeds`). It
+covers the choice of both.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from vptsp_core.errors import ConfigError, DataError
 from vptsp_core.runs.folder import Run
@@ -56,17 +57,18 @@ def compare_paired(
         others = {label: each for label, each in values.items() if each is not None}
         if base is None or not others:
             continue
-        compared = [base, *others.values()]
-        table = np.hstack([each - base.mean(1, keepdims=True) for each in compared])  # equal methods: exactly 0
-        table = table[~np.isnan(table).any(1)]  # NaN: the gallery has no image of the query's class
-        if not len(table):
+        defined = ~np.isnan(np.hstack([base, *others.values()])).any(1)  # NaN: the gallery has no image of its class
+        if not defined.any():
             continue
-        ends = np.cumsum([each.shape[1] for each in compared])[:-1]
-        base_means, *means = np.split(_resampled_means(table), ends, axis=1)
-        base_mean = _drawn_seeds(base_means, seed=0)
-        for label, drawn, values_of_label in zip(others, means, np.split(table, ends, axis=1)[1:], strict=True):
-            low, high = _interval(_drawn_seeds(drawn, seed=1) - base_mean)
-            out.loc[label, metric] = [values_of_label.mean(), low, high, bool(low <= 0 <= high)]
+        base = base[defined]
+        differences = np.stack([each[defined].mean(1) - base.mean(1) for each in others.values()], 1)
+        low, high = bootstrap(differences)
+        for place, each in enumerate(others.values()):
+            if each.shape[1] > 1 or base.shape[1] > 1:
+                low[place], high[place] = _with_seeds(each[defined], base)
+        chance = ((low <= 0) & (high >= 0)).astype(object)
+        for column, values_of_column in zip(COLUMNS, (differences.mean(0), low, high, chance)):
+            out.loc[list(others), (metric, column)] = values_of_column
     return out
 
 
@@ -79,44 +81,45 @@ def unclear(comparison: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def bootstrap(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the 95 % interval of the mean of each column of ``differences`` (N, K): low and high, (K,) each.
+    """Return the percentile interval of the mean of each column of ``differences`` (N, K): low and high, (K,) each.
 
-    All columns share the resamples.
+    All columns share the resamples. A resample is stored as the number of times that each row was drawn.
     """
-    return _interval(_resampled_means(differences))
-
-
-def _interval(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return low, high
-
-
-def _resampled_means(values: np.ndarray) -> np.ndarray:
-    """Return the mean of each column of ``values`` (N, K) in each resample of its rows: (RESAMPLES, K).
-
-    A resample is stored as the number of times that each row was drawn.
-    """
-    rng, count = np.random.default_rng(0), len(values)
+    rng, count = np.random.default_rng(0), len(differences)
     means, step = [], max(1, _CHUNK // count)
     for start in range(0, RESAMPLES, step):
         size = min(step, RESAMPLES - start)
         drawn = rng.integers(0, count, (size, count)) + count * np.arange(size)[:, None]
         times = np.bincount(drawn.reshape(-1), minlength=size * count).reshape(size, count)
-        means.append(times.astype(np.float64) @ values / count)
-    return np.concatenate(means)
+        means.append(times.astype(np.float64) @ differences / count)
+    low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return low, high
 
 
-def _drawn_seeds(means: np.ndarray, seed: int) -> np.ndarray:
-    """Return the mean over drawn seeds, (RESAMPLES,), of one method's ``means`` (RESAMPLES, S).
+def _with_seeds(values: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
+    """Return the interval of the mean of ``values`` (N, S seeds) minus that of ``reference`` (N, R seeds), N queries.
 
-    Args:
-        seed: of the draws. The reference has another one than the rest, so that its draws do not depend on theirs.
+    The variance is that of the differences over queries, plus that of the seeds of each side (Searle, Casella &
+    McCulloch, "Variance Components", 1992, chapter 4). The seeds' means also vary because seeds err on different
+    queries; that part is in the first term already, so it is subtracted. The degrees of freedom are Satterthwaite's
+    (1946).
     """
-    count = means.shape[1]
-    if count == 1:
-        return means[:, 0]
-    drawn = np.random.default_rng(seed).integers(0, count, (len(means), count - 1))
-    return np.take_along_axis(means, drawn, 1).mean(1)
+    count = len(values)
+    differences = values.mean(1) - reference.mean(1)
+    parts, freedom = [differences.var(ddof=1) / count], [count - 1]
+    for side in (values, reference):
+        seeds = side.shape[1]
+        if seeds > 1:
+            rest = side - side.mean(1, keepdims=True) - side.mean(0) + side.mean()
+            interaction = np.square(rest).sum() / ((count - 1) * (seeds - 1))
+            parts.append(max(side.mean(0).var(ddof=1) - interaction / count, 0.0) / seeds)
+            freedom.append(seeds - 1)
+    variance = sum(parts)
+    if variance == 0:
+        return float(differences.mean()), float(differences.mean())
+    degrees = variance**2 / sum(part**2 / of for part, of in zip(parts, freedom, strict=True))
+    half = stats.t.ppf((1 + LEVEL) / 2, degrees) * variance**0.5
+    return float(differences.mean() - half), float(differences.mean() + half)
 
 
 def _by_query(runs: Sequence[Run], labels: Sequence[str], label: str, metric: str) -> np.ndarray | None:
