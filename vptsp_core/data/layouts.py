@@ -135,7 +135,7 @@ def split_by_class(folder: Path, name: str, train_classes: int) -> Listing:
     """
     folder = folder / "images"
     listed = {label: [(f"{label}/{file}", label) for file in files]
-             for label, files in class_folders(folder, name)[0].items()}  # fmt: skip
+              for label, files in class_folders(folder, name)[0].items()}  # fmt: skip
     numbers = {label: int(label[:3]) for label in listed if re.match(r"[0-9]{3}(?!\d)", label)}
     if len(numbers) <= len(listed) / 2:
         ordered = list(listed.values())

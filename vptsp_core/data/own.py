@@ -206,8 +206,8 @@ def _read_lines(table: Path) -> tuple[list[str], str, int]:
         lines = list(file)
     delimiter = ""
     for before, line in enumerate(lines):
-        if marked := re.fullmatch(rf'"?sep=([{DELIMITERS}])[{DELIMITERS}"\s]*', line, re.IGNORECASE):
-            delimiter = marked[1]
+        if match := re.fullmatch(rf'"?sep=([{DELIMITERS}])[{DELIMITERS}"\s]*', line, re.IGNORECASE):
+            delimiter = match[1]
         elif line.strip(f"{DELIMITERS} \r\n"):
             return lines, delimiter or max(DELIMITERS, key=line.count), before
     return [], ",", 0

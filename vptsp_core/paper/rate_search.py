@@ -32,10 +32,10 @@ def rows() -> dict[str, dict[str, Any]]:
 
     These are the rows of table 1 that train, and the rows of tables 5 and 7 except the last ones, which are in table 1.
     """
-    searched = {label: row for label, row in methods.method_rows("tiny").items() if label not in methods.UNTRAINED}
+    to_search = {label: row for label, row in methods.method_rows("tiny").items() if label not in methods.UNTRAINED}
     for number, table_rows in ((5, methods.proxy_source_rows("tiny")), (7, methods.integration_rows("tiny"))):
-        searched |= {methods.search_name(number, label): table_rows[label] for label in list(table_rows)[:-1]}
-    return {name: {key: row[key] for key in row if key not in ("lr", "lr_proxy")} for name, row in searched.items()}
+        to_search |= {methods.search_name(number, label): table_rows[label] for label in list(table_rows)[:-1]}
+    return {name: {key: row[key] for key in row if key not in ("lr", "lr_proxy")} for name, row in to_search.items()}
 
 
 def trial(row: Mapping[str, Any], lr: float) -> RunConfig:
@@ -73,10 +73,10 @@ def table(results: Path) -> pd.DataFrame:
 
 def summary(results: Path) -> str:
     """Return a few lines: how many searches are complete, and which rows still use a rate that was not searched."""
-    tried, preset_rate = table(results), base_config("tiny").lr
-    best = tried[tried["taken"] == "yes"]["lr"]
+    trials, preset_rate = table(results), base_config("tiny").lr
+    best = trials[trials["taken"] == "yes"]["lr"]
     rates = {name: RATES["tiny"].get(name, {}).get("lr", preset_rate) for name in rows()}
-    lines = [f"{len(tried)} trials; the search is complete for {len(best)} of {len(rates)} rows."]
+    lines = [f"{len(trials)} trials; the search is complete for {len(best)} of {len(rates)} rows."]
     if missing := [name for name in rates if name not in best]:
         listed = "; ".join(f"{name} ({rates[name]:g})" for name in missing)
         lines.append(f"The search is not complete for these rows (rate used now): {listed}.")

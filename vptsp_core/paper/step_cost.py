@@ -61,7 +61,7 @@ def measure_steps(
         raise ConfigError(f"steps = {steps} must be at least 1")
     target = pick_device(device)
     made = {name: with_memory(make, target) for name, make in benches.items()}
-    made = {name: pair for name, pair in made.items() if pair[0].facts().get("compile_s", 0) is not None}
+    made = {name: each for name, each in made.items() if each[0].facts().get("compile_s", 0) is not None}
     turns: dict[K, list[Turn]] = {name: [] for name in made}
     count = math.ceil(steps / GPU_STEPS) if target.type == "cuda" else steps
     for _ in bar(range(WARMUP + count), "measuring", show=progress, unit="turns"):

@@ -17,7 +17,7 @@ from vptsp_core.method.neighbours import nearest_neighbours
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class QueryNeighbours:
     """The neighbours of one query, best first.
 
     Attributes:
@@ -47,7 +47,7 @@ class OwnImages(ImageSet):
         return ""
 
 
-def neighbours(opened: Opened, query: int | Path | Image.Image, k: int) -> Neighbours:
+def neighbours(opened: Opened, query: int | Path | Image.Image, k: int) -> QueryNeighbours:
     """Find the ``k`` nearest gallery images of a query.
 
     Args:
@@ -59,7 +59,7 @@ def neighbours(opened: Opened, query: int | Path | Image.Image, k: int) -> Neigh
     others = (places >= 0) & (places != index)
     scores, places = scores[others][:k], places[others][:k]
     labels = opened.searched.labels
-    return Neighbours(scores, places, labels[places] == labels[index] if index >= 0 else None)
+    return QueryNeighbours(scores, places, labels[places] == labels[index] if index >= 0 else None)
 
 
 def all_neighbours(opened: Opened, k: int) -> tuple[np.ndarray, np.ndarray]:
