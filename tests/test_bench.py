@@ -4,16 +4,13 @@ import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from types import SimpleNamespace
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 from bench import __main__ as command
 from bench import epoch
 from bench import metrics as bench_metrics
-from bench.collapse import Recorder, measured
 from bench.data import compare_pipelines
 from bench.epoch import measure_epoch
 from bench.heads import compare_heads
@@ -25,13 +22,11 @@ from vptsp_core.data import load_benchmark
 from vptsp_core.data.holdout import first_of_each
 from vptsp_core.errors import ConfigError
 from vptsp_core.method.metrics import retrieval_metrics
-from vptsp_core.method.model import MetricModel
 from vptsp_core.method.presets import preset
-from vptsp_core.method.step import TrainStep
 from vptsp_core.paper.step_bench import StepBench
 from vptsp_core.runs import compile as compiling
 from vptsp_core.runs import evaluate
-from vptsp_core.runs.run import build_model, run
+from vptsp_core.runs.run import build_model
 
 
 @pytest.fixture(scope="module")
@@ -148,42 +143,3 @@ def test_the_trained_head_with_prompts_retrieves_as_the_run_and_other_heads_diff
     difference, low, high = other["MAP@R difference"]
     assert difference == pytest.approx(other["MAP@R"] - rows["trained head"]["MAP@R"], abs=1e-4)
     assert low < difference < high
-
-
-def test_recording_the_first_steps_does_not_change_a_run(tmp_path, monkeypatch):
-    config = preset("smoke", epochs=1)
-    plain = run(config, results=tmp_path / "plain", progress=False)
-    recorder = Recorder()
-    monkeypatch.setattr(TrainStep, "__call__", lambda self, *rest: recorder.step(self, *rest))
-    recorded = run(config, results=tmp_path / "recorded", progress=False)
-    assert list(plain.history["loss"]) == list(recorded.history["loss"])
-    assert len(recorder.rows) == config.steps_per_epoch
-    assert np.mean([row["loss"] for row in recorder.rows]) == pytest.approx(plain.history["loss"].iloc[0], rel=1e-6)
-    assert {"same class", "other classes", "P", "O"} <= set(recorder.rows[0])
-
-
-def test_what_is_recorded_by_hand():
-    embeddings = torch.tensor([[1.0, 0], [0.6, 0.8], [0, 1], [0, -1]])
-    found = measured(embeddings, torch.tensor([0, 0, 1, 1]), torch.tensor([[1.0, 0], [0, 2], [-3, 0]]))
-    # pairs of one class: 0.6 and -1; of two classes: 0, 0, 0.8 and -0.8; only the first image's nearest has its class
-    assert found == pytest.approx({"same class": -0.2, "other classes": 0.0, "R@1 in the batch": 0.25, "O": -1 / 3})
-
-
-def test_learning_rates_rise_over_the_warm_up_and_are_restored():
-    seen, embeddings, labels = [], torch.eye(4), torch.tensor([0, 0, 1, 1])
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    proxies = SimpleNamespace(bias=torch.eye(2), accumulator=None)
-    step = SimpleNamespace(optimizers=[optimizer], model=SimpleNamespace(proxies=proxies))
-    recorder = Recorder(warm_up=4)
-    recorder.towers = lambda *given: (embeddings, None)
-
-    def take(step, images, labels):
-        seen.append(optimizer.param_groups[0]["lr"])
-        MetricModel.towers(step.model, images, None)
-        return torch.tensor(1.0)
-
-    recorder.take = take
-    for _ in range(5):
-        recorder.step(step, embeddings, labels)
-        assert optimizer.param_groups[0]["lr"] == 0.1
-    assert seen == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from tests.figures.drawn import inside
-from vptsp_core.figures import style
+from vptsp_core.figures import claims, first_steps, style
 from vptsp_core.paper.methods import METHODS, paper_labels
 from vptsp_core.paper.report import paper_table
 
@@ -59,4 +59,32 @@ def test_maps_draw_every_image_once_and_the_proxies_of_shown_classes():
         np.testing.assert_allclose(ax.collections[4].get_offsets()[0], marks["Q"][0])
     texts = [text.get_text() for text in fig.legends[0].get_texts()]
     assert texts[:4] == ["other classes", "Bird 0", "Bird 9", "Bird 19"] and len(texts) == 1 + 3 + 3
+    assert inside(fig)
+
+
+def test_claims_are_drawn_by_verdict_and_those_without_runs_are_left_out():
+    parts = pd.DataFrame(
+        {"paper": [1.0, 2.0, 0.5], "difference": [2.0, -3.0, np.nan], "low": [1.0, -4.5, np.nan],
+         "high": [3.0, -1.0, np.nan], "verdict": ["holds", "does not hold", "not run"]},
+        index=["A > B", "A > C", "B > C"],
+    )  # fmt: skip
+    fig = claims.claims(pd.concat({"R@1": parts}, axis=1))
+    (ax,) = fig.axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["A > B", "A > C"]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["paper", "ours: holds", "ours: does not hold"]
+    lower = ax.containers[1]
+    assert lower.lines[0].get_xdata() == [-3.0] and lower.lines[2][0].get_segments()[0][:, 0].tolist() == [-4.5, -1.0]
+    assert inside(fig)
+    assert inside(claims.claims(pd.concat({"R@1": parts.iloc[2:]}, axis=1)))  # no runs at all
+
+
+def test_the_first_steps_of_every_run_are_drawn():
+    steps = {
+        f"run {at}": pd.DataFrame({"step": [1, 2, 3], "other classes": [0.1, 0.5, 0.9], "loss": [9.0, 5.0, 4.0 + at]})
+        for at in range(6)
+    }
+    fig = first_steps.first_steps(steps)
+    for ax, column in zip(fig.axes, ["other classes", "loss"], strict=True):
+        assert [list(line.get_ydata()) for line in ax.lines] == [list(each[column]) for each in steps.values()]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == list(steps)
     assert inside(fig)

@@ -1,5 +1,7 @@
 """Figure 3's sweeps: points beside the paper's, table 1's own among them; their tables and figures."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -113,8 +115,24 @@ def test_maxima_name_the_x_of_the_highest_point_and_the_points_not_clearly_below
     row = found.loc["d: weight of the ordinary proxy"]
     assert row.to_dict() == {
         "paper, CUB": "0.6 (86.75)", "paper, Cars": "0.8 (87.25)", "ours": "1 (56)", "not clearly below": "0.8",
+        "the paper's maximum": "does not hold",
     }  # fmt: skip
     assert found.iloc[1]["paper, CUB"] == "" and found.iloc[1]["ours"] == "0.99 (55)"
+    assert found.iloc[1]["the paper's maximum"] == ""
+
+
+def test_the_verdict_on_the_papers_maximum():
+    def verdict(panel):
+        return figure3.maxima([panel])["the paper's maximum"].item()
+
+    assert verdict(made_panel("d", chance=("0.6",))) == "undecided"  # the paper's highest point is at 0.6
+    panel = made_panel("d")
+    at = panel.ours["x"] == 0.6
+    panel.ours.loc[at, "R@1"] = 99.0
+    assert verdict(dataclasses.replace(panel, best="0.6")) == "holds"
+    assert verdict(dataclasses.replace(panel, ours=panel.ours[~at])) == "not run"
+    assert verdict(dataclasses.replace(panel, ours=panel.ours[at])) == "not run"  # one point is no curve
+    assert verdict(made_panel("c", "tiny")) == "not run"  # the paper's highest point, 384, is wider than the ViT
 
 
 def test_the_grid_draws_every_point_and_cuts_nothing_off():

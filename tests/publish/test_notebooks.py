@@ -13,6 +13,7 @@ import torch
 from vptsp_core.figures.umap import umap_plane
 from vptsp_core.method.lora import has_peft
 from vptsp_core.paper import beyond
+from vptsp_core.paper.claims import CLAIMS
 from vptsp_core.paper.figure3 import SWEEPS
 from vptsp_core.paper.methods import BEST, CLOSED, FROZEN, UNTRAINED, method_rows
 from vptsp_core.paper.tables import DEMO_PRETRAINED, TABLES, paper_rows
@@ -36,6 +37,8 @@ FIGURES = {
     "fig3_ablations": sorted(["fig3_ablations", *PANELS]),
     "fig4_embedding_space": ["fig4_embedding_space", "fig4_embedding_space_gap", "fig4_embedding_space_test"],
     "table10_latency": ["table10_latency", "table10_latency_forms"],
+    "what_holds": ["what_holds"],
+    "why_behind": ["why_behind"],
 }
 FEW = 3  # images per class
 SMALL = {"image_size": 24, "resize": 24}  # pixels: 10 tokens in place of 26
@@ -227,6 +230,24 @@ def test_figure_4_measures_all_three_proxies_at_three_moments(smoke):
     untrained = ["Frozen backbone", "Closed form (whitened head, no training)"]
     assert list(scores.index) == [*untrained, "VPTSP-G + BitFit, midway", "VPTSP-G + BitFit, end"]
     assert scores["R@1, ours"].notna().all() and scores["R@1, paper"].notna().sum() == 1
+
+
+def test_every_claim_of_a_table_has_a_verdict_and_every_run_its_time(smoke):
+    found = smoke.table("what_holds")
+    assert len(found) == len(CLAIMS) and set(found["R@1, the paper's order"]) <= {"holds", "does not hold", "undecided"}
+    assert found["R@1, ours"].str.contains("[", regex=False).all() and set(found["seeds"]) == {"1, 1"}
+    table1 = smoke.table("table1_peft_methods")["R@1, ours"]
+    row = found.loc["VPTSP-G + BitFit > BitFit", "R@1, ours"].removeprefix("≈ ")
+    assert float(row.split(" ")[0]) == pytest.approx(table1["VPTSP-G + BitFit"] - table1["BitFit"], abs=0.051)
+    assert (
+        len(smoke.table("what_holds_costs")) == 18 and list(smoke.table("what_holds_maxima").index)[-1][:6] == "lambda"
+    )
+
+
+def test_the_first_steps_are_recorded_for_four_runs(smoke):
+    found = smoke.table("why_behind")
+    assert len(found) == 4 * 2 and {"loss", "other classes", "O", "P"} == set(found)  # steps 1 and 3
+    assert found.loc[["VPT + BitFit, seed 0, step 1", "BitFit, seed 0, step 3"], "P"].isna().all()
 
 
 def test_table_10_times_every_cell(smoke):

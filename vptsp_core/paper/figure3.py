@@ -23,6 +23,7 @@ from vptsp_core.runs.run import build_model
 
 METRICS = ("R@1", "MAP@R", "MAP@R released")
 WITHOUT_CLASS_PROMPTS = "VPT + BitFit"  # `BEST` without class prompts
+ONLY_PAPER = "paper: "  # begins the label of a point of the paper that ours does not have
 
 
 class Point(NamedTuple):
@@ -244,7 +245,7 @@ def outcome(panel: str, asked: Sequence[Point], runs: Sequence[Run], names: Sequ
     theirs = report.paper_table("fig3_curves_R1")
     theirs = theirs[theirs["panel"] == panel]
     beside = {point.paper_x: point.label for point in asked}
-    theirs = theirs.assign(label=[beside.get(x, f"paper: {x:g}") for x in theirs["x"]])
+    theirs = theirs.assign(label=[beside.get(x, f"{ONLY_PAPER}{x:g}") for x in theirs["x"]])
     best = None if ours.empty else str(ours["label"].iloc[int(ours["R@1"].argmax())])
     paired = None if best is None else significance.compare_paired(runs, names, best, metrics=("R@1",))
     return Panel(panel, SWEEPS[panel], ours, theirs[["label", "x", "CUB", "Cars"]], best, paired)
@@ -268,7 +269,9 @@ def table(panel: Panel) -> pd.DataFrame:
 def maxima(panels: Sequence[Panel]) -> pd.DataFrame:
     """Return the x and the height of each curve's highest R@1, one row per panel: the paper's two curves, and ours.
 
-    ``not clearly below`` lists the x of our points whose difference to our highest could be chance.
+    ``not clearly below`` lists the x of our points whose difference to our highest could be chance. ``the paper's
+    maximum`` says of the paper's highest point on CUB that it is ours too ("holds"), that our point there could be as
+    high ("undecided"), or that it is clearly below ("does not hold"). It is "not run" until all our points are.
     """
     rows = {}
     for panel in panels:
@@ -278,5 +281,21 @@ def maxima(panels: Sequence[Panel]) -> pd.DataFrame:
         }  # fmt: skip
         highest = {name: f"{c.idxmax():g} ({c.max():.4g})" if c.notna().any() else "" for name, c in curves.items()}
         doubtful = ", ".join(f"{x:g}" for x in panel.unclear)
-        rows[f"{panel.name}: {panel.sweep.title}"] = {**highest, "not clearly below": doubtful}
+        rows[f"{panel.name}: {panel.sweep.title}"] = {
+            **highest, "not clearly below": doubtful, "the paper's maximum": _maximum_holds(panel)
+        }  # fmt: skip
     return pd.DataFrame(rows).T
+
+
+def _maximum_holds(panel: Panel) -> str:
+    theirs = panel.paper.dropna(subset="CUB")
+    if theirs.empty:
+        return ""
+    possible = theirs[~theirs["label"].str.startswith(ONLY_PAPER)]
+    highest = str(theirs["label"].iloc[int(theirs["CUB"].argmax())])
+    if not set(possible["label"]) <= set(panel.ours["label"]) or highest.startswith(ONLY_PAPER):
+        return "not run"
+    if highest == panel.best:
+        return "holds"
+    x = panel.ours.loc[panel.ours["label"] == highest, "x"].item()
+    return "undecided" if x in panel.unclear else "does not hold"

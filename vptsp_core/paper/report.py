@@ -152,22 +152,26 @@ def marked(table: pd.DataFrame, paired: pd.DataFrame, reference: str) -> pd.Data
         out |= {(metric, side): table[metric, side] for side in table[metric]}
         if metric in paired:
             gaps = paired[metric].reindex(table.index)
-            out[metric, f"vs {reference}"] = pd.Series(map(_distance, gaps.itertuples()), table.index, dtype=object)
+            out[metric, f"vs {reference}"] = pd.Series(map(distance, gaps.itertuples()), table.index, dtype=object)
             if (metric, PAPER) in table and reference in table.index:
                 theirs = table[metric, PAPER].sub(table[metric, PAPER][reference])
-                verdicts = [_verdict(*pair) for pair in zip(theirs, gaps.itertuples(), strict=True)]
+                verdicts = [verdict(*pair) for pair in zip(theirs, gaps.itertuples(), strict=True)]
                 if any(verdicts):
                     out[metric, ORDER] = pd.Series(verdicts, table.index, dtype=object)
     return pd.DataFrame(out, index=table.index)
 
 
-def _distance(row: Any) -> str:
+def distance(row: Any) -> str:
+    """Return a row of `compare_paired` as text, such as "-1.2 [-2.0, -0.4]", with `CHANCE` before it if it could be."""
     text = f"{row.difference:+z.1f} [{row.low:+z.1f}, {row.high:+z.1f}]"
     return "" if np.isnan(row.difference) else f"{CHANCE} {text}" if row.chance else text
 
 
-def _verdict(theirs: float, ours: Any) -> str:
-    """Return the verdict of `marked` on the paper's difference of two rows and ours, a row of `compare_paired`."""
+def verdict(theirs: float, ours: Any) -> str:
+    """Return whether the sign of ``theirs``, a difference of two rows, is that of ``ours``, a row of `compare_paired`.
+
+    "holds", "does not hold", "undecided" if ours could be chance, or "" if one of them is missing or 0.
+    """
     if np.isnan(theirs) or theirs == 0 or np.isnan(ours.difference):
         return ""
     if ours.chance:

@@ -20,7 +20,7 @@ FOLDER = CHECKOUT / "notebooks"
 # The notebooks of the profile tiny and of its page.
 TINY = (
     "table1_peft_methods", "table4_components", "table5_proxy_source", "table7_integration", "fig3_ablations",
-    "fig4_embedding_space",
+    "fig4_embedding_space", "what_holds", "why_behind",
 )  # fmt: skip
 # In the profile tiny these notebooks show photographs of CUB-200, which must not be passed on. So these notebooks run
 # only if --only names them.

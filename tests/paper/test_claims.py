@@ -1,0 +1,94 @@
+"""The paper's claims are printed in its tables, and the verdicts on them are those of made-up runs."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vptsp_core.errors import DataError
+from vptsp_core.method.presets import preset
+from vptsp_core.paper import claims
+from vptsp_core.paper.claims import CLAIMS, NOT_RUN
+from vptsp_core.paper.methods import BEST
+from vptsp_core.runs.folder import Run
+
+COUNT = 2_000  # queries
+
+
+def made(tmp_path, recall: float, precision: float = 0.5, seed: int = 0) -> Run:
+    """Return a run whose share of right queries is ``recall``, drawn from the seed."""
+    right = np.random.default_rng(seed).permutation(COUNT) < recall * COUNT
+    found = Run(
+        preset("smoke", seed=seed), tmp_path, {}, pd.DataFrame({"loss": [1.0]}), {"data": {"name": "x", "test": "y"}}
+    )
+    found.__dict__["queries"] = {"R@1": right.astype(float), "MAP@R released": np.full(COUNT, precision)}
+    return found
+
+
+def test_every_claim_is_one_of_the_paper_and_its_rows_exist_in_every_profile():
+    printed = claims.printed()
+    for profile in ("demo", "smoke", "tiny", "paper"):
+        assert {name for claim in CLAIMS for name in claim[1:]} <= set(claims.rows(profile, {}))
+    assert set(printed.index) == {name for name in claims.rows("paper", {}) if name in set(printed.index)}
+    assert len(printed) == 11 + 3 + 4 and len(set(CLAIMS)) == len(CLAIMS)
+    assert all(printed["R@1"][claim.above] > printed["R@1"][claim.below] for claim in CLAIMS)
+    best = {claim.below for claim in CLAIMS if claim.above == BEST and claim.table == 1}
+    assert best == set(printed.index[:11]) - {BEST}
+    assert printed.loc["table 7: LSTM"].tolist() == [85.1, 49.8]  # as printed
+
+
+def test_verdicts(tmp_path):
+    runs = {
+        BEST: [made(tmp_path, 0.70, 0.4, seed) for seed in (0, 1)],
+        "BitFit": [made(tmp_path, 0.80, 0.4, 2)],
+        "VPT + BitFit": [made(tmp_path, 0.60, 0.3, 3)],
+        "Linear probing": [made(tmp_path, 0.70, 0.5, 4)],
+    }  # fmt: skip
+    pairs = [(run, name) for name, each in runs.items() for run in each]
+    found = claims.verdicts([run for run, _ in pairs], [name for _, name in pairs])
+    assert list(found.index) == [f"{claim.above} > {claim.below}" for claim in CLAIMS]
+    row = found.loc[f"{BEST} > BitFit"]
+    assert row["R@1", "difference"] == pytest.approx(-10) and row["R@1", "verdict"] == "does not hold"
+    assert row["R@1", "low"] < -10 < row["R@1", "high"] < 0
+    assert row["R@1", "paper"] == pytest.approx(86.6 - 85.7) and row["seeds", ""] == "2, 1"
+    assert found.loc[f"{BEST} > VPT + BitFit", ("R@1", "verdict")] == "holds"
+    assert found.loc[f"{BEST} > Linear probing", ("R@1", "verdict")] == "undecided"
+    assert found.loc[f"{BEST} > Linear probing", ("MAP@R released", "verdict")] == "does not hold"
+    assert found.loc[f"{BEST} > VPT", ("R@1", "verdict")] == NOT_RUN
+    assert np.isnan(found.loc[f"{BEST} > VPT", ("R@1", "difference")])
+    shown = claims.shown(found)
+    assert shown.loc[f"{BEST} > VPT", ("R@1", "ours")] == ""
+    assert shown.loc[f"{BEST} > BitFit", ("R@1", "ours")].startswith("-10.0 [-")
+    assert shown.loc[f"{BEST} > Linear probing", ("R@1", "ours")].startswith("≈ ")
+
+
+def test_a_claim_whose_order_by_map_is_the_opposite_is_judged_by_that_order(tmp_path):
+    # the paper has Adapter + BitFit above full fine-tuning by R@1 (+0.3) and below it by MAP@R (-1.4)
+    runs = [made(tmp_path, 0.8, 0.3), made(tmp_path, 0.7, 0.4, 1)]
+    found = claims.verdicts(runs, ["Adapter + BitFit", "Full fine-tuning (PA)"])
+    row = found.loc["Adapter + BitFit > Full fine-tuning (PA)"]
+    assert row["MAP@R released", "paper"] < 0 and row["MAP@R released", "difference"] < 0
+    assert (row["R@1", "verdict"], row["MAP@R released", "verdict"]) == ("holds", "holds")
+
+
+def test_runs_of_other_images_are_refused(tmp_path):
+    other = made(tmp_path, 0.5)
+    other = dataclasses.replace(other, record={"data": {"name": "z", "test": "z"}})
+    other.__dict__["queries"] = made(tmp_path, 0.5).queries
+    with pytest.raises(DataError, match="different queries"):
+        claims.verdicts([made(tmp_path, 0.5), other], [BEST, "BitFit"])
+
+
+def test_without_runs_every_claim_is_not_run(tmp_path):
+    assert claims.finished("tiny", [0, 1], {}, tmp_path) == ([], [])
+    found = claims.verdicts([], [])
+    assert set(found["R@1"]["verdict"]) == {NOT_RUN} and found["R@1"]["paper"].notna().all()
+
+
+def test_costs_are_of_the_fastest_epoch(tmp_path):
+    record = {"seconds": 120.0, "device": "cpu", "precision": {"trunk": "bfloat16"}, "commit": "c"}
+    trained = Run(preset("smoke", epochs=2), tmp_path, {}, pd.DataFrame({"seconds": [30.0, 20.0]}), record)
+    frozen = Run(preset("smoke", method="frozen", bitfit=False), tmp_path, {}, pd.DataFrame({"epoch": [0]}), record)
+    (row,) = claims.costs([frozen, trained], ["Frozen backbone", BEST]).reset_index().to_dict("records")
+    assert (row["run"], row["fastest epoch, s"], row["run, minutes"], row["trunk"]) == (BEST, 20.0, 2.0, "bfloat16")

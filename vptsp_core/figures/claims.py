@@ -1,0 +1,42 @@
+"""The figure of the paper's claims: the difference of two rows, in the paper and in our runs, one line per claim."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vptsp_core.figures.style import BLUE, GREY, LIGHT, ORANGE, VERMILION, in_house_style, legend
+from vptsp_core.paper.report import PAPER
+
+COLOURS = {"holds": (BLUE, "o"), "undecided": (GREY, "s"), "does not hold": (VERMILION, "X")}
+
+
+@in_house_style
+def claims(compared: pd.DataFrame, metric: str = "R@1") -> Figure:
+    """Draw one line per claim that has runs: the paper's difference, and ours with its 95 % interval, by verdict.
+
+    Args:
+        compared: from `paper.claims.verdicts`.
+        metric: the metric to draw, in percentage points.
+    """
+    part = compared[metric]
+    part = part[part["verdict"].isin(list(COLOURS))]
+    fig = Figure(figsize=(8.4, 1.6 + 0.32 * max(len(part), 2)), layout="constrained")
+    ax = fig.subplots()
+    places = pd.Series(range(len(part)), index=part.index, dtype=float)
+    ax.axvline(0, color=GREY, linewidth=1.2, zorder=0)
+    ax.plot(part[PAPER], places, "D", color=ORANGE, alpha=LIGHT, markersize=7, label="paper")
+    for verdict, (colour, marker) in COLOURS.items():
+        own = part[part["verdict"] == verdict]
+        if len(own):
+            sides = [own["difference"] - own["low"], own["high"] - own["difference"]]
+            ax.errorbar(
+                own["difference"], places[own.index], xerr=sides, fmt=marker, color=colour, capsize=3, markersize=7,
+                label=f"ours: {verdict}",
+            )  # fmt: skip
+    ax.set_yticks(places, part.index)
+    ax.set_ylim(len(part) - 0.4, -0.6)
+    ax.set_xlabel(f"difference of {metric}, percentage points")
+    ax.tick_params(axis="y", length=0)
+    legend(fig)
+    return fig

@@ -1,0 +1,31 @@
+"""The figure of the first steps of several runs: whether all images get the same embedding, and the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vptsp_core.figures.style import CLASS_COLOURS, in_house_style, legend
+
+PANELS = {"other classes": "mean cosine of images\nof different classes", "loss": "loss"}
+STYLES = ("-", "--", "-.", ":")
+
+
+@in_house_style
+def first_steps(recorded: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw one line per run, in a panel for the cosine between classes and one for the loss, over the steps.
+
+    Args:
+        recorded: {run: its steps from `paper.first_steps.record_first_steps`}. The scale of the steps is logarithmic.
+    """
+    fig = Figure(figsize=(9.6, 4.4), layout="constrained")
+    for ax, (column, label) in zip(fig.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+        for at, (name, table) in enumerate(recorded.items()):
+            colour = CLASS_COLOURS[at % len(CLASS_COLOURS)]
+            ax.plot(table["step"], table[column], STYLES[at % len(STYLES)], color=colour, label=name)
+        ax.set(xscale="log", xlabel="step of the first epoch", ylabel=label)
+        ax.xaxis.set_major_formatter("{x:g}")
+    legend(fig, loc="outside lower center", ncols=2)
+    return fig

@@ -1,0 +1,158 @@
+"""The orders of methods that the paper's tables claim, one line each, and what the finished runs say about them.
+
+The rows of table 4 on CUB are rows of table 1. The maxima of figure 3 are in `figure3.maxima`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from vptsp_core.method.config import RunConfig
+from vptsp_core.paper import report, tables
+from vptsp_core.paper.methods import (
+    BEST,
+    FULL,
+    LORA,
+    configured,
+    integration_rows,
+    method_rows,
+    paper_labels,
+    proxy_source_rows,
+    search_name,
+    seeds_by_row,
+)  # fmt: skip
+from vptsp_core.runs.folder import METRICS, Run, read_run, run_folder
+from vptsp_core.runs.significance import compare_paired
+
+METRIC_NAMES = ("R@1", "MAP@R released")
+NOT_RUN = "not run"
+
+
+class Claim(NamedTuple):
+    """A table of the paper has row ``above`` above row ``below`` in R@1. Both are names in `rows`."""
+
+    table: int
+    above: str
+    below: str
+
+    def __str__(self) -> str:
+        return f"{self.above} > {self.below}"
+
+
+def _claims(table: int, above: str, *below: str) -> list[Claim]:
+    return [Claim(table, above, row) for row in below]
+
+
+CLAIMS = [
+    # the method against all other rows
+    *_claims(1, BEST, FULL, "Linear probing", "BitFit", "Adapter", "Adapter + BitFit", "VPT", "VPT + BitFit", "VPTSP-M",
+             "VPTSP-M + BitFit", "VPTSP-G"),
+    # semantic proxies by a moving average
+    *_claims(1, "VPTSP-M + BitFit", "BitFit", "VPT + BitFit", "VPTSP-M"),
+    *_claims(1, "VPTSP-G", "VPTSP-M", "VPT", FULL),
+    # few parameters
+    *_claims(1, "VPT + BitFit", "VPT", FULL, "Linear probing"),
+    *_claims(1, "Adapter + BitFit", "Adapter", FULL),
+    *_claims(1, "BitFit", FULL, "Linear probing"),
+    *_claims(1, FULL, "Linear probing"),
+    *[Claim(5, BEST, search_name(5, row)) for row in ("Encoder", "Sample", "Fixed Encoder")],
+    *[Claim(7, "VPTSP-G", search_name(7, row))
+      for row in ("GRU with tanh", "LSTM", "RNN unit", "Cross attention (within the mini-batch)")],
+]  # fmt: skip
+
+
+def rows(profile: str, changes: Mapping[str, Any]) -> dict[str, RunConfig]:
+    """Return the runs of tables 1, 5 and 7 by name. A row of table 5 or 7 that table 1 has too has its name there."""
+    of_table = {label: row for label, row in method_rows(profile).items() if label != LORA}
+    for number, more in ((5, proxy_source_rows(profile)), (7, integration_rows(profile))):
+        of_table |= {search_name(number, label): row for label, row in [*more.items()][:-1]}  # the last is table 1's
+    return {name: configured(profile, row, changes) for name, row in of_table.items()}
+
+
+def printed() -> pd.DataFrame:
+    """Return the paper's `METRIC_NAMES` in percent on CUB-200, one row per name in `rows`."""
+    table = paper_labels(report.paper_table("table1_peft_methods_cub200")).set_index("label")
+    parts = [table[["R@1", "MAP@R"]]]
+    for number in (5, 7):
+        more = tables.paper_rows(number).iloc[:-1]
+        names = [search_name(number, row) for row in more["row"]]
+        parts.append(more[["CUB R@1", "CUB MAP@R"]].set_axis(["R@1", "MAP@R"], axis=1).set_axis(names))
+    return pd.concat(parts).set_axis(list(METRIC_NAMES), axis=1)
+
+
+def read_finished(configs: Mapping[RunConfig, str], results: Path) -> list[tuple[Run, str]]:
+    """Return those of the runs that are finished among the results, each with its name. Nothing is trained."""
+    folders = {run_folder(config, results): name for config, name in configs.items()}
+    return [(read_run(path), name) for path, name in folders.items() if (path / METRICS).exists()]
+
+
+def finished(
+    profile: str, seeds: Sequence[int], changes: Mapping[str, Any], results: Path
+) -> tuple[list[Run], list[str]]:
+    """Return the finished runs of `rows` with these seeds, and the name of each."""
+    configs = rows(profile, changes)
+    of = seeds_by_row(profile, configs, seeds, changes)
+    named = {config.replace(seed=seed): name for name, config in configs.items() for seed in of[name]}
+    found = read_finished(named, results)
+    return [run for run, _ in found], [name for _, name in found]
+
+
+def verdicts(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
+    """Compare each claim of `CLAIMS` with the runs (see `compare_paired`).
+
+    Returns:
+        A row per claim. ``table``; ``seeds``, as "3, 1", of the row above and the row below; and for each metric in
+        percentage points the ``paper``'s difference, our ``difference`` with its interval from ``low`` to ``high``, and
+        the ``verdict``: "holds", "does not hold", "undecided" (the interval contains 0), or "not run".
+    """
+    paper = printed()
+    paired = {
+        below: compare_paired(runs, names, below, METRIC_NAMES)
+        for below in dict.fromkeys(claim.below for claim in CLAIMS if claim.below in names)
+    }
+    found = []
+    for claim in CLAIMS:
+        count = {name: names.count(name) for name in (claim.above, claim.below)}
+        row: dict[tuple[str, str], Any] = {("table", ""): claim.table, ("seeds", ""): "{}, {}".format(*count.values())}
+        for metric in METRIC_NAMES:
+            theirs = float(paper[metric][claim.above] - paper[metric][claim.below])
+            row[metric, report.PAPER] = theirs
+            ours = paired[claim.below][metric].loc[claim.above] if all(count.values()) else None
+            for side in ("difference", "low", "high"):
+                row[metric, side] = np.nan if ours is None else ours[side]
+            row[metric, "verdict"] = NOT_RUN if ours is None else report.verdict(theirs, ours)
+        found.append(row)
+    table = pd.DataFrame(found, index=pd.Index(map(str, CLAIMS), name="claim"))
+    return table.set_axis(pd.MultiIndex.from_tuples(table.columns), axis=1)
+
+
+def shown(compared: pd.DataFrame) -> pd.DataFrame:
+    """Return `verdicts` with our difference and its interval as one text, for people."""
+    out = {column: compared[column] for column in (("table", ""), ("seeds", ""))}
+    for metric in METRIC_NAMES:
+        part = compared[metric].assign(chance=compared[metric]["verdict"].eq("undecided"))
+        out[metric, report.PAPER] = part[report.PAPER]
+        out[metric, report.OURS] = pd.Series(map(report.distance, part.itertuples()), part.index, dtype=object)
+        out[metric, report.ORDER] = part["verdict"]
+    return pd.DataFrame(out)
+
+
+def costs(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
+    """Return the time of each run that trained: a row per run, in minutes, and seconds for its fastest epoch."""
+    return pd.DataFrame(
+        [
+            {
+                "run": name, "seed": run.config.seed, "epochs": run.config.epochs,
+                "fastest epoch, s": run.history["seconds"].min(), "run, minutes": run.record["seconds"] / 60,
+                "device": run.record["device"], "trunk": run.record["precision"]["trunk"],
+                "commit": run.record["commit"],
+            }
+            for name, run in zip(names, runs, strict=True)
+            if "seconds" in run.history
+        ]
+    ).set_index("run")  # fmt: skip

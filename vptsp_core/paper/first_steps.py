@@ -1,0 +1,143 @@
+"""What embeddings and proxies do in the first epoch of a run, step by step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vptsp_core.data import load_benchmark
+from vptsp_core.data.batches import cache_folder, decoded, train_batches
+from vptsp_core.data.holdout import for_selection
+from vptsp_core.method.backbone import normalisation
+from vptsp_core.method.config import RunConfig
+from vptsp_core.method.loop import Loop
+from vptsp_core.method.sampler import ClassBalancedSampler
+from vptsp_core.method.step import TrainStep
+from vptsp_core.paper.report import machine_facts
+from vptsp_core.runs.folder import identity
+from vptsp_core.runs.record import made_with
+from vptsp_core.runs.run import build_model
+from vptsp_core.runs.start_from_data import start_from_data
+from vptsp_core.system.devices import autocast_dtype, pick_device
+from vptsp_core.system.files import write_json
+
+FOLDER = "first_steps"  # of the results
+
+
+class Recording(NamedTuple):
+    """The steps, one row each, and what they were made with: commit, versions, device, and the trunk's precision."""
+
+    steps: pd.DataFrame
+    made: dict[str, Any]
+
+
+def record_first_steps(
+    config: RunConfig, *, data: str | Path | None = None, results: str | Path, progress: bool = True
+) -> Recording:
+    """Take the steps of the first epoch of a run, as the run itself takes them, and record each.
+
+    The recording is stored in ``results/first_steps/<hash>.json``. If the file exists, it is read.
+
+    Returns:
+        Columns ``step`` (from 1), ``loss``, and, as the step finds them:
+        - the mean cosine of two images of ``other classes`` in the batch, and of the ``same class``;
+        - ``R@1 in the batch``: the share of its images whose nearest other image has their class;
+        - the mean cosine of two proxies ``O``, and of two ``P``.
+
+        A column is missing if the batches have one image per class, or the method has no P.
+
+    Raises:
+        VptspError: images or weights are missing.
+    """
+    path = stored_at(config, results)
+    if path.is_file():
+        stored = json.loads(path.read_text("utf-8"))
+        return Recording(pd.DataFrame(stored["steps"]), stored["made"])
+    device = pick_device(None)
+    benchmark = decoded(
+        load_benchmark(config.dataset, data), config, cache_folder(config.dataset, data), progress=progress
+    )
+    images = for_selection(benchmark, config)[0].train
+    model = build_model(config, images.num_classes, device)
+    model.vit.autocast = autocast_dtype(config.precision, device, model.vit.backbone.embed_dim)
+    sampler = ClassBalancedSampler(
+        images.labels, config.batch, config.samples_per_class, config.seed, config.steps_per_epoch
+    )
+    statistics = normalisation(model.vit.backbone)
+    loop = Loop(
+        model, sampler, images.labels,
+        lambda epoch: train_batches(images, config, statistics, sampler, epoch, device),
+        RecordedStep,
+    )  # fmt: skip
+    start_from_data(model, images)
+    loop.train_epoch(0)
+    assert isinstance(loop.step, RecordedStep)
+    steps = pd.DataFrame(loop.step.rows).round(5)
+    made = {**made_with(device), "trunk": str(model.vit.autocast or torch.float32).removeprefix("torch.")}
+    write_json(path, {"made": made, "steps": steps.to_dict("list")})
+    return Recording(steps, made)
+
+
+def stored_at(config: RunConfig, results: str | Path) -> Path:
+    """Return the file of `record_first_steps`, which may not exist yet."""
+    return Path(results) / FOLDER / f"{identity(config)}.json"
+
+
+def facts(recorded: Mapping[str, Recording], configs: Mapping[str, RunConfig]) -> pd.DataFrame:
+    """Return what recordings were made with, for `Session.finish`: a row per fact, with all its values."""
+    found: dict[str, dict[str, None]] = {}
+    for name, (_, made) in recorded.items():
+        own = {"trunk": made["trunk"], "seed": configs[name].seed, "run": identity(configs[name])}
+        for fact, value in {**machine_facts(made), **own}.items():
+            found.setdefault(fact, {})[str(value)] = None
+    return pd.DataFrame({"value": map(", ".join, found.values())}, index=pd.Index(found, name="fact"))
+
+
+class RecordedStep(TrainStep):
+    """A training step that adds a row to ``rows``. It computes the same numbers as `TrainStep`."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.rows: list[dict[str, float]] = []
+
+    def __call__(self, images: Tensor, labels: Tensor, *more: Any) -> Tensor:
+        """Take a step: ``images`` (b, 3, H, W) and ``labels`` (B,), as for `TrainStep`."""
+        assert self.model.proxies is not None
+        embedded: list[Tensor] = []
+        row = {"step": len(self.rows) + 1, "O": mean_cosine(self.model.proxies.bias.detach())}
+        if self.model.proxies.accumulator is not None:
+            row["P"] = mean_cosine(self.model.proxies.state)
+        hook = self.model.vit.register_forward_hook(lambda _, images, outputs: embedded.append(outputs[0].detach()))
+        with hook:
+            loss = super().__call__(images, labels, *more)
+        self.rows.append({**row, "loss": loss.item(), **batch_cosines(embedded[0], labels)})
+        return loss
+
+
+def batch_cosines(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return the mean cosines of a batch, ``same class`` and ``other classes``, and ``R@1 in the batch``.
+
+    ``embeddings`` (B, d) are L2-normalised; ``labels`` are (B,). Without two images of one class, only ``other
+    classes`` is returned.
+    """
+    cosines, same = embeddings @ embeddings.T, labels[:, None] == labels
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    pairs, nearest = same & ~itself, cosines.masked_fill(itself, -2).argmax(1)
+    found = {"other classes": float(cosines[~same].mean())}
+    if pairs.any():
+        right = (labels[nearest] == labels).float().mean()
+        found |= {"same class": float(cosines[pairs].mean()), "R@1 in the batch": float(right)}
+    return found
+
+
+def mean_cosine(rows: Tensor) -> float:
+    """Return the mean cosine of two different rows of (C, d)."""
+    total, count = F.normalize(rows, dim=-1).sum(0).square().sum(), len(rows)
+    return float((total - count) / (count * (count - 1)))
