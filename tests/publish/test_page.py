@@ -166,6 +166,13 @@ def without_network(shown: Page) -> None:
     assert "@import" not in shown.style and "url(" not in shown.style
 
 
+def test_the_answers_come_first_where_the_data_are_the_papers():
+    names = ["fig3_ablations", "table10_latency", "table2_sota", "tour", "what_holds", "why_behind"]
+    last = ["table2_sota", "table10_latency", "fig3_ablations", "tour"]
+    for profile, order in (("tiny", names[4:] + last), ("paper", names[4:] + last), ("demo", last + names[4:])):
+        assert sorted(names, key=lambda name: page._order(profile, Path(name))) == order
+
+
 def test_page_shows_everything_and_links_only_existing_files(folders):
     sources, results = folders
     path = page.build(results, "demo", sources)

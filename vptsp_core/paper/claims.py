@@ -127,8 +127,8 @@ def verdicts(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
                 row[metric, side] = np.nan if ours is None else ours[side]
             row[metric, "verdict"] = NOT_RUN if ours is None else report.verdict(theirs, ours)
         found.append(row)
-    table = pd.DataFrame(found, index=pd.Index(map(str, CLAIMS), name="claim"))
-    return table.set_axis(pd.MultiIndex.from_tuples(table.columns), axis=1)
+    columns = pd.MultiIndex.from_tuples(found[0])
+    return pd.DataFrame([[*row.values()] for row in found], pd.Index(map(str, CLAIMS), name="claim"), columns)
 
 
 def shown(compared: pd.DataFrame) -> pd.DataFrame:
