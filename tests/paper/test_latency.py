@@ -15,6 +15,7 @@ from vptsp_core.method.presets import preset
 from vptsp_core.paper import step_bench
 from vptsp_core.paper import step_cost as cost
 from vptsp_core.paper.latency import latency_benches, latency_configs, measured_latency, paper_latency
+from vptsp_core.system.devices import device_name
 
 CPU = torch.device("cpu")
 
@@ -110,7 +111,7 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path, capsys):
     command = ["step", "--preset", "smoke", "--set", "batch=4", "--device", "cpu", "--steps", "1"]
     assert cost.main([*command, "--forms", "eager,textbook", "--json", str(file)]) == 0
     found, text = json.loads(file.read_text()), capsys.readouterr().out
-    assert text.startswith("batches of 4, 100 classes, cpu, 1 threads, torch ")
+    assert text.startswith(f"batches of 4, 100 classes, {device_name(CPU)}, 1 threads, torch ")
     head, eager, textbook = (line.split() for line in text.splitlines()[1:4])
     assert head[0] == "ms" and (eager[0], textbook[0]) == ("eager", "textbook")
     assert found["forms"]["eager"]["ratio"] == 1 and f"{found['forms']['textbook']['ms']:,.4g}" in textbook

@@ -34,7 +34,7 @@ def test_only_tagged_cells_are_executed_and_silent(tmp_path, capsys):
 
 def test_every_notebook_can_be_asked():
     asked = {path.stem: asked_runs(path, {"profile": "demo", "seeds": [0, 1]}) for path in discover()}
-    assert {name for name, (runs, _) in asked.items() if not runs} == {"table10_latency"}
+    assert {name for name, (runs, _) in asked.items() if not runs} == {"table10_latency", "what_holds"}
     assert asked["table9_search"][1] == 8 and len(asked["tour"][0]) == 6  # frozen, closed, 2 selections x 2 seeds
 
 

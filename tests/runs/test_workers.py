@@ -25,12 +25,13 @@ from vptsp_core.runs.cluster import connected
 from vptsp_core.runs.progress import PROGRESS, training_line, write_progress
 from vptsp_core.runs.run import many
 from vptsp_core.runs.workers import check_workers, run_in_workers
+from vptsp_core.system.devices import device_name
 from vptsp_core.system.portable import physical_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
 SHARE = max(1, min(torch.get_num_threads(), physical_cores() // 2))  # threads of each of two processes
-ON_CPU = "cpu, 1 thread" if SHARE == 1 else f"cpu, {SHARE} threads"  # as a record says it
+ON_CPU = f"{device_name(torch.device('cpu'))}, {SHARE} thread{'s' * (SHARE > 1)}"  # as a record says it
 LONG = 300.0  # seconds to wait for something that takes a few: the machine may be busy
 
 

@@ -56,3 +56,26 @@ def test_a_run_records_its_precision_and_the_reason(monkeypatch, tmp_path, units
     assert done.record["precision"]["trunk"] == trunk and "this CPU has" in done.record["precision"]["why"]
     assert done.record["stretches"][0]["precision"] == done.record["precision"]
     assert preset("smoke").precision == preset("demo").precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    "cpuinfo, elsewhere, name",
+    [
+        (
+            "processor\t: 0\nmodel name\t: AMD EPYC 7R13\nprocessor\t: 1\nmodel name\t: AMD EPYC 7R13\n",
+            "x86_64",
+            "AMD EPYC 7R13",
+        ),
+        ("processor\t: 0\nBogoMIPS\t: 50.00\n", "aarch64", "aarch64"),  # an ARM server's file has no name
+        (None, "arm", "arm"),  # macOS
+    ],
+)
+def test_a_record_names_the_processor(monkeypatch, cpuinfo, elsewhere, name):
+    def read(path, encoding):
+        if cpuinfo is None:
+            raise FileNotFoundError(path)
+        return cpuinfo
+
+    monkeypatch.setattr(devices.Path, "read_text", read)
+    monkeypatch.setattr(devices.platform, "processor", lambda: elsewhere)
+    assert devices.device_name(CPU) == name

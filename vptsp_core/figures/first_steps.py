@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from vptsp_core.figures.style import CLASS_COLOURS, in_house_style, legend
 
@@ -26,6 +27,8 @@ def first_steps(recorded: Mapping[str, pd.DataFrame]) -> Figure:
             colour = CLASS_COLOURS[at % len(CLASS_COLOURS)]
             ax.plot(table["step"], table[column], STYLES[at % len(STYLES)], color=colour, label=name)
         ax.set(xscale="log", xlabel="step of the first epoch", ylabel=label)
-        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     legend(fig, loc="outside lower center", ncols=2)
     return fig

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -90,7 +91,7 @@ def show(work: Sequence[tuple[Path, Mapping[str, Any]]], data: str | Path | None
 
 
 def _device(made: Mapping[str, Any]) -> str:
-    return str(made["device"]).partition(",")[0]  # without the number of threads, as in "cpu, 2 threads"
+    return re.sub(r", \d+ threads?$", "", str(made["device"]))
 
 
 def _kind(config: RunConfig) -> tuple[Any, ...]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+import platform
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -100,8 +103,19 @@ def _best() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of an NVIDIA GPU, or the kind of another device."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    """Return the name of an NVIDIA GPU or of the processor; "mps" for Apple's GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _processor() if device.type == "cpu" else device.type
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):  # Linux; there, platform.processor() is empty or the architecture
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine() or "cpu"
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
