@@ -271,7 +271,8 @@ def maxima(panels: Sequence[Panel]) -> pd.DataFrame:
 
     ``not clearly below`` lists the x of our points whose difference to our highest could be chance. ``the paper's
     maximum`` says of the paper's highest point on CUB that it is ours too ("holds"), that our point there could be as
-    high ("undecided"), or that it is clearly below ("does not hold"). It is "not run" if ours has no such point, or points are missing.
+    high ("undecided"), or that it is clearly below ("does not hold"). It is "not run" if points are missing, or ours
+    has none there.
     """
     rows = {}
     for panel in panels:
