@@ -474,8 +474,11 @@ def test_a_folder_is_trained_compared_and_used(tmp_path, capsys, monkeypatch):
     trained, record = read_run(path), json.loads((tmp_path / path / own_images.SUMMARY).read_text())
     frozen = read_run(trained.path.with_name(record["frozen"]))
     taken = max(record["choice"], key=lambda name: record["choice"][name]["MAP@R"])
-    assert trained.config.method == {"BitFit": "linear", "VPTSP": "vptsp"}[taken]
-    assert f"The held-out classes choose {taken}: its MAP@R is " in said
+    assert trained.config.method == {"closed form": "linear", "BitFit": "linear", "VPTSP": "vptsp"}[taken]
+    assert list(record["choice"]) == ["closed form", "BitFit", "VPTSP"]
+    assert f"The held-out classes choose {taken}: " in said
+    if taken != "VPTSP":
+        assert (trained.metrics["epoch"] == 0) == (taken == "closed form")
     assert frozen.config.method == "frozen" and trained.config.selection == "validation_map"
     assert "validation R@1" in trained.history and trained.record["held_out"]["classes"] == 2
     for metric, row in record["gain"].items():
@@ -517,8 +520,19 @@ def test_held_out_classes_choose_between_bitfit_and_vptsp():
         history = pd.DataFrame([{"epoch": i, "validation R@1": r, "validation MAP@R": m} for i, r, m in epochs])
         return SimpleNamespace(history=history, record={"seconds": 90}, config=planned)
 
-    choice = own_images.compare_candidates({"BitFit": of((0, 0.75, 0.2), (1, 0.5, 0.3)), "VPTSP": of((0, 0.8, 0.25))})
-    assert choice.to_numpy().tolist() == [[50, 30, 1, 1.5], [80, 25, 0, 1.5]]
+    bitfit = of((0, 0.75, 0.2), (1, 0.5, 0.3), (2, 0.6, 0.3))
+    choice = own_images.compare_candidates({"BitFit": bitfit, "VPTSP": of((0, 0.8, 0.25))})
+    assert choice.index.tolist() == ["closed form", "BitFit", "VPTSP"]
+    np.testing.assert_array_equal(choice, [[75, 20, 0, np.nan], [50, 30, 1, 1.5], [80, 25, 0, 1.5]])
+    assert own_images.lead(choice) == "its MAP@R is 5.0 above that of VPTSP, the second best."
+    level = own_images.compare_candidates({"BitFit": of((0, 0.9, 0.3)), "VPTSP": of((0, 0.9, 0.1), (1, 0.9, 0.3))})
+    assert level["MAP@R"].idxmax() == "closed form" and list(level.index) == ["closed form", "VPTSP"]
+    assert own_images.lead(level) == "VPTSP has the same MAP@R, and costs more."
+    random = SimpleNamespace(history=bitfit.history, record={"seconds": 90}, config=planned.replace(start="released"))
+    assert list(own_images.compare_candidates({"BitFit": random, "VPTSP": of((1, 0.1, 0.1))}).index) == [
+        "BitFit",
+        "VPTSP",
+    ]
 
 
 def one_run(folder, values, **changes):

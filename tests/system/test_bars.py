@@ -69,7 +69,8 @@ def test_an_epoch_is_a_line():
     row = {"epoch": 3, "loss": 1.23456, "seconds": 61.2}
     assert epoch_line(row, 15, 734.0) == "epoch 3/15: loss 1.235, 61 s, 12 min 14 s left"
     assert epoch_line({**row, "R@1": 0.7061}, 3, 0.0) == "epoch 3/3: loss 1.235, R@1 70.6, 61 s"
-    assert "validation R@1 70.6" in epoch_line({**row, "validation R@1": 0.7061}, 15, 1.0)
+    held_out = {"validation R@1": 0.7061, "validation MAP@R": 0.4}
+    assert ", validation R@1 70.6, validation MAP@R 40.0, 61 s" in epoch_line({**row, **held_out}, 15, 1.0)
 
 
 def test_the_log_of_a_run(tmp_path, capfd, monkeypatch):

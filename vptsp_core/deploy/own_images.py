@@ -18,7 +18,7 @@ import torch
 from vptsp_core.data import Benchmark, load_benchmark
 from vptsp_core.data.batches import cache_folder
 from vptsp_core.data.folder import refuse_inside_images
-from vptsp_core.deploy.own_plan import Machine, Plan, candidates, plan
+from vptsp_core.deploy.own_plan import BITFIT, Machine, Plan, candidates, plan
 from vptsp_core.errors import VptspError
 from vptsp_core.method.backbone import shape
 from vptsp_core.method.config import RunConfig
@@ -37,6 +37,7 @@ from vptsp_core.system.portable import available_memory
 
 SUMMARY = "own_images.json"  # in the run's folder: the plan's reasons, the comparison, the text
 METRICS = ("R@1", "MAP@R")
+CLOSED = "closed form"  # the name of the state before training, with heads and proxies from the data and no prompts
 FEW_QUERIES = 30  # with fewer, the interval means little and the summary gives none
 UNCLEAR = "could be chance"  # the interval of a difference includes 0, or rests on few queries
 OUTCOMES = {
@@ -55,8 +56,8 @@ class Trained:
     Attributes:
         run: the run of the trained model.
         frozen: the run of the same backbone, untrained.
-        choice: one row per candidate (`own_plan.candidates`): ``R@1`` and ``MAP@R`` of the held-out classes in percent,
-            at the best ``epoch``, and ``minutes``. Empty if there was one candidate.
+        choice: one row for the closed form and one per run of `own_plan.candidates`: ``R@1`` and ``MAP@R`` of the
+            held-out classes in percent, at the best ``epoch``, and the run's ``minutes``. Empty if there was one run.
         gain: one row per metric: ``frozen`` and ``trained`` in percent, ``difference`` in percentage points, ``low``
             and ``high`` of its 95 % interval over the queries, ``queries`` (the number of queries whose class has other
             images), and ``verdict``: "better", "worse" or "could be chance".
@@ -84,9 +85,9 @@ def train_folder(
 ) -> Trained:
     """Train on the images of a folder, and measure how much that improves on the frozen backbone.
 
-    BitFit and VPTSP are both trained, and the MAP@R of held-out classes chooses one of them. `own_plan.candidates` says
-    when only one run is trained. The first call stores its plan in ``results/plans``. The same call then resumes the
-    same run, even if the free memory has changed.
+    BitFit and VPTSP are both trained. The MAP@R of held-out classes chooses one of them, or the closed form, which is
+    BitFit before its first step. `own_plan.candidates` says when only one run is trained. The first call stores its
+    plan in ``results/plans``. The same call then resumes the same run, even if the free memory has changed.
 
     Args:
         folder: holds ``<class>/<image>`` or ``split.csv`` (see `data.own.list_own_images`).
@@ -110,13 +111,12 @@ def train_folder(
     runs = {name: run(config, **options) for name, config in rivals.items()}
     choice = compare_candidates(runs) if len(runs) > 1 else pd.DataFrame()
     chosen = str(choice["MAP@R"].idxmax()) if len(choice) else next(iter(runs))
-    trained = runs[chosen]
+    trained = runs[BITFIT if chosen == CLOSED else chosen]
     gain = compare(frozen, trained)
     text = summary(frozen, trained, gain, benchmark.test.num_classes)
     if len(choice):
-        ahead = f"its MAP@R is {np.ptp(choice['MAP@R']):.1f} above the other's"
-        table = choice.to_string(float_format="{:.1f}".format)
-        text = f"The held-out classes choose {chosen}: {ahead}:\n{table}\n\n{text}"
+        table = choice.to_string(float_format="{:.1f}".format, na_rep="")
+        text = f"The held-out classes choose {chosen}: {lead(choice)}\n{table}\n\n{text}"
     record = {
         "reasons": planned.reasons, "frozen": frozen.path.name, "choice": choice.to_dict("index"),
         "gain": gain.to_dict("index"), "summary": text,
@@ -127,15 +127,32 @@ def train_folder(
 
 
 def compare_candidates(runs: Mapping[str, Run]) -> pd.DataFrame:
-    """Return `Trained.choice` of these runs, by name."""
+    """Return `Trained.choice` of these runs, by name, the cheapest first.
+
+    Without prompts, a start from the data is the closed form: a row of its own, in place of BitFit's epoch 0.
+    """
     rows = {}
     for name, each in runs.items():
-        chosen_by = SCORES[each.config.selection]
-        place = int(each.history[chosen_by].to_numpy().argmax())  # the first of equals, as the run chose
-        best = each.history.iloc[place]
-        metrics = {metric: 100 * best[HELD_OUT + metric] for metric in METRICS}
-        rows[name] = metrics | {"epoch": round(best["epoch"]), "minutes": each.record["seconds"] / 60}
+        chosen_by, history = SCORES[each.config.selection], each.history
+        parts = [(name, history, each.record["seconds"] / 60)]
+        if name == BITFIT and each.config.start != "released":
+            untrained = history["epoch"] == 0
+            parts = [(CLOSED, history[untrained], np.nan), (name, history[~untrained], parts[0][2])]
+        for row, epochs, minutes in parts:
+            if len(epochs):
+                best = epochs.iloc[int(epochs[chosen_by].to_numpy().argmax())]  # the first of equals, as the run chose
+                metrics = {metric: 100 * best[HELD_OUT + metric] for metric in METRICS}
+                rows[row] = metrics | {"epoch": round(best["epoch"]), "minutes": minutes}
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def lead(choice: pd.DataFrame) -> str:
+    """Return how far the best row of `Trained.choice` is above the second best, in words."""
+    ranked = choice["MAP@R"].sort_values(ascending=False, kind="stable")
+    gap, second = ranked.iloc[0] - ranked.iloc[1], ranked.index[1]
+    if gap < 0.05:
+        return f"{second} has the same MAP@R, and costs more."
+    return f"its MAP@R is {gap:.1f} above that of {second}, the second best."
 
 
 def _write_summary(path: Path, record: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ DENSE_CLASSES = 1_000
 # These replace the CUB preset's SGD and GRU, which learn slowly at first. After one epoch of CUB at 112 px, a run with
 # these settings is ahead.
 QUICK: dict[str, Any] = dict(optimizer="adamw", lr=1e-3, lr_proxy=0.05, accumulator="ema")
+BITFIT = "BitFit"  # the name of a candidate
 EPOCHS = 10  # each is evaluated and saved, so their number does not depend on the number of images
 PASSES = 15  # over the training images, as in the CUB preset, within these bounds:
 STEPS = {True: (600, 20_000), False: (200, 600)}  # fewest and most, with a GPU and without
@@ -115,7 +116,7 @@ def candidates(config: RunConfig, changes: Mapping[str, Any]) -> dict[str, RunCo
     settled = changes.keys() & {"method", "bitfit", *bitfit.unread()}
     if config.method != "vptsp" or not config.holds_out or settled:
         return {config.method: config}
-    return {"BitFit": bitfit, "VPTSP": config}
+    return {BITFIT: bitfit, "VPTSP": config}
 
 
 def _choose_preset(

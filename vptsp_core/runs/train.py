@@ -154,7 +154,7 @@ class Trainer:
             self._finish({"epoch": 0}, evaluated=True)
         if self.progress:
             took = duration(time.perf_counter() - begun)
-            say(f"{self.folder.name}: {', '.join(['started from the data', *_recalls(self.history[0]), took])}")
+            say(f"{self.folder.name}: {', '.join(['started from the data', *_scores(self.history[0]), took])}")
 
     def _finish(self, row: Row, evaluated: bool) -> None:
         """Add an epoch's row to the history, with metrics if it is to be ``evaluated``, and save a checkpoint."""
@@ -243,10 +243,11 @@ class Trainer:
 
 
 def epoch_line(row: Row, epochs: int, left: float) -> str:
-    """Return an epoch's line for a log: loss, R@1 if evaluated, seconds of training, and the ``left`` seconds."""
-    words = [f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.3f}", *_recalls(row), f"{row['seconds']:.0f} s"]
+    """Return an epoch's line for a log: loss, R@1 and MAP@R if evaluated, seconds of training, ``left`` seconds."""
+    words = [f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.3f}", *_scores(row), f"{row['seconds']:.0f} s"]
     return ", ".join([*words, f"{duration(left)} left"] if row["epoch"] < epochs else words)
 
 
-def _recalls(row: Mapping[str, Any]) -> list[str]:
-    return [f"{name} {100 * row[name]:.1f}" for name in ("R@1", HELD_OUT + "R@1") if name in row]
+def _scores(row: Mapping[str, Any]) -> list[str]:
+    names = [of + name for of in ("", HELD_OUT) for name in ("R@1", "MAP@R")]
+    return [f"{name} {100 * row[name]:.1f}" for name in names if name in row]
