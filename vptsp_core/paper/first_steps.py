@@ -12,32 +12,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vptsp_core.data import load_benchmark
+from vptsp_core.data import OWN, data_folder, load_benchmark
 from vptsp_core.data.batches import cache_folder, decoded, train_batches
 from vptsp_core.data.holdout import for_selection
+from vptsp_core.errors import VptspError, WeightsError
 from vptsp_core.method.backbone import normalisation
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.loop import Loop
 from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.method.step import TrainStep
+from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.paper.report import machine_facts
 from vptsp_core.runs.folder import identity
-from vptsp_core.runs.record import made_with
+from vptsp_core.runs.record import make_record
 from vptsp_core.runs.run import build_model
 from vptsp_core.runs.start_from_data import start_from_data
 from vptsp_core.system.devices import autocast_dtype, pick_device
 from vptsp_core.system.files import write_json
+from vptsp_core.system.seals import sealed, unsealed
 
 FOLDER = "first_steps"  # of the results
 
 
 class Recording(NamedTuple):
-    """The steps, one row each, and what they were made with: commit, versions, device, and the trunk's precision."""
+    """The steps, one row each, and what they were made with, as in a run's record: versions, device, data, weights."""
 
     steps: pd.DataFrame
     made: dict[str, Any]
 
 
+@in_torch_defaults
 def record_first_steps(
     config: RunConfig, *, data: str | Path | None = None, results: str | Path, progress: bool = True
 ) -> Recording:
@@ -54,18 +58,24 @@ def record_first_steps(
         A column is missing if the batches have one image per class, or the method has no P.
 
     Raises:
-        VptspError: images or weights are missing.
+        WeightsError: the stored file is damaged, or was made from other images.
+        VptspError: images or weights are missing, the images are your own, or the method has no training step.
     """
-    path = stored_at(config, results)
+    if config.dataset in OWN or config.method == "frozen":
+        raise VptspError(
+            f"first steps are recorded of training on a benchmark, not of {config.dataset}, {config.method}"
+        )
+    path, folder = stored_at(config, results), data_folder(config.dataset, data)
     if path.is_file():
-        stored = json.loads(path.read_text("utf-8"))
-        return Recording(pd.DataFrame(stored["steps"]), stored["made"])
-    device = pick_device(None)
-    benchmark = decoded(
-        load_benchmark(config.dataset, data), config, cache_folder(config.dataset, data), progress=progress
-    )
+        stored = _read(path)
+        if folder is not None and load_benchmark(config.dataset, folder).record() != stored.made["data"]:
+            raise WeightsError(f"{path}: recorded from other images than those in {folder}; delete it")
+        return stored
+    device, whole = pick_device(None), load_benchmark(config.dataset, folder)
+    benchmark = decoded(whole, config, cache_folder(config.dataset, folder), progress=progress)
     images = for_selection(benchmark, config)[0].train
     model = build_model(config, images.num_classes, device)
+    record = make_record(config, whole, model, device, deterministic=False)
     model.vit.autocast = autocast_dtype(config.precision, device, model.vit.backbone.embed_dim)
     sampler = ClassBalancedSampler(
         images.labels, config.batch, config.samples_per_class, config.seed, config.steps_per_epoch
@@ -80,8 +90,8 @@ def record_first_steps(
     loop.train_epoch(0)
     assert isinstance(loop.step, RecordedStep)
     steps = pd.DataFrame(loop.step.rows).round(5)
-    made = {**made_with(device), "trunk": str(model.vit.autocast or torch.float32).removeprefix("torch.")}
-    write_json(path, {"made": made, "steps": steps.to_dict("list")})
+    made = {key: record[key] for key in ("commit", "versions", "device", "precision", "data", "weights")}
+    write_json(path, sealed({"made": made, "steps": steps.to_dict("list")}))
     return Recording(steps, made)
 
 
@@ -90,11 +100,22 @@ def stored_at(config: RunConfig, results: str | Path) -> Path:
     return Path(results) / FOLDER / f"{identity(config)}.json"
 
 
+def _read(path: Path) -> Recording:
+    try:
+        stored = unsealed(json.loads(path.read_text("utf-8")))
+        return Recording(pd.DataFrame(stored["steps"]), stored["made"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise WeightsError(f"{path}: damaged ({error}); delete it and record again") from error
+
+
 def facts(recorded: Mapping[str, Recording], configs: Mapping[str, RunConfig]) -> pd.DataFrame:
-    """Return what recordings were made with, for `Session.finish`: a row per fact, with all its values."""
+    """Return what recordings were made with: a row per fact, with all its values."""
     found: dict[str, dict[str, None]] = {}
     for name, (_, made) in recorded.items():
-        own = {"trunk": made["trunk"], "seed": configs[name].seed, "run": identity(configs[name])}
+        own = {
+            "trunk": made["precision"]["trunk"], "seed": configs[name].seed, "weights checksum": made["weights"],
+            "data checksum, train": made["data"]["train"], "run": identity(configs[name]),
+        }  # fmt: skip
         for fact, value in {**machine_facts(made), **own}.items():
             found.setdefault(fact, {})[str(value)] = None
     return pd.DataFrame({"value": map(", ".join, found.values())}, index=pd.Index(found, name="fact"))
