@@ -68,23 +68,33 @@ def test_claims_are_drawn_by_verdict_and_those_without_runs_are_left_out():
          "high": [3.0, -1.0, np.nan], "verdict": ["holds", "does not hold", "not run"]},
         index=["A > B", "A > C", "B > C"],
     )  # fmt: skip
-    fig = claims.claims(pd.concat({"R@1": parts}, axis=1))
+    compared = pd.concat({"R@1": parts}, axis=1)
+    compared["seeds", ""] = ["3, 2", "1, 3", "0, 1"]
+    fig = claims.claims(compared)
     (ax,) = fig.axes
     assert [text.get_text() for text in ax.get_yticklabels()] == ["A > B", "A > C"]
-    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["paper", "ours: holds", "ours: does not hold"]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == [
+        "paper", "ours: holds", "ours: does not hold (a row has one seed)",
+    ]  # fmt: skip
+    faces = [each.lines[0].get_markerfacecolor() for each in ax.containers]
+    assert faces == [claims.COLOURS["holds"][0], "white"]
     lower = ax.containers[1]
     assert lower.lines[0].get_xdata() == [-3.0] and lower.lines[2][0].get_segments()[0][:, 0].tolist() == [-4.5, -1.0]
     assert inside(fig)
-    assert inside(claims.claims(pd.concat({"R@1": parts.iloc[2:]}, axis=1)))  # no runs at all
+    assert inside(claims.claims(compared.iloc[2:]))  # no runs at all
 
 
 def test_the_first_steps_of_every_run_are_drawn():
     steps = {
-        f"run {at}": pd.DataFrame({"step": [1, 2, 3], "other classes": [0.1, 0.5, 0.9], "loss": [9.0, 5.0, 4.0 + at]})
-        for at in range(6)
+        f"{'ab'[at // 2]}, seed {at % 2}": pd.DataFrame(
+            {"step": [1, 2, 3], "other classes": [0.1, 0.5, 0.9], "loss": [9.0, 5.0, 4.0 + at]}
+        )
+        for at in range(4)
     }
     fig = first_steps.first_steps(steps)
     for ax, column in zip(fig.axes, ["other classes", "loss"], strict=True):
         assert [list(line.get_ydata()) for line in ax.lines] == [list(each[column]) for each in steps.values()]
+        one, again, other, _ = [(line.get_color(), line.get_linestyle()) for line in ax.lines]
+        assert one[0] == again[0] != other[0] and one[1] == other[1] != again[1]
     assert [text.get_text() for text in fig.legends[0].get_texts()] == list(steps)
     assert inside(fig)

@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.paper.test_tiny import put
 from vptsp_core.errors import DataError
 from vptsp_core.method.presets import preset
 from vptsp_core.paper import claims
 from vptsp_core.paper.claims import CLAIMS, NOT_RUN
-from vptsp_core.paper.methods import BEST
+from vptsp_core.paper.methods import BEST, FULL, search_name
 from vptsp_core.runs.folder import Run
 
 COUNT = 2_000  # queries
@@ -58,9 +59,14 @@ def test_verdicts(tmp_path):
     assert found.loc[f"{BEST} > VPT", ("R@1", "verdict")] == NOT_RUN
     assert np.isnan(found.loc[f"{BEST} > VPT", ("R@1", "difference")])
     shown = claims.shown(found)
-    assert shown.loc[f"{BEST} > VPT", ("R@1", "ours")] == ""
-    assert shown.loc[f"{BEST} > BitFit", ("R@1", "ours")].startswith("-10.0 [-")
-    assert shown.loc[f"{BEST} > Linear probing", ("R@1", "ours")].startswith("≈ ")
+    recall = shown["difference of R@1"]
+    assert recall.loc[f"{BEST} > VPT", "ours"] == ""
+    assert recall.loc[f"{BEST} > BitFit", "ours"].startswith("-10.0 [-")
+    assert recall.loc[f"{BEST} > Linear probing", "ours"].startswith("≈ ")
+    assert recall.loc[f"{BEST} > BitFit", "paper"] == 0.9  # as printed, not 0.8999999
+    runs[BEST][0].__dict__["queries"] = None
+    found = claims.verdicts([run for run, _ in pairs], [name for _, name in pairs])
+    assert found.loc[f"{BEST} > BitFit", ("R@1", "verdict")] == NOT_RUN  # it has no values per query
 
 
 def test_a_claim_whose_order_by_map_is_the_opposite_is_judged_by_that_order(tmp_path):
@@ -82,13 +88,35 @@ def test_runs_of_other_images_are_refused(tmp_path):
 
 def test_without_runs_every_claim_is_not_run(tmp_path):
     assert claims.finished("tiny", [0, 1], {}, tmp_path) == ([], [])
+    assert claims.costs([], []).empty
     found = claims.verdicts([], [])
     assert set(found["R@1"]["verdict"]) == {NOT_RUN} and found["R@1"]["paper"].notna().all()
 
 
 def test_costs_are_of_the_fastest_epoch(tmp_path):
-    record = {"seconds": 120.0, "device": "cpu", "precision": {"trunk": "bfloat16"}, "commit": "c"}
+    precision = {"trunk": "bfloat16", "why": "this CPU has amx_bf16; a bf16 product takes 1/12.0 of float32's time"}
+    record = {"seconds": 120.0, "device": "cpu", "precision": precision, "commit": "c"}
     trained = Run(preset("smoke", epochs=2), tmp_path, {}, pd.DataFrame({"seconds": [30.0, 20.0]}), record)
     frozen = Run(preset("smoke", method="frozen", bitfit=False), tmp_path, {}, pd.DataFrame({"epoch": [0]}), record)
     (row,) = claims.costs([frozen, trained], ["Frozen backbone", BEST]).reset_index().to_dict("records")
-    assert (row["run"], row["fastest epoch, s"], row["run, minutes"], row["trunk"]) == (BEST, 20.0, 2.0, "bfloat16")
+    assert (row["run"], row["fastest epoch, s"], row["run, minutes"]) == (BEST, 20.0, 2.0)
+    assert row["precision"] == "bfloat16: this CPU has amx_bf16"
+
+
+def test_finished_runs_are_found_with_the_seeds_that_their_row_has(tmp_path):
+    configs = claims.rows("tiny", {})
+    of = {BEST: (0, 1, 2), "VPT": (0, 1), search_name(5, "Sample"): (0,)}
+    for name, seeds in of.items():
+        for seed in seeds:
+            put(configs[name].replace(seed=seed), tmp_path, [{"epoch": 1, "R@1": 0.5, "MAP@R": 0.5}])
+    runs, names = claims.finished("tiny", [0, 1], {}, tmp_path)
+    assert sorted(zip(names, (run.config.seed for run in runs), strict=True)) == [
+        ("VPT", 0), (BEST, 0), (BEST, 1), ("table 5: Sample", 0),
+    ]  # fmt: skip
+
+
+def test_table_5_and_7_are_claimed_in_full():
+    assert [claim.table for claim in CLAIMS].count(5) == 3 and [claim.table for claim in CLAIMS].count(7) == 4
+    assert {claim.below for claim in CLAIMS if claim.table > 1} == set(claims.printed().index[11:])
+    full = {name for claim in CLAIMS if FULL in claim for name in claim[1:]}
+    assert full == set(claims.printed().index[:11]), "every row of table 1 is compared with full fine-tuning"

@@ -1,6 +1,6 @@
 """Figure 3's sweeps: points beside the paper's, table 1's own among them; their tables and figures."""
 
-import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from vptsp_core.figures import sweeps
 from vptsp_core.paper import figure3
 from vptsp_core.paper.methods import base_config, method_rows
 from vptsp_core.paper.report import paper_table
+from vptsp_core.runs.folder import Run
 from vptsp_core.runs.run import build_model
 
 PROFILES = ("demo", "smoke", "tiny", "paper")
@@ -115,24 +116,49 @@ def test_maxima_name_the_x_of_the_highest_point_and_the_points_not_clearly_below
     row = found.loc["d: weight of the ordinary proxy"]
     assert row.to_dict() == {
         "paper, CUB": "0.6 (86.75)", "paper, Cars": "0.8 (87.25)", "ours": "1 (56)", "not clearly below": "0.8",
-        "the paper's maximum": "does not hold",
+        "the paper's maximum": "", "highest other point": "",
     }  # fmt: skip
     assert found.iloc[1]["paper, CUB"] == "" and found.iloc[1]["ours"] == "0.99 (55)"
     assert found.iloc[1]["the paper's maximum"] == ""
 
 
-def test_the_verdict_on_the_papers_maximum():
-    def verdict(panel):
-        return figure3.maxima([panel])["the paper's maximum"].item()
+QUERIES = 4_000
+RECORD = {"data": {"name": "x", "test": "y"}, "seconds": 1.0, "parameters": {}}
 
-    assert verdict(made_panel("d", chance=("0.6",))) == "undecided"  # the paper's highest point is at 0.6
-    panel = made_panel("d")
-    at = panel.ours["x"] == 0.6
-    panel.ours.loc[at, "R@1"] = 99.0
-    assert verdict(dataclasses.replace(panel, best="0.6")) == "holds"
-    assert verdict(dataclasses.replace(panel, ours=panel.ours[~at])) == "not run"
-    assert verdict(dataclasses.replace(panel, ours=panel.ours[at])) == "not run"  # one point is no curve
-    assert verdict(made_panel("c", "tiny")) == "not run"  # the paper's highest point, 384, is wider than the ViT
+
+def tried(panel: str, profile: str, recalls: dict[str, float]) -> figure3.Panel:
+    """Return the outcome of a panel whose points have these shares of right queries."""
+    points = {point.label: point for point in figure3.points(panel, profile)}
+    runs = []
+    for at, (label, recall) in enumerate(recalls.items()):
+        right = np.random.default_rng(at).permutation(QUERIES) < recall * QUERIES
+        metrics = dict.fromkeys(figure3.METRICS, float(right.mean()))
+        runs.append(Run(points[label].config, Path("r"), metrics, pd.DataFrame(), RECORD))
+        runs[-1].__dict__["queries"] = {"R@1": right.astype(float)}
+    return figure3.outcome(panel, list(points.values()), runs, list(recalls))
+
+
+def test_the_verdict_on_the_papers_maximum():
+    flat = {"0": 0.5, "0.2": 0.5, "0.4": 0.5, "0.6": 0.5, "0.8": 0.5, "1": 0.5}  # the paper's highest is 0.6
+    assert tried("d", "paper", flat | {"0.6": 0.6}).maximum == "holds"
+    found = tried("d", "paper", flat | {"0.2": 0.6})
+    assert found.maximum == "does not hold" and found.rival.startswith("0.2: +10.0 [")
+    found = tried("d", "paper", flat | {"0.6": 0.505, "0.2": 0.51})
+    assert found.maximum == "undecided" and found.rival.startswith("0.2: ≈ +0.5 [")
+    assert tried("d", "paper", flat | {"0.6": 0.505}).maximum == "undecided", "higher, but not clearly"
+    own = flat | {"0.6": 0.6, "0.5": 0.7}  # 0.5 is table 1's point, which the paper's curve does not have
+    assert tried("d", "paper", own).maximum == "holds" and tried("d", "paper", own).best == "0.5"
+    del flat["1"]
+    assert tried("d", "paper", flat).maximum == "not run" and tried("d", "paper", {}).maximum == "not run"
+
+
+def test_a_maximum_that_is_tied_or_that_ours_cannot_have():
+    wide = dict.fromkeys(("32", "128", "256", "384", "512", "1024"), 0.5)  # the paper has 86.5 at 384 and at 1,024
+    assert tried("c", "paper", wide | {"1024": 0.7, "384": 0.6}).maximum == "holds"
+    assert tried("c", "paper", wide | {"512": 0.7}).maximum == "does not hold"
+    assert tried("c", "tiny", {"32": 0.5, "128": 0.6, "192": 0.7}).maximum == "no such point"  # wider than the ViT
+    assert tried("lambda", "demo", {}).maximum == ""
+    assert list(figure3.maxima([tried("c", "tiny", {})])["the paper's maximum"]) == ["no such point"]
 
 
 def test_the_grid_draws_every_point_and_cuts_nothing_off():

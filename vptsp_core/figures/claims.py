@@ -15,6 +15,8 @@ COLOURS = {"holds": (BLUE, "o"), "undecided": (GREY, "s"), "does not hold": (VER
 def claims(compared: pd.DataFrame, metric: str = "R@1") -> Figure:
     """Draw one line per claim that has runs: the paper's difference, and ours with its 95 % interval, by verdict.
 
+    A mark is hollow if one of the two rows has one seed, because its interval does not cover that row's other seeds.
+
     Args:
         compared: from `paper.claims.verdicts`.
         metric: the metric to draw, in percentage points.
@@ -26,17 +28,20 @@ def claims(compared: pd.DataFrame, metric: str = "R@1") -> Figure:
     places = pd.Series(range(len(part)), index=part.index, dtype=float)
     ax.axvline(0, color=GREY, linewidth=1.2, zorder=0)
     ax.plot(part[PAPER], places, "D", color=ORANGE, alpha=LIGHT, markersize=7, label="paper")
+    one_seed = compared["seeds", ""].map(lambda seeds: "1" in seeds.split(", "))[part.index]
     for verdict, (colour, marker) in COLOURS.items():
-        own = part[part["verdict"] == verdict]
-        if len(own):
-            sides = [own["difference"] - own["low"], own["high"] - own["difference"]]
-            ax.errorbar(
-                own["difference"], places[own.index], xerr=sides, fmt=marker, color=colour, capsize=3, markersize=7,
-                label=f"ours: {verdict}",
-            )  # fmt: skip
+        for hollow in (False, True):
+            own = part[(part["verdict"] == verdict) & (one_seed == hollow)]
+            if len(own):
+                sides = [own["difference"] - own["low"], own["high"] - own["difference"]]
+                ax.errorbar(
+                    own["difference"], places[own.index], xerr=sides, fmt=marker, color=colour, capsize=3, markersize=7,
+                    markerfacecolor="white" if hollow else colour,
+                    label=f"ours: {verdict}" + (" (a row has one seed)" if hollow else ""),
+                )  # fmt: skip
     ax.set_yticks(places, part.index)
     ax.set_ylim(len(part) - 0.4, -0.6)
     ax.set_xlabel(f"difference of {metric}, percentage points")
     ax.tick_params(axis="y", length=0)
-    legend(fig)
+    legend(fig, loc="outside lower center", ncols=3)
     return fig

@@ -19,12 +19,16 @@ def first_steps(recorded: Mapping[str, pd.DataFrame]) -> Figure:
     """Draw one line per run, in a panel for the cosine between classes and one for the loss, over the steps.
 
     Args:
-        recorded: {run: its steps from `paper.first_steps.record_first_steps`}. The scale of the steps is logarithmic.
+        recorded: {run: its steps from `paper.first_steps.record_first_steps`}. A run's name ends in its seed. Runs that
+            differ only in it have one colour. The scale of the steps is logarithmic.
     """
     fig = Figure(figsize=(9.6, 4.4), layout="constrained")
     for ax, (column, label) in zip(fig.subplots(1, len(PANELS)), PANELS.items(), strict=True):
-        for at, (name, table) in enumerate(recorded.items()):
-            colour = CLASS_COLOURS[at % len(CLASS_COLOURS)]
+        seeds: dict[str, int] = {}
+        for name, table in recorded.items():
+            of = name.rpartition(",")[0]
+            at = seeds[of] = seeds.get(of, -1) + 1
+            colour = CLASS_COLOURS[list(seeds).index(of) % len(CLASS_COLOURS)]
             ax.plot(table["step"], table[column], STYLES[at % len(STYLES)], color=colour, label=name)
         ax.set(xscale="log", xlabel="step of the first epoch", ylabel=label)
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -48,21 +48,24 @@ def _claims(table: int, above: str, *below: str) -> list[Claim]:
     return [Claim(table, above, row) for row in below]
 
 
+# The best row of each table above all others; in table 1 also a row above the same one without its last part (BitFit,
+# adapters, prompts, P, the GRU), and every row against full fine-tuning. Rows that the paper has equal are no claim.
 CLAIMS = [
-    # the method against all other rows
     *_claims(1, BEST, FULL, "Linear probing", "BitFit", "Adapter", "Adapter + BitFit", "VPT", "VPT + BitFit", "VPTSP-M",
              "VPTSP-M + BitFit", "VPTSP-G"),
-    # semantic proxies by a moving average
-    *_claims(1, "VPTSP-M + BitFit", "BitFit", "VPT + BitFit", "VPTSP-M"),
-    *_claims(1, "VPTSP-G", "VPTSP-M", "VPT", FULL),
-    # few parameters
-    *_claims(1, "VPT + BitFit", "VPT", FULL, "Linear probing"),
-    *_claims(1, "Adapter + BitFit", "Adapter", FULL),
-    *_claims(1, "BitFit", FULL, "Linear probing"),
-    *_claims(1, FULL, "Linear probing"),
-    *[Claim(5, BEST, search_name(5, row)) for row in ("Encoder", "Sample", "Fixed Encoder")],
-    *[Claim(7, "VPTSP-G", search_name(7, row))
-      for row in ("GRU with tanh", "LSTM", "RNN unit", "Cross attention (within the mini-batch)")],
+    *_claims(1, "BitFit", "Linear probing", FULL),
+    *_claims(1, "Linear probing", "Adapter"),
+    *_claims(1, "Adapter + BitFit", "Adapter", "BitFit", FULL),
+    *_claims(1, "VPT", "Linear probing"),
+    *_claims(1, "VPT + BitFit", "VPT", FULL),
+    *_claims(1, "VPTSP-M", "VPT"),
+    *_claims(1, "VPTSP-M + BitFit", "VPTSP-M", "VPT + BitFit", FULL),
+    *_claims(1, "VPTSP-G", "VPTSP-M", FULL),
+    *_claims(1, FULL, "Linear probing", "Adapter", "VPT", "VPTSP-M"),
+    *_claims(5, BEST, *(search_name(5, row) for row in ("Encoder", "Sample", "Fixed Encoder"))),
+    *_claims(7, "VPTSP-G", *(
+        search_name(7, row) for row in ("GRU with tanh", "LSTM", "RNN unit", "Cross attention (within the mini-batch)")
+    )),
 ]  # fmt: skip
 
 
@@ -108,7 +111,8 @@ def verdicts(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
     Returns:
         A row per claim. ``table``; ``seeds``, as "3, 1", of the row above and the row below; and for each metric in
         percentage points the ``paper``'s difference, our ``difference`` with its interval from ``low`` to ``high``, and
-        the ``verdict``: "holds", "does not hold", "undecided" (the interval contains 0), or "not run".
+        the ``verdict``: "holds", "does not hold", "undecided" (the interval contains 0), or "not run" (a row has no
+        runs, or none with values per query).
     """
     paper = printed()
     paired = {
@@ -120,39 +124,37 @@ def verdicts(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
         count = {name: names.count(name) for name in (claim.above, claim.below)}
         row: dict[tuple[str, str], Any] = {("table", ""): claim.table, ("seeds", ""): "{}, {}".format(*count.values())}
         for metric in METRIC_NAMES:
-            theirs = float(paper[metric][claim.above] - paper[metric][claim.below])
+            theirs = round(float(paper[metric][claim.above] - paper[metric][claim.below]), 2)  # as printed
             row[metric, report.PAPER] = theirs
             ours = paired[claim.below][metric].loc[claim.above] if all(count.values()) else None
             for side in ("difference", "low", "high"):
                 row[metric, side] = np.nan if ours is None else ours[side]
-            row[metric, "verdict"] = NOT_RUN if ours is None else report.verdict(theirs, ours)
+            row[metric, "verdict"] = (ours is not None and report.verdict(theirs, ours)) or NOT_RUN
         found.append(row)
     columns = pd.MultiIndex.from_tuples(found[0])
     return pd.DataFrame([[*row.values()] for row in found], pd.Index(map(str, CLAIMS), name="claim"), columns)
 
 
 def shown(compared: pd.DataFrame) -> pd.DataFrame:
-    """Return `verdicts` with our difference and its interval as one text, for people."""
+    """Return `verdicts` with our difference and its interval as one text, for people. The columns say "difference"."""
     out = {column: compared[column] for column in (("table", ""), ("seeds", ""))}
     for metric in METRIC_NAMES:
         part = compared[metric].assign(chance=compared[metric]["verdict"].eq("undecided"))
-        out[metric, report.PAPER] = part[report.PAPER]
-        out[metric, report.OURS] = pd.Series(map(report.distance, part.itertuples()), part.index, dtype=object)
-        out[metric, report.ORDER] = part["verdict"]
+        title = f"difference of {metric}"
+        out[title, report.PAPER] = part[report.PAPER]
+        out[title, report.OURS] = pd.Series(map(report.distance, part.itertuples()), part.index, dtype=object)
+        out[title, report.ORDER] = part["verdict"]
     return pd.DataFrame(out)
 
 
 def costs(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
     """Return the time of each run that trained: a row per run, in minutes, and seconds for its fastest epoch."""
-    return pd.DataFrame(
-        [
-            {
-                "run": name, "seed": run.config.seed, "epochs": run.config.epochs,
-                "fastest epoch, s": run.history["seconds"].min(), "run, minutes": run.record["seconds"] / 60,
-                "device": run.record["device"], "trunk": run.record["precision"]["trunk"],
-                "commit": run.record["commit"],
-            }
-            for name, run in zip(names, runs, strict=True)
-            if "seconds" in run.history
-        ]
-    ).set_index("run")  # fmt: skip
+    columns = ["run", "seed", "epochs", "fastest epoch, s", "run, minutes", "device", "precision", "commit"]
+    found = []
+    for name, run in zip(names, runs, strict=True):
+        if "seconds" in run.history:
+            precision, record = run.record["precision"], run.record
+            trunk = f"{precision['trunk']}: {precision['why'].partition(';')[0]}"  # names the processor's bf16 units
+            times = run.history["seconds"].min(), record["seconds"] / 60
+            found.append([name, run.config.seed, run.config.epochs, *times, record["device"], trunk, record["commit"]])
+    return pd.DataFrame(found, columns=columns).set_index("run")

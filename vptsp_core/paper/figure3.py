@@ -23,7 +23,6 @@ from vptsp_core.runs.run import build_model
 
 METRICS = ("R@1", "MAP@R", "MAP@R released")
 WITHOUT_CLASS_PROMPTS = "VPT + BitFit"  # `BEST` without class prompts
-ONLY_PAPER = "paper: "  # begins the label of a point of the paper that ours does not have
 
 
 class Point(NamedTuple):
@@ -214,6 +213,10 @@ class Panel:
         paper: one row per point: ``label``, ``x``, and R@1 in percent in the columns ``CUB`` and ``Cars``.
         best: the label of our highest R@1, or None without runs.
         paired: `runs.significance.compare_paired` with the best, by label, or None without runs.
+        maximum: whether the paper's highest point on CUB is the highest of the points that both curves have: "holds" if
+            every other one is clearly below it here, "does not hold" if one is clearly above it, "undecided" otherwise,
+            "no such point" if ours never has it, "not run" while shared points are missing, "" without a curve.
+        rival: the highest other shared point, and its difference to that point with its interval, as text.
     """
 
     name: str
@@ -222,6 +225,8 @@ class Panel:
     paper: pd.DataFrame
     best: str | None
     paired: pd.DataFrame | None
+    maximum: str = ""
+    rival: str = ""
 
     @property
     def unclear(self) -> list[float]:
@@ -245,10 +250,33 @@ def outcome(panel: str, asked: Sequence[Point], runs: Sequence[Run], names: Sequ
     theirs = report.paper_table("fig3_curves_R1")
     theirs = theirs[theirs["panel"] == panel]
     beside = {point.paper_x: point.label for point in asked}
-    theirs = theirs.assign(label=[beside.get(x, f"{ONLY_PAPER}{x:g}") for x in theirs["x"]])
+    theirs = theirs.assign(label=[beside.get(x, f"paper: {x:g}") for x in theirs["x"]])
     best = None if ours.empty else str(ours["label"].iloc[int(ours["R@1"].argmax())])
     paired = None if best is None else significance.compare_paired(runs, names, best, metrics=("R@1",))
-    return Panel(panel, SWEEPS[panel], ours, theirs[["label", "x", "CUB", "Cars"]], best, paired)
+    maximum, rival = _test_maximum(theirs.set_index("label")["CUB"], {point.label for point in asked}, runs, names)
+    return Panel(panel, SWEEPS[panel], ours, theirs[["label", "x", "CUB", "Cars"]], best, paired, maximum, rival)
+
+
+def _test_maximum(theirs: pd.Series, asked: set[str], runs: Sequence[Run], names: Sequence[str]) -> tuple[str, str]:
+    """Return ``maximum`` and ``rival`` of a `Panel`. Of several equal maxima of the paper, ours highest counts."""
+    theirs = theirs.dropna()
+    if theirs.empty:
+        return "", ""
+    tied = set(theirs.index[theirs == theirs.max()])
+    shared = set(theirs.index) & asked
+    if not tied & asked:
+        return "no such point", ""
+    if not shared <= set(names):
+        return "not run", ""
+    of = [(run, name) for run, name in zip(runs, names, strict=True) if name in shared]
+    means = {name: sum(run.metrics["R@1"] for run, each in of if each == name) / names.count(name) for name in shared}
+    highest = max(tied & asked, key=means.__getitem__)
+    paired = significance.compare_paired([run for run, _ in of], [name for _, name in of], highest, ("R@1",))["R@1"]
+    others = paired.drop(index=[name for name in paired.index if name in tied])
+    best = others.loc[others["difference"].astype(float).idxmax()]
+    above, below = others["low"].gt(0).any(), others["high"].lt(0).all()
+    verdict = "does not hold" if above else "holds" if below else "undecided"
+    return verdict, f"{best.name}: {report.distance(best)}"
 
 
 def table(panel: Panel) -> pd.DataFrame:
@@ -270,9 +298,7 @@ def maxima(panels: Sequence[Panel]) -> pd.DataFrame:
     """Return the x and the height of each curve's highest R@1, one row per panel: the paper's two curves, and ours.
 
     ``not clearly below`` lists the x of our points whose difference to our highest could be chance. ``the paper's
-    maximum`` says of the paper's highest point on CUB that it is ours too ("holds"), that our point there could be as
-    high ("undecided"), or that it is clearly below ("does not hold"). It is "not run" if points are missing, or ours
-    has none there.
+    maximum`` and ``highest other point`` are ``maximum`` and ``rival`` of `Panel`.
     """
     rows = {}
     for panel in panels:
@@ -283,20 +309,7 @@ def maxima(panels: Sequence[Panel]) -> pd.DataFrame:
         highest = {name: f"{c.idxmax():g} ({c.max():.4g})" if c.notna().any() else "" for name, c in curves.items()}
         doubtful = ", ".join(f"{x:g}" for x in panel.unclear)
         rows[f"{panel.name}: {panel.sweep.title}"] = {
-            **highest, "not clearly below": doubtful, "the paper's maximum": _maximum_holds(panel)
+            **highest, "not clearly below": doubtful, "the paper's maximum": panel.maximum,
+            "highest other point": panel.rival,
         }  # fmt: skip
     return pd.DataFrame(rows).T
-
-
-def _maximum_holds(panel: Panel) -> str:
-    theirs = panel.paper.dropna(subset="CUB")
-    if theirs.empty:
-        return ""
-    possible = theirs[~theirs["label"].str.startswith(ONLY_PAPER)]
-    highest = str(theirs["label"].iloc[int(theirs["CUB"].argmax())])
-    if not set(possible["label"]) <= set(panel.ours["label"]) or highest.startswith(ONLY_PAPER):
-        return "not run"
-    if highest == panel.best:
-        return "holds"
-    x = panel.ours.loc[panel.ours["label"] == highest, "x"].item()
-    return "undecided" if x in panel.unclear else "does not hold"
