@@ -74,7 +74,7 @@ def test_claims_are_drawn_by_verdict_and_those_without_runs_are_left_out():
     (ax,) = fig.axes
     assert [text.get_text() for text in ax.get_yticklabels()] == ["A > B", "A > C"]
     assert [text.get_text() for text in fig.legends[0].get_texts()] == [
-        "paper", "ours: holds", "ours: does not hold (a row has one seed)",
+        "paper", "ours: holds", "ours: does not hold (one seed)",
     ]  # fmt: skip
     faces = [each.lines[0].get_markerfacecolor() for each in ax.containers]
     assert faces == [claims.COLOURS["holds"][0], "white"]
@@ -82,6 +82,10 @@ def test_claims_are_drawn_by_verdict_and_those_without_runs_are_left_out():
     assert lower.lines[0].get_xdata() == [-3.0] and lower.lines[2][0].get_segments()[0][:, 0].tolist() == [-4.5, -1.0]
     assert inside(fig)
     assert inside(claims.claims(compared.iloc[2:]))  # no runs at all
+    six = pd.concat([compared.iloc[:1]] * 6).set_axis([*"abcdef"])
+    six["R@1", "verdict"], six["seeds", ""] = [*claims.COLOURS] * 2, ["1, 1"] * 3 + ["2, 2"] * 3
+    fig = claims.claims(six)
+    assert len(fig.legends[0].get_texts()) == 7 and inside(fig)
 
 
 def test_the_first_steps_of_every_run_are_drawn():

@@ -37,11 +37,11 @@ def claims(compared: pd.DataFrame, metric: str = "R@1") -> Figure:
                 ax.errorbar(
                     own["difference"], places[own.index], xerr=sides, fmt=marker, color=colour, capsize=3, markersize=7,
                     markerfacecolor="white" if hollow else colour,
-                    label=f"ours: {verdict}" + (" (a row has one seed)" if hollow else ""),
+                    label=f"ours: {verdict}" + (" (one seed)" if hollow else ""),
                 )  # fmt: skip
     ax.set_yticks(places, part.index)
     ax.set_ylim(len(part) - 0.4, -0.6)
     ax.set_xlabel(f"difference of {metric}, percentage points")
     ax.tick_params(axis="y", length=0)
-    legend(fig, loc="outside lower center", ncols=3)
+    legend(fig, loc="outside lower center", ncols=2)
     return fig
