@@ -8,6 +8,8 @@ from pathlib import Path
 
 from bench import gpu, table
 
+from vptsp_core.system.portable import processor
+
 ROOT = Path(__file__).parents[1]
 EVALUATION = {  # as from an earlier call: measuring its memory takes two processes and ten seconds
     "metrics_s": 0.5, "metrics_mib": 700.0, "bare_s": 0.4, "ratio": 1.25, "items": 60_502, "dim": 384, "k": 1000,
@@ -29,7 +31,7 @@ EARLIER = {
 
 def test_a_rehearsal_measures_what_is_missing(tmp_path):
     file = tmp_path / "small.json"
-    machine = {"device": "cpu, 1 thread", "versions": {"torch": "2", "python": "3"}}
+    machine = {"device": f"{processor()}, 1 thread", "versions": {"torch": "2", "python": "3"}}
     file.write_text(json.dumps({"machine": machine, "parts": EARLIER, "missing": {}}))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.bench.gpu", "--small", "--json", file, "--work", tmp_path / "work"]
@@ -44,7 +46,7 @@ def test_a_rehearsal_measures_what_is_missing(tmp_path):
     assert found["parts"]["deterministic"]["forms"].keys() == {"eager", "eager, deterministic"}
     assert found["parts"]["epoch"]["steps"] == 2 and len(found["parts"]["train"]["history"]) == 1
     text = table.markdown(found)
-    assert text.startswith("A rehearsal with small sizes on cpu, 1 thread")
+    assert text.startswith(f"A rehearsal with small sizes on {processor()}, 1 thread")
     assert text.count(" | eager | ") == text.count(" | textbook | ") + 1 == 5
     assert "| sop-vits16 | eager | 40 | 39 to 41.5 | 1,600 | 1.00 | 1,234 | 50 % |" in text
     assert "| sop-vits16 | textbook | 50 | 49 to 52 | 1,280 | 1.25 | - | 40 % |" in text

@@ -17,7 +17,7 @@ def markdown(document: Found) -> str:
     """Return tables of all measurements, and of those that are missing."""
     machine, parts = document["machine"], document["parts"]
     versions = machine["versions"]
-    what = "A rehearsal with small sizes on" if machine["device"].startswith("cpu") else "Measured on"
+    what = "A rehearsal with small sizes on" if machine["device"].endswith(("thread", "threads")) else "Measured on"
     lines = [f"{what} {machine['device']}, torch {versions['torch']}, Python {versions['python']}, with "
              "`python -m tests.bench.gpu`.", ""]  # fmt: skip
     steps, others = [], []

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vptsp_core import preset, run
-from vptsp_core.system import devices
+from vptsp_core.system import devices, portable
 from vptsp_core.system.devices import autocast_dtype, bf16_speedup, precision_and_reason
 
 CPU = torch.device("cpu")
@@ -76,6 +76,6 @@ def test_a_record_names_the_processor(monkeypatch, cpuinfo, elsewhere, name):
             raise FileNotFoundError(path)
         return cpuinfo
 
-    monkeypatch.setattr(devices.Path, "read_text", read)
-    monkeypatch.setattr(devices.platform, "processor", lambda: elsewhere)
+    monkeypatch.setattr(portable.Path, "read_text", read)
+    monkeypatch.setattr(portable.platform, "processor", lambda: elsewhere)
     assert devices.device_name(CPU) == name

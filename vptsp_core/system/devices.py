@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import platform
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vptsp_core.errors import VptspError
 from vptsp_core.system.distributed import launched, local_rank
+from vptsp_core.system.portable import processor
 
 PAYS = 1.5  # on a CPU, a bf16 product must be this many times as fast as a float32 one
 
@@ -106,16 +104,7 @@ def device_name(device: torch.device) -> str:
     """Return the name of an NVIDIA GPU or of the processor; "mps" for Apple's GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return _processor() if device.type == "cpu" else device.type
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):  # Linux; there, platform.processor() is empty or the architecture
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine() or "cpu"
+    return processor() if device.type == "cpu" else device.type
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import signal
 import time
 from collections.abc import Iterator
@@ -28,6 +29,16 @@ def cores() -> int:
 def physical_cores() -> int:
     """Return `cores`, but count the two threads of one core once: matrix products gain nothing from the second."""
     return min(cores(), psutil.cpu_count(logical=False) or cores())
+
+
+def processor() -> str:
+    """Return the processor's name, or its architecture if the system does not tell the name."""
+    with contextlib.suppress(OSError):  # Linux; there, platform.processor() is empty or the architecture
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine() or "cpu"
 
 
 def available_memory() -> int:
