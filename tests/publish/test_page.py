@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 from vptsp_core.__main__ import main
 from vptsp_core.errors import VptspError
@@ -194,7 +195,8 @@ def test_page_shows_everything_and_links_only_existing_files(folders):
     assert "What can be compared. In the second cell." in shown.words
     assert shown.words.count("Model selection: released.") == 2
     (picture,) = shown.all("img", "src")
-    assert base64.b64decode(picture.partition(",")[2]) == (path.parent / "figures" / "table2_sota.png").read_bytes()
+    embedded, stored = io.BytesIO(base64.b64decode(picture.partition(",")[2])), path.parent / "figures/table2_sota.png"
+    assert Image.open(embedded).convert("RGBA").tobytes() == Image.open(stored).convert("RGBA").tobytes()  # all pixels
     assert (shown.all("img", "width"), shown.all("img", "height")) == (["600"], ["300"])  # 6 x 3 inches
 
 
