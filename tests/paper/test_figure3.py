@@ -10,7 +10,7 @@ import torch
 from tests.figures.drawn import inside
 from vptsp_core.errors import ConfigError
 from vptsp_core.figures import sweeps
-from vptsp_core.paper import figure3
+from vptsp_core.paper import figure3, figure3_results
 from vptsp_core.paper.methods import base_config, method_rows
 from vptsp_core.paper.report import paper_table
 from vptsp_core.runs.folder import Run
@@ -20,19 +20,19 @@ PROFILES = ("demo", "smoke", "tiny", "paper")
 PAPER = paper_table("fig3_curves_R1")
 
 
-def made_panel(name: str, profile: str = "paper", chance: tuple[str, ...] = ()) -> figure3.Panel:
+def made_panel(name: str, profile: str = "paper", chance: tuple[str, ...] = ()) -> figure3_results.Panel:
     """Make a panel with R@1 = 50, 51, ... Points in ``chance`` could differ from the last point by chance."""
     points = figure3.points(name, profile)
     labels = [point.label for point in points]
     ours = pd.DataFrame({"label": labels, "x": [point.x for point in points]})
-    for metric in figure3.METRICS:
+    for metric in figure3_results.METRICS:
         ours[metric], ours[f"{metric} ±"] = 50.0 + np.arange(len(ours)), np.nan
-    theirs = figure3.outcome(name, points, [], []).paper
+    theirs = figure3_results.outcome(name, points, [], []).paper
     against = pd.DataFrame(
         {("R@1", "difference"): -1.0, ("R@1", "low"): -2.0, ("R@1", "high"): 0.5,
          ("R@1", "chance"): [label in chance for label in labels]}, index=labels,
     ).astype({("R@1", "chance"): object})  # fmt: skip
-    return figure3.Panel(name, figure3.SWEEPS[name], ours, theirs, labels[-1], against)
+    return figure3_results.Panel(name, figure3.SWEEPS[name], ours, theirs, labels[-1], against)
 
 
 @pytest.mark.parametrize("panel", figure3.SWEEPS)
@@ -94,25 +94,25 @@ def test_a_panel_whose_own_key_is_changed_is_left_out_and_named(panel):
 
 
 def test_the_table_has_every_point_of_both_sides_once_in_order():
-    found = figure3.table(made_panel("b"))
+    found = figure3_results.table(made_panel("b"))
     assert list(found.index) == ["24 (paper: 25)", "50", "64", "100", "150", "paper: 250"]
     assert list(found["R@1", "paper"].dropna()) == [85.7, 86.1, 86.0, 85.9, 85.3]
     assert found.loc["50", ("R@1", "difference")] == pytest.approx(51 - 86.1)
     assert found["R@1", "ours"].isna().sum() == 1 and found.loc["paper: 250", ("R@1 on Cars196", "paper")] == 87.4
     assert found.loc["64", ("R@1", "vs 150")] == "-1.0 [-2.0, +0.5]"
-    layers = list(figure3.table(made_panel("e", "demo")).index)
+    layers = list(figure3_results.table(made_panel("e", "demo")).index)
     assert layers == ["1 (paper: 2)", "2 (paper: 4)", "paper: 6", "4 (paper: 8)", "paper: 10", "6 (paper: 12)"]
 
 
 def test_without_runs_a_panel_has_only_the_papers_side():
-    panel = figure3.outcome("c", figure3.points("c", "paper"), [], [])
+    panel = figure3_results.outcome("c", figure3.points("c", "paper"), [], [])
     assert panel.ours.empty and panel.unclear == [] and panel.best is None
-    assert figure3.table(panel)["R@1", "paper"].notna().sum() == 6
-    assert figure3.maxima([panel]).loc["c: embedding dimension", "paper, Cars"] == "384 (87.5)"
+    assert figure3_results.table(panel)["R@1", "paper"].notna().sum() == 6
+    assert figure3_results.maxima([panel]).loc["c: embedding dimension", "paper, Cars"] == "384 (87.5)"
 
 
 def test_maxima_name_the_x_of_the_highest_point_and_the_points_not_clearly_below():
-    found = figure3.maxima([made_panel("d", chance=("0.8",)), made_panel("lambda")])
+    found = figure3_results.maxima([made_panel("d", chance=("0.8",)), made_panel("lambda")])
     row = found.loc["d: weight of the ordinary proxy"]
     assert row.to_dict() == {
         "paper, CUB": "0.6 (86.75)", "paper, Cars": "0.8 (87.25)", "ours": "1 (56)", "not clearly below": "0.8",
@@ -126,16 +126,16 @@ QUERIES = 4_000
 RECORD = {"data": {"name": "x", "test": "y"}, "seconds": 1.0, "parameters": {}}
 
 
-def tried(panel: str, profile: str, recalls: dict[str, float]) -> figure3.Panel:
+def tried(panel: str, profile: str, recalls: dict[str, float]) -> figure3_results.Panel:
     """Return the outcome of a panel whose points have these shares of right queries."""
     points = {point.label: point for point in figure3.points(panel, profile)}
     runs = []
     for at, (label, recall) in enumerate(recalls.items()):
         right = np.random.default_rng(at).permutation(QUERIES) < recall * QUERIES
-        metrics = dict.fromkeys(figure3.METRICS, float(right.mean()))
+        metrics = dict.fromkeys(figure3_results.METRICS, float(right.mean()))
         runs.append(Run(points[label].config, Path("r"), metrics, pd.DataFrame(), RECORD))
         runs[-1].__dict__["queries"] = {"R@1": right.astype(float)}
-    return figure3.outcome(panel, list(points.values()), runs, list(recalls))
+    return figure3_results.outcome(panel, list(points.values()), runs, list(recalls))
 
 
 def test_the_verdict_on_the_papers_maximum():
@@ -158,7 +158,7 @@ def test_a_maximum_that_is_tied_or_that_ours_cannot_have():
     assert tried("c", "paper", wide | {"512": 0.7}).maximum == "does not hold"
     assert tried("c", "tiny", {"32": 0.5, "128": 0.6, "192": 0.7}).maximum == "no such point"  # wider than the ViT
     assert tried("lambda", "demo", {}).maximum == ""
-    assert list(figure3.maxima([tried("c", "tiny", {})])["the paper's maximum"]) == ["no such point"]
+    assert list(figure3_results.maxima([tried("c", "tiny", {})])["the paper's maximum"]) == ["no such point"]
 
 
 def test_the_grid_draws_every_point_and_cuts_nothing_off():

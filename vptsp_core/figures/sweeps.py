@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from seaborn import lineplot
 
 from vptsp_core.figures.style import BLUE, GREY, LIGHT, ORANGE, RANGE, RING, VERMILION, in_house_style, legend, ringed
-from vptsp_core.paper.figure3 import Panel
+from vptsp_core.paper.figure3_results import Panel
 
 ACROSS = 4  # panels in a row
 OURS = {"R@1": (BLUE, "o"), "MAP@R": (VERMILION, "D")}

@@ -1,6 +1,6 @@
 """The orders of methods that the paper's tables claim, one line each, and what the finished runs say about them.
 
-The rows of table 4 on CUB are rows of table 1. The maxima of figure 3 are in `figure3.maxima`.
+The rows of table 4 on CUB are rows of table 1. The maxima of figure 3 are in `figure3_results.maxima`.
 """
 
 from __future__ import annotations
