@@ -129,13 +129,14 @@ def train_folder(
 def compare_candidates(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Return `Trained.choice` of these runs, by name, the cheapest first.
 
-    Without prompts, a start from the data is the closed form: a row of its own, in place of BitFit's epoch 0.
+    Without prompts, a start from the data is the closed form: a row of its own, in place of BitFit's epoch 0. This needs
+    epochs that are chosen by MAP@R, as the rows are; otherwise the run may have kept an epoch that its row leaves out.
     """
     rows = {}
     for name, each in runs.items():
         chosen_by, history = SCORES[each.config.selection], each.history
         parts = [(name, history, each.record["seconds"] / 60)]
-        if name == BITFIT and each.config.start != "released":
+        if name == BITFIT and each.config.start != "released" and each.config.selection == "validation_map":
             untrained = history["epoch"] == 0
             parts = [(CLOSED, history[untrained], np.nan), (name, history[~untrained], parts[0][2])]
         for row, epochs, minutes in parts:
