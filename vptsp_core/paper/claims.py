@@ -25,7 +25,7 @@ from vptsp_core.paper.methods import (
     proxy_source_rows,
     search_name,
     seeds_by_row,
-)  # fmt: skip
+)
 from vptsp_core.runs.folder import METRICS, Run, read_run, run_folder
 from vptsp_core.runs.significance import compare_paired
 
