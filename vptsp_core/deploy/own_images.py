@@ -129,8 +129,8 @@ def train_folder(
 def compare_candidates(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Return `Trained.choice` of these runs, by name, the cheapest first.
 
-    Without prompts, a start from the data is the closed form: a row of its own, in place of BitFit's epoch 0. If the run
-    does not choose its epoch by MAP@R, there is no such row, because the run may have kept epoch 0 for its R@1.
+    Without prompts, a start from the data is the closed form: a row of its own, in place of BitFit's epoch 0. If a run
+    does not choose its epoch by MAP@R, there is no such row, because it may have kept epoch 0 for its R@1.
     """
     rows = {}
     for name, each in runs.items():
