@@ -1,8 +1,8 @@
-"""Table 10 and `bench step`: cells, forms, turns, ratios, memory. One test compares times: sleep with work."""
+"""Table 10 and `bench step`: cells, forms, turns, ratios, memory. No test measures a time."""
 
 import json
-import time
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -71,10 +71,16 @@ def test_steps_take_turns_and_ratios_are_taken_within_each(monkeypatch):
         cost.measure_steps(makers, device="cpu", steps=0)
 
 
-def test_the_cost_of_a_turn_is_processor_time():
-    asleep = cost.take_turn(partial(time.sleep, 0.1), CPU)
-    busy = cost.take_turn(lambda: sum(range(1_000_000)), CPU)
-    assert len(asleep.ms) == 1 and asleep.ms[0] > 90 and asleep.cost < busy.cost
+def test_the_cost_of_a_turn_is_processor_time(monkeypatch):
+    clock, busy = 0.0, 0.0
+
+    def step(waits, works):
+        nonlocal clock, busy
+        clock, busy = clock + waits + works, busy + works
+
+    monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: clock, process_time=lambda: busy))
+    turn = cost.take_turn(partial(step, waits=0.5, works=0.25), CPU)
+    assert turn.ms == [750] and turn.cost == 250
 
 
 def test_the_textbook_form_has_our_loss_in_the_trunks_precision():
