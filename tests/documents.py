@@ -15,7 +15,7 @@ import torch.distributed.run
 
 from vptsp_core import __main__ as command_line
 from vptsp_core.data import DATASETS
-from vptsp_core.method.presets import parse_change, preset
+from vptsp_core.method.presets import parse_change, preset_or_demo
 from vptsp_core.paper.methods import configured
 from vptsp_core.publish.parameters import discover, panels_of, taken_parameters
 from vptsp_core.publish.runner import check_use
@@ -95,7 +95,8 @@ def check(command: str, options: argparse.Namespace) -> None:
     elif hasattr(options, "preset"):
         if getattr(options, "method", None):
             changes["method"] = options.method
-        preset("cub200-vits16" if options.preset.endswith(".json") else options.preset, **changes)
+        name = options.preset
+        preset_or_demo("cub200-vits16" if name and name.endswith(".json") else name, changes)
     for name in ("class_table", "checkpointing", "compile"):
         allowed = ("auto", "device", "host") if name == "class_table" else ("auto", "on", "off")
         assert getattr(options, name, "auto") in allowed

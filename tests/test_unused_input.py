@@ -31,6 +31,14 @@ def test_a_data_folder_that_nothing_reads_is_refused(tmp_path, monkeypatch, caps
     assert not list(tmp_path.iterdir()), "nothing was trained"
 
 
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_the_preset_for_glyphs_is_no_default_for_photographs(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    assert main([command, "--data", str(tmp_path), "--set", "dataset=cub200"]) == 2
+    assert "dataset=cub200: no preset is named; give --preset" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_python_warns_of_such_a_folder_but_not_of_the_environment(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="embedded glyphs, which read no folder"):
         load_benchmark("glyphs", tmp_path)

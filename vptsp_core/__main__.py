@@ -143,7 +143,7 @@ def _warning_printer() -> Callable[..., None]:
 def _train(argv: Sequence[str]) -> int:
     from vptsp_core.data import refuse_unread
     from vptsp_core.deploy.own_images import train_folder
-    from vptsp_core.method.presets import PRESETS, parse_change, preset
+    from vptsp_core.method.presets import PRESETS, parse_change, preset_or_demo
     from vptsp_core.runs.run import run
     from vptsp_core.system.deterministic import fix_cublas
 
@@ -156,7 +156,7 @@ def _train(argv: Sequence[str]) -> int:
     )
     what = parser.add_argument_group("what to train")
     which = what.add_mutually_exclusive_group()
-    which.add_argument("--preset", default="demo", metavar="NAME",
+    which.add_argument("--preset", metavar="NAME",
                        help=f"{', '.join(PRESETS)}, or a .json file (default: demo)")  # fmt: skip
     which.add_argument("--data-folder", metavar="DIR", help="your own images, <class>/<image> or split.csv: plan a "
                        "run for them, and compare it with the frozen backbone")  # fmt: skip
@@ -198,7 +198,7 @@ def _train(argv: Sequence[str]) -> int:
         own = train_folder(args.data_folder, changes, say=functools.partial(print, flush=True), **options)
         _show_in_tensorboard(own.run, args.tensorboard, args.data_folder)
         return 0
-    config = preset(args.preset, **changes)
+    config = preset_or_demo(args.preset, changes)
     refuse_unread(config.dataset, args.data)
     _warn_unused(args, config)
     done = run(config, data=args.data, light=False, **options)

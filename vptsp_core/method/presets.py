@@ -103,6 +103,18 @@ def preset(name: str, /, **changes: Any) -> RunConfig:
     return config
 
 
+def preset_or_demo(name: str | None, changes: dict[str, Any]) -> RunConfig:
+    """Return `preset` of a command line's ``name`` and ``changes``; without a name, that of the demo.
+
+    Raises ConfigError as `preset` does, and if there is no name for a data set of photographs: the demo's ViT is made
+    for glyphs.
+    """
+    dataset = changes.get("dataset", "glyphs")
+    if name is None and dataset != "glyphs":
+        raise ConfigError(f"dataset={dataset}: no preset is named; give --preset, such as cub200-vits16")
+    return preset(name or "demo", **changes)
+
+
 def table_preset(name: str, /, **changes: Any) -> RunConfig:
     """Return the settings called ``name`` in `PRESETS`, with ``changes``, and without the warning of `preset`.
 

@@ -27,7 +27,7 @@ from vptsp_core.data import data_folder, load_benchmark, refuse_unread
 from vptsp_core.data.holdout import hold_out
 from vptsp_core.errors import ConfigError, TrainingError, VptspError
 from vptsp_core.method.config import RunConfig
-from vptsp_core.method.presets import PRESETS, parse_change, preset
+from vptsp_core.method.presets import PRESETS, parse_change, preset_or_demo
 from vptsp_core.paper.search_space import Space, fitting_space
 from vptsp_core.paper.search_study import STATES, choose, counts, open_study, quiet, tried
 from vptsp_core.runs.folder import Run, whole_path
@@ -172,7 +172,7 @@ def main(argv: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--preset", default="demo",
+        "--preset",
         help=f"the first trial: one of {', '.join(PRESETS)}, or a .json file (default: demo)",
     )  # fmt: skip
     parser.add_argument("--method", help="full, linear, adapter, vpt or vptsp (default: the preset's)")
@@ -196,7 +196,7 @@ def main(argv: Sequence[str]) -> int:
         changes["method"] = args.method
     if changes.get("method") == "full":  # it learns the biases anyway
         changes.setdefault("bitfit", False)
-    base = preset(args.preset, **changes)
+    base = preset_or_demo(args.preset, changes)
     refuse_unread(base.dataset, args.data)
     study = tune(
         base, args.trials, storage=args.storage, name=args.study, results=args.results,
