@@ -7,8 +7,6 @@ Metric Learning", ICLR 2024 (arXiv 2402.02340).
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vptsp_core.system._torchvision import prepare as _prepare_torchvision
@@ -34,17 +32,6 @@ _HOME = {
     "retrieval_metrics": "method.metrics", "PRESETS": "method.presets", "preset": "method.presets",
     "Run": "runs.folder", "run": "runs.run",
 }  # fmt: skip
-
-
-def _of_significance(name: str) -> Any:
-    if name.startswith("__"):  # inspect asks every module for such names
-        raise AttributeError(f"module 'vptsp_core.chance' has no attribute {name!r}")
-    return getattr(importlib.import_module("vptsp_core.runs.significance"), name)
-
-
-chance = ModuleType("vptsp_core.chance", "The earlier name of vptsp_core.runs.significance, which stays importable.")
-chance.__getattr__ = _of_significance  # type: ignore[method-assign]
-sys.modules[chance.__name__] = chance
 
 
 def __getattr__(name: str) -> Any:

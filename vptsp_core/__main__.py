@@ -196,23 +196,23 @@ def _train(argv: Sequence[str]) -> int:
         if args.data:
             raise ConfigError(f"--data {args.data} cannot be used with --data-folder {args.data_folder}; leave it out")
         own = train_folder(args.data_folder, changes, say=functools.partial(print, flush=True), **options)
-        _show_in_tensorboard(own.run, args.tensorboard, args.data_folder)
+        _show_in_tensorboard(own.run, args.tensorboard, args.data_folder, args.device)
         return 0
     config = preset_or_demo(args.preset, changes)
     refuse_unread(config.dataset, args.data)
     _warn_unused(args, config)
     done = run(config, data=args.data, light=False, **options)
-    _show_in_tensorboard(done, args.tensorboard, args.data)
+    _show_in_tensorboard(done, args.tensorboard, args.data, args.device)
     print(done.history.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     print(f"{done.path}\n" + "  ".join(f"{k} {v:.4f}" for k, v in done.metrics.items() if k != "epoch"))
     return 0
 
 
-def _show_in_tensorboard(done: Run, folder: str | None, data: str | None) -> None:
+def _show_in_tensorboard(done: Run, folder: str | None, data: str | None, device: str | None) -> None:
     if folder is not None:
         from vptsp_core.figures.board import show_finished
 
-        show_finished(done, folder, data)
+        show_finished(done, folder, data, device)
 
 
 def _warn_unused(args: argparse.Namespace, config: RunConfig) -> None:

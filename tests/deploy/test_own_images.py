@@ -505,6 +505,16 @@ def test_a_folder_is_trained_compared_and_used(tmp_path, capsys, monkeypatch):
     assert f"{plan_file}: no plan can be read" in capsys.readouterr().err
 
 
+def test_class_prompts_in_host_memory_beside_runs_that_have_none(tmp_path, capsys):
+    put(tmp_path / "images", TWELVE)
+    command = [*training(tmp_path), "--class-table", "host", "--set", "backbone=demo_vit", "epochs=1"]
+    assert main(command) == 2
+    assert "class table on the host: the plan has class_optimizer=dense" in capsys.readouterr().err
+    assert main([*command, "class_optimizer=rowwise"]) == 0
+    kept = {run.config.method: run.record["class_table"] for run in map(read_run, (tmp_path / "out/runs").iterdir())}
+    assert kept == {"frozen": None, "vptsp": "host"}
+
+
 def test_held_out_classes_choose_between_bitfit_and_vptsp():
     planned = plan(np.full(20, 10), 50, machine(), VIT_S, {}).config
     both = candidates(planned, {"epochs": 3})

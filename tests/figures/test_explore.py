@@ -23,6 +23,7 @@ from vptsp_core.errors import DataError, VptspError
 from vptsp_core.figures import gallery, views, zoom
 from vptsp_core.figures.explore import Opened, attention, finished_runs, open_run, proxies, retrieval, widgets
 from vptsp_core.method.vit import PromptedViT
+from vptsp_core.paper.figure4 import learned_proxies
 from vptsp_core.runs.embedder import Embedder
 from vptsp_core.runs.folder import WEIGHTS
 from vptsp_core.runs.run import build_model, run
@@ -238,7 +239,7 @@ def test_a_run_is_opened_with_the_numbers_of_its_record(finished):
     with pytest.raises(VptspError, match="no folder is given"):
         open_run(done.path, dataset="cub200")
 
-    kept = proxies.kept_proxies(done)
+    kept = learned_proxies(done)
     assert list(kept) == ["O", "P", "Q"]
     pixels, pictures = attention.as_seen(found.embedder, found.benchmark.test, [0, 5])
     np.testing.assert_allclose(found.embedder.embed(pixels), found.queries[[0, 5]], atol=1e-5)
@@ -249,7 +250,7 @@ def test_a_run_is_opened_with_the_numbers_of_its_record(finished):
 def test_proxies_belong_to_the_classes_that_were_not_held_out(tmp_path):
     done = run(preset("smoke", selection="validation", epochs=1), results=tmp_path, progress=False)
     found = open_run(done.path)
-    train, kept = found.trained_on, proxies.kept_proxies(done)["O"]
+    train, kept = found.trained_on, learned_proxies(done)["O"]
     whole = found.benchmark.train.num_classes
     assert len(kept) == train.num_classes == whole - done.record["held_out"]["classes"] < whole
 
@@ -259,9 +260,9 @@ def test_methods_without_semantic_proxies_have_o_or_none(tmp_path):
 
     older = SimpleNamespace(path=tmp_path, record={})  # older runs have no checksum of the weights
     save_file({"proxies.bias": torch.tensor([[3.0, 4.0]])}, tmp_path / WEIGHTS)
-    np.testing.assert_allclose(proxies.kept_proxies(older)["O"], [[0.6, 0.8]], rtol=1e-6)
+    np.testing.assert_allclose(learned_proxies(older)["O"], [[0.6, 0.8]], rtol=1e-6)
     save_file({}, tmp_path / WEIGHTS)
-    assert proxies.kept_proxies(older) == {}
+    assert learned_proxies(older) == {}
 
 
 def test_the_images_nearest_to_proxies_and_their_summary():

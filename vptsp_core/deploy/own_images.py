@@ -19,7 +19,7 @@ from vptsp_core.data import Benchmark, load_benchmark
 from vptsp_core.data.batches import cache_folder
 from vptsp_core.data.folder import refuse_inside_images
 from vptsp_core.deploy.own_plan import BITFIT, Machine, Plan, candidates, plan
-from vptsp_core.errors import VptspError
+from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.method.backbone import shape
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.presets import PRESETS
@@ -94,6 +94,10 @@ def train_folder(
         changes: keys of `RunConfig` that override the plan.
         say: called with the plan before training and with the summary after it.
         options: passed to `run`, like the other arguments.
+
+    Raises:
+        ConfigError: ``class_table="host"``, and the plan has no row-wise class prompts.
+        VptspError: something else that the user can fix, in one line (see `run` and `own_plan.plan`).
     """
     folder, changes = Path(folder).expanduser().absolute(), dict(changes or {})
     if isinstance(weights := changes.get("weights"), str):
@@ -102,13 +106,21 @@ def train_folder(
         start(pick_device(device))  # the first process plans for all
     benchmark = load_benchmark("own", folder, allow_partial)
     planned = from_main(lambda: _read_or_make_plan(benchmark, folder, changes, results, cache, device))
+    if options.get("class_table") == "host" and planned.config.class_optimizer != "rowwise":
+        raise ConfigError(
+            "class table on the host: the plan has class_optimizer=dense; leave --class-table out, or add --set "
+            "class_optimizer=rowwise"
+        )
     rivals = candidates(planned.config, changes)
     kept = f"{benchmark.test.num_classes:,} classes ({len(benchmark.test):,} images) are kept for testing"
     say("\n".join([kept, *planned.reasons, f"trained: {' and '.join(rivals)}"]))
     planned.config.warn_unread(changes)
     options |= dict(data=folder, results=results, cache=cache, device=device, allow_partial=allow_partial)
-    frozen = run(planned.config.replace(method="frozen", bitfit=False), **options)
-    runs = {name: run(config, **options) for name, config in rivals.items()}
+    without_table = options | dict(class_table="auto")  # frozen and BitFit would refuse a place for class prompts
+    frozen = run(planned.config.replace(method="frozen", bitfit=False), **without_table)
+    runs = {
+        name: run(config, **(options if config.has_class_prompts else without_table)) for name, config in rivals.items()
+    }
     choice = compare_candidates(runs) if len(runs) > 1 else pd.DataFrame()
     chosen = str(choice["MAP@R"].idxmax()) if len(choice) else next(iter(runs))
     trained = runs[BITFIT if chosen == CLOSED else chosen]

@@ -17,13 +17,16 @@ from vptsp_core.runs.folder import Run
 from vptsp_core.system.distributed import is_main
 
 
-def show_finished(done: Run, folder: str | Path, data: str | Path | None = None) -> None:
-    """Write a run's history and a retrieval grid below ``folder``. This embeds the test images.
+def show_finished(
+    done: Run, folder: str | Path, data: str | Path | None = None, device: str | None = None
+) -> None:
+    """Write a run's history and a retrieval grid below ``folder``. This embeds all test images.
 
     Args:
         data: the folder of the data sets, or of your own images.
+        device: where they are embedded, as for `load`.
     """
-    opened = open_run(done.path, data)  # in all processes: each embeds a share
+    opened = open_run(done.path, data, device=device)  # in all processes: each embeds a share
     if not is_main():
         return
     curves = Curves(Path(folder).expanduser() / done.path.name)

@@ -128,7 +128,7 @@ def _search_exactly(
 ) -> tuple[Tensor, Tensor]:
     """Return scores (c, k) and indices (c, k) for the queries ``rows`` (c,), by a product into ``buffer`` and topk."""
     padded = rows if len(rows) >= MIN_ROWS else rows.repeat(MIN_ROWS)[:MIN_ROWS]
-    scores = _cosines(queries[padded], items, buffer[: len(padded)])[: len(rows)]
+    scores = torch.mm(queries[padded], items.T, out=buffer[: len(padded)])[: len(rows)]
     if exclude_self:
         scores.scatter_(1, rows[:, None], -torch.inf)
     best, nearest = scores.topk(min(k + 1, len(items)))  # one more, to see ties across the end of a list
@@ -154,21 +154,6 @@ def _order_faiss_lists(best: Tensor, nearest: Tensor, without: Tensor | None) ->
     others = nearest != without[:, None]
     others[:, -1] &= ~others.all(dim=1)
     return best[others].view(len(best), -1), nearest[others].view(len(best), -1)
-
-
-def _cosines(queries: Tensor, items: Tensor, out: Tensor) -> Tensor:
-    """Write queries (c, d) @ items.T (d, M) into ``out`` (c, M), in true float32 under all settings of torch."""
-    backends: Any = torch.backends
-    switches = (backends.cuda.matmul, backends.mkldnn.matmul)
-    before = [switch.fp32_precision for switch in switches]
-    try:
-        for switch in switches:
-            switch.fp32_precision = "ieee"
-        with torch.autocast(queries.device.type, enabled=False):
-            return torch.mm(queries, items.T, out=out)
-    finally:
-        for switch, setting in zip(switches, before):
-            switch.fp32_precision = setting
 
 
 def _order_ties(scores: Tensor, indices: Tensor) -> Tensor:

@@ -45,8 +45,12 @@ def torch_defaults() -> Iterator[None]:
         if dtype != torch.float32:
             torch.set_default_dtype(torch.float32)
             stack.callback(torch.set_default_dtype, dtype)
-        # torch.get_float32_matmul_precision would raise if the caller has set one of these.
-        for switch in (backends, backends.cuda.matmul, backends.mkldnn, backends.mkldnn.matmul):
+        # By default, cuDNN's convolutions, such as the patch embedding, are in TF32. A switch that is "none" takes the
+        # setting of its group, so groups come first. torch.get_float32_matmul_precision would raise if the caller has
+        # set one of these.
+        cudnn, mkldnn = backends.cudnn, backends.mkldnn
+        kinds = (backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
+        for switch in (backends, cudnn, mkldnn, *kinds):
             precision = switch.fp32_precision
             if precision not in ("none", "ieee"):
                 switch.fp32_precision = "none"

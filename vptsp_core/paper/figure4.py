@@ -7,6 +7,7 @@ the cosine and ``epochs`` does not. Its batches are the same, because an epoch d
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vptsp_core.method.config import RunConfig
@@ -36,8 +37,16 @@ def untouched(config: RunConfig, num_classes: int) -> tuple[Embedder, dict[str, 
 
 
 def learned_proxies(run: Run) -> dict[str, np.ndarray]:
-    """Return the proxies (C, d) by name (`proxies_of`) that a finished run of vptsp stores in its folder."""
-    return proxies_of(learned_weights(run.path, run.record), run.config.alpha)
+    """Return the proxies of a finished run, of length 1: {name: (C, d)}.
+
+    These are O, P and Q (`proxies_of`) for vptsp, O for the other trained methods, and none for the frozen backbone.
+    """
+    state = learned_weights(run.path, run.record)
+    if "proxies.state" in state:
+        return proxies_of(state, run.config.alpha)
+    if "proxies.bias" not in state:
+        return {}
+    return {"O": torch.nn.functional.normalize(state["proxies.bias"], dim=1).numpy()}
 
 
 def proxies_of(state: dict[str, Tensor], alpha: float) -> dict[str, np.ndarray]:

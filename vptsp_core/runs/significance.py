@@ -143,6 +143,3 @@ def _same_queries(runs: Sequence[Run], labels: Sequence[str]) -> None:
         if len(names) > 1:
             one, other, *_ = names.values()
             raise DataError(f"{one} and {other} were tested on {fault}; compare runs of one test set")
-
-
-against = compare_paired  # its name in earlier notebooks

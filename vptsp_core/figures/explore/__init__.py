@@ -72,7 +72,9 @@ def finished_runs(*results: Path) -> dict[str, Path]:
     return dict(sorted(runs.items()))
 
 
-def open_run(path: str | Path, data: str | Path | None = None, dataset: str | None = None) -> Opened:
+def open_run(
+    path: str | Path, data: str | Path | None = None, dataset: str | None = None, device: str | None = None
+) -> Opened:
     """Load a run and embed the test images of its data set, or of another.
 
     Args:
@@ -80,8 +82,9 @@ def open_run(path: str | Path, data: str | Path | None = None, dataset: str | No
         data: the folder of the data sets (see `load_benchmark`). Ignored for the glyphs, which need none.
         dataset: another data set than the run's own. If None, the run's own is loaded. If the run was trained on a
             partial data set, a partial one is accepted here too.
+        device: where the images are embedded, as for `load`.
     """
-    run, embedder = read_run(path), load(path)
+    run, embedder = read_run(path), load(path, device)
     name = dataset or run.config.dataset
     benchmark = load_benchmark(name, None if name == "glyphs" else data, allow_partial="partial" in run.record["data"])
     queries = embedder.embed(benchmark.test)

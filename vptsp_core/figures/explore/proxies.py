@@ -4,25 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import torch
 
 from vptsp_core.figures.umap import proxy_cosines
 from vptsp_core.method.neighbours import nearest_neighbours
-from vptsp_core.paper.figure4 import proxies_of
-from vptsp_core.runs.folder import Run, learned_weights
-
-
-def kept_proxies(run: Run) -> dict[str, np.ndarray]:
-    """Return the proxies of a finished run, of length 1: {name: (C, d)}.
-
-    These are O, P and Q (`proxies_of`) for vptsp, O for the other trained methods, and none for the frozen backbone.
-    """
-    state = learned_weights(run.path, run.record)
-    if "proxies.state" in state:
-        return proxies_of(state, run.config.alpha)
-    if "proxies.bias" not in state:
-        return {}
-    return {"O": torch.nn.functional.normalize(state["proxies.bias"], dim=1).numpy()}
 
 
 def nearest_images(
