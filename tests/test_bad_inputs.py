@@ -179,8 +179,8 @@ def test_pickled_code_in_the_cache_of_decoded_images_is_not_run(desk):
 FAILURES = {
     "GPU memory full": (
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation"),
-        "the GPU's memory is full in epoch 2; lower batch, or choose --checkpointing on, --device cpu, or "
-        "--class-table host for row-wise class prompts"),
+        "the GPU's memory is full in epoch 2; lower batch, or choose --checkpointing on, --compile off, "
+        "--device cpu, or --class-table host for row-wise class prompts"),
     "GPU gone": (
         torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later"),
         "the GPU failed in epoch 2 (CUDA error: unspecified launch failure); the same command resumes after the last "

@@ -140,7 +140,8 @@ def test_if_compiling_fails_and_is_required_it_is_an_error(monkeypatch):
 
 
 @pytest.mark.parametrize("at", [1, 2])
-def test_graphs_that_fail_when_they_are_recorded_cause_the_warning_too(monkeypatch, at):
+@pytest.mark.parametrize("kind", [RuntimeError, torch.AcceleratorError])
+def test_graphs_that_fail_when_they_are_recorded_cause_the_warning_too(monkeypatch, at, kind):
     _, losses, state = trained(make(**KINDS["gru, dropout"]))
     calls = []
 
@@ -149,13 +150,13 @@ def test_graphs_that_fail_when_they_are_recorded_cause_the_warning_too(monkeypat
             calls.append(labels)
             found = model.loss(images, labels)
             if len(calls) == at + 1:
-                raise RuntimeError("cannot be recorded")
+                raise kind("not permitted when stream is capturing")
             return found
 
         return loss
 
     monkeypatch.setattr(compiling, "compiled_loss", compiled_loss)
-    with pytest.warns(UserWarning, match=r"cannot be compiled here \(cannot be recorded\): steps run uncompiled"):
+    with pytest.warns(UserWarning, match=r"cannot be compiled here \(not permitted .*\): steps run uncompiled"):
         step, fallen, fallen_state = trained(make(**KINDS["gru, dropout"]), compiled=True)
     assert not step.compiled and len(calls) == at + 1 and torch.equal(fallen, losses)
     assert all(torch.equal(fallen_state[name], value) for name, value in state.items())
@@ -190,6 +191,9 @@ def test_which_runs_are_compiled(monkeypatch):
     assert [compiles(word, gpu, 1000) for word in ("auto", "on", "off")] == [True, True, False]
     assert [compiles(word, gpu, 999) for word in ("auto", "on", "off")] == [False, True, False]
     assert [compiles(word, cpu, 1000) for word in ("auto", "on", "off")] == [False, True, False]
+    with monkeypatch.context() as two:
+        two.setattr(compiling, "world_size", lambda: 2)
+        assert [compiles(word, gpu, 1000) for word in ("auto", "on", "off")] == [False, True, False]
     have.clear()
     assert not compiles("auto", gpu, 1000) and not compiles("off", gpu, 1000)
     with pytest.raises(ConfigError, match="compile = 'always' must be one of auto, on, off"):
@@ -249,7 +253,7 @@ def test_nothing_in_a_step_waits_for_the_device(monkeypatch, kind):
 def test_optimisers_are_fused_only_on_a_gpu_and_not_with_fp16():
     for kind, precision in (("gru", "auto"), ("vpt", "bf16"), ("rowwise", "fp32"), ("gru", "fp16")):
         model = make(**KINDS[kind], precision=precision)
-        assert all(optimizer.defaults["fused"] is False for optimizer in make_optimizers(model))
+        assert all(optimizer.defaults["fused"] is None for optimizer in make_optimizers(model))
         with FakeTensorMode():  # its tensors claim to be on a GPU
             for module in model.modules():
                 for name, value in list(module._parameters.items()):
@@ -257,7 +261,7 @@ def test_optimisers_are_fused_only_on_a_gpu_and_not_with_fp16():
                         moved = torch.empty(value.shape, device="cuda")
                         module._parameters[name] = torch.nn.Parameter(moved, value.requires_grad)
             groups = [group for optimizer in make_optimizers(model) for group in optimizer.param_groups]
-            assert all(group["fused"] is (precision != "fp16") for group in groups)
+            assert all(group["fused"] is (None if precision == "fp16" else True) for group in groups)
 
 
 def test_linear_probing_keeps_no_tokens_for_the_backward_pass():

@@ -92,6 +92,12 @@ def eval_batches(
         yield normalise(pixels.permute(0, 3, 1, 2), statistics)
 
 
+@functools.cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the device's one stream for copies: torch keeps freed memory for each stream separately."""
+    return torch.cuda.Stream(device)
+
+
 def on_device(batches: Iterator[tuple[Any, ...]], device: torch.device) -> Iterator[tuple[Any, ...]]:
     """Yield the same tuples in order, with their tensors on the device.
 
@@ -102,7 +108,7 @@ def on_device(batches: Iterator[tuple[Any, ...]], device: torch.device) -> Itera
         for batch in batches:
             yield tuple(each.to(device) if isinstance(each, Tensor) else each for each in batch)
         return
-    stream = torch.cuda.Stream(device)
+    stream = _copy_stream(device)
 
     def load() -> tuple[list[Any], torch.cuda.Event] | None:
         with torch.cuda.device(device), torch.cuda.stream(stream):

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vptsp_core.system.devices import free_gpu_memory
+
 RESIDENT_SHARE = 0.25  # largest share of a GPU's free memory for a store; the step needs the rest
 
 
@@ -47,7 +49,7 @@ class PixelStore:
         if device.type == "cpu":
             return torch.from_numpy(self.pixels)
         if device not in self._resident:
-            if device.type != "cuda" or self.pixels.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+            if device.type != "cuda" or self.pixels.nbytes > RESIDENT_SHARE * free_gpu_memory(device):
                 return None
             self._resident[device] = torch.from_numpy(self.pixels).to(device)
         return self._resident[device]

@@ -29,7 +29,8 @@ from vptsp_core.runs.progress import LOCK
 from vptsp_core.runs.run import run
 from vptsp_core.runs.selection import HELD_OUT, SCORES
 from vptsp_core.runs.significance import compare_paired
-from vptsp_core.system.devices import pick_device
+from vptsp_core.system.deterministic import fix_cublas
+from vptsp_core.system.devices import free_gpu_memory, pick_device
 from vptsp_core.system.distributed import from_main, launched, local_size, start, world_size
 from vptsp_core.system.files import write_json
 from vptsp_core.system.locks import locked
@@ -99,6 +100,8 @@ def train_folder(
         ConfigError: ``class_table="host"``, and the plan has no row-wise class prompts.
         VptspError: something else that the user can fix, in one line (see `run` and `own_plan.plan`).
     """
+    if options.get("deterministic"):
+        fix_cublas(device)  # before the plan, which starts CUDA
     folder, changes = Path(folder).expanduser().absolute(), dict(changes or {})
     if isinstance(weights := changes.get("weights"), str):
         changes["weights"] = whole_path(weights)
@@ -200,7 +203,7 @@ def machine(device: torch.device, cache: Path) -> Machine:
     """Return what is free now on this machine, for a run on ``device`` that decodes images into ``cache``."""
     host = available_memory()
     existing = next((place for place in (cache, *cache.parents) if place.exists()), Path.cwd())
-    memory = float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else host / local_size()
+    memory = float(free_gpu_memory(device)) if device.type == "cuda" else host / local_size()
     disk = shutil.disk_usage(existing).free if os.access(existing, os.W_OK) else 0
     return Machine(device.type != "cpu", memory, host, disk, world_size())
 

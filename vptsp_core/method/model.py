@@ -199,7 +199,7 @@ def make_optimizers(model: MetricModel) -> tuple[torch.optim.Optimizer, torch.op
     config = model.config
     ordinary_proxies = model.proxies.bias  # O
     others = [p for p in model.parameters() if p.requires_grad and p is not ordinary_proxies]
-    fused = ordinary_proxies.device.type == "cuda" and config.precision != "fp16"
+    fused = True if ordinary_proxies.device.type == "cuda" and config.precision != "fp16" else None
     options: dict[str, Any] = dict(weight_decay=config.weight_decay, fused=fused)
     if config.optimizer == "sgd":
         options["momentum"] = config.momentum

@@ -45,15 +45,15 @@ def torch_defaults() -> Iterator[None]:
         if dtype != torch.float32:
             torch.set_default_dtype(torch.float32)
             stack.callback(torch.set_default_dtype, dtype)
-        # By default, cuDNN's convolutions, such as the patch embedding, are in TF32. A switch that is "none" takes the
-        # setting of its group, so groups come first. torch.get_float32_matmul_precision would raise if the caller has
-        # set one of these.
+        # By default, cuDNN's convolutions, such as the patch embedding, are in TF32. The switch of all kinds comes
+        # first. Where it is enough, the others stay as they are, because some defaults cannot be set again.
+        # torch.get_float32_matmul_precision would raise if the caller has set one of these.
         cudnn, mkldnn = backends.cudnn, backends.mkldnn
-        kinds = (backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
-        for switch in (backends, cudnn, mkldnn, *kinds):
+        kinds = (cudnn, backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
+        for switch in (backends, *kinds):
             precision = switch.fp32_precision
-            if precision not in ("none", "ieee"):
-                switch.fp32_precision = "none"
+            if precision != "ieee" and (switch is backends or precision != "none"):
+                switch.fp32_precision = "ieee"
                 stack.callback(setattr, switch, "fp32_precision", precision)
         yield
 
@@ -69,7 +69,7 @@ def _random_states_kept() -> Iterator[None]:
         finally:
             np.random.set_state(of_numpy)
             random.setstate(of_python)
-            if not started and torch.cuda.is_available():  # reading its state before would have started CUDA
+            if not started:  # reading its state before would have started CUDA; torch seeds it when it starts
                 torch.cuda.manual_seed_all(seed)
 
 

@@ -71,9 +71,11 @@ class CompiledStep(TrainStep):
         start = time.perf_counter()
         try:
             loss = self._replay(images, labels)
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
+        except torch.OutOfMemoryError:
             raise
         except Exception as error:  # compilers raise errors of many kinds
+            if isinstance(error, torch.AcceleratorError) and "captur" not in str(error):  # of a CUDA graph
+                raise
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             if self.must:
                 raise VptspError(f"a training step cannot be compiled here ({reason}); choose --compile off") from error
@@ -96,20 +98,20 @@ class CompiledStep(TrainStep):
 def compiles(wanted: str, device: torch.device, steps: int) -> bool:
     """Return whether steps run compiled, in a run of this many ``steps``.
 
-    ``"auto"`` compiles on a GPU with the package triton, if the run has `ENOUGH_STEPS`. On a CPU, compiled steps are
-    not faster (``bench step``).
+    ``"auto"`` compiles on a GPU with the package triton, if one process runs `ENOUGH_STEPS`. On a CPU, compiled steps
+    are not faster (``bench step``). With several processes they have not been measured.
     Raises ConfigError: ``wanted`` is not "on", "off" or "auto".
     """
     check_choice("compile", wanted, COMPILE)
-    pays = device.type == "cuda" and steps >= ENOUGH_STEPS and importlib.util.find_spec("triton") is not None
+    alone_on_gpu = device.type == "cuda" and world_size() == 1
+    pays = alone_on_gpu and steps >= ENOUGH_STEPS and importlib.util.find_spec("triton") is not None
     return wanted == "on" or (wanted == "auto" and pays)
 
 
 def compiled_loss(model: MetricModel) -> Callable[[Tensor, Tensor], Tensor]:
     """Return `MetricModel.loss` as one compiled graph, which the first call compiles and stores for later runs.
 
-    Several processes exchange embeddings in the middle of the loss. The parts before and after are then compiled
-    separately, and are not replayed as CUDA graphs.
+    Several processes exchange embeddings in the middle of the loss. It is then not replayed as a CUDA graph.
     """
     # The compiled code is executed, so it is kept in the user's folder, not in the temporary folder of all users.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_folder() / "vptsp" / "compiled"))

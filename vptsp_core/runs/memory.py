@@ -19,6 +19,7 @@ from vptsp_core.method.class_prompts import MOMENTS, ClassPrompts
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel
 from vptsp_core.runs.host_prompts import HostPrompts
+from vptsp_core.system.devices import free_gpu_memory
 from vptsp_core.system.distributed import local_size
 from vptsp_core.system.host_rows import check_room
 from vptsp_core.system.portable import available_memory
@@ -84,7 +85,7 @@ def memory_errors(when: str) -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError) or reason.startswith("MPS backend out of memory"):
             raise TrainingError(
                 f"the GPU's memory is full in {when}; lower batch, or choose --checkpointing on, "
-                f"--device cpu, or {_HOST}"
+                f"--compile off, --device cpu, or {_HOST}"
             ) from error
         if isinstance(error, MemoryError) or "can't allocate memory" in reason:  # of the CPU, by NumPy or by torch
             raise TrainingError(f"the memory of this machine is full in {when}; lower batch") from error
@@ -115,8 +116,7 @@ def place_class_prompts(model: MetricModel, device: torch.device, where: str = "
             "class table on the host: needs method = 'vptsp' with class_optimizer = 'rowwise'; leave it out"
         )
     if where == "auto" and device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        where = "host" if _bytes(prompts) > free / 2 else "device"
+        where = "host" if _bytes(prompts) > free_gpu_memory(device) / 2 else "device"
     if where != "host":
         return
     # Every process of this machine has allocated its table by now, but not yet the moments.

@@ -130,7 +130,8 @@ class Trainer:
         if not self.history and self.config.start != "released":
             self._start()
         if self.checkpointing == "auto" and self.device.type == "cuda" and epochs:
-            fit_step(self.model, self.loop.optimizers)
+            with memory_errors("the trial step"):
+                fit_step(self.model, self.loop.optimizers)
         begun, rows = time.perf_counter(), self.loop.rows(epochs.start)
         for epoch in epochs:
             with memory_errors(f"epoch {epoch + 1}"):

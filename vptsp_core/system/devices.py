@@ -86,12 +86,21 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
             if device.index not in (None, local_rank()):
                 raise VptspError(f"device {str(name)!r}: each process has its own GPU; use cuda")
             device = torch.device("cuda", local_rank())
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).add_(1)  # fails if torch was built without kernels for this GPU
     except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
         raise VptspError(
-            f"device {str(name)!r} cannot be used here; choose cpu, or cuda or mps if there is such a GPU"
+            f"device {str(name or _best())!r} cannot be used here ({reason}); choose cpu, or cuda or mps if there is "
+            "such a GPU"
         ) from error
     return device
+
+
+def free_gpu_memory(device: torch.device) -> int:
+    """Return the free bytes of an NVIDIA GPU, after torch has given back the memory that it only keeps for later."""
+    with torch.cuda.device(device):
+        torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def _best() -> str:

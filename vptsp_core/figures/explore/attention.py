@@ -21,6 +21,7 @@ from vptsp_core.errors import VptspError
 from vptsp_core.method.attention import keys_and_values, keys_values_by_head
 from vptsp_core.method.backbone import normalisation
 from vptsp_core.method.lora import project
+from vptsp_core.method.torch_state import in_torch_defaults
 from vptsp_core.method.vit import PromptedViT, run_block
 from vptsp_core.runs.embedder import Embedder
 
@@ -46,6 +47,7 @@ class Looked:
         return self.weights[block][:, self.prompts[block] + self.prefix :].reshape(-1, *self.grid)
 
 
+@in_torch_defaults
 @torch.inference_mode()
 def class_token(vit: PromptedViT, images: Tensor) -> Looked:
     """Compute the attention of the sample tower's class token in normalised images (B, 3, H, W) on the model's device.
