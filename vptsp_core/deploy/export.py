@@ -76,6 +76,23 @@ def about(embedder: Embedder) -> dict[str, str]:
     }
 
 
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Turn off cuDNN's TF32 by its older name. torch.export reads this name, and raises if the newer ones disagree."""
+    cudnn: Any = torch.backends.cudnn
+    kinds = (cudnn.conv, cudnn.rnn)
+    before = [kind.fp32_precision for kind in kinds]
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before == ["tf32", "tf32"]
+        for kind, precision in zip(kinds, before):
+            if kind.fp32_precision != precision:
+                kind.fp32_precision = precision
+
+
+@_without_tf32()
 @in_torch_defaults
 def export_program(embedder: Embedder) -> torch.export.ExportedProgram:
     """Return the tower as a `torch.export` program for batches of any size."""

@@ -98,8 +98,7 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
 
 def free_gpu_memory(device: torch.device) -> int:
     """Return the free bytes of an NVIDIA GPU, after torch has given back the memory that it only keeps for later."""
-    with torch.cuda.device(device):
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
     return torch.cuda.mem_get_info(device)[0]
 
 
