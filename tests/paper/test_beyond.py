@@ -14,7 +14,7 @@ from vptsp_core.paper.methods import BASE, BEST, LORA, base_config, method_rows
 BUDGET = ("dataset", "backbone", "weights", "epochs", "steps_per_epoch", "batch", "samples_per_class", "image_size",
           "augmentation", "prompts", "class_prompts", "embed_dim")  # fmt: skip
 UNTRAINED = "... without training"
-RECIPES = {"demo": "demo-best", "smoke": "demo-best", "paper": "cub200-vits16-best"}
+RECIPES = {"demo": "demo-recipe", "smoke": "demo-recipe", "paper": "cub200-vits16-recipe"}
 
 
 @pytest.mark.parametrize("profile", BASE)

@@ -78,7 +78,7 @@ RECIPE: dict[str, Any] = dict(
     method="vptsp", bitfit=True, accumulator="ema", start="proxies", selection="validation_map"
 )  # fmt: skip
 RECIPE_RATES: dict[str, Any] = dict(optimizer="adamw", lr=1e-3, lr_proxy=0.05)
-PRESETS |= {f"{name}-best": PRESETS[name] | RECIPE | RECIPE_RATES for name in ("cub200-vits16", "demo")}
+PRESETS |= {f"{name}-recipe": PRESETS[name] | RECIPE | RECIPE_RATES for name in ("cub200-vits16", "demo")}
 PRESETS["smoke"] = dict(PRESETS["demo"], epochs=1, steps_per_epoch=3)
 
 
