@@ -44,55 +44,13 @@ TEXT
 fail() { echo "error: $1" >&2; exit 2; }
 note() { echo "run_all.sh: $1" >&2; }
 
-here=$PWD
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
-absolute() { case $1 in /*) printf '%s' "$1" ;; *) printf '%s' "$here/$1" ;; esac; }
-
-# ---- options ---------------------------------------------------------------------------------------------------
-mode=notebooks dry='' profile=demo data='' results=$root/results only='' seeds='' workers='' cluster=''
-changes=() seen=' ' given=''
-while (($#)); do
-  option=$1 value=''
-  shift
-  case $option in
-    -h | --help) usage; exit 0 ;;
-    test) mode=test; continue ;;
-    --dry-run) dry=$option given=$option; continue ;;
-    --profile=* | --data=* | --results=* | --only=* | --seeds=* | --workers=* | --cluster=* | --set=*)
-      value=${option#*=} option=${option%%=*} ;;
-    --profile | --data | --results | --only | --seeds | --workers | --cluster | --set)
-      (($#)) || fail "$option needs a value (see --help)"
-      value=$1
-      shift ;;
-    *) fail "unknown option '$option' (see --help)" ;;
-  esac
-  [[ -n $value ]] || fail "$option needs a value (see --help)"
-  if [[ $option != --set && $seen == *" $option "* ]]; then
-    case $option in --only | --seeds) fail "$option is given twice; join with commas" ;; esac
-    fail "$option is given twice"
-  fi
-  seen+="$option " given=$option
-  case $option in
-    --profile) [[ $value =~ ^(demo|smoke|tiny|paper)$ ]] || fail "--profile is demo, smoke, tiny or paper, not '$value'"
-      profile=$value ;;
-    --data) [[ -d $value ]] || fail "--data: there is no folder '$value'"
-      data=$(absolute "$value") ;;
-    --results) results=$(absolute "$value") ;;
-    --only) only=$value ;;
-    --seeds) [[ $value =~ ^[0-9]+(,[0-9]+)*$ ]] || fail "--seeds takes numbers such as 0,1,2, not '$value'"
-      seeds=$value ;;
-    --workers) [[ $value =~ ^([1-9][0-9]*|gpus)$ ]] || fail "--workers is a number from 1 or gpus, not '$value'"
-      workers=$value ;;
-    --cluster) [[ $value =~ ^tcp://.+:[0-9]+$ ]] || fail "--cluster takes tcp://HOST:PORT, not '$value'"
-      cluster=$value ;;
-    --set) [[ $value == ?*=* ]] || fail "--set takes KEY=VALUE, not '$value'"
-      # the call changes to the checkout, so a file of weights is named by its whole path
-      [[ $value != weights=* || ! -f $here/${value#*=} ]] || value=weights=$(absolute "${value#*=}")
-      changes+=("$value") ;;
-  esac
-done
-[[ -z $workers || -z $cluster ]] || fail "--workers and --cluster exclude each other"
-[[ $mode != test || -z $given ]] || fail "test takes no options, but there is $given"
+mode=notebooks dry=''
+case ${1-} in
+  -h | --help) usage; exit 0 ;;
+  test) (($# == 1)) || fail "test takes no options, but there is $2"; mode=test ;;
+esac
+[[ " $* " != *" --dry-run "* ]] || dry=--dry-run # then nothing is installed
 
 # ---- environment -----------------------------------------------------------------------------------------------
 supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; }
@@ -192,10 +150,10 @@ PYTHON
 fi
 
 # ---- run ---------------------------------------------------------------------------------------------------------
-cd -- "$root"
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
 if [[ $mode == test ]]; then
+  cd -- "$root"
   status=0
   "$python" -m ruff check . || status=1
   "$python" -m mypy vptsp_core || status=1
@@ -204,13 +162,5 @@ if [[ $mode == test ]]; then
   "$python" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder || status=$?
   exit "$status"
 fi
-
-set -- --profile "$profile" --results "$results"
-[[ -z $data ]] || set -- "$@" --data "$data"
-[[ -z $only ]] || set -- "$@" --only "$only"
-[[ -z $seeds ]] || set -- "$@" --seeds "$seeds"
-[[ -z $workers ]] || set -- "$@" --workers "$workers"
-[[ -z $cluster ]] || set -- "$@" --cluster "$cluster"
-[[ -z $dry ]] || set -- "$@" "$dry"
-for change in ${changes[@]+"${changes[@]}"}; do set -- "$@" --set "$change"; done
-exec "$python" -m vptsp_core notebooks "$@" # replaces this shell, so that a SIGTERM arrives
+# exec replaces this shell, so that a SIGTERM arrives. -P: the package of this checkout, not one in the current folder
+exec "$python" -P -m vptsp_core notebooks "$@"

@@ -86,7 +86,7 @@ def check(command: str, options: argparse.Namespace) -> None:
     """Check the values that argparse does not check."""
     changes = dict(map(parse_change, getattr(options, "changes", [])))
     if command == "notebooks":
-        only = [] if options.only is None else panels_of(options.only.split(","))[0]
+        only = panels_of(options.only or [])[0]
         given = {name: value for name in ("data", "seeds", "workers") if (value := getattr(options, name))}
         values = {"profile": options.profile, "results": "results", "changes": changes, **given}
         configured(options.profile, {}, changes)
@@ -167,4 +167,5 @@ def calls_of(script: str, folder: Path) -> list[list[str]]:
     assert done.returncode == 0, f"status {done.returncode}: {done.stdout}{done.stderr}"
     lines = record.read_text().splitlines()
     own = (["-"], ["-c"])  # run_all.sh's own checks
-    return [words for words in map(json.loads, lines) if words[1:2] not in own]
+    calls = [words for words in map(json.loads, lines) if words[1:2] not in own]
+    return [[word for word in words if word != "-P"] for words in calls]

@@ -91,11 +91,13 @@ def test_the_options_reach_the_notebooks(monkeypatch):
     monkeypatch.setattr(runner, "run_notebooks", lambda *args, **more: given.append((args, more)) or 1)
     monkeypatch.setattr(runner, "build", lambda *args: "index.html")
     changes = ["--set", "alpha=0.2", "--set", "accumulator=ema"]
+    several = ["--only", "tour", "--only", "fig3d", "--seeds", "0", "--seeds", "2"]
     assert runner.main(["--profile", "smoke", "--only", "tour,fig3d", "--seeds", "0,2", "--workers", "3"]) == 1
+    assert runner.main(["--profile", "smoke", *several, "--workers", "3"]) == 1
     assert runner.main(["--results", "r", "--cluster", "tcp://h:1", *changes, "--dry-run"]) == 1
     rest = {"changes": {}, "dry": False}
     assert given == [
-        (("smoke", None, runner.CHECKOUT / "results", ["tour", "fig3d"], [0, 2]), {"workers": 3, **rest}),
+        *2 * [(("smoke", None, runner.CHECKOUT / "results", ["tour", "fig3d"], [0, 2]), {"workers": 3, **rest})],
         (("demo", None, "r", (), None),
          {"workers": "tcp://h:1", "changes": {"alpha": 0.2, "accumulator": "ema"}, "dry": True}),
     ]  # fmt: skip
@@ -111,12 +113,31 @@ def test_the_options_reach_the_notebooks(monkeypatch):
         (["--set", "accumulator=ema"], r"changes \(--set\) contain accumulator, by which the rows of tables differ"),
         (["--seeds", "0,1,0"], r"seeds = \[0, 1, 0\] contain a seed twice"),
         (["--data", "absent"], "--data: there is no folder absent"),
+        (["--data="], "--data is empty; give a value"),
+        (["--only="], "no notebook begins with ''"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_starts(tmp_path, options, message):
     with pytest.raises(VptspError, match=message):
         runner.main(["--results", str(tmp_path / "out"), *options])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--bogus"], "unrecognized arguments: --bogus"),
+        (["--prof", "demo"], "unrecognized arguments: --prof demo"),
+        (["--profile"], "--profile: expected one argument"),
+        (["--profile", "big"], "invalid choice: 'big'"),
+        (["--seeds=1,,2"], "--seeds: takes numbers such as 0,1,2, not '1,,2'"),
+        (["--workers", "2", "--cluster=tcp://h:1"], "--cluster: not allowed with argument --workers"),
+    ],
+)
+def test_malformed_options_are_named(options, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        runner.main(options)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "log"])

@@ -147,12 +147,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises VptspError if an option has an invalid value, and for the reasons of `run_notebooks`.
     """
-    parser = argparse.ArgumentParser("python -m vptsp_core notebooks", description=_DESCRIPTION)
+    parser = argparse.ArgumentParser("python -m vptsp_core notebooks", description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--profile", choices=PROFILES, default="demo", help="default: demo")
     parser.add_argument("--data", metavar="DIR", help="folder with the real data sets")
     parser.add_argument("--results", metavar="DIR", default=CHECKOUT / "results", help="default: results")
-    parser.add_argument("--only", metavar="A,B", help="beginnings of notebook names; fig3d is panel d of figure 3")
-    parser.add_argument("--seeds", metavar="N,N", type=_numbers, help="for example 0,1,2; default: each notebook's own")
+    parser.add_argument("--only", metavar="A,B", type=lambda text: text.split(","), action="extend",
+                        help="beginnings of notebook names; fig3d is panel d of figure 3")  # fmt: skip
+    parser.add_argument("--seeds", metavar="N,N", type=_numbers, action="extend",
+                        help="for example 0,1,2; default: each notebook's own")  # fmt: skip
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workers", metavar="N|gpus", type=_number_or_text,
                        help="train runs in parallel in N processes, or one per GPU; default: one run after another, "
@@ -163,9 +165,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="change a key of every run, for example epochs=2; may be repeated")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="list finished and missing runs; execute nothing")
     options = parser.parse_args(argv)
+    for name in ("data", "results"):
+        if getattr(options, name) == "":  # for example an unset shell variable
+            raise VptspError(f"--{name} is empty; give a value, or leave it out")
     status = run_notebooks(
-        options.profile, options.data, options.results, () if options.only is None else options.only.split(","),
-        options.seeds, workers=options.workers, changes=dict(map(parse_change, options.changes)), dry=options.dry_run,
+        options.profile, options.data, options.results, options.only or (), options.seeds, workers=options.workers,
+        changes=dict(map(parse_change, options.changes)), dry=options.dry_run,
     )  # fmt: skip
     if not options.dry_run:
         print(build(options.results, options.profile))
@@ -173,7 +178,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"takes numbers such as 0,1,2, not {text!r}") from None
 
 
 def _number_or_text(text: str) -> int | str:
