@@ -20,7 +20,7 @@ all results: index.html.
   --only      the notebooks to run, by the beginnings of their names; fig3d is panel d of figure 3
   --seeds     seeds for the notebooks that have seeds
   --workers   train runs in parallel on this machine: in N processes, or gpus for one process per GPU
-              default: one run after another, but the demo on a CPU uses one process per core
+              default: one run after another, but the demo on a CPU uses one process per core (at most 8)
   --cluster   train runs in parallel on a running Dask cluster; every machine must see the folders of results and data
   --set       change a key of RunConfig for every run, for example epochs=2; may be repeated
   --dry-run   list each notebook's finished and missing runs, and estimate the time of the missing runs from finished

@@ -119,7 +119,7 @@ def _together(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> i
 
 
 def _join(device: str | None) -> None:
-    """Under torchrun, join the process group. Do it before anything can fail: the group tells which process failed."""
+    """Under torchrun, join the process group. Do it before anything can fail: the group knows which process failed."""
     if "LOCAL_RANK" in os.environ:
         from vptsp_core.system.devices import pick_device
         from vptsp_core.system.distributed import start

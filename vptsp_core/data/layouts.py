@@ -205,6 +205,6 @@ def _list_entries(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> t
 
 
 def fold(name: str) -> str:
-    """Return a name without differences that one hardly sees: case, stored form of accents, characters of no width."""
+    """Return a form that is equal for names that look the same: case, storage of accents, characters of no width."""
     seen = "".join(each for each in name if unicodedata.category(each) != "Cf")
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold())

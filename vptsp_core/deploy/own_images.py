@@ -47,7 +47,7 @@ OUTCOMES = {
     UNCLEAR: "The model does not clearly differ from the frozen backbone",
 }
 EXPLAINED = """In percent. R@1: queries whose nearest neighbour is of their own class. MAP@R: 100 if all images of a
-query's class are ranked first. The 95 % interval says what other images of these classes could show."""
+query's class are ranked first. The 95 % interval covers other images of these classes, not other classes."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from vptsp_core.system.bars import amount
 # With more classes, class prompts are row-wise. The released presets are dense up to 100, row-wise from 3,997 on.
 DENSE_CLASSES = 1_000
 # These replace the CUB preset's SGD and GRU, which learn slowly at first. After one epoch of CUB at 112 px, a run with
-# these settings is ahead.
+# these settings has a higher R@1 than one with the preset's.
 QUICK: dict[str, Any] = dict(optimizer="adamw", lr=1e-3, lr_proxy=0.05, accumulator="ema")
 BITFIT = "BitFit"  # the name of a candidate
 EPOCHS = 10  # each is evaluated and saved, so their number does not depend on the number of images

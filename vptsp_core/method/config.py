@@ -39,8 +39,8 @@ _TRAINING_KEYS = (
 class RunConfig:
     """The settings of one run: everything that decides its numbers. Folders and devices do not decide them.
 
-    The defaults are the paper's protocol for CUB-200 with a ViT-S/16; `preset` has the other protocols. Letters in
-    square brackets are the paper's symbols (arXiv 2402.02340, section 3).
+    The defaults are the released settings for CUB-200 with a ViT-S/16; `preset` has those of other data sets. Letters
+    in square brackets are the paper's symbols (arXiv 2402.02340, section 3).
     Raises ConfigError if a value has the wrong type, is out of range, or does not fit the other values.
     """
 

@@ -37,7 +37,7 @@ def check_file(path: Path, given: str) -> None:
 
 
 def read_content(path: Path) -> Any:
-    """Return the content of a .safetensors or torch file. The first bytes or the suffix .safetensors tell the format.
+    """Return the content of a .safetensors or torch file. The first bytes or the suffix .safetensors show the format.
     Raises WeightsError if the file is missing or unreadable, or contains code.
     """
     check_file(path, str(path))

@@ -69,7 +69,7 @@ def outcome(panel: str, asked: Sequence[Point], runs: Sequence[Run], names: Sequ
 
 
 def _test_maximum(theirs: pd.Series, asked: set[str], runs: Sequence[Run], names: Sequence[str]) -> tuple[str, str]:
-    """Return ``maximum`` and ``rival`` of a `Panel`. Of several equal maxima of the paper, ours highest counts."""
+    """Return ``maximum`` and ``rival`` of a `Panel`. Of equal maxima, the one with our best R@1 counts."""
     theirs = theirs.dropna()
     if theirs.empty:
         return "", ""

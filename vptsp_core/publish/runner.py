@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workers", metavar="N|gpus", type=_number_or_text,
                        help="train runs in parallel in N processes, or one per GPU; default: one run after another, "
-                       "but the demo on a CPU uses one process per core")  # fmt: skip
+                       "but the demo on a CPU uses one process per core (at most 8)")  # fmt: skip
     where.add_argument("--cluster", metavar="tcp://HOST:PORT", dest="workers",
                        help="train runs in parallel on this Dask cluster")  # fmt: skip
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",

@@ -32,7 +32,7 @@ def physical_cores() -> int:
 
 
 def processor() -> str:
-    """Return the processor's name, or its architecture if the system does not tell the name."""
+    """Return the processor's name, or its architecture if the system does not report it."""
     with contextlib.suppress(OSError):  # Linux; there, platform.processor() is empty or the architecture
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
