@@ -42,7 +42,6 @@ def open_stores(
     *,
     side: int = 256,
     interpolation: str = "bilinear",
-    workers: int | None = None,
     progress: bool = True,
 ) -> list[PixelStore]:
     """Return the decoded images of each set, after making the stores that are missing.
@@ -52,7 +51,6 @@ def open_stores(
     Args:
         folder: the cache, which holds all stores.
         side: the shorter side of every image, in pixels; smaller images are enlarged, as in the classic pipeline.
-        workers: threads that decode, None for one per core (Pillow releases the GIL while it decodes and resizes).
         progress: print the least disk space that is needed to stderr, and show bars, or lines in a log.
 
     Raises:
@@ -69,7 +67,7 @@ def open_stores(
                     _check_room(missing, folder, side, progress)
                 for images, place in missing.items():
                     partial = place.with_name(f"{place.name}.partial")
-                    _fill(images, partial, side, interpolation, workers or cores(), progress)
+                    _fill(images, partial, side, interpolation, progress)
                     replace(partial, place)
         except OSError as error:
             raise DataError(f"cache {folder}: {error.strerror or error}; {CURE}") from error
@@ -99,7 +97,7 @@ def _check_room(missing: dict[FileSet, Path], folder: Path, side: int, progress:
         raise DataError(f"cache {folder}: needs at least {amount(least)}, {amount(free)} are free; {CURE}")
 
 
-def _fill(images: FileSet, folder: Path, side: int, interpolation: str, workers: int, progress: bool) -> None:
+def _fill(images: FileSet, folder: Path, side: int, interpolation: str, progress: bool) -> None:
     """Append the images that are not yet in ``folder``; the first error stops all threads."""
     folder.mkdir(exist_ok=True)
     with open(folder / PIXELS, "ab") as pixels, open(folder / DONE, "ab") as done:
@@ -115,7 +113,7 @@ def _fill(images: FileSet, folder: Path, side: int, interpolation: str, workers:
 
         title, numbers = f"{images.name}: decoding", range(count, len(images))
         shown = bar(None, title, len(images), show=progress, initial=count, unit="images")
-        with ThreadPoolExecutor(workers) as pool, shown:
+        with ThreadPoolExecutor(cores()) as pool, shown:  # Pillow decodes several images at a time
             ahead = pool.map(decode, numbers[:CHUNK])
             for start in range(CHUNK, len(numbers) + CHUNK, CHUNK):
                 arrays, ahead = list(ahead), pool.map(decode, numbers[start : start + CHUNK])

@@ -58,7 +58,6 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_argument("--interpolation", choices=("bilinear", "bicubic"), default="bilinear",
                        help="bilinear for semantics=released (default), bicubic for paper")  # fmt: skip
     cache.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
-    cache.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one per core)")
     cache.add_argument("--cache", metavar="DIR",
                        help="default: the environment's VPTSP_CACHE, or else .vptsp-cache in the data folder; for your "
                        "own images in ./results")  # fmt: skip
@@ -158,15 +157,13 @@ def _cache(args: argparse.Namespace) -> None:
 
     if args.name == "glyphs":
         raise DataError("glyphs: they are in memory, so there is nothing to cache; leave this command out")
-    for key in ("side", "workers"):
-        if (value := getattr(args, key)) is not None and value < 1:
-            raise DataError(f"--{key} {value} must be at least 1")
+    if args.side < 1:
+        raise DataError(f"--side {args.side} must be at least 1")
     data = _data_folder(args)
     benchmark = load_benchmark(args.name, data, args.allow_partial)
     folder = cache_folder(args.name, data, args.cache)
     splits = {split: images for split, images in _list_splits(benchmark).items() if len(images)}
-    options = dict(side=args.side, interpolation=args.interpolation, workers=args.workers)
-    stores = open_stores(list(splits.values()), folder, **options)
+    stores = open_stores(list(splits.values()), folder, side=args.side, interpolation=args.interpolation)
     for split, store in zip(splits, stores, strict=True):
         print(f"{split:8} {len(store):8} images {amount(store.pixels.nbytes):>10} in {folder}")
 

@@ -12,16 +12,15 @@ COLOURS = {"holds": (BLUE, "o"), "undecided": (GREY, "s"), "does not hold": (VER
 
 
 @in_house_style
-def claims(compared: pd.DataFrame, metric: str = "R@1") -> Figure:
-    """Draw one line per claim that has runs: the paper's difference, and ours with its 95 % interval, by verdict.
+def claims(compared: pd.DataFrame) -> Figure:
+    """Draw a line per claim about R@1 that has runs: the paper's difference, and ours with its 95 % interval.
 
     A mark is hollow if one of the two rows has one seed, because its interval does not cover that row's other seeds.
 
     Args:
         compared: from `paper.claims.verdicts`.
-        metric: the metric to draw, in percentage points.
     """
-    part = compared[metric]
+    part = compared["R@1"]
     part = part[part["verdict"].isin(list(COLOURS))]
     fig = Figure(figsize=(8.4, 1.6 + 0.32 * max(len(part), 2)), layout="constrained")
     ax = fig.subplots()
@@ -41,7 +40,7 @@ def claims(compared: pd.DataFrame, metric: str = "R@1") -> Figure:
                 )  # fmt: skip
     ax.set_yticks(places, part.index)
     ax.set_ylim(len(part) - 0.4, -0.6)
-    ax.set_xlabel(f"difference of {metric}, percentage points")
+    ax.set_xlabel("difference of R@1, percentage points")
     ax.tick_params(axis="y", length=0)
     legend(fig, loc="outside lower center", ncols=2)
     return fig

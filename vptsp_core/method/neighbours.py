@@ -30,7 +30,6 @@ def nearest_neighbours(
     k: int,
     *,
     exclude_self: bool = False,
-    chunk: int | None = None,
     backend: str = "torch",
 ) -> tuple[Tensor, Tensor]:
     """Return the k gallery items with the highest cosine for each query.
@@ -40,8 +39,6 @@ def nearest_neighbours(
         gallery: (M, d), the same.
         k: length of the lists. If the gallery has fewer items, score -inf and index -1 fill the rest.
         exclude_self: leave gallery item i out of the list of query i, because they are the same item.
-        chunk: how many queries are scored at a time. By default as many as fit into 256 MiB, at most 512; on a GPU as
-            many as fit into 1 GiB.
         backend: ``"torch"``, or ``"faiss"`` for a flat faiss index, which is exact too. faiss searches on the GPU if
             the queries are there and faiss is built for it. Scores by faiss can differ in their last bits, so
             neighbours with nearly equal scores can be swapped. If items tie for the last places of a list, faiss
@@ -62,7 +59,7 @@ def nearest_neighbours(
     [[1, -1], [0, -1]]
     """
     check_backend(backend)
-    k, chunk = positive("k", k), None if chunk is None else positive("chunk", chunk)
+    k = positive("k", k)
     q = unit_rows("queries", queries)
     items = q if gallery is queries else unit_rows("gallery", gallery, like=q)
     if exclude_self and len(q) != len(items):
@@ -70,19 +67,13 @@ def nearest_neighbours(
     scores = torch.full((len(q), k), -torch.inf, device=q.device)
     indices = torch.full((len(q), k), -1, device=q.device)
     depth = torch.full((len(q),), k, device=q.device)
-    for rows, best, nearest in search(q, items, depth, exclude_self=exclude_self, chunk=chunk, backend=backend):
+    for rows, best, nearest in search(q, items, depth, exclude_self=exclude_self, backend=backend):
         scores[rows, : best.shape[1]], indices[rows, : best.shape[1]] = best, nearest
     return scores, indices
 
 
 def search(
-    queries: Tensor,
-    items: Tensor,
-    depth: Tensor,
-    *,
-    exclude_self: bool,
-    chunk: int | None = None,
-    backend: str = "torch",
+    queries: Tensor, items: Tensor, depth: Tensor, *, exclude_self: bool, backend: str = "torch"
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Search in chunks, and yield for each chunk the rows of its queries and their lists.
 
@@ -92,7 +83,7 @@ def search(
     Args:
         queries, items: (N, d) and (M, d), unit rows.
         depth: (N,), the length of list that each query needs. A list ends when there are no more items.
-        exclude_self, chunk, backend: as in `nearest_neighbours`.
+        exclude_self, backend: as in `nearest_neighbours`.
 
     Yields:
         Rows (c,), scores (c, k) and indices (c, k). k is at least the depth of each row.
@@ -102,7 +93,7 @@ def search(
     order = depth.argsort(descending=True, stable=True)
     device = "cuda" if queries.is_cuda else "cpu"
     budget = CHUNK_BYTES[device]
-    most = max(MIN_ROWS, min(n, chunk or min(CHUNK_ROWS[device], budget // (4 * m))))
+    most = max(MIN_ROWS, min(n, CHUNK_ROWS[device], budget // (4 * m)))
     index = FlatIndex(items, int(depth.max()) + exclude_self) if backend == "faiss" else None
     buffer = None
     start = 0
@@ -110,12 +101,12 @@ def search(
         k = int(depth[order[start]])
         lists = None
         if index is not None and index.usable:  # faiss needs memory for the lists and a copy of the queries
-            rows = order[start : start + (chunk or max(1, budget // (64 * k + 4 * d)))]
+            rows = order[start : start + max(1, budget // (64 * k + 4 * d))]
             lists = index.search(queries[rows], k + exclude_self)
         if lists is not None:
             best, nearest = _order_faiss_lists(*lists, without=rows if exclude_self else None)
         else:  # torch needs memory for the lists and all scores
-            rows = order[start : start + min(most, chunk or max(1, budget // (64 * k + 4 * m)))]
+            rows = order[start : start + min(most, max(1, budget // (64 * k + 4 * m)))]
             if buffer is None:  # allocated once: new memory for each chunk would take a quarter more time
                 buffer = torch.empty(most, m, device=queries.device)
             best, nearest = _search_exactly(queries, items, rows, k, exclude_self, buffer)

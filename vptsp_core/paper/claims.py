@@ -14,18 +14,7 @@ import pandas as pd
 
 from vptsp_core.method.config import RunConfig
 from vptsp_core.paper import report, tables
-from vptsp_core.paper.methods import (
-    BEST,
-    FULL,
-    LORA,
-    configured,
-    integration_rows,
-    method_rows,
-    paper_labels,
-    proxy_source_rows,
-    search_name,
-    seeds_by_row,
-)
+from vptsp_core.paper.methods import BEST, FULL, LORA, all_rows, configured, paper_labels, search_name, seeds_by_row
 from vptsp_core.runs.folder import METRICS, Run, read_run, run_folder
 from vptsp_core.runs.significance import compare_paired
 
@@ -70,11 +59,8 @@ CLAIMS = [
 
 
 def rows(profile: str, changes: Mapping[str, Any]) -> dict[str, RunConfig]:
-    """Return the runs of tables 1, 5 and 7 by name. A row of table 5 or 7 that table 1 has too has its name there."""
-    of_table = {label: row for label, row in method_rows(profile).items() if label != LORA}
-    for number, more in ((5, proxy_source_rows(profile)), (7, integration_rows(profile))):
-        of_table |= {search_name(number, label): row for label, row in [*more.items()][:-1]}  # the last is table 1's
-    return {name: configured(profile, row, changes) for name, row in of_table.items()}
+    """Return the runs of `all_rows` by name, without LoRA, of which the paper says nothing."""
+    return {name: configured(profile, row, changes) for name, row in all_rows(profile).items() if name != LORA}
 
 
 def printed() -> pd.DataFrame:

@@ -22,7 +22,7 @@ from vptsp_core.method.loop import Loop
 from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.method.step import TrainStep
 from vptsp_core.method.torch_state import in_torch_defaults
-from vptsp_core.paper.report import machine_facts
+from vptsp_core.paper.report import fact_table, machine_facts, merged
 from vptsp_core.runs.folder import identity
 from vptsp_core.runs.record import make_record
 from vptsp_core.runs.run import build_model
@@ -110,15 +110,14 @@ def _read(path: Path) -> Recording:
 
 def facts(recorded: Mapping[str, Recording], configs: Mapping[str, RunConfig]) -> pd.DataFrame:
     """Return what recordings were made with: a row per fact, with all its values."""
-    found: dict[str, dict[str, None]] = {}
-    for name, (_, made) in recorded.items():
-        own = {
-            "trunk": made["precision"]["trunk"], "seed": configs[name].seed, "weights checksum": made["weights"],
-            "data checksum, train": made["data"]["train"], "run": identity(configs[name]),
-        }  # fmt: skip
-        for fact, value in {**machine_facts(made), **own}.items():
-            found.setdefault(fact, {})[str(value)] = None
-    return pd.DataFrame({"value": map(", ".join, found.values())}, index=pd.Index(found, name="fact"))
+    return fact_table(merged(
+        {
+            **machine_facts(made), "trunk": made["precision"]["trunk"], "seed": configs[name].seed,
+            "weights checksum": made["weights"], "data checksum, train": made["data"]["train"],
+            "run": identity(configs[name]),
+        }
+        for name, (_, made) in recorded.items()
+    ))  # fmt: skip
 
 
 class RecordedStep(TrainStep):

@@ -15,7 +15,7 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.method.presets import table_preset
 from vptsp_core.paper.methods import FULL, check_changes, method_rows
 from vptsp_core.paper.released import check_released
-from vptsp_core.paper.report import machine_facts, paper_table
+from vptsp_core.paper.report import fact_table, machine_facts, merged, paper_table
 from vptsp_core.paper.step_bench import Bench, make_forms
 from vptsp_core.runs.record import made_with
 
@@ -91,7 +91,6 @@ def record(configs: Mapping[tuple[str, int], RunConfig], device: torch.device) -
     facts = {
         **machine_facts(made_with(device)),
         "data": "random images",
-        "backbone": ", ".join(dict.fromkeys(f"{c.backbone} ({c.weights})" for c in configs.values())),
-        "config hash": ", ".join(c.hash() for c in configs.values()),
     }
-    return pd.DataFrame({"value": list(facts.values())}, index=pd.Index(facts, name="fact"))
+    models = ({"backbone": f"{c.backbone} ({c.weights})", "config hash": c.hash()} for c in configs.values())
+    return fact_table(merged([facts, *models]))

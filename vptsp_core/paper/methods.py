@@ -167,6 +167,17 @@ def integration_rows(profile: str) -> dict[str, dict[str, Any]]:
     return _variants(profile, 7, "VPTSP-G", "accumulator", INTEGRATIONS)
 
 
+def all_rows(profile: str) -> dict[str, dict[str, Any]]:
+    """Return the rows of tables 1, 5 and 7, {name: changes to `base_config`}.
+
+    The last rows of tables 5 and 7 have their names in table 1; `search_name` names the others.
+    """
+    rows = method_rows(profile)
+    for number, of_table in ((5, proxy_source_rows(profile)), (7, integration_rows(profile))):
+        rows |= {search_name(number, label): of_table[label] for label in list(of_table)[:-1]}
+    return rows
+
+
 def _variants(profile: str, number: int, label: str, key: str, values: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     row, rates = method_rows(profile)[label], RATES[profile]
     return {name: {**row, key: value, **rates.get(search_name(number, name), {})} for name, value in values.items()}

@@ -32,10 +32,11 @@ def rows() -> dict[str, dict[str, Any]]:
 
     These are the rows of table 1 that train, and the rows of tables 5 and 7 except the last ones, which are in table 1.
     """
-    to_search = {label: row for label, row in methods.method_rows("tiny").items() if label not in methods.UNTRAINED}
-    for number, table_rows in ((5, methods.proxy_source_rows("tiny")), (7, methods.integration_rows("tiny"))):
-        to_search |= {methods.search_name(number, label): table_rows[label] for label in list(table_rows)[:-1]}
-    return {name: {key: row[key] for key in row if key not in ("lr", "lr_proxy")} for name, row in to_search.items()}
+    return {
+        name: {key: row[key] for key in row if key not in ("lr", "lr_proxy")}
+        for name, row in methods.all_rows("tiny").items()
+        if name not in methods.UNTRAINED
+    }
 
 
 def trial(row: Mapping[str, Any], lr: float) -> RunConfig:

@@ -6,7 +6,7 @@ Runs report fractions, and the paper prints percent. `percent` converts fraction
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -233,10 +233,10 @@ def machine_facts(made: Mapping[str, Any]) -> dict[str, str]:
 
 def record_facts(runs: Sequence[Run]) -> dict[str, list[str]]:
     """Return {fact: its values over all runs}, such as commit and seed. A fact that differs has several values."""
-    facts: dict[str, dict[str, None]] = {}  # the inner dicts are sets that keep their order
+    facts = []
     for run in runs:
         record = run.record
-        fact = {
+        facts.append({
             **machine_facts(record),
             "seed": run.config.seed,
             "backbone": f"{run.config.backbone} ({run.config.weights})",
@@ -247,10 +247,22 @@ def record_facts(runs: Sequence[Run]) -> dict[str, list[str]]:
             "epoch reported": run.config.selection,
             "training classes held out": record.get("held_out", {}).get("classes", 0),
             "run": record["hash"],
-        }
-        for key, value in fact.items():
-            facts.setdefault(key, {})[str(value)] = None
-    return {key: list(values) for key, values in facts.items()}
+        })  # fmt: skip
+    return merged(facts)
+
+
+def merged(facts: Iterable[Mapping[str, object]]) -> dict[str, list[str]]:
+    """Return each fact with its different values as text, in the order in which they occur."""
+    found: dict[str, dict[str, None]] = {}  # the inner dicts are sets that keep their order
+    for each in facts:
+        for fact, value in each.items():
+            found.setdefault(fact, {})[str(value)] = None
+    return {fact: list(values) for fact, values in found.items()}
+
+
+def fact_table(facts: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """Return facts as a table: a row per fact, whose column ``value`` has its values, separated by commas."""
+    return pd.DataFrame({"value": map(", ".join, facts.values())}, index=pd.Index(facts, name="fact"))
 
 
 def record_table(runs: Sequence[Run]) -> pd.DataFrame:
@@ -259,7 +271,7 @@ def record_table(runs: Sequence[Run]) -> pd.DataFrame:
     facts = {"runs": [str(len(runs))], **record_facts(runs)}
     if runs:
         facts["seconds of training and evaluation, all runs"] = [f"{sum(run.record['seconds'] for run in runs):.0f}"]
-    return pd.DataFrame({"value": map(", ".join, facts.values())}, index=pd.Index(facts, name="fact"))
+    return fact_table(facts)
 
 
 def save_table(table: pd.DataFrame, results: Path, name: str) -> Path:

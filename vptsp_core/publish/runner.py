@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from vptsp_core.errors import VptspError
 from vptsp_core.method.presets import parse_change
-from vptsp_core.paper.methods import base_config, configured, integration_rows, method_rows, proxy_source_rows
+from vptsp_core.paper.methods import all_rows, base_config, configured
 from vptsp_core.publish.html import notebook_html
 from vptsp_core.publish.kernel import OneKernel
 from vptsp_core.publish.manifest import Manifest, is_finished, made_from
@@ -136,8 +136,7 @@ def check_use(work: Sequence[tuple[Path, Mapping[str, Any]]], values: Mapping[st
     if "data" in values and base_config(profile).dataset == "glyphs":
         print(f"--data: profile {profile!r} trains the embedded glyphs; try --profile paper", file=sys.stderr)
     if changes := values.get("changes"):
-        tables = (method_rows(profile), proxy_source_rows(profile), integration_rows(profile))
-        unread = [configured(profile, row, changes).unread() for table in tables for row in table.values()]
+        unread = [configured(profile, row, changes).unread() for row in all_rows(profile).values()]
         if never := [key for key in changes if all(key in each for each in unread)]:
             raise VptspError(f"--set: no run of profile {profile!r} reads {', '.join(never)}; leave it out")
 
