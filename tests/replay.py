@@ -171,7 +171,6 @@ def replay(path: Path, host: bool = False) -> dict[str, float]:
     prompts = model.class_prompts
     if host and prompts.rowwise:
         prompts = model.class_prompts = HostPrompts(prompts)
-    schedule = [labels[:: golden["samples_per_class"]] for labels in data["labels"]]
     optimizers = make_optimizers(model)
     start = {name: tensor.clone() for name, tensor in named(model).items()}
     losses, errors = [], {"losses": 0.0, "step 0": 0.0, "final": 0.0}
@@ -187,8 +186,8 @@ def replay(path: Path, host: bool = False) -> dict[str, float]:
         errors[part] = max(errors[part], relative(ours, theirs))
 
     for step, (images, labels) in enumerate(zip(data["images"], data["labels"], strict=True)):
-        classes = schedule[step]
-        prompts.swap_in(classes, optimizers[0], schedule[step + 1] if step + 1 < len(schedule) else None)
+        classes = labels[:: golden["samples_per_class"]]
+        prompts.swap_in(classes, optimizers[0])
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         if step == 0:

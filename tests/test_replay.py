@@ -69,8 +69,8 @@ def test_the_documented_command_runs_on_its_own(tmp_path):
 def test_replay_of_rowwise_class_prompts(tmp_path, monkeypatch, host):
     own_trajectory(tmp_path / "true.npz", prompt_memory_bank=True)
     moved = []
-    real = replay.HostPrompts.host_rows
-    monkeypatch.setattr(replay.HostPrompts, "host_rows", lambda self: moved.append(1) or real(self))
+    real = replay.HostPrompts.swap_in
+    monkeypatch.setattr(replay.HostPrompts, "swap_in", lambda *args: moved.append(1) or real(*args))
     assert replay.main([*host, str(tmp_path / "true.npz")]) == 0
     assert bool(moved) == bool(host)
 

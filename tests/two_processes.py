@@ -96,8 +96,8 @@ def train(case: str) -> dict[str, Tensor]:
         trainer = Trainer(model.double() if double else model, images, Path(folder), lambda m: {}, progress=False)
         step, losses = trainer.loop.step, []
 
-        def spy(images: Tensor, labels: Tensor, classes: Tensor, upcoming: Tensor | None) -> Tensor:
-            losses.append(step(images.double() if double else images, labels, classes, upcoming))
+        def spy(images: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
+            losses.append(step(images.double() if double else images, labels, classes))
             return losses[-1]
 
         trainer.loop.step = spy

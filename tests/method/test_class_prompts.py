@@ -1,15 +1,9 @@
-"""Class prompts in host memory against class prompts on the device: equal bit for bit, at all times of the copies.
-
-Copiers that copy as late as possible, or at random times, stand for the side stream of a GPU. Tests show that they
-would reveal a missing wait.
-"""
+"""Class prompts in host memory against class prompts on the device: equal bit for bit."""
 
 import copy
-import random
+import gc
 from contextlib import nullcontext
-from functools import partial
 from types import SimpleNamespace
-from unittest.mock import Mock, create_autospec
 
 import pytest
 import torch
@@ -20,53 +14,10 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.runs import host_prompts, memory
 from vptsp_core.runs.host_prompts import HostPrompts
 from vptsp_core.runs.memory import check_table_memory, place_class_prompts
-from vptsp_core.system import host_rows
-from vptsp_core.system.host_rows import DirectCopier, HostRows, StreamCopier, own_pages, pin
+from vptsp_core.system import host_memory
+from vptsp_core.system.host_memory import own_pages, pin
 
 SHAPE, PICKED, STEPS = (7, 2, 3, 4), 3, 14
-
-
-class LateCopier:
-    """A copier that makes a copy, and all copies submitted before it, only when it is waited for.
-
-    ``forgets``: ignore the waits for "fetch" or for "write back".
-    """
-
-    def __init__(self, forgets=None):
-        self.queue, self.done, self.forgets = [], 0, forgets
-
-    def submit(self, pairs):
-        self.queue.append(list(pairs))
-        return len(self.queue)
-
-    def wait(self, ticket):
-        target = self.queue[ticket - 1][0][0]
-        rows = target.untyped_storage().nbytes() // target.nbytes
-        if self.forgets != ("write back" if rows == SHAPE[0] else "fetch"):
-            self._until(ticket)
-
-    def finish(self):
-        self._until(len(self.queue))
-
-    def _until(self, ticket):
-        while self.done < ticket:
-            for target, source in self.queue[self.done]:
-                target.copy_(source)
-            self.done += 1
-
-
-class RandomCopier(LateCopier):
-    """A copier that makes a random number of the submitted copies at every call."""
-
-    def __init__(self):
-        super().__init__()
-        self.random = random.Random(3)
-
-    def submit(self, pairs):
-        self._until(self.random.randint(self.done, len(self.queue)))
-        ticket = super().submit(pairs)
-        self._until(self.random.randint(self.done, len(self.queue)))
-        return ticket
 
 
 def make(optimizer, *, host, shape=SHAPE, picked=PICKED):
@@ -87,13 +38,13 @@ def batches():
     return [torch.tensor(b) for b in fixed] + drawn
 
 
-def train(prompts, optimizer, announce, start=0, stop=STEPS):
-    """Take some steps and return their losses. ``announce(t, batches)`` returns the classes announced as the next."""
+def train(prompts, optimizer, start=0, stop=STEPS):
+    """Take some steps and return their losses."""
     losses, every = [], batches()
     for t in range(start, stop):
         generator = torch.Generator().manual_seed(t)
         weight = torch.randn(PICKED, *SHAPE[1:], generator=generator)
-        prompts.swap_in(every[t], optimizer, announce(t, every))
+        prompts.swap_in(every[t], optimizer)
         optimizer.zero_grad()
         loss = (prompts(every[t]).pow(2) * weight).sum()
         loss.backward()
@@ -103,69 +54,29 @@ def train(prompts, optimizer, announce, start=0, stop=STEPS):
     return losses
 
 
-def following(t, every):
-    return every[t + 1] if t + 1 < len(every) else None
-
-
-ANNOUNCE = {
-    "announced": following,
-    "not announced": lambda t, every: None,
-    "wrongly announced": lambda t, every: torch.tensor([6, 0, 1]),
-    "in another order": lambda t, every: following(t, every).flip(0) if t + 1 < len(every) else None,
-    "now and then": lambda t, every: following(t, every) if t % 3 else None,
-}
-COPIERS = {"at once": DirectCopier, "late": LateCopier, "at random": RandomCopier}
-
-
-def use(monkeypatch, copier):
-    monkeypatch.setattr(host_prompts, "HostRows", lambda *args: HostRows(*args, copier=copier()))
-
-
 def assert_same_state(ours, theirs):
     ours, theirs = ours.state_dict(), theirs.state_dict()
     assert ours.keys() == theirs.keys() and len(ours) >= 3
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("copier", COPIERS.values(), ids=COPIERS.keys())
-@pytest.mark.parametrize("announce", ANNOUNCE.values(), ids=ANNOUNCE.keys())
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-def test_the_host_table_moves_as_the_table_on_the_device(monkeypatch, optimizer, announce, copier):
-    use(monkeypatch, copier)
+def test_the_host_table_moves_as_the_table_on_the_device(optimizer):
     (device, of_device), (host, of_host) = make(optimizer, host=False), make(optimizer, host=True)
     start = device.table.clone()
-    assert train(host, of_host, announce) == train(device, of_device, announce)
+    assert train(host, of_host) == train(device, of_device)
     assert_same_state(host, device)
     assert (device.table != start).flatten(1).all(1).all(), "a class was not trained"
 
 
-@pytest.mark.parametrize("forgotten", ["fetch", "write back", "rows on their way out"])
-def test_a_forgotten_wait_is_revealed(monkeypatch, forgotten):
-    use(monkeypatch, partial(LateCopier, forgotten))
-    if forgotten == "rows on their way out":
-        give = HostRows.give
-
-        def give_and_forget(self, classes, sources):
-            give(self, classes, sources)
-            self._written.places.clear()
-
-        monkeypatch.setattr(HostRows, "give", give_and_forget)
-    (device, of_device), (host, of_host) = make("adam", host=False), make("adam", host=True)
-    train(device, of_device, following)
-    train(host, of_host, following)
-    host.flush()
-    assert not torch.equal(host.table, device.table)
-
-
-def test_by_hand(monkeypatch):
+def test_by_hand():
     """One number per class, SGD with momentum 0.5 and learning rate 1, and a gradient of 1 in every step."""
-    use(monkeypatch, LateCopier)
     prompts, _ = make("sgd", host=True, shape=(3, 1, 1, 1), picked=1)
     optimizer = torch.optim.SGD(prompts.parameters(), lr=1.0, momentum=0.5)
     prompts.table.copy_(torch.tensor([10.0, 20.0, 30.0]).view(3, 1, 1, 1))
     seen, order = [], [torch.tensor([c]) for c in (0, 0, 1, 0)]
-    for classes, upcoming in zip(order, [*order[1:], None], strict=True):
-        prompts.swap_in(classes, optimizer, upcoming)
+    for classes in order:
+        prompts.swap_in(classes, optimizer)
         optimizer.zero_grad()
         prompts(classes).sum().backward()
         seen.append(prompts.rows.item())
@@ -178,47 +89,26 @@ def test_by_hand(monkeypatch):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_training_continues_from_a_state_that_was_saved_midway(monkeypatch, optimizer):
-    use(monkeypatch, LateCopier)
+def test_training_continues_from_a_state_that_was_saved_midway(optimizer):
     (device, of_device), (host, of_host) = make(optimizer, host=False), make(optimizer, host=True)
-    train(device, of_device, following, stop=6)
-    train(host, of_host, following, stop=6)
-    assert_same_state(host, device)  # saving waits until all rows are written back
+    train(device, of_device, stop=6)
+    train(host, of_host, stop=6)
+    assert_same_state(host, device)
     saved = {name: value.clone() for name, value in host.state_dict().items()}
     of_saved = copy.deepcopy(of_host.state_dict())
-    rest = train(device, of_device, following, start=6)
-    assert train(host, of_host, following, start=6, stop=11) == rest[:5]
+    rest = train(device, of_device, start=6)
+    assert train(host, of_host, start=6, stop=11) == rest[:5]
     fresh, of_fresh = make(optimizer, host=True)
-    # Into a new table, and into one with rows that are announced or not yet written back.
     for prompts, of_prompts in ((fresh, of_fresh), (host, of_host)):
         prompts.load_state_dict(saved)
         of_prompts.load_state_dict(copy.deepcopy(of_saved))  # it keeps the tensors that it is given
-        assert train(prompts, of_prompts, following, start=6) == rest
+        assert train(prompts, of_prompts, start=6) == rest
         assert_same_state(prompts, device)
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_copy_has_all_rows_and_is_independent(monkeypatch, optimizer):
-    """The copy is made inside of another module, while rows are announced or not yet written back."""
-    use(monkeypatch, LateCopier)
-    (device, of_device), (host, of_host) = make(optimizer, host=False), make(optimizer, host=True)
-    train(device, of_device, following, stop=6)
-    train(host, of_host, following, stop=6)
-    outer, of_twin = copy.deepcopy((torch.nn.Sequential(host), of_host))
-    twin = outer[0]
-    assert torch.equal(twin.table, device.table), "the table itself, not only state_dict, has all rows"
-    assert isinstance(twin, HostPrompts)
-    assert all(t.data_ptr() % 4096 == 0 for t in (twin.table, getattr(twin, twin.moments[0])))
-    rest = train(device, of_device, following, start=6)
-    assert train(host, of_host, following, start=6) == rest
-    assert train(twin, of_twin, following, start=6) == rest, "steps of the original change the copy"
-    assert_same_state(twin, device)
-    assert_same_state(host, device)
 
 
 def test_the_host_table_does_not_move():
     prompts, optimizer = make("adam", host=True)
-    train(prompts, optimizer, following, stop=3)
+    train(prompts, optimizer, stop=3)
     prompts.flush()
     outer, places = torch.nn.Sequential(prompts), [t.data_ptr() for t in prompts.buffers()]
     kept = prompts.table.clone()
@@ -271,48 +161,40 @@ def test_memory_that_cannot_be_pinned_is_an_error_of_one_line(monkeypatch):
     assert "\n" not in str(caught.value) and calls == [(table.data_ptr(), 24, 1)]
 
 
-def test_if_pinning_fails_the_pinned_memory_is_released(monkeypatch):
-    log = []
+def test_tables_are_pinned_while_the_module_is_on_a_gpu(monkeypatch):
+    """Also the tables that were pinned before one that cannot be."""
+    log, most = [], [3]
 
     def pin_one(table, device):
-        if log:
+        if len(log) == most[0]:
             raise VptspError("no more")
         log.append(table.data_ptr())
         return table.data_ptr()
 
-    monkeypatch.setattr(host_rows, "pin", pin_one)
-    monkeypatch.setattr(host_rows, "unpin", lambda address: log.append(-address))
-    monkeypatch.setattr(host_rows, "StreamCopier", lambda device: DirectCopier())
-    tables = {"a": torch.zeros(2, 3), "b": torch.zeros(2, 3)}
-
-    def build():
-        with pytest.raises(VptspError, match="no more"):
-            HostRows(tables, 1, torch.device("cuda"))
-
-    build()  # afterwards the error, and the object in it, no longer exist
-    assert log == [tables["a"].data_ptr(), -tables["a"].data_ptr()]
-
-
-def test_the_stream_copies_after_the_computation_and_before_its_event(monkeypatch):
-    """The calls of a CUDA stream, in order. Its methods must exist in torch."""
-    log = Mock()
-    side, main = (create_autospec(torch.cuda.Stream, instance=True) for _ in range(2))
-    side.wait_stream.side_effect = lambda stream: log.wait(stream)
-    side.record_event.side_effect = lambda: log.record() and "ticket"
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: log.enter(stream) and nullcontext())
-    copier = StreamCopier(torch.device("cuda"))
-    target = Mock()
-    target.copy_.side_effect = lambda source, non_blocking: log.copy(source, non_blocking)
-    assert copier.submit([(target, "source")]) == "ticket"
-    expected = [("wait", (main,)), ("enter", (side,)), ("copy", ("source", True)), ("record", ())]
-    assert [(name, args) for name, args, _ in log.mock_calls] == expected
-    copier.wait("ticket")
-    main.wait_event.assert_called_once_with("ticket")
-    side.synchronize.assert_not_called()
-    copier.finish()
-    side.synchronize.assert_called_once_with()
+    monkeypatch.setattr(host_prompts, "pin", pin_one)
+    monkeypatch.setattr(host_prompts, "unpin", lambda addresses, device: log.extend(-each for each in addresses))
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    classes = torch.arange(PICKED)
+    prompts, optimizer = make("adam", host=True)
+    places = [table.data_ptr() for table in prompts.tables().values()]
+    for _ in range(2):
+        prompts.swap_in(classes, optimizer)
+    assert log == places
+    prompts.to("cpu")
+    assert log == [*places, *(-place for place in places)]
+    prompts.swap_in(classes, optimizer)
+    del prompts, optimizer
+    gc.collect()
+    assert log == 2 * [*places, *(-place for place in places)]
+    log.clear()
+    most[0] = 1
+    prompts, optimizer = make("adam", host=True)
+    with pytest.raises(VptspError, match="no more"):
+        prompts.swap_in(classes, optimizer)
+    del prompts, optimizer
+    gc.collect()
+    assert len(log) == 2 and log[0] == -log[1]
 
 
 def test_classes_reach_a_gpu_without_waiting(monkeypatch):
@@ -326,7 +208,7 @@ def test_classes_reach_a_gpu_without_waiting(monkeypatch):
         return to(tensor, *args, **options)
 
     monkeypatch.setattr(torch.Tensor, "to", noted)
-    train(prompts, optimizer, following, stop=2)
+    train(prompts, optimizer, stop=2)
     assert sent == [(classes, True) for classes in ([0, 1, 2], [0, 1, 2], [2, 3, 4], [2, 3, 4])]
 
 
@@ -374,7 +256,7 @@ def test_a_table_that_does_not_fit_is_refused_before_it_is_made(monkeypatch):
     config = RunConfig(class_layers=2, class_prompts=3)
     for available, fits in ((4 * 7 * 2 * 3 * 4, True), (4 * 7 * 2 * 3 * 4 - 1, False)):
         monkeypatch.setattr(memory, "available_memory", lambda: available)  # noqa: B023
-        monkeypatch.setattr(host_rows, "available_memory", lambda: available)  # noqa: B023
+        monkeypatch.setattr(host_memory, "available_memory", lambda: available)  # noqa: B023
         refused = pytest.raises(VptspError, match="no host memory for a class-prompt table of .* are available")
         with nullcontext() if fits else refused:
             check_table_memory(config, 7, 4)

@@ -51,14 +51,13 @@ class ClassPrompts(nn.Module):
         return self.rows if self.rowwise else self.table.index_select(0, classes)
 
     @torch.no_grad()
-    def swap_in(self, classes: Tensor, optimizer: torch.optim.Optimizer, upcoming: Tensor | None = None) -> None:
+    def swap_in(self, classes: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Fetch the rows of ``classes`` and their optimiser state, before the forward pass. Dense: do nothing.
 
         Args:
             classes: (C',) int64 without repetition, in pinned memory or on the table's device, so that the host does
                 not wait for the GPU.
             optimizer: the one that trains the prompts.
-            upcoming: (C',) int64, the classes of the next batch, if known. A table in host memory sends them early.
         """
         if self.rowwise:
             classes = classes.to(self.table.device, non_blocking=self.table.device.type != "mps")

@@ -77,10 +77,8 @@ class Loop:
         torch.manual_seed(int(np.random.SeedSequence([self.model.config.seed, epoch, 2]).generate_state(1)[0]))
         self.model.train()
         start, losses = time.perf_counter(), []
-        classes = self._classes(epoch)
-        upcoming = [*classes[1:], None]
-        for (images, labels), own, following in zip(self.batches(epoch), classes, upcoming, strict=True):
-            losses.append(self.step(images, labels, own, following))
+        for (images, labels), classes in zip(self.batches(epoch), self._classes(epoch), strict=True):
+            losses.append(self.step(images, labels, classes))
         self.losses = torch.stack(losses)
         mean = self.losses.mean().item()  # the host waits for the device only here, and with fp16 in each step
         lr, lr_proxy = (float(optimizer.param_groups[0]["lr"]) for optimizer in self.optimizers)

@@ -36,16 +36,13 @@ class TrainStep:
         self.scaler = scaler or torch.amp.GradScaler(self.device.type, enabled=False)
         cast_frozen_weights(model.vit)
 
-    def __call__(
-        self, images: Tensor, labels: Tensor, classes: Tensor | None = None, upcoming: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, images: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
         """Compute the loss and its gradients, and let both optimisers take a step.
 
         Args:
             images, labels: (b, 3, H, W) and (B,), as in `MetricModel.loss`.
             classes: (C',) int64 on the CPU, the classes of this batch; None takes them from the labels. Only class
                 prompts in host memory need it.
-            upcoming: (C',) int64 on the CPU, the classes of the next batch, or None (see `ClassPrompts.swap_in`).
 
         Returns:
             The loss before the step, a scalar on the device.
@@ -54,7 +51,7 @@ class TrainStep:
         if classes is None:
             classes = labels[:: self.model.config.samples_per_class]
         if prompts is not None:
-            prompts.swap_in(classes, optimizer, upcoming)
+            prompts.swap_in(classes, optimizer)
         for each in self.optimizers:
             each.zero_grad(set_to_none=True)
         loss = self.forward_backward(images, labels)

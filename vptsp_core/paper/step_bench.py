@@ -59,7 +59,7 @@ class StepBench:
         self.form, self.device = form, pick_device(device)
         self.model = random_model(config, self.device, classes)
         self.images, self.labels = random_batch(config, self.device)
-        self.classes = self.upcoming = torch.arange(config.batch // config.samples_per_class)  # on the CPU
+        self.classes = torch.arange(config.batch // config.samples_per_class)  # on the CPU
         dtype = autocast_dtype(config.precision, self.device, self.model.vit.backbone.embed_dim)
         self.model.vit.autocast = dtype
         self.optimizers = make_optimizers(self.model)
@@ -68,7 +68,7 @@ class StepBench:
 
     def step(self) -> None:
         """Run forward, backward and both optimisers."""
-        self.train_step(self.images, self.labels, self.classes, self.upcoming)
+        self.train_step(self.images, self.labels, self.classes)
 
     def kept(self) -> tuple[Callable[[], Tensor], list[Tensor], Sequence[torch.optim.Optimizer]] | None:
         """Return the arguments of `kept_bytes`: the loss, the weights and buffers, and the optimisers.

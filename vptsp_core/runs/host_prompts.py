@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from vptsp_core.method.class_prompts import ClassPrompts
-from vptsp_core.system.host_rows import HostRows, own_pages
+from vptsp_core.system.host_memory import own_pages, pin, unpin
 
 
 class HostPrompts(ClassPrompts):
     """Row-wise `ClassPrompts` whose table and moments stay in host memory. This changes no numbers.
 
-    The tables of ``prompts`` are copied into memory pages of their own, which can be pinned.
+    The GPU copies the rows in the order of its work: those of a batch after those that the step before put back. The
+    host does not wait for it, except in `flush`.
+
+    The tables of ``prompts`` are copied into memory pages of their own, which are pinned for a GPU.
     Raises VptspError: there is not enough host memory.
     """
 
@@ -27,48 +30,54 @@ class HostPrompts(ClassPrompts):
         for name, tensor in prompts.tables().items():
             self.register_buffer(name, _in_own_pages(tensor, tensor.dtype))
         self.rows = prompts.rows
-        self._host: HostRows | None = None
-        # No bound methods: a copy of the module would flush the original.
+        self._unpin: Callable[[], Any] | None = None
         self.register_state_dict_pre_hook(lambda module, *_: module.flush())
-        self.register_load_state_dict_pre_hook(lambda module, *_: module._forget())
+        self.register_load_state_dict_pre_hook(lambda module, *_: module.flush())
 
     @torch.no_grad()
-    def swap_in(self, classes: Tensor, optimizer: torch.optim.Optimizer, upcoming: Tensor | None = None) -> None:
-        """Do what `ClassPrompts.swap_in` does, and start to fetch the rows of ``upcoming``, the next batch's classes.
-
-        ``classes`` and ``upcoming`` are (C',) on the CPU, so that nothing waits for the GPU. If ``classes`` are not the
-        ``upcoming`` of the call before, their rows are fetched now.
+    def swap_in(self, classes: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Do what `ClassPrompts.swap_in` does. ``classes`` are (C',) on the CPU, so that nothing waits for the GPU.
+        Raises VptspError: the table cannot be pinned.
         """
-        self.host_rows().take(classes, self.slots(optimizer))
-        if upcoming is not None:
-            self.host_rows().announce(upcoming)
+        self._pin()
+        for name, slot in self.slots(optimizer).items():
+            table = getattr(self, name)
+            for i, c in enumerate(self._order(classes)):
+                slot[i].copy_(table[c], non_blocking=self.rows.is_cuda)
 
     @torch.no_grad()
     def swap_out(self, classes: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Do what `ClassPrompts.swap_out` does. ``classes`` are (C',) on the CPU."""
-        self.host_rows().give(classes, self.slots(optimizer))
-
-    def host_rows(self) -> HostRows:
-        """Return the object that copies rows to and from host memory. The first call makes it, for the rows' device.
-        Raises VptspError: the table cannot be pinned.
-        """
-        if self._host is None:
-            self._host = HostRows(self.tables(), len(self.rows), self.rows.device)
-        return self._host
+        for name, slot in self.slots(optimizer).items():
+            table = getattr(self, name)
+            for i, c in enumerate(self._order(classes)):
+                table[c].copy_(slot[i], non_blocking=self.rows.is_cuda)
 
     def flush(self) -> None:
         """Wait until the table and its moments contain every row that was put back. Call this before reading them."""
-        if self._host is not None:
-            self._host.flush()
+        if self.rows.is_cuda:
+            torch.cuda.synchronize(self.rows.device)
 
-    def _forget(self) -> None:
-        """Drop the rows that were fetched ahead, because the table or its device is about to change."""
-        self.flush()
-        self._host = None
+    def _order(self, classes: Tensor) -> list[int]:
+        assert classes.device.type == "cpu", "classes of a host table are read on the host: give them on the CPU"
+        assert len(classes) == len(self.rows), f"{len(classes)} classes for {len(self.rows)} rows"
+        return classes.tolist()
+
+    def _pin(self) -> None:
+        """Pin the tables for a GPU, until this module moves or no longer exists."""
+        if not self.rows.is_cuda or self._unpin is not None:
+            return
+        addresses: list[int] = []
+        self._unpin = weakref.finalize(self, unpin, addresses, self.rows.device)  # first: a later `pin` may fail
+        for table in self.tables().values():
+            addresses.append(pin(table, self.rows.device))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassPrompts:
         """Move the module, as `nn.Module.to` and similar methods do. Tensors in host memory only change their dtype."""
-        self._forget()
+        self.flush()
+        if self._unpin is not None:
+            self._unpin()
+            self._unpin = None
         kept = {name: self._buffers.pop(name) for name in self.tables()}
         try:
             super()._apply(fn, recurse)
@@ -78,15 +87,6 @@ class HostPrompts(ClassPrompts):
                 same = tensor.dtype == self.rows.dtype
                 self._buffers[name] = tensor if same else _in_own_pages(tensor, self.rows.dtype)
         return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> HostPrompts:
-        """Copy the module into memory pages of its own, after `flush`."""
-        self.flush()
-        for tensor in self.tables().values():
-            memo[id(tensor)] = _in_own_pages(tensor, tensor.dtype)
-        twin = memo[id(self)] = type(self).__new__(type(self))
-        twin.__dict__.update(copy.deepcopy({**self.__dict__, "_host": None}, memo))
-        return twin
 
 
 def _in_own_pages(tensor: Tensor, dtype: torch.dtype) -> Tensor:

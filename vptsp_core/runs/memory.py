@@ -21,7 +21,7 @@ from vptsp_core.method.model import MetricModel
 from vptsp_core.runs.host_prompts import HostPrompts
 from vptsp_core.system.devices import free_gpu_memory
 from vptsp_core.system.distributed import local_size
-from vptsp_core.system.host_rows import check_room
+from vptsp_core.system.host_memory import check_room
 from vptsp_core.system.portable import available_memory
 
 _HOST = "--class-table host for row-wise class prompts"
@@ -38,8 +38,6 @@ def probe_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) 
     learned = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     have_state = {p for optimizer in optimizers for p in optimizer.state}
     training = model.training
-    if isinstance(model.class_prompts, HostPrompts):
-        model.class_prompts.host_rows()  # allocates its buffers
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             room = [torch.empty_like(p) for p in learned if p not in have_state for _ in MOMENTS[config.optimizer]]
