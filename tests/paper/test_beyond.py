@@ -33,7 +33,11 @@ def test_the_recipe_is_its_preset_and_its_other_rows_lack_one_part_each():
     for profile, name in RECIPES.items():
         configs = {row: config.to_dict() for (row, _), config in beyond.cells(profile).items()}
         recipe = configs[beyond.RECIPE]
-        assert recipe == preset(name, **{key: recipe[key] for key in ("epochs", "steps_per_epoch")}).to_dict()
+        assert recipe["cosine_T"] == recipe["epochs"] and recipe["eval_start"] == 0
+        length = {key: recipe[key] for key in ("epochs", "steps_per_epoch")}
+        assert recipe == preset(name, **length, cosine_T=recipe["epochs"]).to_dict()
+        full = preset(name)
+        assert (full.cosine_T, full.eval_start) == (full.epochs, 0)
         parts = {
             "... with the final head in closed form": {"final_head": "closed_form"},
             "... with a GRU": {"accumulator": "gru"},

@@ -13,7 +13,7 @@ from vptsp_core.method.lora import has_peft
 from vptsp_core.method.presets import PRESETS, table_preset
 from vptsp_core.method.presets import RECIPE as SETTINGS
 from vptsp_core.method.presets import RECIPE_RATES as RATES
-from vptsp_core.paper.methods import BEST, FULL, LORA, configured, method_rows
+from vptsp_core.paper.methods import BEST, FULL, LORA, base_config, configured, method_rows
 
 REFERENCE = f"{BEST}, as released"
 RECIPE = "the recipe: VPTSP-M + BitFit, heads and proxies from the data"
@@ -26,7 +26,8 @@ def rows(profile: str) -> dict[str, dict[str, Any]]:
     LoRA is included if peft is installed. Raises ConfigError for an unknown profile.
     """
     known = method_rows(profile)
-    recipe = {**known["VPTSP-M + BitFit"], **RATES, "start": "proxies"}
+    rates = RATES | {"cosine_T": base_config(profile).epochs, "eval_start": 0}
+    recipe = {**known["VPTSP-M + BitFit"], **rates, "start": "proxies"}
     out = {
         REFERENCE: known[BEST],
         f"{BEST}, final head in closed form": {**known[BEST], "final_head": "closed_form"},
@@ -39,10 +40,10 @@ def rows(profile: str) -> dict[str, dict[str, Any]]:
         "... without prompts (BitFit)": {**recipe, "method": "linear"},
         "... without training": {**recipe, "method": "linear", "bitfit": False, "start": "heads", "epochs": 0},
         # 1e-4 was worse on the held-out classes of CUB (docs/beyond.md).
-        f"{FULL}, as the recipe, lr 3e-5": {**known[FULL], **RATES, "start": "proxies", "lr": 3e-5},
+        f"{FULL}, as the recipe, lr 3e-5": {**known[FULL], **rates, "start": "proxies", "lr": 3e-5},
     }
     if has_peft():
-        out |= {LORA: known[LORA], f"{LORA}, as the recipe": {**known[LORA], **RATES, "start": "proxies"}}
+        out |= {LORA: known[LORA], f"{LORA}, as the recipe": {**known[LORA], **rates, "start": "proxies"}}
     return out
 
 
@@ -57,6 +58,7 @@ def cells(profile: str, **changes: Any) -> dict[tuple[str, str], RunConfig]:
     configs = {(label, "CUB"): configured(profile, row, judged) for label, row in rows(profile).items()}
     if profile == "paper" and not {"backbone", "weights", "embed_dim"} & changes.keys():
         for name in NEWER:
-            configs[name, "CUB"] = table_preset(name, **judged)
-            configs[f"{name}, the recipe", "CUB"] = table_preset(name, **{**SETTINGS, **RATES, **judged})
+            plain = configs[name, "CUB"] = table_preset(name, **judged)
+            recipe = {**SETTINGS, **RATES, "cosine_T": plain.epochs, "eval_start": 0, **judged}
+            configs[f"{name}, the recipe", "CUB"] = table_preset(name, **recipe)
     return configs
