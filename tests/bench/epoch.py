@@ -58,7 +58,7 @@ def measure_epoch(config: RunConfig, benchmark: Benchmark, cache: Path, *, devic
         def some(count: int) -> Callable[[], None]:
             def take() -> None:
                 for _ in range(count):
-                    trainer.loop.step(*batch, classes, classes)
+                    trainer.loop.step(*batch, classes)
 
             return take
 
