@@ -74,14 +74,20 @@ PRESETS |= {
 }
 # Beyond the paper, the recipe (docs/beyond.md): VPTSP-M with BitFit. Its heads and proxies start from the data
 # (`vptsp_core.runs.start_from_data`), and held-out classes choose the epoch. Epoch 0, before any step, can be chosen.
-# The rates fall to the end of the cosine in the last epoch.
 RECIPE: dict[str, Any] = dict(
     method="vptsp", bitfit=True, accumulator="ema", start="proxies", selection="validation_map"
 )  # fmt: skip
-RECIPE_RATES: dict[str, Any] = dict(optimizer="adamw", lr=1e-3, lr_proxy=0.05)
-for _name in ("cub200-vits16", "demo"):
-    _all_epochs = dict(cosine_T=PRESETS[_name].get("epochs", RunConfig.epochs), eval_start=0)
-    PRESETS[f"{_name}-recipe"] = PRESETS[_name] | RECIPE | RECIPE_RATES | _all_epochs
+
+
+def recipe_rates(epochs: int) -> dict[str, Any]:
+    """Return the recipe's rates and schedule: the cosine ends in the last of the ``epochs``, and each is evaluated."""
+    return dict(optimizer="adamw", lr=1e-3, lr_proxy=0.05, cosine_T=epochs, eval_start=0)
+
+
+PRESETS |= {
+    f"{name}-recipe": PRESETS[name] | RECIPE | recipe_rates(PRESETS[name].get("epochs", RunConfig.epochs))
+    for name in ("cub200-vits16", "demo")
+}
 PRESETS["smoke"] = dict(PRESETS["demo"], epochs=1, steps_per_epoch=3)
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.lora import has_peft
-from vptsp_core.method.presets import PRESETS, table_preset
+from vptsp_core.method.presets import PRESETS, recipe_rates, table_preset
 from vptsp_core.method.presets import RECIPE as SETTINGS
-from vptsp_core.method.presets import RECIPE_RATES as RATES
 from vptsp_core.paper.methods import BEST, FULL, LORA, base_config, configured, method_rows
 
 REFERENCE = f"{BEST}, as released"
@@ -26,7 +25,7 @@ def rows(profile: str) -> dict[str, dict[str, Any]]:
     LoRA is included if peft is installed. Raises ConfigError for an unknown profile.
     """
     known = method_rows(profile)
-    rates = RATES | {"cosine_T": base_config(profile).epochs, "eval_start": 0}
+    rates = recipe_rates(base_config(profile).epochs)
     recipe = {**known["VPTSP-M + BitFit"], **rates, "start": "proxies"}
     out = {
         REFERENCE: known[BEST],
@@ -59,6 +58,6 @@ def cells(profile: str, **changes: Any) -> dict[tuple[str, str], RunConfig]:
     if profile == "paper" and not {"backbone", "weights", "embed_dim"} & changes.keys():
         for name in NEWER:
             plain = configs[name, "CUB"] = table_preset(name, **judged)
-            recipe = {**SETTINGS, **RATES, "cosine_T": plain.epochs, "eval_start": 0, **judged}
+            recipe = {**SETTINGS, **recipe_rates(plain.epochs), **judged}
             configs[f"{name}, the recipe", "CUB"] = table_preset(name, **recipe)
     return configs
