@@ -4,8 +4,7 @@ The command loads a file's initial tensors, trains our model on its batches, and
 first step, and the final state. It prints the largest relative error of each. The error of a tensor is the norm of the
 difference over the norm of the golden tensor. It exits with 1 above 1e-4, and with 2 if a file cannot be replayed.
 
-With ``--host``, row-wise class prompts are in host memory, and each batch is announced to it. A dense table is not
-affected.
+With ``--host``, row-wise class prompts are in host memory. A dense table is not affected.
 
 The bias of the attention keys under Adam or AdamW is compared by its effect, not by its values. Softmax is invariant to
 it, so its gradient is zero up to rounding. Adam scales this rounding up to full steps of random sign: 1e-3 of the

@@ -11,7 +11,6 @@ from vptsp_core import preset
 from vptsp_core.data import Benchmark
 from vptsp_core.data.base import ImageSet
 from vptsp_core.data.batches import decoded, eval_batches, train_batches
-from vptsp_core.data.cached import on_device
 from vptsp_core.data.crops import random_boxes
 from vptsp_core.data.store import PixelStore
 from vptsp_core.errors import ConfigError, DataError
@@ -163,14 +162,3 @@ def test_decoding_does_not_change_the_benchmark(tmp_path):
     assert all(images.store for images in (with_stores.train, with_stores.test, with_stores.gallery))
     assert without_training.train.store is None and without_training.gallery.store is not None
     assert decoded(plain, CONFIG.replace(pipeline="classic"), tmp_path) is plain
-
-
-def test_errors_of_the_host_are_raised_on_the_device_side():
-    def broken():
-        yield (torch.zeros(1),)
-        raise DataError("image gone: unreadable")
-
-    batches = on_device(broken(), CPU)
-    assert next(batches)[0].item() == 0
-    with pytest.raises(DataError, match="image gone"):
-        next(batches)

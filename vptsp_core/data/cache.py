@@ -84,7 +84,8 @@ def _check_room(missing: dict[FileSet, Path], folder: Path, side: int, progress:
     Raises DataError: the disk has less room.
     """
     least, free = 3 * side**2 * sum(map(len, missing)), shutil.disk_usage(folder).free
-    written = sum(pixels.stat().st_size for pixels in folder.glob(f"*.partial/{PIXELS}"))
+    begun = [folder / f"{place.name}.partial" / PIXELS for place in missing.values()]
+    written = sum(pixels.stat().st_size for pixels in begun if pixels.exists())
     if progress:
         names = ", ".join(f"{images.name} {len(images):,} images" for images in missing)
         print(f"cache: {names}; at least {amount(least)} to write in {folder} ({amount(free)} free)", file=sys.stderr)

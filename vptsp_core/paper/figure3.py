@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
-
 from vptsp_core.errors import ConfigError, check_choice
+from vptsp_core.method.backbone import shape
 from vptsp_core.method.config import RunConfig
+from vptsp_core.method.vit import prompt_counts
 from vptsp_core.paper.methods import BEST, TRAIN_CLASSES, configured, method_rows
-from vptsp_core.runs.run import build_model
 
 WITHOUT_CLASS_PROMPTS = "VPT + BitFit"  # `BEST` without class prompts
 
@@ -190,7 +189,7 @@ def left_out(panel: str, profile: str, **changes: Any) -> str:
 
 @functools.cache
 def _class_prompt_parameters(config: RunConfig) -> int:
-    """Count the parameters of the class prompts of all training classes, on the model itself."""
-    model = build_model(config.replace(weights="random"), TRAIN_CLASSES[config.dataset], torch.device("cpu"))
-    assert model.class_prompts is not None
-    return model.class_prompts.table.numel()
+    """Return the number of parameters of the class prompts of all training classes."""
+    blocks = len(prompt_counts(config.class_prompts, config.class_layers, config.class_step))
+    _, width, _ = shape(config.backbone)
+    return TRAIN_CLASSES[config.dataset] * blocks * config.class_prompts * width

@@ -35,7 +35,7 @@ TRAIN_CLASSES = {"glyphs": 100, **{name: known.counts["train"][0] for name, know
 # Table 1, in the paper's order.
 METHODS: dict[str, dict[str, Any]] = {
     FROZEN: dict(method="frozen", bitfit=False),  # ours, not in the paper
-    # Ours, not in the paper: the head in closed form (runs.start_from_data, docs/beyond.md), without training.
+    # Ours, not in the paper: the head in closed form (runs.closed_form, docs/beyond.md), without training.
     CLOSED: dict(method="linear", bitfit=False, start="heads", epochs=0),
     FULL: dict(method="full", bitfit=False),
     "Linear probing": dict(method="linear", bitfit=False),

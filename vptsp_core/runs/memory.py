@@ -18,6 +18,7 @@ from vptsp_core.errors import ConfigError, TrainingError, VptspError
 from vptsp_core.method.class_prompts import MOMENTS, ClassPrompts
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel
+from vptsp_core.method.vit import prompt_counts
 from vptsp_core.runs.host_prompts import HostPrompts
 from vptsp_core.system.devices import free_gpu_memory
 from vptsp_core.system.distributed import local_size
@@ -136,7 +137,8 @@ def check_table_memory(config: RunConfig, num_classes: int, width: int) -> None:
     Without this check, the system would end the process. Raises VptspError: it cannot; the message has both sizes.
     """
     if config.has_class_prompts:
-        check_room(4 * num_classes * config.class_layers * config.class_prompts * width)
+        blocks = len(prompt_counts(config.class_prompts, config.class_layers, config.class_step))
+        check_room(4 * num_classes * blocks * config.class_prompts * width)
 
 
 def _bytes(prompts: ClassPrompts) -> int:

@@ -16,7 +16,6 @@ from torch import nn
 
 from vptsp_core.data import Benchmark
 from vptsp_core.method.config import RunConfig
-from vptsp_core.method.faiss_index import installed
 from vptsp_core.method.lora import is_lora
 from vptsp_core.method.model import MetricModel, count_parameters
 from vptsp_core.runs.folder import identity
@@ -41,8 +40,6 @@ def make_record(
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "data": benchmark.record(),
         "weights": checksum(model.vit.backbone),
-        "search": "torch",  # runs always find neighbours with torch; some commands can use faiss
-        "faiss": installed(),
         "parameters": count_parameters(model),
         "class_table": None if prompts is None else "host" if isinstance(prompts, HostPrompts) else "device",
     }

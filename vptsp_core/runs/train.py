@@ -198,7 +198,7 @@ class Trainer:
             return
         at_start = epoch == 0 and bad_steps[:1] == [0]
         cure = "look at the images, loss_scale and loss_margin" if at_start else "lower the learning rates"
-        raise TrainingError(f"{fault}; {cure}{f'; the checkpoint of epoch {epoch} is kept' if epoch else ''}")
+        raise TrainingError(f"{fault}; {cure}")
 
     def _keep_weights(self, row: Row) -> None:
         """Keep a copy of the weights if the epoch of ``row`` is the best one."""
