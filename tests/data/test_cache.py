@@ -171,6 +171,9 @@ def test_an_unreadable_image_is_named(images, tmp_path):
 def test_the_disk_is_compared_with_all_sets_together(tmp_path, monkeypatch, decodings):
     sets = [make_images(tmp_path / name, 6) for name in "ab"]
     usage, least = shutil.disk_usage(tmp_path), 3 * 12 * 64**2  # if all were squares
+    another = tmp_path / "cache" / "c.partial" / module.PIXELS  # of another data set: makes no room for these
+    another.parent.mkdir(parents=True)
+    another.write_bytes(bytes(100))
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage._replace(free=least - 1))
     with pytest.raises(DataError, match="needs at least .*, .* are free; .* VPTSP_CACHE, or set pipeline=classic"):
         open_stores(sets, tmp_path / "cache", side=64, progress=False)

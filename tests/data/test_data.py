@@ -9,12 +9,17 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 from vptsp_core import preset
-from vptsp_core.data import loading
+from vptsp_core.data import load_benchmark, loading
 from vptsp_core.data.base import ImageSet
 from vptsp_core.data.folder import FileSet
 from vptsp_core.data.loading import eval_batches, eval_transform, train_batches, train_transform
 from vptsp_core.errors import DataError
 from vptsp_core.method.sampler import ClassBalancedSampler
+
+
+def test_missing_data_is_refused_with_a_cure():
+    with pytest.raises(DataError, match="cub200: no folder is given.*with --data DIR"):
+        load_benchmark("cub200")
 
 
 class Plain(ImageSet):

@@ -253,7 +253,7 @@ def test_a_host_table_must_fit_once_per_process(monkeypatch):
 
 
 def test_a_table_that_does_not_fit_is_refused_before_it_is_made(monkeypatch):
-    config = RunConfig(class_layers=2, class_prompts=3)
+    config = RunConfig(class_layers=4, class_prompts=3, class_step=2)  # 3 and 1 prompts in two blocks, none in two
     for available, fits in ((4 * 7 * 2 * 3 * 4, True), (4 * 7 * 2 * 3 * 4 - 1, False)):
         monkeypatch.setattr(memory, "available_memory", lambda: available)  # noqa: B023
         monkeypatch.setattr(host_memory, "available_memory", lambda: available)  # noqa: B023
