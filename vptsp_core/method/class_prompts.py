@@ -7,8 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vptsp_core.method.config import RunConfig
+from vptsp_core.method.vit import prompt_counts
+
 # The state that an optimiser keeps for each number, by the names of torch.optim.
 MOMENTS = {"sgd": ("momentum_buffer",), "adam": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq")}
+
+
+def table_shape(config: RunConfig, num_classes: int, width: int) -> tuple[int, int, int, int]:
+    """Return (C, L_c, m, D), the shape of the table of class prompts, with the backbone's ``width`` D.
+
+    >>> table_shape(RunConfig(class_prompts=3, class_layers=4, class_step=2), 100, 192)  # two blocks have none left
+    (100, 2, 3, 192)
+    """
+    blocks = len(prompt_counts(config.class_prompts, config.class_layers, config.class_step))
+    return num_classes, blocks, config.class_prompts, width
 
 
 class ClassPrompts(nn.Module):
@@ -24,7 +37,7 @@ class ClassPrompts(nn.Module):
     A row-wise table that is too large for a GPU can stay in host memory (`vptsp_core.runs.host_prompts`).
 
     Args:
-        shape: (C, L_c, m, D).
+        shape: (C, L_c, m, D), from `table_shape`.
         rowwise: whether the table is row-wise, not dense.
         batch_classes: C', the number of classes in a batch.
         optimizer: ``"sgd"``, ``"adam"`` or ``"adamw"``: decides which state a row-wise table keeps.

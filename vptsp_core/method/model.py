@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vptsp_core.method.accumulators import make_accumulator
 from vptsp_core.method.adapters import Adapter
-from vptsp_core.method.class_prompts import ClassPrompts
+from vptsp_core.method.class_prompts import ClassPrompts, table_shape
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.lora import add_lora, is_lora
 from vptsp_core.method.losses import proxy_anchor
@@ -113,7 +113,7 @@ class MetricModel(nn.Module):
         self.class_prompts = self.proxies = None
         if class_counts is not None:
             self.class_prompts = ClassPrompts(
-                (num_classes, len(class_counts), config.class_prompts, backbone.embed_dim),
+                table_shape(config, num_classes, backbone.embed_dim),
                 rowwise=config.class_optimizer == "rowwise",
                 batch_classes=config.batch // config.samples_per_class,
                 optimizer=config.optimizer,

@@ -6,14 +6,15 @@ If the paper does not say exactly what a panel varies, `SWEEPS` and the notebook
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vptsp_core.errors import ConfigError, check_choice
 from vptsp_core.method.backbone import shape
+from vptsp_core.method.class_prompts import table_shape
 from vptsp_core.method.config import RunConfig
-from vptsp_core.method.vit import prompt_counts
 from vptsp_core.paper.methods import BEST, TRAIN_CLASSES, configured, method_rows
 
 WITHOUT_CLASS_PROMPTS = "VPT + BitFit"  # `BEST` without class prompts
@@ -190,6 +191,5 @@ def left_out(panel: str, profile: str, **changes: Any) -> str:
 @functools.cache
 def _class_prompt_parameters(config: RunConfig) -> int:
     """Return the number of parameters of the class prompts of all training classes."""
-    blocks = len(prompt_counts(config.class_prompts, config.class_layers, config.class_step))
     _, width, _ = shape(config.backbone)
-    return TRAIN_CLASSES[config.dataset] * blocks * config.class_prompts * width
+    return math.prod(table_shape(config, TRAIN_CLASSES[config.dataset], width))

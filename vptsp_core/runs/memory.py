@@ -9,16 +9,16 @@ needs. It leaves out the proxies and the loss, the augmentation on the GPU, a de
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
 
 from vptsp_core.errors import ConfigError, TrainingError, VptspError
-from vptsp_core.method.class_prompts import MOMENTS, ClassPrompts
+from vptsp_core.method.class_prompts import MOMENTS, ClassPrompts, table_shape
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel
-from vptsp_core.method.vit import prompt_counts
 from vptsp_core.runs.host_prompts import HostPrompts
 from vptsp_core.system.devices import free_gpu_memory
 from vptsp_core.system.distributed import local_size
@@ -137,8 +137,7 @@ def check_table_memory(config: RunConfig, num_classes: int, width: int) -> None:
     Without this check, the system would end the process. Raises VptspError: it cannot; the message has both sizes.
     """
     if config.has_class_prompts:
-        blocks = len(prompt_counts(config.class_prompts, config.class_layers, config.class_step))
-        check_room(4 * num_classes * blocks * config.class_prompts * width)
+        check_room(4 * math.prod(table_shape(config, num_classes, width)))
 
 
 def _bytes(prompts: ClassPrompts) -> int:
