@@ -5,9 +5,12 @@
 - A function that raises an error of this project says so ("Raises:", or in words).
 - If an argument or the result is an array, a tensor or a tuple of them, the docstring gives a shape: "(N, d)", "(B,)",
   "of any shape", "a scalar". Mappings and iterables of tensors have no single shape.
+- Its examples give what they show.
 """
 
 import ast
+import doctest
+import importlib
 import re
 from pathlib import Path
 
@@ -91,3 +94,14 @@ CLASSES = {
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_public_names_document_purpose_errors_and_shapes(path):
     assert complaints(path.read_text("utf-8"), CLASSES) == []
+
+
+def test_examples():
+    tried = 0
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if ">>> " in path.read_text("utf-8"):
+            name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+            result = doctest.testmod(importlib.import_module(name))
+            assert not result.failed, name
+            tried += result.attempted
+    assert tried > 15

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 import pickle
 from unittest import mock
@@ -348,12 +347,6 @@ def test_memory_of_a_chunk_is_bounded_however_large_a_class_is():
         assert seen[0][1] == longest
         # after the large class, lists get shorter and chunks larger
         assert labels is one_class or (seen[-1][1] == 8 and max(rows for rows, _ in seen) > 2 * seen[0][0])
-
-
-@pytest.mark.parametrize("module", [metrics, neighbours])
-def test_docstrings(module):
-    result = doctest.testmod(module)
-    assert result.attempted and not result.failed
 
 
 def _masked(x):
