@@ -120,6 +120,7 @@ def test_maxima_name_the_x_of_the_highest_point_and_the_points_not_clearly_below
     }  # fmt: skip
     assert found.iloc[1]["paper, CUB"] == "" and found.iloc[1]["ours"] == "0.99 (55)"
     assert found.iloc[1]["the paper's maximum"] == ""
+    assert figure3_results.maxima([tried("d", "paper", {"0.6": 0.6})])["ours"].item() == "", "one point is no curve"
 
 
 QUERIES = 4_000

@@ -108,6 +108,7 @@ def table(panel: Panel) -> pd.DataFrame:
 def maxima(panels: Sequence[Panel]) -> pd.DataFrame:
     """Return the x and the height of each curve's highest R@1, one row per panel: the paper's two curves, and ours.
 
+    The cell of a curve with fewer than two points is empty.
     ``not clearly below`` lists the x of our points whose difference to our highest could be chance. ``the paper's
     maximum`` and ``highest other point`` are ``maximum`` and ``rival`` of `Panel`.
     """
@@ -117,7 +118,7 @@ def maxima(panels: Sequence[Panel]) -> pd.DataFrame:
             "paper, CUB": panel.paper.set_index("x")["CUB"], "paper, Cars": panel.paper.set_index("x")["Cars"],
             "ours": panel.ours.set_index("x")["R@1"],
         }  # fmt: skip
-        highest = {name: f"{c.idxmax():g} ({c.max():.4g})" if c.notna().any() else "" for name, c in curves.items()}
+        highest = {name: f"{c.idxmax():g} ({c.max():.4g})" if c.count() > 1 else "" for name, c in curves.items()}
         doubtful = ", ".join(f"{x:g}" for x in panel.unclear)
         rows[f"{panel.name}: {panel.sweep.title}"] = {
             **highest, "not clearly below": doubtful, "the paper's maximum": panel.maximum,
