@@ -191,7 +191,10 @@ def search_name(number: int, label: str) -> str:
 def seeds_by_row(
     profile: str, configs: Mapping[Any, RunConfig], seeds: Sequence[int], changes: Mapping[str, Any]
 ) -> dict[Any, Sequence[int]]:
-    """Return the seeds of each run. In the profile tiny, it has at most as many as `SEEDED` says (docs/tiny.md)."""
+    """Return the seeds of each run.
+
+    In the profile tiny, these are the first one, three or five of ``seeds``, as `SEEDED` says (docs/tiny.md).
+    """
     if profile != "tiny":
         return dict.fromkeys(configs, seeds)
     rows = method_rows(profile)

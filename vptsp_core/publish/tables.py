@@ -16,6 +16,7 @@ from vptsp_core.paper.report import CHANCE, DIFFERENCE, ORDER, OURS, PAPER
 from vptsp_core.publish.html import TEMPLATES
 
 WIDE = 12  # columns; a wider table is cut into several
+LONG_NAME, LONG_CELL = 30, 40  # characters; the text of a longer name of a row, or cell, wraps
 _SIDED = re.compile(rf"(.+?), ({PAPER}|{OURS}|{DIFFERENCE}|±|vs .+|{ORDER})")
 _METRIC = re.compile(r"R@|MAP@R|R-precision|Recall|NMI|F1")
 _UNIT = re.compile(r"(^|[, (])(M|GB|MB|ms|s|%)($|[, )])")
@@ -47,7 +48,7 @@ class Column:
             "paper": self.side == PAPER,
             "words": not self.numeric and not self.side,
             "versus": cell is None and self.side.startswith("vs "),
-            "long": len(cell or "") > 40,
+            "long": len(cell or "") > LONG_CELL,
             "unclear": (cell or "").startswith(CHANCE),
         }
         return " ".join(word for word, applies in words.items() if applies)
@@ -90,6 +91,7 @@ def table_html(columns: Sequence[Column], label: str) -> str:
         labels=[_trimmed(label) for label in columns[0].cells] if columns[0].numeric else columns[0].cells,
         parts=[[(group, _formatted(group)) for group in part] for part in parts],
         label=label,
+        long_name=LONG_NAME,
     )
 
 
