@@ -297,6 +297,13 @@ def test_the_committed_demo_reads_back_within_rounding(tmp_path):
     assert seen > 20
 
 
+def test_only_long_names_of_rows_wrap(tmp_path):
+    path = tmp_path / "a.csv"
+    pd.DataFrame({"R@1": [1.0, 2.0]}, index=pd.Index(["n" * 30, "n" * 31], name="label")).to_csv(path)
+    html = table_html(read_table(path), "a")
+    assert f'<th scope="row">{"n" * 30}</th>' in html and f'<th scope="row" class="long">{"n" * 31}</th>' in html
+
+
 def test_wide_tables_are_cut_between_groups_and_scroll(tmp_path):
     def widths(names: list[str]) -> list[int]:
         sided = [f"{name}, {side}" for name in names for side in ("paper", "ours", "difference")]
