@@ -56,12 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[:1] == ["--version"]:
         print(f"vptsp-core {vptsp_core.__version__}")
         return 0
-    if not argv or argv[0] in ("-h", "--help") or argv[0] not in COMMANDS:
-        if argv and argv[0] not in ("-h", "--help"):
+    if not argv or argv[0] not in COMMANDS:
+        asked = argv[:1] in (["-h"], ["--help"])
+        if argv and not asked:
             print(f"error: unknown command {printable(argv[0])!r}; the commands are listed here", file=sys.stderr)
         listing = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
         print(f"usage: python -m vptsp_core COMMAND [--help], or --version\n\n{listing}")
-        return 0 if argv and argv[0] in ("-h", "--help") else 2
+        return 0 if asked else 2
     with contextlib.suppress(AttributeError):  # a file name can hold invalid text; some streams cannot reconfigure
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:

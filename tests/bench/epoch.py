@@ -13,7 +13,7 @@ from vptsp_core.data import Benchmark
 from vptsp_core.data.batches import decoded, train_batches
 from vptsp_core.method.backbone import normalisation
 from vptsp_core.method.config import RunConfig
-from vptsp_core.method.torch_state import in_torch_defaults
+from vptsp_core.method.torch_state import torch_defaults
 from vptsp_core.paper.step_bench import random_model
 from vptsp_core.runs.compile import compiles
 from vptsp_core.runs.evaluate import evaluate
@@ -26,7 +26,7 @@ FIRST = 3  # steps that compile code, record CUDA graphs and create the optimise
 ALONE = 100  # most steps that are timed without loading; a longer epoch is extrapolated from them
 
 
-@in_torch_defaults
+@torch_defaults()
 def measure_epoch(config: RunConfig, benchmark: Benchmark, cache: Path, *, device: str | None = None) -> dict[str, Any]:
     """Measure one epoch of training and one evaluation, with random weights, from images that are decoded already.
 

@@ -250,7 +250,7 @@ def test_decode_lists_the_images_that_cannot_be_read(tmp_path, capsys):
 WRONG = {
     "no data": (["check", "sop"], "no folder is given; give --data DIR, or set VPTSP_DATA"),
     "no such set": (["get", "cub", "--data", "."], "no data set 'cub'; there are glyphs, cub200"),
-    "unknown to check": (["check", "cub", "--data", "."], "data set 'cub' is not known"),
+    "unknown to check": (["check", "cub"], "no data set 'cub'; there are glyphs, cub200"),
     "own": (["get", "folder", "--data", "."], "there is nothing to get"),
     "not there": (["check", "sop", "--data", "."], "no folder /"),
 }

@@ -471,7 +471,8 @@ def test_a_folder_is_trained_compared_and_used(tmp_path, capsys, monkeypatch):
     assert "6 queries of 2 classes, none of them trained on:" in said and "none: under 30 queries" in said
     assert "\ntrained: BitFit and VPTSP\n" in said
     path = re.search(r"The model is in (.*)\. To use it", said)[1]
-    trained, record = read_run(path), json.loads((tmp_path / path / own_images.SUMMARY).read_text())
+    trained, text = read_run(path), (tmp_path / path / own_images.SUMMARY).read_text()
+    record = json.loads(text, parse_constant=pytest.fail)  # JSON has no NaN
     frozen = read_run(trained.path.with_name(record["frozen"]))
     taken = max(record["choice"], key=lambda name: round(record["choice"][name]["MAP@R"], 1))
     assert trained.config.method == {"closed form": "linear", "BitFit": "linear", "VPTSP": "vptsp"}[taken]
@@ -540,6 +541,10 @@ def test_held_out_classes_choose_between_bitfit_and_vptsp():
     assert own_images.lead(level) == "VPTSP has the same MAP@R, and costs more."
     rounded = own_images.compare_candidates({"BitFit": of((1, 0.9, 0.5526)), "VPTSP": of((1, 0.9, 0.5734))})
     assert own_images.lead(rounded) == "its MAP@R is 2.0 above that of BitFit, the second best."
+    skipped = (1, np.nan, np.nan)  # before eval_start
+    late = own_images.compare_candidates({"BitFit": of((0, 0.9, 0.2), skipped, (2, 0.9, 0.4), (3, 0.9, 0.3))})
+    assert list(late["epoch"]) == [0, 2]
+    assert list(own_images.compare_candidates({"VPTSP": of(skipped, (2, 0.9, 0.4))})["epoch"]) == [2]
     random = SimpleNamespace(history=bitfit.history, record={"seconds": 90}, config=planned.replace(start="released"))
     assert list(own_images.compare_candidates({"BitFit": random, "VPTSP": of((1, 0.1, 0.1))}).index) == [
         "BitFit",

@@ -258,7 +258,7 @@ def test_proxies_belong_to_the_classes_that_were_not_held_out(tmp_path):
 def test_methods_without_semantic_proxies_have_o_or_none(tmp_path):
     from safetensors.torch import save_file
 
-    older = SimpleNamespace(path=tmp_path, record={})  # older runs have no checksum of the weights
+    older = SimpleNamespace(path=tmp_path, record={}, config=preset("smoke"))  # older runs have no checksum
     save_file({"proxies.bias": torch.tensor([[3.0, 4.0]])}, tmp_path / WEIGHTS)
     np.testing.assert_allclose(learned_proxies(older)["O"], [[0.6, 0.8]], rtol=1e-6)
     save_file({}, tmp_path / WEIGHTS)

@@ -129,7 +129,7 @@ def test_precision_by_torchs_newer_names():
     """After one of these settings, torch raises if it is asked by the older name. Each is made in a new process."""
     code = f"""if True:
         import os, torch
-        from vptsp_core.method.torch_state import in_torch_defaults
+        from vptsp_core.method.torch_state import torch_defaults
         b = torch.backends
         switches = (b, b.cuda.matmul, b.cudnn, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv)
         settings = lambda: [switch.fp32_precision for switch in switches]
@@ -137,7 +137,7 @@ def test_precision_by_torchs_newer_names():
             if os.fork() == 0:
                 exec(setting)
                 before = settings()
-                inside = in_torch_defaults(settings)()
+                inside = torch_defaults()(settings)()
                 print({{*inside}} == {{"ieee"}}, settings() == before, flush=True)
                 os._exit(0)
             os.wait()

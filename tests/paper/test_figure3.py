@@ -70,6 +70,8 @@ def test_a_batch_of_more_classes_than_the_data_have_is_left_out_and_named():
         "Panel b without 250: 2 images per class make batches of at most 200"
     )
     assert figure3.left_out("b", "demo") == figure3.left_out("c", "paper") == ""
+    too_large = figure3.points("d", "demo", batch=400)  # each run then fails with the sampler's message
+    assert len(too_large) == len(figure3.points("d", "demo"))
 
 
 def test_changes_come_last_and_unknown_panels_are_refused():

@@ -146,6 +146,9 @@ def test_missing_data_are_reported_in_one_line(tmp_path):
     assert "there is no cub200/" in absent_data(cub, tmp_path, "table1", usual).fault
     (tmp_path / "cub200").mkdir()
     assert absent_data(cub, tmp_path, "table1", usual) is None  # its content is checked when it is loaded
+    assert absent_data(cub, tmp_path / "cub200", "table1", usual) is None
+    (tmp_path / "cub200").rename(tmp_path / "CUB_200_2011")  # as its archive names it
+    assert absent_data(cub, tmp_path, "table1", usual) is None
 
 
 def test_proxy_cosines_by_hand():

@@ -139,7 +139,7 @@ def test_only_the_rows_of_the_question_have_several_seeds_in_tiny():
 def winners(results) -> dict[str, float]:
     """Return the best rate of every row whose search is complete."""
     table = rate_search.table(results)
-    return table.loc[table["taken"] == "yes", "lr"].to_dict()
+    return table.loc[table["best"] == "yes", "lr"].to_dict()
 
 
 def test_the_search_continues_at_an_edge_and_the_best_trial_wins(tmp_path, monkeypatch):
@@ -161,7 +161,7 @@ def test_the_search_continues_at_an_edge_and_the_best_trial_wins(tmp_path, monke
     tried(0.32, 0.65)
     assert winners(tmp_path) == {"BitFit": 0.08}
     table = rate_search.table(tmp_path)
-    assert list(table["lr"]) == [0.08, 0.32, 0.02, 0.005, 0.00125] and list(table["taken"]) == ["yes", "", "", "", ""]
+    assert list(table["lr"]) == [0.08, 0.32, 0.02, 0.005, 0.00125] and list(table["best"]) == ["yes", "", "", "", ""]
     assert table["validation MAP@R"].iloc[0] == pytest.approx(70) and set(table.index) == {"BitFit"}
     assert "BitFit 0.08" in rate_search.summary(tmp_path), "methods.py does not have it yet"
     assert rate_search.search("BitFit", results=tmp_path) == 0.08  # trains nothing

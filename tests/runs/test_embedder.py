@@ -138,6 +138,9 @@ def test_a_run_accepts_a_moved_file_of_weights(tmp_path):
     vptsp_core.load(done.path, "cpu", weights=tmp_path / "moved.safetensors")
     with pytest.raises(WeightsError, match="other.safetensors is not the file it was trained on"):
         vptsp_core.load(done.path, "cpu", weights=tmp_path / "other.safetensors")
+    (tmp_path / "other.safetensors").rename(tmp_path / "own.safetensors")  # the file that the config names has changed
+    with pytest.raises(WeightsError, match="own.safetensors is not the file it was trained on"):
+        vptsp_core.load(done.path, "cpu")
 
 
 def test_full_fine_tuning_needs_no_other_file(tmp_path, pictures):

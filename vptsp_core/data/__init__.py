@@ -76,11 +76,14 @@ def load_benchmark(name: str, data: str | Path | None = None, allow_partial: boo
     if name in OWN:
         return make_benchmark(name, list_own_images(root, name), {}, allow_partial)
     known = CATALOG[name]
-    return make_benchmark(name, known.reader(_find_folder(root, known), name), known.counts, allow_partial)
+    return make_benchmark(name, known.reader(find_folder(root, known), name), known.counts, allow_partial)
 
 
-def _find_folder(root: Path, known: DataSet) -> Path:
-    """Return the data set's folder, by its own name or its archive's: in ``root``, or ``root`` itself."""
+def find_folder(root: Path, known: DataSet) -> Path:
+    """Return the data set's folder, by its own name or its archive's: in ``root``, or ``root`` itself.
+
+    If there is none, the returned path does not exist.
+    """
     names = (known.folder, *known.aliases)
     places = [place for name in names if (place := root / name).is_dir()]
     if root.resolve().name in names:

@@ -80,7 +80,9 @@ def open_stores(
 
 
 def _check_room(missing: dict[FileSet, Path], folder: Path, side: int, progress: bool) -> None:
-    """Print the least room that the missing stores take, as if all images were squares, and name their earlier states.
+    """Print the least room that the missing stores take, as if all images were squares.
+
+    It also names the stores of earlier states of these data sets.
     Raises DataError: the disk has less room.
     """
     least, free = 3 * side**2 * sum(map(len, missing)), shutil.disk_usage(folder).free

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from vptsp_core.data import DATASETS, OWN, Benchmark, load_benchmark
+from vptsp_core.data import DATASETS, OWN, Benchmark, find_folder, load_benchmark
 from vptsp_core.data.base import ImageSet
 from vptsp_core.data.catalog import CATALOG, DataSet
 from vptsp_core.data.fetch import get, list_steps
@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     unread = {_check: ("glyphs",), _info: ("glyphs", *OWN)}.get(args.call, ())
     if args.data and args.name in unread:
         raise DataError(f"--data {args.data}: it is not read for {args.name}; leave it out")
+    if args.name not in (None, *DATASETS):
+        raise DataError(f"no data set {args.name!r}; there are {', '.join(DATASETS)}")
     args.data = args.data or os.environ.get("VPTSP_DATA")
     args.call(args)
     return 0
@@ -116,7 +118,7 @@ def _info(args: argparse.Namespace) -> None:
         for known in CATALOG.values():
             state = ""
             if args.data:
-                state = "folder exists" if (_data_folder(args) / known.folder).is_dir() else "no folder"
+                state = "folder exists" if find_folder(_data_folder(args), known).is_dir() else "no folder"
             images = sum(images for _, images in known.counts.values())
             print(f"{known.name:12} {known.title:40} {images:8,} images  {state}".rstrip())
         print("glyphs       embedded, drawn when needed; folder, own: your own images, see data info folder")
@@ -152,7 +154,7 @@ def _describe(known: DataSet, args: argparse.Namespace) -> None:
 
 
 def _cache(args: argparse.Namespace) -> None:
-    from vptsp_core.data.batches import cache_folder  # torch takes a while
+    from vptsp_core.data.batches import cache_folder  # torchvision takes two seconds
     from vptsp_core.data.cache import open_stores
 
     if args.name == "glyphs":
@@ -171,9 +173,7 @@ def _cache(args: argparse.Namespace) -> None:
 def _find_known(name: str) -> DataSet:
     if name in CATALOG:
         return CATALOG[name]
-    if name in DATASETS:
-        raise DataError(f"{name}: there is nothing to get; see python -m vptsp_core data info {name}")
-    raise DataError(f"no data set {name!r}; there are {', '.join(DATASETS)}")
+    raise DataError(f"{name}: there is nothing to get; see python -m vptsp_core data info {name}")
 
 
 def _data_folder(args: argparse.Namespace) -> Path:

@@ -17,7 +17,7 @@ EVERY = 5  # of every five classes of two or more images, in the order of the la
 FEWEST = 10  # classes of two or more images, so that two are held out: with one, a query could not find a wrong class
 
 
-class Rows(ImageSet):
+class Subset(ImageSet):
     """A view of some images of the set ``whole``: ``rows`` (n,), with new contiguous ``labels`` (n,)."""
 
     def __init__(
@@ -44,19 +44,19 @@ class Rows(ImageSet):
         return hashlib.sha256(self.whole.fingerprint().encode() + self.rows.tobytes()).hexdigest()[:16]
 
 
-def of_classes(whole: ImageSet, classes: Sequence[int], name: str) -> Rows:
+def of_classes(whole: ImageSet, classes: Sequence[int], name: str) -> Subset:
     """Return the images of some ``classes``, which are ascending labels, in the order of the whole set."""
     rows = np.flatnonzero(np.isin(whole.labels, classes))
     labels = np.searchsorted(classes, whole.labels[rows])
-    return Rows(whole, rows, name, labels, [whole.class_names[label] for label in classes])
+    return Subset(whole, rows, name, labels, [whole.class_names[label] for label in classes])
 
 
-def first_of_each(whole: ImageSet, count: int) -> Rows:
+def first_of_each(whole: ImageSet, count: int) -> Subset:
     """Return the first ``count`` images of every class, or all of a smaller class, class by class."""
     order = np.argsort(whole.labels, kind="stable")
     labels = whole.labels[order]
     within = np.arange(len(labels)) - np.searchsorted(labels, labels)
-    return Rows(whole, order[within < count], whole.name, labels[within < count], whole.class_names)
+    return Subset(whole, order[within < count], whole.name, labels[within < count], whole.class_names)
 
 
 def for_selection(benchmark: Benchmark, config: RunConfig) -> tuple[Benchmark, Benchmark | None]:

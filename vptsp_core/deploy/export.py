@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from vptsp_core.errors import VptspError
-from vptsp_core.method.torch_state import in_torch_defaults
+from vptsp_core.method.torch_state import torch_defaults
 from vptsp_core.runs.embedder import Embedder, load
 from vptsp_core.runs.embedder_file import preprocessing
 from vptsp_core.runs.share import is_shared, place
@@ -93,7 +93,7 @@ def _without_tf32() -> Iterator[None]:
 
 
 @_without_tf32()
-@in_torch_defaults
+@torch_defaults()
 def export_program(embedder: Embedder) -> torch.export.ExportedProgram:
     """Return the tower as a `torch.export` program for batches of any size."""
     tower = SampleTower(embedder)

@@ -23,7 +23,7 @@ from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.method.backbone import shape
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.presets import PRESETS
-from vptsp_core.method.torch_state import in_torch_defaults
+from vptsp_core.method.torch_state import torch_defaults
 from vptsp_core.runs.folder import Run, run_folder, whole_path
 from vptsp_core.runs.progress import LOCK
 from vptsp_core.runs.run import run
@@ -72,7 +72,7 @@ class Trained:
     summary: str
 
 
-@in_torch_defaults
+@torch_defaults()
 def train_folder(
     folder: str | Path,
     changes: dict[str, Any] | None = None,
@@ -133,8 +133,8 @@ def train_folder(
         table = choice.to_string(float_format="{:.1f}".format, na_rep="")
         text = f"The held-out classes choose {chosen}: {lead(choice)}\n{table}\n\n{text}"
     record = {
-        "reasons": planned.reasons, "frozen": frozen.path.name, "choice": choice.to_dict("index"),
-        "gain": gain.to_dict("index"), "summary": text,
+        "reasons": planned.reasons, "frozen": frozen.path.name, "choice": _plain(choice),
+        "gain": _plain(gain), "summary": text,
     }  # fmt: skip
     from_main(lambda: _write_summary(trained.path, record))
     say(text)
@@ -155,8 +155,8 @@ def compare_candidates(runs: Mapping[str, Run]) -> pd.DataFrame:
             untrained = history["epoch"] == 0
             parts = [(CLOSED, history[untrained], np.nan), (name, history[~untrained], parts[0][2])]
         for row, epochs, minutes in parts:
-            if len(epochs):
-                best = epochs.iloc[int(epochs[chosen_by].to_numpy().argmax())]  # the first of equals, as the run chose
+            if epochs[chosen_by].notna().any():
+                best = epochs.iloc[int(np.nanargmax(epochs[chosen_by]))]  # the first of equals, as the run chose
                 metrics = {metric: 100 * best[HELD_OUT + metric] for metric in METRICS}
                 rows[row] = metrics | {"epoch": round(best["epoch"]), "minutes": minutes}
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -169,6 +169,11 @@ def lead(choice: pd.DataFrame) -> str:
     if gap < 0.05:
         return f"{second} has the same MAP@R, and costs more."
     return f"its MAP@R is {gap:.1f} above that of {second}, the second best."
+
+
+def _plain(table: pd.DataFrame) -> dict[Any, Any]:
+    """Return a table for JSON, {row: {column: value}}; JSON has no NaN."""
+    return table.astype(object).where(table.notna(), None).to_dict("index")
 
 
 def _write_summary(path: Path, record: dict[str, Any]) -> None:

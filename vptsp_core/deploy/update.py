@@ -17,7 +17,7 @@ from torch import Tensor
 from vptsp_core.data.folder import IMAGE_SUFFIXES, count_unread, read_image, refuse_inside_images
 from vptsp_core.deploy.index import FILE, ImageIndex, read_index, same_model
 from vptsp_core.errors import DataError, VptspError, printable
-from vptsp_core.method.torch_state import in_torch_defaults
+from vptsp_core.method.torch_state import torch_defaults
 from vptsp_core.runs.embedder import Embedder, load
 from vptsp_core.runs.share import is_shared
 from vptsp_core.system.bars import bar
@@ -66,7 +66,7 @@ def images_in(folder: Path) -> dict[str, tuple[int, int]]:
     return dict(sorted(images.items()))
 
 
-@in_torch_defaults
+@torch_defaults()
 def update(
     directory: str | Path,
     to: str | Path,

@@ -108,7 +108,8 @@ def check_supported(model: nn.Module, name: str) -> None:
     for block in model.blocks:
         attention = getattr(block, "attn", None)
         if type(block) is not Block or type(attention) is not Attention or getattr(attention, "gate", None):
-            part = type(block).__name__ if type(block) is not Block else f"{type(attention).__name__} (gated)"
+            part = type(block if type(block) is not Block else attention).__name__
+            part += " (gated)" if type(attention) is Attention and type(block) is Block else ""
             raise ConfigError(f"backbone {name} is built of {part}; only timm's plain Block and Attention are known")
     rates = [m.p for m in model.modules() if isinstance(m, nn.Dropout)]
     rates += [getattr(m, "drop_prob", 0.0) or 0.0 for m in model.modules()]

@@ -166,12 +166,12 @@ class RunConfig:
         Raises ConfigError if the run needs prompts or adapters in more blocks than the backbone has, or if
         ``embed_dim`` is larger than ``width`` for a head in closed form.
         """
-        keys = {"vpt": ("prompt_layers",), "vptsp": ("prompt_layers",), "adapter": ("adapter_layers",)}
-        class_keys = ("class_layers",) if self.has_class_prompts else ()
-        for key in (*keys.get(self.method, ()), *class_keys):
-            self._require(key, getattr(self, key) <= depth, f"must be at most {depth}, the blocks of {self.backbone}")
+        unread = self.unread()
+        for key in ("prompt_layers", "class_layers", "adapter_layers"):
+            fits = key in unread or getattr(self, key) <= depth
+            self._require(key, fits, f"must be at most {depth}, the blocks of {self.backbone}")
         for key, plain in {"start": "released", "final_head": "trained"}.items():
-            if key not in self.unread() and getattr(self, key) != plain:
+            if key not in unread and getattr(self, key) != plain:
                 self._require("embed_dim", self.embed_dim <= width, f"must be at most {width}, the width of "
                               f"{self.backbone}, for {key} = {getattr(self, key)!r}")  # fmt: skip
 
@@ -200,10 +200,10 @@ class RunConfig:
         Keys that the run does not read are left out, so that tables share runs. Some keys are newer than finished runs.
         Such a key is left out if it has the value that those runs used, so that their hashes stay the same.
         """
-        implied = {"pipeline": "classic", "start": "released", "final_head": "trained"}
+        implied = {
+            "pipeline": "classic", "start": "released", "final_head": "trained", "proxy_source": "class_prompts",
+        }  # fmt: skip
         left_out = {*self.unread(), *(key for key, value in implied.items() if getattr(self, key) == value)}
-        if self.has_class_prompts:
-            left_out.add("proxy_source")
         kept = {key: value for key, value in self.to_dict().items() if key not in left_out}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 

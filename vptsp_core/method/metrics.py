@@ -17,7 +17,7 @@ from vptsp_core.errors import VptspError
 from vptsp_core.method.faiss_index import check_backend
 from vptsp_core.method.inputs import class_ids, positive, unit_rows
 from vptsp_core.method.neighbours import search
-from vptsp_core.method.torch_state import in_torch_defaults
+from vptsp_core.method.torch_state import torch_defaults
 
 INSHOP_RANKS = 50  # ranks that the released In-Shop MAP reads: the largest K of that benchmark
 OF_R = ("MAP@R", "MAP@R released", "R-precision")  # the metrics that are undefined for a query with R = 0
@@ -36,7 +36,7 @@ class Scores(dict[str, float]):
         self.queries = queries
 
 
-@in_torch_defaults
+@torch_defaults()
 def retrieval_metrics(
     embeddings: Any,
     labels: Any,

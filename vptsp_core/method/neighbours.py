@@ -16,14 +16,14 @@ from torch import Tensor
 from vptsp_core.errors import VptspError
 from vptsp_core.method.faiss_index import FlatIndex, check_backend
 from vptsp_core.method.inputs import positive, unit_rows
-from vptsp_core.method.torch_state import in_torch_defaults
+from vptsp_core.method.torch_state import torch_defaults
 
 CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**30}  # for the scores and lists of one chunk; larger chunks are not faster
 CHUNK_ROWS = {"cpu": 512, "cuda": 2**20}  # on a CPU, more rows do not fit into its cache
 MIN_ROWS = 16  # BLAS has another method for smaller products: equal columns would differ in their last bits
 
 
-@in_torch_defaults
+@torch_defaults()
 def nearest_neighbours(
     queries: Any,
     gallery: Any,

@@ -136,13 +136,14 @@ def table_preset(name: str, /, **changes: Any) -> RunConfig:
 
 
 def _from_file(path: str) -> dict[str, Any]:
+    cure = "give a .json file of RunConfig's keys and values, such as one that tune writes"
     try:
         values = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else error
-        raise ConfigError(f"preset {path}: unreadable ({reason}); give a file that a search has written") from error
+        raise ConfigError(f"preset {path}: unreadable ({reason}); {cure}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"preset {path}: holds no keys and values; give a file that a search has written")
+        raise ConfigError(f"preset {path}: holds no keys and values; {cure}")
     return values
 
 

@@ -7,23 +7,22 @@ caller's random numbers continue as if the function had drawn none.
 from __future__ import annotations
 
 import contextlib
-import functools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
-P = ParamSpec("P")
-R = TypeVar("R")
 _IN_PUBLIC_CALL = ContextVar("inside of a public function", default=False)
 
 
 @contextlib.contextmanager
 def torch_defaults() -> Iterator[None]:
     """Set torch's defaults within the context: no autocast, gradients on, float32, exact products, tensors on the CPU.
+
+    Public functions have it as a decorator.
 
     Afterwards the caller's settings are restored, and the random states of torch, NumPy and Python.
     """
@@ -72,13 +71,3 @@ def _random_states_kept() -> Iterator[None]:
             if not started:  # reading its state before would have started CUDA; torch seeds it when it starts
                 torch.cuda.manual_seed_all(seed)
 
-
-def in_torch_defaults(function: Callable[P, R]) -> Callable[P, R]:
-    """Return ``function`` with every call inside of `torch_defaults`."""
-
-    @functools.wraps(function)
-    def guarded(*args: P.args, **options: P.kwargs) -> R:
-        with torch_defaults():
-            return function(*args, **options)
-
-    return guarded

@@ -7,6 +7,7 @@ import os
 import shlex
 from pathlib import Path
 
+from vptsp_core.data import find_folder
 from vptsp_core.data.catalog import CATALOG
 from vptsp_core.method.config import RunConfig
 from vptsp_core.paper.report import place
@@ -40,10 +41,12 @@ def absent_data(config: RunConfig, data: str | Path | None, notebook: str, folde
         notebook: the name for ``--only``.
         folder: the profile's results.
     """
-    own = CATALOG[config.dataset].folder if config.dataset in CATALOG else ""
-    if config.dataset == "glyphs" or (data is not None and (place(data) / own).is_dir()):
+    if config.dataset == "glyphs":
         return None
-    why = "no folder was given" if data is None else f"there is no {own}/ in {data}"
+    known = CATALOG.get(config.dataset)
+    if data is not None and (find_folder(place(data), known) if known else place(data)).is_dir():
+        return None
+    why = "no folder was given" if data is None else f"there is no {known.folder if known else ''}/ in {data}"
     where = os.path.relpath(place(folder.parent), place(""))
     profile = "tiny" if folder.name == "tiny" else "paper"
     run = f"./run_all.sh --profile {profile} --data DIR --only {notebook}"

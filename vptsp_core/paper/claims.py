@@ -23,7 +23,7 @@ NOT_RUN = "not run"
 
 
 class Claim(NamedTuple):
-    """A table of the paper has row ``above`` above row ``below`` in R@1. Both are names in `rows`."""
+    """A table of the paper gives row ``above`` a higher R@1 than row ``below``. Both are names in `rows`."""
 
     table: int
     above: str

@@ -23,7 +23,7 @@ from vptsp_core.paper import report
 from vptsp_core.paper.absent import AbsentData, absent_data
 from vptsp_core.paper.tables import Cells
 from vptsp_core.runs import significance
-from vptsp_core.runs.folder import METRICS, Run, run_folder
+from vptsp_core.runs.folder import METRICS, WEIGHTS, Run, run_folder
 from vptsp_core.runs.run import build_model, many
 
 TESTED = ("R@1", "MAP@R released")  # the metrics whose differences are tested
@@ -70,6 +70,7 @@ def carry_out(
     Raises:
         VptspError: a data set is damaged, or every run failed.
     """
+    light = options.get("light", True)
     of = seeds if isinstance(seeds, Mapping) else dict.fromkeys(configs, seeds)
     absent = {
         dataset: absent_data(config, data, notebook, results)
@@ -82,7 +83,7 @@ def carry_out(
         for seed in of[cell]:
             run = config.replace(seed=seed)
             reason: AbsentData | str = ""
-            if not _finished(run, results):
+            if not _finished(run, results, light):
                 reason = absent[config.dataset] or refusal(config.backbone, config.weights, config.image_size)
             if reason:
                 missing.setdefault(reason, []).append(f"{cell[0]} (seed {seed})" if seed else cell[0])
@@ -102,8 +103,8 @@ def carry_out(
     try:
         finished = many([run for _, run in pairs], data=data, results=results, **options) if pairs else []
     except VptspError as error:  # the other runs are finished, and the second call returns them
-        lost = dict.fromkeys(cell[0] for cell, run in pairs if not _finished(run, results))
-        pairs = [(cell, run) for cell, run in pairs if _finished(run, results)]
+        lost = dict.fromkeys(cell[0] for cell, run in pairs if not _finished(run, results, light))
+        pairs = [(cell, run) for cell, run in pairs if _finished(run, results, light)]
         if not pairs:
             raise
         not_run.append((f"Not run: {'; '.join(lost)}: {error}", None))
@@ -111,9 +112,10 @@ def carry_out(
     return Done(finished, [cell for cell, _ in pairs], not_run)
 
 
-def _finished(config: RunConfig, results: Path) -> bool:
+def _finished(config: RunConfig, results: Path, light: bool) -> bool:
     try:
-        return (run_folder(config, results) / METRICS).exists()
+        folder = run_folder(config, results)
+        return (folder / METRICS).exists() and (light or (folder / WEIGHTS).exists())
     except VptspError:  # the file of weights is missing, so the run has no hash
         return False
 

@@ -150,8 +150,8 @@ def check_panels(panels: Sequence[str]) -> list[str]:
 def points(panel: str, profile: str, **changes: Any) -> list[Point]:
     """Return the runs of a panel, in the order of x, with the settings in ``changes`` applied last.
 
-    Batches of more classes than the data have are left out. If ``changes`` contain the panel's key, all runs are left
-    out. `left_out` says both.
+    Panel b leaves out batches of more classes than the data have. If ``changes`` contain the panel's key, all runs are
+    left out. `left_out` says both.
     """
     sweep, rows = SWEEPS[panel], method_rows(profile)
     if sweep.key in changes:
@@ -163,7 +163,7 @@ def points(panel: str, profile: str, **changes: Any) -> list[Point]:
         without = panel == "a" and value == 0
         row = rows[WITHOUT_CLASS_PROMPTS] if without else {**rows[sweep.row], sweep.key: value}
         config = configured(profile, row, changes)
-        if config.batch // config.samples_per_class > TRAIN_CLASSES[config.dataset]:
+        if panel == "b" and config.batch > _largest_batch(config):
             continue
         x = 0.0 if without else scale * getattr(config, sweep.key)
         beside = "" if paper_x is None or abs(paper_x - x) < 1e-9 else f" (paper: {paper_x:g})"
@@ -177,15 +177,18 @@ def left_out(panel: str, profile: str, **changes: Any) -> str:
     if sweep.key in changes:
         return f"No runs: changes (--set) contain {sweep.key}, which panel {panel} varies; leave it out"
     config = configured(profile, row, changes)
-    classes = TRAIN_CLASSES[config.dataset]
-    most = classes * config.samples_per_class
+    most = _largest_batch(config)
     lost = [f"{value:g}" for value in sweep.values[profile] if panel == "b" and value > most]
     if not lost:
         return ""
     return (
         f"Panel b without {', '.join(lost)}: {config.samples_per_class} images per class make batches of at most "
-        f"{most} with the {classes} training classes of {config.dataset}"
+        f"{most} with the {TRAIN_CLASSES[config.dataset]} training classes of {config.dataset}"
     )
+
+
+def _largest_batch(config: RunConfig) -> int:
+    return TRAIN_CLASSES[config.dataset] * config.samples_per_class
 
 
 @functools.cache

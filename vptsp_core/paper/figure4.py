@@ -7,7 +7,7 @@ the cosine and ``epochs`` does not. Its batches are the same, because an epoch d
 from __future__ import annotations
 
 import numpy as np
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vptsp_core.method.config import RunConfig
@@ -37,26 +37,20 @@ def untouched(config: RunConfig, num_classes: int) -> tuple[Embedder, dict[str, 
 
 
 def learned_proxies(run: Run) -> dict[str, np.ndarray]:
-    """Return the proxies of a finished run, of length 1: {name: (C, d)}.
-
-    These are O, P and Q (`proxies_of`) for vptsp, O for the other trained methods, and none for the frozen backbone.
-    """
-    state = learned_weights(run.path, run.record)
-    if "proxies.state" in state:
-        return proxies_of(state, run.config.alpha)
-    if "proxies.bias" not in state:
-        return {}
-    return {"O": torch.nn.functional.normalize(state["proxies.bias"], dim=1).numpy()}
+    """Return the proxies of a finished run, of length 1: {name: (C, d)} (`proxies_of`)."""
+    return proxies_of(learned_weights(run.path, run.record), run.config.alpha)
 
 
 def proxies_of(state: dict[str, Tensor], alpha: float) -> dict[str, np.ndarray]:
     """Return the proxies of all classes, {"O" | "P" | "Q": (C, d)}, with rows of length 1.
 
-    As in training, Q = normal((1 - alpha) P + alpha O), and O is not normalised before it is mixed.
+    These are O, P and Q for vptsp, O for the other methods that train, and none for the frozen backbone. As in
+    training, Q = normal((1 - alpha) P + alpha O), and O is not normalised before it is mixed.
 
     Args:
-        state: `MetricModel.learned_state` of a model with semantic proxies.
+        state: `MetricModel.learned_state`.
     """
-    ordinary, semantic = (state[f"proxies.{name}"].detach().cpu().numpy() for name in ("bias", "state"))
-    mixed = (1 - alpha) * semantic + alpha * ordinary
-    return {name: v / np.linalg.norm(v, axis=1, keepdims=True) for name, v in zip("OPQ", (ordinary, semantic, mixed))}
+    found = {name: state[key] for name, key in (("O", "proxies.bias"), ("P", "proxies.state")) if key in state}
+    if "P" in found:
+        found["Q"] = (1 - alpha) * found["P"] + alpha * found["O"]
+    return {name: F.normalize(rows.detach().cpu(), dim=1).numpy() for name, rows in found.items()}

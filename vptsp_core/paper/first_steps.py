@@ -13,21 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vptsp_core.data import OWN, data_folder, load_benchmark
-from vptsp_core.data.batches import cache_folder, decoded, train_batches
+from vptsp_core.data.batches import cache_folder, decoded
 from vptsp_core.data.holdout import for_selection
 from vptsp_core.errors import VptspError, WeightsError
-from vptsp_core.method.backbone import normalisation
 from vptsp_core.method.config import RunConfig
-from vptsp_core.method.loop import Loop
-from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.method.step import TrainStep
-from vptsp_core.method.torch_state import in_torch_defaults
+from vptsp_core.method.torch_state import torch_defaults
 from vptsp_core.paper.report import fact_table, machine_facts, merged
 from vptsp_core.runs.folder import identity
 from vptsp_core.runs.record import make_record
 from vptsp_core.runs.run import build_model
 from vptsp_core.runs.start_from_data import start_from_data
-from vptsp_core.system.devices import autocast_dtype, pick_device
+from vptsp_core.runs.train import Trainer
+from vptsp_core.system.devices import pick_device
 from vptsp_core.system.files import write_json
 from vptsp_core.system.seals import sealed, unsealed
 
@@ -41,7 +39,7 @@ class Recording(NamedTuple):
     made: dict[str, Any]
 
 
-@in_torch_defaults
+@torch_defaults()
 def record_first_steps(
     config: RunConfig, *, data: str | Path | None = None, results: str | Path, progress: bool = True
 ) -> Recording:
@@ -76,20 +74,11 @@ def record_first_steps(
     images = for_selection(benchmark, config)[0].train
     model = build_model(config, images.num_classes, device)
     record = make_record(config, whole, model, device, deterministic=False)
-    model.vit.autocast = autocast_dtype(config.precision, device, model.vit.backbone.embed_dim)
-    sampler = ClassBalancedSampler(
-        images.labels, config.batch, config.samples_per_class, config.seed, config.steps_per_epoch
-    )
-    statistics = normalisation(model.vit.backbone)
-    loop = Loop(
-        model, sampler, images.labels,
-        lambda epoch: train_batches(images, config, statistics, sampler, epoch, device),
-        RecordedStep,
-    )  # fmt: skip
+    trainer = Trainer(model, images, path.parent, lambda _: {}, progress=progress, compile="off")
+    trainer.loop.step = step = RecordedStep(model, trainer.loop.optimizers, trainer.loop.scaler)
     start_from_data(model, images)
-    loop.train_epoch(0)
-    assert isinstance(loop.step, RecordedStep)
-    steps = pd.DataFrame(loop.step.rows).round(5)
+    trainer.loop.train_epoch(0)
+    steps = pd.DataFrame(step.rows).round(5)
     made = {key: record[key] for key in ("commit", "versions", "device", "precision", "data", "weights")}
     write_json(path, sealed({"made": made, "steps": steps.to_dict("list")}))
     return Recording(steps, made)

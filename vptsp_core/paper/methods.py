@@ -83,7 +83,7 @@ INTEGRATIONS = {
 # demo: chosen by the MAP@R of held-out training classes, among 0.002, 0.004, 0.008 and 0.016 (full fine-tuning: 0.0001,
 #   0.0003 and 0.001). While the best rate was the lowest or highest, the next one by a factor of 2 was tried too. The
 #   preset has 0.004.
-# tiny: for the results of `paper.rate_search`, the same search for every row (docs/tiny.md). `search_name` names the
+# tiny: from `paper.rate_search`, which searches every row in the same way (docs/tiny.md). `search_name` names the
 #   rows of tables 5 and 7. A rate that the search has found is entered here if its run of all epochs passes the
 #   check of docs/tiny.md, such as 0.02 for BitFit. For VPTSP-G + BitFit the search also found 0.02, but the run with
 #   it ended with a higher loss than the run with the preset's 0.005, so the row keeps 0.005.

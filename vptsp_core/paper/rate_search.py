@@ -19,7 +19,7 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.paper import methods
 from vptsp_core.paper.methods import RATES, base_config
 from vptsp_core.paper.report import percent
-from vptsp_core.runs.folder import METRICS, Run, finished_run, run_folder
+from vptsp_core.runs.folder import Run, finished_run, run_folder
 from vptsp_core.runs.run import many
 
 RATES_TO_TRY = tuple(0.00125 * 4.0**power for power in range(-2, 6))
@@ -60,7 +60,7 @@ def search(name: str, *, results: str | Path, **options: Any) -> float:
 def table(results: Path) -> pd.DataFrame:
     """Return all finished trials in ``results``, the best of each row first, with metrics in percent.
 
-    ``taken`` is "yes" for the best rate of a row whose search is complete.
+    ``best`` is "yes" for the best rate of a row whose search is complete. The row may use another rate (`summary`).
     """
     trial_rows = []
     for name, row in rows().items():
@@ -68,14 +68,14 @@ def table(results: Path) -> pd.DataFrame:
         best = None if _still_to_try(trials) else best_rate(trials)
         for lr in sorted(trials, key=lambda lr: _score(trials[lr]), reverse=True):
             judged = dict(zip(JUDGED, _score(trials[lr]), strict=True))
-            trial_rows.append({"row": name, "lr": lr, **judged, "taken": "yes" if lr == best else ""})
-    return percent(pd.DataFrame(trial_rows, columns=["row", "lr", *JUDGED, "taken"]), JUDGED).set_index("row")
+            trial_rows.append({"row": name, "lr": lr, **judged, "best": "yes" if lr == best else ""})
+    return percent(pd.DataFrame(trial_rows, columns=["row", "lr", *JUDGED, "best"]), JUDGED).set_index("row")
 
 
 def summary(results: Path) -> str:
     """Return a few lines: how many searches are complete, and which rows still use a rate that was not searched."""
     trials, preset_rate = table(results), base_config("tiny").lr
-    best = trials[trials["taken"] == "yes"]["lr"]
+    best = trials[trials["best"] == "yes"]["lr"]
     rates = {name: RATES["tiny"].get(name, {}).get("lr", preset_rate) for name in rows()}
     lines = [f"{len(trials)} trials; the search is complete for {len(best)} of {len(rates)} rows."]
     if missing := [name for name in rates if name not in best]:
@@ -100,8 +100,7 @@ def _trials(row: Mapping[str, Any], results: Path) -> dict[float, Run]:
     """Return the finished trials of a row, by rate."""
     finished = {}
     for lr in RATES_TO_TRY:
-        folder = run_folder(trial(row, lr), results)
-        if (folder / METRICS).exists() and (run := finished_run(folder)):
+        if run := finished_run(run_folder(trial(row, lr), results)):
             finished[lr] = run
     return finished
 

@@ -175,7 +175,7 @@ def main(argv: Sequence[str]) -> int:
         "--preset",
         help=f"the first trial: one of {', '.join(PRESETS)}, or a .json file (default: demo)",
     )  # fmt: skip
-    parser.add_argument("--method", help="full, linear, adapter, vpt or vptsp (default: the preset's)")
+    parser.add_argument("--method", help="full, linear, adapter, lora, vpt or vptsp (default: the preset's)")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
         help="for every trial, e.g. epochs=30; these keys are not searched. Trials are judged by held-out training "

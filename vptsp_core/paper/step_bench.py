@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vptsp_core.errors import ConfigError, check_choice
+from vptsp_core.errors import ConfigError
 from vptsp_core.method import textbook
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel, make_optimizers
@@ -55,7 +55,6 @@ class StepBench:
     def __init__(
         self, config: RunConfig, form: str = "eager", device: str | None = None, *, classes: int | None = None
     ) -> None:
-        check_choice("form", form, tuple(FORMS))
         self.form, self.device = form, pick_device(device)
         self.model = random_model(config, self.device, classes)
         self.images, self.labels = random_batch(config, self.device)

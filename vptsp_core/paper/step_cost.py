@@ -24,7 +24,7 @@ from torch import Tensor
 from vptsp_core.errors import ConfigError, check_choice
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.presets import parse_change, preset
-from vptsp_core.method.torch_state import in_torch_defaults
+from vptsp_core.method.torch_state import torch_defaults
 from vptsp_core.paper.step_bench import FORMS, Bench, StepBench, make_forms, training_classes
 from vptsp_core.system.bars import bar
 from vptsp_core.system.devices import device_name, pick_device
@@ -38,7 +38,7 @@ ratio: time divided by eager's in the same turn; median and quartiles over turns
 K = TypeVar("K", bound=Hashable)
 
 
-@in_torch_defaults
+@torch_defaults()
 def measure_steps(
     benches: Mapping[K, Callable[[], Bench]], *, device: str | None = None, steps: int = 100, progress: bool = True,
     base: K | None = None,

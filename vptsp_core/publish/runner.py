@@ -70,7 +70,9 @@ def run_notebooks(
     if seeds is not None and len(set(seeds)) < len(seeds):
         raise VptspError(f"seeds = {list(seeds)} contain a seed twice; give each seed once")
     check_cluster(check_workers(workers))
-    if data is not None and not Path(data).is_dir():
+    results = Path(results).expanduser().resolve()
+    data = None if data is None else Path(data).expanduser().resolve()
+    if data is not None and not data.is_dir():
         raise VptspError(f"--data: there is no folder {data}")
     changes = dict(changes or {})
     if isinstance(weights := changes.get("weights"), str):
@@ -93,9 +95,9 @@ def run_notebooks(
     work = [(path, taken_parameters(path, values | more)) for path in discover(only, folder, profile)]
     check_use(work, values, profile)
     if dry:
-        show(work, data, Path(results).resolve() / profile)
+        show(work, data, results / profile)
         return 0
-    out = writable_folder(Path(results).resolve() / profile / "notebooks")
+    out = writable_folder(results / profile / "notebooks")
     table, failures = [], 0
     with contextlib.closing(OneKernel(1 if one_thread else None)) as kernel:
         for number, (path, given) in enumerate(work, start=1):
@@ -191,7 +193,8 @@ def _number_or_text(text: str) -> int | str:
 def _progress(name: str, runs: Path) -> Iterator[None]:
     """Inside, show the notebook, its time and the runs that are training.
 
-    On a terminal this is one line that is overwritten. In a log it is a new line for every epoch and every other run.
+    On a terminal this is one line that is overwritten. In a log a new line is written when an epoch
+    or a run is finished.
     """
     start, last = time.perf_counter(), ""
     shown = tqdm(desc=name, bar_format="{desc} {elapsed}{postfix}", disable=is_log(), leave=False, dynamic_ncols=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vptsp_core.errors import VptspError, check_choice
+from vptsp_core.errors import VptspError
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.step import TrainStep
 from vptsp_core.system.caches import user_folder
@@ -100,9 +100,7 @@ def compiles(wanted: str, device: torch.device, steps: int) -> bool:
 
     ``"auto"`` compiles on a GPU with the package triton, if one process runs `ENOUGH_STEPS`. On a CPU, compiled steps
     are not faster (``bench step``). With several processes they have not been measured.
-    Raises ConfigError: ``wanted`` is not "on", "off" or "auto".
     """
-    check_choice("compile", wanted, COMPILE)
     alone_on_gpu = device.type == "cuda" and world_size() == 1
     pays = alone_on_gpu and steps >= ENOUGH_STEPS and importlib.util.find_spec("triton") is not None
     return wanted == "on" or (wanted == "auto" and pays)

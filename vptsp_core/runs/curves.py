@@ -29,7 +29,7 @@ class Curves:
             raise VptspError(fault) from None
         self.folder, self.then, self._open = folder, then, SummaryWriter
         self.writer: Any = None
-        self._written: set[tuple[str, int]] = set()
+        self._written = 0  # rows
 
     def __call__(self, history: list[Any]) -> None:
         """Write the values of a history (rows, by name) that are new. NaN is skipped.
@@ -40,12 +40,12 @@ class Curves:
         if self.writer is None:
             self.writer = self._open(self.folder, purge_step=0)
         took = [0.0 if math.isnan(row.get("seconds", 0.0)) else row.get("seconds", 0.0) for row in history]
-        for at, row in enumerate(history, start=1):
+        for at, row in enumerate(history[self._written :], start=self._written + 1):
             epoch, ended = int(row["epoch"]), time.time() - sum(took[at:])
             for name, value in row.items():
-                if name != "epoch" and (name, epoch) not in self._written and not math.isnan(value):
+                if name != "epoch" and not math.isnan(value):
                     self.writer.add_scalar(tag(name), value, epoch, walltime=ended)
-                    self._written.add((name, epoch))
+        self._written = len(history)
         self.writer.flush()
         if self.then is not None:
             self.then(history)

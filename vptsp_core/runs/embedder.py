@@ -21,7 +21,7 @@ from vptsp_core.method.backbone import normalisation
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.neighbours import nearest_neighbours
-from vptsp_core.method.torch_state import in_torch_defaults
+from vptsp_core.method.torch_state import torch_defaults
 from vptsp_core.runs.embedder_file import TrainedModel, exact_names, preprocessing, read_saved, rebuild, write_embedder
 from vptsp_core.runs.evaluate import embed, embed_batch
 from vptsp_core.runs.record import checksum
@@ -57,13 +57,13 @@ class Embedder(TrainedModel):
         """The function from a PIL image in RGB to a tensor (3, H, W): resized, cropped at the centre, normalised."""
         return eval_transform(self.model.config, *normalisation(self.model.vit.backbone))
 
-    @in_torch_defaults
+    @torch_defaults()
     def checksum(self) -> str:
         """Return 16 hex digits that change if the weights, the pooling or the preparation of images change."""
         made = [checksum(self.model, exact_names(self.model)), self.model.vit.pool, preprocessing(self.model)]
         return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16]
 
-    @in_torch_defaults
+    @torch_defaults()
     def embed(self, images: Images) -> np.ndarray:
         """Return the embeddings of N images, (N, d) float32, L2-normalised.
 
@@ -86,7 +86,7 @@ class Embedder(TrainedModel):
                     f"images of shape {tuple(images.shape)} and type {kind}; the model takes (N, 3, {side}, {side}) "
                     "floating point, normalised"
                 )
-            parts: Iterable[Tensor] = images.to(device).split(embed_batch(self.model))
+            parts: Iterable[Tensor] = images.split(embed_batch(self.model))
         else:
             several: Any = images if isinstance(images, Iterable) and not isinstance(images, str) else [images]
             parts = self._batches(list(several))
@@ -101,7 +101,7 @@ class Embedder(TrainedModel):
         self._gallery = torch.from_numpy(self.embed(images))
         return self
 
-    @in_torch_defaults
+    @torch_defaults()
     def search(self, images: Images, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
         """Find the k nearest images of the gallery: cosines (N, k) float32 and places (N, k) int64, best first.
 
@@ -113,7 +113,7 @@ class Embedder(TrainedModel):
         scores, places = nearest_neighbours(torch.from_numpy(self.embed(images)), self._gallery, k)
         return scores.numpy(), places.numpy()
 
-    @in_torch_defaults
+    @torch_defaults()
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file that `load` reads, and return its path.
 
@@ -121,8 +121,9 @@ class Embedder(TrainedModel):
         timm name and the checksum of the backbone's frozen weights, and their path if they came from ``weights=FILE``.
         Raises VptspError: the suffix is not .safetensors, or the file cannot be written.
         """
-        write_embedder(Path(path), self, self.config)
-        return Path(path)
+        path = Path(path).expanduser()
+        write_embedder(path, self, self.config)
+        return path
 
     def push_to_hub(self, repo: str, revision: str | None = None, private: bool | None = None) -> str:
         """Upload the embedder to the Hugging Face Hub: the file of `save`, and a model card from the run's record.
@@ -154,7 +155,7 @@ def _as_image(image: Image.Image | str | Path) -> Image.Image:
     return read_image(Path(image), as_shown=True)
 
 
-@in_torch_defaults
+@torch_defaults()
 def load(path: str | Path, device: str | torch.device | None = None, *, weights: str | Path | None = None) -> Embedder:
     """Load the model of a finished run.
 
@@ -167,7 +168,7 @@ def load(path: str | Path, device: str | torch.device | None = None, *, weights:
         WeightsError: there is neither a finished run nor a saved embedder, its files are damaged, or the backbone's
             weights are missing or are not those of the training.
     """
-    saved = read_shared(str(path)) if is_shared(path) else read_saved(Path(path).absolute())
+    saved = read_shared(str(path)) if is_shared(path) else read_saved(Path(path).expanduser().absolute())
     model, target = rebuild(saved, weights), pick_device(device)
     model.vit.autocast = autocast_dtype(saved.config.precision, target, model.vit.backbone.embed_dim)
     config = saved.config

@@ -209,9 +209,8 @@ def _weights_file(saved: Saved, weights: str | Path | None) -> Path:
             f"{saved.path}: its backbone's weights are not at {places[0]}; say where they are with weights=FILE, "
             "in a command with --weights FILE"
         )
-    if saved.frozen is None and saved.run is not None and weights is not None:
-        if saved.run != identity(saved.config.replace(weights=str(file))):
-            raise WeightsError(f"{saved.path}: {file} is not the file it was trained on; give that with weights=FILE")
+    if saved.frozen is None and saved.run != identity(saved.config.replace(weights=str(file))):
+        raise WeightsError(f"{saved.path}: {file} is not the file it was trained on; give that with weights=FILE")
     return file
 
 

@@ -13,7 +13,7 @@ from vptsp_core.method.backbone import normalisation
 from vptsp_core.method.faiss_index import check_backend
 from vptsp_core.method.metrics import Scores, retrieval_metrics
 from vptsp_core.method.model import MetricModel
-from vptsp_core.method.torch_state import in_torch_defaults
+from vptsp_core.method.torch_state import torch_defaults
 from vptsp_core.system.bars import bar, say
 from vptsp_core.system.distributed import Processes, from_main, own_share, world_size
 
@@ -38,7 +38,7 @@ def embed_batch(model: MetricModel) -> int:
     return max(TOKENS_AT_ONCE // model.vit.backbone.patch_embed.num_patches, 1)
 
 
-@in_torch_defaults
+@torch_defaults()
 @torch.inference_mode()
 def embed(model: MetricModel, images: ImageSet, batch: int | None = None, *, progress: bool = False) -> Tensor:
     """Embed a whole set in its order: (N, d) float32, L2-normalised, on the model's device.
@@ -61,7 +61,7 @@ def embed(model: MetricModel, images: ImageSet, batch: int | None = None, *, pro
     return Processes().gather(own)[: len(images)]
 
 
-@in_torch_defaults
+@torch_defaults()
 def evaluate(model: MetricModel, benchmark: Benchmark, backend: str = "torch", *, progress: bool = False) -> Scores:
     """Return the retrieval metrics of the test split, in total and per query. Queries search the gallery, if any.
 

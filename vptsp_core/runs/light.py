@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("source", metavar="FROM", type=Path, help="results folder that has runs/ in it")
     parser.add_argument("target", metavar="TO", type=Path, help="results folder to copy them to, e.g. results/tiny")
     options = parser.parse_args(argv)
-    source, target = options.source.absolute(), options.target.absolute()
+    source, target = options.source.expanduser().absolute(), options.target.expanduser().absolute()
     new = copy_light(source, target)
     size = sum(file.stat().st_size for folder in new for file in folder.iterdir())
     print(f"{len(new)} new runs, {size / 1e3:.0f} KB: {target / 'runs'}")

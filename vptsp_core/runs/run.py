@@ -27,7 +27,7 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.method.loop import Row
 from vptsp_core.method.metrics import Scores
 from vptsp_core.method.model import MetricModel
-from vptsp_core.method.torch_state import in_torch_defaults
+from vptsp_core.method.torch_state import torch_defaults
 from vptsp_core.runs.compile import COMPILE
 from vptsp_core.runs.curves import Curves
 from vptsp_core.runs.evaluate import evaluate
@@ -45,7 +45,7 @@ from vptsp_core.system.distributed import Processes, from_main, is_main, launche
 from vptsp_core.system.files import writable_folder
 
 
-@in_torch_defaults
+@torch_defaults()
 def run(
     config: RunConfig,
     *,
@@ -111,6 +111,8 @@ def run(
     benchmark = benchmark or load_benchmark(config.dataset, folder, allow_partial)
     if not len(benchmark.train) and config.method != "frozen":
         raise DataError(f"{benchmark.name}: no images to train on; give some the split train, or take method=frozen")
+    if config.epochs == 0 and config.start == "released" and config.method != "frozen":
+        raise ConfigError("epochs = 0 trains nothing; take method = 'frozen', or start = 'heads', 'proxies' or 'all'")
     target = pick_device(device)
     training, held_out = for_selection(benchmark, config)
     model = build_model(config, training.train.num_classes, target, class_table)
@@ -126,7 +128,7 @@ def run(
         with settings, locked_run(path), worker_errors():
             if finished := from_main(lambda: finished_run(path, benchmark, light)):  # by another process meanwhile
                 return finished
-            # After all checks, because decoding takes minutes.
+            # As late as possible, because decoding takes minutes.
             stores = cache_folder(config.dataset, folder, cache, path.parents[1])
             benchmark = decoded(benchmark, config, stores, progress=progress and is_main())
             begun = time.perf_counter()
@@ -181,8 +183,6 @@ def _train_and_evaluate(
         )
         metrics = test_scores()
         return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["part"]()}], metrics.queries, {}
-    if config.epochs == 0 and config.start == "released":
-        raise ConfigError("epochs = 0 trains nothing; take method = 'frozen', or start = 'heads', 'proxies' or 'all'")
     training, held_out = for_selection(benchmark, config)
     if held_out is None:
         trainer = Trainer(model, training.train, path, lambda m: evaluate(m, benchmark), **options)
@@ -200,7 +200,7 @@ def _train_and_evaluate(
     return history, trainer.parts, metrics.queries, trainer.weights
 
 
-@in_torch_defaults
+@torch_defaults()
 def build_model(config: RunConfig, num_classes: int, device: torch.device, class_table: str = "auto") -> MetricModel:
     """Return a run's model before training, with all random tensors drawn from the run's seed.
 

@@ -30,7 +30,8 @@ def score(row: Row, selection: str) -> float:
 def keep_queries(
     kept: dict[str, np.ndarray], metrics: Mapping[str, float], history: Sequence[Row], selection: str
 ) -> None:
-    """Update ``kept``, {metric: (N,) float32}, with the per-query values of the metrics that are best in this epoch.
+    """Update ``kept``, {metric: (N,) float32}, with the per-query values of each metric that is higher in
+    this epoch than in all epochs before.
 
     With selection "last" the values of all metrics are kept.
 

@@ -3,8 +3,8 @@
 A run that was interrupted resumes like this, and ends with the numbers of an uninterrupted run:
 1. the model is built from the seed, as at the first start;
 2. the last whole checkpoint is found (`vptsp_core.runs.checkpoints`);
-3. all state is read from it: learned tensors, both optimisers, both schedules, the history, and the best epoch with its
-   weights and per-query values;
+3. all state is read from it: learned tensors, both optimisers, both schedules, the gradient scaler, the history, and
+   the best epoch with its weights and per-query values;
 4. every epoch seeds its own sampler, augmentation and dropout from (seed, epoch), so nothing else has state.
 
 Several processes (`system.distributed`) take the same steps, each with its share of the images. The first one writes

@@ -1,1 +1,1 @@
-"""Use the machine: files, locks, signals, devices, several processes, rows in host memory."""
+"""Use the machine: files, locks, signals, devices, several processes, tables in host memory."""

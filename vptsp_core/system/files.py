@@ -17,7 +17,7 @@ from vptsp_core.system.portable import replace, sync_folder
 
 @contextlib.contextmanager
 def replacing(path: Path, earlier: Path | None = None) -> Iterator[IO[bytes]]:
-    """Open a file to write that replaces ``path`` when it is whole and on disk. Missing folders are made.
+    """Open a new file for writing. When it is whole and on disk, it replaces ``path``. Missing folders are made.
 
     The old file is moved to ``earlier``, if given. A process that is killed inside leaves a temporary file behind (see
     `remove_temporaries`).

@@ -17,7 +17,6 @@ from PIL import Image, ImageFilter, ImageFont
 
 from vptsp_core.errors import DataError
 
-Pixels = np.ndarray
 STYLES = tuple(
     f"DejaVu{face}.ttf"
     for face in (
@@ -118,8 +117,8 @@ def _sample(cells: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def compose(
-    shapes: Pixels,
-    near: Pixels,
+    shapes: np.ndarray,
+    near: np.ndarray,
     labels: np.ndarray,
     rngs: list[np.random.Generator],
     size: int,
@@ -146,7 +145,7 @@ def compose(
         tint = np.stack([around(chroma) for _ in range(3)], -1)
         return np.clip(light[..., None] + tint - tint.mean(-1, keepdims=True), 0, 1)  # (n, 1, 3)
 
-    def placed(cells: Pixels, sx: Pixels, sy: Pixels, dx: Pixels, dy: Pixels) -> Pixels:
+    def placed(cells: np.ndarray, sx: np.ndarray, sy: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
         t, k = around(how.turn), around(how.shear)
         cos, sin = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)  # an angle without trigonometry
         px, py = x + bend_x - dx, y + bend_y - dy

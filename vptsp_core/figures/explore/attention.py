@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from vptsp_core.data import ImageSet
-from vptsp_core.data.loading import eval_transform
 from vptsp_core.errors import VptspError
 from vptsp_core.method.attention import keys_and_values, keys_values_by_head
 from vptsp_core.method.backbone import normalisation
 from vptsp_core.method.lora import project
-from vptsp_core.method.torch_state import in_torch_defaults
+from vptsp_core.method.torch_state import torch_defaults
 from vptsp_core.method.vit import PromptedViT, run_block
 from vptsp_core.runs.embedder import Embedder
 
@@ -47,7 +46,7 @@ class Looked:
         return self.weights[block][:, self.prompts[block] + self.prefix :].reshape(-1, *self.grid)
 
 
-@in_torch_defaults
+@torch_defaults()
 @torch.inference_mode()
 def class_token(vit: PromptedViT, images: Tensor) -> Looked:
     """Compute the attention of the sample tower's class token in normalised images (B, 3, H, W) on the model's device.
@@ -108,8 +107,7 @@ def as_seen(embedder: Embedder, images: ImageSet, places: Sequence[int]) -> tupl
     Returns them normalised on the model's device, (B, 3, H, W), and as pictures to look at, (H, W, 3) uint8 each.
     """
     mean, std = normalisation(embedder.model.vit.backbone)
-    transform = eval_transform(embedder.model.config, mean, std)
-    pixels = torch.stack([transform(images.image(int(place))) for place in places])
+    pixels = torch.stack([embedder.transform(images.image(int(place))) for place in places])
     shown = pixels.permute(0, 2, 3, 1) * torch.tensor(std) + torch.tensor(mean)
     pictures = (255 * shown.clamp(0, 1)).round().to(torch.uint8).numpy()
     return pixels.to(next(embedder.model.parameters()).device), list(pictures)
