@@ -288,7 +288,8 @@ def test_frozen_weights_get_no_gradient_and_bitfit_only_biases():
 @pytest.mark.parametrize(
     ("options", "word"),
     [(dict(block_fn=__import__("timm").models.vision_transformer.ParallelScalingBlock), "ParallelScalingBlock"),
-     (dict(proj_drop_rate=0.1), "dropout"), (dict(drop_path_rate=0.1), "dropout")],
+     (dict(attn_layer="diff"), "is built of DiffAttention;"), (dict(proj_drop_rate=0.1), "dropout"),
+     (dict(drop_path_rate=0.1), "dropout")],
 )  # fmt: skip
 def test_unsupported_backbones_are_refused_by_name(options, word):
     with pytest.raises(ConfigError, match=word):

@@ -108,9 +108,9 @@ def check_supported(model: nn.Module, name: str) -> None:
     for block in model.blocks:
         attention = getattr(block, "attn", None)
         if type(block) is not Block or type(attention) is not Attention or getattr(attention, "gate", None):
-            part = type(block if type(block) is not Block else attention).__name__
-            part += " (gated)" if type(attention) is Attention and type(block) is Block else ""
-            raise ConfigError(f"backbone {name} is built of {part}; only timm's plain Block and Attention are known")
+            part = type(block) if type(block) is not Block else type(attention)
+            kind = "gated Attention" if part is Attention else part.__name__
+            raise ConfigError(f"backbone {name} is built of {kind}; only timm's plain Block and Attention are known")
     rates = [m.p for m in model.modules() if isinstance(m, nn.Dropout)]
     rates += [getattr(m, "drop_prob", 0.0) or 0.0 for m in model.modules()]
     if any(rate > 0 for rate in rates):
