@@ -28,7 +28,7 @@ def test_python_blocks_run_in_order(page, tmp_path, monkeypatch, capsys):
     preset, short = vptsp_core.preset, {"epochs": 1, "steps_per_epoch": 2}
     monkeypatch.setattr(vptsp_core, "preset", lambda name, **changes: preset(name, **changes, **short))
     monkeypatch.setenv("VPTSP_RESULTS", str(tmp_path / "results"))
-    monkeypatch.chdir(ROOT if page.name == "beyond.md" else tmp_path)  # that page reads committed runs
+    monkeypatch.chdir(ROOT if page.name == "beyond_measured.md" else tmp_path)  # that page reads committed runs
     names: dict = {}
     for code in blocks(page, "python"):
         try:

@@ -38,7 +38,7 @@ def rows(profile: str) -> dict[str, dict[str, Any]]:
         "... without a start from the data": {**recipe, "start": "released"},
         "... without prompts (BitFit)": {**recipe, "method": "linear"},
         "... without training": {**recipe, "method": "linear", "bitfit": False, "start": "heads", "epochs": 0},
-        # 1e-4 was worse on the held-out classes of CUB (docs/beyond.md).
+        # 1e-4 was worse on the held-out classes of CUB (docs/beyond_measured.md).
         f"{FULL}, as the recipe, lr 3e-5": {**known[FULL], **rates, "start": "proxies", "lr": 3e-5},
     }
     if has_peft():
