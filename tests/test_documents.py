@@ -10,6 +10,7 @@ from documents import PAGES, ROOT, blocks, called, calls_of, spans
 import vptsp_core
 from vptsp_core import __main__ as command_line
 from vptsp_core.data.glyphs import GlyphSet
+from vptsp_core.runs.significance import compare_paired
 
 OPTIONAL = {"oml": "open-metric-learning"}  # imported by a block, in no requirement
 
@@ -39,6 +40,10 @@ def test_python_blocks_run_in_order(page, tmp_path, monkeypatch, capsys):
             pytest.skip(f"{OPTIONAL[error.name]} is not installed; the blocks before the one that imports it ran")
         if "triplet_losses" in names:  # docs/own_loop.md
             assert names["triplet_losses"] and np.isfinite(names["triplet_losses"]).all()
+    if page.name == "beyond_measured.md":  # its table has what the block prints
+        assert {names["labels"].count(label) for label in names["labels"]} == {1, 3}
+        lora = compare_paired(names["runs"], names["labels"], "linear, proxies").loc["lora, proxies", "MAP@R"]
+        assert "| {difference:+.2f} [{low:+.2f}, {high:+.2f}] |".format_map(lora) in page.read_text("utf-8")
     if page.name == "README.md":
         assert names["config"].dataset == "glyphs" and names["done"].path.is_relative_to(tmp_path / "results")
         assert names["embeddings"].shape == (1, names["config"].embed_dim)
