@@ -113,7 +113,7 @@ def test_the_options_reach_the_notebooks(monkeypatch):
         (["--set", "epoch=2"], "epoch"),
         (["--set", "accumulator=ema"], r"changes \(--set\) contain accumulator, by which the rows of tables differ"),
         (["--seeds", "0,1,0"], r"seeds = \[0, 1, 0\] contain a seed twice"),
-        (["--data", "absent"], "--data: there is no folder .*/absent"),
+        (["--data", "/absent"], "--data: there is no folder /absent$"),
         (["--data="], "--data is empty; give a value"),
         (["--only="], "no notebook begins with ''"),
     ],

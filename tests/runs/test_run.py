@@ -16,7 +16,7 @@ import vptsp_core
 from vptsp_core import preset, run
 from vptsp_core.__main__ import main
 from vptsp_core.data import load_benchmark
-from vptsp_core.errors import VptspError, WeightsError
+from vptsp_core.errors import ConfigError, VptspError, WeightsError
 from vptsp_core.method.backbone import load_backbone
 from vptsp_core.method.metrics import Scores
 from vptsp_core.method.presets import parse_change
@@ -360,3 +360,10 @@ def test_on_epoch_sees_every_epoch_and_changes_nothing(tmp_path):
     assert_same_run(run(tiny(), results=tmp_path / "alone", progress=False), watched)
     run(tiny(), results=tmp_path / "watched", progress=False, on_epoch=seen.append)  # finished: not trained again
     assert len(seen) == 3
+
+
+@pytest.mark.parametrize("option", ["compile", "checkpointing", "class_table"])
+def test_unknown_values_of_options_are_refused_before_anything_is_read(option, tmp_path):
+    with pytest.raises(ConfigError, match=f"{option} = 'always' must be one of auto, "):
+        run(preset("smoke"), results=tmp_path / "results", **{option: "always"})
+    assert not (tmp_path / "results").exists()
