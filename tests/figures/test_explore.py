@@ -52,7 +52,7 @@ KINDS = {"plain": {}, "registers": dict(reg_tokens=3, no_embed_class=True, qk_no
 def prompted(prompts: list[int], **options) -> PromptedViT:
     torch.manual_seed(0)
     trunk = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=4, num_classes=0, **options)
-    vit = PromptedViT(trunk, 16, prompts=prompts).eval()
+    vit = PromptedViT(trunk, 16, prompt_counts=prompts).eval()
     with torch.no_grad():
         for parameter in vit.parameters():  # no parameter at a neutral value
             parameter.add_(0.3 * torch.randn_like(parameter))

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.core.formatters import DisplayFormatter
 
 from tests.figures.drawn import inside
 from vptsp_core.figures import claims, first_steps, style
@@ -53,6 +54,7 @@ def test_maps_draw_every_image_once_and_the_proxies_of_shown_classes():
     points, proxies = rng.normal(size=(100, 2)), {name: rng.normal(size=(20, 2)) for name in "OPQ"}
     moved = {name: where + 1 for name, where in proxies.items()}
     fig = style.maps({"one": points, "two": points}, labels, names, shown, {"one": proxies, "two": moved})
+    assert DisplayFormatter().format(fig)[0]["image/png"].startswith(b"\x89PNG")  # JupyterLab shows it
     for ax, marks in zip(fig.axes, [proxies, moved], strict=True):
         sizes = [len(c.get_offsets()) for c in ax.collections]
         assert sum(sizes) == 100 + 3 * len(shown) and sizes[0] == 85

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vptsp_core.errors import ConfigError
 from vptsp_core.method.losses import proxy_anchor
 
 
@@ -31,6 +32,11 @@ def test_paper_form_equals_pytorch_metric_learning(seed):
     theirs_grads = torch.autograd.grad(expected, [embeddings, theirs.proxies])
     for mine, other in zip(grads, theirs_grads, strict=True):
         assert torch.allclose(mine, other, atol=1e-9)
+
+
+def test_another_form_is_refused():
+    with pytest.raises(ConfigError, match="semantics = 'Released' must be one of released, paper"):
+        proxy_anchor(*case(0), semantics="Released")
 
 
 @pytest.mark.parametrize("semantics", ["released", "paper"])

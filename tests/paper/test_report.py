@@ -117,12 +117,14 @@ def test_selection_note():
 
 def test_record_table_names_every_value_that_differs():
     runs = [fake_run(0), fake_run(1), fake_run(1, commit="def")]
-    table = report.record_table([*runs, runs[1]])["value"]  # the same run twice counts once
+    twice = [*runs, runs[1]]  # the same run twice counts once
+    table = report.record_table(twice, {"alpha": 0.2, "epochs": 1})["value"]
     assert table["runs"] == "3" and table["seed"] == "0, 1" and table["commit"] == "abc, def"
     assert table["torch version"] == "2.12.0" and table["weights checksum"] == "w1" and table["device"] == "cpu"
     assert table["data checksum, train"] == "t1" and table["data checksum, test"] == "t2"
     assert table["seconds of training and evaluation, all runs"] == "5"
-    assert list(report.record_table([])["value"]) == ["0"]
+    assert table["changed (--set)"] == "alpha=0.2, epochs=1"
+    assert list(report.record_table([], {})["value"]) == ["0"]
 
 
 def test_save_table_flattens_columns(tmp_path):

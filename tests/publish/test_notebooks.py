@@ -308,7 +308,9 @@ def test_proxies_and_attention_have_numbers(smoke):
     assert list(whole.index) == ["O", "P", "Q"] and whole.notna().all(axis=None)
     assert len(shares) == 6 and (shares["prompts"] > 0).all()
     assert shares[["prompts", "class token", "patches"]].sum(axis=1).to_numpy() == pytest.approx(100, abs=1e-3)
-    assert smoke.table("explore_record")["value"]["runs"] == "1"
+    record = smoke.table("explore_record")["value"]
+    assert record["runs"] == "1"
+    assert record["changed (--set)"] == ", ".join(f"{key}={value}" for key, value in SMALL.items())
 
 
 def test_umap_places_vectors_in_the_plane_and_keeps_the_threads_of_torch(monkeypatch):

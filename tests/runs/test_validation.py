@@ -120,7 +120,7 @@ def test_the_test_set_is_embedded_once_and_last(tmp_path, monkeypatch, benchmark
     assert done.record["held_out"] == {"classes": 4, "images": len(held_out)}
     assert done.record["data"]["train"] == "train", "of the whole set"
     assert all(np.nanmean(done.queries[name]) == pytest.approx(done.metrics[name], abs=1e-6) for name in NAMES)
-    assert record_table([done])["value"]["training classes held out"] == "4"
+    assert record_table([done], {})["value"]["training classes held out"] == "4"
     assert "only this epoch was searched" in selection_note([done])
 
 

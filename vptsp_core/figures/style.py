@@ -69,13 +69,18 @@ def house_style() -> AbstractContextManager[None]:
 
 
 def in_house_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Make ``draw`` draw in the house style, including the ticks, which matplotlib makes only when it renders."""
+    """Make ``draw`` draw in the house style, including the ticks, which matplotlib makes only when it renders.
+
+    JupyterLab shows such a figure if it is the last line of a cell.
+    """
 
     @wraps(draw)
     def styled(*args: Any, **kwargs: Any) -> Figure:
         with house_style():
             fig = draw(*args, **kwargs)
             fig.draw_without_rendering()
+        # IPython asks for this method. Only figures of pyplot are shown otherwise.
+        fig._repr_png_ = lambda: file_of(fig, dpi=100).getvalue()  # type: ignore[attr-defined]
         return fig
 
     return styled

@@ -251,5 +251,6 @@ def _refuse_unknown(values: dict[str, Any]) -> None:
     known = [field.name for field in dataclasses.fields(RunConfig)]
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=3) or known
-            raise ConfigError(f"unknown key {key!r}; did you mean {', '.join(near)}?")
+            near = difflib.get_close_matches(key, known, n=3)
+            hint = f"did you mean {', '.join(near)}?" if near else f"the keys are {', '.join(known)}"
+            raise ConfigError(f"unknown key {key!r}; {hint}")

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vptsp_core.errors import check_choice
+
 
 def proxy_anchor(
     embeddings: Tensor,
@@ -34,7 +36,11 @@ def proxy_anchor(
 
     Returns:
         A scalar in the dtype of the embeddings.
+
+    Raises:
+        ConfigError: ``semantics`` is another word.
     """
+    check_choice("semantics", semantics, ("released", "paper"))
     similarity = F.normalize(embeddings, dim=-1) @ F.normalize(proxies, dim=-1).T
     positive = labels[:, None] == torch.arange(proxies.shape[0], device=labels.device)
     # log(1 + sum exp) = softplus(logsumexp). Masked entries get the lowest float, not -inf: in a column without

@@ -104,8 +104,8 @@ class MetricModel(nn.Module):
         self.vit = PromptedViT(
             backbone,
             None if frozen else config.embed_dim,
-            prompts=counts,
-            class_prompts=class_counts,
+            prompt_counts=counts,
+            class_prompt_counts=class_counts,
             adapters=_make_adapters(config, backbone.embed_dim) if config.method == "adapter" else (),
             proxy_head=semantic and config.proxy_source != "sample",
             pool=config.pool,
@@ -144,10 +144,20 @@ class MetricModel(nn.Module):
                 process. The k images of a class are next to each other.
             labels: (B,) int64, the classes of the whole batch in the same order.
         """
-        assert self.proxies is not None
         classes = labels[:: self.config.samples_per_class] if self.config.method == "vptsp" else None
         embeddings, p = self.towers(images, classes)
-        embeddings, p = self.group.gather(embeddings), None if p is None else self.group.gather(p)
+        p = None if p is None else self.group.gather(p)
+        return self.loss_of_embeddings(self.group.gather(embeddings), p, labels, classes)
+
+    def loss_of_embeddings(
+        self, embeddings: Tensor, p: Tensor | None, labels: Tensor, classes: Tensor | None
+    ) -> Tensor:  # fmt: skip
+        """Update the proxies P, and return the loss of the whole batch, a scalar. Override this for another loss.
+
+        ``embeddings`` and ``p`` (B, d) are those of `towers`, of all processes. ``labels`` (B,) are those of `loss`,
+        and ``classes`` (C',) the same classes once each. Without semantic proxies, ``p`` and ``classes`` are None.
+        """
+        assert self.proxies is not None, "method frozen has no loss"
         return proxy_anchor(
             embeddings, self.proxies(p, classes), labels,
             scale=self.config.loss_scale, margin=self.config.loss_margin, semantics=self.config.semantics,

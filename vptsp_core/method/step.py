@@ -74,11 +74,12 @@ class TrainStep:
 
 
 def cast_frozen_weights(vit: PromptedViT) -> None:
-    """Cast the frozen weights of Linear and Conv2d layers to the dtype of ``vit.autocast``. No result changes.
+    """Cast the frozen weights of Linear and Conv2d layers to the dtype of ``vit.autocast``.
 
-    Autocast would round these weights in every tower and every step, and keep both copies in memory. Norms, position
-    embeddings, and every parameter that learns stay in float32. Afterwards, use the model only for training and
-    evaluation: the original weights are gone. `vptsp_core.load` loads a run with them.
+    No number of training or evaluation changes: autocast would round these weights in every tower and every step, and
+    keep both copies in memory. Norms, position embeddings, and every parameter that learns stay in float32. Afterwards,
+    use the model only for training and evaluation: the original weights are gone. `vptsp_core.load` loads a run with
+    them.
     """
     if vit.autocast is None:
         return

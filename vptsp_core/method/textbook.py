@@ -16,7 +16,6 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from vptsp_core.method.adapters import SCALE, Adapter
-from vptsp_core.method.losses import proxy_anchor
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.vit import Head
 
@@ -69,7 +68,6 @@ def loss(model: MetricModel, images: Tensor, labels: Tensor) -> Tensor:
     vit, config = model.vit, model.config
     sample = [vit.prompts[i][None, :n] for i, n in enumerate(vit.prompt_counts)] if vit.prompts is not None else []
     embeddings = embedding(vit.sample_head, pooled_tokens(vit.backbone, images, sample, vit.pool, list(vit.adapters)))
-    assert model.proxies is not None
     p = classes = None
     if config.method == "vptsp":
         classes, prompts, head = labels[:: config.samples_per_class], sample, vit.proxy_head
@@ -81,7 +79,4 @@ def loss(model: MetricModel, images: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad() if config.proxy_source == "fixed_encoder" else contextlib.nullcontext():
             pooled = pooled_tokens(vit.backbone, images, prompts, vit.pool)
         p = embedding(head, pooled)
-    return proxy_anchor(
-        embeddings, model.proxies(p, classes), labels,
-        scale=config.loss_scale, margin=config.loss_margin, semantics=config.semantics,
-    )  # fmt: skip
+    return model.loss_of_embeddings(embeddings, p, labels, classes)

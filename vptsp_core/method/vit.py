@@ -46,7 +46,7 @@ def in_autocast(x: Tensor) -> Tensor:
 
 def run_block(
     block: Block, x: Tensor, prompt_kvs: list[Tensor | None],
-    *, adapter: nn.Module | None = None, forked: bool = False, rows: int | None = None,
+    *, adapter: nn.Module | None = None, forked: bool = False, only_first: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Run one transformer block for one or two towers.
 
@@ -54,19 +54,19 @@ def run_block(
         x: (B, T, D) tokens of one tower, or of two that fork in this block; (2B, T, D) of two that ``forked`` before.
         prompt_kvs: for each tower, the keys and values of its prompts in this block (see `attend`), or None.
         adapter: the adapter of this block, or None.
-        forked: whether ``x`` already has the rows of two towers.
-        rows: compute only the first ``rows`` tokens of the output; None for all T. For the last block, of which only
+        forked: whether ``x`` already has the images of both towers. Ignored for one tower.
+        only_first: compute only this number of tokens of the output; None for all T. For the last block, of which only
             the pooled tokens are read.
 
     Returns:
-        (B, T, D), or (2B, T, D) for two towers; with ``rows`` in place of T if it is given.
+        (B, T, D), or (2B, T, D) for two towers; with ``only_first`` in place of T if it is given.
     """
     attention, normed = block.attn, in_autocast(block.norm1(x))  # cast once, not for each projection
     # Two projections, not one joint QKV: keys and values are copied behind those of the prompts, and the backward pass
     # would keep the joint output as well, because of the queries.
     kv = keys_and_values(attention, normed)
-    if rows is not None:
-        x, normed = x[:, :rows], normed[:, :rows]
+    if only_first is not None:
+        x, normed = x[:, :only_first], normed[:, :only_first]
     q = project(attention.qkv, normed, slice(attention.num_heads * attention.head_dim))
     if all(prompt_kv is None for prompt_kv in prompt_kvs):
         attended = attend(attention, q, kv)
@@ -118,8 +118,8 @@ class PromptedViT(nn.Module):
     Args:
         backbone: from `load_backbone`.
         embed_dim: d, the width of an embedding; None for a model without heads (method frozen).
-        prompts: number of prompts of the sample tower in each of the first blocks, from `prompt_counts`.
-        class_prompts: the same for the proxy tower; None for a model without a proxy tower.
+        prompt_counts: how many prompts the sample tower has in each of the first blocks (see the function above).
+        class_prompt_counts: the same for the proxy tower; None for a model without a proxy tower.
         adapters: the adapters of the last blocks, in the order of the blocks.
         proxy_head: whether class embeddings have their own head. A proxy tower needs it.
         pool: ``"auto"``, ``"cls"`` or ``"avg"``; raises ConfigError if the backbone cannot pool this way (`pooling`).
@@ -138,8 +138,8 @@ class PromptedViT(nn.Module):
         backbone: VisionTransformer,
         embed_dim: int | None,
         *,
-        prompts: list[int],
-        class_prompts: list[int] | None = None,
+        prompt_counts: list[int],
+        class_prompt_counts: list[int] | None = None,
         adapters: Iterable[Adapter] = (),
         proxy_head: bool = False,
         pool: str = "auto",
@@ -151,13 +151,13 @@ class PromptedViT(nn.Module):
         self.checkpointing = False
         self.pool = pooling(backbone, pool)
         self.pooled_count = 2 if hasattr(backbone, "dist_token") and self.pool == "cls" else 1
-        self.prompt_counts, self.class_prompt_counts = prompts, class_prompts
+        self.prompt_counts, self.class_prompt_counts = prompt_counts, class_prompt_counts
         width = backbone.embed_dim
         self.prompts = None
-        if prompts:
-            # N = prompts[0] rows for every block, used or not, as in the released checkpoints.
-            self.prompts = nn.Parameter(torch.empty(len(prompts), prompts[0], width))
-            nn.init.normal_(self.prompts, std=(2 / ((prompts[0] + 1) * width)) ** 0.5)  # Xavier over (1, N, D)
+        if prompt_counts:
+            most = prompt_counts[0]  # N rows for every block, used or not, as in the released checkpoints
+            self.prompts = nn.Parameter(torch.empty(len(prompt_counts), most, width))
+            nn.init.normal_(self.prompts, std=(2 / ((most + 1) * width)) ** 0.5)  # Xavier over (1, N, D)
         self.sample_head = None if embed_dim is None else Head(width, embed_dim, self.pooled_count)
         self.proxy_head = None
         if embed_dim is not None and proxy_head:
@@ -227,9 +227,9 @@ class PromptedViT(nn.Module):
         batches = [(self.stem(images), towers)]  # the tokens of each batch, and the towers in it
         for i, block in enumerate(blocks):
             adapter = self.adapters[i - first_adapter] if i >= first_adapter else None
-            rows = self.pooled_count if self.pool == "cls" and i == len(blocks) - 1 else None
+            first = self.pooled_count if self.pool == "cls" and i == len(blocks) - 1 else None
             batches = [
-                (run(block, x, [tower[i] for tower in inside], adapter=adapter, forked=i > 0, rows=rows), inside)
+                (run(block, x, [tower[i] for tower in inside], adapter=adapter, forked=i > 0, only_first=first), inside)
                 for x, inside in batches
             ]
             if i == 0 and len(towers) == 2 and not one_batch:

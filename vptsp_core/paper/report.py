@@ -231,9 +231,12 @@ def machine_facts(made: Mapping[str, Any]) -> dict[str, str]:
     return {"commit": made["commit"], **versions, "device": made["device"]}
 
 
-def record_facts(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Return {fact: its values over all runs}, such as commit and seed. A fact that differs has several values."""
-    facts = []
+def record_facts(runs: Sequence[Run], changes: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return {fact: its values over all runs}, such as commit and seed. A fact that differs has several values.
+
+    ``changes`` are the keys of `RunConfig` that the reader changed in all runs of a notebook.
+    """
+    facts: list[dict[str, object]] = [{"changed (--set)": f"{key}={value}"} for key, value in changes.items()]
     for run in runs:
         record = run.record
         facts.append({
@@ -265,10 +268,10 @@ def fact_table(facts: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     return pd.DataFrame({"value": map(", ".join, facts.values())}, index=pd.Index(facts, name="fact"))
 
 
-def record_table(runs: Sequence[Run]) -> pd.DataFrame:
+def record_table(runs: Sequence[Run], changes: Mapping[str, Any]) -> pd.DataFrame:
     """Return `record_facts` as a table, one row per fact, with the number of runs and their total time."""
     runs = list({run.path: run for run in runs}.values())  # several points may share one run
-    facts = {"runs": [str(len(runs))], **record_facts(runs)}
+    facts = {"runs": [str(len(runs))], **record_facts(runs, changes)}
     if runs:
         facts["seconds of training and evaluation, all runs"] = [f"{sum(run.record['seconds'] for run in runs):.0f}"]
     return fact_table(facts)

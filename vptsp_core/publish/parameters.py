@@ -129,6 +129,14 @@ def check_given() -> None:
             raise ConfigError(f"parameter {name!r} must be of type {getattr(kind, '__name__', kind)}, not {value!r}")
 
 
+def changes_of_notebook() -> dict[str, Any]:
+    """Return the parameter ``changes`` of the notebook that runs here, or {} if there is none."""
+    from IPython.core.getipython import get_ipython
+
+    shell = get_ipython()
+    return {} if shell is None else dict(shell.user_ns.get("changes", {}))
+
+
 def _assigned(cell: str) -> dict[str, Any]:
     """Return {name: value} of a cell's lines NAME = VALUE. A value that is not a literal is returned as None."""
     assigned: dict[str, Any] = {}

@@ -26,7 +26,7 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.paper import compare, report
 from vptsp_core.paper.absent import AbsentData, absent_data
 from vptsp_core.publish.manifest import RECORD, MadeRun, Manifest, Missing
-from vptsp_core.publish.parameters import check_given
+from vptsp_core.publish.parameters import changes_of_notebook, check_given
 from vptsp_core.runs.folder import Run
 
 
@@ -123,10 +123,11 @@ class Session:
             facts: the record of a notebook that trains nothing.
         """
         runs = list({run.path: run for run in runs}.values())
-        record = report.record_table(runs) if facts is None else facts
+        changes = changes_of_notebook()
+        record = report.record_table(runs, changes) if facts is None else facts
         report.save_table(record, self.folder, f"{self._notebook}{RECORD}")
         own = {} if facts is None else {str(fact): [value] for fact, value in facts["value"].items()}
-        self._manifest.record = own or report.record_facts(runs)
+        self._manifest.record = own or report.record_facts(runs, changes)
         self._manifest.runs = [
             MadeRun(run.record["hash"], self._place(run.path), float(run.record["seconds"])) for run in runs
         ]

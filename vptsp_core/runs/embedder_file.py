@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -50,7 +50,7 @@ class TrainedModel:
         path: the run's folder or the file from which the model was loaded, if any.
     """
 
-    model: MetricModel
+    model: MetricModel = field(repr=False)
     config: RunConfig
     run: str | None
     metrics: Mapping[str, float]

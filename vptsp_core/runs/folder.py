@@ -10,7 +10,7 @@ import io
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,12 @@ class Run:
     config: RunConfig
     path: Path  # its folder
     metrics: dict[str, float]  # of retrieval, fractions in [0, 1], of the epochs that ``selection`` chooses
-    history: pd.DataFrame  # a row per epoch: loss, learning rates, seconds of training, metrics if evaluated
+    # A row per epoch: loss, learning rates, seconds of training, and metrics if the epoch was evaluated.
+    history: pd.DataFrame = field(repr=False)
     # Commit, versions, device, checksums of data and weights, parameters, times. If a run was cut short and resumed,
     # ``started`` and ``seconds`` are of the whole run, ``stretches`` describes each call that trained a part of it
     # (`runs.record.part_of_run`), and the rest is of the last call.
-    record: dict[str, Any]
+    record: dict[str, Any] = field(repr=False)
 
     @property
     def light(self) -> bool:
