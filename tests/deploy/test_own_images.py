@@ -510,7 +510,7 @@ def test_class_prompts_in_host_memory_beside_runs_that_have_none(tmp_path, capsy
     put(tmp_path / "images", TWELVE)
     command = [*training(tmp_path), "--class-table", "host", "--set", "backbone=demo_vit", "epochs=1"]
     assert main(command) == 2
-    assert "class table on the host: the plan has class_optimizer=dense" in capsys.readouterr().err
+    assert "class table on the host: no planned run has row-wise class prompts" in capsys.readouterr().err
     assert main([*command, "class_optimizer=rowwise"]) == 0
     kept = {run.config.method: run.record["class_table"] for run in map(read_run, (tmp_path / "out/runs").iterdir())}
     assert kept == {"frozen": None, "vptsp": "host"}
@@ -525,7 +525,8 @@ def test_held_out_classes_choose_between_bitfit_and_vptsp():
     for settled in (dict(method="vptsp"), dict(bitfit=True), dict(alpha=0.2), dict(prompts=3)):
         assert list(candidates(planned, settled).values()) == [planned]
     none_held_out = planned.replace(selection="last")
-    assert list(candidates(none_held_out, {}).values()) == [none_held_out]
+    assert list(candidates(none_held_out, {})) == ["BitFit"]
+    assert list(candidates(none_held_out, dict(method="vptsp")).values()) == [none_held_out]
 
     def of(*epochs):
         history = pd.DataFrame([{"epoch": i, "validation R@1": r, "validation MAP@R": m} for i, r, m in epochs])

@@ -97,7 +97,7 @@ def train_folder(
         options: passed to `run`, like the other arguments.
 
     Raises:
-        ConfigError: ``class_table="host"``, and the plan has no row-wise class prompts.
+        ConfigError: ``class_table="host"``, and no planned run has row-wise class prompts.
         VptspError: something else that the user can fix, in one line (see `run` and `own_plan.plan`).
     """
     if options.get("deterministic"):
@@ -109,12 +109,13 @@ def train_folder(
         start(pick_device(device))  # the first process plans for all
     benchmark = load_benchmark("own", folder, allow_partial)
     planned = from_main(lambda: _read_or_make_plan(benchmark, folder, changes, results, cache, device))
-    if options.get("class_table") == "host" and planned.config.class_optimizer != "rowwise":
+    rivals = candidates(planned.config, changes)
+    rowwise = any(each.has_class_prompts and each.class_optimizer == "rowwise" for each in rivals.values())
+    if options.get("class_table") == "host" and not rowwise:
         raise ConfigError(
-            "class table on the host: the plan has class_optimizer=dense; leave --class-table out, or add --set "
+            "class table on the host: no planned run has row-wise class prompts; leave --class-table out, or add --set "
             "class_optimizer=rowwise"
         )
-    rivals = candidates(planned.config, changes)
     kept = f"{benchmark.test.num_classes:,} classes ({len(benchmark.test):,} images) are kept for testing"
     say("\n".join([kept, *planned.reasons, f"trained: {' and '.join(rivals)}"]))
     planned.config.warn_unread(changes)
