@@ -126,7 +126,7 @@ def train_folder(
         name: run(config, **(options if config.has_class_prompts else without_table)) for name, config in rivals.items()
     }
     choice = compare_candidates(runs) if len(runs) > 1 else pd.DataFrame()
-    chosen = str(choice["MAP@R"].round(1).idxmax()) if len(choice) else next(iter(runs))
+    chosen = str(choice["MAP@R"].idxmax()) if len(choice) else next(iter(runs))
     trained = runs[BITFIT if chosen == CLOSED else chosen]
     gain = compare(frozen, trained)
     text = summary(frozen, trained, gain, benchmark.test.num_classes)
@@ -165,11 +165,8 @@ def compare_candidates(runs: Mapping[str, Run]) -> pd.DataFrame:
 
 def lead(choice: pd.DataFrame) -> str:
     """Return how far the best row of `Trained.choice` is above the second best, in words, as the table shows both."""
-    ranked = choice["MAP@R"].round(1).sort_values(ascending=False, kind="stable")
-    gap, second = ranked.iloc[0] - ranked.iloc[1], ranked.index[1]
-    if gap < 0.05:
-        return f"{second} has the same MAP@R, and costs more."
-    return f"its MAP@R is {gap:.1f} above that of {second}, the second best."
+    ranked = choice["MAP@R"].sort_values(ascending=False, kind="stable").round(1)
+    return f"its MAP@R is {ranked.iloc[0] - ranked.iloc[1]:.1f} above that of {ranked.index[1]}, the second best."
 
 
 def _plain(table: pd.DataFrame) -> dict[Any, Any]:
