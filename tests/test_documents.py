@@ -39,7 +39,7 @@ def test_python_blocks_run_in_order(page, tmp_path, monkeypatch, capsys):
                 raise
             pytest.skip(f"{OPTIONAL[error.name]} is not installed; the blocks before the one that imports it ran")
         if "triplet_losses" in names:  # docs/own_loop.md
-            assert names["triplet_losses"] and np.isfinite(names["triplet_losses"]).all()
+            assert 0 < max(names["triplet_losses"]) < 2  # Proxy-Anchor, if the page's own loss were not called: 10
     if page.name == "beyond_measured.md":  # its table has what the block prints
         assert {names["labels"].count(label) for label in names["labels"]} == {1, 3}
         lora = compare_paired(names["runs"], names["labels"], "linear, proxies").loc["lora, proxies", "MAP@R"]

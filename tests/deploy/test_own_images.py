@@ -462,6 +462,16 @@ def test_keys_that_cannot_be_set_are_named(changes, message):
 SHORT = ["backbone=demo_vit", "epochs=2", "steps_per_epoch=3"]
 
 
+def test_with_few_classes_only_bitfit_is_trained(tmp_path, capsys):
+    put(tmp_path / "images", dict(list(TWELVE.items())[:10]))
+    assert main([*training(tmp_path), "--set", *SHORT]) == 0
+    said = capsys.readouterr().out
+    assert "8 classes to learn from, 0 held out (selection=last)" in said and "\ntrained: BitFit\n" in said
+    assert "class_prompts" not in said and "The held-out classes choose" not in said
+    trained = read_run(re.search(r"The model is in (.*)\. To use it", said)[1])
+    assert trained.config.method == "linear" and trained.config.bitfit and trained.metrics["epoch"] == 2
+
+
 def test_a_folder_is_trained_compared_and_used(tmp_path, capsys, monkeypatch):
     put(tmp_path / "images", TWELVE)
     command = training(tmp_path)
@@ -474,7 +484,7 @@ def test_a_folder_is_trained_compared_and_used(tmp_path, capsys, monkeypatch):
     trained, text = read_run(path), (tmp_path / path / own_images.SUMMARY).read_text()
     record = json.loads(text, parse_constant=pytest.fail)  # JSON has no NaN
     frozen = read_run(trained.path.with_name(record["frozen"]))
-    taken = max(record["choice"], key=lambda name: round(record["choice"][name]["MAP@R"], 1))
+    taken = max(record["choice"], key=lambda name: record["choice"][name]["MAP@R"])
     assert trained.config.method == {"closed form": "linear", "BitFit": "linear", "VPTSP": "vptsp"}[taken]
     assert list(record["choice"]) == ["closed form", "BitFit", "VPTSP"]
     assert f"The held-out classes choose {taken}: " in said

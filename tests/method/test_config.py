@@ -10,6 +10,7 @@ from vptsp_core.errors import ConfigError
 
 BAD = [
     ({"prompt": 3}, "unknown key 'prompt'; did you mean prompts"),
+    ({"qqq": 3}, "unknown key 'qqq'; the keys are dataset, backbone, "),
     ({"alpha": 1.5}, "alpha = 1.5 must be in [0, 1]"),
     ({"alpha": float("nan")}, "alpha = nan must be a finite number"),
     ({"batch": 63}, "batch = 63 must be a multiple of samples_per_class = 2"),

@@ -24,6 +24,7 @@ from vptsp_core.errors import VptspError
 from vptsp_core.method.presets import preset
 from vptsp_core.paper import report
 from vptsp_core.paper.absent import absent_data
+from vptsp_core.paper.report import CHANGED
 from vptsp_core.publish import page
 from vptsp_core.publish.html import notebook_html
 from vptsp_core.publish.manifest import Manifest
@@ -211,6 +212,18 @@ def test_overview_counts_a_run_that_two_notebooks_share_once(folders):
     rows = {row[0]: row[1:] for row in shown.tables[0]}
     assert rows[f"Table 2: {EVIL}"] == ["run in part", "2", "1 min 2 s", "0, 1", "released"]
     assert rows["Figure 3"] == ["failed", "", "", "", ""] and rows["Tour"][0] == "not run"
+
+
+def test_the_command_of_a_chapter_repeats_what_was_changed(folders):
+    sources, results = folders
+    path = results / "demo" / "manifests" / "table2_sota.json"
+    manifest = json.loads(path.read_text())
+    manifest["record"][CHANGED] = ["alpha=0.2", "weights=my file.npz"]
+    path.write_text(json.dumps(manifest))
+    shown = Page(page.build(results, "demo", sources))
+    assert "--seeds 0,1 --set alpha=0.2 --set 'weights=my file.npz' --only table2" in shown.words
+    facts = dict(next(table[1:] for table in shown.tables if table[0] == ["", "all notebooks"]))
+    assert CHANGED not in facts, "the other notebooks have no such changes"
 
 
 def test_what_is_missing_is_listed_with_its_command(folders):

@@ -92,10 +92,11 @@ def plan(
     keys |= {"pipeline": "cached" if plain and decoded <= 0.8 * machine.disk else "classic"} | given
     config = RunConfig(**keys)
     steps, samples = config.steps_per_epoch or int(trained.sum()) // config.batch, config.samples_per_class
+    of_vptsp = f", class_prompts={config.class_prompts}, class_optimizer={config.class_optimizer}"
+    has_vptsp = any(each.has_class_prompts for each in candidates(config, given).values())
     reasons = [
         f"{len(trained):,} classes to learn from, {held_out.sum():,} held out (selection={config.selection})",
-        f"preset {name}, optimizer={config.optimizer}, start={config.start}, class_prompts={config.class_prompts}, "
-        f"class_optimizer={config.class_optimizer}",
+        f"preset {name}, optimizer={config.optimizer}, start={config.start}{of_vptsp if has_vptsp else ''}",
         f"epochs={config.epochs} of {steps:,} step(s), batch={config.batch}: {samples} image(s) of each of "
         f"{config.batch // samples} classes",
         f"pipeline={config.pipeline}: the decoded images take {amount(decoded)}, {amount(machine.disk)} of disk are "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,11 +79,15 @@ def in_house_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         with house_style():
             fig = draw(*args, **kwargs)
             fig.draw_without_rendering()
-        # IPython asks for this method. Only figures of pyplot are shown otherwise.
-        fig._repr_png_ = lambda: file_of(fig, dpi=100).getvalue()  # type: ignore[attr-defined]
+        fig._repr_png_ = partial(_screen_png, fig)  # type: ignore[attr-defined]  # IPython asks for this method
         return fig
 
     return styled
+
+
+def _screen_png(fig: Figure) -> bytes:
+    """Return the figure as JupyterLab shows it if ``%matplotlib inline`` was not called."""
+    return file_of(fig, dpi=100).getvalue()
 
 
 def file_of(fig: Figure, kind: str = "png", *, dpi: int = 200, metadata: Mapping[str, Any] | None = None) -> io.BytesIO:

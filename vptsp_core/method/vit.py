@@ -118,7 +118,7 @@ class PromptedViT(nn.Module):
     Args:
         backbone: from `load_backbone`.
         embed_dim: d, the width of an embedding; None for a model without heads (method frozen).
-        prompt_counts: how many prompts the sample tower has in each of the first blocks (see the function above).
+        prompt_counts: prompts of the sample tower in each of the first blocks, from the function of that name.
         class_prompt_counts: the same for the proxy tower; None for a model without a proxy tower.
         adapters: the adapters of the last blocks, in the order of the blocks.
         proxy_head: whether class embeddings have their own head. A proxy tower needs it.

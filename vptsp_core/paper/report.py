@@ -225,6 +225,9 @@ def styled(table: pd.DataFrame, formats: Mapping[Any, str] | None = None) -> Sty
     return shown
 
 
+CHANGED = "changed (--set)"  # a fact: the keys that the reader changed
+
+
 def machine_facts(made: Mapping[str, Any]) -> dict[str, str]:
     """Return commit, versions and device from a run's record or from `runs.record.made_with`."""
     versions = {f"{name} version": number for name, number in made["versions"].items()}
@@ -236,7 +239,7 @@ def record_facts(runs: Sequence[Run], changes: Mapping[str, Any]) -> dict[str, l
 
     ``changes`` are the keys of `RunConfig` that the reader changed in all runs of a notebook.
     """
-    facts: list[dict[str, object]] = [{"changed (--set)": f"{key}={value}"} for key, value in changes.items()]
+    facts: list[dict[str, object]] = [{CHANGED: f"{key}={value}"} for key, value in changes.items()]
     for run in runs:
         record = run.record
         facts.append({

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vptsp_core.errors import VptspError, check_choice
+from vptsp_core.paper.report import CHANGED
 from vptsp_core.publish.html import TEMPLATES, figure, opening
 from vptsp_core.publish.manifest import RECORD, Manifest
 from vptsp_core.publish.parameters import FOLDER, declared, discover, from_root, read
@@ -113,7 +114,7 @@ def build(results: str | Path = CHECKOUT / "results", profile: str = "demo", not
         runs={run.hash: run.seconds for chapter in chapters for run in chapter.made.runs},
         absent=absent,
         devices="; ".join(facts.get("device", [])),
-        facts=_facts({fact: values for fact, values in facts.items() if fact != "run"}, "all notebooks"),
+        facts=_facts({fact: values for fact, values in facts.items() if fact not in ("run", CHANGED)}, "all notebooks"),
         record=lambda chapter: _facts(chapter.made.record, f"record of {chapter.name}"),
         RECORD=RECORD,
     )
@@ -150,7 +151,9 @@ def _chapter(folder: Path, source: Path, made: Manifest, seeds: list[str]) -> Ch
             shown.append({"file": path.name, **result})
         except VptspError as error:
             shown.append({"wrong": str(error)})
-    return Chapter(name, *opened, _command(folder, declared(source), seeds), page, made, shown)
+    command = _command(folder, declared(source), seeds)
+    command += "".join(f" --set {shlex.quote(change)}" for change in made.record.get(CHANGED, ()))
+    return Chapter(name, *opened, command, page, made, shown)
 
 
 def _table(path: Path, words: str) -> dict[str, str]:

@@ -123,7 +123,10 @@ class Session:
             facts: the record of a notebook that trains nothing.
         """
         runs = list({run.path: run for run in runs}.values())
-        changes = changes_of_notebook()
+        changes = {
+            key: value for key, value in changes_of_notebook().items()
+            if any(getattr(run.config, key) == value for run in runs)
+        }  # fmt: skip
         record = report.record_table(runs, changes) if facts is None else facts
         report.save_table(record, self.folder, f"{self._notebook}{RECORD}")
         own = {} if facts is None else {str(fact): [value] for fact, value in facts["value"].items()}
