@@ -5,7 +5,7 @@ import torch
 
 from vptsp_core import preset, run
 from vptsp_core.system import devices, portable
-from vptsp_core.system.devices import autocast_dtype, bf16_speedup, precision_and_reason
+from vptsp_core.system.devices import autocast_dtype, bf16_speedup, choose_precision, trunk_dtype
 
 CPU = torch.device("cpu")
 
@@ -34,8 +34,8 @@ def simulate(monkeypatch, units, speedup):
 )
 def test_auto_on_a_cpu_is_bf16_if_it_is_faster(monkeypatch, units, speedup, dtype, reason):
     simulate(monkeypatch, units, speedup)
-    found, why = precision_and_reason("auto", CPU)
-    assert found is dtype and reason in why
+    chosen = choose_precision("auto", CPU)
+    assert trunk_dtype(chosen) is dtype and reason in chosen["why"]
 
 
 def test_the_precision_is_decided_once_per_process(monkeypatch):
@@ -56,6 +56,27 @@ def test_a_run_records_its_precision_and_the_reason(monkeypatch, tmp_path, units
     assert done.record["precision"]["trunk"] == trunk and "this CPU has" in done.record["precision"]["why"]
     assert done.record["stretches"][0]["precision"] == done.record["precision"]
     assert preset("smoke").precision == preset("demo").precision == "fp32"
+
+
+@pytest.mark.parametrize("speedup, trunk", [(4.0, "bfloat16"), (1.0, "float32")])
+def test_a_resumed_run_keeps_its_precision(monkeypatch, tmp_path, speedup, trunk):
+    """Although the product, which is timed again, gives the other one."""
+
+    def stop(history):
+        raise KeyboardInterrupt
+
+    config = preset("smoke", precision="auto", epochs=2)
+    simulate(monkeypatch, ("amx_bf16",), speedup)
+    whole = run(config, results=tmp_path / "whole", progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, results=tmp_path / "cut", progress=False, on_epoch=stop)
+    devices._cpu_precision.cache_clear()
+    simulate(monkeypatch, ("amx_bf16",), 4.0 / speedup)
+    done = run(config, results=tmp_path / "cut", progress=False)
+    assert done.metrics == whole.metrics and done.history["loss"].equals(whole.history["loss"])
+    assert done.record["precision"] == whole.record["precision"] and whole.record["precision"]["trunk"] == trunk
+    parts = [part["precision"] for part in done.record["stretches"]]
+    assert parts == [whole.record["precision"], {"trunk": trunk, "why": "the run began with it"}]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from vptsp_core.data.glyphs import load_glyphs
 from vptsp_core.errors import VptspError
 from vptsp_core.method.neighbours import nearest_neighbours
 from vptsp_core.runs import run as runs_run
-from vptsp_core.system.devices import pick_device, precision_and_reason
+from vptsp_core.system.devices import autocast_dtype, pick_device
 
 MPS = torch.device("mps:0")
 aten = torch.ops.aten
@@ -162,6 +162,6 @@ def test_auto_picks_it_but_not_for_several_processes(mac, monkeypatch):
 @pytest.mark.parametrize("new, dtype", [(True, torch.bfloat16), (False, None)])
 def test_auto_is_bf16_if_torch_has_it(monkeypatch, new, dtype):
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *version: new)
-    assert precision_and_reason("auto", MPS)[0] is dtype
+    assert autocast_dtype("auto", MPS) is dtype
     with pytest.raises(VptspError, match="'fp16' needs an NVIDIA GPU, the device is mps:0"):
-        precision_and_reason("fp16", MPS)
+        autocast_dtype("fp16", MPS)

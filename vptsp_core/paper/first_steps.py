@@ -79,7 +79,8 @@ def record_first_steps(
     start_from_data(model, images)
     trainer.loop.train_epoch(0)
     steps = pd.DataFrame(step.rows).round(5)
-    made = {key: record[key] for key in ("commit", "versions", "device", "precision", "data", "weights")}
+    made = {key: record[key] for key in ("commit", "versions", "device", "data", "weights")}
+    made |= {"precision": trainer.precision}
     write_json(path, sealed({"made": made, "steps": steps.to_dict("list")}))
     return Recording(steps, made)
 

@@ -20,7 +20,7 @@ from vptsp_core.method.lora import is_lora
 from vptsp_core.method.model import MetricModel, count_parameters
 from vptsp_core.runs.folder import identity
 from vptsp_core.runs.host_prompts import HostPrompts
-from vptsp_core.system.devices import device_name, precision_and_reason
+from vptsp_core.system.devices import device_name
 from vptsp_core.system.distributed import world_size
 from vptsp_core.system.places import PACKAGE
 
@@ -30,12 +30,10 @@ def make_record(
 ) -> dict[str, Any]:
     """Return a record with all that is known before training."""
     prompts = model.class_prompts
-    dtype, why = precision_and_reason(config.precision, device, model.vit.backbone.embed_dim)
     return {
         "hash": identity(config),
         **made_with(device),
         "processes": world_size(),
-        "precision": {"trunk": str(dtype or torch.float32).removeprefix("torch."), "why": why},
         "deterministic": deterministic or torch.are_deterministic_algorithms_enabled(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "data": benchmark.record(),
@@ -64,18 +62,17 @@ def made_with(device: torch.device) -> dict[str, Any]:
 def part_of_run(record: dict[str, Any], model: MetricModel, seconds: float) -> dict[str, Any]:
     """Describe the part of a run that one call trained: what can change between two calls, and the call's seconds."""
     keys = (
-        "started", "processes", "device", "precision", "class_table", "commit", "versions", "deterministic", "data",
-        "weights",
+        "started", "processes", "device", "class_table", "commit", "versions", "deterministic", "data", "weights",
     )  # fmt: skip
     kept = {key: record[key] for key in keys}
     return {**kept, "checkpointing": model.vit.checkpointing, "seconds": round(seconds, 2)}
 
 
 def close_record(record: dict[str, Any], parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Complete the record of a finished run: when its first part started, the seconds of all parts, and the parts."""
+    """Complete the record of a finished run: start and precision of its first part, seconds of all, and the parts."""
     seconds = round(sum(part["seconds"] for part in parts), 2)
-    ends = {"started": parts[0]["started"], "checkpointing": parts[-1]["checkpointing"]}
-    return {**record, **ends, "seconds": seconds, "stretches": parts}
+    first = {key: parts[0][key] for key in ("started", "precision")}
+    return {**record, **first, "checkpointing": parts[-1]["checkpointing"], "seconds": seconds, "stretches": parts}
 
 
 def checksum(model: nn.Module, names: Collection[str] | None = None) -> str:

@@ -40,7 +40,7 @@ from vptsp_core.runs.train import Trainer
 from vptsp_core.runs.workers import Workers, check_workers, run_in_workers
 from vptsp_core.system.bars import bar, is_log, say
 from vptsp_core.system.deterministic import deterministic_algorithms, fix_cublas
-from vptsp_core.system.devices import autocast_dtype, pick_device
+from vptsp_core.system.devices import choose_precision, pick_device, trunk_dtype
 from vptsp_core.system.distributed import Processes, from_main, is_main, launched, rank, start
 from vptsp_core.system.files import writable_folder
 
@@ -178,11 +178,13 @@ def _train_and_evaluate(
     if config.method == "frozen":
         if lines:
             say(f"{path.name}: evaluating the frozen backbone")
-        model.vit.autocast = autocast_dtype(
+        precision = choose_precision(
             config.precision, next(model.parameters()).device, model.vit.backbone.embed_dim
         )
+        model.vit.autocast = trunk_dtype(precision)
         metrics = test_scores()
-        return [{"epoch": 0, **metrics}], [{"after_epochs": 0, **options["part"]()}], metrics.queries, {}
+        part = {"after_epochs": 0, "precision": precision, **options["part"]()}
+        return [{"epoch": 0, **metrics}], [part], metrics.queries, {}
     training, held_out = for_selection(benchmark, config)
     if held_out is None:
         trainer = Trainer(model, training.train, path, lambda m: evaluate(m, benchmark), **options)

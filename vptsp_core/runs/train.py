@@ -3,8 +3,8 @@
 A run that was interrupted resumes like this, and ends with the numbers of an uninterrupted run:
 1. the model is built from the seed, as at the first start;
 2. the last whole checkpoint is found (`vptsp_core.runs.checkpoints`);
-3. all state is read from it: learned tensors, both optimisers, both schedules, the gradient scaler, the history, and
-   the best epoch with its weights and per-query values;
+3. all state is read from it: learned tensors, both optimisers, both schedules, the gradient scaler, the history, the
+   best epoch with its weights and per-query values, and the precision that ``"auto"`` chose;
 4. every epoch seeds its own sampler, augmentation and dropout from (seed, epoch), so nothing else has state.
 
 Several processes (`system.distributed`) take the same steps, each with its share of the images. The first one writes
@@ -44,7 +44,7 @@ from vptsp_core.runs.progress import write_progress
 from vptsp_core.runs.selection import HELD_OUT, keep_queries, score
 from vptsp_core.runs.start_from_data import start_from_data
 from vptsp_core.system.bars import bar, duration, is_log, say
-from vptsp_core.system.devices import autocast_dtype
+from vptsp_core.system.devices import choose_precision, trunk_dtype
 from vptsp_core.system.distributed import check_batch, from_main, is_main, own_share
 
 
@@ -66,6 +66,7 @@ class Trainer:
     Raises:
         ConfigError: the processes cannot share the batch evenly.
         DataError: the training set is too small for the batch.
+        WeightsError: no checkpoint is whole, or the one found is of another run or of other images or weights.
     """
 
     def __init__(
@@ -88,12 +89,14 @@ class Trainer:
         if checkpointing != "auto":
             model.vit.checkpointing = checkpointing == "on"
         self.device = next(model.parameters()).device
-        model.vit.autocast = autocast_dtype(config.precision, self.device, model.vit.backbone.embed_dim)
+        self.identity = identity(config)  # now: the file of weights may be deleted during the run
+        self.saved, self.part = self._saved(part()), part
+        self.precision = self._precision()
+        model.vit.autocast = trunk_dtype(self.precision)
         self.sampler = ClassBalancedSampler(
             images.labels, config.batch, config.samples_per_class, config.seed, config.steps_per_epoch,
             in_turn=config.dataset in OWN,
         )  # fmt: skip
-        self.identity = identity(config)  # now: the file of weights may be deleted during the run
         self.statistics = normalisation(model.vit.backbone)
         compiled = compiles(compile, self.device, config.epochs * len(self.sampler))
         make_step = functools.partial(CompiledStep, must=compile == "on") if compiled else TrainStep
@@ -102,8 +105,7 @@ class Trainer:
         self.history: list[Row] = []
         self.queries: dict[str, np.ndarray] = {}  # per-query values of each metric at its reported epoch
         self.weights: dict[str, Tensor] = {}  # of the best epoch: the tensors that retrieval needs, on the CPU
-        # A description of each call that trained a part of the run, with the number of epochs before it.
-        self.part, self.parts = part, [{"after_epochs": 0, **part(), **self.compiled()}]
+        self.parts = [self._new_part()]  # a description of each call that trained a part of the run
         self.best = -math.inf
 
     @property
@@ -117,7 +119,6 @@ class Trainer:
         A run that starts from the data is also evaluated before its first step, as epoch 0. That epoch can be the best.
 
         Raises:
-            WeightsError: no checkpoint is whole, or the one found is of another run or of other images or weights.
             TrainingError: the loss, a weight or an optimiser's state is not finite, or the GPU's memory is full. The
                 checkpoint of the epoch before still exists.
             VptspError: the folder cannot be written.
@@ -225,11 +226,26 @@ class Trainer:
         write_checkpoint(self.folder, self.identity, values)
         write_progress(self.folder, self.finished, self.config.epochs)
 
+    def _saved(self, part: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the values of the last checkpoint, or None if there is none."""
+        checkpoint = from_main(lambda: find_checkpoint(self.folder))
+        return None if checkpoint is None else read_checkpoint(self.folder, checkpoint, self.identity, part)
+
+    def _precision(self) -> dict[str, str]:
+        """Return the precision of the run (`choose_precision`), which stays the same to its end in all processes."""
+        if self.saved is not None and self.config.precision == "auto":
+            return self.saved["stretches"][0]["precision"] | {"why": "the run began with it"}
+        width = self.model.vit.backbone.embed_dim
+        return from_main(lambda: choose_precision(self.config.precision, self.device, width))
+
+    def _new_part(self) -> dict[str, Any]:
+        """Describe the part of the run that this call trains, with the number of epochs before it."""
+        return {"after_epochs": self.finished, "precision": self.precision, **self.part(), **self.compiled()}
+
     def _resume(self) -> None:
         """Restore the state of the last checkpoint, if there is one."""
-        checkpoint = from_main(lambda: find_checkpoint(self.folder))
-        if checkpoint is not None:
-            saved = read_checkpoint(self.folder, checkpoint, self.identity, self.parts[-1])
+        saved, self.saved = self.saved, None
+        if saved is not None:
             self.loop.load_state_dict(saved)
             # The file is replaced later, so no tensor may stay mapped to it. torch copies no optimiser state on a CPU.
             for optimizer in self.loop.optimizers:
@@ -239,7 +255,7 @@ class Trainer:
             self.history, self.best = saved["history"], saved["best"]
             self.queries = {name: values.numpy().copy() for name, values in saved["queries"].items()}
             self.weights = {name: value.clone() for name, value in saved["weights"].items()}
-            self.parts = [*saved["stretches"], {"after_epochs": self.finished, **self.part(), **self.compiled()}]
+            self.parts = [*saved["stretches"], self._new_part()]
         from_main(lambda: write_progress(self.folder, self.finished, self.config.epochs))
 
 

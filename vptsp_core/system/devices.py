@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -23,11 +24,21 @@ def autocast_dtype(precision: str, device: torch.device, width: int = 384) -> to
     timed, and ``"auto"`` is bf16 if bf16 is at least `PAYS` times as fast as float32.
     Raises VptspError: ``"fp16"`` on a device without it.
     """
-    return precision_and_reason(precision, device, width)[0]
+    return trunk_dtype(choose_precision(precision, device, width))
 
 
-def precision_and_reason(precision: str, device: torch.device, width: int = 384) -> tuple[torch.dtype | None, str]:
-    """Return `autocast_dtype` and the reason in a few words. Raises the same errors."""
+def trunk_dtype(chosen: Mapping[str, str]) -> torch.dtype | None:
+    """Return the dtype that `choose_precision` chose, for autocast; None is float32."""
+    return None if chosen["trunk"] == "float32" else getattr(torch, chosen["trunk"])
+
+
+def choose_precision(precision: str, device: torch.device, width: int = 384) -> dict[str, str]:
+    """Return `autocast_dtype` for a record: the dtype of the ``trunk`` by name, and ``why``. Raises the same errors."""
+    dtype, why = _dtype_and_reason(precision, device, width)
+    return {"trunk": str(dtype or torch.float32).removeprefix("torch."), "why": why}
+
+
+def _dtype_and_reason(precision: str, device: torch.device, width: int) -> tuple[torch.dtype | None, str]:
     if precision == "auto":
         if device.type == "cpu":
             return _cpu_precision(width)
@@ -55,19 +66,19 @@ def _cpu_precision(width: int) -> tuple[torch.dtype | None, str]:
 
 
 def bf16_speedup(width: int) -> float:
-    """Return how many times as fast as float32 a bf16 product of the backbone's shapes is, by the best of five."""
+    """Return how many times as fast as float32 a bf16 product of the backbone's shapes is, by the best of twenty.
+
+    The two alternate: on a busy machine, other work then slows both.
+    """
     x, weight = torch.ones(1576, width), torch.ones(3 * width, width)  # QKV of eight images of 224 px
-
-    def seconds(dtype: torch.dtype) -> float:
-        a, b, best = x.to(dtype), weight.to(dtype), math.inf
-        for _ in range(5):
-            start = time.perf_counter()
-            torch.nn.functional.linear(a, b)
-            best = min(best, time.perf_counter() - start)
-        return best
-
+    best = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
+    factors = {dtype: (x.to(dtype), weight.to(dtype)) for dtype in best}
     with torch.no_grad():
-        return seconds(torch.float32) / seconds(torch.bfloat16)
+        for dtype in 20 * list(best):
+            start = time.perf_counter()
+            torch.nn.functional.linear(*factors[dtype])
+            best[dtype] = min(best[dtype], time.perf_counter() - start)
+    return best[torch.float32] / best[torch.bfloat16]
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
