@@ -37,7 +37,7 @@ _TRAINING_KEYS = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """The settings of one run: everything that decides its numbers. Folders and devices do not decide them.
+    """The settings of one run: all that decides its numbers, except for the device if ``precision`` is ``"auto"``.
 
     The defaults are the released settings for CUB-200 with a ViT-S/16; `preset` has those of other data sets. Letters
     in square brackets are the paper's symbols (arXiv 2402.02340, section 3).
