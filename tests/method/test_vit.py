@@ -368,3 +368,5 @@ def test_an_unused_pooling_is_not_counted(method, bitfit):
     model.loss(torch.randn(4, 3, 32, 32), torch.tensor([0, 0, 1, 1])).backward()
     learning = sum(p.numel() for p in model.parameters() if p.grad is not None)
     assert count_parameters(model)["tunable"] == learning > 0
+    untrained = count_parameters(MetricModel(config.replace(epochs=0), backbone, 3))
+    assert untrained == {"tunable": 0, "tunable released": 0, "total": count_parameters(model)["total"]}

@@ -62,6 +62,8 @@ def test_panel_a_counts_the_class_prompts_of_all_classes():
     assert all(abs(p.x - p.paper_x) < 0.08 * max(p.paper_x, 1) for p in points)  # near the paper's own places
     model = build_model(figure3.points("a", "smoke")[1].config, 100, torch.device("cpu"))
     assert 1e3 * figure3.points("a", "smoke")[1].x == model.class_prompts.table.numel() == 2 * 6 * 96 * 100
+    stepped = figure3.points("a", "paper", class_step=5)  # 6 prompts in the first block, and one in the second
+    assert [p.x for p in stepped] == [*(m * 384 / 10 for m in range(6)), 2 * 6 * 384 / 10]
 
 
 def test_a_batch_of_more_classes_than_the_data_have_is_left_out_and_named():

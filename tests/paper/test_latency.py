@@ -22,12 +22,14 @@ CPU = torch.device("cpu")
 
 def test_every_cell_of_the_paper_has_a_run():
     for profile in ("demo", "paper"):
-        configs = latency_configs(profile, batch=16)  # the table's batches replace it
+        configs = latency_configs(profile)
         assert {f"{method}, {batch}" for method, batch in configs} == set(paper_latency()["row"])
         assert all(config.batch == batch and config.weights == "random" for (_, batch), config in configs.items())
     assert configs["VPTSP", 64].prompts == 80 and configs["VPTSP", 64].accumulator == "gru"
     assert configs["Adapter", 32].method == "adapter" and not configs["VPT", 32].bitfit
     assert latency_configs("smoke", precision="bf16")["VPT", 32].precision == "bf16"
+    with pytest.raises(ConfigError, match="contain batch, weights, which table 10 sets itself"):
+        latency_configs("smoke", batch=16, weights="random")
 
 
 def test_every_cell_is_measured_in_every_form():

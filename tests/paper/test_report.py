@@ -89,6 +89,8 @@ def test_marked_by_hand():
     found = pd.DataFrame([[-1.23, -2.04, -0.4, False], [0.1, -0.26, 0.54, True]], ["b", "a"], columns)
     out = report.marked(table, found, "c")
     assert list(out["R@1", "vs c"]) == ["≈ +0.1 [-0.3, +0.5]", "-1.2 [-2.0, -0.4]", ""]
+    found.loc["b", ("R@1", "high")] = -0.01  # below 0, so it is not shown as +0.0
+    assert report.marked(table, found, "c").loc["b", ("R@1", "vs c")] == "-1.2 [-2.0, -0.0]"
     assert [column for column in out if column[0] == "MAP@R"] == [("MAP@R", "ours")]
     assert list(out["R@1", report.ORDER]) == ["undecided", "holds", ""]
     pd.testing.assert_frame_equal(out.drop(columns=[("R@1", "vs c"), ("R@1", report.ORDER)]), table)

@@ -155,7 +155,7 @@ def test_the_search_continues_at_an_edge_and_the_best_trial_wins(tmp_path, monke
 
     for lr, value in zip(rate_search.GRID[:3], (0.4, 0.5, 0.6), strict=True):
         tried(lr, value)
-    assert winners(tmp_path) == {} and "BitFit (0.005)" in rate_search.summary(tmp_path)
+    assert winners(tmp_path) == {} and "BitFit (0.005)" in rate_search.incomplete(tmp_path)
     tried(0.08, 0.7)
     assert winners(tmp_path) == {}, "the best rate is at an edge, so 0.32 is tried next"
     tried(0.32, 0.65)
@@ -163,7 +163,12 @@ def test_the_search_continues_at_an_edge_and_the_best_trial_wins(tmp_path, monke
     table = rate_search.table(tmp_path)
     assert list(table["lr"]) == [0.08, 0.32, 0.02, 0.005, 0.00125] and list(table["best"]) == ["yes", "", "", "", ""]
     assert table["validation MAP@R"].iloc[0] == pytest.approx(70) and set(table.index) == {"BitFit"}
-    assert "BitFit 0.08" in rate_search.summary(tmp_path), "methods.py does not have it yet"
+    assert "BitFit" not in rate_search.incomplete(tmp_path)
+    assert "not in vptsp_core/paper/methods.py yet: BitFit 0.08" in rate_search.summary(tmp_path)
+    monkeypatch.setitem(methods.RATES, "tiny", {"BitFit": {"lr": 0.005}})
+    assert "failed" not in rate_search.summary(tmp_path), "there is no run of all epochs with 0.08"
+    put(rate_search.whole_run(row, 0.08), tmp_path, scored(0.7, 0.7))
+    assert "failed the check of docs/tiny.md in the run of all epochs: BitFit 0.08" in rate_search.summary(tmp_path)
     assert rate_search.search("BitFit", results=tmp_path) == 0.08  # trains nothing
 
 
@@ -179,7 +184,7 @@ def test_rates_come_from_the_committed_trials():
             final, usual = (read_run(folder).history["loss"].iloc[-1] for folder in (run, kept))
             assert final > usual and f"{name} {lr:g}" in summary.split("that failed the check")[1]
         elif taken != lr:
-            assert f"{name} {lr:g}" in summary.split("that are not in vptsp_core")[1]
+            assert f"{name} {lr:g}" in summary.split("not in vptsp_core")[1]
 
 
 def test_the_profile_has_its_notebooks_and_its_page_no_photographs(tmp_path):

@@ -14,6 +14,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from vptsp_core.errors import ConfigError, VptspError
+from vptsp_core.method.lora import has_peft
 from vptsp_core.publish import manifest, runner
 from vptsp_core.publish.kernel import OneKernel
 from vptsp_core.publish.manifest import MadeRun, Manifest, Missing, is_finished, made_from
@@ -193,13 +194,16 @@ def test_what_cannot_run_is_one_error_line(tmp_path):
         runner.run_notebooks(results=tmp_path / "results", folder=tmp_path)
 
 
-def test_a_notebook_is_finished_if_its_inputs_and_results_are_unchanged(tmp_path):
+def test_a_notebook_is_finished_if_its_inputs_and_results_are_unchanged(tmp_path, monkeypatch):
     """Inputs are source, parameters and package. The last execution must not have failed or missed anything."""
     source, folder = write(tmp_path, "a", "1"), tmp_path / "results"
     given = {"profile": "smoke", "results": "r", "seeds": [0], "workers": 2}
     made = made_from(source, given)
     assert made == made_from(source, given | {"results": "elsewhere", "workers": None})
     assert made != made_from(source, given | {"seeds": [1]})
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "has_peft", lambda: not has_peft())
+        assert made != made_from(source, given), "LoRA's rows come and go with peft"
     assert not is_finished(folder, "a", made)
     left = ["notebooks/a.ipynb", "notebooks/a.html", "tables/a.csv", "tables/a_record.csv", "figures/a_1.png"]
     left += ["figures/a_1.pdf", "runs/glyphs-vpt-0123abcd/metrics.json"]

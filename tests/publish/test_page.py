@@ -271,6 +271,22 @@ def test_notebooks_that_lack_the_same_data_set_are_named_together(tmp_path, caps
     assert shown.words.count("No maps. To get it: python -m vptsp_core data get cars196 --data DIR.") == 2
 
 
+def test_changes_and_seeds_are_in_the_command_for_missing_data_and_in_the_record(tmp_path, monkeypatch, capsys):
+    shell = SimpleNamespace(user_ns={"In": [], "changes": {"epochs": 2, "weights": "my file.npz"}, "seeds": [0, 1]})
+    monkeypatch.setattr("IPython.core.getipython.get_ipython", lambda: shell)
+    session = Session("table10_a", "paper", str(tmp_path))
+    command = "--only table10 --seeds 0,1 --set epochs=2 --set 'weights=my file.npz' --results "
+    assert command in session.absent(preset("cars196-vits16"))
+    session.plan({("row", "Cars"): preset("cars196-vits16")}, [0, 1])
+    session.carry_out()
+    assert "--set 'weights=my file.npz'" in capsys.readouterr().out
+    session.finish(facts=report.fact_table({"device": ["cpu"]}))
+    changed = ["epochs=2", "weights=my file.npz"]
+    assert Manifest.read(tmp_path / "paper", "table10_a").record == {CHANGED: changed, "device": ["cpu"]}
+    record = pd.read_csv(tmp_path / "paper" / "tables" / "table10_a_record.csv", index_col="fact")["value"]
+    assert record.to_dict() == {CHANGED: ", ".join(changed), "device": "cpu"}
+
+
 def test_tables_hold_the_numbers_of_the_files(folders):
     sources, results = folders
     shown = Page(page.build(results, "demo", sources))

@@ -14,7 +14,7 @@ from vptsp_core.data.batches import decoded, eval_batches
 from vptsp_core.data.holdout import held_out_classes, hold_out
 from vptsp_core.errors import DataError
 from vptsp_core.method.metrics import Scores
-from vptsp_core.paper.report import record_table, selection_note
+from vptsp_core.paper.report import record_table, selection_note, with_last_epoch
 from vptsp_core.runs.checkpoints import CHECKPOINT
 from vptsp_core.runs.folder import run_folder
 from vptsp_core.runs.train import Trainer
@@ -122,6 +122,8 @@ def test_the_test_set_is_embedded_once_and_last(tmp_path, monkeypatch, benchmark
     assert all(np.nanmean(done.queries[name]) == pytest.approx(done.metrics[name], abs=1e-6) for name in NAMES)
     assert record_table([done], {})["value"]["training classes held out"] == "4"
     assert "only this epoch was searched" in selection_note([done])
+    last = with_last_epoch([done])[0].metrics["R@1 (last epoch)"]
+    assert last == done.metrics["R@1"] if chosen == 2 else np.isnan(last), "the last epoch was not searched"
 
 
 def test_training_never_sees_the_held_out_classes(tmp_path, monkeypatch, benchmark):

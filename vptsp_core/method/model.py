@@ -221,14 +221,17 @@ def count_parameters(model: MetricModel) -> dict[str, int]:
     """Count the parameters of a model in three ways.
 
     Returns:
-        ``tunable``: the numbers that learn, with the class prompts of all classes.
+        ``tunable``: the numbers that learn, with the class prompts of all classes. 0 if there is no epoch of training.
         ``tunable released``: the same, counted as in table 1 of the paper: with only the class prompts of one batch.
         With BitFit it includes the bias of the pretrained classifier, which is not used.
         ``total``: the numbers in the backbone and in everything added to it.
     """
     unused = "vit.backbone.attn_pool."  # the backbone's own pooling, if the config chooses another
+    total = sum(p.numel() for p in model.parameters())
+    if model.config.epochs == 0:
+        return {"tunable": 0, "tunable released": 0, "total": total}
     tunable = sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and not name.startswith(unused))
-    released, total = tunable, sum(p.numel() for p in model.parameters())
+    released = tunable
     if model.class_prompts is not None:
         table, batch_classes = model.class_prompts.table, model.config.batch // model.config.samples_per_class
         outside = (len(table) - batch_classes) * table[0].numel()  # prompts of classes that are not in a batch

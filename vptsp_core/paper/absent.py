@@ -38,7 +38,7 @@ def absent_data(config: RunConfig, data: str | Path | None, notebook: str, folde
     """Describe the run's data set if its folder is missing, otherwise return None.
 
     Args:
-        notebook: the name for ``--only``.
+        notebook: what follows ``--only`` in the command: the notebook's short name, and more options.
         folder: the profile's results.
     """
     if config.dataset == "glyphs":

@@ -64,7 +64,7 @@ def carry_out(
 
     Args:
         seeds: for all cells, or {cell: its seeds} (`paper.methods.seeds_by_row`).
-        notebook: the notebook's short name, for the command that makes missing runs.
+        notebook: for the command that makes missing runs, as in `absent_data`.
         options: of `runs.run.many`, such as ``workers`` and ``progress``.
 
     Raises:

@@ -156,16 +156,16 @@ def points(panel: str, profile: str, **changes: Any) -> list[Point]:
     sweep, rows = SWEEPS[panel], method_rows(profile)
     if sweep.key in changes:
         return []
-    swept, scale = [], 1.0
-    if panel == "a":
-        scale = _class_prompt_parameters(configured(profile, {**rows[BEST], "class_prompts": 1}, changes)) / 1e3
+    swept = []
     for value, paper_x in sweep.values[profile].items():
         without = panel == "a" and value == 0
         row = rows[WITHOUT_CLASS_PROMPTS] if without else {**rows[sweep.row], sweep.key: value}
         config = configured(profile, row, changes)
         if panel == "b" and config.batch > _largest_batch(config):
             continue
-        x = 0.0 if without else scale * getattr(config, sweep.key)
+        x = float(getattr(config, sweep.key))
+        if panel == "a":
+            x = 0.0 if without else _class_prompt_parameters(config) / 1e3
         beside = "" if paper_x is None or abs(paper_x - x) < 1e-9 else f" (paper: {paper_x:g})"
         swept.append(Point(f"{x:g}{beside}", x, paper_x, config))
     return swept

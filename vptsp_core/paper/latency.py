@@ -31,10 +31,12 @@ ROWS = {
 def latency_configs(profile: str, **changes: Any) -> dict[tuple[str, int], RunConfig]:
     """Return the runs whose steps are measured, {(method as the paper names it, batch): run}, with random weights.
 
-    ``changes`` apply to every run, except that the batch is the table's. Raises ConfigError for an unknown profile.
+    ``changes`` apply to every run. Raises ConfigError for an unknown profile, and for changes of what the rows set.
     """
     check_choice("profile", profile, tuple(BASE))
     check_changes(changes)
+    if own := [key for key in ("batch", "weights") if key in changes]:
+        raise ConfigError(f"changes (--set) contain {', '.join(own)}, which table 10 sets itself; leave it out")
     rows = method_rows(profile)
     return {
         (name, batch): table_preset(BASE[profile], **{**rows[label], **changes, "batch": batch, "weights": "random"})

@@ -73,22 +73,40 @@ def table(results: Path) -> pd.DataFrame:
 
 
 def summary(results: Path) -> str:
-    """Return a few lines: how many searches are complete, and which rows still use a rate that was not searched."""
-    trials, preset_rate = table(results), base_config("tiny").lr
+    """Return a few lines: how many searches are complete, and which best rates the rows do not use."""
+    trials, rates = table(results), _rates()
     best = trials[trials["best"] == "yes"]["lr"]
-    rates = {name: RATES["tiny"].get(name, {}).get("lr", preset_rate) for name in rows()}
     lines = [f"{len(trials)} trials; the search is complete for {len(best)} of {len(rates)} rows."]
     if missing := [name for name in rates if name not in best]:
-        listed = "; ".join(f"{name} ({rates[name]:g})" for name in missing)
-        lines.append(f"The search is not complete for these rows (rate used now): {listed}.")
         lines.append("To search: from vptsp_core.paper import rate_search; "
                      f"rate_search.search({missing[0]!r}, data=DIR, results=\"results/tiny\")")  # fmt: skip
     unused = {str(name): lr for name, lr in best.items() if rates[str(name)] != lr}
-    if waiting := "; ".join(f"{name} {lr:g}" for name, lr in unused.items() if name not in RATES["tiny"]):
-        lines.append(f"Best rates that are not in vptsp_core/paper/methods.py yet: {waiting}.")
-    if failed := "; ".join(f"{name} {lr:g}" for name, lr in unused.items() if name in RATES["tiny"]):
-        lines.append(f"Best rates that failed the check of docs/tiny.md in the run of all epochs: {failed}.")
+    tried = [name for name, lr in unused.items() if finished_run(run_folder(whole_run(rows()[name], lr), results))]
+    failed = [name for name in tried if name in RATES["tiny"]]
+    if waiting := "; ".join(f"{name} {lr:g}" for name, lr in unused.items() if name not in failed):
+        lines.append(f"Best rates that are not checked, or not in vptsp_core/paper/methods.py yet: {waiting}.")
+    if failed:
+        listed = "; ".join(f"{name} {unused[name]:g}" for name in failed)
+        lines.append(f"Best rates that failed the check of docs/tiny.md in the run of all epochs: {listed}.")
     return "\n".join(lines)
+
+
+def incomplete(results: Path) -> str:
+    """Return one line with the rows whose search is not complete, and the rates that they use now, or ""."""
+    trials, rates = table(results), _rates()
+    best = set(trials.index[trials["best"] == "yes"])
+    listed = "; ".join(f"{name} ({rate:g})" for name, rate in rates.items() if name not in best)
+    return f"The search is not complete for these rows (rate used now): {listed}" if listed else ""
+
+
+def whole_run(row: Mapping[str, Any], lr: float) -> RunConfig:
+    """Return the run of all epochs of a row of `rows` with the rate ``lr``."""
+    return base_config("tiny", **{**row, "lr": lr})
+
+
+def _rates() -> dict[str, float]:
+    """Return the rate that each row uses."""
+    return {name: RATES["tiny"].get(name, {}).get("lr", base_config("tiny").lr) for name in rows()}
 
 
 def best_rate(trials: Mapping[float, Run]) -> float:

@@ -17,7 +17,6 @@ from pandas.io.formats.style import Styler
 from vptsp_core.errors import ConfigError, check_choice
 from vptsp_core.runs.folder import Run
 from vptsp_core.runs.run import frame, over_seeds
-from vptsp_core.runs.selection import reported
 from vptsp_core.system.files import write_bytes
 from vptsp_core.system.places import CHECKOUT, PACKAGE
 
@@ -125,11 +124,12 @@ def compare(
 def with_last_epoch(runs: Sequence[Run]) -> list[Run]:
     """Return the runs with each metric of the last epoch added, as "R@1 (last epoch)".
 
-    Their per-query values remain those of the reported epoch.
+    If held-out classes chose another epoch, the last one was not evaluated on the test set, and its metrics are NaN.
+    The per-query values remain those of the reported epoch.
     """
     out = []
     for run in runs:
-        last = {f"{name} (last epoch)": value for name, value in reported(run.history, "last").items()}
+        last = {f"{name} (last epoch)": float(run.history[name].iloc[-1]) for name in run.metrics}
         out.append(dataclasses.replace(run, metrics={**run.metrics, **last}))
     return out
 
@@ -163,7 +163,8 @@ def marked(table: pd.DataFrame, paired: pd.DataFrame, reference: str) -> pd.Data
 
 def distance(row: Any) -> str:
     """Return a row of `compare_paired` as text, such as "-1.2 [-2.0, -0.4]", with `CHANCE` before it if it could be."""
-    text = f"{row.difference:+z.1f} [{row.low:+z.1f}, {row.high:+z.1f}]"
+    # A bound such as -0.01 becomes -0.0, because +0.0 would say that the interval contains 0.
+    text = f"{row.difference:+z.1f} [{row.low:+.1f}, {row.high:+.1f}]"
     return "" if np.isnan(row.difference) else f"{CHANCE} {text}" if row.chance else text
 
 

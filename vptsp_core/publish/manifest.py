@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vptsp_core.errors import VptspError
+from vptsp_core.method.lora import has_peft
 from vptsp_core.system.files import write_json
 from vptsp_core.system.places import PACKAGE
 from vptsp_core.system.seals import digest
@@ -117,10 +118,10 @@ def is_finished(folder: Path, notebook: str, made: str) -> bool:
 
 
 def made_from(source: Path, values: Mapping[str, Any]) -> str:
-    """Return a hash of the notebook's source, its parameters, and every file of this package."""
+    """Return a hash of the notebook's source, its parameters, every file of this package, and if peft is installed."""
     unread = ("results", "workers")  # parameters that do not change what a notebook shows
     given = {name: value for name, value in values.items() if name not in unread}
-    return digest(json.dumps([digest(source), given, _package()], sort_keys=True).encode())[:16]
+    return digest(json.dumps([digest(source), given, _package(), has_peft()], sort_keys=True).encode())[:16]
 
 
 @functools.cache

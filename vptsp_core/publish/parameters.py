@@ -8,6 +8,7 @@ import ast
 import contextlib
 import difflib
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,12 +130,20 @@ def check_given() -> None:
             raise ConfigError(f"parameter {name!r} must be of type {getattr(kind, '__name__', kind)}, not {value!r}")
 
 
-def changes_of_notebook() -> dict[str, Any]:
-    """Return the parameter ``changes`` of the notebook that runs here, or {} if there is none."""
+def of_notebook(name: str) -> Any:
+    """Return the parameter ``name`` of the notebook that runs here, or None if there is none."""
     from IPython.core.getipython import get_ipython
 
     shell = get_ipython()
-    return {} if shell is None else dict(shell.user_ns.get("changes", {}))
+    return None if shell is None else shell.user_ns.get(name)
+
+
+def again(only: str, seeds: Sequence[int] | None = None) -> str:
+    """Return what follows ``--only`` in the command that repeats the notebook that runs here, with its changes."""
+    words = [] if seeds in (None, [0]) else ["--seeds", ",".join(map(str, seeds))]
+    for key, value in (of_notebook("changes") or {}).items():
+        words += ["--set", f"{key}={value}"]
+    return shlex.join([only, *words])
 
 
 def _assigned(cell: str) -> dict[str, Any]:

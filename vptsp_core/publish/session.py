@@ -26,7 +26,7 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.paper import compare, report
 from vptsp_core.paper.absent import AbsentData, absent_data
 from vptsp_core.publish.manifest import RECORD, MadeRun, Manifest, Missing
-from vptsp_core.publish.parameters import changes_of_notebook, check_given
+from vptsp_core.publish.parameters import again, check_given, of_notebook
 from vptsp_core.runs.folder import Run
 
 
@@ -67,7 +67,7 @@ class Session:
 
     def absent(self, config: RunConfig) -> str:
         """Return "" if the run's data set exists. Otherwise print, note and return a line that says how to get it."""
-        absent = absent_data(config, self.data, self._only, self.folder)
+        absent = absent_data(config, self.data, again(self._only, of_notebook("seeds")), self.folder)
         if absent is None:
             return ""
         self.missing(f"No runs: {absent.fault}", absent=absent)
@@ -102,7 +102,8 @@ class Session:
 
     def carry_out(self, workers: Any = None) -> compare.Done:
         """Make the planned runs whose data and weights exist, and note the others (`paper.compare.carry_out`)."""
-        done = compare.carry_out(**self._planned, notebook=self._only, workers=workers, **self.options)
+        only = again(self._only)
+        done = compare.carry_out(**self._planned, notebook=only, workers=workers, **self.options)
         for text, absent in done.missing:
             self._note(text, absent)
         return done
@@ -124,13 +125,16 @@ class Session:
         """
         runs = list({run.path: run for run in runs}.values())
         changes = {
-            key: value for key, value in changes_of_notebook().items()
-            if any(getattr(run.config, key) == value for run in runs)
+            key: value for key, value in (of_notebook("changes") or {}).items()
+            if facts is not None or any(getattr(run.config, key) == value for run in runs)
         }  # fmt: skip
-        record = report.record_table(runs, changes) if facts is None else facts
+        self._manifest.record = report.record_facts(runs, changes)
+        if facts is None:
+            record = report.record_table(runs, changes)
+        else:
+            record = pd.concat([report.fact_table(self._manifest.record), facts])
+            self._manifest.record |= {str(fact): [value] for fact, value in facts["value"].items()}
         report.save_table(record, self.folder, f"{self._notebook}{RECORD}")
-        own = {} if facts is None else {str(fact): [value] for fact, value in facts["value"].items()}
-        self._manifest.record = own or report.record_facts(runs, changes)
         self._manifest.runs = [
             MadeRun(run.record["hash"], self._place(run.path), float(run.record["seconds"])) for run in runs
         ]

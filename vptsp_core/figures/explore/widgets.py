@@ -106,7 +106,8 @@ class QueryExplorer:
         options = [(f"{short_name(name)}: R@1 {recall:.0f} %", label)
                    for name, recall, label in zip(searched["name"], searched["R@1"], searched["class"])]  # fmt: skip
         self.of_class = ipywidgets.Dropdown(options=options, description="class", layout=wide)
-        self.number = ipywidgets.BoundedIntText(max=len(images) - 1, description="image", continuous_update=False)
+        self.image = "image" if opened.same_gallery else "gallery image"
+        self.number = ipywidgets.BoundedIntText(max=len(images) - 1, description=self.image, continuous_update=False)
         self.upload = ipywidgets.FileUpload(accept="image/*", description="own image")
         self.file = ipywidgets.Text(placeholder="or its path, then Enter", continuous_update=False)
         self.said = ipywidgets.HTML()
@@ -131,7 +132,7 @@ class QueryExplorer:
         try:
             nearest = neighbours(self.opened, query, self.k)
             if isinstance(query, int):
-                picture, name = images.image(query), f"image {query}, {self._class_of(query)}"
+                picture, name = images.image(query), f"{self.image} {query}, {self._class_of(query)}"
                 self.number.value = query
             else:
                 picture, name = read_image(query, as_shown=True), f"your image {query.name}, of no known class"
@@ -182,7 +183,7 @@ class QueryExplorer:
         button.add_class(name)
         button.add_class(f"vptsp-{part}")
         if place is not None:
-            button.tooltip = f"image {place}, {self._class_of(place)}: ask for it"
+            button.tooltip = f"{self.image} {place}, {self._class_of(place)}: ask for it"
             button.on_click(lambda _: self.ask(place))
         style = f"<style>.{name} {{ {look}; {border}; padding: 0; }}</style>"
         return ipywidgets.VBox([button, ipywidgets.HTML(f'{style}<span style="color: {colour}">{text}</span>')])
