@@ -13,7 +13,7 @@ import vptsp_core
 from vptsp_core import preset, run
 from vptsp_core.__main__ import main
 from vptsp_core.data.glyphs import GlyphSet
-from vptsp_core.errors import DataError, WeightsError
+from vptsp_core.errors import DataError, VptspError, WeightsError
 from vptsp_core.method.backbone import load_backbone
 from vptsp_core.runs.embedder import Embedder
 from vptsp_core.runs.embedder_file import HEADER
@@ -143,6 +143,33 @@ def test_a_run_accepts_a_moved_file_of_weights(tmp_path):
         vptsp_core.load(done.path, "cpu")
 
 
+def test_a_run_with_pretrained_weights_accepts_their_file_and_no_other_weights(tmp_path, pictures, monkeypatch):
+    config = preset("smoke", batch=16)
+    done = run(config, results=tmp_path, progress=False, device="cpu")
+    wanted, state = vptsp_core.load(done.path, "cpu").embed(pictures), load_backbone("demo_vit").state_dict()
+    save_file(state, tmp_path / "same.safetensors")
+    save_file(state | {"norm.weight": state["norm.weight"] * 1.001}, tmp_path / "other.safetensors")
+    same = vptsp_core.load(done.path, "cpu", weights=tmp_path / "same.safetensors")
+    np.testing.assert_array_equal(same.embed(pictures), wanted)
+    with pytest.raises(WeightsError, match="the weights of demo_vit .* are not those it was trained on"):
+        vptsp_core.load(done.path, "cpu", weights=tmp_path / "other.safetensors")
+
+    def newer(*given):
+        return load_backbone("demo_vit", str(tmp_path / "other.safetensors"))
+
+    monkeypatch.setattr("vptsp_core.runs.embedder_file.load_backbone", newer)  # of another version of timm or the Hub
+    with pytest.raises(WeightsError, match=r"the weights of demo_vit \(pretrained\) are not those it was trained on"):
+        vptsp_core.load(done.path, "cpu")
+
+
+def test_a_model_trained_with_fp16_is_loaded_without_a_gpu(tmp_path, pictures):
+    before = learned()
+    before.config = before.config.replace(precision="fp16")
+    with pytest.warns(UserWarning, match="trained with fp16, computes in float32 on cpu"):
+        after = vptsp_core.load(before.save(tmp_path / "bird.safetensors"), "cpu")
+    np.testing.assert_array_equal(after.embed(pictures), before.embed(pictures))
+
+
 def test_full_fine_tuning_needs_no_other_file(tmp_path, pictures):
     weights = tmp_path / "vit.safetensors"
     save_file(load_backbone("demo_vit").state_dict(), weights)
@@ -188,6 +215,14 @@ def test_damaged_and_foreign_files_are_named_in_one_line(tmp_path, capsys):
     for to, message in (("bird.pkl", "unknown kind '.pkl'"), ("bird", "unknown kind ''")):
         assert main(["export", str(tmp_path), "--to", to]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_tensors_of_every_floating_point_type_are_embedded():
+    made, images = learned(), torch.rand(2, 3, 40, 40)
+    np.testing.assert_array_equal(made.embed(images.double()), made.embed(images))
+    np.testing.assert_array_equal(made.embed(images.half()), made.embed(images.half().float()))
+    with pytest.raises(VptspError, match="no images to embed"):
+        made.embed(images[:0])
 
 
 @pytest.mark.parametrize("given", [None, 7, [float("nan")]])

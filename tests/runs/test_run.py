@@ -1,6 +1,8 @@
 """Runs end to end on the embedded data: resume, reuse, selection, the embedder, bad input on the command line."""
 
 import json
+import shlex
+import subprocess
 from functools import lru_cache
 
 import numpy as np
@@ -13,15 +15,16 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 
 import vptsp_core
-from vptsp_core import preset, run
+from vptsp_core import load, preset, run
 from vptsp_core.__main__ import main
 from vptsp_core.data import load_benchmark
 from vptsp_core.errors import ConfigError, VptspError, WeightsError
 from vptsp_core.method.backbone import load_backbone
 from vptsp_core.method.metrics import Scores
 from vptsp_core.method.presets import parse_change
+from vptsp_core.runs import record
 from vptsp_core.runs.checkpoints import CHECKPOINT, write_checkpoint
-from vptsp_core.runs.folder import read_run, run_folder
+from vptsp_core.runs.folder import METRICS, WEIGHTS, read_run, run_folder
 from vptsp_core.runs.run import frame, over_seeds
 from vptsp_core.runs.train import Trainer
 
@@ -367,3 +370,30 @@ def test_unknown_values_of_options_are_refused_before_anything_is_read(option, t
     with pytest.raises(ConfigError, match=f"{option} = 'always' must be one of auto, "):
         run(preset("smoke"), results=tmp_path / "results", **{option: "always"})
     assert not (tmp_path / "results").exists()
+
+
+def test_the_commit_is_that_of_this_project_only(tmp_path, monkeypatch):
+    """The package can be installed in an environment inside the repository of another project."""
+    package = tmp_path / ".venv" / "vptsp_core"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    monkeypatch.setattr("vptsp_core.runs.record.PACKAGE", package)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+        subprocess.run([*git, *words], check=True)
+    assert record._commit.__wrapped__() == "unknown"
+    for words in (["add", "."], ["commit", "-q", "-m", "ours"]):
+        subprocess.run([*git, *words], check=True)
+    assert len(record._commit.__wrapped__()) == 12
+
+
+def test_a_light_run_of_glyphs_is_trained_again_by_the_command_that_its_error_names(tmp_path, capsys, recwarn):
+    done = run(preset("smoke", batch=16), results=tmp_path, progress=False)
+    weights = (done.path / WEIGHTS).read_bytes()
+    (done.path / WEIGHTS).unlink()
+    with pytest.raises(WeightsError, match="a light run") as told:
+        load(done.path)
+    words = shlex.split(str(told.value).partition("python -m vptsp_core ")[2])
+    (done.path / METRICS).unlink()
+    assert main(words) == 0 and not recwarn.list and "warning" not in capsys.readouterr().err
+    assert (done.path / WEIGHTS).read_bytes() == weights

@@ -45,8 +45,12 @@ def test_the_precision_is_decided_once_per_process(monkeypatch):
     assert autocast_dtype("auto", CPU) is torch.bfloat16
 
 
-def test_the_product_is_timed():
+def test_the_product_is_timed(monkeypatch):
+    """By the time of its own thread: a clock that other work stops must not count."""
+    monkeypatch.setattr(devices.time, "perf_counter", lambda: pytest.fail("a clock on the wall"))
+    threads = torch.get_num_threads()
     assert 0.01 < bf16_speedup(96) < 1000
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize("units, trunk", [(("amx_bf16",), "bfloat16"), ((), "float32")])
@@ -72,7 +76,8 @@ def test_a_resumed_run_keeps_its_precision(monkeypatch, tmp_path, speedup, trunk
         run(config, results=tmp_path / "cut", progress=False, on_epoch=stop)
     devices._cpu_precision.cache_clear()
     simulate(monkeypatch, ("amx_bf16",), 4.0 / speedup)
-    done = run(config, results=tmp_path / "cut", progress=False)
+    with pytest.warns(UserWarning, match=f"continues in {trunk}, with which it began; a new run here would compute"):
+        done = run(config, results=tmp_path / "cut", progress=False)
     assert done.metrics == whole.metrics and done.history["loss"].equals(whole.history["loss"])
     assert done.record["precision"] == whole.record["precision"] and whole.record["precision"]["trunk"] == trunk
     parts = [part["precision"] for part in done.record["stretches"]]

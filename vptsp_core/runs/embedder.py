@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,12 +87,12 @@ class Embedder(TrainedModel):
                     f"images of shape {tuple(images.shape)} and type {kind}; the model takes (N, 3, {side}, {side}) "
                     "floating point, normalised"
                 )
-            parts: Iterable[Tensor] = images.split(embed_batch(self.model))
+            parts: Iterable[Tensor] = images.split(embed_batch(self.model)) if len(images) else []
         else:
             several: Any = images if isinstance(images, Iterable) and not isinstance(images, str) else [images]
             parts = self._batches(list(several))
         with torch.inference_mode():
-            embeddings = [self.model(part.to(device)).cpu() for part in parts]
+            embeddings = [self.model(part.to(device, torch.float32)).cpu() for part in parts]
         if not embeddings:
             raise VptspError("no images to embed; give at least one")
         return torch.cat(embeddings).numpy()
@@ -170,7 +171,11 @@ def load(path: str | Path, device: str | torch.device | None = None, *, weights:
     """
     saved = read_shared(str(path)) if is_shared(path) else read_saved(Path(path).expanduser().absolute())
     model, target = rebuild(saved, weights), pick_device(device)
-    model.vit.autocast = autocast_dtype(saved.config.precision, target, model.vit.backbone.embed_dim)
+    precision = saved.config.precision
+    if precision == "fp16" and target.type != "cuda":
+        warnings.warn(f"{path}: trained with fp16, computes in float32 on {target.type}", stacklevel=2)
+        precision = "fp32"
+    model.vit.autocast = autocast_dtype(precision, target, model.vit.backbone.embed_dim)
     config = saved.config
     if config.method != "full":  # for "full", the file has the whole backbone
         config = config.replace(weights=model.config.weights)  # the path where they were found

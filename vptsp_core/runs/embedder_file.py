@@ -60,7 +60,11 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class Saved:
-    """A trained model as it was read. If it comes from a run's folder, ``frozen`` and ``preprocessing`` are None."""
+    """A trained model as it was read.
+
+    If it comes from a run's folder, ``frozen`` and ``preprocessing`` are None, and ``backbone`` is the checksum of the
+    backbone before training. Otherwise ``backbone`` is None.
+    """
 
     path: Path
     config: RunConfig
@@ -70,6 +74,7 @@ class Saved:
     data: dict[str, Any] | None
     frozen: str | None = None
     preprocessing: dict[str, Any] | None = None
+    backbone: str | None = None
 
 
 def preprocessing(model: MetricModel) -> dict[str, Any]:
@@ -86,13 +91,14 @@ def exact_names(model: MetricModel) -> set[str]:
 
     Position embeddings that were resampled to another image size are left out, because machines round them differently.
     """
+    rounded = "vit.backbone.pos_embed" if _resampled(model) else None
+    return {name for name in model.state_dict() if not name.startswith(ONLY_TRAINING) and name != rounded}
+
+
+def _resampled(model: MetricModel) -> bool:
+    """Return whether position embeddings were resampled to another image size."""
     own = (getattr(model.vit.backbone, "pretrained_cfg", None) or {}).get("input_size")
-    resampled = own is not None and own[-1] != model.config.image_size and model.config.method != "full"
-    return {
-        name
-        for name in model.state_dict()
-        if not name.startswith(ONLY_TRAINING) and not (resampled and name == "vit.backbone.pos_embed")
-    }
+    return own is not None and own[-1] != model.config.image_size and model.config.method != "full"
 
 
 def write_embedder(path: Path, trained: TrainedModel, config: RunConfig) -> None:
@@ -127,7 +133,8 @@ def read_saved(path: Path) -> Saved:
         return _read_file(path)
     run = read_run(path)
     learned = learned_weights(path, run.record)
-    return Saved(path, run.config, learned, run.record["hash"], run.metrics, run.record["data"])
+    record = run.record
+    return Saved(path, run.config, learned, record["hash"], run.metrics, record["data"], backbone=record["weights"])
 
 
 def _read_file(path: Path) -> Saved:
@@ -172,7 +179,7 @@ def rebuild(saved: Saved, weights: str | Path | None = None) -> MetricModel:
         torch.manual_seed(config.seed)  # weights = "random" are drawn from the run's seed
         model = MetricModel(slim, load_backbone(config.backbone, config.weights, config.image_size), classes)
     _check_tensors(saved, model)
-    if saved.frozen is not None and saved.frozen != _frozen(model):
+    if _other_backbone(saved, model, given=weights is not None):
         raise WeightsError(
             f"{saved.path}: the weights of {config.backbone} ({config.weights}) are not those it was trained on; "
             "give their file with weights=FILE"
@@ -184,6 +191,15 @@ def rebuild(saved: Saved, weights: str | Path | None = None) -> MetricModel:
         )
     model.load_state_dict(saved.learned, strict=False)
     return model.eval()
+
+
+def _other_backbone(saved: Saved, model: MetricModel, given: bool) -> bool:
+    """Return whether the backbone is not that of the training. ``given`` says whether the caller named its file."""
+    if saved.frozen is not None:
+        return saved.frozen != _frozen(model)
+    if model.config.method == "full":  # the folder has the whole backbone
+        return False
+    return (given or not _resampled(model)) and saved.backbone != checksum(model.vit.backbone)
 
 
 def _check_tensors(saved: Saved, model: MetricModel) -> None:
@@ -209,7 +225,8 @@ def _weights_file(saved: Saved, weights: str | Path | None) -> Path:
             f"{saved.path}: its backbone's weights are not at {places[0]}; say where they are with weights=FILE, "
             "in a command with --weights FILE"
         )
-    if saved.frozen is None and saved.run != identity(saved.config.replace(weights=str(file))):
+    named_file = saved.config.weights not in ("pretrained", "random")
+    if saved.frozen is None and named_file and saved.run != identity(saved.config.replace(weights=str(file))):
         raise WeightsError(f"{saved.path}: {file} is not the file it was trained on; give that with weights=FILE")
     return file
 

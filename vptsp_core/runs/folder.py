@@ -46,8 +46,8 @@ class Run:
     # A row per epoch: loss, learning rates, seconds of training, and metrics if the epoch was evaluated.
     history: pd.DataFrame = field(repr=False)
     # Commit, versions, device, checksums of data and weights, parameters, times. If a run was cut short and resumed,
-    # ``started`` and ``seconds`` are of the whole run, ``stretches`` describes each call that trained a part of it
-    # (`runs.record.part_of_run`), and the rest is of the last call.
+    # ``started``, ``precision`` and ``seconds`` are of the whole run, ``stretches`` describes each call that trained a
+    # part of it (`runs.record.part_of_run`), and the rest is of the last call.
     record: dict[str, Any] = field(repr=False)
 
     @property
@@ -191,10 +191,16 @@ def learned_weights(path: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
     """
     if not (path / WEIGHTS).is_file():
         own = f"--preset {shlex.quote(str(path / CONFIG))} --results {shlex.quote(str(path.parent.parent))}"
-        cure = f"to train it again: python -m vptsp_core train {own} --data DIR"
+        cure = f"to train it again: python -m vptsp_core train {own}{data_options(record['data'])}"
         raise WeightsError(f"{path}: a light run, without its weights; {cure}")
     verify(path, record, WEIGHTS)
     return read_weights(path / WEIGHTS)
+
+
+def data_options(data: Mapping[str, Any]) -> str:
+    """Return the options of `train` for the images of a run, from ``data`` of its record (`Benchmark.record`)."""
+    options = "" if data["name"] == "glyphs" else " --data DIR"
+    return options + (" --allow-partial" if "partial" in data else "")
 
 
 def verify(path: Path, record: Mapping[str, Any], *names: str) -> None:

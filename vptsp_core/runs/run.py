@@ -178,9 +178,8 @@ def _train_and_evaluate(
     if config.method == "frozen":
         if lines:
             say(f"{path.name}: evaluating the frozen backbone")
-        precision = choose_precision(
-            config.precision, next(model.parameters()).device, model.vit.backbone.embed_dim
-        )
+        device, width = next(model.parameters()).device, model.vit.backbone.embed_dim
+        precision = from_main(lambda: choose_precision(config.precision, device, width))
         model.vit.autocast = trunk_dtype(precision)
         metrics = test_scores()
         part = {"after_epochs": 0, "precision": precision, **options["part"]()}

@@ -16,12 +16,13 @@ from jinja2 import Environment
 
 from vptsp_core.data import OWN
 from vptsp_core.data.catalog import CATALOG
+from vptsp_core.data.loading import interpolation_name
 from vptsp_core.errors import ConfigError, VptspError, WeightsError
 from vptsp_core.method import hub
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.presets import PRESETS
 from vptsp_core.runs.embedder_file import Saved, TrainedModel, read_saved, write_embedder
-from vptsp_core.runs.folder import METRICS, WEIGHTS, Run, read_run
+from vptsp_core.runs.folder import METRICS, WEIGHTS, Run, data_options, read_run
 from vptsp_core.runs.run import frame, over_seeds
 from vptsp_core.system.places import ASSETS, VERSION
 
@@ -145,13 +146,13 @@ def model_card(trained: TrainedModel, repo: str, revision: str | None = None) ->
         front=front.to_yaml(), name=name, config=config, file=WEIGHTS, facts=facts, columns=columns, metrics=metrics,
         uri=f"{SCHEME}{repo}{f'@{revision}' if revision else ''}",
         chosen=CHOSEN[config.selection] if config.method != "frozen" and config.epochs else None,
-        command=command(config) + (" --allow-partial" if "partial" in data else ""),
+        command=command(config) + data_options({"name": config.dataset} | data),
         run=trained.run, record=run and run.record,
     )  # fmt: skip
 
 
 def command(config: RunConfig) -> str:
-    """Return the `train` command of a run: the preset with the fewest differences, and the keys that differ."""
+    """Return the `train` command of a run without `data_options`: the nearest preset, and the keys that differ."""
 
     def changes(name: str) -> dict[str, Any]:
         preset, unread = RunConfig(**PRESETS[name]).to_dict(), config.unread()
@@ -163,7 +164,7 @@ def command(config: RunConfig) -> str:
         if "weights" in values:
             values["weights"] = Path(values["weights"]).name
         words += ["--set", *(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items())]
-    return shlex.join(words) + ("" if config.dataset == "glyphs" else " --data DIR")
+    return shlex.join(words)
 
 
 def _data_set(config: RunConfig, data: dict[str, Any]) -> tuple[str, str]:
@@ -182,11 +183,12 @@ def _data_set(config: RunConfig, data: dict[str, Any]) -> tuple[str, str]:
 
 
 def _same_images(run: Run) -> list[Run]:
-    """Return the finished runs beside a run that have its images, backbone, image size and pooling, itself included."""
+    """Return the finished runs beside a run that differ from it in training only, itself included."""
     finished = [read_run(path.parent) for path in sorted(run.path.parent.glob(f"{run.config.dataset}-*/{METRICS}"))]
 
     def key(each: Run) -> tuple[object, ...]:
         config = each.config
-        return each.record["data"], each.record["weights"], config.resize, config.image_size, config.pool
+        seen = config.resize, config.image_size, config.pool, interpolation_name(config)
+        return each.record["data"], each.record["weights"], each.record.get("precision", {}).get("trunk"), seen
 
     return [each for each in finished if key(each) == key(run)]

@@ -18,6 +18,7 @@ import functools
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -233,10 +234,14 @@ class Trainer:
 
     def _precision(self) -> dict[str, str]:
         """Return the precision of the run (`choose_precision`), which stays the same to its end in all processes."""
-        if self.saved is not None and self.config.precision == "auto":
-            return self.saved["stretches"][0]["precision"] | {"why": "the run began with it"}
         width = self.model.vit.backbone.embed_dim
-        return from_main(lambda: choose_precision(self.config.precision, self.device, width))
+        here = from_main(lambda: choose_precision(self.config.precision, self.device, width))
+        begun = None if self.saved is None else self.saved["stretches"][0]["precision"]
+        if begun is None or begun["trunk"] == here["trunk"]:
+            return here
+        warnings.warn(f"{self.folder.name}: continues in {begun['trunk']}, with which it began; a new run here would "
+                      f"compute in {here['trunk']} ({here['why']})", stacklevel=4)  # fmt: skip
+        return begun | {"why": "the run began with it"}
 
     def _new_part(self) -> dict[str, Any]:
         """Describe the part of the run that this call trains, with the number of epochs before it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Mapping
 
@@ -66,19 +65,26 @@ def _cpu_precision(width: int) -> tuple[torch.dtype | None, str]:
 
 
 def bf16_speedup(width: int) -> float:
-    """Return how many times as fast as float32 a bf16 product of the backbone's shapes is, by the best of twenty.
+    """Return how many times as fast as float32 a bf16 product of the backbone's shapes is.
 
-    The two alternate: on a busy machine, other work then slows both.
+    Twenty of each alternate in one thread, whose own time is measured. So other work on the machine does not decide it.
     """
     x, weight = torch.ones(1576, width), torch.ones(3 * width, width)  # QKV of eight images of 224 px
-    best = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
-    factors = {dtype: (x.to(dtype), weight.to(dtype)) for dtype in best}
-    with torch.no_grad():
-        for dtype in 20 * list(best):
-            start = time.perf_counter()
-            torch.nn.functional.linear(*factors[dtype])
-            best[dtype] = min(best[dtype], time.perf_counter() - start)
-    return best[torch.float32] / best[torch.bfloat16]
+    spent = dict.fromkeys((torch.float32, torch.bfloat16), 0.0)
+    factors = {dtype: (x.to(dtype), weight.to(dtype)) for dtype in spent}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            for pair in factors.values():
+                torch.nn.functional.linear(*pair)  # the first product of a kind also prepares it
+            for dtype in 20 * list(spent):
+                start = time.thread_time()
+                torch.nn.functional.linear(*factors[dtype])
+                spent[dtype] += time.thread_time() - start
+    finally:
+        torch.set_num_threads(threads)
+    return spent[torch.float32] / max(spent[torch.bfloat16], 1e-9)
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
