@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vptsp_core.data import Benchmark
 from vptsp_core.data.holdout import first_of_each
+from vptsp_core.errors import ConfigError
 from vptsp_core.method.metrics import retrieval_metrics
 from vptsp_core.method.model import MetricModel
 from vptsp_core.runs.closed_form import PER_CLASS, discriminant, pooled_tokens
@@ -37,7 +38,8 @@ def compare_heads(model: MetricModel, benchmark: Benchmark, per_class: int = PER
         tokens, of_train = (pooled_tokens(model, images, prompted=prompted) for images in (benchmark.test, train))
         normed, normed_train = (F.layer_norm(each, each.shape[-1:]) for each in (tokens, of_train))
         weight, bias = discriminant(normed_train, torch.from_numpy(train.labels), model.config.embed_dim)
-        assert model.vit.sample_head is not None
+        if model.vit.sample_head is None or model.config.final_head != "trained":
+            raise ConfigError("this run has no trained head to compare with; train one with final_head=trained")
         heads = {
             "trained head": model.vit.sample_head(tokens.to(device)).cpu(),
             "no head": tokens.mean(1),

@@ -69,11 +69,16 @@ def test_panel_a_counts_the_class_prompts_of_all_classes():
 def test_a_batch_of_more_classes_than_the_data_have_is_left_out_and_named():
     assert [point.config.batch for point in figure3.points("b", "paper")] == [24, 50, 64, 100, 150]
     assert figure3.left_out("b", "paper").startswith(
-        "Panel b without 250: 2 images per class make batches of at most 200"
+        "Panel b without 250: 2 images per class make batches that are multiples of 2 and at most 200"
     )
     assert figure3.left_out("b", "demo") == figure3.left_out("c", "paper") == ""
     too_large = figure3.points("d", "demo", batch=400)  # each run then fails with the sampler's message
     assert len(too_large) == len(figure3.points("d", "demo"))
+
+
+def test_a_batch_of_incomplete_classes_is_left_out_and_named():
+    assert [point.config.batch for point in figure3.points("b", "paper", samples_per_class=4)] == [24, 64, 100]
+    assert "without 50, 150, 250: 4 images per class" in figure3.left_out("b", "paper", samples_per_class=4)
 
 
 def test_changes_come_last_and_unknown_panels_are_refused():

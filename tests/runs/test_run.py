@@ -24,7 +24,7 @@ from vptsp_core.method.metrics import Scores
 from vptsp_core.method.presets import parse_change
 from vptsp_core.runs import record
 from vptsp_core.runs.checkpoints import CHECKPOINT, write_checkpoint
-from vptsp_core.runs.folder import METRICS, WEIGHTS, read_run, run_folder
+from vptsp_core.runs.folder import CONFIG, METRICS, WEIGHTS, read_run, run_folder
 from vptsp_core.runs.run import frame, over_seeds
 from vptsp_core.runs.train import Trainer
 
@@ -247,6 +247,8 @@ def test_weights_file_counts_by_content_not_by_place(tmp_path):
 
 def test_seeds_are_averaged_with_students_interval():
     table = pd.DataFrame({"method": ["a", "a", "a", "b"], "R@1": [0.5, 0.6, 0.7, 0.4]})
+    lacking = over_seeds(table.assign(**{"R@1": table["R@1"].where(table.index > 0)}), ["method"], ["R@1"])
+    assert lacking.loc[0, ["R@1", "R@1 ±"]].isna().all(), "not the mean of some of its seeds"
     out = over_seeds(table, ["method"], ["R@1"])
     assert out["R@1"].tolist() == pytest.approx([0.6, 0.4]) and out["seeds"].tolist() == [3, 1]
     assert out["R@1 ±"][0] == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-5) and np.isnan(out["R@1 ±"][1])
@@ -395,5 +397,8 @@ def test_a_light_run_of_glyphs_is_trained_again_by_the_command_that_its_error_na
         load(done.path)
     words = shlex.split(str(told.value).partition("python -m vptsp_core ")[2])
     (done.path / METRICS).unlink()
+    settings = json.loads((done.path / CONFIG).read_text())
+    del settings["lora_alpha"]  # as if an earlier version had written it
+    (done.path / CONFIG).write_text(json.dumps(settings))
     assert main(words) == 0 and not recwarn.list and "warning" not in capsys.readouterr().err
     assert (done.path / WEIGHTS).read_bytes() == weights

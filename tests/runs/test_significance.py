@@ -142,6 +142,12 @@ def test_a_query_that_one_seed_lacks_is_left_out(tmp_path):
     assert found["difference"] == found["low"] == found["high"] == 25
 
 
+def test_one_query_has_no_interval(tmp_path):
+    runs = [run_with(tmp_path, n, MAP_R=[value, np.nan]) for n, value in (("a", 0.1), ("b", 0.2), ("c", 0.9))]
+    for labels in ("abb", "aab"):
+        assert significance.compare_paired(runs, labels, "a", metrics=["MAP@R"]).isna().all(axis=None)
+
+
 def test_other_runs_in_the_table_change_no_numbers(tmp_path):
     rng = np.random.default_rng(5)
     a, b, c = (run_with(tmp_path, n, R_1=rng.integers(0, 2, 99), MAP_R=rng.random(99)) for n in "abc")

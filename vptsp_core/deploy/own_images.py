@@ -47,7 +47,8 @@ OUTCOMES = {
     UNCLEAR: "The model does not clearly differ from the frozen backbone",
 }
 EXPLAINED = """In percent. R@1: queries whose nearest neighbour is of their own class. MAP@R: 100 if all images of a
-query's class are ranked first. The 95 % interval covers other images of these classes, not other classes."""
+query's class are ranked first. The 95 % interval covers other images of these classes, not other classes; queries of a
+class vary together, so for MAP@R it is too narrow."""
 
 
 @dataclass(frozen=True)

@@ -94,8 +94,8 @@ PRESETS["smoke"] = dict(PRESETS["demo"], epochs=1, steps_per_epoch=3)
 def preset(name: str, /, **changes: Any) -> RunConfig:
     """Return the settings called ``name``, with ``changes``. A name is a key of `PRESETS`, or a .json file of settings.
 
-    Warns of each change, and of each key in a file of some settings, that the run does not read (such as ``prompts``
-    with ``method="linear"``).
+    Warns of each change, and of each key in the file, that the run does not read (such as ``prompts`` with
+    ``method="linear"``). The config.json of a run has every key, so only changes are warned of.
     Raises ConfigError if the name or a key is unknown, the file is unreadable, or a value is invalid.
 
     >>> preset("cub200-vits16").prompts
@@ -106,7 +106,8 @@ def preset(name: str, /, **changes: Any) -> RunConfig:
     if name.endswith(".json"):
         values = _from_file(name)
         config = RunConfig().replace(**values | changes)
-        if values.keys() != config.to_dict().keys():  # a run's config.json has every key, also those it does not read
+        # Nobody chose the keys of a run's own config.json, which has all of them.
+        if not Path(name).expanduser().with_name("record.json").is_file():
             changes = values | changes
     else:
         config = table_preset(name, **changes)

@@ -80,14 +80,18 @@ def read_finished(configs: Mapping[RunConfig, str], results: Path) -> list[tuple
     return [(read_run(path), name) for path, name in folders.items() if (path / METRICS).exists()]
 
 
+def asked(profile: str, seeds: Sequence[int], changes: Mapping[str, Any]) -> dict[RunConfig, str]:
+    """Return the runs of `rows` with these seeds, each with its name."""
+    configs = rows(profile, changes)
+    of = seeds_by_row(profile, configs, seeds, changes)
+    return {config.replace(seed=seed): name for name, config in configs.items() for seed in of[name]}
+
+
 def finished(
     profile: str, seeds: Sequence[int], changes: Mapping[str, Any], results: Path
 ) -> tuple[list[Run], list[str]]:
-    """Return the finished runs of `rows` with these seeds, and the name of each."""
-    configs = rows(profile, changes)
-    of = seeds_by_row(profile, configs, seeds, changes)
-    named = {config.replace(seed=seed): name for name, config in configs.items() for seed in of[name]}
-    found = read_finished(named, results)
+    """Return those of the runs in `asked` that are finished, and the name of each."""
+    found = read_finished(asked(profile, seeds, changes), results)
     return [run for run, _ in found], [name for _, name in found]
 
 

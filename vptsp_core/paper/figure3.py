@@ -150,8 +150,8 @@ def check_panels(panels: Sequence[str]) -> list[str]:
 def points(panel: str, profile: str, **changes: Any) -> list[Point]:
     """Return the runs of a panel, in the order of x, with the settings in ``changes`` applied last.
 
-    Panel b leaves out batches of more classes than the data have. If ``changes`` contain the panel's key, all runs are
-    left out. `left_out` says both.
+    Panel b leaves out batches that are not of whole classes, or of more classes than the data have. If ``changes``
+    contain the panel's key, all runs are left out. `left_out` says both.
     """
     sweep, rows = SWEEPS[panel], method_rows(profile)
     if sweep.key in changes:
@@ -160,9 +160,9 @@ def points(panel: str, profile: str, **changes: Any) -> list[Point]:
     for value, paper_x in sweep.values[profile].items():
         without = panel == "a" and value == 0
         row = rows[WITHOUT_CLASS_PROMPTS] if without else {**rows[sweep.row], sweep.key: value}
-        config = configured(profile, row, changes)
-        if panel == "b" and config.batch > _largest_batch(config):
+        if panel == "b" and not _possible(value, configured(profile, rows[sweep.row], changes)):
             continue
+        config = configured(profile, row, changes)
         x = float(getattr(config, sweep.key))
         if panel == "a":
             x = 0.0 if without else _class_prompt_parameters(config) / 1e3
@@ -177,18 +177,20 @@ def left_out(panel: str, profile: str, **changes: Any) -> str:
     if sweep.key in changes:
         return f"No runs: changes (--set) contain {sweep.key}, which panel {panel} varies; leave it out"
     config = configured(profile, row, changes)
-    most = _largest_batch(config)
-    lost = [f"{value:g}" for value in sweep.values[profile] if panel == "b" and value > most]
+    lost = [f"{value:g}" for value in sweep.values[profile] if panel == "b" and not _possible(value, config)]
     if not lost:
         return ""
+    k, classes = config.samples_per_class, TRAIN_CLASSES[config.dataset]
     return (
-        f"Panel b without {', '.join(lost)}: {config.samples_per_class} images per class make batches of at most "
-        f"{most} with the {TRAIN_CLASSES[config.dataset]} training classes of {config.dataset}"
+        f"Panel b without {', '.join(lost)}: {k} images per class make batches that are multiples of {k} and at most "
+        f"{k * classes} with the {classes} training classes of {config.dataset}"
     )
 
 
-def _largest_batch(config: RunConfig) -> int:
-    return TRAIN_CLASSES[config.dataset] * config.samples_per_class
+def _possible(batch: float, config: RunConfig) -> bool:
+    """Return whether ``batch`` images are whole classes of the config, as many as its data have."""
+    classes, rest = divmod(batch, config.samples_per_class)
+    return rest == 0 and classes <= TRAIN_CLASSES[config.dataset]
 
 
 @functools.cache

@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", metavar="DIR", default=CHECKOUT / "results", help="default: results")
     parser.add_argument("--profile", choices=PROFILES, default="demo", help="default: demo")
     options = parser.parse_args(argv)
-    if not Path(options.results).expanduser().is_dir():
+    if options.results == "" or not Path(options.results).expanduser().is_dir():  # "": an unset shell variable
         raise VptspError(f"--results: there is no folder {options.results}; name the one that run_all.sh wrote to")
     print(build(options.results, options.profile))
     return 0

@@ -140,6 +140,9 @@ def of_notebook(name: str) -> Any:
 
 def again(only: str, seeds: Sequence[int] | None = None) -> str:
     """Return what follows ``--only`` in the command that repeats the notebook that runs here, with its changes."""
+    panels = of_notebook("panels") or list(SWEEPS)
+    if set(panels) != set(SWEEPS):
+        only = ",".join(f"{only}{panel}" for panel in panels)
     words = [] if seeds in (None, [0]) else ["--seeds", ",".join(map(str, seeds))]
     for key, value in (of_notebook("changes") or {}).items():
         words += ["--set", f"{key}={value}"]

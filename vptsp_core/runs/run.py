@@ -286,14 +286,15 @@ def over_seeds(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -
     """Group the rows by the columns ``by``, and average ``columns`` over each group.
 
     Returns a row per group, in order of appearance: each column's mean, ``<column> ±``, which is half the 95 % interval
-    (Student's t; NaN for one seed), and the number of ``seeds``.
+    (Student's t; NaN for one seed), and the number of ``seeds``. If a value of a group is NaN, so are its mean and ±.
     """
     from scipy.stats import t
 
     groups = table.groupby(list(by), sort=False)
-    out = groups[list(columns)].mean()
+    out = groups[list(columns)].agg(functools.partial(pd.Series.mean, skipna=False))
     for column in columns:
         count = groups[column].count()
-        out[f"{column} ±"] = groups[column].sem() * t.ppf(0.975, (count - 1).clip(lower=1)).reshape(-1)
+        half = groups[column].sem() * t.ppf(0.975, (count - 1).clip(lower=1)).reshape(-1)
+        out[f"{column} ±"] = half.where(out[column].notna())
     out["seeds"] = groups.size()
     return out.reset_index()

@@ -6,6 +6,9 @@ Introduction to the Bootstrap", 1993, chapter 13). It covers the choice of queri
 
 With several seeds of a method: Student's t with the variances of the queries and of the seeds (`_with_seeds`). It
 covers the choice of both.
+
+Both treat queries as independent. Those of one class vary together, so the intervals of MAP@R are too narrow
+(docs/statistics.md).
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ def compare_paired(
     Returns:
         A row per label, in order of appearance, with columns (metric, "difference" | "low" | "high" | "chance"): the
         mean of label - reference, its interval, and whether the interval contains 0. The reference itself has NaN, and
-        so has a label if it or the reference has no per-query values. The same runs give the same numbers.
+        so has a label if it or the reference has no values of two queries. The same runs give the same numbers.
 
     Raises:
         ConfigError: the reference is not one of the labels.
@@ -58,7 +61,7 @@ def compare_paired(
         if base is None or not others:
             continue
         defined = ~np.isnan(np.hstack([base, *others.values()])).any(1)  # NaN: the gallery has no image of its class
-        if not defined.any():
+        if defined.sum() < 2:  # one query has no variance, so there is no interval
             continue
         base = base[defined]
         differences = np.stack([each[defined].mean(1) - base.mean(1) for each in others.values()], 1)
