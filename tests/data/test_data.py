@@ -64,8 +64,8 @@ def test_every_image_is_drawn():
 
 
 def test_in_turn_an_image_is_drawn_again_only_after_all_others_of_its_class():
-    sizes = [2, 3, 40, 300]
-    labels = np.repeat(np.arange(4), sizes)
+    sizes = [2, 3, 5, 7, 40, 200]
+    labels = np.repeat(np.arange(6), sizes)
     sampler = ClassBalancedSampler(labels, 8, 4, seed=1, steps=20, in_turn=True)
     counts = np.zeros(len(labels), int)
     for epoch in range(10):
@@ -75,8 +75,10 @@ def test_in_turn_an_image_is_drawn_again_only_after_all_others_of_its_class():
             drawn = labels[batch].reshape(2, 4)
             assert (drawn == drawn[:, :1]).all() and drawn[0, 0] != drawn[1, 0]
             np.add.at(counts, batch, 1)
-            for label in range(4):
+            for label in range(6):
                 assert np.ptp(counts[labels == label]) <= 1
+                if sizes[label] >= 4 and label in drawn:
+                    assert len(set(batch[labels[batch] == label])) == 4, "no image twice in one draw"
     assert counts.min() > 0
 
 

@@ -33,6 +33,7 @@ class ClassBalancedSampler:
         self.members = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
         self.classes, self.k, self.seed = batch // samples_per_class, samples_per_class, seed
         self.steps, self.in_turn = len(labels) // batch if steps is None else steps, in_turn
+        self.shuffles: dict[int, list[np.ndarray]] = {}  # of each class, for `_turn`
         if self.classes > len(self.members):
             raise DataError(
                 f"a batch draws {self.classes} classes, the training set has {len(self.members)}; "
@@ -71,11 +72,19 @@ class ClassBalancedSampler:
 
     def _turn(self, c: int, start: int) -> np.ndarray:
         """Return k images (k,) of class ``c`` from position ``start`` on in the sequence of the class's shuffles."""
-        members = self.members[c]
-        rounds = range(start // len(members), (start + self.k - 1) // len(members) + 1)
-        order = np.concatenate([np.random.default_rng([self.seed, c, i, 1]).permutation(members) for i in rounds])
-        first = start % len(members)
-        return order[first : first + self.k]
+        shuffles, count = self.shuffles.setdefault(c, []), len(self.members[c])
+        rounds = range(start // count, (start + self.k - 1) // count + 1)
+        while len(shuffles) < rounds.stop:
+            order = np.random.default_rng([self.seed, c, len(shuffles), 1]).permutation(self.members[c])
+            if shuffles and count >= self.k:
+                # Some images of the last shuffle may be in one draw with the first ones of this shuffle, so they come
+                # last here. A draw then has no image twice.
+                unfinished = (len(shuffles) * count) % self.k
+                again = np.isin(order, shuffles[-1][count - unfinished :])
+                order = np.concatenate([order[~again], order[again]])
+            shuffles.append(order)
+        first = start % count
+        return np.concatenate(shuffles[rounds.start : rounds.stop])[first : first + self.k]
 
     def _draw(self, rng: np.random.Generator, members: np.ndarray) -> np.ndarray:
         """Return k members (k,) in random order. Each occurs as often as any other, or once more."""
