@@ -27,6 +27,8 @@ ROWS = {
     "VPT": "VPT", "VPTSP": "VPTSP-G",
 }  # fmt: skip
 
+OWN = ("batch", "weights")  # keys that the table sets itself
+
 
 def latency_configs(profile: str, **changes: Any) -> dict[tuple[str, int], RunConfig]:
     """Return the runs whose steps are measured, {(method as the paper names it, batch): run}, with random weights.
@@ -35,7 +37,7 @@ def latency_configs(profile: str, **changes: Any) -> dict[tuple[str, int], RunCo
     """
     check_choice("profile", profile, tuple(BASE))
     check_changes(changes)
-    if own := [key for key in ("batch", "weights") if key in changes]:
+    if own := [key for key in OWN if key in changes]:
         raise ConfigError(f"changes (--set) contain {', '.join(own)}, which table 10 sets itself; leave it out")
     rows = method_rows(profile)
     return {
