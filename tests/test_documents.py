@@ -43,7 +43,7 @@ def test_python_blocks_run_in_order(page, tmp_path, monkeypatch, capsys):
     if page.name == "beyond_measured.md":  # its table has what the block prints
         assert {names["labels"].count(label) for label in names["labels"]} == {1, 3}
         lora = compare_paired(names["runs"], names["labels"], "linear, proxies").loc["lora, proxies", "MAP@R"]
-        assert "| {difference:+.2f} [{low:+.2f}, {high:+.2f}] |".format_map(lora) in page.read_text("utf-8")
+        assert "| ≈ {difference:+.2f} [{low:+.2f}, {high:+.2f}] |".format_map(lora) in page.read_text("utf-8")
     if page.name == "README.md":
         assert names["config"].dataset == "glyphs" and names["done"].path.is_relative_to(tmp_path / "results")
         assert names["embeddings"].shape == (1, names["config"].embed_dim)

@@ -15,7 +15,7 @@ from vptsp_core.errors import ConfigError
 from vptsp_core.method.metrics import retrieval_metrics
 from vptsp_core.method.model import MetricModel
 from vptsp_core.runs.closed_form import PER_CLASS, discriminant, pooled_tokens
-from vptsp_core.runs.significance import bootstrap
+from vptsp_core.runs.significance import interval
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def compare_heads(model: MetricModel, benchmark: Benchmark, per_class: int = PER
     Returns:
         One row each for "trained head", "no head" (the pooled tokens) and "head in closed form". If the model has
         prompts, each row again with ", without prompts". A row has R@1 and MAP@R in percent. "R@1 difference" and
-        "MAP@R difference" are [difference to the first row, low and high end of its 95 % interval over the queries].
+        "MAP@R difference" are [difference to the first row, low and high end of its 95 % interval over classes].
     """
     train, labels = first_of_each(benchmark.train, per_class), torch.from_numpy(benchmark.test.labels)
     embeddings: dict[str, Tensor] = {}
@@ -51,9 +51,9 @@ def compare_heads(model: MetricModel, benchmark: Benchmark, per_class: int = PER
     rows: dict[str, dict[str, Any]] = {name: {} for name in scores}
     for name, found in scores.items():
         for metric in ("R@1", "MAP@R"):
-            differences = 100 * (found.queries[metric] - first[metric]).astype(np.float64)
-            differences = differences[~np.isnan(differences)]
-            low, high = bootstrap(differences[:, None])
+            defined = ~np.isnan(first[metric])
+            ours, theirs = (100 * each[metric][defined, None].astype(float) for each in (found.queries, first))
             rows[name][metric] = 100 * found[metric]
-            rows[name][f"{metric} difference"] = [float(differences.mean()), float(low[0]), float(high[0])]
+            limits = interval(ours, theirs, benchmark.test.labels[defined])
+            rows[name][f"{metric} difference"] = [float(ours.mean() - theirs.mean()), *limits]
     return rows

@@ -563,11 +563,15 @@ def test_held_out_classes_choose_between_bitfit_and_vptsp():
     ]
 
 
-def one_run(folder, values, **changes):
-    """Return a run whose queries have these values of R@1; the class of the first has no other image (MAP@R)."""
+def one_run(folder, values, classes=None, **changes):
+    """Return a run whose queries have these values of R@1; the class of the first has no other image (MAP@R).
+
+    Without ``classes``, each query has its own class.
+    """
     values = np.asarray(values, np.float32)
     queries = {"R@1": values, "MAP@R": np.append(np.nan, values[1:]).astype(np.float32)}
     metrics = {name: float(np.nanmean(each)) for name, each in queries.items()}
+    queries["class"] = np.arange(len(values)) if classes is None else np.asarray(classes)
     config = {"dataset": "own", "selection": "validation", "epochs": 10, "start": "released"} | changes
     return SimpleNamespace(
         path=folder, metrics=metrics | {"epoch": config.pop("epoch", 3)}, config=RunConfig(**config), queries=queries,
@@ -575,9 +579,12 @@ def one_run(folder, values, **changes):
     )  # fmt: skip
 
 
-def told(tmp_path, before, after, **changes):
+def told(tmp_path, before, after, classes=None, **changes):
     """Return the summary of a comparison of two such runs."""
-    frozen, trained = one_run(tmp_path / "frozen", before), one_run(tmp_path / "trained", after, **changes)
+    frozen, trained = (
+        one_run(tmp_path / "frozen", before, classes),
+        one_run(tmp_path / "trained", after, classes, **changes),
+    )
     return own_images.summary(frozen, trained, own_images.compare(frozen, trained), 7)
 
 
@@ -600,9 +607,17 @@ def test_one_sentence_says_whether_training_helped(before, after, verdict, sente
     assert ("none: under 30 queries" in text) == (len(before) == 30)
 
 
-def test_the_table_has_the_interval_of_the_difference(tmp_path):
-    text = told(tmp_path, np.repeat([0, 1], 20), np.repeat([0, 1], [10, 30]))
-    assert re.search(r"R@1 +50\.0 +75\.0 +\+25\.00 +\[\+12\.50, \+40\.00\] +better", text), text
+@pytest.mark.parametrize(
+    ("classes", "end"),
+    [
+        (None, r"\[\+10\.98, \+39\.02\] +better"),  # 25 +- 2.0227 (Student, 39) * 6.934
+        (np.repeat(range(4), 10), r"\[-54\.56, \+104\.56\] +could be chance"),  # 0, 100, 0, 0: 25 +- 3.1824 * 25
+        (np.zeros(40), r"none: one class +could be chance"),
+    ],
+)
+def test_the_table_has_the_interval_of_the_difference(classes, end, tmp_path):
+    text = told(tmp_path, np.repeat([0, 1], 20), np.repeat([0, 1], [10, 30]), classes)
+    assert re.search(rf"R@1 +50\.0 +75\.0 +\+25\.00 +{end}", text), text
 
 
 def test_an_epoch_chosen_on_the_queries_is_called_optimistic(tmp_path):

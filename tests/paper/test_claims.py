@@ -23,7 +23,9 @@ def made(tmp_path, recall: float, precision: float = 0.5, seed: int = 0) -> Run:
     found = Run(
         preset("smoke", seed=seed), tmp_path, {}, pd.DataFrame({"loss": [1.0]}), {"data": {"name": "x", "test": "y"}}
     )
-    found.__dict__["queries"] = {"R@1": right.astype(float), "MAP@R released": np.full(COUNT, precision)}
+    found.__dict__["queries"] = {
+        "R@1": right.astype(float), "MAP@R released": np.full(COUNT, precision), "class": np.arange(COUNT)
+    }  # fmt: skip
     return found
 
 

@@ -144,7 +144,7 @@ def tried(panel: str, profile: str, recalls: dict[str, float]) -> figure3_result
         right = np.random.default_rng(at).permutation(QUERIES) < recall * QUERIES
         metrics = dict.fromkeys(figure3_results.METRICS, float(right.mean()))
         runs.append(Run(points[label].config, Path("r"), metrics, pd.DataFrame(), RECORD))
-        runs[-1].__dict__["queries"] = {"R@1": right.astype(float)}
+        runs[-1].__dict__["queries"] = {"R@1": right.astype(float), "class": np.arange(QUERIES)}
     return figure3_results.outcome(panel, list(points.values()), runs, list(recalls))
 
 

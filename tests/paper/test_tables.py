@@ -138,7 +138,7 @@ def fake_run(config, path="runs", **metrics) -> Run:
     values = np.random.default_rng(config.seed).random(200)
     queries = {name: (values < mean).astype(np.float32) for name, mean in own.items() if not name.startswith("R@2")}
     run = Run(config, Path(path), own, pd.DataFrame(), record)
-    run.__dict__["queries"] = queries  # which a run on disk reads from there
+    run.__dict__["queries"] = queries | {"class": np.arange(len(values))}  # which a run on disk reads from there
     return run
 
 

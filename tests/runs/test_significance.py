@@ -1,4 +1,4 @@
-"""The paired bootstrap, compared with scipy's and with known answers, and how often it covers the truth."""
+"""Intervals compared with scipy's and with known answers, and how often they cover the truth."""
 
 from dataclasses import replace
 
@@ -13,13 +13,14 @@ from vptsp_core.runs import significance
 from vptsp_core.runs.folder import QUERIES, Run
 
 
-def run_with(folder, name, data="t2", **queries) -> Run:
-    """Return a run with these per-query values. R_1 stands for R@1."""
+def run_with(folder, name, data="t2", classes=None, **queries) -> Run:
+    """Return a run with these per-query values. R_1 stands for R@1. By default, each query has its own class."""
     record = {"hash": name, "data": {"name": "glyphs", "train": "t1", "test": data}}
     path = folder / name
     path.mkdir()
     values = {key.replace("_", "@"): np.array(each, np.float32) for key, each in queries.items()}
     if values:
+        values["class"] = np.arange(len(next(iter(values.values())))) if classes is None else np.array(classes)
         np.savez(path / QUERIES, **values)
     return Run(preset("smoke"), path, {}, pd.DataFrame(), record)
 
@@ -36,20 +37,57 @@ def test_identical_methods_could_be_chance_and_a_constant_difference_could_not(t
     assert found.loc["base"].isna().all()
 
 
-def test_agrees_with_scipys_paired_bootstrap(tmp_path):
+def test_with_one_query_per_class_it_is_scipys_paired_t_test(tmp_path):
     rng = np.random.default_rng(1)
     base = (rng.random(400) < 0.6).astype(np.float32)
     other = np.where(rng.random(400) < 0.85, base, 1 - base).astype(np.float32)
     runs = [run_with(tmp_path, "a", R_1=base), run_with(tmp_path, "b", R_1=other)]
     found = significance.compare_paired(runs, ["a", "b"], "a", metrics=["R@1"])["R@1"].loc["b"]
-    theirs = stats.bootstrap(
-        (100.0 * other, 100.0 * base), lambda x, y, axis: x.mean(axis=axis) - y.mean(axis=axis), paired=True,
-        n_resamples=20_000, method="percentile", rng=2,
-    ).confidence_interval  # fmt: skip
+    theirs = stats.ttest_rel(100.0 * other.astype(float), 100.0 * base).confidence_interval(0.95)
     assert found["difference"] == pytest.approx(100 * (other.mean() - base.mean()), abs=1e-4)
+    np.testing.assert_allclose([found["low"], found["high"]], theirs, rtol=1e-9)
+
+
+def test_with_equal_classes_it_is_scipys_t_test_of_their_means(tmp_path):
+    rng = np.random.default_rng(2)
+    classes = rng.permutation(np.repeat(np.arange(20), 7))  # in any order
+    base = rng.random(140)
+    other = base + rng.normal(0.02, 0.1, 20)[classes] + rng.normal(0, 0.1, 140)
+    runs = [run_with(tmp_path, n, classes=classes, MAP_R=each) for n, each in (("a", base), ("b", other))]
+    found = significance.compare_paired(runs, "ab", "a", metrics=["MAP@R"])["MAP@R"].loc["b"]
+    differences = 100.0 * (np.float32(other).astype(float) - np.float32(base).astype(float))
+    means = pd.Series(differences).groupby(classes).mean()
+    theirs = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    np.testing.assert_allclose([found["low"], found["high"]], theirs, rtol=1e-9)
+
+
+def test_with_unequal_classes_it_agrees_with_scipys_bootstrap_of_classes():
+    rng = np.random.default_rng(3)
+    sizes = rng.integers(20, 61, 150)
+    classes = np.repeat(np.arange(150), sizes)
+    values = 2 + (rng.normal(0, 10, 150)[classes] + rng.normal(0, 20, len(classes)))[:, None]
+    low, high = significance.interval(values, np.zeros((len(classes), 1)), classes)
+    sums = pd.Series(values[:, 0]).groupby(classes).sum().to_numpy()
+    theirs = stats.bootstrap(
+        (sums, sizes), lambda total, size, axis: total.sum(axis) / size.sum(axis), paired=True, n_resamples=20_000,
+        method="percentile", rng=2,
+    ).confidence_interval  # fmt: skip
     width = float(theirs.high - theirs.low)
-    assert found["low"] == pytest.approx(theirs.low, abs=0.03 * width)
-    assert found["high"] == pytest.approx(theirs.high, abs=0.03 * width)
+    assert low == pytest.approx(theirs.low, abs=0.04 * width) and high == pytest.approx(theirs.high, abs=0.04 * width)
+    by_query = 2 * 1.96 * values.std() / len(values) ** 0.5
+    assert high - low > 2.5 * by_query, "classes that vary make the interval wider"
+
+
+@pytest.mark.parametrize("count", [4, 12, 100])
+def test_the_interval_covers_the_truth_if_queries_of_a_class_vary_together(count):
+    """1,000 experiments. Classes have 20 to 60 queries, and vary half as much as queries of one class do."""
+    rng, covered = np.random.default_rng(4), 0
+    for _ in range(1000):
+        classes = np.repeat(np.arange(count), rng.integers(20, 61, count))
+        values = 2 + rng.normal(0, 5, count)[classes] + rng.normal(0, 10, len(classes))
+        low, high = significance.interval(values[:, None], np.zeros((len(values), 1)), classes)
+        covered += low <= 2 <= high
+    assert 0.93 < covered / 1000 < 0.97, "95 %, plus or minus nearly three standard errors"
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says(tmp_path):
@@ -77,7 +115,7 @@ def test_pairing_sees_what_two_separate_intervals_would_not(tmp_path):
 
 
 def test_seeds_alone_give_welchs_interval(tmp_path):
-    """No query differs from another, so what is left is Welch's interval over the seeds, as scipy computes it."""
+    """No class differs from another, so what is left is Welch's interval over the seeds, as scipy computes it."""
     seeds = {"a0": 0.5, "a1": 0.5625, "a2": 0.75, "b0": 0.5, "b1": 0.625, "c0": 0.25}
     runs = [run_with(tmp_path, name, MAP_R=np.full(9, value)) for name, value in seeds.items()]
     labels = [name[0] for name in seeds]
@@ -112,18 +150,19 @@ def test_how_often_an_interval_with_seeds_covers_the_truth(seeds, ratio, least, 
         query = rng.normal(0.02, 0.4, (100, 1))
         means = ratio * 0.04 * rng.normal(0, (1, 0.1), (seeds, 2))
         value, other = (means[:, side] + rng.normal(0, interaction, (100, seeds)) for side in (0, 1))
-        low, high = significance._with_seeds(query + value, other)
+        low, high = significance.interval(query + value, other, np.arange(100))
         covered += low <= 0.02 <= high
     assert least < covered / 500 < 0.98
 
 
-def test_seeds_that_differ_only_by_query_do_not_widen_the_interval():
-    """The means of the seeds vary because queries do, which the variance over queries already contains."""
-    rng = np.random.default_rng(8)
+@pytest.mark.parametrize("per_class", [1, 30])
+def test_seeds_that_differ_only_by_class_do_not_widen_the_interval(per_class):
+    """The means of the seeds vary because classes do, which the variance over classes already contains."""
+    rng, classes = np.random.default_rng(8), np.repeat(np.arange(100), per_class)
     widths = []
     for _ in range(200):
         values = rng.normal(0, 0.4, (100, 5))
-        low, high = significance._with_seeds(values, np.zeros((100, 1)))
+        low, high = significance.interval(values[classes], np.zeros((len(classes), 1)), classes)
         widths.append((high - low) / (2 * 1.984 * values.mean(1).std(ddof=1) / 10))  # 1.984: Student's t, 99 degrees
     assert 1 <= np.median(widths) < 1.2
 
@@ -142,9 +181,10 @@ def test_a_query_that_one_seed_lacks_is_left_out(tmp_path):
     assert found["difference"] == found["low"] == found["high"] == 25
 
 
-def test_one_query_has_no_interval(tmp_path):
-    runs = [run_with(tmp_path, n, MAP_R=[value, np.nan]) for n, value in (("a", 0.1), ("b", 0.2), ("c", 0.9))]
-    for labels in ("abb", "aab"):
+def test_one_class_has_no_interval(tmp_path):
+    one, several = [7, 7, 8], {"a": [0.1, 0.4, np.nan], "b": [0.2, 0.3, np.nan], "c": [0.9, 0.6, np.nan]}
+    runs = [run_with(tmp_path, name, classes=one, MAP_R=values) for name, values in several.items()]
+    for labels in ("abc", "abb", "aab"):
         assert significance.compare_paired(runs, labels, "a", metrics=["MAP@R"]).isna().all(axis=None)
 
 
@@ -160,13 +200,18 @@ def test_runs_without_per_query_values_stay_empty(tmp_path):
     found = significance.compare_paired([a, b, old], ["a", "b", "old"], "a")
     assert found["MAP@R"].isna().all(axis=None) and found.loc["old"].isna().all() and found.loc["b", ("R@1", "low")] < 0
     assert significance.compare_paired([a, old], ["a", "old"], "old").isna().all(axis=None)
-    assert significance.unclear(found) == {"R@1": ["b"], "MAP@R": []}, (
-        "one of two queries differs: half of the draws miss it"
-    )
+    assert significance.unclear(found) == {"R@1": ["b"], "MAP@R": []}, "one of two queries differs"
     nothing = significance.compare_paired([], [], "a")
     assert (
         len(nothing) == 0 and ("R@1", "chance") in nothing and significance.unclear(nothing) == {"R@1": [], "MAP@R": []}
     )
+
+
+def test_a_run_of_an_older_version_without_classes_has_no_interval(tmp_path):
+    runs = [run_with(tmp_path, name, R_1=[1, 0, 0]) for name in "abc"]
+    np.savez(runs[1].path / QUERIES, **{"R@1": np.float32([1, 1, 0])})
+    found = significance.compare_paired(runs, "abc", "a")["R@1"]
+    assert found.loc["b"].isna().all() and found.loc["c", "difference"] == 0
 
 
 def test_the_error_names_both_runs_that_cannot_be_compared(tmp_path):

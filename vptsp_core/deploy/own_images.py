@@ -47,8 +47,7 @@ OUTCOMES = {
     UNCLEAR: "The model does not clearly differ from the frozen backbone",
 }
 EXPLAINED = """In percent. R@1: queries whose nearest neighbour is of their own class. MAP@R: 100 if all images of a
-query's class are ranked first. The 95 % interval covers other images of these classes, not other classes; queries of a
-class vary together, so for MAP@R it is too narrow."""
+query's class are ranked first. The 95 % interval covers other classes of the same kind."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ class Trained:
         choice: one row for the closed form and one per run of `own_plan.candidates`: ``R@1`` and ``MAP@R`` of the
             held-out classes in percent, at the best ``epoch``, and the run's ``minutes``. Empty if there was one run.
         gain: one row per metric: ``frozen`` and ``trained`` in percent, ``difference`` in percentage points, ``low``
-            and ``high`` of its 95 % interval over the queries, ``queries`` (the number of queries whose class has other
-            images), and ``verdict``: "better", "worse" or "could be chance".
+            and ``high`` of its 95 % interval (NaN with one class), ``queries`` (the number of queries whose class has
+            other images), and ``verdict``: "better", "worse" or "could be chance".
         summary: the comparison as text.
     """
 
@@ -217,24 +216,29 @@ def compare(frozen: Run, trained: Run) -> pd.DataFrame:
     paired = compare_paired([frozen, trained], ["frozen", "trained"], "frozen", METRICS)
     rows = {}
     for metric in METRICS:
-        difference, low, high = paired[metric][["difference", "low", "high"]].loc["trained"].tolist()
+        low, high = paired[metric].loc["trained", ["low", "high"]].tolist()
         queries = int(np.isfinite((trained.queries or {}).get(metric, ())).sum())
         clear = queries >= FEW_QUERIES and (low > 0 or high < 0)
+        before, after = (100 * each.metrics[metric] for each in (frozen, trained))
         rows[metric] = {
-            "frozen": 100 * frozen.metrics[metric], "trained": 100 * trained.metrics[metric],
-            "difference": difference, "low": low, "high": high, "queries": queries,
-            "verdict": UNCLEAR if not clear else "better" if low > 0 else "worse",
+            "frozen": before, "trained": after, "difference": after - before, "low": low, "high": high,
+            "queries": queries, "verdict": UNCLEAR if not clear else "better" if low > 0 else "worse",
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _interval(queries: int, low: float, high: float) -> str:
+    """Return the interval of a row of `Trained.gain` as text, or why it has none."""
+    if queries < FEW_QUERIES:
+        return f"none: under {FEW_QUERIES} queries"
+    return "none: one class" if np.isnan(low) else f"[{low:+.2f}, {high:+.2f}]"
 
 
 def summary(frozen: Run, trained: Run, gain: pd.DataFrame, classes: int) -> str:
     """Return the comparison as a table, a sentence that says whether the model is better, and how to use the model."""
     shown = gain[["frozen", "trained", "difference", "verdict"]].copy()
-    shown.insert(3, "95 % interval", [
-        f"[{low:+.2f}, {high:+.2f}]" if queries >= FEW_QUERIES else f"none: under {FEW_QUERIES} queries"
-        for low, high, queries in zip(gain["low"], gain["high"], gain["queries"], strict=True)
-    ])  # fmt: skip
+    limits = zip(gain["queries"], gain["low"], gain["high"], strict=True)
+    shown.insert(3, "95 % interval", [_interval(*each) for each in limits])
     formats = {"frozen": "{:.1f}".format, "trained": "{:.1f}".format, "difference": "{:+.2f}".format}
     decisive = gain.to_dict("index")["MAP@R"]
     kept = f"epoch {round(trained.metrics['epoch'])} of {trained.config.epochs} is kept, epoch 0 is the start"

@@ -33,6 +33,7 @@ from vptsp_core.system.seals import digest, sealed, unsealed
 
 CONFIG, METRICS, HISTORY, RECORD = "config.json", "metrics.json", "history.csv", "record.json"
 QUERIES, WEIGHTS = "queries.npz", "model.safetensors"
+CLASS = "class"  # in `QUERIES`, beside the metrics
 _AGAIN = "delete the folder and run it again"
 
 
@@ -59,7 +60,8 @@ class Run:
     def queries(self) -> dict[str, np.ndarray] | None:
         """The values of each metric for all test queries, (N,) float32, at the metric's reported epoch (see `Scores`).
 
-        None if an older version made the run and did not keep them. Raises WeightsError: the file is damaged.
+        "class" has the class of each query, (N,) int64. None if an older version made the run and did not keep them.
+        Raises WeightsError: the file is damaged.
         """
         path = self.path / QUERIES
         verify(self.path, self.record, QUERIES)

@@ -31,7 +31,7 @@ from vptsp_core.method.torch_state import torch_defaults
 from vptsp_core.runs.compile import COMPILE
 from vptsp_core.runs.curves import Curves
 from vptsp_core.runs.evaluate import evaluate
-from vptsp_core.runs.folder import METRICS, Run, finished_run, run_folder, whole_path, write_run
+from vptsp_core.runs.folder import CLASS, METRICS, Run, finished_run, run_folder, whole_path, write_run
 from vptsp_core.runs.memory import check_table_memory, memory_errors, place_class_prompts
 from vptsp_core.runs.progress import locked_run
 from vptsp_core.runs.record import close_record, make_record, part_of_run
@@ -137,6 +137,7 @@ def run(
                 on_epoch=on_epoch, part=lambda: part_of_run(record, model, time.perf_counter() - begun),
             )  # fmt: skip
             closed = close_record(record, parts)
+            queries = {CLASS: benchmark.test.labels, **queries}
             return from_main(lambda: write_run(config, path, pd.DataFrame(history), closed, queries, weights))
     finally:
         end_workers()

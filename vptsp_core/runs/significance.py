@@ -1,14 +1,9 @@
 """Could the difference between two methods be chance? Intervals of the difference on the queries that they share.
 
-With one run per method: a paired bootstrap. Each query gives one difference. Queries are drawn with replacement, as
-many as there are, 10,000 times. The interval is the middle 95 % of the 10,000 mean differences (Efron & Tibshirani, "An
-Introduction to the Bootstrap", 1993, chapter 13). It covers the choice of queries.
-
-With several seeds of a method: Student's t with the variances of the queries and of the seeds (`_with_seeds`). It
-covers the choice of both.
-
-Both treat queries as independent. Those of one class vary together, so the intervals of MAP@R are too narrow
-(docs/statistics.md).
+Each query gives one difference. Queries of one class share their right neighbours, so they vary together. Therefore
+classes, not queries, are what was drawn by chance, and the interval is Student's t with the variance over classes
+(Liang & Zeger, Biometrika 1986; Miller, "Adding Error Bars to Evals", 2024). If a method has several seeds, the
+variance of its seeds is added. So the interval covers other classes, and other seeds of each method that has several.
 """
 
 from __future__ import annotations
@@ -20,11 +15,10 @@ import pandas as pd
 from scipy import stats
 
 from vptsp_core.errors import ConfigError, DataError
-from vptsp_core.runs.folder import Run
+from vptsp_core.runs.folder import CLASS, Run
 
-RESAMPLES, LEVEL = 10_000, 0.95
+LEVEL = 0.95
 COLUMNS = ("difference", "low", "high", "chance")
-_CHUNK = 2**22  # counts in memory at a time: 32 MB
 
 
 def compare_paired(
@@ -40,8 +34,8 @@ def compare_paired(
 
     Returns:
         A row per label, in order of appearance, with columns (metric, "difference" | "low" | "high" | "chance"): the
-        mean of label - reference, its interval, and whether the interval contains 0. The reference itself has NaN, and
-        so has a label if it or the reference has no values of two queries. The same runs give the same numbers.
+        mean of label - reference, its interval (`interval`), and whether the interval contains 0. The reference itself
+        has NaN, and so has a label if it or the reference has no values of queries of two classes.
 
     Raises:
         ConfigError: the reference is not one of the labels.
@@ -61,17 +55,13 @@ def compare_paired(
         if base is None or not others:
             continue
         defined = ~np.isnan(np.hstack([base, *others.values()])).any(1)  # NaN: the gallery has no image of its class
-        if defined.sum() < 2:  # one query has no variance, so there is no interval
+        classes = _classes(runs)[defined]
+        if len(np.unique(classes)) < 2:  # one class has no variance, so there is no interval
             continue
-        base = base[defined]
-        differences = np.stack([each[defined].mean(1) - base.mean(1) for each in others.values()], 1)
-        low, high = bootstrap(differences)
-        for place, each in enumerate(others.values()):
-            if each.shape[1] > 1 or base.shape[1] > 1:
-                low[place], high[place] = _with_seeds(each[defined], base)
-        chance = ((low <= 0) & (high >= 0)).astype(object)
-        for column, values_of_column in zip(COLUMNS, (differences.mean(0), low, high, chance)):
-            out.loc[list(others), (metric, column)] = values_of_column
+        for label, each in others.items():
+            difference = each[defined].mean() - base[defined].mean()
+            low, high = interval(each[defined], base[defined], classes)
+            out.loc[label, metric] = [difference, low, high, low <= 0 <= high]
     return out
 
 
@@ -83,54 +73,61 @@ def unclear(comparison: pd.DataFrame) -> dict[str, list[str]]:
     }
 
 
-def bootstrap(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the percentile interval of the mean of each column of ``differences`` (N, K): low and high, (K,) each.
+def interval(values: np.ndarray, reference: np.ndarray, classes: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of ``values`` minus that of ``reference``, on the same N queries.
 
-    All columns share the resamples. A resample is stored as the number of times that each row was drawn.
-    """
-    rng, count = np.random.default_rng(0), len(differences)
-    means, step = [], max(1, _CHUNK // count)
-    for start in range(0, RESAMPLES, step):
-        size = min(step, RESAMPLES - start)
-        drawn = rng.integers(0, count, (size, count)) + count * np.arange(size)[:, None]
-        times = np.bincount(drawn.reshape(-1), minlength=size * count).reshape(size, count)
-        means.append(times.astype(np.float64) @ differences / count)
-    low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return low, high
-
-
-def _with_seeds(values: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
-    """Return the interval of the mean of ``values`` (N, S seeds) minus that of ``reference`` (N, R seeds), N queries.
-
-    The variance is that of the differences over queries, plus that of the seeds of each side (Searle, Casella &
+    The variance is that of the differences over classes, plus that of the seeds of each side (Searle, Casella &
     McCulloch, "Variance Components", 1992, chapter 4). The seeds' means also vary because seeds err on different
     queries; that part is in the first term already, so it is subtracted. The degrees of freedom are Satterthwaite's
-    (1946).
+    (1946). If all classes have equally many queries and each side one seed, this is the t-test of the classes' means.
+
+    Args:
+        values, reference: (N, seeds of this side) float64, without NaN.
+        classes: (N,), the class of each query: at least two classes.
     """
-    count = len(values)
+    places = np.unique(classes, return_inverse=True)[1]
     differences = values.mean(1) - reference.mean(1)
-    parts, freedom = [differences.var(ddof=1) / count], [count - 1]
+    mean = float(differences.mean())
+    of_classes = int(places.max())  # degrees of freedom
+    parts, freedom = [_variance_of_mean(differences[:, None] - mean, places)], [of_classes]
     for side in (values, reference):
         seeds = side.shape[1]
         if seeds > 1:
             rest = side - side.mean(1, keepdims=True) - side.mean(0) + side.mean()
-            interaction = np.square(rest).sum() / ((count - 1) * (seeds - 1))
-            parts.append(max(side.mean(0).var(ddof=1) - interaction / count, 0.0) / seeds)
+            interaction = _variance_of_mean(rest, places) / (seeds - 1)
+            parts.append(max(float(side.mean(0).var(ddof=1)) - interaction, 0.0) / seeds)
             freedom.append(seeds - 1)
     variance = sum(parts)
     if variance == 0:
-        return float(differences.mean()), float(differences.mean())
+        return mean, mean
     degrees = variance**2 / sum(part**2 / of for part, of in zip(parts, freedom, strict=True))
-    half = stats.t.ppf((1 + LEVEL) / 2, degrees) * variance**0.5
-    return float(differences.mean() - half), float(differences.mean() + half)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, degrees)) * variance**0.5
+    return mean - half, mean + half
+
+
+def _variance_of_mean(centred: np.ndarray, places: np.ndarray) -> float:
+    """Return the variance of the mean over queries of ``centred`` (N, K), summed over K.
+
+    The queries of a class are added up first, because only classes are independent of each other. ``places`` (N,) are
+    the classes, from 0 to C - 1.
+    """
+    count = places.max() + 1
+    sums = np.zeros((count, centred.shape[1]))
+    np.add.at(sums, places, centred)
+    return float(np.square(sums).sum() / len(places) ** 2 * count / (count - 1))
 
 
 def _by_query(runs: Sequence[Run], labels: Sequence[str], label: str, metric: str) -> np.ndarray | None:
     """Return a label's values in percent, a row per query and a column per run. None if a run has no such values."""
     queries = [run.queries or {} for run, each in zip(runs, labels, strict=True) if each == label]
-    if not all(metric in each for each in queries):
+    if not all(metric in each and CLASS in each for each in queries):
         return None
     return 100 * np.stack([each[metric] for each in queries], 1).astype(np.float64)
+
+
+def _classes(runs: Sequence[Run]) -> np.ndarray:
+    """Return the class of each query, (N,), from the first run that has them."""
+    return next(run.queries[CLASS] for run in runs if run.queries and CLASS in run.queries)
 
 
 def _same_queries(runs: Sequence[Run], labels: Sequence[str]) -> None:
