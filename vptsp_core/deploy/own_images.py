@@ -60,7 +60,7 @@ class Trained:
         choice: one row for the closed form and one per run of `own_plan.candidates`: ``R@1`` and ``MAP@R`` of the
             held-out classes in percent, at the best ``epoch``, and the run's ``minutes``. Empty if there was one run.
         gain: one row per metric: ``frozen`` and ``trained`` in percent, ``difference`` in percentage points, ``low``
-            and ``high`` of its 95 % interval (NaN with one class), ``queries`` (the number of queries whose class has
+            and ``high`` of its 95 % interval (NaN without one), ``queries`` (the number of queries whose class has
             other images), and ``verdict``: "better", "worse" or "could be chance".
         summary: the comparison as text.
     """
@@ -231,7 +231,7 @@ def _interval(queries: int, low: float, high: float) -> str:
     """Return the interval of a row of `Trained.gain` as text, or why it has none."""
     if queries < FEW_QUERIES:
         return f"none: under {FEW_QUERIES} queries"
-    return "none: one class" if np.isnan(low) else f"[{low:+.2f}, {high:+.2f}]"
+    return "none: one class, or runs of an older version" if np.isnan(low) else f"[{low:+.2f}, {high:+.2f}]"
 
 
 def summary(frozen: Run, trained: Run, gain: pd.DataFrame, classes: int) -> str:

@@ -2,13 +2,14 @@
 
 Each query gives one difference. Queries of one class share their right neighbours, so they vary together. Therefore
 classes, not queries, are what was drawn by chance, and the interval is Student's t with the variance over classes
-(Liang & Zeger, Biometrika 1986; Miller, "Adding Error Bars to Evals", 2024). If a method has several seeds, the
-variance of its seeds is added. So the interval covers other classes, and other seeds of each method that has several.
+(Miller, "Adding Error Bars to Evals", 2024). If a method has several seeds, the variance of its seeds is added. So the
+interval covers other classes, and other seeds of each method that has several.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,7 @@ def compare_paired(
     Returns:
         A row per label, in order of appearance, with columns (metric, "difference" | "low" | "high" | "chance"): the
         mean of label - reference, its interval (`interval`), and whether the interval contains 0. The reference itself
-        has NaN, and so has a label if it or the reference has no values of queries of two classes.
+        has NaN, and so has a label if it or the reference has no values, or if all queries are of one class.
 
     Raises:
         ConfigError: the reference is not one of the labels.
@@ -44,7 +45,7 @@ def compare_paired(
     order = list(dict.fromkeys(labels))
     if runs and reference not in order:
         raise ConfigError(f"reference {reference!r} is not one of the rows: {', '.join(map(str, order))}")
-    _same_queries(runs, labels)
+    classes = _classes(runs, labels)
     columns = pd.MultiIndex.from_product([metrics, COLUMNS])
     out = pd.DataFrame(np.nan, index=pd.Index(order, name="label"), columns=columns)
     for metric in metrics:
@@ -52,16 +53,14 @@ def compare_paired(
         values = {label: _by_query(runs, labels, label, metric) for label in order}
         base = values.pop(reference, None)
         others = {label: each for label, each in values.items() if each is not None}
-        if base is None or not others:
+        if base is None or classes is None:
             continue
         defined = ~np.isnan(np.hstack([base, *others.values()])).any(1)  # NaN: the gallery has no image of its class
-        classes = _classes(runs)[defined]
-        if len(np.unique(classes)) < 2:  # one class has no variance, so there is no interval
-            continue
         for label, each in others.items():
-            difference = each[defined].mean() - base[defined].mean()
-            low, high = interval(each[defined], base[defined], classes)
-            out.loc[label, metric] = [difference, low, high, low <= 0 <= high]
+            low, high = interval(each[defined], base[defined], classes[defined])
+            if not np.isnan(low):
+                difference = each[defined].mean() - base[defined].mean()
+                out.loc[label, metric] = [difference, low, high, low <= 0 <= high]
     return out
 
 
@@ -83,18 +82,22 @@ def interval(values: np.ndarray, reference: np.ndarray, classes: np.ndarray) -> 
 
     Args:
         values, reference: (N, seeds of this side) float64, without NaN.
-        classes: (N,), the class of each query: at least two classes.
+        classes: (N,), the class of each query. With fewer than two classes, the interval is NaN.
     """
-    places = np.unique(classes, return_inverse=True)[1]
-    differences = values.mean(1) - reference.mean(1)
+    names, places = np.unique(classes, return_inverse=True)
+    if len(names) < 2:
+        return np.nan, np.nan
+    differences = (values.mean(1) - reference.mean(1))[:, None]
     mean = float(differences.mean())
-    of_classes = int(places.max())  # degrees of freedom
-    parts, freedom = [_variance_of_mean(differences[:, None] - mean, places)], [of_classes]
+    over_classes, degrees = _variance_of_mean(differences - mean, places)
+    # Queries of a class do not vary less together than independent ones. If they seem to, it is chance: few classes.
+    over_queries = _variance_of_mean(differences - mean, np.arange(len(places)))[0]
+    parts, freedom = [max(over_classes, over_queries)], [degrees]
     for side in (values, reference):
         seeds = side.shape[1]
         if seeds > 1:
             rest = side - side.mean(1, keepdims=True) - side.mean(0) + side.mean()
-            interaction = _variance_of_mean(rest, places) / (seeds - 1)
+            interaction = _variance_of_mean(rest, places)[0] / (seeds - 1)
             parts.append(max(float(side.mean(0).var(ddof=1)) - interaction, 0.0) / seeds)
             freedom.append(seeds - 1)
     variance = sum(parts)
@@ -105,41 +108,54 @@ def interval(values: np.ndarray, reference: np.ndarray, classes: np.ndarray) -> 
     return mean - half, mean + half
 
 
-def _variance_of_mean(centred: np.ndarray, places: np.ndarray) -> float:
-    """Return the variance of the mean over queries of ``centred`` (N, K), summed over K.
+def _variance_of_mean(centred: np.ndarray, places: np.ndarray) -> tuple[float, float]:
+    """Return the variance of the mean over queries of ``centred`` (N, K), summed over K, and its degrees of freedom.
 
     The queries of a class are added up first, because only classes are independent of each other. ``places`` (N,) are
-    the classes, from 0 to C - 1.
+    the classes, from 0 to C - 1. Variance and degrees of freedom are those of Bell & McCaffrey (2002) for a regression
+    on a constant; without them, the interval would be too narrow if few large classes have most of the queries.
     """
-    count = places.max() + 1
-    sums = np.zeros((count, centred.shape[1]))
+    share = np.bincount(places) / len(places)  # w of each class
+    sums = np.zeros((len(share), centred.shape[1]))
     np.add.at(sums, places, centred)
-    return float(np.square(sums).sum() / len(places) ** 2 * count / (count - 1))
+    variance = float((np.square(sums).sum(1) / (1 - share)).sum() / len(places) ** 2)
+    # The variance is a quadratic form A of the C class means: A = diag(a) - a w' - w a' + sum(a) w w'. If queries vary
+    # equally, the means have the variances 1 / w, up to a factor, so the degrees of freedom are
+    # trace(A / w)^2 / trace((A / w)^2). These sums give both traces without the (C, C) matrix.
+    a = share**2 / (1 - share)
+    total, aa = a.sum(), (a**2 / share).sum()
+    trace = (a / share - 2 * a + total * share).sum()
+    of_square = ((a / share) ** 2 - 4 * a**2 / share + 2 * total * a).sum() + 2 * aa - total**2
+    return variance, float(trace**2 / of_square)
 
 
 def _by_query(runs: Sequence[Run], labels: Sequence[str], label: str, metric: str) -> np.ndarray | None:
     """Return a label's values in percent, a row per query and a column per run. None if a run has no such values."""
     queries = [run.queries or {} for run, each in zip(runs, labels, strict=True) if each == label]
-    if not all(metric in each and CLASS in each for each in queries):
+    if not all(metric in each for each in queries):
         return None
     return 100 * np.stack([each[metric] for each in queries], 1).astype(np.float64)
 
 
-def _classes(runs: Sequence[Run]) -> np.ndarray:
-    """Return the class of each query, (N,), from the first run that has them."""
-    return next(run.queries[CLASS] for run in runs if run.queries and CLASS in run.queries)
-
-
-def _same_queries(runs: Sequence[Run], labels: Sequence[str]) -> None:
-    """Raise DataError if two runs were tested on different queries."""
-    tested: dict[object, str] = {}
-    counted: dict[int, str] = {}
+def _classes(runs: Sequence[Run], labels: Sequence[str]) -> np.ndarray | None:
+    """Return the class of each query, (N,), or None if all runs are of an older version, which did not keep it.
+    Raises DataError: two runs were tested on different queries.
+    """
+    tested: dict[Any, str] = {}
+    counted: dict[Any, str] = {}
+    sorted_by: dict[Any, str] = {}
+    classes = None
     for run, label in zip(runs, labels, strict=True):
-        name, data = f"{label} ({run.path})", run.record["data"]
+        name, data, queries = f"{label} ({run.path})", run.record["data"], run.queries or {}
         tested.setdefault((data["name"], data["test"], data.get("gallery")), name)
-        for values in (run.queries or {}).values():
+        for values in queries.values():
             counted.setdefault(len(values), name)
-    for fault, names in (("different queries", tested), ("different numbers of queries", counted)):
+        if CLASS in queries:
+            classes = queries[CLASS]
+            sorted_by.setdefault(classes.tobytes(), name)
+    faults = {"different queries": tested, "different numbers of queries": counted, "different classes": sorted_by}
+    for fault, names in faults.items():
         if len(names) > 1:
             one, other, *_ = names.values()
             raise DataError(f"{one} and {other} were tested on {fault}; compare runs of one test set")
+    return classes
