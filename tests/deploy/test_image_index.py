@@ -108,6 +108,18 @@ def test_only_what_changed_is_embedded_again(folder, model, tmp_path, monkeypatc
     assert sorted(path.name for path in to.iterdir()) == [image_index.FILE]
 
 
+def test_a_folder_of_readable_images_that_lost_one_or_nothing(model, tmp_path):
+    folder, embedder, to = tmp_path / "images", vptsp_core.load(model, "cpu"), tmp_path / "index"
+    folder.mkdir()
+    for place in range(3):
+        Image.new("RGB", (8, 8), (place, 0, 0)).save(folder / f"{place}.png")
+    assert update(folder, to, embedder, model=model)[1] == (3, 0, 0)
+    assert update(folder, to, embedder, model=model)[1] == (0, 3, 0)
+    os.remove(folder / "1.png")
+    index, counts = update(folder, to, embedder, model=model)
+    assert counts == (0, 2, 1) and index.names == ["0.png", "2.png"]
+
+
 def test_a_stopped_update_stores_its_embeddings_and_the_next_call_embeds_the_rest(folder, model, tmp_path, monkeypatch):
     embedder, to = vptsp_core.load(model, "cpu"), tmp_path / "index"
     embedder.config = embedder.config.replace(batch=2, samples_per_class=1)

@@ -532,6 +532,8 @@ def test_held_out_classes_choose_between_bitfit_and_vptsp():
     assert list(both) == ["BitFit", "VPTSP"] and both["VPTSP"] == planned
     assert (both["BitFit"].method, both["BitFit"].bitfit, both["BitFit"].start) == ("linear", True, "proxies")
     assert {**both["BitFit"].to_dict(), "method": "vptsp"} == planned.to_dict()
+    for other in (dict(adapter_dim=8), dict(lora_rank=4)):  # neither of the two reads them
+        assert list(candidates(planned, other)) == ["BitFit", "VPTSP"]
     for settled in (dict(method="vptsp"), dict(bitfit=True), dict(alpha=0.2), dict(prompts=3)):
         assert list(candidates(planned, settled).values()) == [planned]
     none_held_out = planned.replace(selection="last")

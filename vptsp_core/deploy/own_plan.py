@@ -112,10 +112,10 @@ def candidates(config: RunConfig, changes: Mapping[str, Any]) -> dict[str, RunCo
 
     Both have the same start, epochs and steps. If no classes are held out, BitFit is the only one: on small folders
     both were equally good, and it is cheaper (docs/measured.md). If ``changes`` (what the user set) name the method or
-    a key that BitFit does not read, the plan's own run is the only one.
+    a key that only VPTSP reads, the plan's own run is the only one.
     """
     bitfit = config.replace(method="linear", bitfit=True)
-    settled = changes.keys() & {"method", "bitfit", *bitfit.unread()}
+    settled = changes.keys() & ({"method", "bitfit"} | (bitfit.unread().keys() - config.unread().keys()))
     if config.method != "vptsp" or settled:
         return {config.method: config}
     return {BITFIT: bitfit, "VPTSP": config} if config.holds_out else {BITFIT: bitfit}
