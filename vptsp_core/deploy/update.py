@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -143,7 +142,7 @@ def embed_files(
     ):
         parts = [names[start : start + batch] for start in range(0, len(names), batch)]
         ahead = [pool.submit(read, name) for name in parts[0]] if parts else []
-        for part, following in zip_longest(parts, parts[1:], fillvalue=[]):
+        for part, following in zip(parts, [*parts[1:], []], strict=False):  # without parts, none follows
             # the next batch is decoded while this one is embedded
             now, ahead = ahead, [pool.submit(read, name) for name in following]
             items = {name: reading.result() for name, reading in zip(part, now, strict=True)}
