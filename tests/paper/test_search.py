@@ -335,6 +335,7 @@ def test_a_cluster_is_refused(tmp_path):
         (["--storage", "sqlite:///{here}/text.db"], "file is not a database"),
         (["--study", "a/b"], "study 'a/b': use only letters"),
         (["--set", "epochs=2"], "was begun with other epochs;"),
+        (["--method", "vpt", "--set", "method=linear"], "are the same; give one of them"),
         (["--trials", "0"], "trials = 0 must be at least 1"),
         (["--preset", "{here}/none.json"], "none.json: unreadable"),
         (["--preset", "{here}/unknown.json"], "unknown key 'alhpa'; did you mean alpha"),

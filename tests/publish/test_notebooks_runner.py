@@ -92,7 +92,7 @@ def test_the_options_reach_the_notebooks(monkeypatch):
     given = []
     monkeypatch.setattr(runner, "run_notebooks", lambda *args, **more: given.append((args, more)) or 1)
     monkeypatch.setattr(runner, "build", lambda *args: "index.html")
-    changes = ["--set", "alpha=0.2", "--set", "accumulator=ema"]
+    changes = ["--set", "alpha=0.2", "epochs=2", "--set", "accumulator=ema"]
     several = ["--only", "tour", "--only", "fig3d", "--seeds", "0", "--seeds", "2"]
     assert runner.main(["--profile", "smoke", "--only", "tour,fig3d", "--seeds", "0,2", "--workers", "3"]) == 1
     assert runner.main(["--profile", "smoke", *several, "--workers", "3"]) == 1
@@ -101,7 +101,7 @@ def test_the_options_reach_the_notebooks(monkeypatch):
     assert given == [
         *2 * [(("smoke", None, runner.CHECKOUT / "results", ["tour", "fig3d"], [0, 2]), {"workers": 3, **rest})],
         (("demo", None, "r", (), None),
-         {"workers": "tcp://h:1", "changes": {"alpha": 0.2, "accumulator": "ema"}, "dry": True}),
+         {"workers": "tcp://h:1", "changes": {"alpha": 0.2, "epochs": 2, "accumulator": "ema"}, "dry": True}),
     ]  # fmt: skip
 
 

@@ -193,6 +193,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     changes = {"selection": "validation"} | dict(parse_change(change) for change in args.changes)
     if args.method is not None:
+        if "method" in changes:
+            raise ConfigError("--method and --set method=... are the same; give one of them")
         changes["method"] = args.method
     if changes.get("method") == "full":  # it learns the biases anyway
         changes.setdefault("bitfit", False)

@@ -162,8 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                        "but the demo on a CPU uses one process per core (at most 8)")  # fmt: skip
     where.add_argument("--cluster", metavar="tcp://HOST:PORT", dest="workers",
                        help="train runs in parallel on this Dask cluster")  # fmt: skip
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
-                        help="change a key of every run, for example epochs=2; may be repeated")  # fmt: skip
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
+                        help="change keys of every run, for example epochs=2; may be repeated")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="list finished and missing runs; execute nothing")
     options = parser.parse_args(argv)
     for name in ("data", "results"):
