@@ -146,3 +146,21 @@ def test_paper_semantics_interpolates_bicubic():
         config = CONFIG.replace(semantics=semantics)
         for transform in (train_transform(config, MEAN, STD), eval_transform(config, MEAN, STD)):
             assert transform.transforms[0].interpolation == mode
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_the_sampler_draws_other_images_with_another_seed(in_turn):
+    labels = np.repeat(np.arange(2), 50)
+    one, other = ([b.tolist() for b in ClassBalancedSampler(labels, 8, 4, s, 5, in_turn).epoch(0)] for s in (0, 1))
+    assert {frozenset(batch) for batch in one} != {frozenset(batch) for batch in other}
+
+
+def test_the_steps_of_each_augmentation():
+    crop, flip, both = "RandomResizedCrop", "RandomHorizontalFlip", ["RandomGrayscale", "ColorJitter"]
+    kinds = {
+        "base": [crop, flip], "gentle": [crop], "adv": [crop, *both, flip],
+        "v2": [crop, "RandomPerspective", *both, flip], "auto": ["AutoAugment", crop, flip],
+    }  # fmt: skip
+    for name, steps in kinds.items():
+        made = train_transform(preset("demo", augmentation=name, pipeline="classic"), (0.5,) * 3, (0.5,) * 3)
+        assert [type(step).__name__ for step in made.transforms] == [*steps, "ToTensor", "Normalize"], name

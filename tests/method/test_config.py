@@ -117,3 +117,16 @@ def test_all_presets_are_valid_and_frozen():
         config = preset(name)
         with pytest.raises(AttributeError):
             config.alpha = 0.1
+
+
+def test_a_key_that_gru_with_tanh_reads_is_part_of_its_hash():
+    tanh = preset("cub200-vits16", accumulator="gru_tanh")
+    assert tanh.hash() != tanh.replace(gru_dropout=0.5).hash()
+
+
+@pytest.mark.parametrize(
+    "changes", [dict(accumulator="ema", ema_keep=1.5), dict(loss_scale=0.0), dict(steps_per_epoch=0)], ids=str
+)
+def test_values_out_of_range_are_refused(changes):
+    with pytest.raises(ConfigError):
+        RunConfig(**changes)

@@ -101,3 +101,8 @@ def test_a_step_is_one_graph():
     images, labels = batch()
     compiled = torch.compile(ours.loss, fullgraph=True, dynamic=False, backend="eager")
     torch.testing.assert_close(compiled(images, labels), ours.loss(images, labels), rtol=1e-5, atol=1e-5)
+
+
+def test_lora_is_scaled_by_alpha_over_rank():
+    config = lora(lora_alpha=6)
+    assert model(config).vit.backbone.blocks[0].attn.qkv.scaling["default"] == 6 / config.lora_rank

@@ -446,3 +446,14 @@ def test_unreadable_input_is_refused_in_one_line_that_names_it(change, message):
     with pytest.raises(VptspError, match=message) as caught:
         retrieval_metrics(x, labels)
     assert "\n" not in str(caught.value)
+
+
+def test_inshop_map_reads_fifty_ranks_whatever_k_is():
+    angle = torch.linspace(0, 1, 60)
+    gallery = torch.stack([angle.cos(), angle.sin()], dim=1)
+    labels = torch.zeros(60, dtype=torch.int64)
+    labels[[1, 3, 19, 55]] = 7  # ranks 2, 4, 20 and 56
+    found = retrieval_metrics(
+        torch.tensor([[1.0, 0.0]]), torch.tensor([7]), gallery=gallery, gallery_labels=labels, ks=(1,)
+    )
+    assert found["MAP released"] == pytest.approx((1 / 2 + 2 / 4 + 3 / 20) / 3)

@@ -247,3 +247,12 @@ def test_proxies_and_prompts_start_as_in_the_released_code():
     assert 0.95 * bound < proxies.bias.detach().abs().max() <= bound
     prompts = ClassPrompts((50, 2, 5, 64), rowwise=False, batch_classes=8, optimizer="sgd")
     assert prompts.table.std().item() == pytest.approx((2 / ((50 + 5) * 64)) ** 0.5, rel=0.05)  # Xavier over (C, m, D)
+
+
+def test_dropout_of_the_papers_gru_acts_on_its_output():
+    made = gru(semantics="paper", dropout=0.5).train()
+    assert (made(torch.randn(4, 2, D).double(), torch.randn(4, D).double()) == 0).any()
+
+
+def test_the_moving_average_keeps_what_the_config_says():
+    assert make_accumulator(RunConfig(accumulator="ema", ema_keep=0.3)).keep == 0.3

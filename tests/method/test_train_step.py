@@ -5,6 +5,7 @@ import importlib.util
 import shutil
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -12,7 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vptsp_core.errors import VptspError
 from vptsp_core.method.config import RunConfig
+from vptsp_core.method.loop import Loop
+from vptsp_core.method.losses import proxy_anchor
 from vptsp_core.method.model import MetricModel, make_optimizers
+from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.method.step import TrainStep, cast_frozen_weights
 from vptsp_core.runs import compile as compiling
 from vptsp_core.runs.compile import CompiledStep, compiles
@@ -277,3 +281,59 @@ def test_a_step_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trained(make(), steps=2)
+
+
+def test_each_optimiser_has_its_rate_and_the_configs_momentum_and_decay():
+    model = make(lr=0.03, lr_proxy=0.2, momentum=0.7, weight_decay=0.04)
+    for optimizer, lr in zip(make_optimizers(model), (0.03, 0.2), strict=True):
+        (group,) = optimizer.param_groups
+        assert (group["lr"], group["momentum"], group["weight_decay"]) == (lr, 0.7, 0.04)
+
+
+def test_the_loss_has_the_configs_scale_and_margin():
+    model = make(method="linear", loss_scale=7.0, loss_margin=0.3)
+    images, labels, _ = next(batches(model, 1))
+    wanted = proxy_anchor(model(images), model.proxies.bias, labels, scale=7.0, margin=0.3)
+    torch.testing.assert_close(model.loss(images, labels), wanted)
+
+
+def made_loop(seen=None, **changes):
+    """Return a loop of three epochs whose cosine ends after two. ``seen`` gets the torch seed of each epoch."""
+    settings = dict(method="linear", epochs=3, cosine_T=2, cosine_min=0.01, lr=0.05, lr_proxy=0.1)
+    model = make(**settings | changes)
+    labels = np.arange(CLASSES).repeat(2)
+    sampler = ClassBalancedSampler(labels, 8, 2, 0, 2)
+
+    def draw(epoch):
+        if seen is not None:
+            seen.append(torch.initial_seed())
+        return [(torch.randn(8, 3, SIDE, SIDE), torch.from_numpy(labels[batch])) for batch in sampler.epoch(epoch)]
+
+    return Loop(model, sampler, labels, draw)
+
+
+def test_both_rates_follow_their_cosine_and_the_loss_is_the_mean_of_the_epoch():
+    loop = made_loop()
+    rows, means = [], []
+    for row in loop.rows():
+        rows.append(row)
+        means.append(loop.losses.mean().item())
+    assert [row["lr"] for row in rows] == pytest.approx([0.05, 0.03, 0.01])
+    assert [row["lr_proxy"] for row in rows] == pytest.approx([0.1, 0.055, 0.01])
+    assert [row["loss"] for row in rows] == means
+
+
+def test_each_epoch_of_each_seed_has_its_own_random_numbers():
+    seen = []
+    for seed in (0, 1):
+        list(made_loop(seen, seed=seed).rows())
+    assert len(set(seen)) == 6
+
+
+def test_a_step_moves_only_the_rows_of_its_classes_in_a_rowwise_table():
+    model = make(**KINDS["rowwise"])
+    before = model.class_prompts.table.clone()
+    images, labels, classes = next(batches(model, 1))
+    TrainStep(model, make_optimizers(model))(images, labels, classes)
+    moved = (model.class_prompts.table != before).flatten(1).any(1).nonzero().flatten()
+    assert moved.tolist() == sorted(classes.tolist())

@@ -18,7 +18,7 @@ from vptsp_core.method.adapters import Adapter
 from vptsp_core.method.backbone import check_supported, load_backbone, pooling
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel, count_parameters
-from vptsp_core.method.vit import prompt_counts
+from vptsp_core.method.vit import Head, prompt_counts
 
 TINY = dict(img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=0)
 CLASSES = 7
@@ -370,3 +370,11 @@ def test_an_unused_pooling_is_not_counted(method, bitfit):
     assert count_parameters(model)["tunable"] == learning > 0
     untrained = count_parameters(MetricModel(config.replace(epochs=0), backbone, 3))
     assert untrained == {"tunable": 0, "tunable released": 0, "total": count_parameters(model)["total"]}
+
+
+def test_the_starts_of_adapters_and_heads():
+    torch.manual_seed(0)
+    adapter = Adapter(96, 96, position="parallel", norm="after", init="bert")
+    assert [each.weight.std().item() for each in (adapter.down, adapter.up)] == pytest.approx([0.02, 0.02], rel=0.05)
+    bound, head = (6 / (96 + 64)) ** 0.5, Head(96, 64)  # Xavier
+    assert 0.95 * bound < head.fc.weight.abs().max() <= bound and not head.fc.bias.any()

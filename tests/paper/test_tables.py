@@ -16,6 +16,7 @@ from vptsp_core.paper import compare, methods, report, tables
 from vptsp_core.paper.report import paper_table
 from vptsp_core.paper.tables import AUGREG, DEMO_PRETRAINED, DEMO_RANDOM, GLYPHS, NEWER, TABLES, paper_rows
 from vptsp_core.runs import significance
+from vptsp_core.runs.evaluate import RECALL_AT
 from vptsp_core.runs.folder import METRICS, Run, run_folder
 
 OWN_ROWS = {AUGREG, DEMO_PRETRAINED, DEMO_RANDOM, GLYPHS, *NEWER}  # rows that the paper does not have
@@ -310,3 +311,16 @@ def test_dots_draw_both_sides_and_mark_chance():
     assert apart.axes[0].get_ylim()[0] > apart.axes[0].get_ylim()[1]  # the first row on top
     bare = dots.dots(compare.beside(paper, compare.Done([], [], [])), columns, together=True)
     assert len(bare.axes) == 3  # nothing of ours: the paper alone
+
+
+def test_every_rank_that_the_paper_prints_is_measured():
+    for number in TABLES:
+        for column in map(str, paper_rows(number)):
+            name, _, metric = column.partition(" ")
+            if name in tables.SETS and metric.startswith("R@"):
+                assert int(metric[2:]) in RECALL_AT.get(tables.SETS[name], (1, 2, 4, 8)), (number, column)
+
+
+def test_the_command_of_a_missing_run_names_its_seeds(tmp_path):
+    done = compare.carry_out(TABLES[4]("paper"), [3], data=None, results=tmp_path, notebook="table4")
+    assert done.runs == [] and done.left_out and all(line.endswith("--seeds 3") for line in done.left_out)

@@ -1,6 +1,7 @@
 """The profile tiny: light runs are finished runs without weights, missing runs are named, and trials decide rates."""
 
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from vptsp_core.paper.methods import BEST, CLOSED, FROZEN, FULL, SEEDED, configu
 from vptsp_core.paper.report import with_last_epoch
 from vptsp_core.publish.page import build
 from vptsp_core.publish.parameters import TINY, WITH_PHOTOGRAPHS, discover
+from vptsp_core.runs import light
 from vptsp_core.runs.folder import METRICS, QUERIES, WEIGHTS, finished_run, read_run, run_folder, write_run
 from vptsp_core.runs.light import copy_light
 from vptsp_core.runs.run import run
@@ -213,3 +215,31 @@ def test_git_keeps_light_runs_and_neither_weights_nor_photographs():
     if asked.returncode == 128:
         pytest.skip("no git repository here")
     assert asked.stdout.split() == [f"results/tiny/{name}" for name in never]
+
+
+def made_trials(values):
+    """Return trials by rate whose held-out (MAP@R, R@1) are these."""
+    rows = {rate: {"validation MAP@R": m, "validation R@1": r} for rate, (m, r) in values.items()}
+    return {rate: SimpleNamespace(history=pd.DataFrame([row])) for rate, row in rows.items()}
+
+
+def test_the_search_goes_on_below_its_lowest_rate_and_equal_map_is_decided_by_recall():
+    falling = made_trials(dict(zip(rate_search.GRID, [(0.9, 0.5), (0.5, 0.5), (0.4, 0.5), (0.3, 0.5)], strict=True)))
+    assert rate_search._still_to_try(falling) == [0.0003125]
+    assert rate_search.best_rate(made_trials({0.1: (0.5, 0.8), 0.2: (0.5, 0.9), 0.3: (0.5, 0.7)})) == 0.2
+
+
+def test_a_light_copy_that_fails_midway_is_no_finished_run(tmp_path, monkeypatch):
+    put(vptsp_core.preset("smoke"), tmp_path / "from", scored(0.5, 0.5))
+    real, left = light.write_bytes, [2]
+
+    def full(path, content):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError("full")
+        real(path, content)
+
+    monkeypatch.setattr(light, "write_bytes", full)
+    with pytest.raises(OSError, match="full"):
+        copy_light(tmp_path / "from", tmp_path / "to")
+    assert not list((tmp_path / "to").rglob(METRICS))

@@ -145,3 +145,9 @@ def test_files_that_a_killed_process_left_are_deleted(tmp_path):
         (done.path / name).write_bytes(b"{")
     again = run(tiny(epochs=1), results=tmp_path, progress=False)
     assert again.metrics == done.metrics and sorted(path.name for path in done.path.iterdir()) == whole
+
+
+def test_a_checkpoint_of_other_backbone_weights_is_refused(tmp_path):
+    write_checkpoint(tmp_path, "mine", {"stretches": [{"data": {}, "weights": "a"}]})
+    with pytest.raises(WeightsError, match="begun with other weights of the backbone"):
+        read_checkpoint(tmp_path, find_checkpoint(tmp_path), "mine", {"data": {}, "weights": "b"})

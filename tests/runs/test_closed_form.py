@@ -97,3 +97,11 @@ def test_the_first_images_of_each_class():
     found = first_of_each(Labelled(), 2)
     assert found.rows.tolist() == [1, 3, 2, 0, 4] and found.labels.tolist() == [0, 0, 1, 2, 2]
     assert PER_CLASS >= 2
+
+
+def test_two_pooled_tokens_count_as_two_samples_of_their_class():
+    torch.manual_seed(0)
+    features, labels = torch.randn(30, 2, 6), torch.arange(5).repeat(6)
+    found = discriminant(features, labels, 3)
+    wanted = discriminant(features.flatten(0, 1)[:, None], labels.repeat_interleave(2), 3)
+    torch.testing.assert_close(found, wanted)

@@ -15,6 +15,7 @@ from vptsp_core.__main__ import main
 from vptsp_core.data.glyphs import GlyphSet
 from vptsp_core.errors import DataError, VptspError, WeightsError
 from vptsp_core.method.backbone import load_backbone
+from vptsp_core.runs import evaluate
 from vptsp_core.runs.embedder import Embedder
 from vptsp_core.runs.embedder_file import HEADER
 from vptsp_core.runs.run import build_model
@@ -229,3 +230,22 @@ def test_tensors_of_every_floating_point_type_are_embedded():
 def test_a_value_that_is_not_an_image_is_an_error(given):
     with pytest.raises(DataError, match="(None|7|nan) is not an image; give paths, PIL images"):
         learned().embed(given)
+
+
+def test_the_checksum_depends_on_preprocessing_and_pooling():
+    others = ({}, dict(resize=48), dict(pool="avg"))
+    assert len({learned(method="vpt", **changes).checksum() for changes in others}) == 3
+
+
+def test_a_saved_embedder_keeps_its_precision(tmp_path):
+    path = learned(precision="bf16").save(tmp_path / "bird.safetensors")
+    assert vptsp_core.load(path, "cpu").model.vit.autocast is torch.bfloat16
+
+
+def test_more_images_than_one_batch_give_the_same_embeddings(monkeypatch):
+    made, glyphs = learned(), GlyphSet("test", images_per_class=1)
+    given = [torch.rand(5, 3, 40, 40), [glyphs.image(index) for index in range(5)]]
+    whole = [made.embed(images) for images in given]
+    monkeypatch.setattr(evaluate, "TOKENS_AT_ONCE", 50)
+    for images, wanted in zip(given, whole, strict=True):
+        np.testing.assert_allclose(made.embed(images), wanted, atol=1e-5)

@@ -254,3 +254,10 @@ def test_the_error_names_both_runs_that_cannot_be_compared(tmp_path):
     (a.path / QUERIES).write_text("no archive")
     with pytest.raises(WeightsError, match="unreadable"):
         significance.compare_paired([replace(a)], ["ours"], "ours")
+
+
+def test_two_galleries_are_two_test_sets(tmp_path):
+    a, b = (run_with(tmp_path, name, R_1=[1, 0]) for name in "ab")
+    a.record["data"]["gallery"], b.record["data"]["gallery"] = "g1", "g2"
+    with pytest.raises(DataError, match="different queries"):
+        significance.compare_paired([a, b], "ab", "a")

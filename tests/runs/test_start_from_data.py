@@ -159,3 +159,15 @@ def test_a_run_cut_before_its_first_step_starts_from_the_data_once(letters, tmp_
     assert again.metrics == whole.metrics and [s["after_epochs"] for s in again.record["stretches"]] == [0, 0]
     timeless = [history.drop(columns="seconds") for history in (again.history, whole.history)]
     assert timeless[0].equals(timeless[1])
+
+
+def test_the_prompts_of_a_class_are_tokens_of_its_images_in_turn_and_differ_by_seed(images):
+    model = started(images, start="all")
+    _, inputs = trunk(model, images)
+    labels, prefix = torch.from_numpy(images.labels), model.vit.backbone.num_prefix_tokens
+    own = inputs[3][labels == 2][:, prefix:]
+    nearest = torch.cdist(model.class_prompts.table[2, 3].detach(), own.flatten(0, 1)).argmin(1)
+    assert (nearest // own.shape[1]).tolist() == [0, 1, 2]
+    other = started(images, start="all", seed=1)
+    assert not torch.equal(model.vit.prompts, other.vit.prompts)
+    assert not torch.equal(model.class_prompts.table, other.class_prompts.table)

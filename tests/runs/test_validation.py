@@ -17,6 +17,7 @@ from vptsp_core.method.metrics import Scores
 from vptsp_core.paper.report import record_table, selection_note, with_last_epoch
 from vptsp_core.runs.checkpoints import CHECKPOINT
 from vptsp_core.runs.folder import run_folder
+from vptsp_core.runs.selection import keep_queries
 from vptsp_core.runs.train import Trainer
 
 CLASSES, EACH, SIDE = 21, 4, 40
@@ -221,3 +222,17 @@ def test_a_frozen_run_holds_nothing_out(tmp_path, benchmark):
     done = run(frozen, results=tmp_path, progress=False)
     assert frozen.hash() == frozen.replace(selection="released").hash()
     assert "held_out" not in done.record and "validation R@1" not in done.history and len(done.history) == 1
+
+
+def test_of_equal_epochs_the_first_ones_queries_are_kept():
+    kept, history = {}, []
+    for right in ([1, 0], [0, 1]):
+        scores = Scores({"R@1": 0.5}, {"R@1": np.array(right, np.float32)})
+        keep_queries(kept, scores, history, "released")
+        history.append(scores)
+    assert kept["R@1"].tolist() == [1, 0]
+
+
+def test_the_last_epoch_is_evaluated_even_before_eval_start(tmp_path):
+    config = preset("smoke", weights="random", steps_per_epoch=1, batch=16, epochs=3, eval_start=9)
+    assert run(config, results=tmp_path, progress=False).history["R@1"].notna().tolist() == [False, False, True]
