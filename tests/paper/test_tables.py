@@ -274,7 +274,7 @@ def test_listing_names_the_data_set_and_leaves_unread_keys_empty():
 def test_agreement_by_hand():
     index = pd.Index(["a", "b", "c"], name="row")
     columns = [("CUB R@1", side) for side in ("paper", "ours", "difference")]
-    table = pd.DataFrame([[1, 5, 4], [2, 7, 5], [3, 6, 3]], index=index, columns=pd.MultiIndex.from_tuples(columns))
+    table = pd.DataFrame([[1, 5, 4], [2, 70, 68], [3, 6, 3]], index=index, columns=pd.MultiIndex.from_tuples(columns))
     # ranks 1 2 3 and 1 3 2: 1 - 6 * 2 / (3 * 8) = 0.5
     assert compare.agreement(table) == "CUB R@1: rank correlation of paper and ours over 3 rows 0.50"
     assert compare.agreement(table.iloc[:2]) == ""
