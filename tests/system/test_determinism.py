@@ -1,5 +1,6 @@
 """The same seed gives the same numbers with any number of workers and after interruptions; `deterministic`."""
 
+import functools
 import json
 import multiprocessing
 import os
@@ -12,8 +13,8 @@ from determinism import Pair, compare, differences, outcome
 
 from vptsp_core import __main__, preset, run
 from vptsp_core.data import cached, loading
+from vptsp_core.data.folder import FileSet
 from vptsp_core.errors import DataError, TrainingError, VptspError
-from vptsp_core.method.step import TrainStep
 from vptsp_core.system.deterministic import deterministic_algorithms, fix_cublas
 
 VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
@@ -102,21 +103,26 @@ def test_the_option_is_in_the_record(letters, tmp_path):
 # ---- workers that die, threads that fail ---------------------------------------------------------
 
 
+def killed_if(flag, read):
+    """Read an image; but if ``flag`` exists, end this data worker by SIGKILL.
+
+    Between two images it could hold a lock for which torch would then wait for ever.
+    """
+    if flag.exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read()
+
+
 def test_a_killed_data_worker_is_reported_at_once_and_the_run_resumes(letters, tmp_path, monkeypatch):
     """Without a clock: if the run hung, the test would hang."""
     monkeypatch.setattr(loading, "_workers", lambda images, batches: 1)
     config = Pair("EMA", "classic", "again", 0).config().replace(steps_per_epoch=12, eval_start=0)
     options = dict(data=letters, results=tmp_path, device="cpu", progress=False)
-    step, second = TrainStep.__call__, tmp_path / "second epoch"
-
-    def killing(self, *batch):
-        if second.exists() and (children := multiprocessing.active_children()):
-            os.kill(children[0].pid, signal.SIGKILL)
-        return step(self, *batch)
+    reader, second = FileSet.reader, tmp_path / "second epoch"
 
     words = "(is killed by signal: Killed|exited unexpectedly).*resumes"  # its handler or its queue sees it first
     with monkeypatch.context() as patch, pytest.raises(DataError, match=words) as told:
-        patch.setattr(TrainStep, "__call__", killing)
+        patch.setattr(FileSet, "reader", lambda self, i: functools.partial(killed_if, second, reader(self, i)))
         run(config, on_epoch=lambda history: second.touch(), **options)
     assert "\n" not in str(told.value)
     (folder,) = tmp_path.glob("runs/*")
