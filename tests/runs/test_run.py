@@ -25,7 +25,7 @@ from vptsp_core.method.presets import parse_change
 from vptsp_core.runs import record
 from vptsp_core.runs.checkpoints import CHECKPOINT, write_checkpoint
 from vptsp_core.runs.folder import CONFIG, METRICS, WEIGHTS, read_run, run_folder
-from vptsp_core.runs.run import frame, over_seeds
+from vptsp_core.runs.frames import frame, over_seeds
 from vptsp_core.runs.train import Trainer
 
 

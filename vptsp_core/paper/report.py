@@ -16,7 +16,7 @@ from pandas.io.formats.style import Styler
 
 from vptsp_core.errors import ConfigError, check_choice
 from vptsp_core.runs.folder import Run
-from vptsp_core.runs.run import frame, over_seeds
+from vptsp_core.runs.frames import frame, over_seeds
 from vptsp_core.system.files import write_bytes
 from vptsp_core.system.places import CHECKOUT, PACKAGE
 
@@ -78,7 +78,7 @@ def averaged(runs: Sequence[Run], by: Mapping[str, Sequence[Any]], metrics: Sequ
         by: {column: its value for each run}, such as {"row": labels}.
 
     Returns:
-        The columns of ``by``, then each metric and ``<metric> ±``, half the 95 % interval (`runs.run.over_seeds`).
+        The columns of ``by``, then each metric and ``<metric> ±``, half the 95 % interval (`runs.frames.over_seeds`).
     """
     if not runs:
         return pd.DataFrame({column: pd.Series(dtype=float) for column in [*by, *metrics]})

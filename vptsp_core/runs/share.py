@@ -23,7 +23,7 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.method.presets import PRESETS
 from vptsp_core.runs.embedder_file import Saved, TrainedModel, read_saved, write_embedder
 from vptsp_core.runs.folder import METRICS, WEIGHTS, Run, data_options, read_run
-from vptsp_core.runs.run import frame, over_seeds
+from vptsp_core.runs.frames import frame, over_seeds
 from vptsp_core.system.places import ASSETS, VERSION
 
 SCHEME = "hf://"
