@@ -4,6 +4,10 @@ The command loads a file's initial tensors, trains our model on its batches, and
 first step, and the final state. It prints the largest relative error of each. The error of a tensor is the norm of the
 difference over the norm of the golden tensor. It exits with 1 above 1e-4, and with 2 if a file cannot be replayed.
 
+A file comes from training the released implementation: its options, initial tensors, batches, losses, and the outputs,
+gradients and final state to compare with. `own_trajectory` in tests/test_replay.py writes one in the same format. The
+project does not include files of the released implementation.
+
 With ``--host``, row-wise class prompts are in host memory. A dense table is not affected.
 
 The bias of the attention keys under Adam or AdamW is compared by its effect, not by its values. Softmax is invariant to
@@ -33,6 +37,7 @@ from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 from vptsp_core.errors import VptspError  # noqa: E402
 from vptsp_core.method.config import RunConfig  # noqa: E402
 from vptsp_core.method.model import MetricModel, make_optimizers  # noqa: E402
+from vptsp_core.method.step import TrainStep  # noqa: E402
 from vptsp_core.runs.host_prompts import HostPrompts  # noqa: E402
 
 BOUND = 1e-4
@@ -184,28 +189,26 @@ def replay(path: Path, host: bool = False) -> dict[str, float]:
             ours, theirs = without_key_bias(ours), without_key_bias(theirs)
         errors[part] = max(errors[part], relative(ours, theirs))
 
-    for step, (images, labels) in enumerate(zip(data["images"], data["labels"], strict=True)):
-        classes = labels[:: golden["samples_per_class"]]
-        prompts.swap_in(classes, optimizers[0])
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        if step == 0:
+    class FirstStep(TrainStep):
+        """A step that compares its outputs before and its gradients after the backward pass."""
+
+        def forward_backward(self, images: Tensor, labels: Tensor) -> Tensor:
+            classes = labels[:: golden["samples_per_class"]]
             with torch.no_grad():
                 kept = model.proxies.state.clone()
                 embeddings, p = model.vit(images, prompts(classes))
                 compare("step 0", embeddings, "step0.embeddings")
                 compare("step 0", model.proxies(p, classes), "step0.proxies_unnormalised")
                 model.proxies.state.copy_(kept)
-        loss = model.loss(images, labels)
-        loss.backward()
-        if step == 0:
+            loss = super().forward_backward(images, labels)
             for name, gradient in named(model, gradient=True).items():
                 if f"step0.grad.{name}" in data:
                     compare("step 0", gradient, f"step0.grad.{name}")
-        for optimizer in optimizers:
-            optimizer.step()
-        prompts.swap_out(classes, optimizers[0])
-        losses.append(loss.item())
+            return loss
+
+    for step, (images, labels) in enumerate(zip(data["images"], data["labels"], strict=True)):
+        take = (TrainStep if step else FirstStep)(model, optimizers)
+        losses.append(take(images, labels).item())
     compare("losses", torch.tensor(losses, dtype=torch.float64), "losses")
     if isinstance(prompts, HostPrompts):
         prompts.flush()

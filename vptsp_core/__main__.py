@@ -8,6 +8,7 @@ import functools
 import importlib
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
@@ -72,12 +73,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = _warning_printer()  # type: ignore[assignment]  # ignores the other arguments
             if argv[0] in MODULES:
                 module = importlib.import_module(f"vptsp_core.{MODULES[argv[0]]}")
-                return int(module.main(argv[1:]) or 0)
-            command = _train if argv[0] == "train" else _evaluate
-            return _together(command, argv[1:]) if "LOCAL_RANK" in os.environ else command(argv[1:])
+                status = int(module.main(argv[1:]) or 0)
+            else:
+                command = _train if argv[0] == "train" else _evaluate
+                status = _together(command, argv[1:]) if "LOCAL_RANK" in os.environ else command(argv[1:])
+            sys.stdout.flush()
+            return status
     except VptspError as error:
         print("error:", printable(" ".join(str(error).splitlines())), file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail again when it ends
+        return 141  # as of a process that SIGPIPE ends
     except OSError as error:
         if error.filename is None:
             raise
@@ -145,6 +152,7 @@ def _train(argv: Sequence[str]) -> int:
     from vptsp_core.data import refuse_unread
     from vptsp_core.deploy.own_images import train_folder
     from vptsp_core.method.presets import PRESETS, parse_change, preset_or_demo
+    from vptsp_core.runs.folder import METRICS
     from vptsp_core.runs.run import run
     from vptsp_core.system.deterministic import fix_cublas
 
@@ -171,7 +179,8 @@ def _train(argv: Sequence[str]) -> int:
         help="keys of RunConfig, such as alpha=0.2 seed=1; the last value of a key is used",
     )
     files = parser.add_argument_group("files")
-    files.add_argument("--data", metavar="DIR", help="folder of the data sets: DIR/cub200/images/...")
+    files.add_argument("--data", metavar="DIR", help="folder of the data sets: DIR/cub200/images/... (default: the "
+                       "environment's VPTSP_DATA)")  # fmt: skip
     files.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
     files.add_argument("--results", metavar="DIR", help="default: results")
     files.add_argument("--cache", metavar="DIR", help="decoded images (default: .vptsp-cache in --data, for your own "
@@ -202,8 +211,11 @@ def _train(argv: Sequence[str]) -> int:
     config = preset_or_demo(args.preset, changes)
     refuse_unread(config.dataset, args.data)
     _warn_unused(args, config)
+    begun = time.time()
     done = run(config, data=args.data, light=False, **options)
     _show_in_tensorboard(done, args.tensorboard, args.data, args.device)
+    if (done.path / METRICS).stat().st_mtime < begun:
+        print("This run was finished before, so nothing was trained. To train it again, delete its folder.")
     print(done.history.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     print(f"{done.path}\n" + "  ".join(f"{k} {v:.4f}" for k, v in done.metrics.items() if k != "epoch"))
     return 0
@@ -241,7 +253,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("python -m vptsp_core evaluate", description=COMMANDS["evaluate"])
     parser.add_argument("run", help="folder of a finished run, a saved embedder, or hf://ORG/NAME")
     parser.add_argument("--weights", metavar="FILE", help="the backbone's weights, if they have moved since")
-    parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets")
+    parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets (default: VPTSP_DATA)")
     parser.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     parser.add_argument("--backend", choices=BACKENDS, default="torch", help="library that searches (default: torch)")

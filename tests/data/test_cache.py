@@ -12,6 +12,7 @@ from torchvision.transforms import InterpolationMode, Resize
 
 from vptsp_core.__main__ import main
 from vptsp_core.data import cache as module
+from vptsp_core.data.batches import cache_folder
 from vptsp_core.data.cache import open_stores
 from vptsp_core.data.folder import FileSet, read_image
 from vptsp_core.errors import DataError
@@ -189,7 +190,7 @@ def test_the_size_and_old_stores_are_printed(images, tmp_path, capsys):
     build(images, tmp_path / "cache", progress=True)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("cache: things train 14 images; at least 0.0 MB to write in ")
-    assert "is of an earlier state of that data set; delete it" in lines[1] and len(lines) == 2
+    assert "has other images of that name; delete it" in lines[1] and len(lines) == 2
 
 
 def test_a_full_disk_is_one_line_and_the_build_is_resumed(images, tmp_path, monkeypatch):
@@ -241,3 +242,9 @@ def test_the_command_makes_the_cache_that_a_run_reads(tmp_path, capsys, decoding
     assert main(["data", "cache", "folder", "--data", str(tmp_path / "data"), "--side", "0"]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert len(errors) == 2 and "nothing to cache" in errors[0] and "--side 0" in errors[1]
+
+
+def test_a_given_folder_goes_before_that_of_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("VPTSP_CACHE", str(tmp_path / "environment"))
+    assert cache_folder("cub200", tmp_path, tmp_path / "given") == tmp_path / "given"
+    assert cache_folder("cub200", tmp_path) == tmp_path / "environment"

@@ -18,7 +18,7 @@ from vptsp_core.method.sampler import ClassBalancedSampler
 
 
 def test_missing_data_is_refused_with_a_cure():
-    with pytest.raises(DataError, match="cub200: no folder is given.*with --data DIR"):
+    with pytest.raises(DataError, match="cub200: no folder is given.*with --data DIR or VPTSP_DATA"):
         load_benchmark("cub200")
 
 
@@ -164,3 +164,14 @@ def test_the_steps_of_each_augmentation():
     for name, steps in kinds.items():
         made = train_transform(preset("demo", augmentation=name, pipeline="classic"), (0.5,) * 3, (0.5,) * 3)
         assert [type(step).__name__ for step in made.transforms] == [*steps, "ToTensor", "Normalize"], name
+
+
+def classic(seed):
+    sampler = ClassBalancedSampler(np.array([0]), 1, 1, seed, 3)
+    batches = train_batches(Plain([0]), sampler, train_transform(CONFIG, MEAN, STD), 0, torch.device("cpu"))
+    return [pixels for pixels, _ in batches]
+
+
+def test_the_classic_pipeline_augments_each_draw_and_each_seed_anew():
+    one, other = classic(0), classic(1)
+    assert not torch.equal(one[0], one[1]) and not torch.equal(one[0], other[0])

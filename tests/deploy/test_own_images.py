@@ -620,6 +620,14 @@ def test_one_sentence_says_whether_training_helped(before, after, verdict, sente
 def test_the_table_has_the_interval_of_the_difference(classes, end, tmp_path):
     text = told(tmp_path, np.repeat([0, 1], 20), np.repeat([0, 1], [10, 30]), classes)
     assert re.search(rf"R@1 +50\.0 +75\.0 +\+25\.00 +{end}", text), text
+    assert (own_images.COVERS in text) == ("none" not in end)
+
+
+@pytest.mark.parametrize(("classes", "few"), [(9, True), (10, False)])
+def test_few_tested_classes_are_named(classes, few, tmp_path):
+    frozen, trained = one_run(tmp_path, ZEROS), one_run(tmp_path, ONES)
+    text = own_images.summary(frozen, trained, own_images.compare(frozen, trained), classes)
+    assert ("Under 10 tested classes say little: add classes" in text) == few
 
 
 def test_an_epoch_chosen_on_the_queries_is_called_optimistic(tmp_path):

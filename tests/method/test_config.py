@@ -130,3 +130,11 @@ def test_a_key_that_gru_with_tanh_reads_is_part_of_its_hash():
 def test_values_out_of_range_are_refused(changes):
     with pytest.raises(ConfigError):
         RunConfig(**changes)
+
+
+def test_the_recipes_have_the_documented_settings():
+    """docs/beyond.md, "The recipe"."""
+    keys = ("optimizer", "lr", "lr_proxy", "accumulator", "start", "selection")
+    for name in ("demo-recipe", "cub200-vits16-recipe"):
+        found = [getattr(preset(name), key) for key in keys]
+        assert found == ["adamw", 1e-3, 0.05, "ema", "proxies", "validation_map"]

@@ -14,6 +14,7 @@ from vptsp_core.data import load_benchmark
 from vptsp_core.data.batches import decoded, train_batches
 from vptsp_core.method.backbone import normalisation
 from vptsp_core.method.loop import Loop
+from vptsp_core.method.neighbours import nearest_neighbours
 from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.runs.embedder import Embedder
 from vptsp_core.runs.evaluate import evaluate
@@ -144,3 +145,13 @@ def test_precision_by_torchs_newer_names():
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["True True"] * len(SETTINGS), done.stderr
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_neighbours_are_the_same_in_every_state(name):
+    x = torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
+    wanted = nearest_neighbours(x, x, 3)
+    with STATES[name]():
+        found = nearest_neighbours(x, x, 3)
+    assert found[0].dtype == torch.float32
+    assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1])

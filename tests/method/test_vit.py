@@ -378,3 +378,11 @@ def test_the_starts_of_adapters_and_heads():
     assert [each.weight.std().item() for each in (adapter.down, adapter.up)] == pytest.approx([0.02, 0.02], rel=0.05)
     bound, head = (6 / (96 + 64)) ** 0.5, Head(96, 64)  # Xavier
     assert 0.95 * bound < head.fc.weight.abs().max() <= bound and not head.fc.bias.any()
+
+
+def test_prompts_start_with_the_released_spread():
+    """Xavier's normal distribution for a matrix of n + 1 rows, as the released code draws them."""
+    backbone = VisionTransformer(img_size=16, patch_size=8, embed_dim=192, depth=2, num_heads=3, num_classes=0)
+    torch.manual_seed(0)
+    vit = MetricModel(RunConfig(method="vpt", prompts=8, prompt_layers=2, embed_dim=8), backbone, 4).vit
+    assert vit.prompts.std().item() == pytest.approx((2 / (9 * 192)) ** 0.5, rel=0.05)

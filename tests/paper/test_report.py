@@ -4,6 +4,7 @@ import math
 import re
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -171,3 +172,8 @@ def test_a_map_shows_spread_classes_and_short_names():
     assert len(chosen) == 30 == len(set(chosen)) and np.isin(labels[chosen], [2, 7]).sum() == 16
     assert len(pick_points(labels, [2], 1000)) == 80
     assert short_name("012.A_very_long_name_of_some_bird") == "A very long name of s…"
+
+
+def test_rows_that_the_paper_has_equal_have_no_verdict():
+    ours = SimpleNamespace(difference=1.0, chance=False)
+    assert [report.verdict(theirs, ours) for theirs in (0.0, np.nan, 1.0)] == ["", "", "holds"]

@@ -12,6 +12,7 @@ from vptsp_core.data import load_benchmark
 from vptsp_core.data.batches import eval_batches
 from vptsp_core.data.holdout import first_of_each, of_classes
 from vptsp_core.errors import ConfigError
+from vptsp_core.method import textbook
 from vptsp_core.method.backbone import normalisation
 from vptsp_core.runs.closed_form import PER_CLASS, closed_form_head, discriminant
 from vptsp_core.runs.run import build_model
@@ -105,3 +106,18 @@ def test_two_pooled_tokens_count_as_two_samples_of_their_class():
     found = discriminant(features, labels, 3)
     wanted = discriminant(features.flatten(0, 1)[:, None], labels.repeat_interleave(2), 3)
     torch.testing.assert_close(found, wanted)
+
+
+def test_the_closed_form_reads_the_tokens_that_the_prompts_have_changed():
+    images = first_of_each(of_classes(load_benchmark("glyphs").train, range(12), "few"), 5)
+    model = build_model(preset("demo", method="vpt"), 12, CPU)
+    pixels = torch.cat(list(eval_batches(images, model.config, normalisation(model.vit.backbone), 64, CPU)))
+    with torch.no_grad():
+        model.vit.prompts.normal_()
+        prompts = [model.vit.prompts[i][None, :n] for i, n in enumerate(model.vit.prompt_counts)]
+        (pooled,) = textbook.pooled_tokens(model.vit.backbone, pixels, prompts, "cls")
+        normed = F.layer_norm(pooled, pooled.shape[-1:])
+        weight, bias = discriminant(normed[:, None], torch.from_numpy(images.labels), 96)
+        expected = F.normalize(normed @ weight.T + bias, dim=-1)
+        with closed_form_head(model, images):
+            torch.testing.assert_close(model(pixels), expected, rtol=1e-3, atol=1e-3)

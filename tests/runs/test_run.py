@@ -1,8 +1,10 @@
 """Runs end to end on the embedded data: resume, reuse, selection, the embedder, bad input on the command line."""
 
 import json
+import os
 import shlex
 import subprocess
+import sys
 from functools import lru_cache
 
 import numpy as np
@@ -172,6 +174,27 @@ def test_a_finished_run_is_returned_and_not_repeated(tmp_path, monkeypatch):
     record = first.record
     assert record["hash"] == config.hash() and record["versions"]["torch"] == torch.__version__
     assert {"commit", "device", "data", "weights", "parameters", "seconds"} <= record.keys()
+
+
+def test_train_says_that_a_run_was_finished_before(tmp_path, capsys):
+    command = ["train", "--preset", "smoke", "--results", str(tmp_path), "--device", "cpu", "--set", "weights=random"]
+    command += ["steps_per_epoch=1", "batch=16", "epochs=1"]
+    said = []
+    for _ in range(2):
+        assert main(command) == 0
+        said.append(capsys.readouterr().out)
+    line = "This run was finished before, so nothing was trained."
+    assert line not in said[0] and line in said[1]
+
+
+def test_a_reader_that_has_read_enough_is_no_error(tmp_path):
+    """As `data info | head -n 1`; the pipe is closed before the command writes to it."""
+    command = [sys.executable, "-m", "vptsp_core", "data", "info"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as pipe:
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 SELECTED = {"released": ({"R@1": 2 / 3, "MAP@R": 0.45, "epoch": 2}, (1, 0)),
@@ -404,3 +427,12 @@ def test_a_light_run_of_glyphs_is_trained_again_by_the_command_that_its_error_na
     (done.path / CONFIG).write_text(json.dumps(settings))
     assert main(words) == 0 and not recwarn.list and "warning" not in capsys.readouterr().err
     assert (done.path / WEIGHTS).read_bytes() == weights
+
+
+def test_weights_after_a_dip_are_those_of_the_best_epoch(tmp_path, monkeypatch):
+    """R@1 falls and then rises, but not above the first epoch."""
+    reached = iter([0.5, 0.1, 0.3, 0.5])
+    monkeypatch.setattr("vptsp_core.runs.run.evaluate", lambda *_: Scores({"R@1": next(reached)}, {}))
+    whole, short = (run(tiny(epochs=n, cosine_T=3), results=tmp_path, progress=False) for n in (3, 1))
+    ours, theirs = (load_file(each.path / WEIGHTS) for each in (whole, short))
+    assert whole.metrics["epoch"] == 1 and all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -71,7 +71,7 @@ def load_benchmark(name: str, data: str | Path | None = None, allow_partial: boo
         raise DataError(f"data set {name!r} is not known; known: {', '.join(DATASETS)}")
     if data is None:
         inside = "<class>/<image>" if name in OWN else f"{CATALOG[name].folder}/"
-        raise DataError(f"{name}: no folder is given; give the one that holds {inside} with --data DIR")
+        raise DataError(f"{name}: no folder is given; give the one that holds {inside} with --data DIR or VPTSP_DATA")
     root = Path(data).expanduser().absolute()
     if name in OWN:
         return make_benchmark(name, list_own_images(root, name), {}, allow_partial)

@@ -82,7 +82,7 @@ def open_stores(
 def _check_room(missing: dict[FileSet, Path], folder: Path, side: int, progress: bool) -> None:
     """Print the least room that the missing stores take, as if all images were squares.
 
-    It also names the stores of earlier states of these data sets.
+    It also names the other stores of these data sets: of earlier states, or of other folders of your own images.
     Raises DataError: the disk has less room.
     """
     least, free = 3 * side**2 * sum(map(len, missing)), shutil.disk_usage(folder).free
@@ -94,8 +94,7 @@ def _check_room(missing: dict[FileSet, Path], folder: Path, side: int, progress:
         for place in missing.values():
             for path in sorted(folder.glob(f"{place.name.rpartition('-')[0]}-*")):
                 if path.name.removesuffix(".partial") != place.name:
-                    print(f"cache: {path} is of an earlier state of that data set; delete it if nothing uses it",
-                          file=sys.stderr)  # fmt: skip
+                    print(f"cache: {path} has other images of that name; delete it if nothing uses it", file=sys.stderr)
     if least > free + written:
         raise DataError(f"cache {folder}: needs at least {amount(least)}, {amount(free)} are free; {CURE}")
 

@@ -47,7 +47,10 @@ OUTCOMES = {
     UNCLEAR: "The model does not clearly differ from the frozen backbone",
 }
 EXPLAINED = """In percent. R@1: queries whose nearest neighbour is of their own class. MAP@R: 100 if all images of a
-query's class are ranked first. The 95 % interval covers other classes of the same kind."""
+query's class are ranked first."""
+COVERS = "The 95 % interval covers other classes of the same kind."
+FEW_CLASSES = 10
+FEW = f"Under {FEW_CLASSES} tested classes say little: add classes, or name more of them as test in a split.csv."
 
 
 @dataclass(frozen=True)
@@ -246,6 +249,8 @@ def summary(frozen: Run, trained: Run, gain: pd.DataFrame, classes: int) -> str:
         f"{gain['queries'].max():,} queries of {classes:,} classes, none of them trained on:",
         shown.to_string(formatters=formats),
         EXPLAINED,
+        *([COVERS] if shown["95 % interval"].str.startswith("[").any() else []),
+        *([FEW] if classes < FEW_CLASSES else []),
         f"{OUTCOMES[decisive['verdict']]}: MAP@R {decisive['difference']:+.2f} ({kept}).",
     ]
     if trained.config.selection == "released" and trained.config.epochs:

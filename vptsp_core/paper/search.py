@@ -187,7 +187,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--trials", type=int, help="of the whole study (default: 50, or the study's number so far)")
     parser.add_argument("--storage", metavar="URL", help="SQLAlchemy URL (default: search.db in the results folder)")
     parser.add_argument("--study", metavar="NAME", help="default: data set, backbone and method")
-    parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets")
+    parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets (default: VPTSP_DATA)")
     parser.add_argument("--results", metavar="DIR", help="default: ./results")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     parser.add_argument(

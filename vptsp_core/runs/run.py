@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,8 @@ def run(
     path, benchmark = _path_and_images(config, folder, results, allow_partial)
     if tensorboard is not None:
         on_epoch = Curves(Path(tensorboard).expanduser() / path.name, on_epoch)
-    benchmark = benchmark or _images_to_compare(config.dataset, folder, allow_partial)
+    if benchmark is None and (path / METRICS).exists():
+        benchmark = _images_to_compare(config.dataset, folder, allow_partial)
     if finished := from_main(lambda: finished_run(path, benchmark, light)):
         return finished
     benchmark = benchmark or load_benchmark(config.dataset, folder, allow_partial)
@@ -158,12 +160,14 @@ def _path_and_images(
 
 
 def _images_to_compare(dataset: str, data: str | None, allow_partial: bool) -> Benchmark | None:
-    """Return the images, to compare them with a finished run's, or None if they are missing."""
+    """Return the images, to compare them with those of a finished run; warn and return None if they cannot be used."""
     if data is None:
         return None
-    with contextlib.suppress(DataError):
+    try:
         return load_benchmark(dataset, data, allow_partial)
-    return None
+    except DataError as error:
+        warnings.warn(f"finished runs are not compared with these images: {error}", stacklevel=3)
+        return None
 
 
 def _train_and_evaluate(
