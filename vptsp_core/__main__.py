@@ -152,7 +152,6 @@ def _train(argv: Sequence[str]) -> int:
     from vptsp_core.data import refuse_unread
     from vptsp_core.deploy.own_images import train_folder
     from vptsp_core.method.presets import PRESETS, parse_change, preset_or_demo
-    from vptsp_core.runs.folder import METRICS
     from vptsp_core.runs.run import run
     from vptsp_core.system.deterministic import fix_cublas
 
@@ -196,6 +195,7 @@ def _train(argv: Sequence[str]) -> int:
     if args.deterministic:
         fix_cublas(args.device)  # before _join, which starts CUDA
     _join(args.device)
+    begun = time.time()
     changes = dict(parse_change(change) for change in args.changes)
     others = ("preset", "data_folder", "changes", "data")
     options = {name: value for name, value in vars(args).items() if name not in others}
@@ -207,18 +207,24 @@ def _train(argv: Sequence[str]) -> int:
             raise ConfigError(f"--data {args.data} cannot be used with --data-folder {args.data_folder}; leave it out")
         own = train_folder(args.data_folder, changes, say=functools.partial(print, flush=True), **options)
         _show_in_tensorboard(own.run, args.tensorboard, args.data_folder, args.device)
+        _say_if_finished_before(own.run, begun)
         return 0
     config = preset_or_demo(args.preset, changes)
     refuse_unread(config.dataset, args.data)
     _warn_unused(args, config)
-    begun = time.time()
     done = run(config, data=args.data, light=False, **options)
     _show_in_tensorboard(done, args.tensorboard, args.data, args.device)
-    if (done.path / METRICS).stat().st_mtime < begun:
-        print("This run was finished before, so nothing was trained. To train it again, delete its folder.")
+    _say_if_finished_before(done, begun)
     print(done.history.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     print(f"{done.path}\n" + "  ".join(f"{k} {v:.4f}" for k, v in done.metrics.items() if k != "epoch"))
     return 0
+
+
+def _say_if_finished_before(done: Run, begun: float) -> None:
+    from vptsp_core.runs.folder import METRICS
+
+    if (done.path / METRICS).stat().st_mtime < begun:
+        print(f"This run was finished before, so it was not trained. To train it again, delete {done.path}.")
 
 
 def _show_in_tensorboard(done: Run, folder: str | None, data: str | None, device: str | None) -> None:

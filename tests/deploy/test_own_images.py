@@ -497,7 +497,7 @@ def test_a_folder_is_trained_compared_and_used(tmp_path, capsys, monkeypatch):
         assert row["difference"] == pytest.approx(100 * (ours.mean(dtype=float) - theirs.mean(dtype=float)), abs=1e-4)
         assert row["difference"] == pytest.approx(row["trained"] - row["frozen"], abs=1e-3)
         assert row["low"] <= row["difference"] <= row["high"]
-        assert row["queries"] == 6 and row["verdict"] == own_images.UNCLEAR, "too few queries"
+        assert row["queries"] == 6 and row["verdict"] == own_images.TOO_LITTLE
     (tmp_path / "images" / "class 00" / "0.png").rename(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -507,7 +507,8 @@ def test_a_folder_is_trained_compared_and_used(tmp_path, capsys, monkeypatch):
     before = (trained.path / "metrics.json").stat().st_mtime_ns
     monkeypatch.setattr(own_images, "machine", lambda *_: machine(memory=1.0))  # the plan of the first call is kept
     assert main([*command, "--set", *SHORT]) == 0
-    assert capsys.readouterr().out == said and (trained.path / "metrics.json").stat().st_mtime_ns == before
+    again = f"This run was finished before, so it was not trained. To train it again, delete {path}.\n"
+    assert capsys.readouterr().out == said + again and (trained.path / "metrics.json").stat().st_mtime_ns == before
     (plan_file,) = (tmp_path / "out" / "plans").iterdir()
     assert main([*command, "--data", str(tmp_path)]) == 2
     assert "leave it out" in capsys.readouterr().err
@@ -532,10 +533,11 @@ def test_held_out_classes_choose_between_bitfit_and_vptsp():
     assert list(both) == ["BitFit", "VPTSP"] and both["VPTSP"] == planned
     assert (both["BitFit"].method, both["BitFit"].bitfit, both["BitFit"].start) == ("linear", True, "proxies")
     assert {**both["BitFit"].to_dict(), "method": "vptsp"} == planned.to_dict()
-    for other in (dict(adapter_dim=8), dict(lora_rank=4)):  # neither of the two reads them
+    for other in (dict(adapter_dim=8), dict(lora_rank=4), dict(bitfit=True)):  # no choice between the two
         assert list(candidates(planned, other)) == ["BitFit", "VPTSP"]
-    for settled in (dict(method="vptsp"), dict(bitfit=True), dict(alpha=0.2), dict(prompts=3)):
-        assert list(candidates(planned, settled).values()) == [planned]
+    for settled in (dict(method="vptsp"), dict(bitfit=False), dict(alpha=0.2), dict(prompts=3)):
+        config = planned.replace(**settled)
+        assert list(candidates(config, settled).values()) == [config]
     none_held_out = planned.replace(selection="last")
     assert list(candidates(none_held_out, {})) == ["BitFit"]
     assert list(candidates(none_held_out, dict(method="vptsp")).values()) == [none_held_out]
@@ -548,17 +550,28 @@ def test_held_out_classes_choose_between_bitfit_and_vptsp():
     choice = own_images.compare_candidates({"BitFit": bitfit, "VPTSP": of((0, 0.8, 0.25))})
     assert choice.index.tolist() == ["closed form", "BitFit", "VPTSP"]
     np.testing.assert_array_equal(choice, [[75, 20, 0, np.nan], [50, 30, 1, 1.5], [80, 25, 0, 1.5]])
-    assert own_images.lead(choice) == "its MAP@R is 5.0 above that of VPTSP, the second best."
+    assert own_images.eligible(choice)["MAP@R"].idxmax() == "BitFit"
+    assert own_images.lead(choice, 10) == (
+        "its MAP@R is 10.0 above that of closed form, the second best (10 held-out classes). VPTSP is best before its "
+        "training, so it is not chosen."
+    )
     level = own_images.compare_candidates({"BitFit": of((0, 0.9, 0.3)), "VPTSP": of((0, 0.9, 0.1), (1, 0.9, 0.3))})
     assert level["MAP@R"].idxmax() == "closed form" and list(level.index) == ["closed form", "VPTSP"]
-    assert own_images.lead(level) == "its MAP@R is 0.0 above that of VPTSP, the second best."
+    few = "(9 held-out classes, so few that this can be chance)."
+    assert own_images.lead(level, 9) == f"its MAP@R equals that of VPTSP to 0.1 {few}"
+    nothing = own_images.compare_candidates({"BitFit": of((0, 0.9, 0.3)), "VPTSP": of((0, 0.9, 0.4))})
+    assert own_images.lead(nothing, 9).startswith(f"training improves nothing {few} VPTSP is best before its training")
     rounded = own_images.compare_candidates({"BitFit": of((1, 0.9, 0.5526)), "VPTSP": of((1, 0.9, 0.5734))})
-    assert own_images.lead(rounded) == "its MAP@R is 2.0 above that of BitFit, the second best."
+    assert own_images.lead(rounded, 9) == f"its MAP@R is 2.0 above that of BitFit, the second best {few}"
     skipped = (1, np.nan, np.nan)  # before eval_start
     late = own_images.compare_candidates({"BitFit": of((0, 0.9, 0.2), skipped, (2, 0.9, 0.4), (3, 0.9, 0.3))})
     assert list(late["epoch"]) == [0, 2]
     assert list(own_images.compare_candidates({"VPTSP": of(skipped, (2, 0.9, 0.4))})["epoch"]) == [2]
-    random = SimpleNamespace(history=bitfit.history, record={"seconds": 90}, config=planned.replace(start="released"))
+    by_recall = SimpleNamespace(**{**vars(bitfit), "config": planned.replace(selection="validation")})
+    assert own_images.compare_candidates({"BitFit": by_recall})["epoch"].to_dict() == {"closed form": 0}
+    random = SimpleNamespace(
+        history=bitfit.history[1:], record={"seconds": 90}, config=planned.replace(start="released")
+    )
     assert list(own_images.compare_candidates({"BitFit": random, "VPTSP": of((1, 0.1, 0.1))}).index) == [
         "BitFit",
         "VPTSP",
@@ -595,10 +608,10 @@ ZEROS, ONES, MIXED = np.zeros(40), np.ones(40), np.arange(40) % 2
 
 @pytest.mark.parametrize(
     ("before", "after", "verdict", "sentence"),
-    [(ZEROS, ONES, "better", "is better than the frozen backbone: MAP@R +100.00 (epoch 3 of 10 is kept, "),
+    [(ZEROS, ONES, "better", "is better than the frozen backbone: MAP@R +100.00 (epoch 3 of 10 is kept)."),
      (ONES, ZEROS, "worse", "is WORSE than the frozen backbone, so use the frozen backbone: MAP@R -100.00 (epoch 3"),
      (MIXED, 1 - MIXED, own_images.UNCLEAR, "does not clearly differ from the frozen backbone: MAP@R -2.56 (epoch 3"),
-     (ZEROS[:30], ONES[:30], own_images.UNCLEAR, "does not clearly differ from the frozen backbone: MAP@R +100")],
+     (ZEROS[:30], ONES[:30], own_images.TOO_LITTLE, "Too little is tested to say whether the model is better")],
 )  # fmt: skip
 def test_one_sentence_says_whether_training_helped(before, after, verdict, sentence, tmp_path):
     gain = own_images.compare(one_run(tmp_path, before), one_run(tmp_path, after))
@@ -614,7 +627,7 @@ def test_one_sentence_says_whether_training_helped(before, after, verdict, sente
     [
         (None, r"\[\+10\.98, \+39\.02\] +better"),  # 25 +- 2.0227 (Student, 39) * 6.934
         (np.repeat(range(4), 10), r"\[-54\.56, \+104\.56\] +could be chance"),  # 0, 100, 0, 0: 25 +- 3.1824 * 25
-        (np.zeros(40), r"none: one class, or runs of an older version +could be chance"),
+        (np.zeros(40), r"none: one class, or runs of an older version +too little tested"),
     ],
 )
 def test_the_table_has_the_interval_of_the_difference(classes, end, tmp_path):
@@ -628,6 +641,10 @@ def test_few_tested_classes_are_named(classes, few, tmp_path):
     frozen, trained = one_run(tmp_path, ZEROS), one_run(tmp_path, ONES)
     text = own_images.summary(frozen, trained, own_images.compare(frozen, trained), classes)
     assert ("Under 10 tested classes say little: add classes" in text) == few
+
+
+def test_epoch_0_is_explained_if_the_run_has_one(tmp_path):
+    assert "(epoch 0 of 10 is kept, epoch 0 is the start)" in told(tmp_path, ZEROS, ONES, epoch=0, start="proxies")
 
 
 def test_an_epoch_chosen_on_the_queries_is_called_optimistic(tmp_path):

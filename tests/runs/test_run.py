@@ -183,7 +183,7 @@ def test_train_says_that_a_run_was_finished_before(tmp_path, capsys):
     for _ in range(2):
         assert main(command) == 0
         said.append(capsys.readouterr().out)
-    line = "This run was finished before, so nothing was trained."
+    line = "This run was finished before, so it was not trained."
     assert line not in said[0] and line in said[1]
 
 

@@ -40,11 +40,13 @@ SUMMARY = "own_images.json"  # in the run's folder: the plan's reasons, the comp
 METRICS = ("R@1", "MAP@R")
 CLOSED = "closed form"  # the name of the state before training, with heads and proxies from the data and no prompts
 FEW_QUERIES = 30  # with fewer, the interval means little and the summary gives none
-UNCLEAR = "could be chance"  # the interval of a difference includes 0, or rests on few queries
+UNCLEAR = "could be chance"  # the interval of a difference includes 0
+TOO_LITTLE = "too little tested"  # there is no interval
 OUTCOMES = {
     "better": "The model is better than the frozen backbone",
     "worse": "The model is WORSE than the frozen backbone, so use the frozen backbone",
     UNCLEAR: "The model does not clearly differ from the frozen backbone",
+    TOO_LITTLE: "Too little is tested to say whether the model is better than the frozen backbone",
 }
 EXPLAINED = """In percent. R@1: queries whose nearest neighbour is of their own class. MAP@R: 100 if all images of a
 query's class are ranked first."""
@@ -61,10 +63,11 @@ class Trained:
         run: the run of the trained model.
         frozen: the run of the same backbone, untrained.
         choice: one row for the closed form and one per run of `own_plan.candidates`: ``R@1`` and ``MAP@R`` of the
-            held-out classes in percent, at the best ``epoch``, and the run's ``minutes``. Empty if there was one run.
+            held-out classes in percent, at the best ``epoch``, and the run's ``minutes``. A run that is best before
+            its training (epoch 0) cannot be chosen. Empty if there was one run.
         gain: one row per metric: ``frozen`` and ``trained`` in percent, ``difference`` in percentage points, ``low``
             and ``high`` of its 95 % interval (NaN without one), ``queries`` (the number of queries whose class has
-            other images), and ``verdict``: "better", "worse" or "could be chance".
+            other images), and ``verdict``: "better", "worse", "could be chance" or "too little tested".
         summary: the comparison as text.
     """
 
@@ -129,13 +132,14 @@ def train_folder(
         name: run(config, **(options if config.has_class_prompts else without_table)) for name, config in rivals.items()
     }
     choice = compare_candidates(runs) if len(runs) > 1 else pd.DataFrame()
-    chosen = str(choice["MAP@R"].idxmax()) if len(choice) else next(iter(runs))
+    chosen = str(eligible(choice)["MAP@R"].idxmax()) if len(choice) else next(iter(runs))
     trained = runs[BITFIT if chosen == CLOSED else chosen]
     gain = compare(frozen, trained)
     text = summary(frozen, trained, gain, benchmark.test.num_classes)
     if len(choice):
         table = choice.to_string(float_format="{:.1f}".format, na_rep="")
-        text = f"The held-out classes choose {chosen}: {lead(choice)}\n{table}\n\n{text}"
+        held_out = trained.record["held_out"]["classes"]
+        text = f"The held-out classes choose {chosen}: {lead(choice, held_out)}\n{table}\n\n{text}"
     record = {
         "reasons": planned.reasons, "frozen": frozen.path.name, "choice": _plain(choice),
         "gain": _plain(gain), "summary": text,
@@ -148,28 +152,48 @@ def train_folder(
 def compare_candidates(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Return `Trained.choice` of these runs, by name, the cheapest first.
 
-    Without prompts, a start from the data is the closed form: a row of its own, in place of BitFit's epoch 0. If a run
-    does not choose its epoch by MAP@R, there is no such row, because it may have kept epoch 0 for its R@1.
+    Without prompts, a start from the data is the closed form: a row of its own, in place of BitFit's epoch 0. If R@1
+    chooses the epochs, BitFit has one row, which is the closed form if epoch 0 is the best.
     """
     rows = {}
     for name, each in runs.items():
         chosen_by, history = SCORES[each.config.selection], each.history
         parts = [(name, history, each.record["seconds"] / 60)]
-        if name == BITFIT and each.config.start != "released" and each.config.selection == "validation_map":
+        if name == BITFIT and each.config.selection == "validation_map":
             untrained = history["epoch"] == 0
-            parts = [(CLOSED, history[untrained], np.nan), (name, history[~untrained], parts[0][2])]
+            parts = [(name, history[untrained], np.nan), (name, history[~untrained], parts[0][2])]
         for row, epochs, minutes in parts:
             if epochs[chosen_by].notna().any():
                 best = epochs.iloc[int(np.nanargmax(epochs[chosen_by]))]  # the first of equals, as the run chose
                 metrics = {metric: 100 * best[HELD_OUT + metric] for metric in METRICS}
-                rows[row] = metrics | {"epoch": round(best["epoch"]), "minutes": minutes}
+                label = CLOSED if row == BITFIT and best["epoch"] == 0 else row
+                rows[label] = metrics | {"epoch": round(best["epoch"]), "minutes": minutes}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def lead(choice: pd.DataFrame) -> str:
-    """Return how far the best row of `Trained.choice` is above the second best, in words, as the table shows both."""
-    ranked = choice["MAP@R"].sort_values(ascending=False, kind="stable").round(1)
-    return f"its MAP@R is {ranked.iloc[0] - ranked.iloc[1]:.1f} above that of {ranked.index[1]}, the second best."
+def eligible(choice: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of `Trained.choice` that can be chosen: the closed form, and what training has improved."""
+    return choice[(choice["epoch"] > 0) | (choice.index == CLOSED)]
+
+
+def lead(choice: pd.DataFrame, classes: int) -> str:
+    """Return how far the best row of `Trained.choice` is above the second best, in words, as the table shows both.
+
+    ``classes`` is the number of held-out classes.
+    """
+    ranked = eligible(choice)["MAP@R"].sort_values(ascending=False, kind="stable").round(1)
+    if len(ranked) == 1:
+        compared = "training improves nothing"
+    elif ranked.iloc[0] == ranked.iloc[1]:
+        compared = f"its MAP@R equals that of {ranked.index[1]} to 0.1"
+    else:
+        ahead = ranked.iloc[0] - ranked.iloc[1]
+        compared = f"its MAP@R is {ahead:.1f} above that of {ranked.index[1]}, the second best"
+    few = ", so few that this can be chance" if classes < FEW_CLASSES else ""
+    left_out = "".join(
+        f" {name} is best before its training, so it is not chosen." for name in choice.index.difference(ranked.index)
+    )
+    return f"{compared} ({classes} held-out classes{few}).{left_out}"
 
 
 def _plain(table: pd.DataFrame) -> dict[Any, Any]:
@@ -221,11 +245,11 @@ def compare(frozen: Run, trained: Run) -> pd.DataFrame:
     for metric in METRICS:
         low, high = paired[metric].loc["trained", ["low", "high"]].tolist()
         queries = int(np.isfinite((trained.queries or {}).get(metric, ())).sum())
-        clear = queries >= FEW_QUERIES and (low > 0 or high < 0)
+        verdict = "better" if low > 0 else "worse" if high < 0 else UNCLEAR
         before, after = (100 * each.metrics[metric] for each in (frozen, trained))
         rows[metric] = {
             "frozen": before, "trained": after, "difference": after - before, "low": low, "high": high,
-            "queries": queries, "verdict": UNCLEAR if not clear else "better" if low > 0 else "worse",
+            "queries": queries, "verdict": TOO_LITTLE if queries < FEW_QUERIES or np.isnan(low) else verdict,
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -244,7 +268,8 @@ def summary(frozen: Run, trained: Run, gain: pd.DataFrame, classes: int) -> str:
     shown.insert(3, "95 % interval", [_interval(*each) for each in limits])
     formats = {"frozen": "{:.1f}".format, "trained": "{:.1f}".format, "difference": "{:+.2f}".format}
     decisive = gain.to_dict("index")["MAP@R"]
-    kept = f"epoch {round(trained.metrics['epoch'])} of {trained.config.epochs} is kept, epoch 0 is the start"
+    kept = f"epoch {round(trained.metrics['epoch'])} of {trained.config.epochs} is kept"
+    kept += "" if trained.config.start == "released" else ", epoch 0 is the start"
     lines = [
         f"{gain['queries'].max():,} queries of {classes:,} classes, none of them trained on:",
         shown.to_string(formatters=formats),

@@ -111,11 +111,11 @@ def candidates(config: RunConfig, changes: Mapping[str, Any]) -> dict[str, RunCo
     """Return the runs, by name, among which the held-out classes choose: BitFit and the plan's VPTSP.
 
     Both have the same start, epochs and steps. If no classes are held out, BitFit is the only one: on small folders
-    both were equally good, and it is cheaper (docs/measured.md). If ``changes`` (what the user set) name the method or
-    a key that only VPTSP reads, the plan's own run is the only one.
+    both were equally good, and it is cheaper (docs/measured.md). If ``changes`` (what the user set) name the method, a
+    key that only VPTSP reads, or ``bitfit=False``, the plan's own run is the only one.
     """
     bitfit = config.replace(method="linear", bitfit=True)
-    settled = changes.keys() & ({"method", "bitfit"} | (bitfit.unread().keys() - config.unread().keys()))
+    settled = not config.bitfit or changes.keys() & ({"method"} | (bitfit.unread().keys() - config.unread().keys()))
     if config.method != "vptsp" or settled:
         return {config.method: config}
     return {BITFIT: bitfit, "VPTSP": config} if config.holds_out else {BITFIT: bitfit}
