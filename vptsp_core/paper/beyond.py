@@ -1,7 +1,8 @@
 """The runs of the table "beyond the paper", which is not part of the reproduction.
 
 All rows that train have the epochs, steps and batches of the profile's preset; the newer backbones, those of their own.
-Test classes choose nothing. Every run reports the epoch with the best MAP@R on held-out training classes (``selection`` = "validation_map").
+Test classes choose nothing. Every run reports the epoch with the best MAP@R on held-out training classes
+(``selection`` = "validation_map").
 """
 
 from __future__ import annotations
