@@ -187,7 +187,7 @@ FAILURES = {
         "finished epoch: start it again, or with --device cpu"),
     "memory of the machine full": (
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
-        "the memory of this machine is full in epoch 2; lower batch"),
+        "the memory of this machine is full in epoch 2; lower batch, or make the model smaller"),
 }  # fmt: skip
 
 

@@ -52,7 +52,10 @@ ALLOW_PARTIAL = "accept, with a warning, a data set that is not the whole publis
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status. For an error that the user can fix, print one line and return 2."""
+    """Run the command and return its exit status. For an error that the user can fix, print one line and return 2.
+
+    The status is 130 after Ctrl-C, 143 after SIGTERM, and 141 if the reader of the output has gone.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["--version"]:
         print(f"vptsp-core {vptsp_core.__version__}")
@@ -199,9 +202,7 @@ def _train(argv: Sequence[str]) -> int:
     changes = dict(parse_change(change) for change in args.changes)
     others = ("preset", "data_folder", "changes", "data")
     options = {name: value for name, value in vars(args).items() if name not in others}
-    for option in ("data", "data_folder", "results", "cache", "device", "tensorboard"):
-        if getattr(args, option) == "":  # for example an unset shell variable
-            raise ConfigError(f"--{option.replace('_', '-')} is empty; give a value, or leave it out")
+    _refuse_empty(args)
     if args.data_folder is not None:
         if args.data:
             raise ConfigError(f"--data {args.data} cannot be used with --data-folder {args.data_folder}; leave it out")
@@ -218,6 +219,13 @@ def _train(argv: Sequence[str]) -> int:
     print(done.history.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     print(f"{done.path}\n" + "  ".join(f"{k} {v:.4f}" for k, v in done.metrics.items() if k != "epoch"))
     return 0
+
+
+def _refuse_empty(args: argparse.Namespace) -> None:
+    """Refuse an option whose value is empty, for example an unset shell variable. Raises ConfigError."""
+    for option, value in vars(args).items():
+        if value == "":
+            raise ConfigError(f"--{option.replace('_', '-')} is empty; give a value, or leave it out")
 
 
 def _say_if_finished_before(done: Run, begun: float) -> None:
@@ -264,6 +272,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     parser.add_argument("--backend", choices=BACKENDS, default="torch", help="library that searches (default: torch)")
     args = parser.parse_args(argv)
+    _refuse_empty(args)
     _join(args.device)
     embedder = load(args.run, args.device, weights=args.weights)
     refuse_unread(embedder.model.config.dataset, args.data)

@@ -112,6 +112,10 @@ def test_cub_is_downloaded_unpacked_and_checked(published, data, capsys):
     assert len(load_benchmark("cub200", data).test) == 4
     status, out, err = run(capsys, "get", "cub200", "--data", data)
     assert status == 0 and "already complete" in out and len(published.seen) == 1
+    status, out, err = run(capsys, "get", "cub200", "--data", data / "cub200")  # the folder of the data set itself
+    assert status == 0 and f"already complete, in {data / 'cub200' / 'CUB_200_2011'}\n" in out
+    status, _, err = run(capsys, "check", "cub200", "--data", "")
+    assert (status, err) == (2, "error: --data is empty; give a value, or leave it out\n")
     status, out, err = run(capsys, "check", "cub200", "--data", data)
     assert status == 0 and out.splitlines()[1].split() == ["train", "2", "4", "2", "4", "ok"]
 

@@ -1,5 +1,6 @@
 """The index of a folder: made, updated, stopped and resumed, and searched, by graph if it is large."""
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -17,7 +18,7 @@ from vptsp_core.data.glyphs import GlyphSet
 from vptsp_core.deploy import index as image_index
 from vptsp_core.deploy.index import read_index
 from vptsp_core.deploy.update import update
-from vptsp_core.errors import DataError
+from vptsp_core.errors import DataError, VptspError
 from vptsp_core.method.neighbours import nearest_neighbours
 from vptsp_core.runs.embedder import Embedder
 
@@ -286,3 +287,25 @@ def test_a_graph_with_a_flipped_bit_is_refused_and_made_again(folder, model, tmp
         read_index(place).search(queries, 3)
     _, counts = update(folder, place, embedder, model=model)
     assert counts.embedded == 0 and (read_index(place).search(queries, 3)[1][:, 0] >= 0).all()
+
+
+def test_the_graph_of_a_larger_index_is_deleted(tmp_path):
+    (tmp_path / image_index.GRAPH).write_bytes(b"of 200,000 images")
+    indexed(clustered(10)).write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [image_index.FILE]
+
+
+@pytest.mark.parametrize("graph", [{}, {"ef": 10}])
+def test_k_must_be_positive(graph):
+    with pytest.raises(VptspError, match="k: 0 is not a whole number of at least 1"):
+        dataclasses.replace(indexed(clustered(10)), graph=graph).search(clustered(2), 0)
+
+
+def test_more_neighbours_than_images_take_no_more_memory(folder, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["index", str(folder), "--model", str(model)]) == 0
+    asked = []
+    real = image_index.ImageIndex.search
+    monkeypatch.setattr(image_index.ImageIndex, "search", lambda self, q, k: asked.append(k) or real(self, q, k))
+    assert main(["search", str(folder), "-k", "1000000000"]) == 0
+    assert asked == [len(read_index("vptsp-index").names)]

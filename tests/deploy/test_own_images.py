@@ -28,6 +28,7 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.method.presets import preset
 from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.runs.folder import read_run
+from vptsp_core.runs.light import copy_light
 from vptsp_core.runs.progress import LOCK
 from vptsp_core.system.locks import locked
 
@@ -449,7 +450,8 @@ def test_a_run_starts_from_the_images_if_the_head_is_no_wider_than_the_backbone(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"dataset": "sop"}, "leave it out"), ({"method": "frozen"}, "leave it out"), ({"batch": "x"}, "batch = 'x'"),
-     ({"bathc": 3}, "did you mean batch"), ({"batch": 0}, "batch = 0"), ({"samples_per_class": 0}, "must be at least"),
+     ({"bathc": 3}, "did you mean batch"), ({"batch": 0}, "batch = 0"),
+     ({"samples_per_class": 0}, "samples_per_class = 0 must be at least"),
      ({"image_size": 0}, "image_size = 0")],
 )  # fmt: skip
 def test_keys_that_cannot_be_set_are_named(changes, message):
@@ -680,3 +682,28 @@ def test_the_summary_waits_for_the_lock_of_its_run(tmp_path):
         assert writer.is_alive() and not (tmp_path / own_images.SUMMARY).exists()
     writer.join(10)
     assert json.loads((tmp_path / own_images.SUMMARY).read_text()) == {"summary": "done"}
+
+
+def test_a_backbone_that_is_no_name_is_one_line(tmp_path, capsys):
+    put(tmp_path / "images", TWELVE)
+    assert main([*training(tmp_path), "--set", "backbone=5"]) == 2
+    assert capsys.readouterr().err.startswith("error: backbone = 5 must be ")
+
+
+def test_a_light_model_is_trained_again_so_that_it_can_be_loaded(tmp_path):
+    put(tmp_path / "images", TWELVE)
+    options = dict(device="cpu", progress=False, say=lambda _: None)
+    changes = dict(backbone="demo_vit", image_size=40, resize=40, epochs=1, steps_per_epoch=1, method="linear")
+    made = own_images.train_folder(tmp_path / "images", changes, results=tmp_path / "whole", **options)
+    copy_light(tmp_path / "whole", tmp_path / "light")
+    again = own_images.train_folder(tmp_path / "images", changes, results=tmp_path / "light", **options)
+    assert made.run.path.name == again.run.path.name and not again.run.light
+
+
+def test_another_number_of_processes_gets_its_own_plan(tmp_path, monkeypatch):
+    benchmark = load_benchmark("own", put(tmp_path / "images", TWELVE))
+    asked = (benchmark, tmp_path / "images", {"backbone": "demo_vit"}, tmp_path / "out", None, "cpu")
+    for count in (1, 3):
+        monkeypatch.setattr(own_images, "world_size", lambda count=count: count)
+        assert own_images._read_or_make_plan(*asked).config.batch % count == 0
+    assert len(list((tmp_path / "out" / "plans").glob("*.json"))) == 2

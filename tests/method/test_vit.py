@@ -122,6 +122,7 @@ def test_same_as_textbook(changes, one_batch):
 BACKBONES = {
     "average pooling": dict(global_pool="avg"),
     "average pooling, final norm first": dict(global_pool="avg", fc_norm=False),
+    "average pooling over all tokens": dict(global_pool="avg", pool_include_prefix=True),
     "average pooling without class token": dict(global_pool="avg", class_token=False),
     "registers": dict(reg_tokens=3),
     "registers, average pooling": dict(reg_tokens=3, global_pool="avg"),

@@ -15,6 +15,7 @@ from vptsp_core.__main__ import main
 from vptsp_core.data.glyphs import GlyphSet
 from vptsp_core.errors import DataError, VptspError, WeightsError
 from vptsp_core.method.backbone import load_backbone
+from vptsp_core.method.step import cast_frozen_weights
 from vptsp_core.runs import evaluate
 from vptsp_core.runs.embedder import Embedder
 from vptsp_core.runs.embedder_file import HEADER
@@ -249,3 +250,13 @@ def test_more_images_than_one_batch_give_the_same_embeddings(monkeypatch):
     monkeypatch.setattr(evaluate, "TOKENS_AT_ONCE", 50)
     for images, wanted in zip(given, whole, strict=True):
         np.testing.assert_allclose(made.embed(images), wanted, atol=1e-5)
+
+
+def test_a_model_whose_frozen_weights_were_rounded_is_not_saved(tmp_path):
+    """Its checksum would not be that of the backbone, so the file could not be loaded."""
+    made = learned(method="vpt")
+    made.model.vit.autocast = torch.bfloat16
+    cast_frozen_weights(made.model.vit)
+    with pytest.raises(VptspError, match="TrainStep has rounded the frozen weights of this model; load its learned_st"):
+        made.save(tmp_path / "rounded.safetensors")
+    assert not list(tmp_path.iterdir())

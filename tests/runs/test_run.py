@@ -20,7 +20,7 @@ import vptsp_core
 from vptsp_core import load, preset, run
 from vptsp_core.__main__ import main
 from vptsp_core.data import load_benchmark
-from vptsp_core.errors import ConfigError, VptspError, WeightsError
+from vptsp_core.errors import ConfigError, TrainingError, VptspError, WeightsError
 from vptsp_core.method.backbone import load_backbone
 from vptsp_core.method.metrics import Scores
 from vptsp_core.method.presets import parse_change
@@ -28,6 +28,7 @@ from vptsp_core.runs import record
 from vptsp_core.runs.checkpoints import CHECKPOINT, write_checkpoint
 from vptsp_core.runs.folder import CONFIG, METRICS, WEIGHTS, read_run, run_folder
 from vptsp_core.runs.frames import frame, over_seeds
+from vptsp_core.runs.run import many
 from vptsp_core.runs.train import Trainer
 
 
@@ -436,3 +437,22 @@ def test_weights_after_a_dip_are_those_of_the_best_epoch(tmp_path, monkeypatch):
     whole, short = (run(tiny(epochs=n, cosine_T=3), results=tmp_path, progress=False) for n in (3, 1))
     ours, theirs = (load_file(each.path / WEIGHTS) for each in (whole, short))
     assert whole.metrics["epoch"] == 1 and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_damaged_finished_run_does_not_stop_the_others(tmp_path):
+    config = tiny(epochs=1, steps_per_epoch=1)
+    damaged = run(config, results=tmp_path, progress=False).path
+    (damaged / METRICS).write_text("{}")
+    with pytest.raises(VptspError, match=f"^1 of 2 runs failed; the first, {damaged.name}: .*not have the checksum"):
+        many([config, config.replace(seed=1)], results=tmp_path, progress=False)
+    assert run_folder(config.replace(seed=1), tmp_path).is_dir()
+
+
+def test_a_model_larger_than_the_memory_is_one_line(tmp_path):
+    with pytest.raises(TrainingError, match="full in making the model; lower batch, or make the model smaller"):
+        run(tiny(prompts=10**10), results=tmp_path, progress=False)
+
+
+def test_an_empty_option_of_evaluate_is_refused(tmp_path, capsys):
+    assert main(["evaluate", str(tmp_path), "--data", ""]) == 2
+    assert capsys.readouterr().err == "error: --data is empty; give a value, or leave it out\n"

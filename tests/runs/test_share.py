@@ -251,3 +251,21 @@ def test_the_command_makes_the_same_run(name, changes):
     config = RunConfig(**PRESETS[name]).replace(**changes)
     _, _, _, _, _, found, *rest = shlex.split(command(config))
     assert preset(found, **dict(map(parse_change, rest[1:]))).hash() == config.hash()
+
+
+def test_a_connection_that_fails_in_the_upload_is_one_line(server, monkeypatch):
+    """Of this kind are timeouts and faulty proxies, which are no OSError."""
+
+    def fail(*args, **options):
+        raise huggingface_hub.errors.HTTPError("the proxy answers 407")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", fail)
+    with pytest.raises(VptspError, match="^hf://org/letters: the proxy answers 407; use a token that may write"):
+        learned(method="vpt").push_to_hub("org/letters")
+
+
+def test_a_damaged_run_does_not_prevent_the_card_of_another_one(tmp_path):
+    damaged = finished(tmp_path, seed=1)
+    (damaged.path / "history.csv").write_text("")
+    card = model_card(vptsp_core.load(finished(tmp_path).path, "cpu"), "org/letters")
+    assert "| R@1 | 50.00 |" in card and "mean of" not in card

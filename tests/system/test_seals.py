@@ -138,7 +138,7 @@ def test_a_run_on_other_images_is_neither_returned_nor_resumed(tmp_path, monkeyp
         assert call(one).metrics == done.metrics == call(None).metrics
         with pytest.warns(UserWarning, match="finished runs are not compared with these images: cub200: no folder "):
             assert call(tmp_path).metrics == done.metrics
-        with pytest.raises(WeightsError, match="made with other images of cub200 than these; give those, or another"):
+        with pytest.raises(VptspError, match="made with other images of cub200 than these; give those, or another"):
             call(other)
 
 

@@ -25,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises DataError: the data set is missing or must be fixed, or the command does not read the given ``--data``.
     """
     args = _parser().parse_args(argv)
+    if args.data == "":  # for example an unset shell variable
+        raise DataError("--data is empty; give a value, or leave it out")
     unread = {_check: ("glyphs",), _info: ("glyphs", *OWN)}.get(args.call, ())
     if args.data and args.name in unread:
         raise DataError(f"--data {args.data}: it is not read for {args.name}; leave it out")

@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from vptsp_core.data import load_benchmark
+from vptsp_core.data import find_folder, load_benchmark
 from vptsp_core.data.catalog import DataSet, Part
 from vptsp_core.data.download import FULL, download
 from vptsp_core.errors import DataError
@@ -27,7 +27,7 @@ def get(known: DataSet, data: Path) -> None:
     downloads, folder = data / "downloads", data / known.folder
     with contextlib.suppress(DataError):
         load_benchmark(known.name, data)
-        print(f"{known.name}: already complete, in {folder}")
+        print(f"{known.name}: already complete, in {find_folder(data, known)}")
         return
     by_hand = [part for part in _find_missing_parts(known, folder) if not part.sources]
     absent = [part.file for part in by_hand if not (downloads / part.file).is_file()]

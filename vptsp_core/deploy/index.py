@@ -22,6 +22,7 @@ import safetensors.numpy
 import torch
 
 from vptsp_core.errors import DataError, VptspError
+from vptsp_core.method.inputs import positive
 from vptsp_core.method.neighbours import nearest_neighbours
 from vptsp_core.system.files import write_bytes
 from vptsp_core.system.seals import digest, sealed, unsealed
@@ -60,15 +61,17 @@ class ImageIndex:
         """Return the k nearest images of each query (Q, d): cosines (Q, k) float32 and places (Q, k), best first.
 
         If fewer than k are found, the last places are -1. The search is exact, unless the index has a graph and faiss
-        is installed. Raises DataError if the graph is missing or damaged.
+        is installed. Raises VptspError if k < 1, and DataError if the graph is missing or damaged.
         """
+        k = positive("k", k)
         if self.graph and _faiss():
-            return _search(self._read_graph, queries, k, self.graph["ef"])
+            return _search(self._graph_on_disk, queries, k, self.graph["ef"])
         scores, places = nearest_neighbours(torch.from_numpy(queries), self.embeddings, k)
         return scores.numpy(), places.numpy()
 
     @cached_property
-    def _read_graph(self) -> Any:
+    def _graph_on_disk(self) -> Any:
+        """The graph. Raises DataError: it is missing or damaged."""
         path = self.place / GRAPH
         if not self.graph_is_whole():
             raise DataError(f"graph {path}: missing or damaged; {AGAIN}")
@@ -88,6 +91,8 @@ class ImageIndex:
         }
         header = sealed({"format": FORMAT, "root": self.root, "model": self.model, "graph": self.graph}, tensors)
         write_bytes(place / FILE, safetensors.numpy.save(tensors, {HEADER: json.dumps(header)}))
+        if not self.graph:
+            (place / GRAPH).unlink(missing_ok=True)  # of a larger index, or of one that was made with faiss
         return replace(self, place=place)
 
     def write_graph(self) -> ImageIndex:

@@ -21,10 +21,10 @@ from vptsp_core.data.folder import refuse_inside_images
 from vptsp_core.deploy.own_plan import BITFIT, Machine, Plan, candidates, plan
 from vptsp_core.errors import ConfigError, VptspError
 from vptsp_core.method.backbone import shape
-from vptsp_core.method.config import RunConfig
+from vptsp_core.method.config import RunConfig, checked_changes
 from vptsp_core.method.presets import PRESETS
 from vptsp_core.method.torch_state import torch_defaults
-from vptsp_core.runs.folder import Run, run_folder, whole_path
+from vptsp_core.runs.folder import Run, whole_path
 from vptsp_core.runs.progress import LOCK
 from vptsp_core.runs.run import run
 from vptsp_core.runs.selection import HELD_OUT, SCORES
@@ -34,6 +34,7 @@ from vptsp_core.system.devices import free_gpu_memory, pick_device
 from vptsp_core.system.distributed import from_main, launched, local_size, start, world_size
 from vptsp_core.system.files import write_json
 from vptsp_core.system.locks import locked
+from vptsp_core.system.places import results_folder
 from vptsp_core.system.portable import available_memory
 
 SUMMARY = "own_images.json"  # in the run's folder: the plan's reasons, the comparison, the text
@@ -108,9 +109,9 @@ def train_folder(
     """
     if options.get("deterministic"):
         fix_cublas(device)  # before the plan, which starts CUDA
-    folder, changes = Path(folder).expanduser().absolute(), dict(changes or {})
-    if isinstance(weights := changes.get("weights"), str):
-        changes["weights"] = whole_path(weights)
+    folder, changes = Path(folder).expanduser().absolute(), checked_changes(changes or {})
+    if "weights" in changes:
+        changes["weights"] = whole_path(changes["weights"])
     if launched():
         start(pick_device(device))  # the first process plans for all
     benchmark = load_benchmark("own", folder, allow_partial)
@@ -125,7 +126,8 @@ def train_folder(
     kept = f"{benchmark.test.num_classes:,} classes ({len(benchmark.test):,} images) are kept for testing"
     say("\n".join([kept, *planned.reasons, f"trained: {' and '.join(rivals)}"]))
     planned.config.warn_unread(changes)
-    options |= dict(data=folder, results=results, cache=cache, device=device, allow_partial=allow_partial)
+    # A light run is trained again, because the summary says how to load the model.
+    options |= dict(data=folder, results=results, cache=cache, device=device, allow_partial=allow_partial, light=False)
     without_table = options | dict(class_table="auto")  # frozen and BitFit would refuse a place for class prompts
     frozen = run(planned.config.replace(method="frozen", bitfit=False), **without_table)
     runs = {
@@ -210,10 +212,10 @@ def _write_summary(path: Path, record: dict[str, Any]) -> None:
 def _read_or_make_plan(
     benchmark: Benchmark, folder: Path, changes: dict[str, Any], results: Any, cache: Any, device: str | None
 ) -> Plan:
-    """Return the stored plan for these images, changes and kind of device; make and store it first if it is missing."""
-    target = pick_device(device)
-    known = json.dumps([benchmark.fingerprint(), changes, target.type], sort_keys=True)
-    root = run_folder(RunConfig(dataset="own"), results, benchmark).parents[1]
+    """Return the stored plan of these images, changes, kind of device and number of processes; make it if missing."""
+    target, several = pick_device(device), [world_size()] if world_size() > 1 else []
+    known = json.dumps([benchmark.fingerprint(), changes, target.type, *several], sort_keys=True)
+    root = results_folder(results)
     refuse_inside_images(root, folder, "--results or VPTSP_RESULTS")
     path = root / "plans" / f"own-{hashlib.sha256(known.encode()).hexdigest()[:12]}.json"
     with locked(path.with_name(f".{path.stem}.lock")):  # processes that start at the same time get one plan

@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     embeddings: dict[str, np.ndarray] = {}
     embed_files(embedder, Path(), list(asked), embeddings)
     queries = list(embeddings)
-    scores, places = index.search(np.stack(list(embeddings.values())), args.k)
+    scores, places = index.search(np.stack(list(embeddings.values())), min(args.k, len(index.names)))
     rows = [
         (query, rank, index.names[place], score)
         for query, cosines, nearest in zip(queries, scores.tolist(), places.tolist(), strict=True)

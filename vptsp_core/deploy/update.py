@@ -92,16 +92,17 @@ def update(
     directory, place = Path(directory).expanduser().resolve(), Path(to).expanduser().absolute()
     refuse_inside_images(place, directory, "--to")
     stats = images_in(directory)
+    checksum = embedder.checksum()
     made_by = {
         "path": str(model) if is_shared(model) else str(Path(model).expanduser().resolve()),
         "weights": None if weights is None else str(Path(weights).expanduser().resolve()),
-        "checksum": embedder.checksum(),
+        "checksum": checksum,
     }
     with locked(writable_folder(place) / ".lock", f"{place}: waiting for another process that updates it"):
         old = read_index(place) if (place / FILE).exists() else None
         rows: dict[str, np.ndarray] = {}
         if old is not None:
-            same_model(old, embedder.checksum())
+            same_model(old, checksum)
             if old.root != str(directory) and Path(old.root).is_dir():
                 raise VptspError(f"index {place} is that of {old.root}; give another place with --to")
             known = zip(old.names, old.stats.tolist(), old.embeddings, strict=True)

@@ -117,7 +117,7 @@ class RunConfig:
             value = check_type(field.name, getattr(self, field.name), hints[field.name])
             object.__setattr__(self, field.name, value)
         for key in (
-            "embed_dim", "batch", "samples_per_class", "image_size", "resize", "cosine_T", "adapter_dim", "lora_rank",
+            "embed_dim", "samples_per_class", "batch", "image_size", "resize", "cosine_T", "adapter_dim", "lora_rank",
             "lora_alpha",
         ):  # fmt: skip
             self._require(key, getattr(self, key) >= 1, "must be at least 1")
@@ -195,7 +195,7 @@ class RunConfig:
         return cls(**values)
 
     def hash(self) -> str:
-        """Return twelve hex digits. They are the same for two configs that must give the same numbers.
+        """Return twelve hex digits. Two configs with the same digits give the same numbers.
 
         Keys that the run does not read are left out, so that tables share runs. Some keys are newer than finished runs.
         Such a key is left out if it has the value that those runs used, so that their hashes stay the same.

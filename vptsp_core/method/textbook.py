@@ -36,7 +36,7 @@ def pooled_tokens(
         x = (block(x) if i < plain else _adapted(block, adapters[i - plain], x))[:, -tokens:]
     x = backbone.norm(x)
     if pool == "avg":
-        pooled = [x[:, backbone.num_prefix_tokens :].mean(1)]
+        pooled = [x[:, 0 if backbone.pool_include_prefix else backbone.num_prefix_tokens :].mean(1)]
     else:
         pooled = [x[:, 0], x[:, 1]] if hasattr(backbone, "dist_token") else [x[:, 0]]
     return [backbone.fc_norm(token) for token in pooled]

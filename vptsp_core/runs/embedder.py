@@ -74,7 +74,7 @@ class Embedder(TrainedModel):
 
         Raises:
             DataError: a file cannot be read, or a value is not an image; the message names it.
-            VptspError: there are no images.
+            VptspError: there are no images. (For an empty data set, the result is (0, d).)
         """
         if isinstance(images, ImageSet):
             return embed(self.model, images).cpu().numpy()

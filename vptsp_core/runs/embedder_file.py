@@ -103,11 +103,17 @@ def _resampled(model: MetricModel) -> bool:
 
 def write_embedder(path: Path, trained: TrainedModel, config: RunConfig) -> None:
     """Write the learned tensors of ``trained``, with ``config`` in the header.
-    Raises VptspError: the suffix is not .safetensors, or the file cannot be written.
+    Raises VptspError: the suffix is not .safetensors, the file cannot be written, or `TrainStep` has rounded the frozen
+    weights of the model.
     """
     if path.suffix != ".safetensors":
         raise VptspError(f"{path}: an embedder is a .safetensors file; give the file that suffix")
     model = trained.model
+    if any(each.dtype in (torch.float16, torch.bfloat16) for each in model.vit.backbone.parameters()):
+        raise VptspError(
+            f"{path}: TrainStep has rounded the frozen weights of this model; load its learned_state() into a new "
+            "MetricModel, and save that"
+        )
     learned = {
         name: value.detach().cpu().contiguous()
         for name, value in model.learned_state(for_retrieval=True).items()

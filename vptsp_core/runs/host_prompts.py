@@ -40,17 +40,19 @@ class HostPrompts(ClassPrompts):
         Raises VptspError: the table cannot be pinned.
         """
         self._pin()
+        order = self._order(classes)
         for name, slot in self.slots(optimizer).items():
             table = getattr(self, name)
-            for i, c in enumerate(self._order(classes)):
+            for i, c in enumerate(order):
                 slot[i].copy_(table[c], non_blocking=self.rows.is_cuda)
 
     @torch.no_grad()
     def swap_out(self, classes: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Do what `ClassPrompts.swap_out` does. ``classes`` are (C',) on the CPU."""
+        order = self._order(classes)
         for name, slot in self.slots(optimizer).items():
             table = getattr(self, name)
-            for i, c in enumerate(self._order(classes)):
+            for i, c in enumerate(order):
                 table[c].copy_(slot[i], non_blocking=self.rows.is_cuda)
 
     def flush(self) -> None:

@@ -87,7 +87,9 @@ def memory_errors(when: str) -> Iterator[None]:
                 f"--compile off, --device cpu, or {_HOST}"
             ) from error
         if isinstance(error, MemoryError) or "can't allocate memory" in reason:  # of the CPU, by NumPy or by torch
-            raise TrainingError(f"the memory of this machine is full in {when}; lower batch") from error
+            raise TrainingError(
+                f"the memory of this machine is full in {when}; lower batch, or make the model smaller"
+            ) from error
         if isinstance(error, torch.AcceleratorError) or reason.startswith("CUDA error"):
             raise TrainingError(
                 f"the GPU failed in {when} ({reason}); the same command resumes after the last finished epoch: start "

@@ -38,7 +38,7 @@ from vptsp_core.runs.progress import locked_run
 from vptsp_core.runs.record import close_record, make_record, part_of_run
 from vptsp_core.runs.selection import HELD_OUT, score
 from vptsp_core.runs.train import Trainer
-from vptsp_core.runs.workers import Workers, check_workers, run_in_workers
+from vptsp_core.runs.workers import Workers, attempt, check_workers, run_in_workers
 from vptsp_core.system.bars import bar, is_log, say
 from vptsp_core.system.deterministic import deterministic_algorithms, fix_cublas
 from vptsp_core.system.devices import choose_precision, pick_device, trunk_dtype
@@ -87,7 +87,9 @@ def run(
         allow_partial: accept an incomplete data set. The run then has another folder, and its record says so.
         light: accept a finished run without weights. Otherwise it is trained again.
         on_epoch: called after every epoch with the history so far. If the run is finished already, it is not called.
-        tensorboard: a folder. After every epoch the history is written for TensorBoard, to the run's subfolder.
+        tensorboard: a folder. After every epoch the history is written for TensorBoard, to the run's subfolder. What
+            is known only at the end (a frozen backbone, test metrics after held-out selection) and finished runs are
+            written by ``train --tensorboard`` only.
 
     Raises:
         VptspError: something that the user can fix, in one line. No half-written files stay.
@@ -131,7 +133,7 @@ def run(
             if finished := from_main(lambda: finished_run(path, benchmark, light)):  # by another process meanwhile
                 return finished
             # As late as possible, because decoding takes minutes.
-            stores = cache_folder(config.dataset, folder, cache, path.parents[1])
+            stores = cache_folder(config.dataset, folder, cache, results)
             benchmark = decoded(benchmark, config, stores, progress=progress and is_main())
             begun = time.perf_counter()
             history, parts, queries, weights = _train_and_evaluate(
@@ -216,13 +218,13 @@ def build_model(config: RunConfig, num_classes: int, device: torch.device, class
         TrainingError: the model does not fit into the device's memory.
         VptspError: this machine's memory cannot hold the class prompts.
     """
-    torch.manual_seed(config.seed)
-    backbone = load_backbone(config.backbone, config.weights, config.image_size)
-    torch.manual_seed(config.seed)  # again, so that the other tensors do not depend on the backbone's weights
-    check_table_memory(config, num_classes, backbone.embed_dim)
-    model = MetricModel(config, backbone, num_classes, Processes())
-    place_class_prompts(model, device, class_table)
-    with memory_errors("moving the model to its device"):
+    with memory_errors("making the model"):
+        torch.manual_seed(config.seed)
+        backbone = load_backbone(config.backbone, config.weights, config.image_size)
+        torch.manual_seed(config.seed)  # again, so that the other tensors do not depend on the backbone's weights
+        check_table_memory(config, num_classes, backbone.embed_dim)
+        model = MetricModel(config, backbone, num_classes, Processes())
+        place_class_prompts(model, device, class_table)
         return model.to(device)
 
 
@@ -242,7 +244,7 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
     Raises:
         VptspError: runs failed, and the message says how many and why the first one did; or the workers cannot be used.
     """
-    check_workers(workers)
+    workers = check_workers(workers)
     configs = list(configs)
     if launched():  # torchrun's processes share each run, and the first failure ends them all
         shown = bar(configs, "runs", show=progress and is_main(), unit="runs")
@@ -251,11 +253,11 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
     data, results, partial = (options.get(key) for key in ("data", "results", "allow_partial"))
     paths = [_path_and_images(each, data_folder(each.dataset, data), results, bool(partial))[0] for each in configs]
     images = functools.cache(lambda name: _images_to_compare(name, data_folder(name, data), bool(partial)))
-    done: dict[Path, Run | VptspError] = {
-        path: finished
-        for path, config in zip(paths, configs, strict=True)
-        if (path / METRICS).exists() and (finished := finished_run(path, images(config.dataset), light))
-    }
+    done: dict[Path, Run | VptspError] = {}
+    for path, config in zip(paths, configs, strict=True):
+        if path not in done and (path / METRICS).exists():
+            found = attempt(functools.partial(finished_run, path, light=light), images(config.dataset))
+            done |= {path: found} if found else {}
     todo = {path: config for path, config in zip(paths, configs, strict=True) if path not in done}
     if todo and workers is not None:  # other processes may have another environment and working directory
         folder = data or os.environ.get("VPTSP_DATA") or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import tempfile
@@ -66,7 +67,7 @@ def read_shared(uri: str) -> Saved:
                 repo, WEIGHTS, revision=revision, local_files_only=obstacle is not None,
                 library_name="vptsp-core", library_version=VERSION,
             ))  # fmt: skip
-    except (errors.HfHubHTTPError, OSError) as error:
+    except (errors.HTTPError, OSError) as error:
         raise WeightsError(f"{uri}: {obstacle or _one_line(error)}; check the name, {LOGIN}, or try again") from error
     try:
         return read_saved(path)
@@ -98,7 +99,7 @@ def push(trained: TrainedModel, repo: str, revision: str | None = None, private:
             if revision is not None:
                 api.create_branch(repo, branch=revision, exist_ok=True)
             commit = api.upload_folder(repo_id=repo, folder_path=folder, revision=revision, commit_message=message)
-        except (errors.HfHubHTTPError, OSError) as error:
+        except (errors.HTTPError, OSError) as error:
             cure = f"use a token that may write ({LOGIN}), or try again"
             raise VptspError(f"{uri}: {_one_line(error)}; {cure}") from error
     return f"{SCHEME}{repo}@{commit.oid}"
@@ -184,7 +185,10 @@ def _data_set(config: RunConfig, data: dict[str, Any]) -> tuple[str, str]:
 
 def _same_images(run: Run) -> list[Run]:
     """Return the finished runs beside a run that differ from it in training only, itself included."""
-    finished = [read_run(path.parent) for path in sorted(run.path.parent.glob(f"{run.config.dataset}-*/{METRICS}"))]
+    finished = []
+    for path in sorted(run.path.parent.glob(f"{run.config.dataset}-*/{METRICS}")):
+        with contextlib.suppress(VptspError):  # a damaged run does not prevent the upload of another one
+            finished.append(read_run(path.parent))
 
     def key(each: Run) -> tuple[object, ...]:
         config = each.config
