@@ -39,7 +39,7 @@ def cache_folder(
 
 def decoded(benchmark: Benchmark, config: RunConfig, folder: Path, *, progress: bool = True) -> Benchmark:
     """Return a copy of the benchmark with decoded images (`cache.open_stores`) for the cached pipeline. The classic one
-    needs none: return the benchmark itself.
+    needs none: return the benchmark itself. Raises DataError like `cache.open_stores`.
     """
     if config.pipeline == "classic":
         return benchmark
@@ -95,6 +95,7 @@ def eval_batches(
     """Yield all images, or a ``part``, in order: (<= batch, 3, S, S) float32 on the device; S is ``config.image_size``.
 
     Both pipelines give the same bits, so images that are not decoded for this config are read the classic way.
+    Raises DataError: an image cannot be read.
     """
     store = images.store
     wanted = (config.resize, loading.interpolation_name(config))

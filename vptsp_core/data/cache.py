@@ -49,12 +49,15 @@ def open_stores(
     Images in memory are resized in memory. If several processes call this, one builds and the others wait for it.
 
     Args:
+        sets: the data sets; the result has the same order.
         folder: the cache, which holds all stores.
         side: the shorter side of every image, in pixels; smaller images are enlarged, as in the classic pipeline.
+        interpolation: of the resizing, ``"bilinear"`` or ``"bicubic"``.
         progress: print the least disk space that is needed to stderr, and show bars, or lines in a log.
 
     Raises:
-        DataError: an image cannot be read, or the disk has too little room; the next call resumes the build.
+        DataError: an image cannot be read, or the disk has too little room; the next call resumes the build. Or a store
+            is damaged, or the cache cannot be written.
     """
     filesets = [images for images in sets if isinstance(images, FileSet)]
     places = {images: folder / _name_store(images, side, interpolation) for images in filesets}

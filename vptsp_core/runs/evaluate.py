@@ -40,14 +40,15 @@ def embed_batch(model: MetricModel) -> int:
 
 @torch_defaults()
 @torch.inference_mode()
-def embed(model: MetricModel, images: ImageSet, batch: int | None = None, *, progress: bool = False) -> Tensor:
+def embed(model: MetricModel, images: ImageSet, *, progress: bool = False) -> Tensor:
     """Embed a whole set in its order: (N, d) float32, L2-normalised, on the model's device.
 
-    With several processes, each one embeds a share of the images, and all of them return all embeddings.
+    With several processes, each one embeds a share of the images, and all of them return all embeddings. Raises
+    DataError: an image cannot be read.
     """
     device = next(model.parameters()).device
     statistics = normalisation(model.vit.backbone)
-    batch = batch or embed_batch(model)
+    batch = embed_batch(model)
     model.eval()
     width = model.vit.backbone.embed_dim if model.vit.sample_head is None else model.config.embed_dim
     # Only the last shares can be short. After `gather`, their empty rows are therefore behind row N.
