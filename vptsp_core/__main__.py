@@ -104,7 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _together(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """Run a command under torchrun. Only rank 0 prints. If processes fail, only the first to fail reports its error."""
+    """Run a command under torchrun. Only rank 0 prints its output; warnings come from every process. If processes fail,
+    only the first to fail reports its error.
+    """
     from vptsp_core.system import distributed
 
     if not distributed.launched():
