@@ -219,9 +219,10 @@ def test_the_command_of_a_chapter_repeats_what_was_changed(folders):
     path = results / "demo" / "manifests" / "table2_sota.json"
     manifest = json.loads(path.read_text())
     manifest["record"][CHANGED] = ["alpha=0.2", "weights=my file.npz"]
+    manifest["seeds"] = [0, 1, 2]  # seed 2 has no finished run
     path.write_text(json.dumps(manifest))
     shown = Page(page.build(results, "demo", sources))
-    assert "--seeds 0,1 --set alpha=0.2 --set 'weights=my file.npz' --only table2" in shown.words
+    assert "--seeds 0,1,2 --set alpha=0.2 --set 'weights=my file.npz' --only table2" in shown.words
     facts = dict(next(table[1:] for table in shown.tables if table[0] == ["", "all notebooks"]))
     assert CHANGED not in facts, "the other notebooks have no such changes"
 
@@ -282,7 +283,8 @@ def test_changes_and_seeds_are_in_the_command_for_missing_data_and_in_the_record
     assert "--set 'weights=my file.npz'" in capsys.readouterr().out
     session.finish(facts=report.fact_table({"device": ["cpu"]}))
     changed = ["epochs=2", "weights=my file.npz"]
-    assert Manifest.read(tmp_path / "paper", "table10_a").record == {CHANGED: changed, "device": ["cpu"]}
+    kept = Manifest.read(tmp_path / "paper", "table10_a")
+    assert kept.record == {CHANGED: changed, "device": ["cpu"]} and kept.seeds == [0, 1]
     record = pd.read_csv(tmp_path / "paper" / "tables" / "table10_a_record.csv", index_col="fact")["value"]
     assert record.to_dict() == {CHANGED: ", ".join(changed), "device": "cpu"}
 

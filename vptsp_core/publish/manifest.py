@@ -53,6 +53,7 @@ class Manifest:
 
     Attributes:
         tables, figures: names of its files in tables/ (without the record) and in figures/, in the notebook's order.
+        seeds: its parameter ``seeds``: also those whose runs are missing.
         record: {fact: all its values}: commit, versions, device, seeds, checksums of data and weights, hashes of runs.
         seconds: the notebook's duration; None unless the runner executed it.
         failure: the error that ended the last execution. The other attributes then belong to an earlier execution.
@@ -63,6 +64,7 @@ class Manifest:
     tables: list[str] = field(default_factory=list)
     figures: list[str] = field(default_factory=list)
     runs: list[MadeRun] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
     record: dict[str, list[str]] = field(default_factory=dict)
     missing: list[Missing] = field(default_factory=list)
     seconds: float | None = None

@@ -91,7 +91,8 @@ def build(results: str | Path = CHECKOUT / "results", profile: str = "demo", not
     check_choice("profile", profile, tuple(PROFILES))
     folder = Path(results).expanduser().resolve() / profile
     made = {source: Manifest.read(folder, source.stem) for source in discover((), notebooks, profile)}
-    seeds = sorted({seed for each in made.values() for seed in each.record.get("seed", [])}, key=int)
+    shown = {seed for each in made.values() for seed in each.record.get("seed", [])}
+    seeds = sorted(shown | {str(seed) for each in made.values() for seed in each.seeds}, key=int)
     chapters = [_chapter(folder, source, made[source], seeds) for source in sorted(made, key=partial(_order, profile))]
     facts: dict[str, list[str]] = {}
     absent: dict[tuple[str, str], dict[str, None]] = {}  # {(data set, command to get it): the notebooks that need it}

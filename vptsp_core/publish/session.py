@@ -138,6 +138,7 @@ class Session:
         self._manifest.runs = [
             MadeRun(run.record["hash"], self._place(run.path), float(run.record["seconds"])) for run in runs
         ]
+        self._manifest.seeds = of_notebook("seeds") or []
         self._manifest.write(self.folder, self._notebook)
         return report.styled(record)
 
