@@ -179,10 +179,15 @@ def _augment(
         for i in part:
             out[i].copy_(resize_one(pixels, *images[i], size, mode)).div_(255).sub_(mean).div_(std)
 
-    threads = torch.get_num_threads()  # changes no pixel
+    own, threads = torch.get_num_threads(), _threads()
     list(_pool(threads).map(work, (range(i, len(boxes), threads) for i in range(threads))))
-    torch.set_num_threads(threads)  # a thread of the pool also sets the number for later threads
+    torch.set_num_threads(own)  # a thread of the pool also sets the number for later threads
     return out
+
+
+def _threads() -> int:
+    """Return the number of threads that augment, which is torch's own. It changes no pixel (tests change it)."""
+    return torch.get_num_threads()
 
 
 @functools.cache
