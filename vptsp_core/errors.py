@@ -3,6 +3,8 @@
 Each message is one line. It names the thing that is wrong and says what to do about it.
 """
 
+from collections.abc import Mapping
+
 
 class VptspError(Exception):
     """The base class of this project's errors. The command line prints the message and exits with status 2."""
@@ -49,3 +51,14 @@ def check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
     """
     if value not in allowed:
         raise ConfigError(f"{option} = {value!r} must be one of {', '.join(allowed)}")
+
+
+def refuse_empty(options: Mapping[str, object]) -> None:
+    """Refuse an option of the command line whose value is empty, for example an unset shell variable.
+
+    Raises:
+        ConfigError: a value in ``options``, {name: value}, is "".
+    """
+    for name, value in options.items():
+        if value == "":
+            raise ConfigError(f"--{name.replace('_', '-')} is empty; give a value, or leave it out")

@@ -169,8 +169,8 @@ def test_evaluate_passes_the_backend_to_the_search(capsys):
     benchmark = SimpleNamespace(name="inshop", **parts)
     with (
         mock.patch("vptsp_core.runs.evaluate.embed", lambda model, images, progress: x[: len(images.labels)]),
-        mock.patch("vptsp_core.runs.embedder.load", return_value=SimpleNamespace(model=Model(), data=None)),
-        mock.patch("vptsp_core.data.load_benchmark", return_value=benchmark),
+        mock.patch("vptsp_core.deploy.evaluate.load", return_value=SimpleNamespace(model=Model(), data=None)),
+        mock.patch("vptsp_core.deploy.evaluate.load_benchmark", return_value=benchmark),
         mock.patch.object(neighbours, "FlatIndex", side_effect=FlatIndex) as index,
     ):
         assert __main__.main(["evaluate", "run"]) == 0

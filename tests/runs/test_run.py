@@ -51,6 +51,7 @@ def benchmark(monkeypatch):
     monkeypatch.setattr(full.test, "class_names", full.test.class_names[:12])
     monkeypatch.setattr("vptsp_core.runs.run.load_benchmark", lambda name, data, partial: full)
     monkeypatch.setattr("vptsp_core.data.load_benchmark", lambda name, data, partial: full)
+    monkeypatch.setattr("vptsp_core.deploy.evaluate.load_benchmark", lambda name, data, partial: full)
     return full
 
 

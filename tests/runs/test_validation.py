@@ -49,6 +49,7 @@ def benchmark(monkeypatch):
     made = Benchmark("glyphs", Blots("train", log=log), Blots("test", 8, 1, log))
     monkeypatch.setattr("vptsp_core.runs.run.load_benchmark", lambda name, data, partial: made)
     monkeypatch.setattr("vptsp_core.data.load_benchmark", lambda name, data, partial: made)
+    monkeypatch.setattr("vptsp_core.deploy.evaluate.load_benchmark", lambda name, data, partial: made)
     return made
 
 
