@@ -178,17 +178,6 @@ def test_a_finished_run_is_returned_and_not_repeated(tmp_path, monkeypatch):
     assert {"commit", "device", "data", "weights", "parameters", "seconds"} <= record.keys()
 
 
-def test_train_says_that_a_run_was_finished_before(tmp_path, capsys):
-    command = ["train", "--preset", "smoke", "--results", str(tmp_path), "--device", "cpu", "--set", "weights=random"]
-    command += ["steps_per_epoch=1", "batch=16", "epochs=1"]
-    said = []
-    for _ in range(2):
-        assert main(command) == 0
-        said.append(capsys.readouterr().out)
-    line = "This run was finished before, so it was not trained."
-    assert line not in said[0] and line in said[1]
-
-
 def test_a_reader_that_has_read_enough_is_no_error(tmp_path):
     """As `data info | head -n 1`; the pipe is closed before the command writes to it."""
     command = [sys.executable, "-m", "vptsp_core", "data", "info"]

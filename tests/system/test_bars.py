@@ -84,7 +84,10 @@ def test_the_log_of_a_run(tmp_path, capfd, monkeypatch):
     assert [line.split(":")[:2] for line in epochs] == [[name, " epoch 1/2"], [name, " epoch 2/2"]]
     assert " left" in epochs[0] and "R@1" in epochs[0] and " left" not in epochs[1]
     assert main(command) == 0
-    assert capfd.readouterr() == (done.out, "")
+    again = capfd.readouterr()
+    finished, *shown = again.out.splitlines()
+    assert finished.startswith("This run was finished before") and name in finished
+    assert shown == done.out.splitlines() and again.err == ""
 
 
 FROZEN, CLOSED_FORM = "method=frozen", "method=linear start=heads epochs=0"
