@@ -1,5 +1,6 @@
-"""Set up all tests: one thread, so that small tensors are fast and results do not depend on the machine."""
+"""Set up all tests: one thread on the CPU, so that small tensors are fast and no result depends on the machine."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import vptsp_core  # noqa: F401  (before any test imports timm: it lets timm imp
 # isort: split
 from vptsp_core.data.glyphs import load_glyphs
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch reads it at the first use of CUDA; the tests expect a CPU's numbers
+for name in ("VPTSP_DATA", "VPTSP_CACHE", "VPTSP_RESULTS", "HF_HUB_OFFLINE"):
+    os.environ.pop(name, None)
 torch.set_num_threads(1)
 load_glyphs.__defaults__ = (5, 40, 0)  # 5 images per class, not 20: a small run mostly draws and embeds them
 

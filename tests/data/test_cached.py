@@ -141,7 +141,7 @@ def test_gentle_is_never_mirrored():
         config = CONFIG.replace(augmentation=augmentation)
         images = decoded(Benchmark("halves", Halves(), Halves()), config, None, progress=False).train
         pixels = torch.cat([pixels for pixels, _ in epoch(0, config, images)])
-        darker_left[augmentation] = pixels[..., 0].mean((1, 2)) <= pixels[..., -1].mean((1, 2))
+        darker_left[augmentation] = pixels[..., 0].mean((1, 2)) < pixels[..., -1].mean((1, 2))
     assert darker_left["gentle"].all() and not darker_left["base"].all()
 
 
@@ -162,16 +162,3 @@ def test_decoding_does_not_change_the_benchmark(tmp_path):
     assert all(images.store for images in (with_stores.train, with_stores.test, with_stores.gallery))
     assert without_training.train.store is None and without_training.gallery.store is not None
     assert decoded(plain, CONFIG.replace(pipeline="classic"), tmp_path) is plain
-
-
-def test_gentle_crops_keep_most_of_the_image_and_are_never_flipped():
-    class Halves(Pictures):
-        def image(self, index):
-            picture = np.zeros((40, 40, 3), np.uint8)
-            picture[:, 20:] = 255  # the right half is white
-            return Image.fromarray(picture)
-
-    config = CONFIG.replace(augmentation="gentle")
-    images = decoded(Benchmark("halves", Halves(), Halves()), config, None, progress=False).train
-    pixels = torch.cat([pixels for pixels, _ in epoch(0, config, images)])
-    assert (pixels[..., 0].mean((1, 2)) < pixels[..., -1].mean((1, 2))).all()

@@ -48,7 +48,7 @@ def run(form, parts):
 @pytest.mark.parametrize("prompts", [None, (5,), (2, 3)], ids=["no prompts", "shared", "by class"])
 @pytest.mark.parametrize("tokens", [3, 29, 32, 40])  # with prompts: fewer keys than fill a register, as many, and more
 @pytest.mark.parametrize("products", [False, True], ids=["fused", "products"])
-@pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-12), (torch.bfloat16, 3e-2)])
 def test_same_as_textbook(monkeypatch, prompts, tokens, products, dtype, bound):
     monkeypatch.setattr(module, "uses_matmul_attention", lambda q: products)
     attention = Attention(A, HEADS)

@@ -66,8 +66,9 @@ def test_each_query_by_hand():
     """Classes 0 0 0 1 1 2 on a circle, at 0 10 50 21 24 95 degrees. The neighbours, in order, with hits marked:
     0: 1* 3 4 2*;  1: 0* 3 4 2*;  2: 4 3 1* 5 0*;  3: 4* 1 0 2;  4: 3* 1 0 2;  5: no other of its class."""
     x = torch.tensor([0.0, 10, 50, 21, 24, 95]).deg2rad()
-    found = retrieval_metrics(torch.stack([x.cos(), x.sin()], 1), torch.tensor([0, 0, 0, 1, 1, 2])).queries
-    nan = np.nan
+    scores = retrieval_metrics(torch.stack([x.cos(), x.sin()], 1), torch.tensor([0, 0, 0, 1, 1, 2]), ks=(1, 3))
+    assert scores["R@1"] == 4 / 6 and scores["R@3"] == 5 / 6
+    found, nan = scores.queries, np.nan
     expected = {
         "R@1": [1, 1, 0, 1, 1, 0],
         "MAP@R": [1 / 2, 1 / 2, 0, 1, 1, nan],
@@ -124,23 +125,6 @@ def test_agrees_with_pytorch_metric_learning(separate):
         assert ours[our_name] == pytest.approx(theirs[their_name], abs=1e-6)
 
 
-def test_hand_computed():
-    # angles on a circle: the neighbours of each item, in order, can be read off
-    degrees = torch.tensor([0.0, 10, 25, 50, 90]).deg2rad()
-    x = torch.stack([degrees.cos(), degrees.sin()], dim=1)
-    labels = torch.tensor([5, 9, 5, 5, 9])
-    # query 0 (class 5): 9 5 5 9    1 (9): 5 5 5 9    2 (5): 9 5 5 9    3 (5): 5 9 9 5 (at 25, 40, 40, 50)
-    # query 4 (class 9): 5 5 9 5
-    result = retrieval_metrics(x, labels, ks=(1, 2, 3))
-    assert result["R@1"] == pytest.approx(1 / 5)
-    assert result["R@2"] == pytest.approx(3 / 5)
-    assert result["R@3"] == pytest.approx(4 / 5)
-    # R = 2, 1, 2, 2, 1
-    assert result["R-precision"] == pytest.approx((1 / 2 + 0 + 1 / 2 + 1 / 2 + 0) / 5)
-    assert result["MAP@R"] == pytest.approx((1 / 4 + 0 + 1 / 4 + 1 / 2 + 0) / 5)
-    assert result["MAP@R released"] == pytest.approx(((1 / 2 + 2 / 3) / 3 * 2 + 0 + 1 / 3 + 0) / 5)
-
-
 def test_released_code_searches_class_size_plus_1_and_drops_the_first():
     """The released loop, on data without duplicates. With duplicates, it could drop another item than the query."""
     x, labels = make(200, 6, 20)
@@ -155,23 +139,16 @@ def test_released_code_searches_class_size_plus_1_and_drops_the_first():
     assert retrieval_metrics(x, labels)["MAP@R released"] == pytest.approx(total / 200)
 
 
-def test_perfect_embedding_scores_below_1_as_released():
-    labels = torch.tensor([0, 0, 1, 1, 1, 2, 2, 2, 2])
-    result = retrieval_metrics(torch.eye(3)[labels], labels)
-    assert result["MAP@R"] == result["R-precision"] == result["R@1"] == 1
-    assert result["MAP@R released"] == pytest.approx((2 * 1 / 2 + 3 * 2 / 3 + 4 * 3 / 4) / 9)
-
-
 def test_released_in_shop_map_looks_at_50_ranks_and_divides_by_hits_found():
     angle = torch.linspace(0, 1, 60)
     gallery = torch.stack([angle.cos(), angle.sin()], dim=1)
     labels = torch.zeros(60, dtype=torch.int64)
-    labels[[1, 3, 55]] = 7  # ranks 2 and 4, and one beyond the 50
+    labels[[1, 3, 19, 55]] = 7  # ranks 2, 4 and 20, and one beyond the 50
     query = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     result = retrieval_metrics(query, torch.tensor([7, 8]), gallery=gallery, gallery_labels=labels, ks=(1,))
-    assert result["MAP released"] == pytest.approx((1 / 2 + 2 / 4) / 2 / 2)  # class 8 is not in the gallery: 0
-    assert result["MAP@R"] == pytest.approx(1 / 2 / 3)  # class 8 is left out
-    assert result["MAP@R released"] == pytest.approx((1 / 2 + 2 / 4) / 4)
+    assert result["MAP released"] == pytest.approx((1 / 2 + 2 / 4 + 3 / 20) / 3 / 2)  # class 8 is not in the gallery: 0
+    assert result["MAP@R"] == pytest.approx((1 / 2 + 2 / 4) / 4)  # class 8 is left out
+    assert result["MAP@R released"] == pytest.approx((1 / 2 + 2 / 4) / 5)
 
 
 def test_a_query_is_excluded_by_index_not_as_the_first_neighbour():
@@ -255,26 +232,12 @@ def test_many_kinds_of_embeddings_and_labels_of_any_value():
 
 def test_length_of_rows_does_not_matter():
     x, labels = make(100, 8, 10)
-    lengths = torch.logspace(-25, 25, 100)[:, None]
+    lengths = torch.logspace(-60, 60, 100, dtype=torch.float64)[:, None]
     assert retrieval_metrics(x.double() * lengths, labels) == pytest.approx(retrieval_metrics(x, labels))
     tiny = torch.tensor([[1e-30, 0], [3e37, 3e37], [0, 1e-42]])
     scores, found = nearest_neighbours(tiny, torch.eye(2), 2)
     assert found.tolist() == [[0, 1], [0, 1], [1, 0]]
     assert scores[1].tolist() == pytest.approx([math.sqrt(0.5)] * 2)
-
-
-def test_true_float32_under_all_outer_settings():
-    x, _ = make(100, 64, 10)
-    expected = nearest_neighbours(x, x, 3)
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("medium")
-        with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
-            inside = nearest_neighbours(x, x, 3)
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision(before)
-    assert all(torch.equal(a, b) for a, b in zip(inside, expected))
 
 
 def test_neighbours_fewer_than_k_and_separate_gallery():
@@ -297,7 +260,6 @@ TWO, NAMES = (torch.eye(2), [0, 1]), ("gallery", "gallery_labels")
         ("gallery_labels: 1 labels for 2", TWO, dict(zip(NAMES, (torch.eye(2), [0])))),
         ("labels: torch.float32", (torch.eye(2), [0.0, 1.0]), {}),
         ("labels: .*shape \\(2, 1\\)", (torch.eye(2), [[0], [1]]), {}),
-        ("labels are text; number the classes", (torch.eye(2), ["a", "b"]), {}),
         ("embeddings: .*shape \\(0, 4\\)", (torch.empty(0, 4), []), {}),
         ("embeddings: .*shape \\(4, 0\\)", (torch.empty(4, 0), [0] * 4), {}),
         ("embeddings: .*shape \\(3,\\)", (torch.ones(3), [0, 1, 2]), {}),
@@ -305,8 +267,6 @@ TWO, NAMES = (torch.eye(2), [0, 1]), ("gallery", "gallery_labels")
         ("gallery: 3 dimensions, but the queries have 2", TWO, dict(zip(NAMES, (torch.eye(3), [0, 1, 2])))),
         ("belong together", TWO, {"gallery": torch.eye(2)}),
         ("belong together", TWO, {"gallery_labels": [0, 1]}),
-        ("ks: 0", TWO, {"ks": (1, 0)}),
-        ("ks: 1.5", TWO, {"ks": (1.5,)}),
         ("backend 'annoy'", TWO, {"backend": "annoy"}),
     ],
 )
@@ -414,7 +374,7 @@ def test_ks_may_be_one_number():
     x, labels = make(40, 6, 5)
     for ks in (4, np.int64(4), [4], np.array([4]), torch.tensor([4]), np.array(4), torch.tensor(4), iter((4,))):
         assert retrieval_metrics(x, labels, ks=ks) == retrieval_metrics(x, labels, ks=(4,))
-    for ks in (None, 0, "1", 1.5, np.array(1.5), [[1]], [None]):
+    for ks in (None, 0, (1, 0), "1", 1.5, np.array(1.5), [[1]], [None]):
         with pytest.raises(VptspError, match="ks: .* is not a whole number of at least 1"):
             retrieval_metrics(x, labels, ks=ks)
 
@@ -446,14 +406,3 @@ def test_unreadable_input_is_refused_in_one_line_that_names_it(change, message):
     with pytest.raises(VptspError, match=message) as caught:
         retrieval_metrics(x, labels)
     assert "\n" not in str(caught.value)
-
-
-def test_inshop_map_reads_fifty_ranks_whatever_k_is():
-    angle = torch.linspace(0, 1, 60)
-    gallery = torch.stack([angle.cos(), angle.sin()], dim=1)
-    labels = torch.zeros(60, dtype=torch.int64)
-    labels[[1, 3, 19, 55]] = 7  # ranks 2, 4, 20 and 56
-    found = retrieval_metrics(
-        torch.tensor([[1.0, 0.0]]), torch.tensor([7]), gallery=gallery, gallery_labels=labels, ks=(1,)
-    )
-    assert found["MAP released"] == pytest.approx((1 / 2 + 2 / 4 + 3 / 20) / 3)

@@ -16,6 +16,7 @@ from vptsp_core.method.backbone import normalisation
 from vptsp_core.method.loop import Loop
 from vptsp_core.method.neighbours import nearest_neighbours
 from vptsp_core.method.sampler import ClassBalancedSampler
+from vptsp_core.method.torch_state import torch_defaults
 from vptsp_core.runs.embedder import Embedder
 from vptsp_core.runs.evaluate import evaluate
 from vptsp_core.runs.folder import learned_weights
@@ -43,8 +44,8 @@ STATES = {
 
 
 def random_state():
-    state = (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate())
-    return (*state, torch.cuda.get_rng_state().tolist()) if torch.cuda.is_available() else state
+    _, numbers, place, *_ = np.random.get_state()
+    return torch.get_rng_state().tolist(), (numbers.tolist(), place), random.getstate()
 
 
 def state():
@@ -85,6 +86,16 @@ def test_mixed_precision_takes_the_steps_of_a_plain_loop(tmp_path):
     assert any("mlp.fc1.bias" in name for name in learned)
     for name, value in model.learned_state(for_retrieval=True).items():
         assert torch.equal(learned[name], value), name
+
+
+def test_the_random_numbers_of_the_caller_are_not_used_up():
+    before = random_state()
+    with torch_defaults():
+        torch.rand(1), np.random.rand(), random.random()
+        with torch_defaults():  # a nested call continues them
+            pass
+        assert all(now != then for now, then in zip(random_state(), before, strict=True))
+    assert random_state() == before
 
 
 @pytest.fixture(scope="module")

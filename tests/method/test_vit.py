@@ -359,6 +359,11 @@ def test_image_sizes_that_are_no_multiple_of_a_patch(weights):
         load_backbone("demo_vit", weights, 48)
 
 
+def test_a_rowwise_table_has_the_counts_of_a_dense_one():
+    dense, rowwise = (count_parameters(make(class_optimizer=each)) for each in ("dense", "rowwise"))
+    assert dense == rowwise and dense["tunable released"] < dense["tunable"]
+
+
 @pytest.mark.parametrize(("method", "bitfit"), [("linear", True), ("full", False)])
 def test_an_unused_pooling_is_not_counted(method, bitfit):
     """Every parameter that counts as tunable gets a gradient. With pool=avg, SigLIP's own pooling gets none."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -32,14 +33,25 @@ def holder(path):
         yield process
 
 
-def test_a_waiting_process_says_so_and_a_killed_holder_frees_the_lock(tmp_path, capsys):
+class Kills(io.StringIO):
+    """Kill a process when something is written."""
+
+    def __init__(self, process):
+        super().__init__()
+        self.process = process
+
+    def write(self, text):
+        self.process.kill()
+        return super().write(text)
+
+
+def test_a_waiting_process_says_so_and_a_killed_holder_frees_the_lock(tmp_path, monkeypatch):
     path = tmp_path / "run" / "lock"
     with holder(path) as process:
-        killer = threading.Timer(0.5, process.kill)
-        killer.start()
+        monkeypatch.setattr(sys, "stderr", Kills(process))
         with locked(path, "run: another process trains it; waiting"):
             assert process.wait(10) != 0 and path.exists()
-    assert capsys.readouterr().err == "run: another process trains it; waiting\n" and not path.exists()
+        assert sys.stderr.getvalue() == "run: another process trains it; waiting\n" and not path.exists()
 
 
 def test_only_one_thread_holds_the_lock_even_if_file_and_folder_are_removed(tmp_path):
