@@ -12,26 +12,22 @@ from typing import NoReturn
 
 import vptsp_core
 from vptsp_core.errors import VptspError, printable
+from vptsp_core.system import distributed
 from vptsp_core.system.signals import Terminated, sigterm_as_ctrl_c
 
-COMMANDS = {
-    "train": "train one run, or show it if it is finished",
-    "evaluate": "compute the metrics of a finished run",
-    "export": "export a trained model as one file: its learned weights, ONNX or torch.export",
-    "index": "embed a folder of images, or update its index",
-    "search": "find the nearest images of an index",
-    "tune": "search the space of the paper's table 9",
-    "data": "get, check, describe or cache a data set",
-    "bench": "measure a training step",
-    "light": "copy finished runs without their weights",
-    "notebooks": "execute the notebooks (run_all.sh calls this)",
-    "report": "build the results page",
+COMMANDS = {  # the module whose ``main`` is the command, and what it does
+    "train": ("deploy.train", "train one run, or show it if it is finished"),
+    "evaluate": ("deploy.evaluate", "compute the metrics of a finished run"),
+    "export": ("deploy.export", "export a trained model as one file: its learned weights, ONNX or torch.export"),
+    "index": ("deploy.update", "embed a folder of images, or update its index"),
+    "search": ("deploy.search", "find the nearest images of an index"),
+    "tune": ("paper.search", "search the space of the paper's table 9"),
+    "data": ("data.command", "get, check, describe or cache a data set"),
+    "bench": ("paper.step_cost", "measure a training step"),
+    "light": ("runs.light", "copy finished runs without their weights"),
+    "notebooks": ("publish.runner", "execute the notebooks (run_all.sh calls this)"),
+    "report": ("publish.page", "build the results page"),
 }
-MODULES = {  # the module whose ``main`` is the command
-    "train": "deploy.train", "evaluate": "deploy.evaluate", "data": "data.command", "bench": "paper.step_cost",
-    "tune": "paper.search", "light": "runs.light", "notebooks": "publish.runner", "report": "publish.page",
-    "export": "deploy.export", "index": "deploy.update", "search": "deploy.search",
-}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         asked = argv[:1] in (["-h"], ["--help"])
         if argv and not asked:
             print(f"error: unknown command {printable(argv[0])!r}; the commands are listed here", file=sys.stderr)
-        listing = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
+        listing = "\n".join(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items())
         print(f"usage: python -m vptsp_core COMMAND [--help], or --version\n\n{listing}")
         return 0 if asked else 2
     with contextlib.suppress(AttributeError):  # a file name can hold invalid text; some streams cannot reconfigure
@@ -57,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         stop = contextlib.nullcontext() if "LOCAL_RANK" in os.environ else sigterm_as_ctrl_c()
         with stop, warnings.catch_warnings():
             warnings.showwarning = _warning_printer()  # type: ignore[assignment]  # ignores the other arguments
-            command = importlib.import_module(f"vptsp_core.{MODULES[argv[0]]}").main
-            shared = "LOCAL_RANK" in os.environ and argv[0] in ("train", "evaluate")
+            command = importlib.import_module(f"vptsp_core.{COMMANDS[argv[0]][0]}").main
+            shared = distributed.launched() and argv[0] in ("train", "evaluate")
             status = int((_together(command, argv[1:]) if shared else command(argv[1:])) or 0)
             sys.stdout.flush()
             return status
@@ -67,16 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:  # the reader, such as `head`, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail again when it ends
-        return 141  # as of a process that SIGPIPE ends
+        return 141  # the status of a process that SIGPIPE has ended
     except OSError as error:
         if error.filename is None:
             raise
         print(f"error: {error.filename}: {error.strerror}; fix it, or name another place", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if "home directory" not in str(error):
-            raise
-        print("error: a path begins with ~ and an unknown user name; write the path in full", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(error.args[0] if error.args else "stopped; the same command resumes", file=sys.stderr)
@@ -87,10 +78,6 @@ def _together(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> i
     """Run a command under torchrun. Only rank 0 prints its output; warnings come from every process. If processes fail,
     only the first to fail reports its error.
     """
-    from vptsp_core.system import distributed
-
-    if not distributed.launched():
-        return command(argv)
     joined_before = distributed.joined()
     with contextlib.ExitStack() as stack:
         if os.environ["RANK"] != "0":

@@ -97,7 +97,7 @@ def test_the_command_exports_a_saved_embedder(tmp_path, capsys):
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'bird.pt2'}  ")
     kept = file.read_bytes()
     assert main(["export", str(file), "--to", str(file)]) == 2 and file.read_bytes() == kept
-    assert capsys.readouterr().err.endswith("whose files must stay as they are; name another place\n")
+    assert capsys.readouterr().err.endswith("which must not change; name another place\n")
     images, about = torch.rand(2, 3, 40, 40), {"about.json": ""}
     found = torch.export.load(tmp_path / "bird.pt2", extra_files=about).module()(images)
     torch.testing.assert_close(found, reference(made, images), atol=BOUND, rtol=0)

@@ -1,14 +1,13 @@
-"""The index of a folder: made, updated, stopped and resumed, and searched, by graph if it is large."""
+"""The index of a folder: made, updated, stopped and resumed, and searched."""
 
-import dataclasses
 import os
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
 import vptsp_core
@@ -18,8 +17,7 @@ from vptsp_core.data.glyphs import GlyphSet
 from vptsp_core.deploy import index as image_index
 from vptsp_core.deploy.index import read_index
 from vptsp_core.deploy.update import update
-from vptsp_core.errors import DataError, VptspError
-from vptsp_core.method.neighbours import nearest_neighbours
+from vptsp_core.errors import DataError
 from vptsp_core.runs.embedder import Embedder
 
 
@@ -244,61 +242,14 @@ def test_unreadable_queries_are_left_out(folder, model, tmp_path, capsys, monkey
     )
 
 
-# ---- large ---------------------------------------------------------------------------------------
-
-
-def clustered(count: int, width: int = 16, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    rows = rng.normal(size=(60, width))[rng.integers(0, 60, count)] + 0.5 * rng.normal(size=(count, width))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
-def indexed(rows: np.ndarray) -> image_index.ImageIndex:
-    names, stats = [f"{i}.png" for i in range(len(rows))], np.zeros((len(rows), 2), np.int64)
-    return image_index.ImageIndex("images", names, stats, rows, {"path": "m", "weights": None, "checksum": "c"})
-
-
-def test_a_graph_finds_nearly_what_exact_search_does(tmp_path, monkeypatch):
-    faiss = pytest.importorskip("faiss", reason="faiss is not installed")
-    monkeypatch.setattr(image_index, "EXACT_UP_TO", 1000)
-    rows, queries = clustered(3000), clustered(50, seed=1)
-    made = indexed(rows).write(tmp_path).write_graph()
-    assert made.graph["recall"] >= 0.99 and made.graph["ef"] in image_index.WIDTHS
-    kept = read_index(tmp_path)
-    assert kept.graph == made.graph and faiss.read_index(str(tmp_path / image_index.GRAPH)).ntotal == 3000
-    scores, places = kept.search(queries, 10)
-    exact = nearest_neighbours(torch.from_numpy(queries), rows, 10)[1].numpy()
-    assert np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(places, exact)]) >= 0.95
-    np.testing.assert_allclose(scores, np.take_along_axis(queries @ rows.T, places, 1), atol=1e-5)
-    assert indexed(rows[:500]).write(tmp_path).write_graph().graph == {}, "few images need no graph"
-    monkeypatch.setattr(image_index, "_faiss", lambda: None)
-    assert indexed(rows).write(tmp_path).write_graph().graph == {}
-    assert (kept.search(queries, 10)[1] == exact).all(), "without faiss, search is exact"
-
-
-def test_a_graph_with_a_flipped_bit_is_refused_and_made_again(folder, model, tmp_path, monkeypatch):
-    pytest.importorskip("faiss", reason="faiss is not installed")
-    monkeypatch.setattr(image_index, "EXACT_UP_TO", 5)
-    embedder, place = vptsp_core.load(model, "cpu"), tmp_path / "index"
-    made, _ = update(folder, place, embedder, model=model)
-    whole, queries = (place / image_index.GRAPH).read_bytes(), made.embeddings[:2]
-    (place / image_index.GRAPH).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(DataError, match="graph .*: missing or damaged; .*call index again"):
-        read_index(place).search(queries, 3)
-    _, counts = update(folder, place, embedder, model=model)
-    assert counts.embedded == 0 and (read_index(place).search(queries, 3)[1][:, 0] >= 0).all()
-
-
-def test_the_graph_of_a_larger_index_is_deleted(tmp_path):
-    (tmp_path / image_index.GRAPH).write_bytes(b"of 200,000 images")
-    indexed(clustered(10)).write(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [image_index.FILE]
-
-
-@pytest.mark.parametrize("graph", [{}, {"ef": 10}])
-def test_k_must_be_positive(graph):
-    with pytest.raises(VptspError, match="k: 0 is not a whole number of at least 1"):
-        dataclasses.replace(indexed(clustered(10)), graph=graph).search(clustered(2), 0)
+def test_a_search_that_was_killed_before_its_picture_can_be_repeated(folder, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["index", "letters", "--model", str(model)]) == 0
+    monkeypatch.setattr("vptsp_core.deploy.search.found_images", mock.Mock(side_effect=KeyboardInterrupt))
+    assert main(["search", "letters/a/00.png"]) == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert main(["search", "letters/a/00.png"]) == 0 and (tmp_path / "search.png").exists()
 
 
 def test_more_neighbours_than_images_take_no_more_memory(folder, model, tmp_path, capsys, monkeypatch):

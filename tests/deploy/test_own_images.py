@@ -119,8 +119,7 @@ def test_ignored_files_and_folders_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("way", [
-    dict(delimiter="\t"), dict(delimiter="|"), dict(delimiter="\t", encoding="utf-16"), dict(delimiter=";"),
-    dict(delimiter="\t", encoding="utf-16-le"), dict(encoding="utf-16-be"),
+    dict(delimiter="\t"), dict(delimiter="|"), dict(delimiter=";"),
     dict(first="\n\n"), dict(first="sep=|\n", delimiter="|"), dict(first=",,\n"),
     dict(rows=[(path, label, split.upper()) for path, label, split in TABLE], header="Path,CLASS, Split"),
     dict(rows=[*TABLE, ("", "", ""), (" ", "", " ")], first='"sep=;"\n', delimiter=";", encoding="utf-8-sig"),  # Excel
@@ -199,9 +198,6 @@ def test_classes_that_look_alike(tmp_path):
     written(tmp_path, [*TABLE, ("C0/0.png", "C0", "test"), ("c0/0.png", "c0", "test")])
     with pytest.warns(UserWarning, match="the classes C0 and c0 differ only in case"):
         load_benchmark("folder", tmp_path)
-    written(tmp_path, [(path, label + "\u200b" * (path == "class 00/0.png"), split) for path, label, split in TABLE])
-    with pytest.warns(UserWarning, match=r"the classes 'class 00\\u200b' and class 00 differ only in"):
-        load_benchmark("own", tmp_path)
 
 
 def test_a_table_with_only_tested_rows(tmp_path, capsys):
@@ -363,7 +359,7 @@ def test_training_images_that_are_all_alike(tmp_path):
     written(tmp_path / "images")
     changes = dict(dataset="folder", backbone="demo_vit", image_size=24, resize=24, start="proxies", pipeline="cached")
     config = preset("demo", **changes, epochs=1, steps_per_epoch=1, batch=4, selection="last")
-    with pytest.warns(UserWarning), pytest.raises(DataError, match="sees no difference between the 27 training images"):
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="gives all 27 training images the same"):
         vptsp_core.run(config, data=tmp_path / "images", results=tmp_path / "out", device="cpu")
 
 

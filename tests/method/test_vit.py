@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from vptsp_core.errors import ConfigError
 from vptsp_core.method import textbook
 from vptsp_core.method.adapters import Adapter
-from vptsp_core.method.backbone import check_supported, load_backbone, pooling
+from vptsp_core.method.backbone import check_supported, load_backbone, pooling, shape
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import MetricModel, count_parameters
 from vptsp_core.method.vit import Head, prompt_counts
@@ -289,12 +289,16 @@ def test_frozen_weights_get_no_gradient_and_bitfit_only_biases():
 @pytest.mark.parametrize(
     ("options", "word"),
     [(dict(block_fn=__import__("timm").models.vision_transformer.ParallelScalingBlock), "ParallelScalingBlock"),
-     (dict(attn_layer="diff"), "is built of DiffAttention;"), (dict(proj_drop_rate=0.1), "dropout"),
-     (dict(drop_path_rate=0.1), "dropout")],
+     (dict(attn_layer="diff"), "is built of DiffAttention;")],
 )  # fmt: skip
 def test_unsupported_backbones_are_refused_by_name(options, word):
     with pytest.raises(ConfigError, match=word):
         check_supported(VisionTransformer(**TINY | options), "custom")
+
+
+def test_a_backbone_whose_statistics_would_change_in_training_is_refused():
+    with pytest.raises(ConfigError, match="backbone vit_base_mci_224 has BatchNorm, .*; choose another"):
+        shape("vit_base_mci_224")
 
 
 def test_other_families_are_refused_by_class(monkeypatch):

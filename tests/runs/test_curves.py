@@ -24,8 +24,6 @@ def assert_holds(found, history):
         points = found.Scalars(tag(name))
         assert [point.step for point in points] == rows["epoch"].tolist(), name
         np.testing.assert_allclose([point.value for point in points], rows[name], rtol=1e-6)
-    ended = [point.wall_time for point in found.Scalars(tag("loss"))]  # not all at the end of the run
-    np.testing.assert_array_less(0.9 * history["seconds"][1:], np.diff(ended))
 
 
 def test_a_run_that_resumes_has_every_epoch_once(tmp_path):

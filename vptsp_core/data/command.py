@@ -13,7 +13,7 @@ from vptsp_core.data.base import ImageSet
 from vptsp_core.data.catalog import CATALOG, DataSet
 from vptsp_core.data.fetch import get, list_steps
 from vptsp_core.data.folder import IMAGE_SUFFIXES, FileSet, read_image
-from vptsp_core.errors import DataError
+from vptsp_core.errors import DataError, refuse_empty
 from vptsp_core.system.bars import amount, bar
 from vptsp_core.system.portable import cores
 
@@ -23,10 +23,10 @@ ALLOW_PARTIAL = "continue, with a warning, if it is not the whole published data
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return 0.
     Raises DataError: the data set is missing or must be fixed, or the command does not read the given ``--data``.
+    Raises ConfigError: an option is empty.
     """
     args = _parser().parse_args(argv)
-    if args.data == "":  # for example an unset shell variable
-        raise DataError("--data is empty; give a value, or leave it out")
+    refuse_empty(vars(args))
     unread = {_check: ("glyphs",), _info: ("glyphs", *OWN)}.get(args.call, ())
     if args.data and args.name in unread:
         raise DataError(f"--data {args.data}: it is not read for {args.name}; leave it out")

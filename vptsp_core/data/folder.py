@@ -21,7 +21,7 @@ from vptsp_core.errors import DataError
 from vptsp_core.system.portable import cores
 from vptsp_core.system.seals import digest
 
-_AVIF = features.check("avif")  # Pillow has it from 11.3 on
+_AVIF = features.check("avif")  # not in every build of Pillow
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".png", ".webp", ".apng", ".bmp", ".ppm", ".pgm", ".pbm",
     ".pnm", ".tif", ".tiff", ".gif", *([".avif"] if _AVIF else []),

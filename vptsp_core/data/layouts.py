@@ -90,7 +90,8 @@ def _find(folder: Path, name: str, *places: str) -> Path:
     """Return the first of ``places`` in ``folder`` that is a file."""
     if not folder.is_dir():
         raise DataError(
-            f"{name}: no folder {folder}; python -m vptsp_core data get {name} makes it, or name its parent with --data"
+            f"{name}: no folder {folder}; python -m vptsp_core data get {name} gets it, or says how; if you have it, "
+            "name its parent with --data"
         )
     for place in places:
         if (folder / place).is_file():
@@ -156,7 +157,7 @@ def class_folders(folder: Path, name: str) -> tuple[dict[str, list[str]], list[s
     """
     if not folder.is_dir():
         fault = f"{folder} is not a folder" if folder.exists() else f"no folder {folder}"
-        cure = "unpack the data set there, or name its parent with --data"
+        cure = f"python -m vptsp_core data get {name} gets it, or says how; if you have it, name its parent with --data"
         raise DataError(f"{name}: {fault}; {'name the folder that holds your images' if name in OWN else cure}")
     labels, ignored = _list_entries(folder, os.DirEntry.is_dir)
     classes = {}
@@ -180,7 +181,8 @@ def _explain_no_classes(folder: Path, name: str, labels: list[str], ignored: lis
             f"{count} image(s) are in {folder} itself, and no class folders with images; make a sub-folder for each "
             "class, or write split.csv"
         )
-    return f"{nowhere}; it must hold <class>/<image>.jpg{'; ' * bool(others := count_unread(ignored))}{others}"
+    others = count_unread(ignored)
+    return "; ".join(filter(None, [nowhere, "it must hold <class>/<image>.jpg", others]))
 
 
 def _holds_classes(folder: Path) -> bool:
@@ -205,6 +207,5 @@ def _list_entries(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> t
 
 
 def fold(name: str) -> str:
-    """Return a form that is equal for names that look the same: case, storage of accents, characters of no width."""
-    seen = "".join(each for each in name if unicodedata.category(each) != "Cf")
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold())
+    """Return a form that is equal for names that differ only in case or in how accents are stored."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import math
 import os
@@ -138,10 +137,8 @@ def _warn_of_similar(name: str, source: Path, rows: Sequence[Row]) -> None:
         kinds.setdefault(" ".join(fold(label).split()), []).append(label)
     if alike := [each for each in kinds.values() if len(each) > 1]:
         more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
-        # A character of no width is shown as \u200b.
-        shown = (each if each.isprintable() else ascii(each) for each in alike[0][:2])
         warnings.warn(
-            f"{name}: {source}: the classes {' and '.join(shown)} differ only in case, spaces or "
+            f"{name}: {source}: the classes {' and '.join(alike[0][:2])} differ only in case, spaces or "
             f"how letters are stored{more}; if they are one class, write it in one way",
             stacklevel=2,
         )
@@ -195,14 +192,9 @@ def _read_table(table: Path, name: str) -> tuple[list[Row], bool]:
 def _read_lines(table: Path) -> tuple[list[str], str, int]:
     """Return a table's lines, the separator of its columns, and the number of lines before the header.
 
-    The lines before the header are empty, or a line for Excel such as ``sep=;``. Excel's "Unicode text" is UTF-16.
+    The lines before the header are empty, or a line for Excel such as ``sep=;``.
     """
-    with open(table, "rb") as file:
-        begin = file.read(2)
-    encoding = "utf-16" if begin in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-    if b"\0" in begin:  # UTF-16 without its mark: every second byte of a header is zero
-        encoding = "utf-16-be" if begin[0] == 0 else "utf-16-le"
-    with open(table, encoding=encoding, newline="") as file:  # a name may hold a line end
+    with open(table, encoding="utf-8-sig", newline="") as file:  # a name may hold a line end
         lines = list(file)
     delimiter = ""
     for before, line in enumerate(lines):

@@ -20,7 +20,6 @@ from vptsp_core.runs.embedder import load
 from vptsp_core.system.files import write_bytes
 
 COLUMNS = ["query", "rank", "path", "cosine"]
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet evaluates a cell that starts with one of these
 DRAWN, DRAWN_EACH = 10, 30  # queries in the picture, and neighbours per query; the table has all
 
 
@@ -65,13 +64,10 @@ def main(argv: Sequence[str]) -> int:
         for row in neighbours.itertuples():
             print(f"  {row.rank:3d}  {row.cosine:.4f}  {printable(str(row.path))}")
     drawn = table[table["query"].isin(queries[:DRAWN]) & (table["rank"] <= DRAWN_EACH)]
-    write_bytes(png, file_of(found_images(drawn, Path(index.root)), dpi=120).getvalue())
-    # =A1.jpg would be a formula, so the CSV has ./=A1.jpg
-    safe = {
-        key: [f"./{name}" if name.startswith(FORMULA) else name for name in table[key]] for key in ("query", "path")
-    }
-    text = table.assign(**safe).to_csv(index=False, float_format="%.6f")
+    text = table.to_csv(index=False, float_format="%.6f")
     write_bytes(csv, text.encode("utf-8-sig", errors="backslashreplace"))  # Excel needs the byte order mark
+    # After the CSV, by which the next search knows that a search wrote both.
+    write_bytes(png, file_of(found_images(drawn, Path(index.root)), dpi=120).getvalue())
     part = "" if len(drawn) == len(table) else f" ({len(drawn)} of {len(table)} rows)"
     print(f"{printable(str(png))}{part}\n{printable(str(csv))}")
     return 0

@@ -114,11 +114,10 @@ def update(
             if rows:
                 names = [name for name in stats if name in rows]
                 own_stats = np.array([stats[name] for name in names], np.int64)
-                graph = old.graph if old is not None and kept == len(names) == len(old.names) else {}
                 embeddings = np.stack([rows[name] for name in names])
-                index = ImageIndex(str(directory), names, own_stats, embeddings, made_by, graph).write(place)
+                index = ImageIndex(str(directory), names, own_stats, embeddings, made_by).write(place)
         removed = 0 if old is None else len(set(old.names) - stats.keys())
-        return index.write_graph(), Counts(len(rows) - kept, kept, removed)
+        return index, Counts(len(rows) - kept, kept, removed)
 
 
 def embed_files(
@@ -190,6 +189,4 @@ def main(argv: Sequence[str]) -> int:
         f"{printable(str(index.place))}: {len(index.names):,} images, {counts.embedded:,} embedded now, "
         f"{counts.kept:,} kept, {counts.removed:,} removed"
     )
-    if index.graph:
-        print(f"searched by graph: recall@10 {index.graph['recall']:.4f} of exact search (ef {index.graph['ef']})")
     return 0

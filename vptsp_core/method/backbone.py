@@ -111,10 +111,8 @@ def check_supported(model: nn.Module, name: str) -> None:
             part = type(block) if type(block) is not Block else type(attention)
             kind = "gated Attention" if part is Attention else part.__name__
             raise ConfigError(f"backbone {name} is built of {kind}; only timm's plain Block and Attention are known")
-    rates = [m.p for m in model.modules() if isinstance(m, nn.Dropout)]
-    rates += [getattr(m, "drop_prob", 0.0) or 0.0 for m in model.modules()]
-    if any(rate > 0 for rate in rates):
-        raise ConfigError(f"backbone {name} has dropout of rate {max(rates)}; create it with all drop rates at 0")
+    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):  # in the patch embedding of some
+        raise ConfigError(f"backbone {name} has BatchNorm, whose statistics training would change; choose another")
 
 
 def pooling(model: VisionTransformer, wanted: str = "auto") -> str:

@@ -52,8 +52,10 @@ class FlatIndex:
         try:
             if self._on_gpu:
                 card = items.device.index or 0
-                if deepest > GPU_MAX_K or not _gpu_works(card):
-                    raise RuntimeError("more than 2,048 neighbours, or no kernels for the card")
+                if deepest > GPU_MAX_K:
+                    raise RuntimeError(f"more than {GPU_MAX_K:,} neighbours")
+                if not _gpu_works(card):
+                    raise RuntimeError("faiss has no kernels for this card")
                 self._index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), card, self._index)
             self._index.add(items.cpu().numpy())
         except RuntimeError as error:

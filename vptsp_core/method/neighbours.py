@@ -20,7 +20,7 @@ from vptsp_core.method.torch_state import torch_defaults
 
 CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**30}  # for the scores and lists of one chunk; larger chunks are not faster
 CHUNK_ROWS = {"cpu": 512, "cuda": 2**20}  # on a CPU, more rows do not fit into its cache
-MIN_ROWS = 16  # BLAS has another method for smaller products: equal columns would differ in their last bits
+MIN_ROWS = 16  # BLAS computes smaller products by another method, in which equal columns differ in their last bits
 
 
 @torch_defaults()

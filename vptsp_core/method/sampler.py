@@ -31,12 +31,12 @@ class ClassBalancedSampler:
     ) -> None:  # fmt: skip
         order = np.argsort(labels, kind="stable")
         self.members = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
-        self.classes, self.k, self.seed = batch // samples_per_class, samples_per_class, seed
+        self.classes_per_batch, self.k, self.seed = batch // samples_per_class, samples_per_class, seed
         self.steps, self.in_turn = len(labels) // batch if steps is None else steps, in_turn
         self.shuffles: dict[int, list[np.ndarray]] = {}  # of each class, for `_turn`
-        if self.classes > len(self.members):
+        if self.classes_per_batch > len(self.members):
             raise DataError(
-                f"a batch draws {self.classes} classes, the training set has {len(self.members)}; "
+                f"a batch draws {self.classes_per_batch} classes, the training set has {len(self.members)}; "
                 "lower batch or raise samples_per_class"
             )
         if self.steps < 1:
@@ -48,27 +48,27 @@ class ClassBalancedSampler:
     def epoch(self, epoch: int) -> Iterator[np.ndarray]:
         """Yield the image indices of each batch of an epoch, (B,) int64. Epochs are counted from 0."""
         if self.in_turn:
-            yield from self._in_turn(epoch)
+            yield from self._epoch_in_turn(epoch)
             return
         rng = np.random.default_rng([self.seed, epoch])
         for _ in range(self.steps):
-            chosen = rng.choice(len(self.members), self.classes, replace=False)
+            chosen = rng.choice(len(self.members), self.classes_per_batch, replace=False)
             yield np.concatenate([self._draw(rng, self.members[c]) for c in chosen])
 
-    def _in_turn(self, epoch: int) -> Iterator[np.ndarray]:
+    def _epoch_in_turn(self, epoch: int) -> Iterator[np.ndarray]:
         drawn = np.zeros(len(self.members), np.int64)  # images drawn of each class so far
         for past in range(epoch):
-            for chosen in self._classes(past):
+            for chosen in self._draw_classes(past):
                 drawn[chosen] += self.k
-        for chosen in self._classes(epoch):
+        for chosen in self._draw_classes(epoch):
             yield np.concatenate([self._turn(c, drawn[c]) for c in chosen])
             drawn[chosen] += self.k
 
-    def _classes(self, epoch: int) -> Iterator[np.ndarray]:
-        """Yield the classes of each batch of an epoch, (B / k,), for `_in_turn`."""
+    def _draw_classes(self, epoch: int) -> Iterator[np.ndarray]:
+        """Yield the classes of each batch of an epoch, (B / k,), for `_epoch_in_turn`."""
         rng = np.random.default_rng([self.seed, epoch, 0])
         for _ in range(self.steps):
-            yield rng.choice(len(self.members), self.classes, replace=False)
+            yield rng.choice(len(self.members), self.classes_per_batch, replace=False)
 
     def _turn(self, c: int, start: int) -> np.ndarray:
         """Return k images (k,) of class ``c`` from position ``start`` on in the sequence of the class's shuffles."""

@@ -1,18 +1,17 @@
 """Keep the caller's settings of torch out of public functions, and leave the caller's random state unchanged.
 
-A public function runs under torch's default settings, so its numbers do not depend on the caller's. Afterwards the
-caller's random numbers continue as if the function had drawn none.
+A public function runs under torch's default settings, so its numbers do not depend on the caller's. Afterwards torch's
+random numbers continue as if the function had drawn none. (Nothing here draws from the global generators of NumPy and
+Python.)
 """
 
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
-import numpy as np
 import torch
 
 _IN_PUBLIC_CALL = ContextVar("inside of a public function", default=False)
@@ -24,7 +23,7 @@ def torch_defaults() -> Iterator[None]:
 
     Public functions have it as a decorator.
 
-    Afterwards the caller's settings are restored, and the random states of torch, NumPy and Python.
+    Afterwards the caller's settings are restored, and torch's random state.
     """
     dtype = torch.get_default_dtype()
     backends: Any = torch.backends
@@ -59,15 +58,12 @@ def torch_defaults() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _random_states_kept() -> Iterator[None]:
-    """Restore the random states of torch, NumPy and Python after the context."""
-    of_numpy, of_python, seed = np.random.get_state(), random.getstate(), torch.initial_seed()
-    started = torch.cuda.is_initialized()
+    """Restore torch's random state after the context."""
+    seed, started = torch.initial_seed(), torch.cuda.is_initialized()
     with torch.random.fork_rng(range(torch.cuda.device_count()) if started else []):
         try:
             yield
         finally:
-            np.random.set_state(of_numpy)
-            random.setstate(of_python)
             if not started:  # reading its state before would have started CUDA; torch seeds it when it starts
                 torch.cuda.manual_seed_all(seed)
 

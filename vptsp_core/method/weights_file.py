@@ -14,7 +14,7 @@ from torch import Tensor
 from vptsp_core.errors import WeightsError
 
 WRONG_STARTS = {b"version https://git-lfs": "a Git LFS pointer; run git lfs pull", b"<": "a web page"}
-OTHER_FAULT = "damaged, or not a .safetensors, .pth, .pt, .bin or .npz file"
+OTHER_FAULT = "damaged, or not a .safetensors, .pth, .pt, .bin, .ckpt or .npz file"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

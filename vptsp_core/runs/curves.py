@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,23 +31,22 @@ class Curves:
         self._written = 0  # rows
 
     def __call__(self, history: list[Any]) -> None:
-        """Write the values of a history (rows, by name) that are new. NaN is skipped.
-
-        Each value gets the time at which its epoch ended. For the last epoch this is now. For an earlier one it is now
-        minus the ``seconds`` of all epochs after it.
-        """
+        """Write the values of a history (rows, by name) that are new. NaN is skipped."""
         if self.writer is None:
             self.writer = self._open(self.folder, purge_step=0)
-        took = [0.0 if math.isnan(row.get("seconds", 0.0)) else row.get("seconds", 0.0) for row in history]
-        for at, row in enumerate(history[self._written :], start=self._written + 1):
-            epoch, ended = int(row["epoch"]), time.time() - sum(took[at:])
+        for row in history[self._written :]:
             for name, value in row.items():
                 if name != "epoch" and not math.isnan(value):
-                    self.writer.add_scalar(tag(name), value, epoch, walltime=ended)
+                    self.writer.add_scalar(tag(name), value, int(row["epoch"]))
         self._written = len(history)
         self.writer.flush()
         if self.then is not None:
             self.then(history)
+
+    def close(self) -> None:
+        """End the writer's thread, and close its file."""
+        if self.writer is not None:
+            self.writer.close()
 
 
 def tag(name: str) -> str:

@@ -152,7 +152,7 @@ def _as_image(image: Image.Image | str | Path) -> Image.Image:
     if isinstance(image, Image.Image):
         return to_rgb(image, as_shown=True)
     if not isinstance(image, str | Path):
-        raise DataError(f"{image!r} is not an image; give paths, PIL images, or one (N, 3, H, W) tensor")
+        raise DataError(f"a {type(image).__name__} is not an image; give paths, PIL images, or one (N, 3, H, W) tensor")
     return read_image(Path(image), as_shown=True)
 
 

@@ -45,7 +45,7 @@ class TrainedModel:
             ``config.method``.
         config: of the run that made the model.
         run: the hash of that run, or None if no run made the model.
-        metrics: of that run, fractions in [0, 1].
+        metrics: of that run (`Run.metrics`).
         data: the images of that run, as in its record (`Benchmark.record`).
         path: the run's folder or the file from which the model was loaded, if any.
     """

@@ -43,7 +43,8 @@ class Run:
 
     config: RunConfig
     path: Path  # its folder
-    metrics: dict[str, float]  # of retrieval, fractions in [0, 1], of the epochs that ``selection`` chooses
+    # Of retrieval, fractions in [0, 1], of the epochs that ``selection`` chooses; and ``epoch``, the one of R@1.
+    metrics: dict[str, float]
     # A row per epoch: loss, learning rates, seconds of training, and metrics if the epoch was evaluated.
     history: pd.DataFrame = field(repr=False)
     # Commit, versions, device, checksums of data and weights, parameters, times. If a run was cut short and resumed,
@@ -212,7 +213,7 @@ def verify(path: Path, record: Mapping[str, Any], *names: str) -> None:
     files = record.get("files", {})
     for name in (name for name in names if name in files):
         if not (path / name).is_file():
-            raise WeightsError(f"{path} holds no finished run ({name} is missing); {_AGAIN}")
+            raise WeightsError(f"{path / name}: missing; {_AGAIN}")
         if digest(path / name) != files[name]:
             fault = f"does not have the checksum in {RECORD} (damaged, edited, or another run's)"
             raise WeightsError(f"{path / name}: {fault}; {_AGAIN}")

@@ -16,7 +16,7 @@ from vptsp_core.system.host_memory import own_pages, pin, unpin
 class HostPrompts(ClassPrompts):
     """Row-wise `ClassPrompts` whose table and moments stay in host memory. This changes no numbers.
 
-    The GPU copies the rows in the order of its work: those of a batch after those that the step before put back. The
+    The copies are queued on the GPU, so it fetches a batch's rows only after the previous step's rows are back. The
     host does not wait for it, except in `flush`.
 
     The tables of ``prompts`` are copied into memory pages of their own, which are pinned for a GPU.

@@ -75,7 +75,7 @@ def fit_step(model: MetricModel, optimizers: Sequence[torch.optim.Optimizer]) ->
 @contextlib.contextmanager
 def memory_errors(when: str) -> Iterator[None]:
     """Turn errors of full memory and of a failing GPU into one line, which says ``when`` they happened.
-    Raises TrainingError: there was such an error. The run's folder still has the checkpoint of the epoch before.
+    Raises TrainingError: there was such an error. A checkpoint that was written before still exists.
     """
     try:
         yield

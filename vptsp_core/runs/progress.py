@@ -48,7 +48,7 @@ def training_line(folders: Iterable[Path]) -> str:
     """
     words = []
     for folder in folders:
-        with contextlib.suppress(OSError, ValueError):  # the file is missing, or half written
+        with contextlib.suppress(OSError, ValueError):  # the run has not begun, or has ended
             read = json.loads((folder / PROGRESS).read_text("utf-8"))
             method, digest = folder.name.split("-")[1:3]
             epoch = f" epoch {min(read['done'] + 1, read['epochs'])}/{read['epochs']}" if read["epochs"] else ""

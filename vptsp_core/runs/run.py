@@ -89,7 +89,7 @@ def run(
         on_epoch: called after every epoch with the history so far. If the run is finished already, it is not called.
         tensorboard: a folder. After every epoch the history is written for TensorBoard, to the run's subfolder. What
             is known only at the end (a frozen backbone, test metrics after held-out selection) and finished runs are
-            written by ``train --tensorboard`` only.
+            written only by the command ``train --tensorboard``.
 
     Raises:
         VptspError: something that the user can fix, in one line. No half-written files stay.
@@ -106,8 +106,7 @@ def run(
     if data and not Path(data).expanduser().is_dir():
         raise DataError(f"--data: there is no folder {Path(data).expanduser().absolute()}; check the path")
     path, benchmark = _path_and_images(config, folder, results, allow_partial)
-    if tensorboard is not None:
-        on_epoch = Curves(Path(tensorboard).expanduser() / path.name, on_epoch)
+    curves = None if tensorboard is None else Curves(Path(tensorboard).expanduser() / path.name, on_epoch)
     if benchmark is None and (path / METRICS).exists():
         benchmark = _images_to_compare(config.dataset, folder, allow_partial)
     if finished := from_main(lambda: finished_run(path, benchmark, light)):
@@ -138,13 +137,15 @@ def run(
             begun = time.perf_counter()
             history, parts, queries, weights = _train_and_evaluate(
                 config, benchmark, model, path, progress=progress, checkpointing=checkpointing, compile=compile,
-                on_epoch=on_epoch, part=lambda: part_of_run(record, model, time.perf_counter() - begun),
+                on_epoch=curves or on_epoch, part=lambda: part_of_run(record, model, time.perf_counter() - begun),
             )  # fmt: skip
             closed = close_record(record, parts)
             queries = {CLASS: benchmark.test.labels, **queries}
             return from_main(lambda: write_run(config, path, pd.DataFrame(history), closed, queries, weights))
     finally:
         end_workers()
+        if curves is not None:
+            curves.close()
         with contextlib.suppress(OSError):
             path.rmdir()  # does nothing if there is a checkpoint
 
@@ -247,6 +248,7 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
     workers = check_workers(workers)
     configs = list(configs)
     if launched():  # torchrun's processes share each run, and the first failure ends them all
+        start(pick_device(options.get("device")))  # before `is_main`
         shown = bar(configs, "runs", show=progress and is_main(), unit="runs")
         return [_one_of_many(config, progress=progress, **options) for config in shown]
     light = bool(options.get("light", True))

@@ -17,8 +17,9 @@ import pandas as pd
 from vptsp_core.method.loop import Row
 from vptsp_core.method.metrics import Scores
 
-HELD_OUT = "validation "  # a run's history has this prefix before the metrics on held-out training classes
-SCORES = {"validation": f"{HELD_OUT}R@1", "validation_map": f"{HELD_OUT}MAP@R"}  # chooses the epoch; otherwise R@1 does
+HELD_OUT = "validation "  # prefix of the metrics on held-out training classes in a run's history
+# The metric that chooses the epoch. With other selections it is R@1.
+SCORES = {"validation": f"{HELD_OUT}R@1", "validation_map": f"{HELD_OUT}MAP@R"}
 NOT_METRICS = ("epoch", "loss", "lr", "lr_proxy", "seconds")
 
 

@@ -27,7 +27,6 @@ from vptsp_core.runs.closed_form import PER_CLASS, class_means, discriminant, se
 from vptsp_core.system.distributed import from_first
 
 KEEP = 3.0  # bias of a GRU's gate between old and new: at first it keeps 95 % of P
-STAGES = ("released", "heads", "proxies", "all")  # each includes the ones before it
 
 
 @torch.no_grad()
@@ -43,23 +42,22 @@ def start_from_data(model: MetricModel, images: ImageSet) -> None:
     Raises DataError: all images are alike.
     """
     config, vit = model.config, model.vit
-    stage = STAGES.index(config.start)
-    if not stage:
+    if config.start == "released":
         return
     some = first_of_each(images, PER_CLASS)
     labels = torch.from_numpy(some.labels)
-    features = _features(model, some, _Tokens(model, labels) if stage == 3 else None)
+    features = _features(model, some, _Tokens(model, labels) if config.start == "all" else None)
     if (features - features[:1]).abs().max() <= 1e-4 * features.abs().max():  # equal but for rounding
         raise DataError(
-            f"{images.name}: the backbone sees no difference between the {len(some)} training images (copies of one?), "
-            "so no start can be made of them; look at the images, or set start=released"
+            f"{images.name}: the backbone gives all {len(some)} training images the same features (copies of one?), so "
+            "no start can be made of them; look at the images, or set start=released"
         )
     normed = F.layer_norm(features, features.shape[-1:])
     weight, bias = discriminant(normed, labels, config.embed_dim)
     for head in (vit.sample_head, vit.proxy_head):
         if head is not None:
             set_head(head, weight, bias)
-    if stage >= 2 and model.proxies is not None:
+    if config.start in ("proxies", "all") and model.proxies is not None:
         embeddings = F.normalize((normed @ weight.T + bias).mean(1), dim=-1)
         means = F.normalize(class_means(embeddings, labels), dim=-1)
         model.proxies.bias.copy_(means)

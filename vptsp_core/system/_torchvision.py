@@ -16,7 +16,7 @@ _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_library: torch.library.Library | None = None  # when a Library is collected, its operators disappear
+_library: torch.library.Library | None = None  # kept, because its operators end with it
 
 
 def prepare() -> None:

@@ -67,7 +67,7 @@ def _cpu_precision(width: int) -> tuple[torch.dtype | None, str]:
 def bf16_speedup(width: int) -> float:
     """Return how many times as fast as float32 a bf16 product of the backbone's shapes is.
 
-    Twenty of each alternate in one thread, whose own time is measured. So other work on the machine does not decide it.
+    It runs twenty of each alternately in one thread and measures that thread's CPU time, so other work hardly matters.
     """
     x, weight = torch.ones(1576, width), torch.ones(3 * width, width)  # QKV of eight images of 224 px
     spent = dict.fromkeys((torch.float32, torch.bfloat16), 0.0)
