@@ -13,7 +13,8 @@ all results: index.html.
 
   --profile   demo (default): embedded data, no download, no GPU needed
               smoke: the demo with a few steps per run
-              tiny: tables 1, 4, 5 and 7 and figures 3 and 4 on CUB-200 with a ViT-Ti, without a GPU
+              tiny: tables 1, 4, 5 and 7, figures 3 and 4, and what_holds and why_behind, on CUB-200 with a ViT-Ti, without
+                a GPU
               paper: the real benchmarks and weights
   --data      folder of the real data sets (profiles tiny and paper)
   --results   folder to write to (default: results/ in this checkout)

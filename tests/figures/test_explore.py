@@ -19,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from tests.figures.drawn import Flat, inside
 from vptsp_core import preset
 from vptsp_core.data import Benchmark
+from vptsp_core.data.folder import FileSet
 from vptsp_core.errors import DataError, VptspError
 from vptsp_core.figures import gallery, views, zoom
 from vptsp_core.figures.explore import Opened, attention, finished_runs, open_run, proxies, retrieval, widgets
@@ -157,7 +158,7 @@ def test_an_image_of_your_own_finds_every_image(opened, tmp_path):
     for query in (picture, tmp_path / "own.png"):
         found = retrieval.neighbours(opened, query, 3)
         assert found.right is None and found.places.tolist() == order.tolist()
-    own = retrieval.OwnImages({"my_bird.png": picture})
+    own = FileSet("own images", [tmp_path / "own.png"], np.zeros(1, int), ["my bird"], as_shown=True)
     where = {"near": found.places[None]}
     fig = gallery.retrieval_grid(own, opened.searched, {"own": [0]}, where, cosines={"near": found.cosines[None]},
                                  marked=False, asking="mine")  # fmt: skip

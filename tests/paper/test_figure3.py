@@ -44,7 +44,7 @@ def test_each_panel_varies_one_key_and_shares_the_run_of_table_1(panel):
         assert base.hash() in [point.config.hash() for point in points]
         for point in points:
             value = getattr(point.config, sweep.key)
-            assert base.replace(**{sweep.key: value}) == point.config and value in sweep.values[profile]
+            assert base.replace(**{sweep.key: value}) == point.config and value in sweep.points_of(profile)
             assert panel == "a" or point.x == value
         assert [point.x for point in points] == sorted({point.x for point in points})
 

@@ -63,7 +63,7 @@ def test_the_gap_is_drawn_for_every_kind_and_moment():
     columns = pd.MultiIndex.from_product([["O", "P", "Q"], ["own centroid", "nearest other", "margin"]])
     table = pd.DataFrame(np.arange(27.0).reshape(3, 9) / 27, columns=columns)
     fig = gap.gap(table, [0, 2, 4])
-    assert [ax.get_title() for ax in fig.axes] == ["original proxy O", "semantic proxy P", "composed proxy Q"]
+    assert [ax.get_title() for ax in fig.axes] == ["ordinary proxy O", "semantic proxy P", "mixed proxy Q"]
     assert [text.get_text() for text in fig.legends[0].get_texts()][2].startswith("margin")  # the shaded area
     for ax, kind in zip(fig.axes, "OPQ", strict=True):
         own, other = ax.lines

@@ -87,7 +87,7 @@ def test_a_recording_is_stored_and_read_and_a_damaged_or_foreign_one_is_refused(
 
 @pytest.mark.parametrize("changes", [dict(dataset="own"), dict(method="frozen", bitfit=False)], ids=str)
 def test_own_images_and_the_frozen_backbone_are_refused(tmp_path, changes):
-    with pytest.raises(VptspError, match="first steps are recorded of training on a benchmark"):
+    with pytest.raises(VptspError, match="first steps are recorded only on benchmarks"):
         record_first_steps(preset("smoke").replace(**changes), results=tmp_path)
 
 

@@ -172,6 +172,7 @@ def test_a_map_shows_spread_classes_and_short_names():
     assert len(chosen) == 30 == len(set(chosen)) and np.isin(labels[chosen], [2, 7]).sum() == 16
     assert len(pick_points(labels, [2], 1000)) == 80
     assert short_name("012.A_very_long_name_of_some_bird") == "A very long name of s…"
+    assert short_name("St._Bernard") == "St. Bernard"
 
 
 def test_rows_that_the_paper_has_equal_have_no_verdict():

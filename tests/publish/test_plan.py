@@ -45,6 +45,9 @@ def test_finished_and_missing_runs_are_listed_with_their_time(tmp_path, monkeypa
     asking(tmp_path, "c_runs", "session.asks(preset('smoke', seed=0), light=False)")
     out = tmp_path / "results" / "smoke"
     light = finished(out).path
+    damaged = out / "runs" / "smoke-full-0123456789ab" / "metrics.json"
+    damaged.parent.mkdir()
+    damaged.write_text("{}")
     (light / "model.safetensors").unlink()
     assert runner.run_notebooks("smoke", None, tmp_path / "results", folder=tmp_path, dry=True) == 0
     second, third = (run_folder(preset("smoke", **each), out).name for each in (dict(seed=1), dict(seed=2, epochs=2)))

@@ -179,9 +179,9 @@ def _augment(
         for i in part:
             out[i].copy_(resize_one(pixels, *images[i], size, mode)).div_(255).sub_(mean).div_(std)
 
-    own, threads = torch.get_num_threads(), _threads()
+    before, threads = torch.get_num_threads(), _threads()
     list(_pool(threads).map(work, (range(i, len(boxes), threads) for i in range(threads))))
-    torch.set_num_threads(own)  # a thread of the pool also sets the number for later threads
+    torch.set_num_threads(before)  # a thread of the pool also sets the number for later threads
     return out
 
 

@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_argument("--allow-partial", action="store_true", help=ALLOW_PARTIAL)
     cache.add_argument("--cache", metavar="DIR",
                        help="default: the environment's VPTSP_CACHE, or else .vptsp-cache in the data folder; for your "
-                       "own images in ./results")  # fmt: skip
+                       "own images in the results folder")  # fmt: skip
     return parser
 
 

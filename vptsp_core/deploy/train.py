@@ -61,9 +61,9 @@ def main(argv: Sequence[str]) -> int:
     files.add_argument("--data", metavar="DIR", help="folder of the data sets: DIR/cub200/images/... (default: the "
                        "environment's VPTSP_DATA)")  # fmt: skip
     files.add_argument("--allow-partial", action="store_true", help="accept an incomplete data set, with a warning")
-    files.add_argument("--results", metavar="DIR", help="default: results")
-    files.add_argument("--cache", metavar="DIR", help="decoded images (default: .vptsp-cache in --data, for your own "
-                       "images in --results)")  # fmt: skip
+    files.add_argument("--results", metavar="DIR", help="default: VPTSP_RESULTS, or else ./results")
+    files.add_argument("--cache", metavar="DIR", help="decoded images (default: VPTSP_CACHE, or else .vptsp-cache in "
+                       "--data; for your own images in --results)")  # fmt: skip
     files.add_argument("--tensorboard", metavar="DIR", help="curves after every epoch and a retrieval grid at the end")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")

@@ -38,14 +38,14 @@ CLASS_COLOURS = (
     BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, "#E3D200", "#7B3294", "#8C510A", "#004D40", "#FF7F9F",
 )  # fmt: skip
 FAMILIES = {  # of the methods in table 1: colour and marker
-    CLOSED: (GREY, "P"), FULL: (BLACK, "s"), "Linear probing": (SKY, "o"), "BitFit": (SKY, "o"),
+    FULL: (BLACK, "s"), "Linear probing": (SKY, "o"), "BitFit": (SKY, "o"),
     "Adapter": (GREEN, "D"), LORA: (PURPLE, "P"), "VPT": (BLUE, "^"), "VPTSP-M": (ORANGE, "v"),
     "VPTSP-G": (VERMILION, "*"),
 }  # fmt: skip
 FORM_COLOURS = {  # of the forms of a training step in table 10
     "compiled": BLUE, "eager": SKY, "textbook": GREEN, "released": VERMILION, "released, no checkpointing": ORANGE,
 }  # fmt: skip
-PROXIES = {"O": ("v", "original proxy O"), "P": ("s", "semantic proxy P"), "Q": ("*", "composed proxy Q")}
+PROXIES = {"O": ("v", "ordinary proxy O"), "P": ("s", "semantic proxy P"), "Q": ("*", "mixed proxy Q")}
 # Fonts of Linux, Windows and macOS for class names in scripts that DejaVu Sans lacks. The installed ones are used.
 OTHER_FONTS = ("Noto Sans CJK JP", "Noto Sans Devanagari", "Microsoft YaHei", "Malgun Gothic", "Arial Unicode MS")
 LIGHT = 0.5  # opacity of the paper's series
@@ -178,7 +178,7 @@ def _method(ax: Axes, row: Mapping[Any, Any], x: str, y: str, opacity: float) ->
     """Draw one method of table 1: a point, or a dashed line if nothing is trained or the method has no mark."""
     family = row["label"].removesuffix(" + BitFit")
     if family not in FAMILIES or not row[x] > 0:
-        ax.axhline(row[y], color=GREY, linestyle="--", alpha=opacity, label=row["label"])
+        ax.axhline(row[y], color=GREY, linestyle=":" if family == CLOSED else "--", alpha=opacity, label=row["label"])
         return
     colour, marker = FAMILIES[family]
     hollow = not (row["label"].endswith("BitFit") or family.startswith("Full"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -69,7 +70,7 @@ def short_name(name: str) -> str:
     if name.startswith("U+"):
         code = name.split()[0]
         return f"{chr(int(code[2:], 16))}  ({code})"
-    words = name.split(".", 1)[-1].replace("_", " ")
+    words = re.sub(r"^\d+\.", "", name).replace("_", " ")
     return words if len(words) <= 22 else words[:21].rstrip() + "…"
 
 

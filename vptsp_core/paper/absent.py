@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from vptsp_core.data import find_folder
 from vptsp_core.data.catalog import CATALOG
 from vptsp_core.method.config import RunConfig
 from vptsp_core.paper.report import place
+from vptsp_core.system.places import from_root
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class AbsentData:
     """A data set whose folder is missing.
 
     Attributes:
-        fault: that it is missing, and why.
+        fault: a text that says that it is missing, and why.
         get: the command that gets it.
         run: the command that then makes the notebook's runs.
     """
@@ -47,7 +47,7 @@ def absent_data(config: RunConfig, data: str | Path | None, notebook: str, folde
     if data is not None and (find_folder(place(data), known) if known else place(data)).is_dir():
         return None
     why = "no folder was given" if data is None else f"there is no {known.folder if known else ''}/ in {data}"
-    where = os.path.relpath(place(folder.parent), place(""))
+    where = from_root(place(folder.parent))
     profile = "tiny" if folder.name == "tiny" else "paper"
     run = f"./run_all.sh --profile {profile} --data DIR --only {notebook}"
     run += f" --results {shlex.quote(where)}" if where != "results" else ""

@@ -37,8 +37,9 @@ def _claims(table: int, above: str, *below: str) -> list[Claim]:
     return [Claim(table, above, row) for row in below]
 
 
-# The best row of each table above all others; in table 1 also a row above the same one without its last part (BitFit,
-# adapters, prompts, P, the GRU), and every row against full fine-tuning. Rows that the paper has equal are no claim.
+# Each claim is an order of two rows in the paper. Tables 1, 5 and 7: the best row above every other row. Table 1 also:
+# a row and the same row without one part (BitFit, adapters, prompts, P or the GRU), whichever the paper has higher;
+# and each row and full fine-tuning. Rows that are equal in the paper are left out.
 CLAIMS = [
     *_claims(1, BEST, FULL, "Linear probing", "BitFit", "Adapter", "Adapter + BitFit", "VPT", "VPT + BitFit", "VPTSP-M",
              "VPTSP-M + BitFit", "VPTSP-G"),

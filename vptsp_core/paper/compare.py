@@ -121,11 +121,8 @@ def _finished(config: RunConfig, results: Path, light: bool) -> bool:
 
 
 def _refusal(backbone: str, weights: str, image_size: int) -> str:
-    """Return why a backbone cannot be used, or "". Its class is checked first, before its weights are downloaded."""
+    """Return why a backbone cannot be used, or ""."""
     try:
-        if backbone != "demo_vit":
-            with torch.device("meta"):
-                load_backbone(backbone, "random", image_size)
         load_backbone(backbone, weights, image_size)
     except VptspError as error:
         return str(error)

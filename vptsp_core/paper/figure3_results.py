@@ -106,7 +106,8 @@ def table(panel: Panel) -> pd.DataFrame:
 
 
 def maxima(panels: Sequence[Panel]) -> pd.DataFrame:
-    """Return the x and the height of each curve's highest R@1, one row per panel: the paper's two curves, and ours.
+    """Return where each curve has its highest R@1, and how high it is: a row per panel, and a column for each curve
+    (the paper's two, and ours).
 
     The cell of a curve with fewer than two points is empty.
     ``not clearly below`` lists the x of our points whose difference to our highest could be chance. ``the paper's

@@ -61,7 +61,8 @@ def record_first_steps(
     """
     if config.dataset in OWN or config.method == "frozen":
         raise VptspError(
-            f"first steps are recorded of training on a benchmark, not of {config.dataset}, {config.method}"
+            f"dataset = {config.dataset!r}, method = {config.method!r}: first steps are recorded only on benchmarks "
+            "and for methods that train"
         )
     path, folder = stored_at(config, results), data_folder(config.dataset, data)
     if path.is_file():

@@ -162,7 +162,7 @@ def marked(table: pd.DataFrame, paired: pd.DataFrame, reference: str) -> pd.Data
 
 
 def distance(row: Any) -> str:
-    """Return a row of `compare_paired` as text, such as "-1.2 [-2.0, -0.4]", with `CHANCE` before it if it could be."""
+    """Return a row of `compare_paired` as text, such as "-1.2 [-2.0, -0.4]", with `CHANCE` if it could be chance."""
     # A bound such as -0.01 becomes -0.0, because +0.0 would say that the interval contains 0.
     text = f"{row.difference:+z.1f} [{row.low:+.1f}, {row.high:+.1f}]"
     return "" if np.isnan(row.difference) else f"{CHANCE} {text}" if row.chance else text

@@ -65,7 +65,7 @@ def tune(
     tell: Callable[[str], None] | None = None,
     **options: Any,
 ) -> optuna.Study:
-    """Search table 9's space for the highest R@1 of `base`. Return the study when all its trials are finished.
+    """Search table 9's space, starting from `base`, for the config with the highest R@1. Return the finished study.
 
     Args:
         base: the first trial; the other trials change it. If its selection holds classes out, trials are judged by
@@ -188,7 +188,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--storage", metavar="URL", help="SQLAlchemy URL (default: search.db in the results folder)")
     parser.add_argument("--study", metavar="NAME", help="default: data set, backbone and method")
     parser.add_argument("--data", metavar="DIR", help="folder that holds the data sets (default: VPTSP_DATA)")
-    parser.add_argument("--results", metavar="DIR", help="default: ./results")
+    parser.add_argument("--results", metavar="DIR", help="default: VPTSP_RESULTS, or else ./results")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     parser.add_argument(
         "--best", metavar="FILE.json", help="the preset to write (default: presets/STUDY.json in the results folder)"

@@ -47,8 +47,6 @@ NEWER = {
     "AugReg (ImageNet-21k), ViT-B/16": "vit_base_patch16_224.augreg_in21k",
     "DINOv2, ViT-S/14": "vit_small_patch14_dinov2.lvd142m",
     "DINOv2, ViT-B/14": "vit_base_patch14_dinov2.lvd142m",
-    "DINOv3, ViT-S/16": "vit_small_patch16_dinov3.lvd1689m",
-    "DINOv3, ViT-B/16": "vit_base_patch16_dinov3.lvd1689m",
     "SigLIP 2, ViT-B/16": "vit_base_patch16_siglip_gap_224.v2_webli",
 }
 DEMO_PRETRAINED, DEMO_RANDOM = "demo ViT, pretrained (stand-in)", "demo ViT, random weights (stand-in)"

@@ -15,10 +15,10 @@ from vptsp_core.errors import VptspError, check_choice
 from vptsp_core.paper.report import CHANGED
 from vptsp_core.publish.html import TEMPLATES, figure, opening
 from vptsp_core.publish.manifest import RECORD, Manifest
-from vptsp_core.publish.parameters import FOLDER, declared, discover, from_root, read
+from vptsp_core.publish.parameters import FOLDER, declared, discover, read
 from vptsp_core.publish.tables import OURS, PAPER, Column, read_table, table_html
 from vptsp_core.system.files import write_bytes
-from vptsp_core.system.places import CHECKOUT
+from vptsp_core.system.places import CHECKOUT, from_root
 
 PROFILES = {
     "demo": "embedded data and a small backbone; takes minutes on a CPU",

@@ -160,9 +160,3 @@ def _assigned(cell: str) -> dict[str, Any]:
                     with contextlib.suppress(ValueError):
                         assigned[name] = ast.literal_eval(value)
     return assigned
-
-
-def from_root(path: str | Path) -> str:
-    """Return the path relative to the repository if it is inside (executed copies show it), otherwise absolute."""
-    full = Path(path).resolve()
-    return str(full.relative_to(CHECKOUT) if full.is_relative_to(CHECKOUT) else full)

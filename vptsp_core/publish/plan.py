@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vptsp_core.errors import VptspError
 from vptsp_core.method.config import RunConfig
 from vptsp_core.paper.absent import AbsentData, absent_data
 from vptsp_core.publish.manifest import is_finished, made_from
@@ -52,9 +53,11 @@ def show(work: Sequence[tuple[Path, Mapping[str, Any]]], data: str | Path | None
     """
     here = _device(made_with(pick_device(None)))
     measured: dict[tuple[Any, ...], list[float]] = {}
-    for run in (read_run(path.parent) for path in folder.glob(f"runs/*/{METRICS}")):
-        if _device(run.record) == here:
-            measured.setdefault(_kind(run.config), []).append(run.record["seconds"])
+    for path in folder.glob(f"runs/*/{METRICS}"):
+        with contextlib.suppress(VptspError):  # a damaged run says nothing about times
+            run = read_run(path.parent)
+            if _device(run.record) == here:
+                measured.setdefault(_kind(run.config), []).append(run.record["seconds"])
     missing: dict[Path, float | None] = {}  # {run folder: expected seconds}
     finished: set[Path] = set()
     absent: dict[str, AbsentData | None] = {}

@@ -23,7 +23,7 @@ from vptsp_core.publish.html import notebook_html
 from vptsp_core.publish.kernel import OneKernel
 from vptsp_core.publish.manifest import Manifest, is_finished, made_from
 from vptsp_core.publish.page import PROFILES, build
-from vptsp_core.publish.parameters import FOLDER, discover, from_root, panels_of, taken_parameters
+from vptsp_core.publish.parameters import FOLDER, discover, panels_of, taken_parameters
 from vptsp_core.publish.plan import show
 from vptsp_core.runs.folder import whole_path
 from vptsp_core.runs.progress import every, training_line
@@ -31,7 +31,7 @@ from vptsp_core.runs.workers import Workers, check_cluster, check_workers
 from vptsp_core.system.bars import EVERY, duration, is_log, say
 from vptsp_core.system.files import writable_folder, write_bytes
 from vptsp_core.system.locks import locked
-from vptsp_core.system.places import CHECKOUT
+from vptsp_core.system.places import CHECKOUT, from_root
 from vptsp_core.system.portable import cores, replace
 
 _MOST = 8  # processes that train the demo side by side; each needs about 700 MB

@@ -9,8 +9,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from vptsp_core.data import ImageSet
-from vptsp_core.data.folder import to_rgb
 from vptsp_core.errors import DataError
 from vptsp_core.figures.explore import Opened
 from vptsp_core.method.neighbours import nearest_neighbours
@@ -29,22 +27,6 @@ class QueryNeighbours:
     cosines: np.ndarray
     places: np.ndarray
     right: np.ndarray | None
-
-
-class OwnImages(ImageSet):
-    """Images of unknown class. Each is a class of its own, named like its file."""
-
-    def __init__(self, images: dict[str, Image.Image]) -> None:
-        super().__init__("own images", np.arange(len(images)), list(images))
-        self._images = [to_rgb(image, as_shown=True) for image in images.values()]
-
-    def image(self, index: int) -> Image.Image:
-        """Return image ``index`` as RGB."""
-        return self._images[index]
-
-    def fingerprint(self) -> str:
-        """Return nothing: no record names these images."""
-        return ""
 
 
 def neighbours(opened: Opened, query: int | Path | Image.Image, k: int) -> QueryNeighbours:

@@ -24,7 +24,7 @@ from vptsp_core.figures.explore.retrieval import neighbours
 from vptsp_core.figures.gallery import RIGHT, WRONG, thumbnail
 from vptsp_core.figures.style import BLACK, GREY
 from vptsp_core.figures.umap import short_name
-from vptsp_core.paper.report import place as from_root
+from vptsp_core.paper.report import place as of_checkout
 from vptsp_core.paper.report import watched
 
 SHOWN = 40  # thumbnails of a class, at most
@@ -124,7 +124,7 @@ class QueryExplorer:
 
     def _named(self, path: str) -> None:
         if path:
-            self.ask(from_root(path))
+            self.ask(of_checkout(path))
 
     def ask(self, query: int | Path) -> None:
         """Show the neighbours of ``query`` (see `retrieval.neighbours`), or the message of an error."""
