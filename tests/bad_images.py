@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,4 +169,5 @@ def odd_images() -> Iterator[tuple[str | bytes, bytes, np.ndarray, int]]:
 
     yield "a png.jpg", saved(photo), PHOTO, 0
     yield "zo\u00eb \u2603 \u05d0\u05d1\u202e \n \U0001f426.png", saved(photo), PHOTO, 0
-    yield b"\xff\xfe, which is not UTF-8.png", saved(photo), PHOTO, 0
+    if sys.platform == "linux":  # other systems have no such names
+        yield b"\xff\xfe, which is not UTF-8.png", saved(photo), PHOTO, 0

@@ -1,6 +1,7 @@
 """Set up all tests: one thread on the CPU, so that small tensors are fast and no result depends on the machine."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,4 +35,7 @@ LONG = (
 
 
 def pytest_collection_modifyitems(items: list) -> None:
+    for item in items:
+        if sys.platform != "linux" and (mark := item.get_closest_marker("linux")):
+            item.add_marker(pytest.mark.skip(reason=mark.args[0]))
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))

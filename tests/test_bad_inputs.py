@@ -220,6 +220,7 @@ def test_a_step_that_fails_is_one_line_and_the_run_resumes(desk, error, message)
     resumes_to_the_same_numbers(desk)
 
 
+@pytest.mark.linux("needs /proc")
 def test_a_disk_that_is_full_at_a_checkpoint_is_one_line_and_the_run_resumes(desk):
     synced = []
 

@@ -166,6 +166,7 @@ def test_paths_that_name_a_file_of_the_folder(tmp_path):
             load_benchmark("folder", folder)
 
 
+@pytest.mark.linux("needs a file system that tells case and forms of accents apart")
 def test_paths_in_another_case_or_with_accents_stored_otherwise(tmp_path):
     """The table is from macOS and the images are from Linux, or the reverse. Both forms of a name look the same."""
     decompose, compose = (functools.partial(unicodedata.normalize, form) for form in ("NFD", "NFC"))
@@ -187,6 +188,7 @@ def test_paths_in_another_case_or_with_accents_stored_otherwise(tmp_path):
         load_benchmark("folder", tmp_path)
 
 
+@pytest.mark.linux("needs a file system that tells case and forms of accents apart")
 def test_classes_that_look_alike(tmp_path):
     put(tmp_path, TWELVE | {unicodedata.normalize(form, "Möwe"): 2 for form in ("NFC", "NFD")})
     with pytest.warns(UserWarning, match="differ only in case, spaces or how letters are stored; if they are one"):
