@@ -110,7 +110,7 @@ def test_files_that_are_not_weights(desk):
         desk.data: "weights DIR/data: a folder, no file; give a .safetensors or .pth file",
         "": "weights is empty; give a .safetensors or .pth file, or leave it out",
         desk.root / "w.onnx": "weights DIR/w.onnx: unreadable (damaged, or not a .safetensors, .pth, "
-        ".pt, .bin or .npz file); get the file again",
+        ".pt, .bin, .ckpt or .npz file); get the file again",
         desk.root / "whole.safetensors": "weights DIR/whole.safetensors: norm.bias is not a floating-point tensor; "
         "save model.state_dict()",
         desk.root / "infinite.safetensors": "weights DIR/infinite.safetensors: norm.bias holds values that are not "
