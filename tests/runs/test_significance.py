@@ -86,11 +86,7 @@ def test_with_unequal_classes_it_is_the_textbook_form_of_bell_and_mccaffrey():
     ("sizes", "most"),
     [
         ([100, 10], 1),
-        ([100, 10, 10], 1),
-        ([30] * 4, 0.99),
         ([200, 20, 20, 10, 10], 0.99),
-        ([600] + [20] * 30, 0.97),
-        ([30] * 100, 0.97),
         (500 // np.arange(1, 101), 0.97),
     ],
 )
@@ -110,20 +106,6 @@ def test_two_classes_that_agree_by_chance_do_not_make_a_difference_clear():
     gained = np.tile(np.repeat([100.0, 0.0], [2, 58]), 2)[:, None]
     low, high = significance.interval(gained, np.zeros((120, 1)), np.repeat([0, 1], 60))
     assert low < 0 < high
-
-
-def test_the_interval_covers_the_truth_as_often_as_it_says(tmp_path):
-    """400 experiments of 200 queries whose true mean difference is 2 points."""
-    rng = np.random.default_rng(3)
-    base = rng.random(200).astype(np.float32)
-    runs = [run_with(tmp_path, "base", R_1=base)]
-    runs += [run_with(tmp_path, f"{i}", R_1=base + rng.normal(0.02, 0.2, 200)) for i in range(400)]
-    labels = [run.path.name for run in runs]
-    found = significance.compare_paired(runs, labels, "base", metrics=["R@1"])["R@1"].drop("base")
-    covered = ((found["low"] <= 2) & (found["high"] >= 2)).mean()
-    assert 0.92 < covered < 0.975, "95 %, plus or minus two and a half standard errors"
-    held = (found["low"] <= 0) & (found["high"] >= 0)
-    assert (held == found["chance"]).all() and 0.5 < held.mean() < 0.9, "power of about 0.3"
 
 
 def test_pairing_sees_what_two_separate_intervals_would_not(tmp_path):

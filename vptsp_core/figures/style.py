@@ -148,7 +148,7 @@ def methods(
     Args:
         ours, paper: columns ``label`` (see `paper.methods.METHODS`), ``x`` in millions, ``ys`` in percent. ``ours`` can
             also have intervals, ``<y> ±``. If ``x`` is NaN or 0 (nothing is trained), or `FAMILIES` has no mark for
-            the method, the row becomes a dashed line. If ``ours`` is empty, the left panels are missing.
+            the method, the row becomes a line. If ``ours`` is empty, the left panels are missing.
         unclear: {y: labels} from `runs.significance.unclear`: the difference to the ``reference`` could be chance.
             These points are ringed, and the legend explains the ring.
     """
