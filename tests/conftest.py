@@ -13,7 +13,8 @@ import vptsp_core  # noqa: F401  (before any test imports timm: it lets timm imp
 from vptsp_core.data.glyphs import load_glyphs
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch reads it at the first use of CUDA; the tests expect a CPU's numbers
-for name in ("VPTSP_DATA", "VPTSP_CACHE", "VPTSP_RESULTS", "HF_HUB_OFFLINE"):
+# The last two are read when timm is imported, which is later.
+for name in ("VPTSP_DATA", "VPTSP_CACHE", "VPTSP_RESULTS", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
     os.environ.pop(name, None)
 torch.set_num_threads(1)
 load_glyphs.__defaults__ = (5, 40, 0)  # 5 images per class, not 20: a small run mostly draws and embeds them
@@ -36,6 +37,7 @@ LONG = (
 
 def pytest_collection_modifyitems(items: list) -> None:
     for item in items:
-        if sys.platform != "linux" and (mark := item.get_closest_marker("linux")):
-            item.add_marker(pytest.mark.skip(reason=mark.args[0]))
+        for system, here in (("linux", sys.platform == "linux"), ("posix", os.name == "posix")):
+            if not here and (mark := item.get_closest_marker(system)):
+                item.add_marker(pytest.mark.skip(reason=mark.args[0]))
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.linux("needs forks")
+@pytest.mark.posix("needs forks")
 def test_a_killed_run_ends_like_one_that_was_left_alone():
     command = [sys.executable, "tests/kill_resume.py", "--kills", "2", "--seed", "44"]
     command += ["--cases", "rowwise adamw gru dropout"]

@@ -124,7 +124,7 @@ def test_a_program_is_not_read_as_an_image(tmp_path, monkeypatch):
     assert not ran.exists()
 
 
-@pytest.mark.linux("needs a named pipe")
+@pytest.mark.posix("needs a named pipe")
 def test_a_pipe_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "a.jpg")
     with pytest.raises(DataError, match=r"image .*a.jpg: not a regular file; replace it"):

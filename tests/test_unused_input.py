@@ -140,3 +140,8 @@ def test_the_notebooks_refuse_a_key_that_no_run_reads(tmp_path):
     with pytest.raises(VptspError, match="--set: no run of profile 'smoke' reads momentum"):
         runner.check_use(work, {"changes": {"momentum": 0.5, "epochs": 2}}, "smoke")
     runner.check_use(work, {"changes": {"ema_keep": 0.5, "prompts": 2}}, "smoke")  # some rows read these
+
+
+def test_the_home_of_an_unknown_user_is_one_line(capsys):
+    assert main(["data", "check", "cub200", "--data", "~no_such_user_here/data"]) == 2
+    assert capsys.readouterr().err == "error: a path begins with ~ and an unknown user name; write the path in full\n"

@@ -69,6 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error.filename}: {error.strerror}; fix it, or name another place", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if "home directory" not in str(error):
+            raise
+        print("error: a path begins with ~ and an unknown user name; write the path in full", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as error:
         print(error.args[0] if error.args else "stopped; the same command resumes", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130

@@ -137,7 +137,7 @@ SETTINGS = (
 )  # fmt: skip
 
 
-@pytest.mark.linux("needs forks")
+@pytest.mark.posix("needs forks")
 def test_precision_by_torchs_newer_names():
     """After one of these settings, torch raises if it is asked by the older name. Each is made in a new process."""
     code = f"""if True:

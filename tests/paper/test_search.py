@@ -237,7 +237,7 @@ def test_validation_leaves_fewer_classes_to_draw_from(tmp_path, monkeypatch):
 # ---- several workers -----------------------------------------------------------------------------
 
 
-@pytest.mark.linux("needs forks")
+@pytest.mark.posix("needs forks")
 def test_workers_that_start_together_make_the_right_number_of_trials_and_agree_on_the_best(tmp_path, monkeypatch):
     """The first trial is the slowest and the best, so no worker may return before it has ended."""
     tune_module.load_benchmark("glyphs")
@@ -277,7 +277,7 @@ def test_a_results_folder_of_any_name_has_its_own_database(tmp_path, monkeypatch
     assert len(tune(BASE, 1, results=tmp_path / f"{name}other").trials) == 1, "another folder, another study"
 
 
-@pytest.mark.linux("needs forks")
+@pytest.mark.posix("needs forks")
 def test_the_trial_of_a_killed_worker_is_repeated(tmp_path, monkeypatch):
     context = multiprocessing.get_context("fork")
     begun = context.Event()

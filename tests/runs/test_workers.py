@@ -223,7 +223,7 @@ run_in_workers(shared_work.work, {folder / name: ("sleep", folder) for name in "
 """
 
 
-@pytest.mark.linux("sends signals to groups of processes")
+@pytest.mark.posix("sends signals to groups of processes")
 @pytest.mark.parametrize("how", ["ctrl-c", "kill -9"])
 def test_the_processes_end_with_the_one_that_started_them(tmp_path, how):
     """The script has no ``if __name__ == "__main__"``, but it must not run again in each process."""

@@ -75,7 +75,7 @@ def test_only_one_thread_holds_the_lock_even_if_file_and_folder_are_removed(tmp_
     assert most == [1] * 90 and not (tmp_path / "run" / "lock").exists()
 
 
-@pytest.mark.linux("needs fcntl")
+@pytest.mark.posix("needs fcntl")
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_file_system_without_locks_is_reported_in_one_line(tmp_path, monkeypatch, capsys, number):
     def refuse(*args):

@@ -54,7 +54,7 @@ for batch in loading.eval_batches(images, transform, 1, torch.device("cpu")):
 """
 
 
-@pytest.mark.linux("sends signals to groups of processes")
+@pytest.mark.posix("sends signals to groups of processes")
 @pytest.mark.parametrize("how", ["ctrl-c", "kill -9"])
 def test_no_data_worker_outlives_its_parent(tmp_path, how):
     """The script has no ``if __name__ == "__main__"``: it must not run again in each worker."""

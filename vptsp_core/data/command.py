@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises ConfigError: an option is empty.
     """
     args = _parser().parse_args(argv)
-    refuse_empty(vars(args))
+    refuse_empty({key: value for key, value in vars(args).items() if key in ("data", "cache")})
     unread = {_check: ("glyphs",), _info: ("glyphs", *OWN)}.get(args.call, ())
     if args.data and args.name in unread:
         raise DataError(f"--data {args.data}: it is not read for {args.name}; leave it out")

@@ -166,7 +166,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     path = Path(args.to).expanduser().absolute()
     if Path(args.run).expanduser().resolve() in (path.resolve(), path.resolve().parent):
-        raise VptspError(f"{path} is the exported model or one of its files, which must not change; name another place")
+        raise VptspError(f"{path} is the exported model or in its folder, which must not change; name another place")
     if path.suffix not in WRITERS:
         raise VptspError(f"{path}: unknown kind {path.suffix!r}; give {', '.join(WRITERS)}")
     WRITERS[path.suffix](path, load(args.run, "cpu", weights=args.weights))

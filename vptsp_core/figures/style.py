@@ -175,7 +175,7 @@ def methods(
 
 
 def _method(ax: Axes, row: Mapping[Any, Any], x: str, y: str, opacity: float) -> None:
-    """Draw one method of table 1: a point, or a dashed line if nothing is trained or the method has no mark."""
+    """Draw one method of table 1: a point, or a line if nothing is trained or the method has no mark."""
     family = row["label"].removesuffix(" + BitFit")
     if family not in FAMILIES or not row[x] > 0:
         ax.axhline(row[y], color=GREY, linestyle=":" if family == CLOSED else "--", alpha=opacity, label=row["label"])

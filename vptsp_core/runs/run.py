@@ -248,6 +248,8 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
     workers = check_workers(workers)
     configs = list(configs)
     if launched():  # torchrun's processes share each run, and the first failure ends them all
+        if options.get("deterministic"):
+            fix_cublas(options.get("device"))  # before the group starts CUDA
         start(pick_device(options.get("device")))  # before `is_main`
         shown = bar(configs, "runs", show=progress and is_main(), unit="runs")
         return [_one_of_many(config, progress=progress, **options) for config in shown]
