@@ -1,8 +1,8 @@
 """python -m vptsp_core tune: search table 9's space for the best configuration, as an Optuna study in a database.
 
-The first trial is the configuration that the search starts from, so the best trial is never worse. Every trial is an
-ordinary run and is found again by its hash. The same call resumes the study. Calls with the same database share its
-trials, on one machine or several. If a worker dies, its trial is repeated.
+The first trial is the configuration that the search starts from, so the best trial is never worse on the classes
+that judge it. Every trial is an ordinary run and is found again by its hash. The same call resumes the study. Calls
+with the same database share its trials, on one machine or several. If a worker dies, its trial is repeated.
 """
 
 from __future__ import annotations
