@@ -190,7 +190,7 @@ def test_its_metrics_take_finished_embeddings(clone, monkeypatch):
         {}, {"bitfit": True, "optimizer": "sgd", "samples_per_class": 2},
         {"accumulator": "ema", "samples_per_class": 2}, {"accumulator": "gru_tanh", "class_step": 1},
         {"class_optimizer": "rowwise", "gru_dropout": 0.2}, {"loss_margin": 0.2, "alpha": 0.1},
-        {"method": "vpt"}, {"method": "linear"}, {"method": "full", "bitfit": False},
+        {"method": "vpt"}, {"method": "linear"}, {"method": "full", "bitfit": False}, {"proxy_source": "encoder"},
     ],
 )  # fmt: skip
 def test_its_loss_is_ours(changes):

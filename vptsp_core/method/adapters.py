@@ -2,8 +2,8 @@
 
 The form is AdaptFormer's (Chen et al., "AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition",
 NeurIPS 2022, section 3.2): LayerNorm, a projection down, ReLU, a projection up, and a scale of 0.1. The VPTSP paper
-states neither position nor LayerNorm nor initialisation. The defaults of a run are those of the released code:
-parallel, after, lora. Two things in that code depart from AdaptFormer, and we do not follow them:
+does not say which of table 9's positions, LayerNorms and initialisations its rows have. The defaults of a run are those
+of the released code: parallel, after, lora. Two things in that code depart from AdaptFormer, and we do not follow them:
 
 - It scales before the LayerNorm that may follow the projection up. This LayerNorm cancels every scale.
 - It rebuilds each block that gets an adapter, with 12 heads and without biases of Q, K and V. A ViT-S/16 has 6 heads

@@ -57,7 +57,7 @@ def retrieval_metrics(
     - "R@k", for each k in ks: 1 if rel_i = 1 for some i <= k, otherwise 0. A query with R = 0 is a miss.
     - "MAP@R": (1/R) sum_{i<=R} P@i rel_i.
     - "MAP@R released": the same with R + 1 in both places. The released code counts the query as a member of its own
-      class, so a perfect embedding scores only R / (R + 1).
+      class, so a perfect embedding scores only R / (R + 1). (With a gallery, that code has only "MAP released".)
     - "R-precision": (1/R) sum_{i<=R} rel_i.
     - "MAP released", only with a gallery: the In-Shop MAP of the released code, sum_{i<=50} P@i rel_i divided by the
       number of hits in these 50 ranks; 0 without a hit.

@@ -65,8 +65,9 @@ class MetricModel(nn.Module):
 
     With ``bitfit``, every bias of the backbone learns too (Ben Zaken et al., "BitFit", ACL 2022).
 
-    Table 5 compares VPTSP's class embeddings p with others for the accumulator (``proxy_source``). Neither the paper
-    nor the released code says how the others are computed. In our forms, z are the pooled tokens of the sample tower:
+    Table 5 compares VPTSP's class embeddings p with others for the accumulator (``proxy_source``). "encoder" is the
+    released code's (options ``simple_proxies`` and ``simple_proxies_vpt``). The paper and that code do not say how
+    "sample" and "fixed_encoder" are computed. In these forms, z are the pooled tokens of the sample tower:
 
     =============  ===============================================================================
     proxy_source   p
@@ -222,8 +223,9 @@ def count_parameters(model: MetricModel) -> dict[str, int]:
 
     Returns:
         ``tunable``: the numbers that learn, with the class prompts of all classes. 0 if there is no epoch of training.
-        ``tunable released``: the same, counted as in table 1 of the paper: with only the class prompts of one batch.
-        With BitFit it includes the bias of the pretrained classifier, which is not used.
+        ``tunable released``: the same, counted nearly as in table 1 of the paper: with only the class prompts of one
+        batch (the paper's numbers fit 16 classes, the preset's batch has 32). With BitFit it includes the bias of the
+        pretrained classifier, which is not used; full fine-tuning lacks that classifier's weights.
         ``total``: the numbers in the backbone and in everything added to it.
     """
     unused = "vit.backbone.attn_pool."  # the backbone's own pooling, if the config chooses another

@@ -17,7 +17,8 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.method.lora import has_peft
 from vptsp_core.method.presets import table_preset
 
-# The preset of each profile. In the paper, tables 1, 4, 5 and 7 and the figures use CUB-200 and ViT-S/16.
+# The preset of each profile. In the paper, tables 1, 4, 5 and 7 and the figures use CUB-200 and ViT-S/16; tables 4
+# and 5 and figure 3 also Cars196.
 BASE = {"demo": "demo", "smoke": "smoke", "tiny": "cub200-vitti16", "paper": "cub200-vits16"}
 
 # Keys by which rows differ. ``changes`` of all runs must not set them, because two rows could become the same run.

@@ -155,7 +155,7 @@ def check_released(config: RunConfig) -> None:
         "method": config.method == "adapter",  # the clone's block with an adapter always has 12 heads and no QKV bias
         "optimizer": config.class_optimizer == "rowwise" and config.optimizer == "adam",
         "accumulator": semantic and config.accumulator not in ACCUMULATORS,
-        "proxy_source": semantic and config.proxy_source != "class_prompts",
+        "proxy_source": semantic and config.proxy_source not in ("class_prompts", "encoder"),
         "prompts": semantic and not (config.prompts and config.prompt_layers),
     }
     for key, is_wrong in wrong.items():
@@ -227,7 +227,7 @@ def _options(params: ModuleType, config: RunConfig, classes: int) -> argparse.Na
     parser = argparse.ArgumentParser()
     for name in ("basic_training", "scale_optimizing", "batch_creation", "batchmining_specific", "loss_specific"):
         parser = getattr(params, f"{name}_parameters")(parser)
-    semantic = config.method == "vptsp"
+    semantic, encoder = config.method == "vptsp", config.proxy_source == "encoder"
     values = {
         "pretrained_model": config.backbone, "n_classes": classes, "embed_dim": config.embed_dim,
         "batch_size": config.batch, "samples_per_class": config.samples_per_class, "world_size": 1,
@@ -235,7 +235,8 @@ def _options(params: ModuleType, config: RunConfig, classes: int) -> argparse.Na
         "vit_global_pooling": "avg" if config.pool == "avg" else "token",
         "vit_prompt": config.method in ("vpt", "vptsp"), "num_prompt": config.prompts,
         "prompt_depth": config.prompt_layers, "prompt_block_step": config.prompt_step,
-        "vit_proxy_net": semantic, "proxy_mix_bias": semantic, "num_p_prompt": config.class_prompts,
+        "vit_proxy_net": semantic, "proxy_mix_bias": semantic and not encoder, "simple_proxies": encoder,
+        "simple_proxies_vpt": encoder, "num_p_prompt": config.class_prompts,
         "p_prompt_depth": config.class_layers, "prompt_p_block_step": config.class_step,
         "prompt_memory_bank": semantic and config.class_optimizer == "rowwise",
         "semantic_mix_type": ACCUMULATORS.get(config.accumulator), "proxy_mix_keep_ratio": config.ema_keep,

@@ -6,7 +6,7 @@ The space is read from the table as printed (paper/table9_search_space.csv). We 
   the semantic proxy would give the same space, because 0.1, ..., 0.9 is symmetric.
 - "1|4|...|512" is 1 and the powers of two from 4 to 512. The table does not explain the dots.
 - The adapter's "kaiming uniform" is ``"lora"``, because LoRA initialises its down projection with it. "uniform" is
-  ``"bert"``, the other initialisation that the paper names.
+  ``"bert"``, the released code's other initialisation, which is normal and not uniform.
 - "layer_norm pre | post" puts the LayerNorm before or after the adapter.
 - An adapter's layers are the last blocks, a prompt's layers are the first blocks.
 """

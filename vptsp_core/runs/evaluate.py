@@ -22,7 +22,7 @@ RECALL_AT = {
     "inshop": (1, 10, 20, 30, 40, 50),
     "inaturalist": (1, 4, 16, 32),
     "glyphs": (1, 2, 4, 8, 10, 16, 20, 32, 100),  # all that the tables show, so that the demo can fill them
-}  # as the paper reports them; for other data sets 1, 2, 4, 8
+}  # the paper's ranks and the usual further ones; for other data sets 1, 2, 4, 8
 
 LONG_SEARCH = 10**9  # pairs of a query and an image; a search of more takes longer than about ten seconds on a CPU
 TOKENS_AT_ONCE = 3200  # on a CPU: few enough for its cache

@@ -1,6 +1,6 @@
 """Chooses the epoch that is reported for each metric, and keeps that epoch's per-query values.
 
-- released: each metric at its own best epoch ON THE TEST SET, like the published numbers
+- released: each metric at its own best epoch ON THE TEST SET, as the released code does for R@1 and MAP
 - last: the last epoch
 - validation: the epoch with the best R@1 on held-out training classes; only that epoch is evaluated on the test set
 - validation_map: the same with the best MAP@R
