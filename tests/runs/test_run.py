@@ -221,7 +221,7 @@ def test_queries_of_older_and_damaged_runs(tmp_path):
     with pytest.raises(WeightsError, match="queries.npz: unreadable .*run it again"):
         _ = read_run(done.path).queries
     file.unlink()
-    with pytest.raises(WeightsError, match="queries.npz is missing"):
+    with pytest.raises(WeightsError, match="queries.npz: missing; delete the folder and run it again"):
         _ = read_run(done.path).queries
     reseal_run(done.path)  # like a run of an older version, which did not keep them
     assert read_run(done.path).queries is None
