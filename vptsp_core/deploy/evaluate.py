@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     parser.add_argument("--backend", choices=BACKENDS, default="torch", help="library that searches (default: torch)")
     args = parser.parse_args(argv)
-    refuse_empty(vars(args))
+    refuse_empty({name: value for name, value in vars(args).items() if name != "run"})  # which is no option
     if launched():  # before anything can fail: the group knows which process failed
         start(pick_device(args.device))
     embedder = load(args.run, args.device, weights=args.weights)
