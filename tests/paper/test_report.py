@@ -111,10 +111,10 @@ def test_marked_by_hand():
 def test_selection_note():
     runs = [fake_run(), fake_run(method="frozen", bitfit=False), fake_run(1)]
     assert report.selection_note(runs) == (
-        "Epoch reported: the best epoch of each metric on the test set, as published."
+        "Epoch reported: the best epoch of each metric on the test set, as the released code does for R@1 and MAP@R."
     )
     mixed = report.selection_note([*runs, fake_run(selection="last")])
-    assert "published (2 run(s)); the last epoch (1 run(s))." in mixed
+    assert "MAP@R (2 run(s)); the last epoch (1 run(s))." in mixed
     assert "Epoch reported: none" in report.selection_note(runs[1:2]) and report.selection_note([]) == ""
 
 

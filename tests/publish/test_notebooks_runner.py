@@ -19,6 +19,7 @@ from vptsp_core.publish import manifest, runner
 from vptsp_core.publish.kernel import OneKernel
 from vptsp_core.publish.manifest import MadeRun, Manifest, Missing, is_finished, made_from
 from vptsp_core.publish.parameters import check_given, discover, panels_of, read, taken_parameters
+from vptsp_core.publish.session import Session
 from vptsp_core.runs.progress import write_progress
 
 PARAMETERS = 'profile = "demo"\ndata = None\nresults = "results"\nseeds = [0]'
@@ -288,6 +289,13 @@ def test_our_notebooks_keep_the_rules():
         if any("carry_out(" in cell.source or " many(" in cell.source for cell in code):
             assert {"data", "workers", "changes"} <= set(taken), path.name
     assert len(openings) == 1
+
+
+def test_a_notebook_without_rows_for_the_profile_tiny_refuses_it(tmp_path):
+    Session("table1_peft_methods", "tiny", str(tmp_path))
+    with pytest.raises(ConfigError, match="^table8_pretraining does not have the profile tiny; choose demo, smoke or"):
+        Session("table8_pretraining", "tiny", str(tmp_path))
+
 
 
 INJECTED = '# Parameters\nseeds = list(range(2))\nchanges = {"lr": float("nan")}'

@@ -181,7 +181,7 @@ def verdict(theirs: float, ours: Any) -> str:
 
 
 SELECTED = {
-    "released": "the best epoch of each metric on the test set, as published",
+    "released": "the best epoch of each metric on the test set, as the released code does for R@1 and MAP@R",
     "last": "the last epoch",
     "validation": "the best R@1 on held-out training classes; only this epoch was searched on the test set",
     "validation_map": "the best MAP@R on held-out training classes; only this epoch was searched on the test set",

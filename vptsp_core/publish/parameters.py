@@ -130,6 +130,12 @@ def check_given() -> None:
             raise ConfigError(f"parameter {name!r} must be of type {getattr(kind, '__name__', kind)}, not {value!r}")
 
 
+def check_profile(notebook: str, profile: str) -> None:
+    """Raise ConfigError if the notebook has no rows for the profile tiny, which has only CUB-200 and one backbone."""
+    if profile == "tiny" and notebook not in (*TINY, *WITH_PHOTOGRAPHS):
+        raise ConfigError(f"{notebook} does not have the profile tiny; choose demo, smoke or paper")
+
+
 def of_notebook(name: str) -> Any:
     """Return the parameter ``name`` of the notebook that runs here, or None if there is none."""
     from IPython.core.getipython import get_ipython

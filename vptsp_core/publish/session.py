@@ -26,7 +26,7 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.paper import compare, report
 from vptsp_core.paper.absent import AbsentData, absent_data
 from vptsp_core.publish.manifest import RECORD, MadeRun, Manifest, Missing
-from vptsp_core.publish.parameters import again, check_given, of_notebook
+from vptsp_core.publish.parameters import again, check_given, check_profile, of_notebook
 from vptsp_core.runs.folder import Run
 
 
@@ -45,11 +45,13 @@ class Session:
         trials: the number of trials of its search.
 
     Raises:
-        ConfigError: papermill gave a parameter that the notebook does not have, or one of the wrong type.
+        ConfigError: papermill gave a parameter that the notebook does not have, or one of the wrong type,
+            or the notebook does not have this profile.
     """
 
     def __init__(self, notebook: str, profile: str, results: str, data: str | None = None) -> None:
         check_given()
+        check_profile(notebook, profile)
         self.folder = report.place(results) / profile
         self.data = None if data is None else report.place(data)
         self.watched = report.watched()
