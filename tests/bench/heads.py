@@ -15,7 +15,7 @@ from vptsp_core.errors import ConfigError
 from vptsp_core.method.metrics import retrieval_metrics
 from vptsp_core.method.model import MetricModel
 from vptsp_core.runs.closed_form import PER_CLASS, discriminant, pooled_tokens
-from vptsp_core.runs.significance import interval
+from vptsp_core.runs.significance import estimate
 
 
 @torch.no_grad()
@@ -54,6 +54,6 @@ def compare_heads(model: MetricModel, benchmark: Benchmark, per_class: int = PER
             defined = ~np.isnan(first[metric])
             ours, theirs = (100 * each[metric][defined, None].astype(float) for each in (found.queries, first))
             rows[name][metric] = 100 * found[metric]
-            limits = interval(ours, theirs, benchmark.test.labels[defined])
-            rows[name][f"{metric} difference"] = [float(ours.mean() - theirs.mean()), *limits]
+            between = estimate(ours, theirs, benchmark.test.labels[defined])
+            rows[name][f"{metric} difference"] = [between.difference, *between.interval()]
     return rows

@@ -60,6 +60,8 @@ def test_verdicts(tmp_path):
     assert found.loc[f"{BEST} > Linear probing", ("MAP@R released", "verdict")] == "does not hold"
     assert found.loc[f"{BEST} > VPT", ("R@1", "verdict")] == NOT_RUN
     assert np.isnan(found.loc[f"{BEST} > VPT", ("R@1", "difference")])
+    corrected = found["R@1"]["corrected"]  # for the three claims that have runs
+    assert (corrected == found["R@1"]["verdict"]).all() and found.loc[f"{BEST} > BitFit", ("R@1", "p")] < 0.01
     shown = claims.shown(found)
     recall = shown["difference of R@1"]
     assert recall.loc[f"{BEST} > VPT", "ours"] == ""
@@ -69,6 +71,12 @@ def test_verdicts(tmp_path):
     runs[BEST][0].__dict__["queries"] = None
     found = claims.verdicts([run for run, _ in pairs], [name for _, name in pairs])
     assert found.loc[f"{BEST} > BitFit", ("R@1", "verdict")] == NOT_RUN  # it has no values per query
+
+
+def test_holm_corrects_by_hand_computed_values():
+    p = pd.Series({"a": 0.01, "not run": np.nan, "b": 0.04, "c": 0.03, "d": 0.005, "e": 0.9})
+    expected = {"a": 0.04, "not run": np.nan, "b": 0.09, "c": 0.09, "d": 0.025, "e": 0.9}  # 4 * 0.01, 3 * 0.03, ...
+    pd.testing.assert_series_equal(claims.holm(p), pd.Series(expected))
 
 
 def test_a_claim_whose_order_by_map_is_the_opposite_is_judged_by_that_order(tmp_path):

@@ -20,6 +20,7 @@ import vptsp_core
 from vptsp_core import load, preset, run
 from vptsp_core.__main__ import main
 from vptsp_core.data import load_benchmark
+from vptsp_core.deploy import evaluate as evaluate_command  # here, so that no test imports it while it is patched
 from vptsp_core.errors import ConfigError, TrainingError, VptspError, WeightsError
 from vptsp_core.method.backbone import load_backbone
 from vptsp_core.method.metrics import Scores
@@ -50,8 +51,7 @@ def benchmark(monkeypatch):
     monkeypatch.setattr(full.test, "labels", full.test.labels[keep])
     monkeypatch.setattr(full.test, "class_names", full.test.class_names[:12])
     monkeypatch.setattr("vptsp_core.runs.run.load_benchmark", lambda name, data, partial: full)
-    monkeypatch.setattr("vptsp_core.data.load_benchmark", lambda name, data, partial: full)
-    monkeypatch.setattr("vptsp_core.deploy.evaluate.load_benchmark", lambda name, data, partial: full)
+    monkeypatch.setattr(evaluate_command, "load_benchmark", lambda name, data, partial: full)
     return full
 
 

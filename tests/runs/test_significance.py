@@ -31,7 +31,7 @@ def test_identical_methods_could_be_chance_and_a_constant_difference_could_not(t
     runs, labels = [base, same, better], ["base", "same", "better"]
     found = significance.compare_paired(runs, labels, "base", metrics=["MAP@R"])["MAP@R"]
     assert list(found.index) == ["base", "same", "better"] and list(found.columns) == list(significance.COLUMNS)
-    assert found.loc["same"].tolist() == [0, 0, 0, True]
+    assert found.loc["same"].tolist() == [0, 0, 0, 1, True]
     np.testing.assert_allclose(found.loc["better", ["difference", "low", "high"]].astype(float), 25, rtol=1e-5)
     assert found.loc["better", "high"] - found.loc["better", "low"] < 1e-9 and found.loc["better", "chance"] is False
     assert found.loc["base"].isna().all()
@@ -43,9 +43,10 @@ def test_with_one_query_per_class_it_is_scipys_paired_t_test(tmp_path):
     other = np.where(rng.random(400) < 0.85, base, 1 - base).astype(np.float32)
     runs = [run_with(tmp_path, "a", R_1=base), run_with(tmp_path, "b", R_1=other)]
     found = significance.compare_paired(runs, ["a", "b"], "a", metrics=["R@1"])["R@1"].loc["b"]
-    theirs = stats.ttest_rel(100.0 * other.astype(float), 100.0 * base).confidence_interval(0.95)
+    theirs = stats.ttest_rel(100.0 * other.astype(float), 100.0 * base)
     assert found["difference"] == pytest.approx(100 * (other.mean() - base.mean()), abs=1e-4)
-    np.testing.assert_allclose([found["low"], found["high"]], theirs, rtol=1e-9)
+    expected = [*theirs.confidence_interval(0.95), theirs.pvalue]
+    np.testing.assert_allclose([found["low"], found["high"], found["p"]], expected, rtol=1e-9)
 
 
 def test_with_equal_classes_it_is_scipys_t_test_of_their_means(tmp_path):
@@ -77,7 +78,7 @@ def test_with_unequal_classes_it_is_the_textbook_form_of_bell_and_mccaffrey():
     eigenvalues = np.linalg.eigvalsh(np.stack(columns, 1).T @ np.stack(columns, 1))
     degrees = eigenvalues.sum() ** 2 / np.square(eigenvalues).sum()
     half = stats.t.ppf(0.975, degrees) * sum(terms) ** 0.5
-    found = significance.interval(values[:, None], np.zeros((count, 1)), classes)
+    found = significance.estimate(values[:, None], np.zeros((count, 1)), classes).interval()
     np.testing.assert_allclose(found, [values.mean() - half, values.mean() + half], rtol=1e-9)
     assert 1 < degrees < 3, "one class has two thirds of the queries"
 
@@ -96,7 +97,7 @@ def test_the_interval_covers_the_truth_if_queries_of_a_class_vary_together(sizes
     classes = np.repeat(np.arange(len(sizes)), sizes)
     for _ in range(1000):
         values = 2 + rng.normal(0, 5, len(sizes))[classes] + rng.normal(0, 10, len(classes))
-        low, high = significance.interval(values[:, None], np.zeros((len(values), 1)), classes)
+        low, high = significance.estimate(values[:, None], np.zeros((len(values), 1)), classes).interval()
         covered += low <= 2 <= high
     assert 0.92 < covered / 1000 <= most
 
@@ -104,7 +105,7 @@ def test_the_interval_covers_the_truth_if_queries_of_a_class_vary_together(sizes
 def test_two_classes_that_agree_by_chance_do_not_make_a_difference_clear():
     """Two queries of sixty are gained in each class, so the classes' means are equal."""
     gained = np.tile(np.repeat([100.0, 0.0], [2, 58]), 2)[:, None]
-    low, high = significance.interval(gained, np.zeros((120, 1)), np.repeat([0, 1], 60))
+    low, high = significance.estimate(gained, np.zeros((120, 1)), np.repeat([0, 1], 60)).interval()
     assert low < 0 < high
 
 
@@ -125,8 +126,9 @@ def test_seeds_alone_give_welchs_interval(tmp_path):
     labels = [name[0] for name in seeds]
     found = significance.compare_paired(runs, labels, "a", metrics=["MAP@R"])["MAP@R"]
     a, b = ([100 * value for name, value in seeds.items() if name[0] == label] for label in "ab")
-    theirs = stats.ttest_ind(b, a, equal_var=False).confidence_interval()
-    np.testing.assert_allclose(found.loc["b", ["low", "high"]].astype(float), theirs, rtol=1e-9)
+    theirs = stats.ttest_ind(b, a, equal_var=False)
+    expected = [*theirs.confidence_interval(), theirs.pvalue]
+    np.testing.assert_allclose(found.loc["b", ["low", "high", "p"]].astype(float), expected, rtol=1e-9)
     alone = stats.ttest_1samp(a, 25).confidence_interval()  # c has one seed, so only the reference's seeds matter
     np.testing.assert_allclose(-found.loc["c", ["high", "low"]].astype(float), np.array(alone) - 25, rtol=1e-9)
 
@@ -154,7 +156,7 @@ def test_how_often_an_interval_with_seeds_covers_the_truth(seeds, ratio, least, 
         query = rng.normal(0.02, 0.4, (100, 1))
         means = ratio * 0.04 * rng.normal(0, (1, 0.1), (seeds, 2))
         value, other = (means[:, side] + rng.normal(0, interaction, (100, seeds)) for side in (0, 1))
-        low, high = significance.interval(query + value, other, np.arange(100))
+        low, high = significance.estimate(query + value, other, np.arange(100)).interval()
         covered += low <= 0.02 <= high
     assert least < covered / 500 < 0.98
 
@@ -166,7 +168,7 @@ def test_seeds_that_differ_only_by_class_do_not_widen_the_interval(per_class):
     widths = []
     for _ in range(200):
         values = rng.normal(0, 0.4, (100, 5))
-        low, high = significance.interval(values[classes], np.zeros((len(classes), 1)), classes)
+        low, high = significance.estimate(values[classes], np.zeros((len(classes), 1)), classes).interval()
         widths.append((high - low) / (2 * 1.984 * values.mean(1).std(ddof=1) / 10))  # 1.984: Student's t, 99 degrees
     assert 1 <= np.median(widths) < 1.2
 

@@ -12,6 +12,7 @@ from vptsp_core import preset, run
 from vptsp_core.data import Benchmark, ImageSet
 from vptsp_core.data.batches import decoded, eval_batches
 from vptsp_core.data.holdout import held_out_classes, hold_out
+from vptsp_core.deploy import evaluate as evaluate_command  # here, so that no test imports it while it is patched
 from vptsp_core.errors import DataError
 from vptsp_core.method.metrics import Scores
 from vptsp_core.paper.report import record_table, selection_note, with_last_epoch
@@ -48,8 +49,7 @@ def benchmark(monkeypatch):
     log = []
     made = Benchmark("glyphs", Blots("train", log=log), Blots("test", 8, 1, log))
     monkeypatch.setattr("vptsp_core.runs.run.load_benchmark", lambda name, data, partial: made)
-    monkeypatch.setattr("vptsp_core.data.load_benchmark", lambda name, data, partial: made)
-    monkeypatch.setattr("vptsp_core.deploy.evaluate.load_benchmark", lambda name, data, partial: made)
+    monkeypatch.setattr(evaluate_command, "load_benchmark", lambda name, data, partial: made)
     return made
 
 

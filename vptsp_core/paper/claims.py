@@ -16,10 +16,10 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.paper import report, tables
 from vptsp_core.paper.methods import BEST, FULL, LORA, all_rows, configured, paper_labels, search_name, seeds_by_row
 from vptsp_core.runs.folder import METRICS, Run, read_run, run_folder
-from vptsp_core.runs.significance import compare_paired
+from vptsp_core.runs.significance import LEVEL, compare_paired
 
 METRIC_NAMES = ("R@1", "MAP@R released")
-NOT_RUN = "not run"
+NOT_RUN, CORRECTED = "not run", "corrected"
 
 
 class Claim(NamedTuple):
@@ -101,9 +101,10 @@ def verdicts(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
 
     Returns:
         A row per claim. ``table``; ``seeds``, as "3, 1", of the row above and the row below; and for each metric in
-        percentage points the ``paper``'s difference, our ``difference`` with its interval from ``low`` to ``high``, and
-        the ``verdict``: "holds", "does not hold", "undecided" (the interval contains 0), or "not run" (a row has no
-        runs, or none with values per query).
+        percentage points the ``paper``'s difference, our ``difference`` with its interval from ``low`` to ``high`` and
+        its p-value ``p``; the ``verdict``: "holds", "does not hold", "undecided" (the interval contains 0), or "not
+        run" (a row has no runs, or none with values per query); and the verdict ``corrected`` for the number of claims
+        that have runs (`holm`).
     """
     paper = printed()
     paired = {
@@ -118,12 +119,26 @@ def verdicts(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
             theirs = round(float(paper[metric][claim.above] - paper[metric][claim.below]), 2)  # as printed
             row[metric, report.PAPER] = theirs
             ours = paired[claim.below][metric].loc[claim.above] if all(count.values()) else None
-            for side in ("difference", "low", "high"):
+            for side in ("difference", "low", "high", "p"):
                 row[metric, side] = np.nan if ours is None else ours[side]
             row[metric, "verdict"] = (ours is not None and report.verdict(theirs, ours)) or NOT_RUN
         found.append(row)
     columns = pd.MultiIndex.from_tuples(found[0])
-    return pd.DataFrame([[*row.values()] for row in found], pd.Index(map(str, CLAIMS), name="claim"), columns)
+    table = pd.DataFrame([[*row.values()] for row in found], pd.Index(map(str, CLAIMS), name="claim"), columns)
+    for metric in METRIC_NAMES:
+        doubtful = holm(table[metric, "p"]) > 1 - LEVEL
+        table[metric, CORRECTED] = table[metric, "verdict"].mask(doubtful, "undecided")
+    return table
+
+
+def holm(p: pd.Series) -> pd.Series:
+    """Return p-values corrected for their number (Holm, "A simple sequentially rejective multiple test
+    procedure", 1979).
+
+    If those below 0.05 are called clear, the probability that any of them is chance is at most 0.05. NaN is left out.
+    """
+    ordered = p.dropna().sort_values()
+    return (ordered * np.arange(len(ordered), 0, -1)).cummax().clip(upper=1).reindex(p.index)
 
 
 def shown(compared: pd.DataFrame) -> pd.DataFrame:
@@ -135,6 +150,7 @@ def shown(compared: pd.DataFrame) -> pd.DataFrame:
         out[title, report.PAPER] = part[report.PAPER]
         out[title, report.OURS] = pd.Series(map(report.distance, part.itertuples()), part.index, dtype=object)
         out[title, report.ORDER] = part["verdict"]
+        out[title, CORRECTED] = part[CORRECTED]
     return pd.DataFrame(out)
 
 

@@ -9,7 +9,7 @@ interval covers other classes, and other seeds of each method that has several.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from vptsp_core.errors import ConfigError, DataError
 from vptsp_core.runs.folder import CLASS, Run
 
 LEVEL = 0.95
-COLUMNS = ("difference", "low", "high", "chance")
+COLUMNS = ("difference", "low", "high", "p", "chance")
 
 
 def compare_paired(
@@ -34,9 +34,9 @@ def compare_paired(
         metrics: names of per-query values (see `Run.queries`).
 
     Returns:
-        A row per label, in order of appearance, with columns (metric, "difference" | "low" | "high" | "chance"): the
-        mean of label - reference, its interval (`interval`), and whether the interval contains 0. The reference itself
-        has NaN, and so has a label if it or the reference has no values, or if all queries are of one class.
+        A row per label, in order of appearance, with columns (metric, one of `COLUMNS`): the mean of label - reference,
+        its interval from "low" to "high", its p-value (`estimate`), and whether the interval contains 0. The reference
+        itself has NaN, and so has a label if it or the reference has no values, or if all queries are of one class.
 
     Raises:
         ConfigError: the reference is not one of the labels.
@@ -57,10 +57,10 @@ def compare_paired(
             continue
         defined = ~np.isnan(np.hstack([base, *others.values()])).any(1)  # NaN: the gallery has no image of its class
         for label, each in others.items():
-            low, high = interval(each[defined], base[defined], classes[defined])
+            found = estimate(each[defined], base[defined], classes[defined])
+            low, high = found.interval()
             if not np.isnan(low):
-                difference = each[defined].mean() - base[defined].mean()
-                out.loc[label, metric] = [difference, low, high, low <= 0 <= high]
+                out.loc[label, metric] = [found.difference, low, high, found.p_value(), low <= 0 <= high]
     return out
 
 
@@ -72,8 +72,27 @@ def unclear(comparison: pd.DataFrame) -> dict[str, list[str]]:
     }
 
 
-def interval(values: np.ndarray, reference: np.ndarray, classes: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of ``values`` minus that of ``reference``, on the same N queries.
+class Estimate(NamedTuple):
+    """A difference of two means, its standard error, and the degrees of freedom of Student's t."""
+
+    difference: float
+    error: float
+    degrees: float
+
+    def interval(self) -> tuple[float, float]:
+        """Return the 95 % interval of the difference."""
+        half = float(stats.t.ppf((1 + LEVEL) / 2, self.degrees)) * self.error
+        return self.difference - half, self.difference + half
+
+    def p_value(self) -> float:
+        """Return the probability of a difference at least as far from 0 if the true one is 0 (two-sided)."""
+        if self.error == 0:
+            return float(self.difference == 0)
+        return float(2 * stats.t.sf(abs(self.difference) / self.error, self.degrees))
+
+
+def estimate(values: np.ndarray, reference: np.ndarray, classes: np.ndarray) -> Estimate:
+    """Return the mean of ``values`` minus that of ``reference``, on the same N queries, and how certain it is.
 
     The variance is that of the differences over classes, plus that of the seeds of each side (Searle, Casella &
     McCulloch, "Variance Components", 1992, chapter 4). The seeds' means also vary because seeds err on different
@@ -83,11 +102,11 @@ def interval(values: np.ndarray, reference: np.ndarray, classes: np.ndarray) -> 
 
     Args:
         values, reference: (N, seeds of this side) float64, without NaN.
-        classes: (N,), the class of each query. With fewer than two classes, the interval is NaN.
+        classes: (N,), the class of each query. With fewer than two classes, all is NaN.
     """
     names, places = np.unique(classes, return_inverse=True)
     if len(names) < 2:
-        return np.nan, np.nan
+        return Estimate(np.nan, np.nan, np.nan)
     differences = (values.mean(1) - reference.mean(1))[:, None]
     mean = float(differences.mean())
     over_classes, degrees = _variance_of_mean(differences - mean, places)
@@ -103,10 +122,9 @@ def interval(values: np.ndarray, reference: np.ndarray, classes: np.ndarray) -> 
             freedom.append(seeds - 1)
     variance = sum(parts)
     if variance == 0:
-        return mean, mean
+        return Estimate(mean, 0.0, np.inf)
     degrees = variance**2 / sum(part**2 / of for part, of in zip(parts, freedom, strict=True))
-    half = float(stats.t.ppf((1 + LEVEL) / 2, degrees)) * variance**0.5
-    return mean - half, mean + half
+    return Estimate(mean, variance**0.5, degrees)
 
 
 def _variance_of_mean(centred: np.ndarray, places: np.ndarray) -> tuple[float, float]:
