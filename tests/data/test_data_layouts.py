@@ -304,6 +304,7 @@ def test_a_partial_data_set_is_refused_with_all_differences_unless_it_is_accepte
     (message,) = [str(each.message) for each in caught]
     assert "1 query images instead of 2" in message and "\n" not in message
     assert benchmark.record()["partial"] == list(benchmark.differences) and len(benchmark.differences) == 5
+    assert str(root) in message and str(root) not in str(benchmark.record()), "a record is shared with others"
     assert names(benchmark.test) == [("01_1_front.jpg", "id_00000003")]
     assert benchmark.gallery.class_names == ("id_00000003", "id_00000001")
 

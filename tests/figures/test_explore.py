@@ -334,6 +334,20 @@ def shown(explorer) -> tuple[str, list[str]]:
     return unescape(plain(explorer.said.value)), [plain(card) for card in cards]
 
 
+def test_a_click_searches_once(opened, explorer, monkeypatch):
+    searched = []
+
+    def neighbours(opened, query, k):
+        searched.append(query)
+        return retrieval.neighbours(opened, query, k)
+
+    monkeypatch.setattr(widgets, "neighbours", neighbours)
+    for place in (2, 2, 0):
+        explorer.of_class_shown.children[place].children[0].click()
+    first = 3 * explorer.of_class.value
+    assert searched == [first + 2, first + 2, first]
+
+
 def test_a_click_chooses_the_query_and_the_marks_agree_with_its_class(opened, explorer):
     assert explorer.of_class.options[0][1] == explorer.of_class.value  # the lowest R@1
     assert len(explorer.of_class_shown.children) == 3

@@ -102,8 +102,12 @@ HASHES = {
 }  # fmt: skip
 
 
-def test_a_run_that_is_older_than_a_key_has_its_default():
+def test_a_run_that_is_older_than_a_key_has_the_value_that_it_used():
     base = preset("cub200-vits16", alpha=0.2)
+    before = {key: value for key, value in base.to_dict().items() if key not in ("pipeline", "start")}
+    older = base.replace(pipeline="classic")  # not today's default
+    assert base.pipeline == "cached" and RunConfig.from_dict(before) == older
+    assert RunConfig.from_dict(before).hash() == older.hash() != base.hash()
     older = {key: value for key, value in base.to_dict().items() if key != "lora_rank"}
     assert RunConfig.from_dict(older) == base and RunConfig.from_dict(older).hash() == base.hash()
 

@@ -162,6 +162,16 @@ def test_the_verdict_on_the_papers_maximum():
     assert tried("d", "paper", flat).maximum == "not run" and tried("d", "paper", {}).maximum == "not run"
 
 
+def test_runs_without_values_per_query_have_no_verdict():
+    flat = dict.fromkeys(("0", "0.2", "0.4", "0.6", "0.8", "1"), 0.5)
+    points = {point.label: point for point in figure3.points("d", "paper")}
+    metrics = dict.fromkeys(figure3_results.METRICS, 0.5)
+    runs = [Run(points[label].config, Path("r"), metrics, pd.DataFrame(), RECORD) for label in flat]
+    for each in runs:
+        each.__dict__["queries"] = None
+    assert figure3_results.outcome("d", list(points.values()), runs, list(flat)).maximum == "not run"
+
+
 def test_a_maximum_that_is_tied_or_that_ours_cannot_have():
     wide = dict.fromkeys(("32", "128", "256", "384", "512", "1024"), 0.5)  # the paper has 86.5 at 384 and at 1,024
     assert tried("c", "paper", wide | {"1024": 0.7, "384": 0.6, "512": 0.65}).maximum == "holds"

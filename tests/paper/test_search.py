@@ -220,7 +220,7 @@ def test_an_interrupted_trial_is_repeated_any_number_of_times(tmp_path, monkeypa
 
 def test_the_command_writes_the_best_as_a_preset(tmp_path, monkeypatch, capsys):
     made = fake(monkeypatch)
-    assert main(["tune", "--preset", "smoke", "--method", "full", "--trials", "2", "--results", str(tmp_path)]) == 0
+    assert main(["tune", "--preset", "smoke", "--set", "method=full", "--trials", "2", "--results", str(tmp_path)]) == 0
     assert made[0].method == "full" and not made[0].bitfit
     *trials, best, file = capsys.readouterr().out.splitlines()
     assert best == f"best: {trials[0]}" and preset(file).hash() == made[0].hash()  # both score the same
@@ -323,6 +323,8 @@ def test_workers_here_are_processes(tmp_path):
 def test_a_cluster_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="must be a number or 'gpus'"):
         tune(BASE, 2, results=tmp_path, workers="tcp://host:1")
+    with pytest.raises(ConfigError, match="tell is for a search in this process"):
+        tune(BASE, 2, results=tmp_path, workers=2, tell=print)
 
 
 # ---- errors ---------------------------------------------------------------------------------------
@@ -337,7 +339,6 @@ def test_a_cluster_is_refused(tmp_path):
         (["--storage", "sqlite:///{here}/text.db"], "file is not a database"),
         (["--study", "a/b"], "study 'a/b': use only letters"),
         (["--set", "epochs=2"], "was begun with other epochs;"),
-        (["--method", "vpt", "--set", "method=linear"], "are the same; give one of them"),
         (["--trials", "0"], "trials = 0 must be at least 1"),
         (["--preset", "{here}/none.json"], "none.json: unreadable"),
         (["--preset", "{here}/unknown.json"], "unknown key 'alhpa'; did you mean alpha"),

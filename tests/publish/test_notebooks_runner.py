@@ -42,6 +42,9 @@ def test_one_kernel_runs_all_and_the_others_run_after_a_failure(tmp_path, monkey
     write(sources, "cc_dies", "import os\nos._exit(3)")
     write(sources, "d_plain", "profile", parameters='profile = "demo"\nresults = "results"')
     before = dict(os.environ)
+    damaged = out.parent / "manifests" / "c_fails.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("<<<<<<< HEAD")  # it must not end the call
     status = runner.run_notebooks("smoke", None, tmp_path / "results {here}", (), [3, 4], sources)
     printed = capfd.readouterr().out
 

@@ -5,8 +5,11 @@ import sys
 import numpy as np
 import pytest
 
+from tests.deploy.test_own_images import TWELVE, put
 from vptsp_core import __main__ as command_line
 from vptsp_core import preset, run
+from vptsp_core.errors import DataError
+from vptsp_core.figures.board import show_finished
 from vptsp_core.runs.curves import tag
 from vptsp_core.runs.folder import read_run
 
@@ -55,6 +58,16 @@ def test_the_command_ends_with_a_retrieval_grid_and_a_second_call_repeats_nothin
         assert_holds(found, read_run(path).history)
         (grid,) = found.Images("retrieval")
         assert grid.width > 500 and grid.step == 1
+
+
+def test_without_its_images_a_finished_run_still_writes_its_history(tmp_path):
+    pytest.importorskip("tensorboard")
+    images = put(tmp_path / "images", TWELVE)
+    config = preset("smoke", dataset="own", epochs=1, batch=4, steps_per_epoch=1)
+    done = run(config, data=images, results=tmp_path, device="cpu", progress=False)
+    with pytest.raises(DataError, match="own: no folder is given"):
+        show_finished(done, tmp_path / "board")
+    assert_holds(events(tmp_path / "board" / done.path.name), done.history)
 
 
 def test_without_tensorboard_the_command_ends_with_one_line(tmp_path, monkeypatch, capsys):

@@ -67,11 +67,11 @@ def _report_differences(
     differences = _miscounts(splits, published)
     if missing:
         total = sum(map(len, listing.splits.values()))
-        cure = f"; paths are relative to {listing.root}" if len(missing) == total else ""
         differences.append(f"{len(missing)} of {total} listed images are missing, the first "
-                           f"{listing.root / missing[0]}{listing.where(missing[0])}{cure}")  # fmt: skip
-    if differences:
-        fault = f"{name}: {listing.source}: {', '.join(differences)}"
+                           f"{missing[0]}{listing.where(missing[0])}")  # fmt: skip
+    if differences:  # a run's record has them too, so only the message names a folder of this machine
+        below = f"; paths are relative to {listing.root}" if missing else ""
+        fault = f"{name}: {listing.source}: {', '.join(differences)}{below}"
         if listing.uncertain:
             raise DataError(
                 f"{fault}; the training classes are unknown, because most class names do not begin with a number "
@@ -98,7 +98,7 @@ def _check_classes(name: str, listing: Listing, splits: dict[str, Rows]) -> None
 
 
 def _make_set(name: str, split: str, listing: Listing, rows: Rows, both: Rows | None = None) -> FileSet:
-    """Return one split. Classes are numbered in the order of their first images in it or in ``both``, query first."""
+    """Return one split. Classes are numbered as they first appear in ``both`` (query, gallery), or else in ``rows``."""
     numbers = {label: number for number, label in enumerate(dict.fromkeys(label for _, label in both or rows))}
     paths = [listing.root / path for path, _ in rows]
     labels = np.array([numbers[label] for _, label in rows], dtype=np.int64)

@@ -63,8 +63,8 @@ def resize_one(
 
     Returns:
         (3, size, size) uint8. Against torchvision's ``resized_crop`` of a PIL image (CUB, torch 2.13, Pillow 13):
-        bilinear at most 2 levels of 255 apart, 98 % of the values equal; bicubic more than 1 apart in 0.01 % of the
-        values, at hard edges. The same holds for `resize_together`.
+        bilinear at most 2 levels of 255 apart, 98 % of the values equal; bicubic: 0.01 % of the values, at
+        hard edges, are more than 1 apart. The same holds for `resize_together`.
     """
     top, left, height, columns = box
     cut = pixels.as_strided((1, 3, height, columns), (0, 1, width * 3, 3), start + (top * width + left) * 3)

@@ -93,12 +93,12 @@ class FileSet(ImageSet):
 
 def read_stamps(path: Path) -> tuple[int, ...]:
     """Return size, inode, and times of modification and of change: if they differ, the file was changed.
-    Raises DataError: the file is missing.
+    Raises DataError: the file is missing, or it cannot be looked at.
     """
     try:
         now = path.stat()
     except OSError as error:
-        raise DataError(f"image {path}: {error.strerror}; get the data set again") from error
+        raise DataError(f"image {path}: {error.strerror}; check the path") from error
     return now.st_size, now.st_ino, now.st_mtime_ns, now.st_ctime_ns
 
 
@@ -149,7 +149,7 @@ def read_image(path: Path, as_shown: bool = False) -> Image.Image:
 def _explain(error: Exception, path: Path) -> tuple[str, str]:
     """Return why Pillow failed, and the cure."""
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror, _REPLACE
+        return error.strerror, "make it readable" if isinstance(error, PermissionError) else _REPLACE
     if not isinstance(error, UnidentifiedImageError):
         return " ".join(str(error).split()) or type(error).__name__, _REPLACE
     with open(path, "rb") as file:

@@ -184,7 +184,9 @@ def _read_table(table: Path, name: str) -> tuple[list[Row], bool]:
             rows.append(Row(before + reader.line_num, _inside(table.parent, path), label, split.lower()))
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: {table} is not in UTF-8 ({error.reason}); save it as UTF-8") from error
-    except (OSError, csv.Error) as error:
+    except OSError as error:
+        raise DataError(f"{name}: {table} is unreadable ({error.strerror}); check its permissions") from error
+    except csv.Error as error:
         raise DataError(f"{name}: {table} is unreadable ({error}); look for a quote that is not closed") from error
     return rows, "split" in header
 

@@ -26,11 +26,12 @@ def show_finished(
         data: the folder of the data sets, or of your own images.
         device: where they are embedded, as for `load`.
     """
+    if is_main():
+        curves = Curves(Path(folder).expanduser() / done.path.name)
+        curves(done.history.to_dict("records"))  # first: the images of a finished run may be missing here
     opened = open_run(done.path, data, device=device)  # in all processes: each embeds a share
     if not is_main():
         return
-    curves = Curves(Path(folder).expanduser() / done.path.name)
-    curves(done.history.to_dict("records"))
     _, places = all_neighbours(opened, 8)
     test = opened.benchmark.test
     asked = {"test images": spread_classes(len(test), 10)}

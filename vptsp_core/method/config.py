@@ -26,6 +26,8 @@ ProxySource = Literal["class_prompts", "sample", "encoder", "fixed_encoder"]
 _PROMPT_KEYS = ("prompts", "prompt_layers", "prompt_step")
 _ADAPTER_KEYS = ("adapter_dim", "adapter_layers", "adapter_position", "adapter_norm", "adapter_init")
 _LORA_KEYS = ("lora_rank", "lora_alpha")
+# Keys that are newer than finished runs, with the value that those runs used.
+_BEFORE = {"pipeline": "classic", "start": "released", "final_head": "trained", "proxy_source": "class_prompts"}
 _CLASS_PROMPT_KEYS = ("class_prompts", "class_layers", "class_step", "class_optimizer")
 _SEMANTIC_KEYS = (*_CLASS_PROMPT_KEYS, "accumulator", "ema_keep", "gru_dropout", "alpha", "proxy_source")
 _TRAINING_KEYS = (
@@ -85,7 +87,7 @@ class RunConfig:
     # schedule
     epochs: int = 15
     eval_start: int = 5  # the first epoch, counted from 0, that is evaluated; the last epoch always is
-    cosine_T: int = 50  # epochs until the learning rate is cosine_min
+    cosine_T: int = 50  # epochs in which the learning rate falls to cosine_min; in later ones it rises again
     cosine_min: float = 1e-8
     steps_per_epoch: int | None = None  # None: training images // batch
     # batches and images
@@ -188,22 +190,21 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
-        """Return the run that `to_dict` described. A missing key gets its default, because the run is older than it.
+        """Return the run that `to_dict` described. If a key is missing, the run is older than the key. It then gets the
+        value that such runs used (`_BEFORE`), or else its default.
         Raises ConfigError if a key is unknown, or a value is invalid.
         """
         _refuse_unknown(values)
-        return cls(**values)
+        return cls(**{**_BEFORE, **values})
 
     def hash(self) -> str:
-        """Return twelve hex digits. Two configs with the same digits give the same numbers.
+        """Return twelve hex digits. Two configs with the same digits give the same numbers, if their files of weights
+        have the same content and ``precision="auto"`` finds the same precision.
 
         Keys that the run does not read are left out, so that tables share runs. Some keys are newer than finished runs.
-        Such a key is left out if it has the value that those runs used, so that their hashes stay the same.
+        Such a key is left out if it has the value that those runs used (`_BEFORE`), so that their hashes stay the same.
         """
-        implied = {
-            "pipeline": "classic", "start": "released", "final_head": "trained", "proxy_source": "class_prompts",
-        }  # fmt: skip
-        left_out = {*self.unread(), *(key for key, value in implied.items() if getattr(self, key) == value)}
+        left_out = {*self.unread(), *(key for key, value in _BEFORE.items() if getattr(self, key) == value)}
         kept = {key: value for key, value in self.to_dict().items() if key not in left_out}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 

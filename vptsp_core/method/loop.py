@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from vptsp_core.errors import WeightsError
 from vptsp_core.method.model import MetricModel, make_optimizers
 from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.method.step import TrainStep
@@ -95,7 +96,11 @@ class Loop:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state that `state_dict` returned, on this device or on another one."""
+        """Continue from a state that `state_dict` returned, on this device or on another one.
+        Raises WeightsError: it has other learned tensors than this model.
+        """
+        if wrong := state["learned"].keys() ^ self.model.learned_state().keys():
+            raise WeightsError(f"the checkpoint has another {min(wrong)}; use the version of vptsp_core that wrote it")
         self.model.load_state_dict(state["learned"], strict=False)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):

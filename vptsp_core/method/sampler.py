@@ -22,7 +22,7 @@ class ClassBalancedSampler:
             sampler draws independently for every batch, so it can miss images of a small data set.
 
     Raises:
-        DataError: a batch needs more classes or more images than the training set has.
+        DataError: a batch needs more classes than the training set has or, without ``steps``, more images.
     """
 
     def __init__(

@@ -26,7 +26,8 @@ class Panel:
         paired: `runs.significance.compare_paired` with the best, by label, or None without runs.
         maximum: whether the paper's highest point on CUB is the highest of the points that both curves have: "holds" if
             every other one is clearly below it here, "does not hold" if one is clearly above it, "undecided" otherwise,
-            "no such point" if ours never has it, "not run" while shared points are missing, "" without a curve.
+            "no such point" if ours never has it, "not run" while shared points (or their values per query) are missing,
+            "" without a curve.
         rival: the highest other shared point, and its difference to that point with its interval, as text.
     """
 
@@ -81,9 +82,11 @@ def _test_maximum(theirs: pd.Series, asked: set[str], runs: Sequence[Run], names
         return "not run", ""
     of = [(run, name) for run, name in zip(runs, names, strict=True) if name in shared]
     means = {name: sum(run.metrics["R@1"] for run, each in of if each == name) / names.count(name) for name in shared}
-    highest = max(tied & asked, key=means.__getitem__)
+    highest = max(sorted(tied & asked), key=means.__getitem__)
     paired = significance.compare_paired([run for run, _ in of], [name for _, name in of], highest, ("R@1",))["R@1"]
     others = paired.drop(index=[name for name in paired.index if name in tied])
+    if others["difference"].isna().any():  # runs of an older version, without values per query
+        return "not run", ""
     best = others.loc[others["difference"].astype(float).idxmax()]
     above, below = others["low"].gt(0).any(), others["high"].lt(0).all()
     verdict = "does not hold" if above else "holds" if below else "undecided"

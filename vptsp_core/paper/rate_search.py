@@ -21,6 +21,7 @@ from vptsp_core.paper.methods import RATES, base_config
 from vptsp_core.paper.report import percent
 from vptsp_core.runs.folder import Run, finished_run, run_folder
 from vptsp_core.runs.run import many
+from vptsp_core.system.places import from_root
 
 RATES_TO_TRY = tuple(0.00125 * 4.0**power for power in range(-2, 6))
 GRID = RATES_TO_TRY[2:6]  # always tried; the others only next to the best rate
@@ -79,7 +80,7 @@ def summary(results: Path) -> str:
     lines = [f"{len(trials)} trials; the search is complete for {len(best)} of {len(rates)} rows."]
     if missing := [name for name in rates if name not in best]:
         lines.append("To search: from vptsp_core.paper import rate_search; "
-                     f"rate_search.search({missing[0]!r}, data=DIR, results=\"results/tiny\")")  # fmt: skip
+                     f"rate_search.search({missing[0]!r}, data=DIR, results={from_root(results)!r})")  # fmt: skip
     unused = {str(name): lr for name, lr in best.items() if rates[str(name)] != lr}
     tried = [name for name, lr in unused.items() if finished_run(run_folder(whole_run(rows()[name], lr), results))]
     failed = [name for name in tried if name in RATES["tiny"]]

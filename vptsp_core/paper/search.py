@@ -77,7 +77,7 @@ def tune(
         results, data: as for `runs.run.run`, which also gets ``options``.
         workers: None trains in this process, a number in that many processes here, ``"gpus"`` in one process per GPU.
         keep: keys of the space that stay as they are in `base`.
-        tell: called with one line when a trial ends.
+        tell: called with one line when a trial ends; not with ``workers``.
 
     Raises:
         VptspError: the database cannot be used, its study has another base or space, or a run failed.
@@ -86,6 +86,8 @@ def tune(
         raise ConfigError(f"trials = {trials} must be at least 1")
     if str(workers).startswith("tcp://"):
         raise ConfigError(f"workers = {workers!r} must be a number or 'gpus'; call `tune` on each machine instead")
+    if workers is not None and tell is not None:
+        raise ConfigError("tell is for a search in this process; leave it out, or workers")
     workers = check_workers(workers)
     base = base.replace(weights=whole_path(base.weights))
     folder = writable_folder(results_folder(results))
@@ -107,7 +109,7 @@ def tune(
         _work(study, lambda trial: _train(trial, base, space, classes, options), folder / LOCK, tell, show)
         return study
     count = torch.cuda.device_count() if workers == "gpus" else int(workers)
-    again = dict(base=base, storage=storage, name=name, keep=keep, tell=tell, **options)
+    again = dict(base=base, storage=storage, name=name, keep=keep, **options)
     items = {folder / f"worker {number}": again for number in range(count)}
     ended = run_in_workers(_tune, items, workers, progress=False)
     errors = [each for each in ended.values() if isinstance(each, VptspError)]
@@ -178,7 +180,6 @@ def main(argv: Sequence[str]) -> int:
         "--preset",
         help=f"the first trial: one of {', '.join(PRESETS)}, or a .json file (default: demo)",
     )  # fmt: skip
-    parser.add_argument("--method", help="full, linear, adapter, lora, vpt or vptsp (default: the preset's)")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
         help="for every trial, e.g. epochs=30; these keys are not searched. Trials are judged by held-out training "
@@ -195,10 +196,6 @@ def main(argv: Sequence[str]) -> int:
     )
     args = parser.parse_args(argv)
     changes = {"selection": "validation"} | dict(parse_change(change) for change in args.changes)
-    if args.method is not None:
-        if "method" in changes:
-            raise ConfigError("--method and --set method=... are the same; give one of them")
-        changes["method"] = args.method
     if changes.get("method") == "full":  # it learns the biases anyway
         changes.setdefault("bitfit", False)
     base = preset_or_demo(args.preset, changes)

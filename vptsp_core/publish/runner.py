@@ -230,7 +230,9 @@ def _execute(path: Path, out: Path, values: dict[str, Any], made: str, kernel: O
         failed.unlink(missing_ok=True)  # the copy of an earlier failure
         if begun.exists():
             replace(begun, failed)
-        manifest = Manifest.read(folder, name)
+        manifest = Manifest()
+        with contextlib.suppress(VptspError):  # a damaged manifest
+            manifest = Manifest.read(folder, name)
         manifest.failure = _describe(error)
         manifest.write(folder, name)
         return failed, manifest.failure

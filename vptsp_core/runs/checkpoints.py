@@ -92,8 +92,10 @@ def read_checkpoint(folder: Path, checkpoint: Checkpoint, run: str, made_with: M
     try:
         saved: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         same = saved.pop("config") == run
-    except Exception as error:
-        raise WeightsError(f"checkpoint {path}: unreadable; delete it to start this run again") from error
+    except Exception as error:  # the checksum is right, so the bytes are those that were written
+        reason = str(error).partition("\n")[0]
+        fault = f"checkpoint {path}: unreadable here ({reason})"
+        raise WeightsError(f"{fault}; delete it to start this run again") from error
     if not same:
         raise WeightsError(f"checkpoint {path}: of another run; delete it, or choose another results folder")
     begun = saved["stretches"][-1] if saved.get("stretches") else {}

@@ -51,7 +51,7 @@ def embed(model: MetricModel, images: ImageSet, *, progress: bool = False) -> Te
     batch = embed_batch(model)
     model.eval()
     width = model.vit.backbone.embed_dim if model.vit.sample_head is None else model.config.embed_dim
-    # Only the last shares can be short. After `gather`, their empty rows are therefore behind row N.
+    # Short shares are filled with zeros. They are the last ones, so after `gather` the zeros come after row N.
     own, start = torch.zeros(-(-len(images) // world_size()), width, device=device), 0
     with bar(title="embedding", total=len(own), show=progress, unit="images", leave=False) as shown:
         for pixels in eval_batches(images, model.config, statistics, batch, device, own_share(len(images))):

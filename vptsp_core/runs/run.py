@@ -232,8 +232,9 @@ def build_model(config: RunConfig, num_classes: int, device: torch.device, class
 def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: bool = True, **options: Any) -> list[Run]:
     """Call `run` for each config, and return the runs in this order. Equal configs are trained once.
 
-    If a run fails, the others continue. The same call resumes runs that were cut short. Processes with the same number
-    of threads give the same numbers to the last bit; another number of threads rounds sums differently.
+    If a run fails, the others continue; but a missing folder or file of weights is an error before any of them. The
+    same call resumes runs that were cut short. Processes with the same number of threads give the same numbers to the
+    last bit; another number of threads rounds sums differently.
 
     Args:
         workers: None: train in this process, one run after another. A number: train in this many processes of this
@@ -261,7 +262,8 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
     for path, config in zip(paths, configs, strict=True):
         if path not in done and (path / METRICS).exists():
             found = attempt(functools.partial(finished_run, path, light=light), images(config.dataset))
-            done |= {path: found} if found else {}
+            if found:
+                done[path] = found
     todo = {path: config for path, config in zip(paths, configs, strict=True) if path not in done}
     if todo and workers is not None:  # other processes may have another environment and working directory
         folder = data or os.environ.get("VPTSP_DATA") or None

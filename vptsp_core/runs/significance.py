@@ -97,8 +97,8 @@ def estimate(values: np.ndarray, reference: np.ndarray, classes: np.ndarray) -> 
     The variance is that of the differences over classes, plus that of the seeds of each side (Searle, Casella &
     McCulloch, "Variance Components", 1992, chapter 4). The seeds' means also vary because seeds err on different
     queries; that part is in the first term already, so it is subtracted. The degrees of freedom are Satterthwaite's
-    (1946). If all classes have equally many queries and each side one seed, this is the t-test of the classes' means,
-    unless queries vary more than that (below).
+    (1946). With one seed per side and classes of equal size, this is the t-test of the classes' means, unless the
+    variance over queries is larger (see the comment below).
 
     Args:
         values, reference: (N, seeds of this side) float64, without NaN.

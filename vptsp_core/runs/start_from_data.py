@@ -70,8 +70,8 @@ def start_from_data(model: MetricModel, images: ImageSet) -> None:
 class _Tokens:
     """Fills a model's prompts with patch tokens, batch by batch. The images' ``labels`` (N,) ascend.
 
-    A generator of its own, with the run's seed, draws the patches, and the images for the sample tower's prompts. A
-    prompt has the same patch in all blocks. The tables are filled in place: a copy of In-Shop's takes up to 8.8 GB.
+    A separate generator with the run's seed draws the patches. It also draws the images of the sample tower's prompts.
+    A prompt has the same patch in all blocks. The tables are filled in place: a copy of In-Shop's takes up to 8.8 GB.
     """
 
     def __init__(self, model: MetricModel, labels: Tensor) -> None:

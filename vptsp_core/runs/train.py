@@ -66,7 +66,7 @@ class Trainer:
 
     Raises:
         ConfigError: the processes cannot share the batch evenly.
-        DataError: the training set is too small for the batch.
+        DataError: the training set is too small for the batch (see `ClassBalancedSampler`).
         WeightsError: no checkpoint is whole, or the one found is of another run or of other images or weights.
     """
 

@@ -133,7 +133,6 @@ class QueryExplorer:
             nearest = neighbours(self.opened, query, self.k)
             if isinstance(query, int):
                 picture, name = images.image(query), f"{self.image} {query}, {self._class_of(query)}"
-                self.number.value = query
             else:
                 picture, name = read_image(query, as_shown=True), f"your image {query.name}, of no known class"
         except VptspError as error:
@@ -146,6 +145,11 @@ class QueryExplorer:
             sign, colour = ("", GREY) if nearest.right is None else RIGHT if nearest.right[rank] else WRONG
             cards.append(self._card("found", images.image(place), 72, colour, f"{sign} {cosine:.3f}", place))
         self.found_shown.children = cards
+
+    def _clicked(self, place: int) -> None:
+        if self.number.value == place:  # then its observer is not called
+            self.ask(place)
+        self.number.value = place
 
     def _class_of(self, place: int) -> str:
         images = self.opened.searched
@@ -162,7 +166,7 @@ class QueryExplorer:
         images = self.opened.searched
         places = np.flatnonzero(images.labels == label)[:SHOWN].tolist()
         self.of_class_shown.children = [self._card("class", images.image(at), 48, GREY, place=at) for at in places]
-        self.ask(places[0])
+        self._clicked(places[0])
 
     def _card(
         self, part: str, picture: Image.Image, side: int, colour: str, text: str = "", place: int | None = None
@@ -184,7 +188,7 @@ class QueryExplorer:
         button.add_class(f"vptsp-{part}")
         if place is not None:
             button.tooltip = f"{self.image} {place}, {self._class_of(place)}: ask for it"
-            button.on_click(lambda _: self.ask(place))
+            button.on_click(lambda _: self._clicked(place))
         style = f"<style>.{name} {{ {look}; {border}; padding: 0; }}</style>"
         return ipywidgets.VBox([button, ipywidgets.HTML(f'{style}<span style="color: {colour}">{text}</span>')])
 
