@@ -144,7 +144,7 @@ def test_pickled_code_in_a_checkpoint_is_not_run(desk):
     before = path.read_bytes()
     refused = desk.refused(*desk.train("epochs=2"))
     assert refused.startswith("checkpoint DIR/results/runs/RUN/checkpoint.pt: unreadable here (Weights only")
-    assert refused.endswith("); delete it to start this run again")
+    assert refused.endswith("); use the versions that wrote it, or delete it to start this run again")
     assert path.read_bytes() == before and not (desk.root / "ran").exists()
 
 

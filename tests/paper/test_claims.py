@@ -73,6 +73,15 @@ def test_verdicts(tmp_path):
     assert found.loc[f"{BEST} > BitFit", ("R@1", "verdict")] == NOT_RUN  # it has no values per query
 
 
+def test_a_verdict_that_is_clear_only_alone_is_undecided_after_correction(tmp_path):
+    recalls = {BEST: 0.70, "BitFit": 0.732, "VPT + BitFit": 0.60, "Linear probing": 0.70}  # four claims have runs
+    runs = [made(tmp_path, recall, seed=seed) for seed, recall in enumerate(recalls.values())]
+    found = claims.verdicts(runs, list(recalls))["R@1"].loc[[f"{BEST} > BitFit", f"{BEST} > VPT + BitFit"]]
+    assert 0.0167 < found["p"].iloc[0] < 0.05 and found["p"].iloc[1] < 0.001
+    assert found["verdict"].tolist() == ["does not hold", "holds"]
+    assert found["corrected"].tolist() == ["undecided", "holds"]
+
+
 def test_holm_corrects_by_hand_computed_values():
     p = pd.Series({"a": 0.01, "not run": np.nan, "b": 0.04, "c": 0.03, "d": 0.005, "e": 0.9})
     expected = {"a": 0.04, "not run": np.nan, "b": 0.09, "c": 0.09, "d": 0.025, "e": 0.9}  # 4 * 0.01, 3 * 0.03, ...

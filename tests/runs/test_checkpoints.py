@@ -82,6 +82,17 @@ def test_a_checkpoint_of_another_run_is_refused(two):
         read_checkpoint(two, find_checkpoint(two), "yours", {})
 
 
+def test_a_checkpoint_with_other_learned_tensors_is_refused(tmp_path, monkeypatch):
+    config = tiny()
+    cut(config, tmp_path, monkeypatch)
+    folder = run_folder(config, tmp_path / "cut")
+    saved = torch.load(folder / CHECKPOINT, weights_only=True)
+    del saved["learned"]["proxies.bias"]
+    write_checkpoint(folder, saved.pop("config"), saved)
+    with pytest.raises(WeightsError, match="lacks proxies.bias; use the version of vptsp_core that wrote it"):
+        run(config, results=tmp_path / "cut", progress=False)
+
+
 def test_tensors_are_mapped_when_read_and_not_copied_when_written(tmp_path):
     values = {"table": torch.arange(4_000_000.0)}
     tracemalloc.start()  # counts Python's buffers, not tensors

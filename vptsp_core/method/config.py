@@ -26,8 +26,6 @@ ProxySource = Literal["class_prompts", "sample", "encoder", "fixed_encoder"]
 _PROMPT_KEYS = ("prompts", "prompt_layers", "prompt_step")
 _ADAPTER_KEYS = ("adapter_dim", "adapter_layers", "adapter_position", "adapter_norm", "adapter_init")
 _LORA_KEYS = ("lora_rank", "lora_alpha")
-# Keys that are newer than finished runs, with the value that those runs used.
-_BEFORE = {"pipeline": "classic", "start": "released", "final_head": "trained", "proxy_source": "class_prompts"}
 _CLASS_PROMPT_KEYS = ("class_prompts", "class_layers", "class_step", "class_optimizer")
 _SEMANTIC_KEYS = (*_CLASS_PROMPT_KEYS, "accumulator", "ema_keep", "gru_dropout", "alpha", "proxy_source")
 _TRAINING_KEYS = (
@@ -35,6 +33,8 @@ _TRAINING_KEYS = (
     "eval_start", "cosine_T", "cosine_min", "steps_per_epoch", "batch", "samples_per_class", "augmentation",
     "pipeline", "selection", "start", "final_head",
 )  # fmt: skip
+# Keys that are newer than finished runs, with the value that those runs used.
+_BEFORE = {"pipeline": "classic", "start": "released", "final_head": "trained", "proxy_source": "class_prompts"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,8 +190,8 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
-        """Return the run that `to_dict` described. If a key is missing, the run is older than the key. It then gets the
-        value that such runs used (`_BEFORE`), or else its default.
+        """Return the run that `to_dict` described. A missing key gets the value of runs that are older than the key
+        (`_BEFORE`), or else its default.
         Raises ConfigError if a key is unknown, or a value is invalid.
         """
         _refuse_unknown(values)

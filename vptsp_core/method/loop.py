@@ -99,8 +99,12 @@ class Loop:
         """Continue from a state that `state_dict` returned, on this device or on another one.
         Raises WeightsError: it has other learned tensors than this model.
         """
-        if wrong := state["learned"].keys() ^ self.model.learned_state().keys():
-            raise WeightsError(f"the checkpoint has another {min(wrong)}; use the version of vptsp_core that wrote it")
+        given, own = state["learned"].keys(), self.model.learned_state().keys()
+        if given != own:
+            what = "lacks" if own - given else "has an unknown"
+            raise WeightsError(
+                f"the checkpoint {what} {min(given ^ own)}; use the version of vptsp_core that wrote it, or delete it"
+            )
         self.model.load_state_dict(state["learned"], strict=False)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):

@@ -135,7 +135,8 @@ def holm(p: pd.Series) -> pd.Series:
     """Return p-values corrected for their number (Holm, "A simple sequentially rejective multiple test
     procedure", 1979).
 
-    If those below 0.05 are called clear, the probability that any of them is chance is at most 0.05. NaN is left out.
+    If those below 0.05 are called clear, the probability of calling any difference clear that is really zero is at most
+    0.05, if the p-values are right. NaN is left out.
     """
     ordered = p.dropna().sort_values()
     return (ordered * np.arange(len(ordered), 0, -1)).cummax().clip(upper=1).reindex(p.index)

@@ -168,7 +168,7 @@ def trial_line(trial: FrozenTrial) -> str:
 def main(argv: Sequence[str]) -> int:
     """Search, print a line per trial, and write the best configuration as a preset. Return the exit status.
 
-    Raises ConfigError if the method is given twice, and for the reasons of `tune`.
+    Raises ConfigError and other VptspErrors, as `tune` does.
     """
     parser = argparse.ArgumentParser(
         "python -m vptsp_core tune",

@@ -95,7 +95,7 @@ def read_checkpoint(folder: Path, checkpoint: Checkpoint, run: str, made_with: M
     except Exception as error:  # the checksum is right, so the bytes are those that were written
         reason = str(error).partition("\n")[0]
         fault = f"checkpoint {path}: unreadable here ({reason})"
-        raise WeightsError(f"{fault}; delete it to start this run again") from error
+        raise WeightsError(f"{fault}; use the versions that wrote it, or delete it to start this run again") from error
     if not same:
         raise WeightsError(f"checkpoint {path}: of another run; delete it, or choose another results folder")
     begun = saved["stretches"][-1] if saved.get("stretches") else {}

@@ -232,9 +232,9 @@ def build_model(config: RunConfig, num_classes: int, device: torch.device, class
 def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: bool = True, **options: Any) -> list[Run]:
     """Call `run` for each config, and return the runs in this order. Equal configs are trained once.
 
-    If a run fails, the others continue; but a missing folder or file of weights is an error before any of them. The
-    same call resumes runs that were cut short. Processes with the same number of threads give the same numbers to the
-    last bit; another number of threads rounds sums differently.
+    If a run fails, the others continue; but a missing file of weights or folder of your own images is an error before
+    any of them. The same call resumes runs that were cut short. Processes with the same number of threads give the
+    same numbers to the last bit; another number of threads rounds sums differently.
 
     Args:
         workers: None: train in this process, one run after another. A number: train in this many processes of this
