@@ -99,11 +99,11 @@ class Loop:
         """Continue from a state that `state_dict` returned, on this device or on another one.
         Raises WeightsError: it has other learned tensors than this model.
         """
-        given, own = state["learned"].keys(), self.model.learned_state().keys()
-        if given != own:
-            what = "lacks" if own - given else "has an unknown"
+        given, here = state["learned"].keys(), self.model.learned_state().keys()
+        if given != here:
+            what = "lacks" if here - given else "has an unknown"
             raise WeightsError(
-                f"the checkpoint {what} {min(given ^ own)}; use the version of vptsp_core that wrote it, or delete it"
+                f"the checkpoint {what} {min(given ^ here)}; use the version of vptsp_core that wrote it, or delete it"
             )
         self.model.load_state_dict(state["learned"], strict=False)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
