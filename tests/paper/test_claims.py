@@ -60,7 +60,7 @@ def test_verdicts(tmp_path):
     assert found.loc[f"{BEST} > Linear probing", ("MAP@R released", "verdict")] == "does not hold"
     assert found.loc[f"{BEST} > VPT", ("R@1", "verdict")] == NOT_RUN
     assert np.isnan(found.loc[f"{BEST} > VPT", ("R@1", "difference")])
-    corrected = found["R@1"]["corrected"]  # for the three claims that have runs
+    corrected = found["R@1"]["corrected"]  # for the four claims that have runs
     assert (corrected == found["R@1"]["verdict"]).all() and found.loc[f"{BEST} > BitFit", ("R@1", "p")] < 0.01
     shown = claims.shown(found)
     recall = shown["difference of R@1"]

@@ -300,7 +300,6 @@ def test_a_notebook_without_rows_for_the_profile_tiny_refuses_it(tmp_path):
         Session("table8_pretraining", "tiny", str(tmp_path))
 
 
-
 INJECTED = '# Parameters\nseeds = list(range(2))\nchanges = {"lr": float("nan")}'
 DECLARED = PARAMETERS + "\nchanges = {}"
 
