@@ -48,16 +48,21 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 images = load_benchmark("folder", sys.argv[1]).test
 loading.decoders = lambda batches: 2
 transform = eval_transform(RunConfig(dataset="folder", image_size=40, resize=40), (0.5,) * 3, (0.5,) * 3)
-for batch in loading.eval_batches(images, transform, 1, torch.device("cpu")):
-    print("a batch", flush=True)
-    sys.stdin.readline()
+batches = loading.eval_batches(images, transform, 1, torch.device("cpu"))
+next(batches), next(batches)
+print("two batches", flush=True)
+sys.stdin.readline()
 """
 
 
 @pytest.mark.posix("sends signals to groups of processes")
 @pytest.mark.parametrize("how", ["ctrl-c", "kill -9"])
 def test_no_data_worker_outlives_its_parent(tmp_path, how):
-    """The script has no ``if __name__ == "__main__"``: it must not run again in each worker."""
+    """The script has no ``if __name__ == "__main__"``: it must not run again in each worker.
+
+    It waits for one batch from each worker. A worker that ends during its first batch may fail to remove
+    multiprocessing's temporary folder and print a traceback of its own.
+    """
     script = tmp_path / "script.py"
     script.write_text(DATA)
     images = determinism.write_images(tmp_path)
@@ -66,7 +71,7 @@ def test_no_data_worker_outlives_its_parent(tmp_path, how):
         [sys.executable, script, str(images)], env=environment, start_new_session=True, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    assert process.stdout.readline() == "a batch\n"
+    assert process.stdout.readline() == "two batches\n"
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 2
     if how == "ctrl-c":
