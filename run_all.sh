@@ -19,7 +19,7 @@ all results: index.html.
   --data      folder of the real data sets (profiles tiny and paper)
   --results   folder to write to (default: results/ in this checkout)
   --only      the notebooks to run, by the beginnings of their names; fig3d is panel d of figure 3
-  --seeds     seeds for the notebooks that have seeds
+  --seeds     seeds for the notebooks that have seeds (default: 0; profile tiny: those of its protocol, docs/tiny.md)
   --workers   train runs in parallel on this machine: in N processes, or gpus for one process per GPU
               default: one run after another, but the demo on a CPU uses one process per core (at most 8)
   --cluster   train runs in parallel on a running Dask cluster; every machine must see the folders of results and data
@@ -31,7 +31,7 @@ all results: index.html.
 A second call does only what is missing. A finished run is found by the hash of its settings. A notebook is not executed
 again if its source, its parameters, the package and its results are unchanged; to execute it again, delete its copy in
 <results>/<profile>/notebooks/. Ctrl-C and SIGTERM stop the call within seconds, and the same command resumes it. Two
-calls at the same time share the work.
+calls at the same time share the work, once the environment is installed.
 
 Exit status: 0: everything is finished; 1: a notebook or the installation failed, and the end of the output says which;
 2: an option is wrong, or no Python fits; 130 or 143: stopped.
@@ -47,8 +47,8 @@ note() { echo "run_all.sh: $1" >&2; }
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 mode=notebooks dry=''
+[[ " $* " != *" --help "* && " $* " != *" -h "* ]] || { usage; exit 0; }
 case ${1-} in
-  -h | --help) usage; exit 0 ;;
   test) (($# == 1)) || fail "test takes no options, but there is $2"; mode=test ;;
 esac
 [[ " $* " != *" --dry-run "* ]] || dry=--dry-run # then nothing is installed

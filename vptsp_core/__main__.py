@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = importlib.import_module(f"vptsp_core.{COMMANDS[argv[0]][0]}").main
             shared = distributed.launched() and argv[0] in ("train", "evaluate")
             status = int((_together(command, argv[1:]) if shared else command(argv[1:])) or 0)
-            sys.stdout.flush()
+            print(end="", flush=True)  # stdout is None if it was closed
             return status
     except VptspError as error:
         print("error:", printable(" ".join(str(error).splitlines())), file=sys.stderr)
@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}; fix it, or name another place", file=sys.stderr)
+        name = printable(str(error.filename))
+        print(f"error: {name}: {error.strerror}; fix it, or name another place", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if "home directory" not in str(error):
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("error: a path begins with ~ and an unknown user name; write the path in full", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(error.args[0] if error.args else "stopped; the same command resumes", file=sys.stderr)
+        print(error.args[0] if error.args else "stopped; run the same command again", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
 
 
@@ -118,7 +119,7 @@ def _warning_printer() -> Callable[..., None]:
 
 def leave(status: int) -> NoReturn:
     """End the process. After a failure under torchrun, skip Python's clean-up: the group of processes still exists
-    then (`_together`), and torch sometimes aborts while it is cleaned up.
+    (`_together`), and torch sometimes aborts when it cleans up such a group.
     """
     if status and "LOCAL_RANK" in os.environ:
         sys.stdout.flush()

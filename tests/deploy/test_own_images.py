@@ -1,11 +1,9 @@
 """Your own images: how they are split, what is planned for them, and what is reported."""
 
 import functools
-import json
 import random
 import re
 import shutil
-import threading
 import time
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
@@ -25,12 +23,10 @@ from vptsp_core.deploy import own_images
 from vptsp_core.deploy.own_plan import DENSE_CLASSES, Machine, candidates, plan
 from vptsp_core.errors import ConfigError, DataError
 from vptsp_core.method.config import RunConfig
-from vptsp_core.method.presets import preset
+from vptsp_core.method.presets import parse_change, preset
 from vptsp_core.method.sampler import ClassBalancedSampler
 from vptsp_core.runs.folder import read_run
 from vptsp_core.runs.light import copy_light
-from vptsp_core.runs.progress import LOCK
-from vptsp_core.system.locks import locked
 
 VIT_S = (12, 384, 16)
 GB = 1e9
@@ -481,18 +477,21 @@ def test_a_folder_is_trained_compared_and_used(tmp_path, capsys, monkeypatch):
     assert "6 queries of 2 classes, none of them trained on:" in said and "none: under 30 queries" in said
     assert "\ntrained: BitFit and VPTSP\n" in said
     path = re.search(r"The model is in (.*)\. To use it", said)[1]
-    trained, text = read_run(path), (tmp_path / path / own_images.SUMMARY).read_text()
-    record = json.loads(text, parse_constant=pytest.fail)  # JSON has no NaN
-    frozen = read_run(trained.path.with_name(record["frozen"]))
-    taken = max(record["choice"], key=lambda name: record["choice"][name]["MAP@R"])
+    changes, told = dict(map(parse_change, SHORT)), []
+    own = own_images.train_folder(
+        tmp_path / "images", changes, results=tmp_path / "out", device="cpu", say=told.append
+    )  # finished, so nothing is trained
+    trained, frozen, choice = own.run, own.frozen, own.choice
+    assert str(trained.path) == path and said == "".join(f"{text}\n" for text in told) and told[-1] == own.summary
+    taken = choice["MAP@R"].idxmax()
     assert trained.config.method == {"closed form": "linear", "BitFit": "linear", "VPTSP": "vptsp"}[taken]
-    assert list(record["choice"]) == ["closed form", "BitFit", "VPTSP"]
+    assert list(choice.index) == ["closed form", "BitFit", "VPTSP"]
     assert f"The held-out classes choose {taken}: " in said
     if taken != "VPTSP":
         assert (trained.metrics["epoch"] == 0) == (taken == "closed form")
     assert frozen.config.method == "frozen" and trained.config.selection == "validation_map"
     assert "validation R@1" in trained.history and trained.record["held_out"]["classes"] == 2
-    for metric, row in record["gain"].items():
+    for metric, row in own.gain.iterrows():
         ours, theirs = trained.queries[metric], frozen.queries[metric]
         assert row["difference"] == pytest.approx(100 * (ours.mean(dtype=float) - theirs.mean(dtype=float)), abs=1e-4)
         assert row["difference"] == pytest.approx(row["trained"] - row["frozen"], abs=1e-3)
@@ -627,7 +626,7 @@ def test_one_sentence_says_whether_training_helped(before, after, verdict, sente
     [
         (None, r"\[\+10\.98, \+39\.02\] +better"),  # 25 +- 2.0227 (Student, 39) * 6.934
         (np.repeat(range(4), 10), r"\[-54\.56, \+104\.56\] +could be chance"),  # 0, 100, 0, 0: 25 +- 3.1824 * 25
-        (np.zeros(40), r"none: one class, or runs of an older version +too little tested"),
+        (np.zeros(40), r"none: one class +too little tested"),
     ],
 )
 def test_the_table_has_the_interval_of_the_difference(classes, end, tmp_path):
@@ -669,17 +668,6 @@ def test_calls_that_start_together_get_one_plan(tmp_path, monkeypatch):
         plans = [call.result() for call in calls]
     assert len({made.config for made in plans}) == 1 and next(looks) == 64e9, "one looked"
     assert len(list((tmp_path / "plans").iterdir())) == 1
-
-
-def test_the_summary_waits_for_the_lock_of_its_run(tmp_path):
-    """A process that takes the lock deletes temporary files, and so would delete that of an unfinished summary."""
-    writer = threading.Thread(target=own_images._write_summary, args=(tmp_path, {"summary": "done"}))
-    with locked(tmp_path / LOCK):
-        writer.start()
-        writer.join(0.3)
-        assert writer.is_alive() and not (tmp_path / own_images.SUMMARY).exists()
-    writer.join(10)
-    assert json.loads((tmp_path / own_images.SUMMARY).read_text()) == {"summary": "done"}
 
 
 def test_a_backbone_that_is_no_name_is_one_line(tmp_path, capsys):

@@ -238,17 +238,17 @@ def test_a_host_table_must_fit_once_per_process(monkeypatch):
         place_class_prompts(model, torch.device(device), where)
         return isinstance(model.class_prompts, HostPrompts)
 
-    table = 7 * 2 * 3 * 4 * 4  # float32; the table exists already, two moments are added
-    assert place(2 * table)
+    table = 7 * 2 * 3 * 4 * 4  # float32; the table and its moments exist already and are copied one at a time
+    assert place(table)
     with pytest.raises(VptspError, match=r"^class table on the host: .* x 1 processes .*; lower class_prompts"):
-        place(2 * table - 1)
+        place(table - 1)
     monkeypatch.setattr("vptsp_core.runs.memory.local_size", lambda: 4)
-    assert place(8 * table) and place(4 * table, optimizer="sgd")
+    assert place(4 * table) and place(4 * table, optimizer="sgd")
     with pytest.raises(VptspError, match=r"x 4 processes .*; start fewer processes, lower .* --class-table device$"):
-        place(8 * table - 1)
+        place(4 * table - 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 10**12))
     with pytest.raises(VptspError, match="x 4 processes"):
-        place(8 * table - 1, "auto", "cuda")
+        place(4 * table - 1, "auto", "cuda")
     assert not place(0, "device", "cuda") and not place(0, "auto", "cpu"), "checked without a table in host memory"
 
 
@@ -262,3 +262,9 @@ def test_a_table_that_does_not_fit_is_refused_before_it_is_made(monkeypatch):
             check_table_memory(config, 7, 4)
         with nullcontext() if fits else refused:
             own_pages((7, 2, 3, 4))
+    for optimizer, tables in (("sgd", 2), ("adamw", 3)):  # a row-wise table has its optimiser's state beside it
+        rowwise = config.replace(class_optimizer="rowwise", optimizer=optimizer)
+        for available, fits in ((tables * 4 * 7 * 2 * 3 * 4, True), (tables * 4 * 7 * 2 * 3 * 4 - 1, False)):
+            monkeypatch.setattr(host_memory, "available_memory", lambda: available)  # noqa: B023
+            with nullcontext() if fits else refused:
+                check_table_memory(rowwise, 7, 4)

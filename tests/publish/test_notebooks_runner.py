@@ -92,6 +92,22 @@ def test_parameters_that_a_notebook_has_reach_it(tmp_path):
     assert ast.literal_eval((tmp_path / "out" / "seen b").read_text()) == tuple(given.values())
 
 
+@pytest.mark.parametrize(
+    ("name", "profile", "given", "seen"),
+    [
+        ("table5_proxy_source", "tiny", None, "[0, 1, 2, 3, 4]"),
+        ("table5_proxy_source", "tiny", [0], "[0]"),
+        ("table5_proxy_source", "smoke", None, "[7]"),
+        ("tour", "tiny", None, "[7]"),  # not of the protocol
+    ],
+)
+def test_the_profile_tiny_has_the_seeds_of_its_protocol(tmp_path, name, profile, given, seen):
+    declared = 'profile = "demo"\nresults = "r"\nseeds = [7]'
+    write(tmp_path, name, "open(results + '/seen', 'w').write(repr(seeds))", parameters=declared)
+    assert runner.run_notebooks(profile, None, tmp_path / "out", [name], given, tmp_path) == 0
+    assert (tmp_path / "out" / "seen").read_text() == seen
+
+
 def test_the_options_reach_the_notebooks(monkeypatch):
     given = []
     monkeypatch.setattr(runner, "run_notebooks", lambda *args, **more: given.append((args, more)) or 1)

@@ -25,6 +25,7 @@ from vptsp_core.deploy.update import model_path
 from vptsp_core.errors import ConfigError, VptspError, WeightsError
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.presets import PRESETS, parse_change, preset
+from vptsp_core.runs.embedder import Embedder
 from vptsp_core.runs.embedder_file import HEADER
 from vptsp_core.runs.folder import run_folder, write_run
 from vptsp_core.runs.share import command, model_card, place
@@ -213,7 +214,7 @@ def finished(results, **changes):
         "parameters": {"tunable": 1234, "total": 5678}, "seconds": 90.0,
     }  # fmt: skip
     value = 0.25 if config.method == "frozen" else 0.5 + config.seed / 100
-    history = pd.DataFrame([{"epoch": 1, "R@1": value, "MAP@R": value / 2}])
+    history = pd.DataFrame([{"epoch": 1, "R@1": value, "MAP@R": value / 2, "validation R@1": 0.9}])
     return write_run(config, run_folder(config, results), history, record, {}, model.learned_state(for_retrieval=True))
 
 
@@ -236,6 +237,10 @@ def test_the_card_has_the_facts_of_the_record_and_of_the_runs_beside_it(tmp_path
     other = model_card(vptsp_core.load(finished(tmp_path, semantics="paper").path, "cpu"), "org/letters")
     assert "frozen backbone, untrained" not in other, "the frozen run has its images resized in the other way"
     assert 'load("hf://org/letters@v1")' in text and "Fingerprints of the splits: train `01`, test `02`" in text
+    assert "validation" not in card, "a metric of held-out training classes is no result of the test split"
+    headless = finished(tmp_path, embed_dim=32, **frozen)  # without a head, embeddings have the backbone's width
+    assert "embeddings of 96 numbers" in model_card(vptsp_core.load(headless.path, "cpu"), "org/letters")
+    assert f"| run | `{preset('smoke').hash()}`, seed 0 |" in text
     assert "`python -m vptsp_core train --preset smoke`" in text and "1.5 minutes" in text and "1,234 tuned" in text
 
 
@@ -243,6 +248,8 @@ def test_a_card_without_a_run_leaves_facts_out(tmp_path):
     made = learned(method="vpt", weights="random")
     card = model_card(vptsp_core.load(made.save(tmp_path / "a.safetensors"), "cpu"), "org/letters")
     assert "| R@1 | 50.00 |" in card and "frozen backbone" not in card and "machine" not in card
+    assert "| run | `0123456789ab`, seed 0 |" in card
+    assert "| seed | 0 |" in (alone := model_card(Embedder(made.model), "org/letters")) and "None" not in alone
 
 
 @pytest.mark.parametrize("changes", [dict(), dict(steps_per_epoch=None), dict(alpha=0.1, accumulator="ema", seed=3)])

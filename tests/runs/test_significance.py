@@ -202,7 +202,8 @@ def test_other_runs_in_the_table_change_no_numbers(tmp_path):
 
 
 def test_runs_without_per_query_values_stay_empty(tmp_path):
-    a, b, old = run_with(tmp_path, "a", R_1=[1, 0]), run_with(tmp_path, "b", R_1=[0, 0]), run_with(tmp_path, "old")
+    values = {"a": dict(R_1=[1, 0]), "b": dict(R_1=[0, 0]), "old": dict(R_2=[1, 1])}
+    a, b, old = (run_with(tmp_path, name, **each) for name, each in values.items())
     found = significance.compare_paired([a, b, old], ["a", "b", "old"], "a")
     assert found["MAP@R"].isna().all(axis=None) and found.loc["old"].isna().all() and found.loc["b", ("R@1", "low")] < 0
     assert significance.compare_paired([a, old], ["a", "old"], "old").isna().all(axis=None)
@@ -211,16 +212,6 @@ def test_runs_without_per_query_values_stay_empty(tmp_path):
     assert (
         len(nothing) == 0 and ("R@1", "chance") in nothing and significance.unclear(nothing) == {"R@1": [], "MAP@R": []}
     )
-
-
-def test_runs_of_an_older_version_without_classes_take_those_of_another_run(tmp_path):
-    runs = [run_with(tmp_path, name, R_1=[1, 0, 0]) for name in "abc"]
-    expected = significance.compare_paired(runs, "abc", "a")["R@1"]
-    for run in runs[:2]:
-        np.savez(run.path / QUERIES, **{"R@1": np.float32([1, 0, 0])})
-    again = [replace(run) for run in runs]  # which read their files again
-    pd.testing.assert_frame_equal(significance.compare_paired(again, "abc", "a")["R@1"], expected)
-    assert significance.compare_paired(again[:2], "ab", "a").isna().all(axis=None)
 
 
 def test_the_error_names_both_runs_that_cannot_be_compared(tmp_path):

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vptsp_core.errors import VptspError
+from vptsp_core.errors import VptspError, refuse_empty
 from vptsp_core.method.torch_state import torch_defaults
 from vptsp_core.runs.embedder import Embedder, load
 from vptsp_core.runs.embedder_file import preprocessing
@@ -161,6 +161,7 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--weights", metavar="FILE", help="the backbone's weights, if they have moved since")
     args = parser.parse_args(argv)
+    refuse_empty({name: value for name, value in vars(args).items() if name != "run"})
     if is_shared(args.to):
         print(load(args.run, "cpu", weights=args.weights).push_to_hub(*place(args.to)))
         return 0

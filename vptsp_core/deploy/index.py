@@ -19,7 +19,6 @@ import safetensors.numpy
 import torch
 
 from vptsp_core.errors import DataError, VptspError
-from vptsp_core.method.inputs import positive
 from vptsp_core.method.neighbours import nearest_neighbours
 from vptsp_core.system.files import write_bytes
 from vptsp_core.system.seals import sealed, unsealed
@@ -53,7 +52,7 @@ class ImageIndex:
 
         If the index has fewer than k images, the last places are -1. Raises VptspError if k < 1.
         """
-        scores, places = nearest_neighbours(torch.from_numpy(queries), self.embeddings, positive("k", k))
+        scores, places = nearest_neighbours(torch.from_numpy(queries), self.embeddings, k)
         return scores.numpy(), places.numpy()
 
     def write(self, place: Path) -> ImageIndex:

@@ -25,7 +25,6 @@ from vptsp_core.method.config import RunConfig, checked_changes
 from vptsp_core.method.presets import PRESETS
 from vptsp_core.method.torch_state import torch_defaults
 from vptsp_core.runs.folder import Run, whole_path
-from vptsp_core.runs.progress import LOCK
 from vptsp_core.runs.run import run
 from vptsp_core.runs.selection import HELD_OUT, SCORES
 from vptsp_core.runs.significance import compare_paired
@@ -37,7 +36,6 @@ from vptsp_core.system.locks import locked
 from vptsp_core.system.places import results_folder
 from vptsp_core.system.portable import available_memory
 
-SUMMARY = "own_images.json"  # in the run's folder: the plan's reasons, the comparison, the text
 METRICS = ("R@1", "MAP@R")
 CLOSED = "closed form"  # the name of the state before training, with heads and proxies from the data and no prompts
 FEW_QUERIES = 30  # with fewer, the interval means little and the summary gives none
@@ -67,8 +65,9 @@ class Trained:
             held-out classes in percent, at the best ``epoch``, and the run's ``minutes``. A run that is best before
             its training (epoch 0) cannot be chosen. Empty if there was one run.
         gain: one row per metric: ``frozen`` and ``trained`` in percent, ``difference`` in percentage points, ``low``
-            and ``high`` of its 95 % interval (NaN without one), ``queries`` (the number of queries whose class has
-            other images), and ``verdict``: "better", "worse", "could be chance" or "too little tested".
+            and ``high`` of its 95 % interval (NaN without one), ``queries`` (the number of queries that have a value;
+            MAP@R has none for a class of one image), and ``verdict``: "better", "worse", "could be chance" or "too
+            little tested".
         summary: the comparison as text.
     """
 
@@ -142,11 +141,6 @@ def train_folder(
         table = choice.to_string(float_format="{:.1f}".format, na_rep="")
         held_out = trained.record["held_out"]["classes"]
         text = f"The held-out classes choose {chosen}: {lead(choice, held_out)}\n{table}\n\n{text}"
-    record = {
-        "reasons": planned.reasons, "frozen": frozen.path.name, "choice": _plain(choice),
-        "gain": _plain(gain), "summary": text,
-    }  # fmt: skip
-    from_main(lambda: _write_summary(trained.path, record))
     say(text)
     return Trained(trained, frozen, choice, gain, text)
 
@@ -179,7 +173,7 @@ def eligible(choice: pd.DataFrame) -> pd.DataFrame:
 
 
 def lead(choice: pd.DataFrame, classes: int) -> str:
-    """Return how far the best row of `Trained.choice` is above the second best, in words, as the table shows both.
+    """Say how far the best row of `Trained.choice` is above the second best. Both are rounded first, as in the table.
 
     ``classes`` is the number of held-out classes.
     """
@@ -196,17 +190,6 @@ def lead(choice: pd.DataFrame, classes: int) -> str:
         f" {name} is best before its training, so it is not chosen." for name in choice.index.difference(ranked.index)
     )
     return f"{compared} ({classes} held-out classes{few}).{left_out}"
-
-
-def _plain(table: pd.DataFrame) -> dict[Any, Any]:
-    """Return a table for JSON, {row: {column: value}}; JSON has no NaN."""
-    return table.astype(object).where(table.notna(), None).to_dict("index")
-
-
-def _write_summary(path: Path, record: dict[str, Any]) -> None:
-    """Write the summary under the run's lock, because a process that takes this lock deletes all temporary files."""
-    with locked(path / LOCK):
-        write_json(path / SUMMARY, record)
 
 
 def _read_or_make_plan(
@@ -246,7 +229,7 @@ def compare(frozen: Run, trained: Run) -> pd.DataFrame:
     rows = {}
     for metric in METRICS:
         low, high = paired[metric].loc["trained", ["low", "high"]].tolist()
-        queries = int(np.isfinite((trained.queries or {}).get(metric, ())).sum())
+        queries = int(np.isfinite(trained.queries[metric]).sum())
         verdict = "better" if low > 0 else "worse" if high < 0 else UNCLEAR
         before, after = (100 * each.metrics[metric] for each in (frozen, trained))
         rows[metric] = {
@@ -260,7 +243,7 @@ def _interval(queries: int, low: float, high: float) -> str:
     """Return the interval of a row of `Trained.gain` as text, or why it has none."""
     if queries < FEW_QUERIES:
         return f"none: under {FEW_QUERIES} queries"
-    return "none: one class, or runs of an older version" if np.isnan(low) else f"[{low:+.2f}, {high:+.2f}]"
+    return "none: one class" if np.isnan(low) else f"[{low:+.2f}, {high:+.2f}]"
 
 
 def summary(frozen: Run, trained: Run, gain: pd.DataFrame, classes: int) -> str:
@@ -286,6 +269,6 @@ def summary(frozen: Run, trained: Run, gain: pd.DataFrame, classes: int) -> str:
         f"The frozen backbone is in {frozen.path}.",
         f"The model is in {trained.path}. To use it:",
         "  from vptsp_core import load",
-        f'  embeddings = load("{trained.path}").embed(["image.jpg"])',
+        f'  embeddings = load({str(trained.path)!r}).embed(["image.jpg"])',
     ]
     return "\n".join(lines)

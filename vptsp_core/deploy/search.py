@@ -13,7 +13,7 @@ from vptsp_core.data.folder import refuse_inside_images
 from vptsp_core.deploy.index import read_index, same_model
 from vptsp_core.deploy.picture import found_images
 from vptsp_core.deploy.update import PLACE, embed_files, images_in, model_path
-from vptsp_core.errors import VptspError, printable
+from vptsp_core.errors import VptspError, printable, refuse_empty
 from vptsp_core.figures.style import file_of
 from vptsp_core.method.inputs import positive
 from vptsp_core.runs.embedder import load
@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--to", metavar="NAME", default="search", help="writes NAME.png and NAME.csv (default: search)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     args = parser.parse_args(argv)
+    refuse_empty({name: value for name, value in vars(args).items() if name != "images"})
     positive("k", args.k)
     png, csv = (Path(f"{args.to}.{kind}").expanduser().absolute() for kind in ("png", "csv"))
     _refuse_to_replace(png, csv)
@@ -56,7 +57,6 @@ def main(argv: Sequence[str]) -> int:
         (query, rank, index.names[place], score)
         for query, cosines, nearest in zip(queries, scores.tolist(), places.tolist(), strict=True)
         for rank, (score, place) in enumerate(zip(cosines, nearest, strict=True), 1)
-        if place >= 0
     ]
     table = pd.DataFrame(rows, columns=COLUMNS)
     for query, neighbours in table.groupby("query", sort=False):

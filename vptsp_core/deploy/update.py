@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vptsp_core.data.folder import IMAGE_SUFFIXES, count_unread, read_image, refuse_inside_images
 from vptsp_core.deploy.index import FILE, ImageIndex, read_index, same_model
-from vptsp_core.errors import DataError, VptspError, printable
+from vptsp_core.errors import DataError, VptspError, printable, refuse_empty
 from vptsp_core.method.torch_state import torch_defaults
 from vptsp_core.runs.embedder import Embedder, load
 from vptsp_core.runs.share import is_shared
@@ -179,6 +179,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--to", metavar="INDEX", default=PLACE, help=f"folder of the index (default: {PLACE})")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     args = parser.parse_args(argv)
+    refuse_empty({name: value for name, value in vars(args).items() if name != "directory"})
     model, weights = args.model, args.weights
     if model is None:
         kept = read_index(args.to)

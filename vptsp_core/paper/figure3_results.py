@@ -85,7 +85,7 @@ def _test_maximum(theirs: pd.Series, asked: set[str], runs: Sequence[Run], names
     highest = max(sorted(tied & asked), key=means.__getitem__)
     paired = significance.compare_paired([run for run, _ in of], [name for _, name in of], highest, ("R@1",))["R@1"]
     others = paired.drop(index=[name for name in paired.index if name in tied])
-    if others["difference"].isna().any():  # runs of an older version, without values per query
+    if others["difference"].isna().any():  # all queries are of one class
         return "not run", ""
     best = others.loc[others["difference"].astype(float).idxmax()]
     above, below = others["low"].gt(0).any(), others["high"].lt(0).all()

@@ -18,12 +18,12 @@ from tqdm.auto import tqdm
 
 from vptsp_core.errors import VptspError
 from vptsp_core.method.presets import parse_change
-from vptsp_core.paper.methods import all_rows, base_config, configured
+from vptsp_core.paper.methods import SEEDED, all_rows, base_config, configured
 from vptsp_core.publish.html import notebook_html
 from vptsp_core.publish.kernel import OneKernel
 from vptsp_core.publish.manifest import Manifest, is_finished, made_from
 from vptsp_core.publish.page import PROFILES, build
-from vptsp_core.publish.parameters import FOLDER, discover, panels_of, taken_parameters
+from vptsp_core.publish.parameters import FOLDER, TINY, discover, panels_of, taken_parameters
 from vptsp_core.publish.plan import show
 from vptsp_core.runs.folder import whole_path
 from vptsp_core.runs.progress import every, training_line
@@ -60,7 +60,8 @@ def run_notebooks(
 
     Args:
         data, seeds, workers, changes: for the notebooks that have such a parameter. If None, the notebooks' defaults
-            apply, except that the demo without a GPU then uses one process per core, at most 8.
+            apply. There are two exceptions: the profile tiny has the seeds of its protocol (`SEEDED`), and the demo
+            without a GPU uses one process per core, at most 8.
         dry: execute nothing; print the finished and the missing runs (`plan.show`).
 
     Raises:
@@ -92,7 +93,11 @@ def run_notebooks(
     one_thread = profile == "demo" and not torch.cuda.is_available()
     if workers is None and one_thread:
         more["workers"] = min(cores(), _MOST)
-    work = [(path, taken_parameters(path, values | more)) for path in discover(only, folder, profile)]
+    protocol = {"seeds": [*range(max(SEEDED.values()))]} if profile == "tiny" else {}
+    work = [
+        (path, taken_parameters(path, (protocol if path.stem in TINY else {}) | values | more))
+        for path in discover(only, folder, profile)
+    ]
     check_use(work, values, profile)
     if dry:
         show(work, data, results / profile)
@@ -155,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", metavar="A,B", type=lambda text: text.split(","), action="extend",
                         help="beginnings of notebook names; fig3d is panel d of figure 3")  # fmt: skip
     parser.add_argument("--seeds", metavar="N,N", type=_numbers, action="extend",
-                        help="for example 0,1,2; default: each notebook's own")  # fmt: skip
+                        help="for example 0,1,2; default: 0; in the profile tiny those of docs/tiny.md")  # fmt: skip
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workers", metavar="N|gpus", type=_number_or_text,
                        help="train runs in parallel in N processes, or one per GPU; default: one run after another, "

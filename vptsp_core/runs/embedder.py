@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vptsp_core.data import ImageSet
 from vptsp_core.data.folder import read_image, to_rgb
-from vptsp_core.data.loading import Transform, eval_transform
+from vptsp_core.data.loading import Transform, end_workers, eval_transform
 from vptsp_core.errors import DataError, VptspError
 from vptsp_core.method.backbone import normalisation
 from vptsp_core.method.config import RunConfig
@@ -36,7 +36,7 @@ class Embedder(TrainedModel):
     """A trained model that embeds and searches images. Its attributes are those of `TrainedModel`.
 
     >>> embedder = load("results/demo/runs/...")                            # doctest: +SKIP
-    >>> scores, places = embedder.index(folder_of_paths).search(query, k=5)  # doctest: +SKIP
+    >>> scores, places = embedder.index(paths).search(query, k=5)            # doctest: +SKIP
     >>> embedder.save("bird.safetensors")                                    # doctest: +SKIP
     """
 
@@ -77,7 +77,10 @@ class Embedder(TrainedModel):
             VptspError: there are no images. (For an empty data set, the result is (0, d).)
         """
         if isinstance(images, ImageSet):
-            return embed(self.model, images).cpu().numpy()
+            try:
+                return embed(self.model, images).cpu().numpy()
+            finally:
+                end_workers()
         device = next(self.model.parameters()).device
         if isinstance(images, Tensor):
             side = self.model.config.image_size

@@ -38,6 +38,11 @@ def embed_batch(model: MetricModel) -> int:
     return max(TOKENS_AT_ONCE // model.vit.backbone.patch_embed.num_patches, 1)
 
 
+def embedding_width(model: MetricModel) -> int:
+    """Return d, the length of the model's embeddings. Without a head, it is the backbone's width."""
+    return model.vit.backbone.embed_dim if model.vit.sample_head is None else model.config.embed_dim
+
+
 @torch_defaults()
 @torch.inference_mode()
 def embed(model: MetricModel, images: ImageSet, *, progress: bool = False) -> Tensor:
@@ -50,9 +55,8 @@ def embed(model: MetricModel, images: ImageSet, *, progress: bool = False) -> Te
     statistics = normalisation(model.vit.backbone)
     batch = embed_batch(model)
     model.eval()
-    width = model.vit.backbone.embed_dim if model.vit.sample_head is None else model.config.embed_dim
     # Short shares are filled with zeros. They are the last ones, so after `gather` the zeros come after row N.
-    own, start = torch.zeros(-(-len(images) // world_size()), width, device=device), 0
+    own, start = torch.zeros(-(-len(images) // world_size()), embedding_width(model), device=device), 0
     with bar(title="embedding", total=len(own), show=progress, unit="images", leave=False) as shown:
         for pixels in eval_batches(images, model.config, statistics, batch, device, own_share(len(images))):
             part = model(pixels)

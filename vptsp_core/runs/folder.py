@@ -58,16 +58,13 @@ class Run:
         return not (self.path / WEIGHTS).is_file()
 
     @cached_property
-    def queries(self) -> dict[str, np.ndarray] | None:
+    def queries(self) -> dict[str, np.ndarray]:
         """The values of each metric for all test queries, (N,) float32, at the metric's reported epoch (see `Scores`).
 
-        "class" has the class of each query, (N,) int64. None if an older version made the run and did not keep them.
-        Raises WeightsError: the file is damaged.
+        "class" has the class of each query, (N,) int64. Raises WeightsError: the file is missing or damaged.
         """
         path = self.path / QUERIES
         verify(self.path, self.record, QUERIES)
-        if not path.exists():
-            return None
         try:
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}

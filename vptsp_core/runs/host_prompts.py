@@ -19,7 +19,7 @@ class HostPrompts(ClassPrompts):
     The copies are queued on the GPU, so it fetches a batch's rows only after the previous step's rows are back. The
     host does not wait for it, except in `flush`.
 
-    The tables of ``prompts`` are copied into memory pages of their own, which are pinned for a GPU.
+    The tables of ``prompts`` are moved, one at a time, into memory pages of their own, which are pinned for a GPU.
     Raises VptspError: there is not enough host memory.
     """
 
@@ -27,8 +27,10 @@ class HostPrompts(ClassPrompts):
         assert prompts.rowwise, "every step changes all rows of a dense table: it stays on the device"
         nn.Module.__init__(self)
         self.rowwise, self.moments = True, prompts.moments
-        for name, tensor in prompts.tables().items():
+        for name in ("table", *prompts.moments):
+            tensor = getattr(prompts, name)
             self.register_buffer(name, _in_own_pages(tensor, tensor.dtype))
+            delattr(prompts, name)  # its memory is needed for the next one
         self.rows = prompts.rows
         self._unpin: Callable[[], Any] | None = None
         self.register_state_dict_pre_hook(lambda module, *_: module.flush())

@@ -31,8 +31,7 @@ def copy_light(source: Path, target: Path) -> list[Path]:
             continue
         finished_run(folder)  # raises an error if a file is damaged
         for name in FILES:
-            if (folder / name).is_file():  # old runs have no per-query values
-                write_bytes(copy / name, (folder / name).read_bytes())
+            write_bytes(copy / name, (folder / name).read_bytes())
         new.append(copy)
     return new
 

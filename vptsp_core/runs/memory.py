@@ -120,13 +120,13 @@ def place_class_prompts(model: MetricModel, device: torch.device, where: str = "
         where = "host" if _bytes(prompts) > free_gpu_memory(device) / 2 else "device"
     if where != "host":
         return
-    # Every process of this machine has allocated its table by now, but not yet the moments.
-    processes, moments = local_size(), _bytes(prompts) - prompts.table.nbytes
+    # Every process of this machine has its table and moments by now, and `HostPrompts` copies one of them at a time.
+    processes, copied = local_size(), prompts.table.nbytes
     available = available_memory()
-    if moments * processes > available:
+    if copied * processes > available:
         raise VptspError(
-            f"class table on the host: {moments / 1e9:.2f} GB of optimiser state x {processes} processes of this "
-            f"machine = {moments * processes / 1e9:.2f} GB, but {available / 1e9:.2f} GB of its memory are available; "
+            f"class table on the host: a copy of {copied / 1e9:.2f} GB x {processes} processes of this "
+            f"machine = {copied * processes / 1e9:.2f} GB, but {available / 1e9:.2f} GB of its memory are available; "
             f"{'start fewer processes, ' if processes > 1 else ''}lower class_prompts or class_layers, "
             "or keep the table on the GPU with --class-table device"
         )
@@ -134,12 +134,15 @@ def place_class_prompts(model: MetricModel, device: torch.device, where: str = "
 
 
 def check_table_memory(config: RunConfig, num_classes: int, width: int) -> None:
-    """Check that this machine's memory can hold the table of class prompts, with the backbone's ``width``.
+    """Check that this machine's memory can hold the table of class prompts and a row-wise table's optimiser state.
+
+    ``width`` is the backbone's.
 
     Without this check, the system would end the process. Raises VptspError: it cannot; the message has both sizes.
     """
     if config.has_class_prompts:
-        check_room(4 * math.prod(table_shape(config, num_classes, width)))
+        tables = 1 + (len(MOMENTS[config.optimizer]) if config.class_optimizer == "rowwise" else 0)
+        check_room(4 * tables * math.prod(table_shape(config, num_classes, width)))
 
 
 def _bytes(prompts: ClassPrompts) -> int:

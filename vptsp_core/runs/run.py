@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import os
 import time
@@ -278,7 +277,7 @@ def many(configs: Iterable[RunConfig], *, workers: Workers = None, progress: boo
     if failed:
         name, first = next(iter(failed.items()))
         raise VptspError(f"{len(failed)} of {len(done)} runs failed; the first, {name}: {first}") from first
-    return [dataclasses.replace(each, path=path) for path in paths if isinstance(each := done[path], Run)]
+    return [each for path in paths if isinstance(each := done[path], Run)]
 
 
 def _one_of_many(config: RunConfig, *, data: str | Path | None = None, **options: Any) -> Run:

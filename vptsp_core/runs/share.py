@@ -23,8 +23,10 @@ from vptsp_core.method import hub
 from vptsp_core.method.config import RunConfig
 from vptsp_core.method.presets import PRESETS
 from vptsp_core.runs.embedder_file import Saved, TrainedModel, read_saved, write_embedder
+from vptsp_core.runs.evaluate import embedding_width
 from vptsp_core.runs.folder import METRICS, WEIGHTS, Run, data_options, read_run
 from vptsp_core.runs.frames import frame, over_seeds
+from vptsp_core.runs.selection import HELD_OUT
 from vptsp_core.system.places import ASSETS, VERSION
 
 SCHEME = "hf://"
@@ -93,7 +95,7 @@ def push(trained: TrainedModel, repo: str, revision: str | None = None, private:
     with tempfile.TemporaryDirectory() as folder, hub.quiet_hub_log():
         write_embedder(Path(folder, WEIGHTS), trained, config)
         Path(folder, "README.md").write_text(model_card(trained, repo, revision), "utf-8")
-        message = f"{config.method} on {config.backbone}, run {trained.run}"
+        message = f"{config.method} on {config.backbone}" + (f", run {trained.run}" if trained.run else "")
         try:
             api.create_repo(repo, private=private, exist_ok=True)
             if revision is not None:
@@ -120,7 +122,9 @@ def model_card(trained: TrainedModel, repo: str, revision: str | None = None) ->
     others = _same_images(run) if run else []
     seeds = [each for each in others if each.config.replace(seed=0).hash() == config.replace(seed=0).hash()]
     title, facts = _data_set(config, data)
-    metrics = {name: value for name, value in trained.metrics.items() if name != "epoch"}
+    metrics = {
+        name: value for name, value in trained.metrics.items() if name != "epoch" and not name.startswith(HELD_OUT)
+    }
     columns = {"this model": {name: f"{100 * value:.2f}" for name, value in metrics.items()}}
     if len(seeds) > 1:
         mean = over_seeds(frame(seeds), ["dataset"], [*metrics]).iloc[0]
@@ -144,7 +148,8 @@ def model_card(trained: TrainedModel, repo: str, revision: str | None = None) ->
     )  # fmt: skip
     template = Environment(trim_blocks=True).from_string((ASSETS / "model_card.md").read_text("utf-8"))
     return template.render(
-        front=front.to_yaml(), name=name, config=config, file=WEIGHTS, facts=facts, columns=columns, metrics=metrics,
+        front=front.to_yaml(), name=name, width=embedding_width(trained.model), config=config, file=WEIGHTS,
+        facts=facts, columns=columns, metrics=metrics,
         uri=f"{SCHEME}{repo}{f'@{revision}' if revision else ''}",
         chosen=CHOSEN[config.selection] if config.method != "frozen" and config.epochs else None,
         command=command(config) + data_options({"name": config.dataset} | data),

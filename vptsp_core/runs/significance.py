@@ -53,7 +53,7 @@ def compare_paired(
         values = {label: _by_query(runs, labels, label, metric) for label in order}
         base = values.pop(reference, None)
         others = {label: each for label, each in values.items() if each is not None}
-        if base is None or classes is None:
+        if base is None:
             continue
         defined = ~np.isnan(np.hstack([base, *others.values()])).any(1)  # NaN: the gallery has no image of its class
         for label, each in others.items():
@@ -110,7 +110,8 @@ def estimate(values: np.ndarray, reference: np.ndarray, classes: np.ndarray) -> 
     differences = (values.mean(1) - reference.mean(1))[:, None]
     mean = float(differences.mean())
     over_classes, degrees = _variance_of_mean(differences - mean, places)
-    # Queries of a class do not vary less together than independent ones. If they seem to, it is chance: few classes.
+    # Queries of one class vary at least as much together as independent ones do. A smaller estimate is an accident of
+    # few classes, so the larger of the two variances is used.
     over_queries = _variance_of_mean(differences - mean, np.arange(len(places)))[0]
     parts, freedom = [max(over_classes, over_queries)], [degrees]
     for side in (values, reference):
@@ -150,28 +151,25 @@ def _variance_of_mean(centred: np.ndarray, places: np.ndarray) -> tuple[float, f
 
 def _by_query(runs: Sequence[Run], labels: Sequence[str], label: str, metric: str) -> np.ndarray | None:
     """Return a label's values in percent, a row per query and a column per run. None if a run has no such values."""
-    queries = [run.queries or {} for run, each in zip(runs, labels, strict=True) if each == label]
+    queries = [run.queries for run, each in zip(runs, labels, strict=True) if each == label]
     if not all(metric in each for each in queries):
         return None
     return 100 * np.stack([each[metric] for each in queries], 1).astype(np.float64)
 
 
-def _classes(runs: Sequence[Run], labels: Sequence[str]) -> np.ndarray | None:
-    """Return the class of each query, (N,), or None if all runs are of an older version, which did not keep it.
-    Raises DataError: two runs were tested on different queries.
-    """
+def _classes(runs: Sequence[Run], labels: Sequence[str]) -> np.ndarray:
+    """Return the class of each query, (N,). Raises DataError: two runs were tested on different queries."""
     tested: dict[Any, str] = {}
     counted: dict[Any, str] = {}
     sorted_by: dict[Any, str] = {}
-    classes = None
+    classes = np.empty(0, np.int64)
     for run, label in zip(runs, labels, strict=True):
-        name, data, queries = f"{label} ({run.path})", run.record["data"], run.queries or {}
+        name, data, queries = f"{label} ({run.path})", run.record["data"], run.queries
         tested.setdefault((data["name"], data["test"], data.get("gallery")), name)
         for values in queries.values():
             counted.setdefault(len(values), name)
-        if CLASS in queries:
-            classes = queries[CLASS]
-            sorted_by.setdefault(classes.tobytes(), name)
+        classes = queries[CLASS]
+        sorted_by.setdefault(classes.tobytes(), name)
     faults = {"different queries": tested, "different numbers of queries": counted, "different classes": sorted_by}
     for fault, names in faults.items():
         if len(names) > 1:

@@ -58,10 +58,10 @@ def duration(seconds: float) -> str:
 def amount(count: float) -> str:
     """Format a number of bytes for people.
 
-    >>> amount(1_250_000), amount(1.2e11)
-    ('1.2 MB', '120.0 GB')
+    >>> amount(1_250_000), amount(9.4e9)
+    ('1.2 MB', '9.4 GB')
     """
-    return f"{count / 1e9:.1f} GB" if count >= 1e10 else f"{count / 1e6:.1f} MB"
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 class _Lines:

@@ -1,7 +1,7 @@
-"""Make a GPU compute the same numbers in every run: by default it adds in any order. A CPU needs no such settings.
+"""Make a GPU compute the same numbers in every run. By default, the order of its sums varies. A CPU needs no settings.
 
 The settings are those of PyTorch's note on reproducibility. An operation without a deterministic form raises an error.
-They have not been tested on a GPU.
+The settings have not been tested on a GPU.
 """
 
 from __future__ import annotations

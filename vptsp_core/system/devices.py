@@ -32,7 +32,9 @@ def trunk_dtype(chosen: Mapping[str, str]) -> torch.dtype | None:
 
 
 def choose_precision(precision: str, device: torch.device, width: int = 384) -> dict[str, str]:
-    """Return `autocast_dtype` for a record: the dtype of the ``trunk`` by name, and ``why``. Raises the same errors."""
+    """Return the choice of `autocast_dtype` for a record: ``trunk``, the dtype's name, and ``why``, the reason.
+    Raises the same errors.
+    """
     dtype, why = _dtype_and_reason(precision, device, width)
     return {"trunk": str(dtype or torch.float32).removeprefix("torch."), "why": why}
 
@@ -60,7 +62,7 @@ def _cpu_precision(width: int) -> tuple[torch.dtype | None, str]:
     if not units:
         return None, "this CPU has no bf16 units (AMX, AVX512-BF16)"
     quicker = bf16_speedup(width)
-    reason = f"this CPU has {' and '.join(units)}; a bf16 product takes 1/{quicker:.1f} of float32's time"
+    reason = f"this CPU has {' and '.join(units)}; a bf16 product is {quicker:.1f} times as fast as a float32 one"
     return (torch.bfloat16 if quicker >= PAYS else None), reason
 
 
