@@ -219,6 +219,14 @@ def test_run_all_test_takes_no_options(tmp_path):
     assert done.stderr == "error: test takes no options, but there is --profile\n"
 
 
+@needs_bash
+def test_run_all_prints_its_usage_wherever_help_stands(tmp_path):
+    done = subprocess.run(
+        [BASH, ROOT / "run_all.sh", "--profile", "tiny", "--help"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("usage: ./run_all.sh [--profile demo|")
+
+
 @pytest.fixture
 def checkout(tmp_path) -> Path:
     """A copy of run_all.sh in a folder with a space, and a package that prints its arguments."""

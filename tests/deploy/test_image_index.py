@@ -176,6 +176,9 @@ def test_what_cannot_be_indexed_or_searched_is_one_line(tmp_path, model, capsys,
         "none of the 1 images can be read; the first: image": ["index", "bad", "--model", str(model)],
         "vptsp-index holds no index; make one": ["search", "x.png"],
         "k: 0 is not a whole number": ["search", "x.png", "-k", "0"],
+        "--to is empty; give a value": ["search", "x.png", "--to", ""],
+        "--model is empty; give a value": ["index", "bad", "--model", ""],
+        "--weights is empty; give a value": ["export", str(model), "--to", "a.onnx", "--weights="],
     }
     for message, argv in cases.items():
         assert main(argv) == 2, argv

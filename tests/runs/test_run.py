@@ -188,6 +188,11 @@ def test_a_reader_that_has_read_enough_is_no_error(tmp_path):
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+def test_a_closed_stdout_is_no_error(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as Python starts with it after `>&-`
+    assert main(["data", "info"]) == 0
+
+
 SELECTED = {"released": ({"R@1": 2 / 3, "MAP@R": 0.45, "epoch": 2}, (1, 0)),
             "last": ({"R@1": 1 / 3, "MAP@R": 0.2, "epoch": 3}, (2, 2))}  # fmt: skip
 
