@@ -128,7 +128,7 @@ def test_stopped_and_called_again_until_it_is_done(checkout, capsys):
         until(lambda: checkout.epochs() > reached or process.poll() is not None, "the long run to learn")  # noqa: B023
         stop(process)
         said, _ = process.communicate(timeout=PATIENCE)
-        assert process.returncode == status and said.splitlines()[-1] == "stopped; the same command resumes"
+        assert process.returncode == status and said.splitlines()[-1] == "stopped; run the same command again"
         assert "Traceback" not in said and checkout.hidden() == []
         until(lambda: not checkout.processes(), "kernels to end")
         assert checkout.executed("a_short").exists() and not checkout.executed("b_long").exists()

@@ -12,7 +12,7 @@ from vptsp_core.method.presets import preset
 from vptsp_core.paper import claims
 from vptsp_core.paper.claims import CLAIMS, NOT_RUN
 from vptsp_core.paper.methods import BEST, FULL, search_name
-from vptsp_core.runs.folder import Run
+from vptsp_core.runs.folder import CLASS, Run
 
 COUNT = 2_000  # queries
 
@@ -68,7 +68,7 @@ def test_verdicts(tmp_path):
     assert recall.loc[f"{BEST} > BitFit", "ours"].startswith("-10.0 [-")
     assert recall.loc[f"{BEST} > Linear probing", "ours"].startswith("≈ ")
     assert recall.loc[f"{BEST} > BitFit", "paper"] == 0.9  # as printed, not 0.8999999
-    runs[BEST][0].__dict__["queries"] = None
+    runs[BEST][0].__dict__["queries"] = {CLASS: runs[BEST][0].queries[CLASS]}
     found = claims.verdicts([run for run, _ in pairs], [name for _, name in pairs])
     assert found.loc[f"{BEST} > BitFit", ("R@1", "verdict")] == NOT_RUN  # it has no values per query
 

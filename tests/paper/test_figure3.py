@@ -13,7 +13,7 @@ from vptsp_core.figures import sweeps
 from vptsp_core.paper import figure3, figure3_results
 from vptsp_core.paper.methods import base_config, method_rows
 from vptsp_core.paper.report import paper_table
-from vptsp_core.runs.folder import Run
+from vptsp_core.runs.folder import CLASS, Run
 from vptsp_core.runs.run import build_model
 
 PROFILES = ("demo", "smoke", "tiny", "paper")
@@ -162,13 +162,13 @@ def test_the_verdict_on_the_papers_maximum():
     assert tried("d", "paper", flat).maximum == "not run" and tried("d", "paper", {}).maximum == "not run"
 
 
-def test_runs_without_values_per_query_have_no_verdict():
+def test_runs_whose_queries_are_of_one_class_have_no_verdict():
     flat = dict.fromkeys(("0", "0.2", "0.4", "0.6", "0.8", "1"), 0.5)
     points = {point.label: point for point in figure3.points("d", "paper")}
     metrics = dict.fromkeys(figure3_results.METRICS, 0.5)
     runs = [Run(points[label].config, Path("r"), metrics, pd.DataFrame(), RECORD) for label in flat]
     for each in runs:
-        each.__dict__["queries"] = None
+        each.__dict__["queries"] = {"R@1": np.float32([0, 1]), CLASS: np.int64([7, 7])}
     assert figure3_results.outcome("d", list(points.values()), runs, list(flat)).maximum == "not run"
 
 

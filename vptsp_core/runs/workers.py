@@ -70,8 +70,9 @@ def run_in_workers(
         already: number of items that were done before, for the bar.
 
     Raises:
-        VptspError: the cluster cannot be used, or a process of this machine died.
+        VptspError: see `check_workers`; the cluster cannot be used; or a process of this machine died.
     """
+    workers = check_workers(workers)
     results: dict[Path, R | VptspError] = {}
     with bar(None, "runs", already + len(items), initial=already, show=progress, unit="runs") as shown:
 
