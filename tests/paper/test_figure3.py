@@ -55,6 +55,13 @@ def test_the_paper_profile_has_every_x_of_the_paper():
     assert set(PAPER["panel"]) == set(figure3.SWEEPS) - {"lambda"}  # which the paper has no curve of
 
 
+def test_profile_tiny_can_test_the_paper_s_maxima_but_that_of_a_wider_model():
+    for panel, rows in PAPER.groupby("panel"):
+        there = set(figure3.SWEEPS[panel].points_of("tiny").values())
+        highest = set(rows["x"][rows["CUB"] == rows["CUB"].max()])
+        assert bool(highest & there) == (panel != "c") and len(there - {None}) > 1
+
+
 def test_panel_a_counts_the_class_prompts_of_all_classes():
     points = figure3.points("a", "paper")
     np.testing.assert_allclose([p.x for p in points], [m * 12 * 384 * 100 / 1e3 for m in range(7)])
