@@ -17,9 +17,7 @@ from vptsp_core.runs.folder import Run
 from vptsp_core.system.distributed import is_main
 
 
-def show_finished(
-    done: Run, folder: str | Path, data: str | Path | None = None, device: str | None = None
-) -> None:
+def show_finished(done: Run, folder: str | Path, data: str | Path | None = None, device: str | None = None) -> None:
     """Write a run's history and a retrieval grid below ``folder``. This embeds all test images.
 
     Args:

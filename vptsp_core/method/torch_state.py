@@ -66,4 +66,3 @@ def _random_states_kept() -> Iterator[None]:
         finally:
             if not started:  # reading its state before would have started CUDA; torch seeds it when it starts
                 torch.cuda.manual_seed_all(seed)
-
