@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -220,6 +221,14 @@ def test_frozen_weights_in_half_precision_change_no_number(kind):
     assert weight.dtype == (torch.float32 if kind == "full" else torch.bfloat16)
     learns = [p for p in model.parameters() if p.requires_grad]
     assert all(p.dtype == torch.float32 for p in learns) and model.vit.backbone.norm.weight.dtype == torch.float32
+
+
+def test_a_layer_that_standardises_its_weight_keeps_it_in_float32():
+    model = make(**KINDS["linear"])
+    model.vit.autocast = torch.bfloat16
+    model.vit.backbone.stem = timm.layers.StdConv2d(3, 4, 3).requires_grad_(False)
+    cast_frozen_weights(model.vit)
+    assert model.vit.backbone.stem.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", ["gru", "ema", "rowwise", "vpt", "full"])

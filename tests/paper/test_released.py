@@ -149,7 +149,8 @@ def test_another_loss_is_refused(clone):
     [
         ({"semantics": "paper"}, "semantics = 'paper'"), ({"accumulator": "lstm"}, "accumulator = 'lstm'"),
         ({"method": "adapter"}, "method = 'adapter'"), ({"proxy_source": "sample"}, "proxy_source = 'sample'"),
-        ({"prompts": 0}, "prompts = 0"), ({"class_optimizer": "rowwise", "optimizer": "adam"}, "optimizer = 'adam'"),
+        ({"method": "lora", "bitfit": False}, "method = 'lora'"), ({"prompts": 0}, "prompts = 0"),
+        ({"class_optimizer": "rowwise", "optimizer": "adam"}, "optimizer = 'adam'"),
     ],
 )  # fmt: skip
 def test_runs_that_were_not_released_are_refused(changes, message):

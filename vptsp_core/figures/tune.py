@@ -56,6 +56,8 @@ def importance(shares: pd.Series, trials: int) -> Figure:
         ax.text(0.5, 0.5, "too few different results", transform=ax.transAxes, ha="center", va="center")
         ax.set(yticks=[])
     ax.margins(x=0.12)
-    ax.set(xlabel=f"share of the variance of R@1 (fANOVA of {trials} trials; all together 1)", xlim=(0, None))
+    ax.set(
+        xlabel=f"importance of the key alone, relative to the others (fANOVA of {trials} trials; sum 1)", xlim=(0, None)
+    )
     ax.grid(axis="y", visible=False)
     return fig

@@ -91,7 +91,7 @@ PRESETS |= {
 PRESETS["smoke"] = dict(PRESETS["demo"], epochs=1, steps_per_epoch=3)
 
 
-def preset(name: str, /, **changes: Any) -> RunConfig:
+def preset(name: str | Path, /, **changes: Any) -> RunConfig:
     """Return the settings called ``name``, with ``changes``. A name is a key of `PRESETS`, or a .json file of settings.
 
     Warns of each change, and of each key in the file, that the run does not read (such as ``prompts`` with
@@ -103,6 +103,7 @@ def preset(name: str, /, **changes: Any) -> RunConfig:
     >>> preset("cub200-vits16", alpha=0.2).alpha
     0.2
     """
+    name = str(name)
     if name.endswith(".json"):
         values = _from_file(name)
         config = RunConfig().replace(**values | changes)

@@ -84,7 +84,8 @@ def cast_frozen_weights(vit: PromptedViT) -> None:
     if vit.autocast is None:
         return
     for module in vit.backbone.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        # Not subclasses: timm's StdConv2d standardises its float32 weight first.
+        if type(module) in (nn.Linear, nn.Conv2d):
             for parameter in module.parameters(recurse=False):
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.to(vit.autocast)

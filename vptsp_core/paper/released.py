@@ -152,7 +152,8 @@ def check_released(config: RunConfig) -> None:
     semantic = config.method == "vptsp"
     wrong = {
         "semantics": config.semantics != "released",
-        "method": config.method == "adapter",  # the clone's block with an adapter always has 12 heads and no QKV bias
+        # The clone's block with an adapter always has 12 heads and no QKV bias. It has no LoRA.
+        "method": config.method in ("adapter", "lora"),
         "optimizer": config.class_optimizer == "rowwise" and config.optimizer == "adam",
         "accumulator": semantic and config.accumulator not in ACCUMULATORS,
         "proxy_source": semantic and config.proxy_source not in ("class_prompts", "encoder"),

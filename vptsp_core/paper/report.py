@@ -22,6 +22,7 @@ from vptsp_core.system.places import CHECKOUT, PACKAGE
 
 PAPER, OURS, DIFFERENCE, ORDER = "paper", "ours", "difference", "the paper's order"
 CHANCE = "≈"  # marks a difference that could be chance
+DATA_PARTS = ("train", "test", "gallery")  # only In-Shop has a gallery of its own
 _CELL = "padding: 0.25em 0.7em; text-align: right; font-variant-numeric: tabular-nums"
 # {columns: font size and padding} of a table with more columns, to fit into JupyterLab beside its file browser.
 _SMALLER = {14: ("0.66em", "0.25em 0.2em"), 7: ("0.75em", "0.25em 0.3em")}
@@ -249,7 +250,7 @@ def record_facts(runs: Sequence[Run], changes: Mapping[str, Any]) -> dict[str, l
             "backbone": f"{run.config.backbone} ({run.config.weights})",
             "weights checksum": record["weights"],
             "data": record["data"]["name"],
-            **{f"data checksum, {part}": record["data"][part] for part in ("train", "test")},
+            **{f"data checksum, {part}": record["data"][part] for part in DATA_PARTS if part in record["data"]},
             "epochs": run.config.epochs,
             "epoch reported": run.config.selection,
             "training classes held out": record.get("held_out", {}).get("classes", 0),

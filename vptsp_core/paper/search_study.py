@@ -164,10 +164,11 @@ def runs_of(study: optuna.Study, results: Path) -> list[Run]:
 
 @quiet()
 def importance(study: optuna.Study, seed: int = 0) -> pd.Series:
-    """Return the share of the variance of R@1 that each key explains alone or with others, the largest first.
+    """Return how much each key alone explains of R@1, relative to the other keys, the largest first.
 
     Optuna computes it by fANOVA (Hutter, Hoos, Leyton-Brown, ICML 2014), from a random forest that is fitted to the
-    trained trials in the space. The shares sum to 1. With few trials they are mostly noise.
+    trained trials in the space. Joint effects of keys are not counted, and the shares are scaled to sum to 1. With few
+    trials they are mostly noise.
 
     Returns:
         The shares, indexed by key. It is empty if fewer than two trials were trained or all have the same R@1.
