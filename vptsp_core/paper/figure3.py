@@ -40,7 +40,7 @@ class Sweep:
         claim: a description of the paper's curve.
         values: {profile: {value of key: the paper's x beside it, or None}}. A profile that is not named has the paper
             profile's. The value of table 1 is included, so that its run is shared. Profile tiny has the points that the
-            claim is about, because each takes an hour on a CPU.
+            claim is about, because each takes one to two hours on a CPU.
         row: the method of table 1 that is varied.
         logarithmic: whether the x axis is logarithmic.
     """
