@@ -130,6 +130,13 @@ def test_record_table_names_every_value_that_differs():
     assert list(report.record_table([], {})["value"]) == ["0"]
 
 
+def test_record_table_has_the_gallery_where_there_is_one():
+    run = fake_run()
+    assert "data checksum, gallery" not in report.record_table([run], {}).index
+    run.record["data"]["gallery"] = "g1"
+    assert report.record_table([run], {}).loc["data checksum, gallery", "value"] == "g1"
+
+
 def test_save_table_flattens_columns(tmp_path):
     frame = pd.DataFrame({"row": ["a"], "R@1": [50.0]})
     path = report.save_table(report.compare(frame, frame, on="row", columns=["R@1"]), tmp_path, "t")
