@@ -311,9 +311,14 @@ def test_a_partial_data_set_is_refused_with_all_differences_unless_it_is_accepte
 
 def test_a_split_without_images_is_refused_even_if_partial(root):
     make_sop()
-    for path in (root / "online_products" / "images").rglob("*.JPG"):
+    benchmark = load_benchmark("sop", root, allow_partial=True)
+    for path in benchmark.test.paths:
         path.unlink()
-    with pytest.warns(UserWarning), pytest.raises(DataError, match="leaves no images for train and test"):
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="leaves no images for test; add some"):
+        load_benchmark("sop", root, allow_partial=True)
+    for path in benchmark.train.paths:
+        path.unlink()
+    with pytest.raises(DataError, match="listed images are missing, .*; put the images there, or correct the paths"):
         load_benchmark("sop", root, allow_partial=True)
 
 
@@ -382,6 +387,8 @@ OWN = {
                 r"1 of 2 listed images are missing, the first .*9.jpg \(line 3\)"),
     "all missing": (["data/images/0.jpg,a,train", "data/images/9.jpg,b,test"], None, "; paths are relative to "),
     "twice": (["images/0.jpg,a,train", "images/./0.jpg,b,test"], None, r"lists images/./0.jpg twice \(line 2, 3\)"),
+    "query in the gallery": (["images/0.jpg,a,query", "images/0.jpg,a,gallery"], None, "or write test, where"),
+    "a folder": (["images/0.jpg,a,test", "images,b,test"], None, "image .*/images: unreadable .*, or leave it out"),
     "quote": (['images/0.jpg,"a,train', *["images/1.jpg,b,test"] * 9], None, "a quote that is not"),
     "NUL": (["ima\0ges/0.jpg,a,train", "images/1.jpg,b,test"], None, "not inside"),
 }  # fmt: skip
@@ -401,11 +408,18 @@ def test_a_split_csv_in_another_encoding_is_refused(root):
         load_benchmark("folder", root)
 
 
+@pytest.mark.skipif(os.sep == "\\", reason="for systems on which a name may hold a backslash")
+def test_a_split_csv_from_windows(root):
+    put("images/a\\b.jpg")
+    own_csv(root, [r"images\0.jpg,a,train", r"images\1.jpg,b,test", r"images\2.jpg,c,test", r"images/a\b.jpg,c,test"])
+    assert names(load_benchmark("folder", root).test) == [("1.jpg", "b"), ("2.jpg", "c"), ("a\\b.jpg", "c")]
+
+
 def test_faults_of_class_folders_are_named(root):
     with pytest.raises(DataError, match="no class folders with images"):
         load_benchmark("folder", root)
     put("a/1.jpg", "a/2.jpg")
-    with pytest.raises(DataError, match="leaves no images for test"):
+    with pytest.raises(DataError, match="leaves no images for test; add classes"):
         load_benchmark("folder", root)
 
 

@@ -241,7 +241,7 @@ MISTAKES = {
                    "because the classes that choose the epoch are held out of train; write train or test"),
     "column twice": (table("path,class,Class\n"), "has the column 'class' twice; keep one"),
     "unknown column": (table("path,class,Splits\n"),  # its classes would be trained on
-                       "has an unknown column 'splits'; it holds path, class, split"),
+                       "has an unknown column 'splits'; remove it, or name it path, class, split"),
     "one class": (one_tested, "has 1 class to test on, "),
     "no path": (table("sep=;\npath;class\n;a\n"), "line 3: each line is path,class"),  # as an editor counts
 }  # fmt: skip

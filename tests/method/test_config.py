@@ -1,12 +1,15 @@
 """Settings of runs: which are refused, which are the same run, and the presets against the released values."""
 
 import csv
+import json
 from importlib import resources
 
+import numpy as np
 import pytest
 
 from vptsp_core import RunConfig, preset
 from vptsp_core.errors import ConfigError
+from vptsp_core.method.config import _BEFORE
 
 BAD = [
     ({"prompt": 3}, "unknown key 'prompt'; did you mean prompts"),
@@ -39,6 +42,21 @@ def test_refused_with_the_key_named(changes, message):
         preset("cub200-vits16", **changes)
     text = str(caught.value)
     assert message.replace("bitfit must", "bitfit = True must") in text and "\n" not in text
+
+
+def test_the_number_types_of_numpy():
+    config = preset("cub200-vits16", alpha=np.float32(0.5), prompts=np.arange(3)[2], bitfit=np.True_)
+    assert config == preset("cub200-vits16", alpha=0.5, prompts=2, bitfit=True)
+    assert {type(config.alpha), type(config.prompts), type(config.bitfit)} == {float, int, bool}
+    with pytest.raises(ConfigError, match="prompts = 2.5 must be of type int"):
+        preset("cub200-vits16", prompts=np.float64(2.5))
+
+
+def test_the_config_of_an_older_run_keeps_its_values(tmp_path):
+    written = {key: value for key, value in preset("cub200-vits16").to_dict().items() if key not in _BEFORE}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    (tmp_path / "record.json").write_text("{}")
+    assert preset(tmp_path / "config.json", seed=3) == RunConfig.from_dict(written).replace(seed=3)
 
 
 def test_unknown_preset_lists_the_known():

@@ -319,6 +319,7 @@ def _masked(x):
         "a table": lambda x: pd.DataFrame(x.numpy(), index=range(900, 900 + len(x))),
         "a table of names": lambda x: pd.DataFrame(x.numpy()).add_prefix("dim_"),
         "rows of tensors": lambda x: list(x),
+        "rows of arrays": lambda x: list(x.numpy()),
         "sparse": lambda x: x.to_sparse(),
         "sparse rows": lambda x: x.to_sparse_csr(),
         "of scipy": lambda x: scipy.sparse.csr_matrix(x.numpy()),

@@ -309,8 +309,12 @@ def test_other_families_are_refused_by_class(monkeypatch):
         with monkeypatch.context() as offline, pytest.raises(ConfigError, match="ResNet"):
             offline.setattr("socket.socket.connect", Mock(side_effect=AssertionError("a download")))
             load_backbone("resnet18", weights)
-    with pytest.raises(ConfigError, match="not a timm model"):
-        load_backbone("vit_smal_patch16", "random")
+    with pytest.raises(ConfigError, match="not a timm model; known: .*vit_small_patch16_224"):
+        load_backbone("vit_smal_patch16_224", "random")
+    with pytest.raises(ConfigError, match="not a timm model"):  # an old name, without a place of its own
+        load_backbone("vit_base_patch16_224_in21k", "random")
+    with pytest.raises(ConfigError, match="no pretrained weights of it; give a file with weights=FILE"):
+        load_backbone("vit_base_patch16_gap_224")
     with pytest.raises(ConfigError, match="no such pretrained tag"):
         load_backbone("vit_small_patch16_224.nothing", "random")
 

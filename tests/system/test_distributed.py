@@ -166,7 +166,8 @@ def test_a_process_that_fails_alone_reports_it_and_ends_all(tmp_path):
     assert done.returncode != 0 and "exitcode  : 2" in done.stderr
     ours = done.stderr.split("torch/distributed/elastic")[0]
     assert [line for line in ours.splitlines() if "rror" in line] == ["error: no such image; unpack it again"]
-    assert "Connection closed" not in done.stderr and not list(tmp_path.rglob("*.*"))
+    left = {path.name for path in tmp_path.rglob("*.*")}
+    assert "Connection closed" not in done.stderr and left <= {"progress.json"}, "torchrun may kill the first process"
 
 
 def test_without_torchrun_nothing_changes():

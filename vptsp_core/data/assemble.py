@@ -77,6 +77,8 @@ def _report_differences(
                 f"{fault}; the training classes are unknown, because most class names do not begin with a number "
                 "as in 001.Name; complete it"
             )
+        if not any(splits.values()):
+            raise DataError(fault, "put the images there, or correct the paths")
         if not allow_partial:
             raise DataError(fault, "complete it, or accept this with --allow-partial")
         warnings.warn(f"{fault}; continuing with the images that exist", stacklevel=4)
@@ -88,11 +90,12 @@ def _check_classes(name: str, listing: Listing, splits: dict[str, Rows]) -> None
     if listing.as_shown and (missed := _find_hopeless(splits)):
         warnings.warn(f"{name}: {len(missed)} class(es) of {listing.source} have no other image to find, the first "
                       f"{missed[0]}; their queries can only miss", stacklevel=4)  # fmt: skip
+    more = "add classes" if listing.as_shown and listing.source == listing.root else "add some"
     if empty := [split for split, rows in splits.items() if not rows and (split != "train" or listing.splits[split])]:
-        raise DataError(f"{name}: {listing.source} leaves no images for {' and '.join(empty)}; add some")
+        raise DataError(f"{name}: {listing.source} leaves no images for {' and '.join(empty)}; {more}")
     searched = splits.get("gallery", splits.get("test", []))
     if listing.as_shown and len({label for _, label in searched}) == 1:
-        cure = "add classes" if listing.source == listing.root else "give at least 2 classes the split test"
+        cure = more if listing.source == listing.root else "give at least 2 classes the split test"
         raise DataError(f"{name}: {listing.source} has 1 class to test on, so a query cannot find a wrong class; "
                         f"{cure}")  # fmt: skip
 
@@ -178,7 +181,8 @@ def _check_listing(name: str, listing: Listing) -> None:
         same = posixpath.normpath(path)  # a/./0.png and a//0.png are a/0.png
         if same in seen:
             where = listing.where(seen[same], path)
-            raise DataError(f"{name}: {listing.source} lists {path} twice{where}; keep one of the two lines")
+            other = ", or write test, where each image searches all others" if "query" in listing.splits else ""
+            raise DataError(f"{name}: {listing.source} lists {path} twice{where}; keep one of the two lines{other}")
         if os.path.isabs(path) or ".." in path.split("/") or "\0" in path:
             raise DataError(f"{name}: {listing.source} lists {path}{listing.where(path)}, which is not inside "
                             f"{listing.root}; write a path relative to it")  # fmt: skip

@@ -56,8 +56,8 @@ def open_stores(
         progress: print the least disk space that is needed to stderr, and show bars, or lines in a log.
 
     Raises:
-        DataError: an image cannot be read, or the disk has too little room; the next call resumes the build. Or a store
-            is damaged, or the cache cannot be written.
+        DataError: an image cannot be read, a store is damaged, the cache cannot be written, or the disk has too little
+            room. The next call resumes a build that the disk or the user stopped.
     """
     filesets = [images for images in sets if isinstance(images, FileSet)]
     places = {images: folder / _name_store(images, side, interpolation) for images in filesets}
@@ -70,7 +70,11 @@ def open_stores(
                     _check_room(missing, folder, side, progress)
                 for images, place in missing.items():
                     partial = place.with_name(f"{place.name}.partial")
-                    _fill(images, partial, side, interpolation, progress)
+                    try:
+                        _fill(images, partial, side, interpolation, progress)
+                    except DataError:  # with the image replaced, the store has another key
+                        shutil.rmtree(partial)
+                        raise
                     replace(partial, place)
         except OSError as error:
             raise DataError(f"cache {folder}: {error.strerror or error}; {CURE}") from error
@@ -93,13 +97,14 @@ def _check_room(missing: dict[FileSet, Path], folder: Path, side: int, progress:
     written = sum(pixels.stat().st_size for pixels in begun if pixels.exists())
     if progress:
         names = ", ".join(f"{images.name} {len(images):,} images" for images in missing)
-        print(f"cache: {names}; at least {amount(least)} to write in {folder} ({amount(free)} free)", file=sys.stderr)
+        left = amount(max(least - written, 0))
+        print(f"cache: {names}; at least {left} to write in {folder} ({amount(free)} free)", file=sys.stderr)
         for place in missing.values():
             for path in sorted(folder.glob(f"{place.name.rpartition('-')[0]}-*")):
                 if path.name.removesuffix(".partial") != place.name:
                     print(f"cache: {path} has other images of that name; delete it if nothing uses it", file=sys.stderr)
     if least > free + written:
-        raise DataError(f"cache {folder}: needs at least {amount(least)}, {amount(free)} are free; {CURE}")
+        raise DataError(f"cache {folder}: needs at least {amount(least - written)}, {amount(free)} are free; {CURE}")
 
 
 def _fill(images: FileSet, folder: Path, side: int, interpolation: str, progress: bool) -> None:

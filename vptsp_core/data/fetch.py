@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import shlex
 import shutil
 import tarfile
 import tempfile
@@ -25,10 +25,13 @@ def get(known: DataSet, data: Path) -> None:
     or the result is not the published data set.
     """
     downloads, folder = data / "downloads", data / known.folder
-    with contextlib.suppress(DataError):
+    try:
         load_benchmark(known.name, data)
         print(f"{known.name}: already complete, in {find_folder(data, known)}")
         return
+    except DataError as error:
+        if find_folder(data, known).is_dir():
+            print(error.fault)
     by_hand = [part for part in _find_missing_parts(known, folder) if not part.sources]
     absent = [part.file for part in by_hand if not (downloads / part.file).is_file()]
     if absent:
@@ -61,12 +64,12 @@ def get(known: DataSet, data: Path) -> None:
 def list_steps(known: DataSet, data: Path) -> list[str]:
     """Return the instructions for a person, one line each, and the counts that are checked afterwards."""
     lines = [f"{known.title}: how to get it", f"  home page: {known.home}", f"  terms: {known.terms}"]
-    command = f"python -m vptsp_core data get {known.name} --data {data}"
+    command = f"python -m vptsp_core data get {known.name} --data {shlex.quote(str(data))}"
     places = {"downloads": data / "downloads", "folder": data / known.folder, "get": command}
     lines += [f"  {number}. {step.format(**places)}" for number, step in enumerate(known.steps, 1)]
     counts = ", ".join(f"{split} {images:,} images of {classes:,} classes"
                        for split, (classes, images) in known.counts.items())  # fmt: skip
-    return [*lines, f"  checked then (python -m vptsp_core data check {known.name} --data {data}): {counts}"]
+    return [*lines, f"  checked then ({command.replace(' get ', ' check ', 1)}): {counts}"]
 
 
 def _find_missing_parts(known: DataSet, folder: Path) -> list[Part]:

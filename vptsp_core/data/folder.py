@@ -80,7 +80,7 @@ class FileSet(ImageSet):
     def fingerprint(self) -> str:
         """Hash labels, paths and file sizes: that is quick, but does not see an edit of equal length. Your own images
         (``as_shown``) may be edited, so the contents of their files are hashed.
-        Raises DataError: a file is missing. Raises OSError: it cannot be read.
+        Raises DataError: a file is missing, or it cannot be read.
         """
         checksum = hashlib.sha256(b"as shown\n" if self.as_shown else b"")
         with ThreadPoolExecutor(cores()) as pool:
@@ -103,8 +103,14 @@ def read_stamps(path: Path) -> tuple[int, ...]:
 
 
 def hash_content(path: Path) -> str:
-    """Return the SHA-256 of a file. A process reads the file once, unless it changes."""
-    return _hash_content(path, read_stamps(path))
+    """Return the SHA-256 of a file. A process reads the file once, unless it changes.
+    Raises DataError: the file is missing, or it cannot be read.
+    """
+    stamps = read_stamps(path)
+    try:
+        return _hash_content(path, stamps)
+    except OSError as error:
+        raise DataError(f"image {path}: unreadable ({error.strerror}); make it readable, or leave it out") from error
 
 
 @functools.cache

@@ -89,16 +89,16 @@ def list_inaturalist(folder: Path, name: str) -> Listing:
 def _find(folder: Path, name: str, *places: str) -> Path:
     """Return the first of ``places`` in ``folder`` that is a file."""
     if not folder.is_dir():
-        raise DataError(
-            f"{name}: no folder {folder}; python -m vptsp_core data get {name} gets it, or says how; if you have it, "
-            "name its parent with --data"
-        )
+        raise DataError(f"{name}: no folder {folder}; {_how_to_get(name)}")
     for place in places:
         if (folder / place).is_file():
             return folder / place
-    raise DataError(
-        f"{name}: no {' or '.join(places)} in {folder}; python -m vptsp_core data get {name} says how to get it"
-    )
+    raise DataError(f"{name}: no {' or '.join(places)} in {folder}; {_how_to_get(name)}")
+
+
+def _how_to_get(name: str) -> str:
+    command = f"python -m vptsp_core data get {name} --data DIR"
+    return f"{command} gets the data set, or says how; if you have it, name its parent with --data"
 
 
 def _read_lines(path: Path, name: str) -> list[tuple[int, str]]:
@@ -157,8 +157,8 @@ def class_folders(folder: Path, name: str) -> tuple[dict[str, list[str]], list[s
     """
     if not folder.is_dir():
         fault = f"{folder} is not a folder" if folder.exists() else f"no folder {folder}"
-        cure = f"python -m vptsp_core data get {name} gets it, or says how; if you have it, name its parent with --data"
-        raise DataError(f"{name}: {fault}; {'name the folder that holds your images' if name in OWN else cure}")
+        cure = "name the folder that holds your images" if name in OWN else _how_to_get(name)
+        raise DataError(f"{name}: {fault}; {cure}")
     labels, ignored = _list_entries(folder, os.DirEntry.is_dir)
     classes = {}
     for label in labels:

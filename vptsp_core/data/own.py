@@ -165,7 +165,8 @@ def _read_table(table: Path, name: str) -> tuple[list[Row], bool]:
             raise DataError(f"{name}: {table} must begin with the header {','.join(needed)} (separated by , ; | or "
                             f"tab), not {begins!r}{optional}")  # fmt: skip
         if unknown := [key for key in header if key and key not in COLUMNS]:
-            raise DataError(f"{name}: {table} has an unknown column {unknown[0]!r}; it holds {', '.join(COLUMNS)}")
+            raise DataError(f"{name}: {table} has an unknown column {unknown[0]!r}; remove it, or name it "
+                            f"{', '.join(COLUMNS)}")  # fmt: skip
         if twice := [key for key in COLUMNS if header.count(key) > 1]:
             raise DataError(f"{name}: {table} has the column {twice[0]!r} twice; keep one")
         named = {0, *(at for at, key in enumerate(header) if key)}
@@ -212,7 +213,9 @@ def _inside(folder: Path, path: str) -> str:
 
     Otherwise return ``path``. Both have forward slashes.
     """
-    path = path.replace(os.sep, "/").removeprefix("./")
+    if os.sep == "\\" or ("\\" in path and not (folder / path).is_file()):  # a table may come from Windows
+        path = path.replace("\\", "/")
+    path = path.removeprefix("./")
     top = folder.absolute()
     first = path.split("/")[0]
     elsewhere = os.path.isabs(path) or first in ("..", top.name)

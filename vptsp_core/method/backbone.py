@@ -7,6 +7,7 @@ Every timm ``VisionTransformer`` of plain blocks fits. It may have class, regist
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import warnings
 from importlib import resources
@@ -67,12 +68,16 @@ def _check_size(name: str, image_size: int, patch: int) -> None:
 def _create(name: str, *, pretrained: bool, image_size: int | None) -> VisionTransformer:
     if name == "demo_vit":
         return VisionTransformer(**DEMO_VIT | ({"img_size": image_size} if image_size else {}))
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0]}*")[:4] or ["see timm.list_models('vit_*')"]
+    architecture = name.split(".")[0]
+    if not timm.list_models(architecture):  # old names, which timm.is_model knows, would be looked up as they are
+        near = timm.list_models(f"*{architecture}*")[:4] or difflib.get_close_matches(architecture, timm.list_models())
+        near = near or ["see timm.list_models('vit_*')"]
         raise ConfigError(f"backbone {name!r} is not a timm model; known: {', '.join(near)}")
-    if "." in name and name not in timm.list_pretrained(f"{name.split('.')[0]}*"):
-        tags = timm.list_pretrained(f"{name.split('.')[0]}.*")
-        raise ConfigError(f"backbone {name!r}: no such pretrained tag; known: {', '.join(tags)}")
+    tags = timm.list_pretrained(f"{architecture}.*")
+    if "." in name and name not in tags:
+        raise ConfigError(f"backbone {name!r}: no such pretrained tag; known: {', '.join(tags) or 'none'}")
+    if pretrained and not tags:
+        raise ConfigError(f"backbone {name!r}: timm has no pretrained weights of it; give a file with weights=FILE")
     options: dict[str, Any] = dict(num_classes=0) | ({"img_size": image_size} if image_size else {})
     try:
         with reachable_hub(name) if pretrained else contextlib.nullcontext():
@@ -96,7 +101,7 @@ def shape(name: str) -> tuple[int, int, int]:
     with contextlib.redirect_stdout(io.StringIO()), torch.device("meta"):
         model = _create(name, pretrained=False, image_size=None)
     check_supported(model, name)
-    return len(model.blocks), model.embed_dim, model.patch_embed.patch_size[0]
+    return len(model.blocks), model.embed_dim, model.patch_embed.feat_ratio()
 
 
 def check_supported(model: nn.Module, name: str) -> None:

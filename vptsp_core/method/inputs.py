@@ -31,8 +31,11 @@ def as_tensor(name: str, data: Any) -> Tensor:
     Raises VptspError, with the ``name`` of the argument, if torch cannot read the data or a value is masked.
     """
     try:
-        if isinstance(data, (list, tuple)) and data and all(isinstance(each, Tensor) for each in data):
-            data = torch.stack(list(data))
+        if isinstance(data, (list, tuple)) and data:
+            if all(isinstance(each, Tensor) for each in data):
+                data = torch.stack(list(data))
+            elif all(isinstance(each, np.ndarray) for each in data):  # torch would copy number by number
+                data = np.stack(data)
         if isinstance(data, Tensor):
             data = data.detach().cpu() if data.device.type == "mps" else data.detach()
             return data.to_dense() if data.layout != torch.strided else data

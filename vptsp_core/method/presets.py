@@ -106,10 +106,11 @@ def preset(name: str | Path, /, **changes: Any) -> RunConfig:
     name = str(name)
     if name.endswith(".json"):
         values = _from_file(name)
-        config = RunConfig().replace(**values | changes)
-        # Nobody chose the keys of a run's own config.json, which has all of them.
-        if not Path(name).expanduser().with_name("record.json").is_file():
+        if Path(name).expanduser().with_name("record.json").is_file():  # a run's own config.json: nobody chose its keys
+            config = RunConfig.from_dict(values).replace(**changes)
+        else:
             changes = values | changes
+            config = RunConfig().replace(**changes)
     else:
         config = table_preset(name, **changes)
     config.warn_unread(changes)

@@ -7,14 +7,18 @@ import types
 import typing
 from typing import Any, Literal
 
+import numpy as np
+
 from vptsp_core.errors import ConfigError
 
 
 def check_type(key: str, value: Any, hint: Any) -> Any:
-    """Return ``value`` if it has the type of a field's annotation. An int is turned into a float if the field is one.
+    """Return ``value`` if it has the type of a field's annotation. An int is turned into a float if the field is one,
+    and a NumPy number into Python's.
 
     Raises ConfigError: another type (bool is not int here), a word that is not allowed, NaN or infinity.
     """
+    value = value.item() if isinstance(value, np.generic) else value
     if typing.get_origin(hint) is Literal:
         allowed = typing.get_args(hint)
         if value not in allowed:
