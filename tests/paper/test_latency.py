@@ -37,6 +37,10 @@ def test_every_cell_is_measured_in_every_form():
     chosen = {key: configs[key] for key in [("Linear probing", 32), ("VPT", 64)]}
     assert [key[2] for key in latency_benches(chosen)] == ["eager", "textbook"] * 2
     assert [key[2] for key in latency_benches(chosen, compiled=True)] == ["eager", "compiled", "textbook"] * 2
+    assert "released" in {key[2] for key in latency_benches(configs, reference="clone")}
+    other = latency_configs("smoke", semantics="paper")
+    with pytest.raises(ConfigError, match="reference = clone: the released implementation has none of these runs"):
+        latency_benches(other, reference="clone")
 
 
 class Counted:

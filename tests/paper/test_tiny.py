@@ -121,7 +121,7 @@ def test_light_runs_make_a_table_without_data_and_missing_runs_are_named_with_th
     (line,) = done.left_out
     assert line.startswith("Not run: ") and line.endswith(" --seeds 0,1")
     assert "./run_all.sh --profile tiny --data DIR --only table1" in line
-    assert f"{FULL}; {FULL} (seed 1)" in line and f"{CLOSED};" in line and BEST not in line
+    assert f"{FULL} (seed 0); {FULL} (seed 1)" in line and f"{CLOSED};" in line and BEST not in line
     best = with_last_epoch(done.runs)[-1].metrics
     assert (best["R@1"], best["R@1 (last epoch)"]) == (0.8, 0.6)
     table = compare.ours(done, ["CUB R@1", "CUB MAP@R released"], FROZEN)

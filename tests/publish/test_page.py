@@ -337,7 +337,7 @@ def test_only_long_names_of_rows_wrap(tmp_path):
 
 def test_wide_tables_are_cut_between_groups_and_scroll(tmp_path):
     def widths(names: list[str]) -> list[int]:
-        sided = [f"{name}, {side}" for name in names for side in ("paper", "ours", "difference")]
+        sided = [f"{name}, {side}" for name in names for side in ("paper", "ours", "corrected")]
         path = tmp_path / "a.csv"
         pd.DataFrame([[1.0] * len(sided)], columns=sided, index=pd.Index(["row"], name="label")).to_csv(path)
         html = table_html(read_table(path), "a")

@@ -29,7 +29,7 @@ def history(trials: pd.DataFrame, judge: str, reference: float | None = None) ->
     scatterplot(trials, y="R@1", color=BLUE, alpha=LIGHT, s=64, linewidth=0, label="trial", **look)
     lineplot(trials, color=VERMILION, **best, **look)
     if reference is not None:
-        ax.axhline(reference, color=GREY, linestyle="--", label="start")
+        ax.axhline(reference, color=GREY, linestyle="--", label="start", zorder=0)
     out = trials[trials["state"] == LEFT_OUT]
     if len(out):
         rugplot(out, height=0.04, color=GREY, linewidth=1.8, label=LEFT_OUT, **look)

@@ -21,12 +21,11 @@ from vptsp_core.method.config import RunConfig
 from vptsp_core.method.model import count_parameters
 from vptsp_core.paper import report
 from vptsp_core.paper.absent import AbsentData, absent_data
+from vptsp_core.paper.claims import METRIC_NAMES
 from vptsp_core.paper.tables import Cells
 from vptsp_core.runs import significance
 from vptsp_core.runs.folder import METRICS, WEIGHTS, Run, run_folder
 from vptsp_core.runs.run import build_model, many
-
-TESTED = ("R@1", "MAP@R released")  # the metrics whose differences are tested
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def carry_out(
             if not _finished(run, results, light):
                 reason = absent[config.dataset] or refusal(config.backbone, config.weights, config.image_size)
             if reason:
-                missing.setdefault(reason, []).append(f"{cell[0]} (seed {seed})" if seed else cell[0])
+                missing.setdefault(reason, []).append(cell[0] if list(of[cell]) == [0] else f"{cell[0]} (seed {seed})")
             else:
                 pairs.append((cell, run))
     every = sorted({seed for each in of.values() for seed in each})
@@ -173,8 +172,8 @@ def differences(done: Done, reference: str) -> pd.DataFrame:
     for name in dict.fromkeys(name for _, name in done.cells):
         runs, rows = _of_set(done, name)
         if reference in rows:
-            paired = significance.compare_paired(runs, rows, reference, TESTED)
-            parts.append(paired.rename(columns={metric: f"{name} {metric}" for metric in TESTED}, level=0))
+            paired = significance.compare_paired(runs, rows, reference, METRIC_NAMES)
+            parts.append(paired.rename(columns={metric: f"{name} {metric}" for metric in METRIC_NAMES}, level=0))
     return pd.concat(parts, axis=1) if parts else pd.DataFrame()
 
 
@@ -223,7 +222,7 @@ def by_set(table: pd.DataFrame, sets: Sequence[str]) -> Iterator[pd.DataFrame]:
     """Yield the columns of one set after the other, with the rows that have a number there, to fit a page."""
     for name in sets:
         part = table[[column for column in table.columns if column[0].startswith(f"{name} ")]]
-        yield part.dropna(how="all")
+        yield part[part.select_dtypes("number").notna().any(axis=1)]
 
 
 def agreement(table: pd.DataFrame) -> str:

@@ -55,6 +55,9 @@ def latency_benches(
     Args:
         compiled: also measure the compiled form. Compiling may take a minute per cell.
         reference: a clone of the released implementation, which adds its form to the methods that it has.
+
+    Raises:
+        ConfigError: ``reference`` is given, but the released implementation has none of the runs.
     """
     forms = ("eager", "compiled", "textbook") if compiled else ("eager", "textbook")
     benches: dict[tuple[str, int, str], Callable[[], Bench]] = {}
@@ -64,6 +67,8 @@ def latency_benches(
             check_released(config)
             clone = reference
         benches |= {(method, batch, form): make for form, make in make_forms(config, forms, clone).items()}
+    if reference is not None and not any(form == "released" for _, _, form in benches):
+        raise ConfigError(f"reference = {reference}: the released implementation has none of these runs; leave it out")
     return benches
 
 

@@ -79,7 +79,8 @@ def averaged(runs: Sequence[Run], by: Mapping[str, Sequence[Any]], metrics: Sequ
         by: {column: its value for each run}, such as {"row": labels}.
 
     Returns:
-        The columns of ``by``, then each metric and ``<metric> ±``, half the 95 % interval (`runs.frames.over_seeds`).
+        The columns of ``by``, ``seeds`` (their number), then each metric and ``<metric> ±``, half the 95 % interval
+        (`runs.frames.over_seeds`).
     """
     if not runs:
         return pd.DataFrame({column: pd.Series(dtype=float) for column in [*by, *metrics]})

@@ -12,12 +12,13 @@ from itertools import groupby
 from pathlib import Path
 
 from vptsp_core.errors import VptspError
+from vptsp_core.paper.claims import CORRECTED
 from vptsp_core.paper.report import CHANCE, DIFFERENCE, ORDER, OURS, PAPER
 from vptsp_core.publish.html import TEMPLATES
 
 WIDE = 12  # columns; a wider table is cut into several
 LONG_NAME, LONG_CELL = 30, 40  # characters; the text of a longer name of a row, or cell, wraps
-_SIDED = re.compile(rf"(.+?), ({PAPER}|{OURS}|{DIFFERENCE}|±|vs .+|{ORDER})")
+_SIDED = re.compile(rf"(.+?), ({PAPER}|{OURS}|{DIFFERENCE}|±|vs .+|{ORDER}|{CORRECTED})")
 _METRIC = re.compile(r"R@|MAP@R|R-precision|Recall|NMI|F1")
 _UNIT = re.compile(r"(^|[, (])(M|GB|MB|ms|s|%)($|[, )])")
 
