@@ -253,6 +253,9 @@ def test_the_first_steps_are_recorded_for_four_runs(smoke):
     found = smoke.table("why_behind")
     assert len(found) == 4 * 2 and {"loss", "other classes", "O", "P"} == set(found)  # steps 1 and 3
     assert found.loc[["VPT + BitFit, seed 0, step 1", "BitFit, seed 0, step 3"], "P"].isna().all()
+    changed = smoke.table("why_behind_changed")["CUB R@1, ours"]
+    assert len(changed) == 7 and changed.notna().all(), "no rows of AdamW, because the demo has it anyway"
+    assert changed["BitFit"] == smoke.table("table1_peft_methods")["R@1, ours"]["BitFit"]
 
 
 def test_table_10_times_every_cell(smoke):
