@@ -206,6 +206,7 @@ def test_the_grid_draws_every_point_and_cuts_nothing_off():
 def test_a_single_panel_has_the_band_of_the_seeds_and_explains_the_ring():
     panel = made_panel("d", "demo", chance=("0.5",))
     recall, precision, paper = sweeps.single(panel).axes
+    assert {tick % 1 for tick in sweeps.single(made_panel("e", "smoke")).axes[0].get_xticks()} == {0}, "whole layers"
     assert not recall.collections and len(paper.lines) == 2  # one seed: no band
     panel.ours["R@1 ±"] = 0.5
     fig = sweeps.single(panel)

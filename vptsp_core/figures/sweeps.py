@@ -99,6 +99,7 @@ def _scale(ax: Axes, panel: Panel) -> None:
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter(ScalarFormatter())
     else:
-        ax.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
+        whole = pd.concat([panel.ours["x"], panel.paper["x"]]).mod(1).eq(0).all()
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10), integer=whole, min_n_ticks=1))
     ax.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
     ax.margins(x=0.07, y=0.15)
