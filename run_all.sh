@@ -34,7 +34,7 @@ again if its source, its parameters, the package and its results are unchanged; 
 calls at the same time share the work, once the environment is installed.
 
 Exit status: 0: everything is finished; 1: a notebook or the installation failed, and the end of the output says which;
-2: an option is wrong, or no Python fits; 130 or 143: stopped.
+2: an option is wrong, or no environment can be made; 130 or 143: stopped.
 
 Uses the active environment (virtualenv, conda or the python on PATH) if it has the packages that pyproject.toml asks
 for. Otherwise makes .venv in this checkout, with Python 3.11 to 3.14, and installs the pinned requirements once. If no
@@ -99,6 +99,8 @@ own_environment() {
   python=$venv/bin/python
   [[ ! -f $stamp ]] || have=$(<"$stamp")
   if [[ -z $have ]] && fits "$python"; then return; fi  # a .venv that somebody else made
+  [[ -n $have ]] || ! supported "$python" ||
+    fail "$venv was not made by this script and lacks packages; activate an environment that has them, or delete it"
   if [[ $have == "$wanted requirements-dev.txt" || $have == "$wanted $pins" ]] && supported "$python"; then return; fi
   [[ -z $dry ]] || fail "--dry-run needs an environment, and none is here; run the command without it to install one"
 

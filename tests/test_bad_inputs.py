@@ -233,7 +233,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_one_line_and_the_run_resumes(des
     with desk.patch.context() as patch:
         patch.setattr("vptsp_core.system.files.os.fsync", fsync)
         assert desk.refused(*desk.train("epochs=3")) == (
-            "cannot write DIR/results/runs/RUN/checkpoint.pt (No space left on device); choose another folder"
+            "cannot write DIR/results/runs/RUN/checkpoint.pt (No space left on device); make room there and call again"
         )
     resumes_to_the_same_numbers(desk)
 

@@ -71,9 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {name}: {error.strerror}; fix it, or name another place", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        if "home directory" not in str(error):
+        if type(error).__name__ == "OutOfMemoryError":  # of torch, which takes a second to import
+            print("error: the GPU's memory is full; end what else uses it, or choose --device cpu", file=sys.stderr)
+        elif "home directory" in str(error):
+            print("error: a path begins with ~ and an unknown user name; write the path in full", file=sys.stderr)
+        else:
             raise
-        print("error: a path begins with ~ and an unknown user name; write the path in full", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(error.args[0] if error.args else "stopped; run the same command again", file=sys.stderr)

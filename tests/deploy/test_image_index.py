@@ -75,6 +75,10 @@ def test_a_folder_is_indexed_and_searched(folder, model, tmp_path, capsys, monke
         assert picture.format == "PNG" and picture.width > 600 and len(picture.convert("L").getcolors()) > 20
 
     assert main(["search", "letters/a/00.png", "-k", "99", "--to", "out/all"]) == 0  # more than the index has
+    Path("questions").mkdir()
+    shutil.copy("letters/a/04.png", "questions")
+    assert main(["search", "questions", "--to", "questions/found"]) == 2
+    assert "name a place outside of it with --to" in capsys.readouterr().err and len(os.listdir("questions")) == 1
     assert pd.read_csv("out/all.csv").groupby("query").size().tolist() == [13]
     assert Path("out/all.csv").read_bytes().startswith("\ufeffquery,rank,".encode()), "Excel takes it for UTF-8"
     shutil.copy("letters/a/04.png", "mine.png")

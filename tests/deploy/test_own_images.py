@@ -462,7 +462,7 @@ def test_with_few_classes_only_bitfit_is_trained(tmp_path, capsys):
     put(tmp_path / "images", dict(list(TWELVE.items())[:10]))
     assert main([*training(tmp_path), "--set", *SHORT]) == 0
     said = capsys.readouterr().out
-    assert "8 classes to learn from, 0 held out (selection=last)" in said and "\ntrained: BitFit\n" in said
+    assert "8 classes to learn from, 0 held out (selection=last)" in said and "\nto train: BitFit\n" in said
     assert "class_prompts" not in said and "The held-out classes choose" not in said
     trained = read_run(re.search(r"The model is in (.*)\. To use it", said)[1])
     assert trained.config.method == "linear" and trained.config.bitfit and trained.metrics["epoch"] == 2
@@ -475,7 +475,7 @@ def test_a_folder_is_trained_compared_and_used(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "2 classes (6 images) are kept for testing\n8 classes to learn from, 2 held out (" in said
     assert "6 queries of 2 classes, none of them trained on:" in said and "none: under 30 queries" in said
-    assert "\ntrained: BitFit and VPTSP\n" in said
+    assert "\nto train: BitFit and VPTSP\n" in said
     path = re.search(r"The model is in (.*)\. To use it", said)[1]
     changes, told = dict(map(parse_change, SHORT)), []
     own = own_images.train_folder(
@@ -521,6 +521,9 @@ def test_class_prompts_in_host_memory_beside_runs_that_have_none(tmp_path, capsy
     command = [*training(tmp_path), "--class-table", "host", "--set", "backbone=demo_vit", "epochs=1"]
     assert main(command) == 2
     assert "class table on the host: no planned run has row-wise class prompts" in capsys.readouterr().err
+    assert main([*training(tmp_path), "--class-table", "hosst"]) == 2
+    assert "class_table = 'hosst' must be one of auto, device, host" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "runs").exists()
     assert main([*command, "class_optimizer=rowwise"]) == 0
     kept = {run.config.method: run.record["class_table"] for run in map(read_run, (tmp_path / "out/runs").iterdir())}
     assert kept == {"frozen": None, "vptsp": "host"}

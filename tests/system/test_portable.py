@@ -55,6 +55,16 @@ def test_cores_and_memory_are_plausible():
     assert 2**20 < portable.available_memory() < 2**50
 
 
+def test_a_containers_limit_of_memory_applies(tmp_path, monkeypatch):
+    monkeypatch.setattr(portable, "CGROUP", tmp_path)
+    free = portable.available_memory()
+    (tmp_path / "memory.max").write_text("3000\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert portable.available_memory() == 2000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert portable.available_memory() > free / 2
+
+
 def test_a_containers_limit_of_cores_applies(monkeypatch):
     monkeypatch.setattr(Path, "read_text", lambda path, encoding: "150000 100000")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8), raising=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import http.client
 import shutil
@@ -15,13 +14,13 @@ from pathlib import Path
 
 from vptsp_core.errors import DataError
 from vptsp_core.system.bars import amount, bar
+from vptsp_core.system.files import FULL
 from vptsp_core.system.portable import replace
 
 TRIES = 4  # after so many requests in a row without a new byte, a source has failed
 PAUSE = 1.0  # seconds before the second try; each further pause is one second longer
 TIMEOUT = 60.0  # seconds to wait for the next byte
 CHUNK = 1 << 18
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _SourceFailed(Exception):

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from vptsp_core.data import find_folder, load_benchmark
 from vptsp_core.data.catalog import DataSet, Part
-from vptsp_core.data.download import FULL, download
+from vptsp_core.data.download import download
 from vptsp_core.errors import DataError
 from vptsp_core.system.bars import bar
-from vptsp_core.system.files import write_bytes
+from vptsp_core.system.files import FULL, write_bytes
 from vptsp_core.system.locks import locked
 from vptsp_core.system.portable import replace
 

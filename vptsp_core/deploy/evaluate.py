@@ -18,7 +18,7 @@ from vptsp_core.system.distributed import is_main, launched, start
 def main(argv: Sequence[str]) -> int:
     """Evaluate the model that the command line names, print its metrics, and return the exit status."""
     parser = argparse.ArgumentParser(
-        "python -m vptsp_core evaluate", description="compute the metrics of a finished run"
+        "python -m vptsp_core evaluate", description="compute the metrics of a finished run's saved weights"
     )
     parser.add_argument("run", help="folder of a finished run, a saved embedder, or hf://ORG/NAME")
     parser.add_argument("--weights", metavar="FILE", help="the backbone's weights, if they have moved since")

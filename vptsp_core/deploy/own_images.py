@@ -19,12 +19,13 @@ from vptsp_core.data import Benchmark, load_benchmark
 from vptsp_core.data.batches import cache_folder
 from vptsp_core.data.folder import refuse_inside_images
 from vptsp_core.deploy.own_plan import BITFIT, Machine, Plan, candidates, plan
-from vptsp_core.errors import ConfigError, VptspError
+from vptsp_core.errors import ConfigError, VptspError, check_choice
 from vptsp_core.method.backbone import shape
 from vptsp_core.method.config import RunConfig, checked_changes
 from vptsp_core.method.presets import PRESETS
 from vptsp_core.method.torch_state import torch_defaults
 from vptsp_core.runs.folder import Run, whole_path
+from vptsp_core.runs.memory import CLASS_TABLES
 from vptsp_core.runs.run import run
 from vptsp_core.runs.selection import HELD_OUT, SCORES
 from vptsp_core.runs.significance import compare_paired
@@ -106,6 +107,7 @@ def train_folder(
         ConfigError: ``class_table="host"``, and no planned run has row-wise class prompts.
         VptspError: something else that the user can fix, in one line (see `run` and `own_plan.plan`).
     """
+    check_choice("class_table", options.get("class_table", "auto"), CLASS_TABLES)
     if options.get("deterministic"):
         fix_cublas(device)  # before the plan, which starts CUDA
     folder, changes = Path(folder).expanduser().absolute(), checked_changes(changes or {})
@@ -120,10 +122,10 @@ def train_folder(
     if options.get("class_table") == "host" and not rowwise:
         raise ConfigError(
             "class table on the host: no planned run has row-wise class prompts; leave --class-table out, or add --set "
-            "class_optimizer=rowwise"
+            "class_optimizer=rowwise, which trains VPTSP alone"
         )
     kept = f"{benchmark.test.num_classes:,} classes ({len(benchmark.test):,} images) are kept for testing"
-    say("\n".join([kept, *planned.reasons, f"trained: {' and '.join(rivals)}"]))
+    say("\n".join([kept, *planned.reasons, f"to train: {' and '.join(rivals)}"]))
     planned.config.warn_unread(changes)
     # A light run is trained again, because the summary says how to load the model.
     options |= dict(data=folder, results=results, cache=cache, device=device, allow_partial=allow_partial, light=False)

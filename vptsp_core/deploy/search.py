@@ -45,8 +45,9 @@ def main(argv: Sequence[str]) -> int:
     _refuse_to_replace(png, csv)
     index = read_index(args.index)
     asked = dict.fromkeys(str(image) for name in args.images for image in _images(Path(name).expanduser()))
-    for path in (png, csv):
-        refuse_inside_images(path, index.root, "--to")
+    for path in (png, csv):  # a later call would find them among the images
+        for folder in (index.root, *(name for name in args.images if Path(name).expanduser().is_dir())):
+            refuse_inside_images(path, folder, "--to")
     embedder = load(args.model or model_path(index), args.device, weights=args.weights or index.model["weights"])
     same_model(index, embedder.checksum())
     embeddings: dict[str, np.ndarray] = {}

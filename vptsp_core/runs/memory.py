@@ -25,6 +25,7 @@ from vptsp_core.system.distributed import local_size
 from vptsp_core.system.host_memory import check_room
 from vptsp_core.system.portable import available_memory
 
+CLASS_TABLES = ("auto", "device", "host")  # where the class prompts of all classes are
 _HOST = "--class-table host for row-wise class prompts"
 
 

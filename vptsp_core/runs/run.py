@@ -32,7 +32,7 @@ from vptsp_core.runs.compile import COMPILE
 from vptsp_core.runs.curves import Curves
 from vptsp_core.runs.evaluate import evaluate
 from vptsp_core.runs.folder import CLASS, METRICS, Run, finished_run, run_folder, whole_path, write_run
-from vptsp_core.runs.memory import check_table_memory, memory_errors, place_class_prompts
+from vptsp_core.runs.memory import CLASS_TABLES, check_table_memory, memory_errors, place_class_prompts
 from vptsp_core.runs.progress import locked_run
 from vptsp_core.runs.record import close_record, make_record, part_of_run
 from vptsp_core.runs.selection import HELD_OUT, score
@@ -93,7 +93,7 @@ def run(
     Raises:
         VptspError: something that the user can fix, in one line. No half-written files stay.
     """
-    check_choice("class_table", class_table, ("auto", "device", "host"))
+    check_choice("class_table", class_table, CLASS_TABLES)
     check_choice("checkpointing", checkpointing, ("auto", "on", "off"))
     check_choice("compile", compile, COMPILE)
     if deterministic:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -13,6 +14,8 @@ from typing import IO, Any
 
 from vptsp_core.errors import VptspError
 from vptsp_core.system.portable import replace, sync_folder
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk or the user's quota
 
 
 @contextlib.contextmanager
@@ -81,4 +84,5 @@ def writable_folder(path: Path) -> Path:
 
 
 def _cannot_write(path: Path, error: OSError) -> VptspError:
-    return VptspError(f"cannot write {path} ({error.strerror or error}); choose another folder")
+    cure = "make room there and call again" if error.errno in FULL else "choose another folder"
+    return VptspError(f"cannot write {path} ({error.strerror or error}); {cure}")

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 PATIENCE = 5.0  # seconds to wait for another program to close a file that must be replaced
+CGROUP = "/sys/fs/cgroup"  # the limits of a container or a Slurm job
 _OPEN_ELSEWHERE = (5, 32)  # Windows: access denied, sharing violation
 
 
@@ -21,7 +22,7 @@ def cores() -> int:
     """Return the number of cores that this process may use, by its affinity and the limit of its container."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):  # no container, or no limit ("max")
-        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split())
+        quota, period = map(int, Path(CGROUP, "cpu.max").read_text("ascii").split())
         count = min(count, -(-quota // period))
     return max(1, count)
 
@@ -42,8 +43,12 @@ def processor() -> str:
 
 
 def available_memory() -> int:
-    """Return the bytes of memory that programs can still take without swapping."""
-    return psutil.virtual_memory().available
+    """Return the bytes of memory that this process can still take without swapping, also within its container."""
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # no container, or no limit ("max")
+        limit, used = (int(Path(CGROUP, f"memory.{name}").read_text("ascii")) for name in ("max", "current"))
+        free = min(free, max(limit - used, 0))
+    return free
 
 
 def replace(source: Path, target: Path) -> None:
