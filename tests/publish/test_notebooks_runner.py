@@ -347,6 +347,15 @@ def test_values_of_given_parameters_are_checked_in_the_kernel(monkeypatch, cells
         check_given()
 
 
+def test_notebooks_do_not_see_the_folders_of_other_commands(tmp_path, monkeypatch):
+    for name in ("VPTSP_DATA", "VPTSP_RESULTS", "VPTSP_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    cell = "import os\nopen(results + '/seen', 'w').write(' '.join(sorted(k for k in os.environ if 'VPTSP_' in k)))"
+    write(tmp_path, "a", cell, parameters='profile = "demo"\nresults = "r"')
+    assert runner.run_notebooks("demo", None, tmp_path / "out", folder=tmp_path) == 0
+    assert (tmp_path / "out" / "seen").read_text() == "VPTSP_CACHE"
+
+
 def test_the_demo_computes_with_one_thread_per_process(tmp_path, monkeypatch):
     """So that rounding is the same on machines with few and with many cores."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

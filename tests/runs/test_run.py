@@ -21,7 +21,7 @@ from vptsp_core import load, preset, run
 from vptsp_core.__main__ import main
 from vptsp_core.data import load_benchmark
 from vptsp_core.deploy import evaluate as evaluate_command  # here, so that no test imports it while it is patched
-from vptsp_core.errors import ConfigError, TrainingError, VptspError, WeightsError
+from vptsp_core.errors import ConfigError, DataError, TrainingError, VptspError, WeightsError
 from vptsp_core.method.backbone import load_backbone
 from vptsp_core.method.metrics import Scores
 from vptsp_core.method.presets import parse_change
@@ -452,3 +452,10 @@ def test_a_model_larger_than_the_memory_is_one_line(tmp_path):
 def test_an_empty_option_of_evaluate_is_refused(tmp_path, capsys):
     assert main(["evaluate", str(tmp_path), "--data", ""]) == 2
     assert capsys.readouterr().err == "error: --data is empty; give a value, or leave it out\n"
+
+
+def test_a_batch_that_cannot_be_filled_is_refused_before_images_are_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr("vptsp_core.runs.run.decoded", None)
+    with pytest.raises(DataError, match="a batch draws 128 classes, the training set has 100; lower batch"):
+        run(tiny(batch=128), results=tmp_path)
+    assert not list(tmp_path.rglob("*.*"))

@@ -61,7 +61,8 @@ class OneKernel:
             kernel_spec_manager=KernelSpecManager(kernel_dirs=[]),
             connection_file=f"{self._folder.name}/connection.json",
         )
-        environment = {**os.environ, "PYTHONPATH": search, "IPYTHONDIR": self._folder.name, **self._threads}
+        own = {key: value for key, value in os.environ.items() if key not in ("VPTSP_DATA", "VPTSP_RESULTS")}
+        environment = {**own, "PYTHONPATH": search, "IPYTHONDIR": self._folder.name, **self._threads}
         run_sync(self._manager.start_kernel)(extra_arguments=options, cwd=CHECKOUT, env=environment)
 
     def _empty(self) -> None:

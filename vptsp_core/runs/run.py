@@ -36,7 +36,7 @@ from vptsp_core.runs.memory import CLASS_TABLES, check_table_memory, memory_erro
 from vptsp_core.runs.progress import locked_run
 from vptsp_core.runs.record import close_record, make_record, part_of_run
 from vptsp_core.runs.selection import HELD_OUT, score
-from vptsp_core.runs.train import Trainer
+from vptsp_core.runs.train import Trainer, make_sampler
 from vptsp_core.runs.workers import Workers, attempt, check_workers, run_in_workers
 from vptsp_core.system.bars import bar, is_log, say
 from vptsp_core.system.deterministic import deterministic_algorithms, fix_cublas
@@ -117,6 +117,8 @@ def run(
         raise ConfigError("epochs = 0 trains nothing; take method = 'frozen', or start = 'heads', 'proxies' or 'all'")
     target = pick_device(device)
     training, held_out = for_selection(benchmark, config)
+    if config.method != "frozen" and config.epochs:
+        make_sampler(config, training.train)  # refuses now what would fail after the images are decoded
     model = build_model(config, training.train.num_classes, target, class_table)
     record = make_record(config, benchmark, model, target, deterministic)
     if held_out is not None:

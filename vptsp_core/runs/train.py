@@ -31,6 +31,7 @@ from vptsp_core.data import OWN, ImageSet
 from vptsp_core.data.batches import train_batches
 from vptsp_core.errors import TrainingError
 from vptsp_core.method.backbone import normalisation
+from vptsp_core.method.config import RunConfig
 from vptsp_core.method.loop import Loop, Row
 from vptsp_core.method.model import MetricModel
 from vptsp_core.method.sampler import ClassBalancedSampler
@@ -47,6 +48,17 @@ from vptsp_core.runs.start_from_data import start_from_data
 from vptsp_core.system.bars import bar, duration, is_log, say
 from vptsp_core.system.devices import choose_precision, trunk_dtype
 from vptsp_core.system.distributed import check_batch, from_main, is_main, own_share
+
+
+def make_sampler(config: RunConfig, images: ImageSet) -> ClassBalancedSampler:
+    """Return the sampler of a run's training batches.
+    Raises ConfigError: the processes cannot share the batch. Raises DataError: the images cannot fill it.
+    """
+    check_batch(config.batch, config.samples_per_class)
+    return ClassBalancedSampler(
+        images.labels, config.batch, config.samples_per_class, config.seed, config.steps_per_epoch,
+        in_turn=config.dataset in OWN,
+    )  # fmt: skip
 
 
 class Trainer:
@@ -84,7 +96,6 @@ class Trainer:
         part: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         config = self.config = model.config
-        check_batch(config.batch, config.samples_per_class)
         self.model, self.images, self.folder, self.evaluate = model, images, folder, evaluate
         self.progress, self.checkpointing, self.on_epoch = progress and is_main(), checkpointing, on_epoch
         if checkpointing != "auto":
@@ -94,10 +105,7 @@ class Trainer:
         self.saved, self.part = self._saved(part()), part
         self.precision = self._precision()
         model.vit.autocast = trunk_dtype(self.precision)
-        self.sampler = ClassBalancedSampler(
-            images.labels, config.batch, config.samples_per_class, config.seed, config.steps_per_epoch,
-            in_turn=config.dataset in OWN,
-        )  # fmt: skip
+        self.sampler = make_sampler(config, images)
         self.statistics = normalisation(model.vit.backbone)
         compiled = compiles(compile, self.device, config.epochs * len(self.sampler))
         make_step = functools.partial(CompiledStep, must=compile == "on") if compiled else TrainStep
