@@ -290,7 +290,7 @@ def test_a_place_among_the_images_is_refused(words, tmp_path, capsys, monkeypatc
     put(tmp_path / "images", TWELVE)
     monkeypatch.chdir(tmp_path / "images")
     before = sorted(Path().rglob("*"))
-    settings = ["--set", "backbone=demo_vit", "image_size=24", "resize=24"] if words[0] == "train" else []
+    settings = ["--set", "backbone=demo_vit", "image_size=24", "resize=24", "batch=4"] if words[0] == "train" else []
     assert main([*words, *settings]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert f" is in {tmp_path / 'images'}, the folder of your images, where nothing is written; " in error, error
